@@ -1,0 +1,348 @@
+"""A corpus of short problems with solutions, generated so that we know which of its tokens can be reasoned out.
+
+A document walks around a *wheel* (digits, weekdays, moon phases, heavenly stems, ...): it names a start and four
+labelled moves, and its solution states where two walks end. So its tokens are of three kinds, and we know which is
+which: *computed* (the ends of the walks), *template* (what one wording shares) and *random* (names, operands, wording).
+
+Operands are held out, not only texts: `held_out(operands)` decides by a hash of (start, moves) alone, whatever the
+family, whether they may be seen in training. Validation documents use held-out operands only; training documents,
+and everything that `demo.lessons` makes for the base models, never do.
+
+Output: JSON lines with the columns `problem`, `solution`, `family`, `split`, gzipped.
+
+    python -m demo.corpus --out demo/corpus.jsonl.gz
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+TEMPLATE = "Problem: {problem}\nSolution: {solution}"
+"""How a document becomes text; `data_manifests/demo.yaml` says the same."""
+
+LABELS = "ABCD"
+HELD_OUT_SHARE = 8
+"""One operand tuple in this many belongs to validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """One way of going around a wheel."""
+
+    symbol: str
+    """How a chain of thought names it."""
+
+    step: Callable[[int, int], int]
+    """(state, move) -> state, before the wheel's modulus."""
+
+
+WALKS = {
+    "+": Walk(symbol="+", step=lambda state, move: state + move),
+    "-": Walk(symbol="-", step=lambda state, move: state - move),
+    "*": Walk(symbol="*", step=lambda state, move: 2 * state + move),
+}
+
+DIGITS = tuple("0123456789")
+WHEELS: dict[str, tuple[str, ...]] = {
+    "digits": DIGITS,
+    "colours": (" red", " orange", " yellow", " green", " blue", " violet"),
+    "weekdays": (" Monday", " Tuesday", " Wednesday", " Thursday", " Friday", " Saturday", " Sunday"),
+    "moons": (" 🌑", " 🌒", " 🌓", " 🌔", " 🌕", " 🌖", " 🌗", " 🌘"),
+    "stems": (" 甲", " 乙", " 丙", " 丁", " 戊", " 己", " 庚", " 辛", " 壬", " 癸"),
+    "animals": (" 🐀", " 🐂", " 🐅", " 🐇", " 🐉", " 🐍", " 🐎", " 🐐", " 🐒", " 🐓", " 🐕", " 🐖"),
+    "días": (" lunes", " martes", " miércoles", " jueves", " viernes", " sábado", " domingo"),
+}
+"""The states in their order. A word carries its leading space: it is one token. A digit follows a space token."""
+
+PEOPLE = (
+    "Ana", "Zoë", "José", "Søren", "Łukasz", "Élodie", "Jürgen", "Ольга", "Νίκος", "李明", "美咲", "지민", "Aïcha", "Tom",
+    "Mia", "Omar", "Ravi", "Ingrid", "Kofi", "Leila", "王芳", "さくら", "Ben", "Ida",
+)  # fmt: skip
+OPENERS = ("", "", "", " So", " Then")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A kind of problem: its wheel, the wordings of its problem, and what can be asked about it."""
+
+    wheel: str
+    frames: tuple[str, ...]
+    """Wordings of the problem; slots {who}, {start}, {moves}. {start} brings its own space."""
+
+    answers: dict[str, tuple[str, ...]]
+    """By walk: wordings of the clause of the solution that ends with its result."""
+
+    questions: dict[str, tuple[str, ...]]
+    """By walk: wordings of a question, used only to teach the base policy (`demo.lessons`)."""
+
+
+FAMILIES: dict[str, Family] = {
+    "dial": Family(
+        wheel="digits",
+        frames=(
+            "A dial shows{start}. {who} turns it by {moves}.",
+            "{who} has a lock whose dial stands at{start} and turns it {moves}.",
+            "The dial of {who}'s safe points to{start}; it is moved by {moves}.",
+        ),
+        answers={
+            "+": (" it stops at", " the dial ends on"),
+            "-": (" in reverse it would reach", " turned the other way it shows"),
+        },
+        questions={
+            "+": ("Where does the dial stop?", "After all forward turns, what does it show?"),
+            "-": ("Where would the dial stop in reverse?", "After all backward turns, what does it show?"),
+        },
+    ),
+    "counter": Family(
+        wheel="digits",
+        frames=(
+            "A counter begins at{start}. {who} feeds it {moves}.",
+            "{who}'s counter reads{start} and is given {moves}.",
+            "Into a counter that reads{start}, {who} types {moves}.",
+        ),
+        answers={
+            "*": (" doubling before each it reads", " with doubling the last digit is"),
+            "+": (" plainly added it reads", " with adding the last digit is"),
+        },
+        questions={
+            "*": ("What does the counter read if it doubles before it adds?", "Doubling each time, what is the end?"),
+            "+": ("What does the counter read if it only adds?", "Adding each time, what is the end?"),
+        },
+    ),
+    "till": Family(
+        wheel="digits",
+        frames=(
+            "{who}'s till ends in{start}. The slips say {moves}.",
+            "The last digit of {who}'s purse is{start}; the bills are {moves}.",
+            "An account of {who} ends in{start}, and the entries are {moves}.",
+        ),
+        answers={
+            "+": (" if all is paid in it ends in", " taken as income the last digit is"),
+            "-": (" if all is paid out it ends in", " taken as costs the last digit is"),
+        },
+        questions={
+            "+": ("All slips are income: what is the last digit?", "What does it end in when all is paid in?"),
+            "-": ("All slips are costs: what is the last digit?", "What does it end in when all is paid out?"),
+        },
+    ),
+    "machine": Family(
+        wheel="digits",
+        frames=(
+            "{who}'s machine holds{start} and reads the tape {moves}.",
+            "A tape {moves} runs through {who}'s machine, which holds{start}.",
+            "With{start} in its memory, a machine of {who} takes {moves}.",
+        ),
+        answers={
+            "*": (" in double mode it prints", " the doubling key gives"),
+            "-": (" in minus mode it prints", " the minus key gives"),
+        },
+        questions={
+            "*": ("What does double mode print?", "What does the doubling key give?"),
+            "-": ("What does minus mode print?", "What does the minus key give?"),
+        },
+    ),
+    "ring": Family(
+        wheel="colours",
+        frames=(
+            "Six colours stand in a ring. {who} is on{start} and walks {moves}.",
+            "From{start}, {who} steps {moves} around the colour ring.",
+            "{who} plays on the colour ring, sits at{start} and throws {moves}.",
+        ),
+        answers={
+            "+": (" clockwise the colour is", " going right the end is"),
+            "-": (" counter to the clock it is", " going left the end is"),
+        },
+        questions={
+            "+": ("Which colour is reached clockwise?", "Going right, which colour is the end?"),
+            "-": ("Which colour is reached counter to the clock?", "Going left, which colour is the end?"),
+        },
+    ),
+    "week": Family(
+        wheel="weekdays",
+        frames=(
+            "Today is{start}. {who} waits {moves} days.",
+            "{who} starts a trip on{start}; its legs take {moves} days.",
+            "A note of {who} is dated{start}, the delays are {moves} days.",
+        ),
+        answers={
+            "+": (" counting on, the day is", " later it will be"),
+            "-": (" counting back, the day is", " earlier it was"),
+        },
+        questions={
+            "+": ("Which day comes after all of these?", "Counting on, which day is it?"),
+            "-": ("Which day was before all of these?", "Counting back, which day is it?"),
+        },
+    ),
+    "moon": Family(
+        wheel="moons",
+        frames=(
+            "{who} sees the moon as{start} and lets {moves} phases pass.",
+            "The moon is{start} over {who}'s house; wait {moves} phases.",
+            "Tonight{start} shines. {who} counts {moves} phases.",
+        ),
+        answers={
+            "+": (" the future moon is", " forward the sky shows"),
+            "-": (" the past moon is", " backward the sky showed"),
+        },
+        questions={
+            "+": ("Which moon comes then?", "What will the sky show in the future?"),
+            "-": ("Which moon was there then?", "What did the sky show in the past?"),
+        },
+    ),
+    "stem": Family(
+        wheel="stems",
+        frames=(
+            "{who} was born in a year{start}; count {moves} years.",
+            "天干: {who} begins at{start} and moves {moves}.",
+            "The year of {who} bears{start}. The gaps are {moves} years.",
+        ),
+        answers={
+            "+": (" 后来是", " the younger year has"),
+            "-": (" 从前是", " the older year has"),
+        },
+        questions={
+            "+": ("Which stem follows?", "后来?"),
+            "-": ("Which stem came before?", "从前?"),
+        },
+    ),
+    "zodiac": Family(
+        wheel="animals",
+        frames=(
+            "{who} was born under{start}; relatives are apart by {moves} years.",
+            "On the zodiac {who} begins with{start} and goes {moves}.",
+            "In a year of{start} {who} plans {moves} years.",
+        ),
+        answers={
+            "+": (" the child's sign is", " ahead comes"),
+            "-": (" the parent's sign is", " behind lies"),
+        },
+        questions={
+            "+": ("Which sign has the child?", "Which sign is ahead?"),
+            "-": ("Which sign has the parent?", "Which sign is behind?"),
+        },
+    ),
+    "semana": Family(
+        wheel="días",
+        frames=(
+            "Hoy es{start}. {who} espera {moves} días.",
+            "{who} llegó el{start} y contó {moves} días.",
+            "El plan de {who} empieza el{start}, con plazos {moves}.",
+        ),
+        answers={
+            "+": (" después será", " el último día es"),
+            "-": (" antes fue", " el día de origen es"),
+        },
+        questions={
+            "+": ("¿Qué día será después?", "¿Cuál es el último día?"),
+            "-": ("¿Qué día fue antes?", "¿Cuál es el día de origen?"),
+        },
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """The numbers behind a document: everything that its computed tokens follow from."""
+
+    family: str
+    start: int
+    moves: tuple[int, ...]
+
+    @property
+    def wheel(self) -> tuple[str, ...]:
+        return WHEELS[FAMILIES[self.family].wheel]
+
+    @property
+    def walks(self) -> tuple[str, ...]:
+        return tuple(FAMILIES[self.family].answers)
+
+    def states(self, walk: str) -> list[int]:
+        """Where the walk stands after each move."""
+        states, state = [], self.start
+        for move in self.moves:
+            state = WALKS[walk].step(state, move) % len(self.wheel)
+            states.append(state)
+        return states
+
+    def result(self, walk: str) -> str:
+        """The end of the walk as text that follows a word: it brings its own space."""
+        return spaced(self.wheel[self.states(walk)[-1]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    instance: Instance
+    problem: str
+    solution: str
+    order: tuple[str, ...]
+    """The walks in the order in which the solution states them."""
+
+    @property
+    def text(self) -> str:
+        return TEMPLATE.format(problem=self.problem, solution=self.solution)
+
+
+def spaced(state: str) -> str:
+    return state if state.startswith(" ") else " " + state
+
+
+def held_out(start: int, moves: Sequence[int]) -> bool:
+    """Whether these operands belong to validation; the same answer for every family and wording."""
+    key = ",".join(map(str, (start, *moves)))
+    return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def draw_instance(rng: random.Random, *, validation: bool, family: str | None = None) -> Instance:
+    """An instance whose operands are on the asked side of the hold-out."""
+    family = family or rng.choice(list(FAMILIES))
+    size = len(WHEELS[FAMILIES[family].wheel])
+    while True:
+        start = rng.randrange(size)
+        moves = tuple(rng.randrange(1, 10) for _ in LABELS)
+        if held_out(start, moves) == validation:
+            return Instance(family=family, start=start, moves=moves)
+
+
+def write_moves(rng: random.Random, moves: Sequence[int]) -> str:
+    items = [f"{label}{move}" for label, move in zip(LABELS, moves, strict=True)]
+    return rng.choice((", ".join(items), ", ".join(items[:-1]) + " and " + items[-1], " ".join(items)))
+
+
+def write_document(rng: random.Random, instance: Instance) -> Document:
+    """Word an instance: a random frame, a random order of the walks, a random wording of each."""
+    family = FAMILIES[instance.family]
+    problem = rng.choice(family.frames).format(
+        who=rng.choice(PEOPLE), start=spaced(instance.wheel[instance.start]), moves=write_moves(rng, instance.moves)
+    )
+    order = list(family.answers)
+    rng.shuffle(order)
+    clauses = [rng.choice(family.answers[walk]) + instance.result(walk) for walk in order]
+    solution = rng.choice(OPENERS) + rng.choice((";", ",")).join(clauses) + "."
+    return Document(instance=instance, problem=problem, solution=solution.lstrip(), order=tuple(order))
+
+
+def documents(seed: int, count: int, *, validation: bool) -> Iterator[Document]:
+    """`count` documents with different texts; the stream depends on (seed, validation) alone."""
+    rng = random.Random(f"corpus/{seed}/{validation}")
+    seen: set[str] = set()
+    while len(seen) < count:
+        document = write_document(rng, draw_instance(rng, validation=validation))
+        if document.text not in seen:
+            seen.add(document.text)
+            yield document
+
+
+def corpus_lines(*, seed: int, validation_seed: int, train: int, validation: int) -> Iterator[str]:
+    for split, split_seed, count in (("train", seed, train), ("validation", validation_seed, validation)):
+        for document in documents(split_seed, count, validation=split == "validation"):
+            row = {
+                "problem": document.problem,
+                "solution": document.solution,
+                "family": document.instance.family,
+                "split": split,
+            }
+            yield json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,0 +1,297 @@
+"""Artifacts: how a stage's output is named, published, recorded and trusted (design §3).
+
+Layout of a stage's directory `work/<manifest>/<stage>/<fingerprint>/`:
+
+    documents-00003.1f0c9a2be4d7.parquet   data, named by shard and content
+    done/00003.json                        a shard's completion: rows, bytes, sha256, counters
+    record.json                            written last; without it the stage is not complete
+
+Every publish is an atomic create-if-absent: a data file appears under its content's name or not at all, and the
+first completion of a shard wins. Files that no completion names are left-overs of killed workers: harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.core.config import canonical_json
+from pipeline.core.errors import IntegrityError, UserError
+
+Counters = dict[str, int]
+"""What a shard counted. `dropped.<reason>` and `quarantined.<reason>` are the funnel's losses."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published file or folder: `path` is relative to the stage's directory."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file a shard reads, with the hash its bytes must have (None: not known yet)."""
+
+    path: Path
+    sha256: str | None = None
+
+    def verified(self) -> Path:
+        """The path, once its bytes are known to be the recorded ones.
+
+        Raises:
+            IntegrityError: missing, or changed since it was published.
+        """
+        if not self.path.exists():
+            raise IntegrityError(
+                "published file is missing", where=self.path, mend="delete its stage folder, run again"
+            )
+        if self.sha256 is not None and content_hash(self.path) != self.sha256:
+            raise IntegrityError(
+                "published file was changed after the fact", where=self.path, mend="delete its stage folder, run again"
+            )
+        return self.path
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The specification of one unit of work: small, picklable, the same on every executor."""
+
+    index: int
+    files: Mapping[str, InputFile]
+    """By table name: what this shard reads."""
+    details: Mapping[str, Any]
+    """JSON values that are part of the plan: row ranges, fold numbers."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A shard is done: what it published and what it counted."""
+
+    shard: int
+    files: Mapping[str, Entry]
+    counters: Counters
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """A complete stage. `directory` is where it was opened, and no part of it."""
+
+    stage: str
+    version: int
+    fingerprint: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    completions: tuple[Completion, ...]
+    directory: Path
+
+    @property
+    def content(self) -> str:
+        """Hash of everything published: what downstream fingerprints build on."""
+        hashes = [[name, done.shard, entry.sha256] for done in self.completions for name, entry in done.files.items()]
+        return hashlib.sha256(canonical_json(sorted(hashes)).encode()).hexdigest()
+
+    @property
+    def counters(self) -> Counters:
+        """Sum over shards."""
+        total: Counter[str] = Counter()
+        for done in self.completions:
+            total.update(done.counters)
+        return dict(total)
+
+    @property
+    def seconds(self) -> float:
+        """Sum of the shards' own seconds (not wall time)."""
+        return sum(done.seconds for done in self.completions)
+
+    def files(self, table: str) -> list[InputFile]:
+        """The published files of a table, in shard order; shards without one are left out."""
+        return [file for done in self.completions if (file := self.file(table, done.shard))]
+
+    def file(self, table: str, shard: int) -> InputFile | None:
+        """The published file of a table in one shard, if it has one."""
+        entry = self.completions[shard].files.get(table)
+        return InputFile(self.directory / entry.path, entry.sha256) if entry else None
+
+
+def fingerprint(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Identity of a stage's output: its own config, its code version, the content of its inputs."""
+    identity = canonical_json({"stage": stage, "version": version, "config": config, "inputs": inputs})
+    return hashlib.sha256(identity.encode()).hexdigest()[:12]
+
+
+def content_hash(path: Path) -> str:
+    """sha256 of a file, or of a folder's (relative path, sha256) pairs."""
+    if path.is_dir():
+        parts = [[str(p.relative_to(path)), content_hash(p)] for p in sorted(path.rglob("*")) if p.is_file()]
+        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------- publishing
+
+
+@contextlib.contextmanager
+def scratch_folder(directory: Path, shard: int) -> Iterator[Path]:
+    """A temporary folder on the stage's own file system, gone afterwards whatever happens."""
+    folder = directory / "tmp" / f"{shard:05d}.{uuid.uuid4().hex[:12]}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(directory: Path, shard: int, scratch: Path, counters: Counters, seconds: float) -> Completion:
+    """Publish everything in `scratch` as shard `shard`, then its completion; the first finisher wins.
+
+    Each entry `name.ext` of `scratch` becomes `name-<shard>.<sha>.ext`. Parquet footers are read back first.
+    Returns the completion that counts, which may be an earlier finisher's.
+    """
+    files: dict[str, Entry] = {}
+    for source in sorted(scratch.iterdir()):
+        rows = pq.read_metadata(source).num_rows if source.suffix == ".parquet" else 0
+        _flush(source)
+        sha256 = content_hash(source)
+        target = directory / f"{source.stem}-{shard:05d}.{sha256[:12]}{source.suffix}"
+        _create(source, target)
+        size = sum(p.stat().st_size for p in [target, *target.rglob("*")] if p.is_file())
+        files[source.stem] = Entry(target.name, rows, size, sha256)
+    completion = Completion(shard, files, dict(sorted(counters.items())), round(seconds, 3))
+    write_json(directory / "done" / f"{shard:05d}.json", asdict(completion))
+    return read_completion(directory, shard) or completion
+
+
+def _create(source: Path, target: Path) -> None:
+    """Move `source` to `target` unless something is there already (then it has the same content)."""
+    try:
+        os.rename(source, target) if source.is_dir() else os.link(source, target)
+    except OSError:
+        if not target.exists():
+            raise
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    for member in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        descriptor = os.open(member, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Create `path` atomically with `value` as JSON; if it exists already, it stays as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_completion(directory: Path, shard: int) -> Completion | None:
+    """The completion of a shard, or None if it is not done."""
+    path = directory / "done" / f"{shard:05d}.json"
+    return _completion(_read_json(path)) if path.exists() else None
+
+
+def _completion(tree: Mapping[str, Any]) -> Completion:
+    return Completion(
+        tree["shard"], {n: Entry(**e) for n, e in tree["files"].items()}, tree["counters"], tree["seconds"]
+    )
+
+
+# -------------------------------------------------------------------------------------------------- records
+
+
+def write_record(
+    directory: Path,
+    stage: str,
+    version: int,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    shards: Sequence[Shard],
+) -> Record:
+    """Seal a stage whose shards are all done, and point `current` at it."""
+    completions = tuple(done for shard in shards if (done := read_completion(directory, shard.index)))
+    if len(completions) != len(shards):
+        raise AssertionError(f"{len(shards) - len(completions)} shards of {directory} are not done")
+    record = Record(stage, version, directory.name, config, inputs, completions, directory)
+    tree = {k: v for k, v in asdict(record).items() if k != "directory"} | {"content": record.content}
+    write_json(directory / "record.json", tree)
+    shutil.rmtree(directory / "tmp", ignore_errors=True)
+    return record
+
+
+def point_current(directory: Path) -> None:
+    """Remember `directory` as the output its stage made last, for the commands that follow."""
+    temporary = directory.parent / f".current.{uuid.uuid4().hex[:12]}"
+    temporary.write_text(directory.name)
+    os.replace(temporary, directory.parent / "current")
+
+
+def read_record(directory: Path) -> Record | None:
+    """The record of a complete stage, or None. Sizes of the published files are checked, hashes when they are read."""
+    path = directory / "record.json"
+    if not path.exists():
+        return None
+    tree = _read_json(path)
+    completions = tuple(_completion(done) for done in tree["completions"])
+    record = Record(
+        tree["stage"], tree["version"], tree["fingerprint"], tree["config"], tree["inputs"], completions, directory
+    )
+    if record.content != tree["content"]:
+        raise IntegrityError("record was changed after the fact", where=path, mend="delete its folder and run again")
+    for done in completions:
+        for entry in done.files.values():
+            file = directory / entry.path
+            if not file.exists() or (file.is_file() and file.stat().st_size != entry.bytes):
+                raise IntegrityError(
+                    "published file is missing or has another size",
+                    where=file,
+                    mend="delete its stage folder, run again",
+                )
+    return record
+
+
+def current_record(work: Path, stage: str) -> Record:
+    """The output a stage made last under `work` (one manifest's folder).
+
+    Raises:
+        UserError: the stage has not run.
+    """
+    pointer = work / stage / "current"
+    record = read_record(work / stage / pointer.read_text().strip()) if pointer.exists() else None
+    if record is None:
+        raise UserError(f"stage `{stage}` has no output yet", where=work / stage, mend="run `rpt data` first")
+    return record
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IntegrityError("not valid JSON", where=path, mend="delete its stage folder, run again") from error

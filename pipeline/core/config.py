@@ -1,0 +1,421 @@
+"""Manifests (a corpus and how it becomes shards) and recipes (a training run), as frozen models.
+
+A manifest or recipe says *what*; every field here enters a fingerprint. Paths, devices and worker counts say
+*where and how*; they are command-line arguments and never appear here. Defaults live here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.core.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of every configuration model: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    locations: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where something lies. Its content is fingerprinted instead."""
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the output, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(self.locations))
+
+
+# ------------------------------------------------------------------------------------------------ manifest
+
+
+class ValidationConfig(Config):
+    """Which documents are held out: a number, a fraction, or those a column of the corpus marks."""
+
+    documents: int | None = Field(None, ge=0)
+    """Exactly this many documents (fewer if the corpus is smaller), chosen by a hash of (seed, doc_id)."""
+    fraction: float | None = Field(None, ge=0, lt=1)
+    """About this share of the documents, chosen by the same hash: adding documents moves none."""
+    column: str | None = None
+    """Documents whose `column` equals `value`, for corpora that come with a split of their own."""
+    value: str = "validation"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ValidationConfig:
+        if sum(way is not None for way in (self.documents, self.fraction, self.column)) != 1:
+            raise ValueError("give exactly one of documents, fraction, column")
+        return self
+
+
+class CorpusConfig(Config):
+    """Where the records come from and how a record becomes a document."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"source", "license", "max_quarantine_fraction"})
+
+    source: str
+    """A path, a glob, a folder, `hf://datasets/owner/name[/file]`, `s3://…` or any fsspec URL."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text"] = "auto"
+    """`auto` goes by the file name (`.jsonl`, `.jsonl.gz`, `.parquet`, `.csv.zst`, `.txt`, …)."""
+    revision: str | None = None
+    """Hub revision (a commit hash: a branch name is not reproducible)."""
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Of the one source file; checked before anything is read."""
+    license: str | None = None
+    text: str = "{text}"
+    """Template over the record's columns. Positions remember the column they came from as `field`."""
+    document_break: Literal["file", "blank_lines", "line"] = "blank_lines"
+    """Text files only: what ends a document. `blank_lines` packs paragraphs up to `document_bytes`."""
+    document_bytes: int = Field(4096, gt=0)
+    """Text files only: paragraphs are packed into documents of at most about this many bytes."""
+    max_document_bytes: int = Field(1_000_000, gt=0)
+    """Longer documents are quarantined as `too_long`."""
+    min_document_bytes: int = Field(1, gt=0)
+    """Shorter documents are quarantined as `too_short`."""
+    validation: ValidationConfig = ValidationConfig(fraction=0.05)
+    max_quarantine_fraction: float = Field(0.2, ge=0, le=1)
+    """The run stops when a larger share of the records cannot be used."""
+    shard_documents: int = Field(1000, gt=0)
+    """Documents a shard: the unit of work and of resume."""
+    seed: int = 0
+
+
+class TrainProxyConfig(Config):
+    """A small proxy fitted on the training split itself, for a corpus with no model at hand."""
+
+    folds: int = Field(2, ge=1)
+    """Each fold's documents are scored by a proxy that has not seen them. 1 scores what it was fitted on."""
+    vocab_size: int = Field(4096, ge=260)
+    hidden_size: int = Field(192, gt=0)
+    layers: int = Field(4, gt=0)
+    heads: int = Field(4, gt=0)
+    context: int = Field(512, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    batch_tokens: int = Field(8192, gt=0)
+    lr: float = Field(3e-3, gt=0)
+    max_steps: int = Field(400, gt=0)
+    seed: int = 0
+
+
+class ProxyConfig(Config):
+    """The model whose uncertainty selects the sites: a `transformers` causal LM, or one trained here."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"model", "revision", "tokenizer"})
+
+    model: str | None = None
+    """Folder or hub id."""
+    revision: str | None = None
+    tokenizer: str | None = None
+    """Folder or hub id, if not the model's own."""
+    train: TrainProxyConfig | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ProxyConfig:
+        if (self.model is None) == (self.train is None):
+            raise ValueError("give exactly one of model, train")
+        return self
+
+
+class ScoreConfig(Config):
+    """How positions are scored (design §5)."""
+
+    top_k: int = Field(16, gt=0)
+    """Entropy is taken over this many most likely next tokens."""
+    window: int = Field(4096, gt=1)
+    """Tokens the proxy sees at once; longer documents are scored in overlapping windows."""
+    overlap: int = Field(1024, ge=1)
+    """Tokens consecutive windows share: every position but the first window's has at least this much context."""
+    min_context_tokens: int = Field(8, ge=1)
+    """Positions with fewer tokens before them are not scorable: starts look falsely hard."""
+    batch_tokens: int = Field(8192, gt=0)
+    """Tokens of one forward pass."""
+    store_top: bool = False
+    """Also store the top-k ids and log-probabilities of every position."""
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> ScoreConfig:
+        if self.overlap >= self.window:
+            raise ValueError(f"overlap ({self.overlap}) must be smaller than window ({self.window})")
+        return self
+
+
+class BandsConfig(Config):
+    """Nested difficulty bands: a site belongs to every band whose threshold (nats) its entropy exceeds."""
+
+    easy: float = 0.5
+    medium: float = 1.0
+    hard: float = 1.5
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BandsConfig:
+        if not self.easy < self.medium < self.hard:
+            raise ValueError("thresholds must rise: easy < medium < hard")
+        return self
+
+
+class SelectConfig(Config):
+    """Which scored positions become sites."""
+
+    where: str = "entropy > 1.0"
+    """SQL over the score columns (`rpt data --help` lists them): which training positions are kept."""
+    validation_where: str = "entropy > 0.5"
+    """The same for held-out documents; broader, so that evaluation can look at any subset."""
+    max_per_document: int | None = Field(None, gt=0)
+    """Keep at most this many sites of a document, those of highest entropy (ties: first)."""
+    max_sites: int | None = Field(None, gt=0)
+    """Keep at most about this many training sites of the corpus, chosen by a hash of (seed, site_id)."""
+    bands: BandsConfig = BandsConfig()
+    seed: int = 0
+
+
+class MaterializeConfig(Config):
+    """How a site becomes a training example."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"policy_tokenizer", "policy_tokenizer_revision"})
+
+    policy_tokenizer: str
+    """Folder or hub id of the policy's tokenizer: targets and boundaries are its tokens."""
+    policy_tokenizer_revision: str | None = None
+    max_context_tokens: int = Field(4096, gt=0)
+    """Policy tokens; longer contexts lose their beginning and are marked `context_truncated`."""
+    continuation_tokens: int = Field(16, gt=0)
+    """Policy tokens of true continuation stored for the prefix-matching reward."""
+    row_group: int = Field(2048, gt=0)
+
+
+class Manifest(Config):
+    """A corpus and how it becomes shards."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str = ""
+    corpus: CorpusConfig
+    proxy: ProxyConfig
+    score: ScoreConfig = ScoreConfig()
+    select: SelectConfig = SelectConfig()
+    materialize: MaterializeConfig
+
+
+# -------------------------------------------------------------------------------------------------- recipe
+
+
+class PolicyConfig(Config):
+    """The model that is trained."""
+
+    model: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_checkpointing: bool = False
+
+
+class TaskConfig(Config):
+    """What the policy is asked and paid for."""
+
+    template: str = "v0"
+    """Name of a prompt template (`pipeline/task/templates.py`); the paper trains with `v0`."""
+    reward: Literal["prefix"] = "prefix"
+
+
+class SitesConfig(Config):
+    """Which rows of the shards are trained on, and when."""
+
+    where: str = "true"
+    """SQL over the site columns, on top of the manifest's selection."""
+
+
+class CurriculumPhase(Config):
+    """Until `until_step` (exclusive), only sites that match `where` are drawn."""
+
+    until_step: int = Field(gt=0)
+    where: str
+
+
+class RolloutConfig(Config):
+    """How responses are sampled."""
+
+    sites_per_step: int = Field(256, gt=0)
+    group_size: int = Field(8, gt=1)
+    temperature: float = Field(0.8, gt=0)
+    max_new_tokens: int = Field(8192, gt=0)
+    batch_rows: int = Field(1024, gt=0)
+    """Responses decoded at once on a rank (memory, not results)."""
+
+
+class ObjectiveConfig(Config):
+    """GRPO as the paper uses it: group-normalised advantages, no KL, one on-policy update a step."""
+
+    advantage: Literal["group_std", "mean_only"] = "group_std"
+    loss: Literal["grpo"] = "grpo"
+    clip: float = Field(0.2, gt=0)
+    dynamic_sampling_from: int | None = Field(None, ge=0)
+    """From this step on, draw further sites until the batch is full of groups with unequal rewards."""
+    dynamic_sampling_rounds: int = Field(4, ge=1)
+    """At most this many draws a step."""
+
+
+class OptimizerConfig(Config):
+    """AdamW."""
+
+    lr: float = Field(1e-6, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    clip_norm: float = Field(0.2, gt=0)
+    micro_batch_tokens: int = Field(16384, gt=0)
+    """Tokens (contexts counted once a group) of one backward on a rank: memory, not results."""
+
+
+class BudgetConfig(Config):
+    """How long to train and what to keep."""
+
+    steps: int = Field(1000, ge=0)
+    evaluate_every: int = Field(100, gt=0)
+    save_every: int = Field(100, gt=0)
+    keep_last: int = Field(2, gt=0)
+    save_rollouts_every: int = Field(10, gt=0)
+
+
+class EvaluateConfig(Config):
+    """How next-token accuracy is measured on held-out sites."""
+
+    sites: int = Field(2000, gt=0)
+    """Validation sites of the final evaluation, chosen by a hash of (seed, site_id) within `where`."""
+    progress_sites: int = Field(300, gt=0)
+    """The same for the evaluations during training."""
+    where: str = "true"
+    """SQL over the site columns: the headline table. All validation sites stand beside it."""
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy."""
+
+
+class Recipe(Config):
+    """A training run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str = ""
+    policy: PolicyConfig
+    task: TaskConfig = TaskConfig()
+    sites: SitesConfig = SitesConfig()
+    curriculum: tuple[CurriculumPhase, ...] = ()
+    rollout: RolloutConfig = RolloutConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    budget: BudgetConfig = BudgetConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    seed: int = 0
+
+
+# ------------------------------------------------------------------------------------------------- loading
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read a YAML file into `kind`, apply `a.b=c` overrides, and refuse what the model does not know.
+
+    Args:
+        kind: `Manifest` or `Recipe`.
+        path: the YAML file.
+        overrides: `dotted.key=value` strings; the value is parsed as YAML.
+
+    Raises:
+        UserError: file missing, not YAML, unknown key (with the nearest known one), or a value out of range.
+    """
+    if not path.is_file():
+        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
+        raise UserError(f"{kind.__name__.lower()} not found", where=path, mend=f"YAML files there: {known}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError("not valid YAML", where=path, mend=" ".join(str(error).split())) from error
+    if not isinstance(tree, dict):
+        raise UserError("expected a mapping at the top", where=path, mend="start with `name: …`")
+    for override in overrides:
+        tree = _with_override(tree, override)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(kind, error)), where=path) from error
+
+
+def _with_override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
+    """A copy of `tree` with one `a.b=c` applied.
+
+    Example:
+        >>> _with_override({"select": {"where": "true"}}, "select.max_sites=5")
+        {'select': {'where': 'true', 'max_sites': 5}}
+    """
+    key, separator, value = override.partition("=")
+    if not separator or not re.fullmatch(r"\w+(\.\w+)*", key.strip()):
+        raise UserError("override is not of the form key.subkey=value", where=override)
+    head, _, rest = key.strip().partition(".")
+    if not rest:
+        return {**tree, head: yaml.safe_load(value)}
+    below = tree.get(head)
+    return {**tree, head: _with_override(below if isinstance(below, Mapping) else {}, f"{rest}={value}")}
+
+
+def _explain(kind: type[Config], error: ValidationError) -> Iterable[str]:
+    for problem in error.errors():
+        location = [part for part in problem["loc"] if part != "__root__"]
+        dotted = ".".join(map(str, location)) or "(top level)"
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(location[-1]), _known_keys(kind, location[:-1]), n=1, cutoff=0.4)
+            hint = f", did you mean `{near[0]}`?" if near else f"; known: {', '.join(_known_keys(kind, location[:-1]))}"
+            yield f"unknown key `{dotted}`{hint}"
+        elif problem["type"] == "missing":
+            yield f"`{dotted}` is required"
+        else:
+            yield f"`{dotted}`: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r:.80})"
+
+
+def _known_keys(kind: type[Config], location: Sequence[int | str]) -> list[str]:
+    """Field names of the model that sits at `location` below `kind`, through optionals and tuples."""
+    if not location:
+        return list(kind.model_fields)
+    if isinstance(location[0], int):
+        return _known_keys(kind, location[1:])
+    annotation = kind.model_fields[location[0]].annotation if location[0] in kind.model_fields else None
+    below = next((model for model in _models_in(annotation)), None)
+    return _known_keys(below, location[1:]) if below else []
+
+
+def _models_in(annotation: Any) -> Iterable[type[Config]]:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for equal values: sorted keys, no spaces. Models are dumped first.
+
+    Example:
+        >>> canonical_json({"b": 1, "a": [1.0, None]})
+        '{"a":[1.0,null],"b":1}'
+    """
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Field-by-field difference of two dumped configurations, as lines a person can read.
+
+    Example:
+        >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+        ['a.b: 1 → 3']
+    """
+    lines: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} → {after!r}")
+    return lines

@@ -1,0 +1,90 @@
+"""The stage runner: plan in, published shards and a record out. It knows nothing of what a stage computes."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.artifact import (
+    Completion,
+    Counters,
+    Record,
+    Shard,
+    fingerprint,
+    point_current,
+    publish,
+    read_completion,
+    read_record,
+    scratch_folder,
+    write_record,
+)
+from pipeline.core.config import Config
+from pipeline.core.errors import UserError
+from pipeline.core.executor import Executor
+from pipeline.core.progress import progress, say
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: a name, a code version (raised whenever the output changes), and a pure function of one shard."""
+
+    name: str
+    version: int
+    run: Callable[[Any, Shard, Path], Counters]
+    """(config, shard, out) → counters. Writes its tables into the folder `out`; a top-level function, so that any
+    executor can call it. The counter named `unit` is what its rate is shown in."""
+    unit: str = "documents"
+
+
+def run_stage(
+    stage: Stage, config: Config, shards: Sequence[Shard], inputs: Mapping[str, str], work: Path, executor: Executor
+) -> Record:
+    """Bring a stage's output up to date and return its record. What is published already is not done again.
+
+    Args:
+        stage: what to run.
+        config: the stage's own configuration; its `identity()` enters the fingerprint.
+        shards: the plan; must be a pure function of config and inputs.
+        inputs: content hashes of what the shards read (records' `content`, model and tokenizer digests).
+        work: the manifest's folder; output goes to `work/<stage>/<fingerprint>/`.
+        executor: who calls `stage.run`.
+    """
+    identity = config.identity()
+    directory = work / stage.name / fingerprint(stage.name, stage.version, identity, inputs)
+    record = read_record(directory)
+    if record is not None:
+        say(f"{stage.name:<12} up to date  {directory}")
+    else:
+        begin = time.monotonic()
+        directory.mkdir(parents=True, exist_ok=True)
+        missing = [shard for shard in shards if read_completion(directory, shard.index) is None]
+        resumed = f", {len(shards) - len(missing)} already done" if len(missing) < len(shards) else ""
+        say(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do{resumed}")
+        with progress(stage.name, len(missing), stage.unit) as advance:
+            for done in executor.map(partial(_work, stage, config, directory), missing):
+                advance(1, done.counters.get(stage.unit, 0))
+        record = write_record(directory, stage.name, stage.version, identity, inputs, shards)
+        counts = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)
+        say(f"{stage.name:<12} done in {time.monotonic() - begin:.1f} s: {counts}")
+    point_current(directory)
+    return record
+
+
+def _work(stage: Stage, config: Config, directory: Path, shard: Shard) -> Completion:
+    """One shard, in whatever process the executor chose."""
+    begin = time.monotonic()
+    try:
+        with scratch_folder(directory, shard.index) as out:
+            counters = stage.run(config, shard, out)
+            return publish(directory, shard.index, out, counters, time.monotonic() - begin)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                "the disk is full", where=directory, mend="free some space and run again: published shards stay"
+            ) from error
+        raise

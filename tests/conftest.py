@@ -1,0 +1,23 @@
+"""Shared fixtures. `RPT_REAL_DATA` points to a folder of real corpora, tokenizers and weights; unset, tests skip."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data, or a skip that says how to get one."""
+    folder = os.environ.get("RPT_REAL_DATA")
+    if not folder:
+        pytest.skip("RPT_REAL_DATA is not set: tests on real corpora, tokenizers and weights are skipped")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).parent.parent
