@@ -1,0 +1,261 @@
+"""Token bytes and boundaries: what a tokenizer makes of a text, counted in bytes and never in decoded strings.
+
+Byte-level BPE splits characters and several tokenizers normalise, so boundaries come from the bytes of the tokens
+themselves (design §5), and a document whose token bytes do not concatenate to its text is not used.
+
+Shape names: T tokens of a text.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from pipeline.core.artifact import content_hash
+from pipeline.core.config import canonical_json
+from pipeline.core.errors import UserError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template*")
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+MODEL_FILES = ("config.json", "generation_config.json", *WEIGHT_FILES, *TOKENIZER_FILES)
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_PROBES = ("a", "0", "中")
+_UNMATCHABLE = "\U0010ffff"
+"""A noncharacter: stands in for pieces that text must not produce."""
+
+
+class CorpusTokenizer:
+    """A `tokenizers` tokenizer as a corpus needs it: text in, ids and byte boundaries out.
+
+    Special and added tokens are never parsed in text: a document that contains `<think>` yields ordinary tokens.
+    Nothing is added around a text either; `bos_id` names what the model expects in front of one.
+
+    Attributes:
+        token_bytes: bytes of every id, added tokens by their literal content, unused ids as b"".
+        vocab_size: number of ids, `max(id) + 1`, added tokens included.
+        bos_id: the id this tokenizer's model expects before a text, or None. The rule: what the post-processor of
+            `tokenizer.json` puts first, else the `bos_token` of `tokenizer_config.json` if `add_bos_token` is true.
+            A model's `config.bos_token_id` is not asked: Qwen's names a token the model never saw at a start.
+        prepends_space: the tokenizer puts a dummy space before a text (SentencePiece); no byte of the text.
+        digest: sha256 of `tokenizer.json`.
+    """
+
+    def __init__(self, tree: dict[str, Any], settings: dict[str, Any] | None = None, digest: str = "") -> None:
+        """Args: tree of a `tokenizer.json`, tree of its `tokenizer_config.json`, and the digest of the first."""
+        self._added = {token["content"]: int(token["id"]) for token in tree.get("added_tokens") or ()}
+        self._encoder = Tokenizer.from_str(json.dumps(_text_only(tree)))
+        self.digest = digest or hashlib.sha256(canonical_json(tree).encode()).hexdigest()
+        self.token_bytes = _token_bytes(tree, self._added)
+        self.vocab_size = len(self.token_bytes)
+        self.bos_id = _bos_id(tree, settings or {}, self._added)
+        self._lengths = np.array([len(content) for content in self.token_bytes], dtype=np.int64)
+        self._ids = {**_vocabulary(tree), **self._added}
+        self.prepends_space = any(self._joined(self.encode(p)) == b" " + p.encode() for p in _PROBES)
+
+    @classmethod
+    def load(cls, name_or_folder: str | Path, revision: str | None = None) -> CorpusTokenizer:
+        """From a folder, a `tokenizer.json` or a hub id; no remote code.
+
+        Raises:
+            UserError: not found, no network, or no readable `tokenizer.json`.
+        """
+        path = resolve_model(str(name_or_folder), revision, files=TOKENIZER_FILES)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(
+                "no tokenizer.json", where=path, mend="save the tokenizer with `AutoTokenizer(...).save_pretrained`"
+            )
+        settings = file.with_name("tokenizer_config.json")
+        try:
+            text = file.read_text(encoding="utf-8")
+            told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+            return cls(json.loads(text), told, hashlib.sha256(text.encode()).hexdigest())
+        except UserError:
+            raise
+        except Exception as error:  # `tokenizers` raises bare Exception on a file it cannot read
+            raise UserError("not a tokenizer that `tokenizers` can read", where=file, mend=str(error)) from error
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Ids [T] of a text, nothing added."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Ids [T] of every text."""
+        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def ends(self, ids: NDArray[np.integer] | Sequence[int]) -> NDArray[np.int64]:
+        """Cumulative byte lengths [T] of a whole text's ids: token t covers bytes ends[t-1]:ends[t].
+
+        Example:
+            >>> tokenizer = CorpusTokenizer({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2},
+            ...                              "merges": [["a", "b"]]}})
+            >>> tokenizer.ends(tokenizer.encode("aba")).tolist()
+            [2, 3]
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        ends = np.cumsum(self._lengths[ids])
+        return ends - 1 if len(ids) and self._has_dummy_space(ids) else ends
+
+    def decode_bytes(self, ids: NDArray[np.integer] | Sequence[int], *, continues: bool = False) -> bytes:
+        """Bytes of ids. With `continues` they follow other tokens, so that no dummy space is taken off their start."""
+        ids = np.asarray(ids, dtype=np.int64)
+        joined = self._joined(ids)
+        return joined[1:] if not continues and len(ids) and self._has_dummy_space(ids) else joined
+
+    def is_lossless(self, text: str, ids: NDArray[np.integer] | Sequence[int]) -> bool:
+        """Whether the token bytes concatenate to the text's UTF-8 bytes."""
+        return self.decode_bytes(ids) == text.encode()
+
+    def id_of(self, content: str) -> int | None:
+        """The id of a token by its literal content (`</think>`), added tokens first; None if there is none."""
+        return self._ids.get(content)
+
+    def _joined(self, ids: NDArray[np.integer]) -> bytes:
+        return b"".join([self.token_bytes[i] for i in ids.tolist()])
+
+    def _has_dummy_space(self, ids: NDArray[np.integer]) -> bool:
+        return self.prepends_space and self.token_bytes[int(ids[0])].startswith(b" ")
+
+
+# ------------------------------------------------------------------------------------------- tokenizer.json
+
+
+def _text_only(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tokenizer.json` of an encoder that knows plain text only, does not truncate and draws nothing at random."""
+    added = tree.get("added_tokens") or ()
+    model = copy.deepcopy(tree["model"])
+    if "dropout" in model:
+        model["dropout"] = None
+    special = {token["content"] for token in added if token.get("special")}
+    if model.get("type") == "Unigram":  # its lattice would match the piece `<s>` in a text
+        model["vocab"] = [
+            [f"{_UNMATCHABLE}{i}" if piece in special and i != model.get("unk_id") else piece, score]
+            for i, (piece, score) in enumerate(model["vocab"])
+        ]
+    elif model.get("ignore_merges"):  # whole words are looked up first, so `<s>` would be found
+        model["vocab"] = {f"{_UNMATCHABLE}{i}" if t in special else t: i for t, i in model["vocab"].items()}
+    return {"version": "1.0"} | tree | {
+        "model": model, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None
+    }  # fmt: skip
+
+
+def _vocabulary(tree: dict[str, Any]) -> dict[str, int]:
+    vocab = tree["model"]["vocab"]
+    return dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
+
+
+def _token_bytes(tree: dict[str, Any], added: dict[str, int]) -> list[bytes]:
+    """Bytes by id, from how the decoder turns tokens into text."""
+    parts = [part for key in ("normalizer", "pre_tokenizer", "decoder") for part in _parts(tree.get(key))]
+    if any(part["type"] == "ByteLevel" for part in parts):
+        vocabulary = {i: _byte_level(token) for token, i in _vocabulary(tree).items()}
+    else:
+        space = _space_symbol(parts)
+        by_byte = bool(tree["model"].get("byte_fallback")) or any(p["type"] == "ByteFallback" for p in parts)
+        vocabulary = {i: _sentencepiece(token, space, by_byte) for token, i in _vocabulary(tree).items()}
+    vocabulary |= {i: content.encode() for content, i in added.items()}
+    return [vocabulary.get(i, b"") for i in range(max(vocabulary, default=-1) + 1)]
+
+
+def _parts(component: Any) -> Iterator[dict[str, Any]]:
+    """The component and everything nested in its sequences."""
+    if isinstance(component, dict) and "type" in component:
+        yield component
+        for key in ("normalizers", "pretokenizers", "decoders", "processors"):
+            for inner in component.get(key) or ():
+                yield from _parts(inner)
+
+
+def _space_symbol(parts: Sequence[dict[str, Any]]) -> str | None:
+    """The character that stands for a space in the vocabulary (▁), if there is one."""
+    for part in parts:
+        if part["type"] == "Metaspace":
+            return str(part.get("replacement", "▁"))
+        if part["type"] == "Replace" and part.get("pattern") == {"String": " "}:
+            return str(part["content"])
+    return None
+
+
+@lru_cache(maxsize=1)
+def byte_characters() -> dict[str, int]:
+    """GPT-2's map from the characters that byte-level vocabularies are written in to bytes."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _byte_level(token: str) -> bytes:
+    """
+    Example:
+        >>> _byte_level("Ġpara"), _byte_level("ä¸")
+        (b' para', b'\\xe4\\xb8')
+    """
+    characters = byte_characters()
+    return bytes(characters[c] for c in token) if all(c in characters for c in token) else token.encode()
+
+
+def _sentencepiece(token: str, space: str | None, by_byte: bool) -> bytes:
+    """
+    Example:
+        >>> _sentencepiece("▁para", "▁", True), _sentencepiece("<0x0A>", "▁", True)
+        (b' para', b'\\n')
+    """
+    byte = _BYTE_TOKEN.fullmatch(token) if by_byte else None
+    if byte:
+        return bytes([int(byte[1], 16)])
+    return (token.replace(space, " ") if space else token).encode()
+
+
+def _bos_id(tree: dict[str, Any], settings: dict[str, Any], added: dict[str, int]) -> int | None:
+    for part in _parts(tree.get("post_processor")):
+        if part["type"] == "TemplateProcessing" and part["single"] and "SpecialToken" in part["single"][0]:
+            return int(part["special_tokens"][part["single"][0]["SpecialToken"]["id"]]["ids"][0])
+    token = settings.get("bos_token")
+    content = token.get("content") if isinstance(token, dict) else token
+    return added.get(content) if content and settings.get("add_bos_token") is True else None
+
+
+# ---------------------------------------------------------------------------------------------- where it lies
+
+
+def resolve_model(name: str, revision: str | None = None, *, files: Sequence[str] = MODEL_FILES) -> Path:
+    """A local folder or file as it is, else the hub's snapshot of `name` with only `files` in it.
+
+    Raises:
+        UserError: neither; the message says whether the hub could be asked.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except HFValidationError as error:
+        raise UserError("no such folder", where=name, mend="give a folder or a hub id `owner/name`") from error
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            "neither a local folder nor a model the hub gives",
+            where=f"{name}@{revision}" if revision else name,
+            mend=f"check the name, the network and `HF_TOKEN`: {reason}",
+        ) from error
+
+
+def model_digest(path: Path) -> str:
+    """sha256 over a model folder's configuration and weights (names and contents; nothing else in the folder)."""
+    members = sorted(p for pattern in ("config.json", *WEIGHT_FILES) for p in path.glob(pattern))
+    return hashlib.sha256(canonical_json([[p.name, content_hash(p)] for p in members]).encode()).hexdigest()
