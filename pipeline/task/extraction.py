@@ -1,0 +1,51 @@
+r"""Extraction: which bytes of a response are its prediction (arXiv 2506.08007 §3.3; design §5).
+
+The prediction is what stands in the last `\boxed{…}` after the end of thinking, taken literally: spaces and newlines in
+the box count. LaTeX corpora are full of targets such as `}`, `^{` and `}{`, so matching braces alone would be wrong.
+"""
+
+from __future__ import annotations
+
+import re
+
+END_OF_THINKING = b"</think>"
+BOX = rb"\boxed{"
+_BRACE = re.compile(rb"[{}]")
+
+
+def extract_prediction(response: bytes) -> bytes | None:
+    r"""The prediction of a response, or None if it makes none. Linear in the response's length.
+
+    1. Thinking ends at the first `</think>`; a later one is part of the answer.
+    2. The box opens at the last `\boxed{` after that. So no prediction contains `\boxed{`, though it may be `\boxed`.
+    3. If the response, trailing ASCII whitespace aside, ends in `}`, the box ends it: the box closes at that brace.
+    4. Otherwise text follows, and the box closes at the brace that matches its own. All braces count: `\}` is a
+       backslash and a brace, because a target may just as well be a lone backslash.
+
+    Args:
+        response: the bytes of the response's tokens, without the end-of-sequence token; any bytes at all.
+
+    Returns:
+        The bytes in the box, maybe none; None if thinking never ends, no box opens after it, or it never closes.
+
+    Example:
+        >>> extract_prediction(rb"<think>A digit.</think>The next token is $\boxed{ 4}$.")
+        b' 4'
+        >>> extract_prediction(rb"A brace.</think>\boxed{}}")
+        b'}'
+        >>> extract_prediction(rb"No end: \boxed{ 4}") is None
+        True
+    """
+    _, end_of_thinking, answer = response.partition(END_OF_THINKING)
+    _, box, inside = answer.rpartition(BOX)
+    if not end_of_thinking or not box:
+        return None
+    ending = inside.rstrip()
+    if ending.endswith(b"}"):
+        return ending[:-1]
+    depth = 1
+    for brace in _BRACE.finditer(inside):
+        depth += 1 if brace.group() == b"{" else -1
+        if depth == 0:
+            return inside[: brace.start()]
+    return None
