@@ -167,7 +167,8 @@ def publish(directory: Path, shard: int, scratch: Path, counters: Counters, seco
     files: dict[str, Entry] = {}
     for source in sorted(scratch.iterdir()):
         rows = pq.read_metadata(source).num_rows if source.suffix == ".parquet" else 0
-        _flush(source)
+        for member in [source, *source.rglob("*")]:
+            _flush(member)
         sha256 = content_hash(source)
         target = directory / f"{source.stem}-{shard:05d}.{sha256[:12]}{source.suffix}"
         _create(source, target)
@@ -189,12 +190,12 @@ def _create(source: Path, target: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    for member in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        descriptor = os.open(member, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Make a file's or a folder's own entry durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

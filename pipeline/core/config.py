@@ -321,7 +321,8 @@ def load(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> Conf
     Args:
         kind: `Manifest` or `Recipe`.
         path: the YAML file.
-        overrides: `dotted.key=value` strings; the value is parsed as YAML.
+        overrides: `dotted.key=value` strings; the value is parsed as YAML, so a template is quoted:
+            `corpus.text="{question}"`.
 
     Raises:
         UserError: file missing, not YAML, unknown key (with the nearest known one), or a value out of range.

@@ -1,0 +1,42 @@
+# RPT: `make data train` turns the embedded corpus into shards and trains a policy on them. `make help` lists the rest.
+MANIFEST ?= data_manifests/demo.yaml
+RECIPE   ?= recipes/demo.yaml
+SOURCE   ?=
+SET      ?=
+RANKS    ?= 1
+PYTHON   ?= python3
+RPT       = .venv/bin/rpt
+OPTIONS   = $(if $(SET),--set '$(SET)')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data train evaluate test lint bench demo-models clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: .venv/.done    ## install the pinned packages into .venv (redone only when the pins change)
+
+.venv/.done: requirements.lock
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+data: setup      ## MANIFEST → shards of hard next-token sites (SOURCE=path, SET='key=value')
+	$(RPT) data $(MANIFEST) $(if $(SOURCE),--source '$(SOURCE)') $(OPTIONS)
+
+train: setup     ## RECIPE on the shards of MANIFEST, then the table of held-out accuracy (RANKS=2)
+	$(RPT) train $(RECIPE) --manifest $(MANIFEST) --ranks $(RANKS) $(OPTIONS)
+	$(RPT) evaluate $(RECIPE) --manifest $(MANIFEST) $(OPTIONS)
+
+evaluate: setup  ## only the table of the run that is there
+	$(RPT) evaluate $(RECIPE) --manifest $(MANIFEST) $(OPTIONS)
+
+test: setup      ## every test that a CPU can run (RPT_REAL_DATA=folder adds those on real corpora)
+	.venv/bin/pytest -q
+
+lint: setup      ## ruff and mypy
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+demo-models: setup    ## rebuild the embedded corpus, tokenizer, proxy and policy from nothing (demo/README.md)
+	.venv/bin/python -m demo.build

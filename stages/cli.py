@@ -1,0 +1,250 @@
+"""The command line: `rpt data`, `rpt train`, `rpt evaluate`, one command a stage, `rpt schema`.
+
+Heavy libraries are imported inside the commands, so that `rpt --help` and manifest checks start at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from pipeline.core.config import Manifest, Recipe, load
+from pipeline.core.errors import UserError
+from pipeline.core.progress import say
+
+if TYPE_CHECKING:
+    from pipeline.core.artifact import Record
+
+app = typer.Typer(
+    name="rpt",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Reinforcement Pre-Training: turn a corpus into hard next-token sites, and train a policy on them.",
+)
+
+ManifestPath = Annotated[Path, typer.Argument(help="A YAML of `data_manifests/`.")]
+RecipePath = Annotated[Path, typer.Argument(help="A YAML of `recipes/`.")]
+ManifestOption = Annotated[Path, typer.Option("--manifest", help="The manifest whose shards are used.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `select.max_sites=1000`.")
+]
+Work = Annotated[Path, typer.Option(help="Folder of the stages' artifacts.")]
+Run = Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME]")]
+Source = Annotated[str | None, typer.Option(help="Read the corpus from here instead of the manifest's source.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes.  [default: one a core]")]
+
+DATA_STAGES = ("ingest", "score", "select", "materialize")
+
+
+@app.command()
+def data(
+    manifest: ManifestPath,
+    source: Source = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    workers: Workers = None,
+) -> None:
+    """Corpus → Parquet shards of hard next-token sites: ingest, score, select, materialize.
+
+    Only what is not up to date runs; a killed run resumes where it was.
+
+    Examples:
+
+        rpt data data_manifests/demo.yaml
+
+        rpt data data_manifests/demo.yaml --set select.where="entropy > 1.5"
+
+        rpt data data_manifests/omnimath.yaml --source ~/omni_math.jsonl --set 'proxy={train: {}}'
+    """
+    run_data(load(Manifest, manifest, overrides or ()), DATA_STAGES[-1], source, work, workers)
+
+
+def _stage_command(stage: str) -> None:
+    """Register `rpt <stage>`: the data pipeline up to and including that stage."""
+
+    def command(
+        manifest: ManifestPath,
+        source: Source = None,
+        overrides: Overrides = None,
+        work: Work = Path("work"),
+        workers: Workers = None,
+    ) -> None:
+        run_data(load(Manifest, manifest, overrides or ()), stage, source, work, workers)
+
+    app.command(stage, help=f"`rpt data` up to and including {stage}.")(command)
+
+
+for _stage in DATA_STAGES:
+    _stage_command(_stage)
+
+
+def run_data(manifest: Manifest, last: str, source: str | None, work: Path, workers: int | None) -> dict[str, Record]:
+    """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
+    from pipeline.core.executor import LocalExecutor
+    from stages.ingest import ingest
+    from stages.materialize import materialize
+    from stages.score import score
+    from stages.select import select
+
+    folder, executor = work / manifest.name, LocalExecutor(workers)
+    records: dict[str, Record] = {}
+    seconds: dict[str, float] = {}
+    steps: dict[str, Callable[[], Record]] = {
+        "ingest": lambda: ingest(manifest, source=source, work=folder, executor=executor),
+        "score": lambda: score(manifest, records["ingest"], work=folder, executor=executor),
+        "select": lambda: select(manifest, records["ingest"], records["score"], work=folder, executor=executor),
+        "materialize": lambda: materialize(
+            manifest, records["ingest"], records["score"], records["select"], work=folder, executor=executor
+        ),
+    }
+    for name in DATA_STAGES[: DATA_STAGES.index(last) + 1]:
+        begin = time.monotonic()
+        records[name] = steps[name]()
+        seconds[name] = time.monotonic() - begin
+    _print_funnel(manifest.name, records, seconds)
+    return records
+
+
+def _print_funnel(name: str, records: dict[str, Record], seconds: dict[str, float]) -> None:
+    """What each stage counted, how long it took here, and what a site costs on disk."""
+    table = Table("stage", "counted", "", "seconds", title=f"{name}: from records to shards", title_justify="left")
+    for column in (2, 3):
+        table.columns[column].justify = "right"
+    for stage, record in records.items():
+        rows = [(counter, f"{count:,}") for counter, count in record.counters.items()]
+        for i, (counter, count) in enumerate(rows):
+            table.add_row(stage if i == 0 else "", counter, count, f"{seconds[stage]:.1f}" if i == 0 else "")
+        table.add_section()
+    if "materialize" in records:
+        shards = [entry for done in records["materialize"].completions for entry in done.files.values()]
+        sites, size = sum(entry.rows for entry in shards), sum(entry.bytes for entry in shards)
+        table.add_row("shards", "sites", f"{sites:,}", "")
+        table.add_row("", "bytes", f"{size:,}", "")
+        table.add_row("", "bytes per site", f"{size / max(sites, 1):.1f}", "")
+    from rich.console import Console
+
+    Console().print(table)
+    print(f"shards: {records[list(records)[-1]].directory}")
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    ranks: Annotated[int, typer.Option(min=1, help="Processes on this machine (one a GPU).")] = 1,
+    deepspeed: Annotated[
+        Path | None, typer.Option(help="Topology.  [default: zero3.json on GPUs, zero3_cpu.json without]")
+    ] = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    run: Run = None,
+) -> None:
+    """Shards → policy: DeepSpeed ZeRO-3 GRPO with the prefix-matching reward. Resumes by itself.
+
+    Several nodes: start `deepspeed --hostfile … --module stages.train …` yourself (docs/training.md).
+
+    Examples:
+
+        rpt train recipes/demo.yaml
+
+        rpt train recipes/demo.yaml --ranks 2 --set budget.steps=20 --run runs/short
+    """
+    load(Recipe, recipe, overrides or ())  # a misspelt key fails here, before anything heavy starts
+    arguments = [str(recipe), "--manifest", str(manifest), "--work", str(work)]
+    arguments += ["--run", str(run)] if run else []
+    arguments += ["--deepspeed-config", str(deepspeed)] if deepspeed else []
+    for override in overrides or ():
+        arguments += ["--set", override]
+    _launch("stages.train", arguments, ranks)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipePath,
+    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    run: Run = None,
+) -> None:
+    """Next-token accuracy on held-out documents: direct and by reasoning, before and after training.
+
+    Example:
+
+        rpt evaluate recipes/demo.yaml
+    """
+    load(Recipe, recipe, overrides or ())
+    arguments = [str(recipe), "--manifest", str(manifest), "--work", str(work)]
+    arguments += ["--run", str(run)] if run else []
+    for override in overrides or ():
+        arguments += ["--set", override]
+    _launch("stages.evaluate", arguments, ranks=1)
+
+
+def _launch(module: str, arguments: list[str], ranks: int) -> None:
+    """Start a compute page in fresh processes, whose allocator and threads are set before torch is loaded."""
+    environment = os.environ | {
+        # Page faults of large short-lived tensors stall CPU runs by up to ten times: keep freed memory.
+        "MALLOC_MMAP_MAX_": os.environ.get("MALLOC_MMAP_MAX_", "0"),
+        "MALLOC_TRIM_THRESHOLD_": os.environ.get("MALLOC_TRIM_THRESHOLD_", str(1 << 40)),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    command = [sys.executable, "-m", module, *arguments]
+    if ranks > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--module", module]
+        command = [sys.executable, *launcher, *arguments]
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    process = subprocess.Popen(command, env=environment)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    if code:
+        raise typer.Exit(code if code > 0 else 128 - code)
+
+
+@app.command()
+def schema(kind: Annotated[str, typer.Argument(help="`manifest` or `recipe`.")]) -> None:
+    """Print the JSON Schema of manifests or recipes, for editors that complete YAML.
+
+    Example:
+
+        rpt schema manifest > manifest.schema.json
+    """
+    kinds = {"manifest": Manifest, "recipe": Recipe}
+    if kind not in kinds:
+        raise UserError("no such schema", where=kind, mend="one of: manifest, recipe")
+    print(json.dumps(kinds[kind].model_json_schema(), indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 a mistake to mend, 3 damaged artifacts, 130 interrupted."""
+    try:
+        app()
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("interrupted: run the same command again to resume")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        say(f"error: the disk is full: {error.filename or ''} (free some space and run again)")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

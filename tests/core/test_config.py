@@ -1,0 +1,113 @@
+"""Manifests and recipes: what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from pipeline.core.config import Manifest, Recipe, canonical_json, differences, load
+from pipeline.core.errors import UserError
+
+MANIFEST = """
+name: tiny
+corpus: {source: corpus.jsonl, text: "{problem}"}
+proxy: {train: {folds: 2}}
+materialize: {policy_tokenizer: somewhere}
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(MANIFEST)
+    return path
+
+
+def test_overrides_are_typed_and_nested(manifest: Path) -> None:
+    loaded = load(
+        Manifest, manifest, ["select.where=entropy > 1.2", "select.max_sites=7", "corpus.validation={documents: 3}"]
+    )
+    assert loaded.select.where == "entropy > 1.2"
+    assert loaded.select.max_sites == 7
+    assert loaded.corpus.validation.documents == 3
+
+
+def test_an_override_of_a_whole_block_replaces_it(manifest: Path) -> None:
+    assert load(Manifest, manifest, ["proxy={model: some/model}"]).proxy.model == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("selct.where=x", ["unknown key `selct`", "did you mean `select`"]),
+        ("select.were=x", ["unknown key `select.were`", "did you mean `where`"]),
+        ("proxy.train.fold=3", ["unknown key `proxy.train.fold`", "did you mean `folds`"]),
+        ("select.bands.hard=0.1", ["select.bands", "easy < medium < hard"]),
+        ("score.window=-1", ["score.window", "greater than 1"]),
+        ("score.overlap=4096", ["overlap (4096) must be smaller than window (4096)"]),
+        ("corpus.sha256=abc", ["corpus.sha256"]),
+        ("corpus.validation={documents: 2, fraction: 0.5}", ["exactly one of documents, fraction, column"]),
+        ("proxy.model=x", ["exactly one of model, train"]),
+        ("name=../evil", ["name"]),
+        ("nonsense", ["not of the form key.subkey=value"]),
+    ],
+)
+def test_mistakes_are_named(manifest: Path, override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load(Manifest, manifest, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_required_key_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text("name: x\ncorpus: {}\nproxy: {train: {}}\nmaterialize: {policy_tokenizer: t}\n")
+    with pytest.raises(UserError, match=r"`corpus.source` is required"):
+        load(Manifest, tmp_path / "m.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a list", "", "\x00"])
+def test_files_that_are_no_manifest(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"m\.yaml"):
+        load(Manifest, tmp_path / "m.yaml")
+
+
+def test_a_missing_file_lists_its_neighbours(manifest: Path) -> None:
+    with pytest.raises(UserError, match=r"not found.*tiny\.yaml"):
+        load(Manifest, manifest.with_name("tinny.yaml"))
+
+
+def test_models_are_frozen(manifest: Path) -> None:
+    with pytest.raises(Exception, match="frozen"):
+        load(Manifest, manifest).name = "other"  # type: ignore[misc]
+
+
+def test_locations_are_no_part_of_the_identity(manifest: Path) -> None:
+    here = load(Manifest, manifest).corpus
+    there = load(Manifest, manifest, ["corpus.source=/elsewhere/corpus.jsonl"]).corpus
+    assert here.identity() == there.identity()
+    assert here.identity() != load(Manifest, manifest, ['corpus.text="{solution}"']).corpus.identity()
+
+
+def test_canonical_json_does_not_depend_on_order() -> None:
+    assert (
+        canonical_json({"b": [1, None], "a": "é"})
+        == canonical_json({"a": "é", "b": [1, None]})
+        == '{"a":"é","b":[1,null]}'
+    )
+
+
+def test_differences_name_fields() -> None:
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == ["a.c: 2 → 3", "d: None → 4"]
+
+
+@pytest.mark.parametrize(("kind", "folder"), [(Manifest, "data_manifests"), (Recipe, "recipes")])
+def test_shipped_files_load_and_satisfy_the_schema(repository: Path, kind: type, folder: str) -> None:
+    files = sorted((repository / folder).glob("*.yaml"))
+    assert files
+    for path in files:
+        load(kind, path)
+        jsonschema.validate(yaml.safe_load(path.read_text()), kind.model_json_schema())
