@@ -1,0 +1,158 @@
+"""Shares of hits with 95 % intervals clustered by document, and paired differences of two shares.
+
+Sites of one document share its text, so their hits are correlated: intervals that count sites as independent are
+too narrow. Here the document is the unit of sampling: the cluster-robust variance of hits/sites gives a design
+effect, which turns the number of sites into an effective one, and Wilson's interval is taken with that (Korn &
+Graubard 1998, Survey Methodology 24:193). Differences of two readings of the same sites combine the two intervals
+with the clustered correlation between the readings (Newcombe 1998, Statistics in Medicine 17:2635, method 10).
+
+Shape names: N sites, D documents. Shares are fractions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+_Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share of hits with its interval."""
+
+    value: float
+    low: float
+    high: float
+    sites: int
+    documents: int
+
+    def overlaps(self, other: Estimate) -> bool:
+        """Whether the two intervals share a point."""
+        return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One reading's share of hits minus another's on the same sites."""
+
+    value: float
+    low: float
+    high: float
+    standard_error: float | None
+    """Cluster-robust; None with a single document, which tells nothing about others."""
+    sites: int
+    documents: int
+
+
+def proportion(hits_N: NDArray[np.bool_], documents_N: Sequence[str] | NDArray[np.str_]) -> Estimate | None:
+    """Share of hits with its interval; None without sites.
+
+    With one site a document this is Wilson's interval. Where the design effect cannot be estimated (every site is a
+    hit, none is, or there is a single document) each document counts as one observation. Negative correlation within
+    documents, mostly chance, never makes the interval narrower than Wilson's.
+
+    Example:
+        >>> estimate = proportion(np.array([True] * 8 + [False] * 2), [f"document {i}" for i in range(10)])
+        >>> f"{estimate.value:.2f} in [{estimate.low:.4f}, {estimate.high:.4f}]"
+        '0.80 in [0.4902, 0.9433]'
+    """
+    if len(hits_N) == 0:
+        return None
+    mean, errors_D = _mean_and_errors(hits_N, documents_N)
+    low, high = _wilson(mean, _effective_sites(mean, errors_D, len(hits_N)))
+    return Estimate(mean, low, high, len(hits_N), len(errors_D))
+
+
+def difference(
+    after_N: NDArray[np.bool_], before_N: NDArray[np.bool_], documents_N: Sequence[str] | NDArray[np.str_]
+) -> Difference | None:
+    """Share of hits of `after` minus that of `before` on the same sites, paired; None without sites.
+
+    Args:
+        after_N: hits of one reading.
+        before_N: hits of the other, in the same order.
+        documents_N: the sites' documents.
+    """
+    after, before = proportion(after_N, documents_N), proportion(before_N, documents_N)
+    if after is None or before is None:
+        return None
+    _, after_D = _mean_and_errors(after_N, documents_N)
+    _, before_D = _mean_and_errors(before_N, documents_N)
+    scale = math.sqrt(float(after_D @ after_D) * float(before_D @ before_D))
+    correlation = float(after_D @ before_D) / scale if scale > 0 else 0.0
+
+    def distance(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a - 2 * correlation * a * b + b * b))
+
+    value = after.value - before.value
+    return Difference(
+        value,
+        value - distance(after.value - after.low, before.high - before.value),
+        value + distance(after.high - after.value, before.value - before.low),
+        math.sqrt(_variance(after_D - before_D, after.sites)) if after.documents > 1 else None,
+        after.sites,
+        after.documents,
+    )
+
+
+def _mean_and_errors(
+    hits_N: NDArray[np.bool_], documents_N: Sequence[str] | NDArray[np.str_]
+) -> tuple[float, NDArray[np.float64]]:
+    """The share p of hits, and every document's hits − p · sites [D]: they sum to 0."""
+    _, document_N = np.unique(np.asarray(documents_N), return_inverse=True)
+    hits_D = np.bincount(document_N, weights=np.asarray(hits_N, dtype=np.float64))
+    sites_D = np.bincount(document_N)
+    mean = float(hits_D.sum() / sites_D.sum())
+    return mean, hits_D - mean * sites_D
+
+
+def _variance(errors_D: NDArray[np.float64], sites: int) -> float:
+    """Cluster-robust variance of a ratio estimator: D/(D−1) · Σ errors² / N², for at least two documents."""
+    documents = len(errors_D)
+    return documents / (documents - 1) * float(errors_D @ errors_D) / sites**2
+
+
+def _effective_sites(mean: float, errors_D: NDArray[np.float64], sites: int) -> float:
+    """Number of independent sites that would leave the mean as uncertain as these clustered ones do."""
+    documents = len(errors_D)
+    if documents == 1 or mean in (0.0, 1.0):
+        return documents
+    variance = _variance(errors_D, sites)
+    if variance == 0:
+        return sites
+    design_effect = variance / (mean * (1 - mean) / (sites - 1))
+    few_documents = (_t_quantile(sites - 1) / _t_quantile(documents - 1)) ** 2
+    return min(sites, sites / design_effect * few_documents)
+
+
+def _wilson(mean: float, sites: float) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share `mean` among `sites` independent ones."""
+    shrink = 1 / (1 + _Z**2 / sites)
+    centre = shrink * (mean + _Z**2 / (2 * sites))
+    half = shrink * _Z * math.sqrt(mean * (1 - mean) / sites + _Z**2 / (4 * sites**2))
+    return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
+
+
+def _t_quantile(freedom: int) -> float:
+    """Student's t at the level of `CONFIDENCE`, by its expansion (Abramowitz & Stegun 26.7.5): within 0.001 from 4
+    degrees of freedom on, 1 % too small at 2.
+
+    Example:
+        >>> round(_t_quantile(4), 3), round(_t_quantile(30), 3)  # tables: 2.776, 2.042
+        (2.776, 2.042)
+    """
+    z = _Z
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
