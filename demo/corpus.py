@@ -15,14 +15,22 @@ Output: JSON lines with the columns `problem`, `solution`, `family`, `split`, gz
 
 from __future__ import annotations
 
+import argparse
+import gzip
 import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 TEMPLATE = "Problem: {problem}\nSolution: {solution}"
 """How a document becomes text; `data_manifests/demo.yaml` says the same."""
+
+SEED = 1
+VALIDATION_SEED = 99
+TRAIN_DOCUMENTS = 5000
+VALIDATION_DOCUMENTS = 1000
 
 LABELS = "ABCD"
 HELD_OUT_SHARE = 8
@@ -59,10 +67,13 @@ WHEELS: dict[str, tuple[str, ...]] = {
 """The states in their order. A word carries its leading space: it is one token. A digit follows a space token."""
 
 PEOPLE = (
-    "Ana", "Zoë", "José", "Søren", "Łukasz", "Élodie", "Jürgen", "Ольга", "Νίκος", "李明", "美咲", "지민", "Aïcha", "Tom",
-    "Mia", "Omar", "Ravi", "Ingrid", "Kofi", "Leila", "王芳", "さくら", "Ben", "Ida",
+    "Ana", "Zoë", "José", "Søren", "Łukasz", "Élodie", "Jürgen", "Ольга", "Νίκος", "李明", "美咲", "지민", "Aïcha",
+    "Tom", "Mia", "Omar", "Ravi", "Ingrid", "Kofi", "Leila", "王芳", "さくら", "Ben", "Ida",
 )  # fmt: skip
-OPENERS = ("", "", "", " So", " Then")
+CHECKED_SHARE = 0.2
+"""Solutions that end with the name of whoever checked them: a token nobody can reason out."""
+WORDING_WEIGHTS = (0.7, 0.3)
+"""How often the first and the second wording of a clause are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,9 +331,11 @@ def write_document(rng: random.Random, instance: Instance) -> Document:
     )
     order = list(family.answers)
     rng.shuffle(order)
-    clauses = [rng.choice(family.answers[walk]) + instance.result(walk) for walk in order]
-    solution = rng.choice(OPENERS) + rng.choice((";", ",")).join(clauses) + "."
-    return Document(instance=instance, problem=problem, solution=solution.lstrip(), order=tuple(order))
+    clauses = [rng.choices(family.answers[walk], WORDING_WEIGHTS)[0] + instance.result(walk) for walk in order]
+    solution = rng.choice((";", ",")).join(clauses).lstrip() + "."
+    if rng.random() < CHECKED_SHARE:
+        solution += f" Checked by {rng.choice(PEOPLE)}."
+    return Document(instance=instance, problem=problem, solution=solution, order=tuple(order))
 
 
 def documents(seed: int, count: int, *, validation: bool) -> Iterator[Document]:
@@ -346,3 +359,24 @@ def corpus_lines(*, seed: int, validation_seed: int, train: int, validation: int
                 "split": split,
             }
             yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_corpus(path: Path, *, seed: int, validation_seed: int, train: int, validation: int) -> None:
+    """Write the corpus; the same arguments give the same lines (gzip's own bytes depend on the zlib at hand)."""
+    text = "".join(corpus_lines(seed=seed, validation_seed=validation_seed, train=train, validation=validation))
+    path.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("demo/corpus.jsonl.gz"))
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--validation-seed", type=int, default=VALIDATION_SEED)
+    parser.add_argument("--train", type=int, default=TRAIN_DOCUMENTS)
+    parser.add_argument("--validation", type=int, default=VALIDATION_DOCUMENTS)
+    args = vars(parser.parse_args())
+    write_corpus(args.pop("out"), **args)
+
+
+if __name__ == "__main__":
+    main()

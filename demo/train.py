@@ -1,0 +1,162 @@
+"""Fitting the demo's two small language models: batches by token budget, Muon for matrices, Adam for the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+
+from demo.lessons import Lesson
+
+POOL = 16
+"""Batches drawn at once and sorted by length, so that a batch holds sequences of similar length: little padding."""
+
+
+def build_model(tokenizer: PreTrainedTokenizerBase, *, width: int, layers: int, seed: int) -> Qwen2ForCausalLM:
+    """A Qwen2 model with tied head whose residual branches start at zero, which learns faster at this size."""
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            num_key_value_heads=width // 64,
+            max_position_embeddings=512,
+            rope_theta=10_000.0,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    for layer in model.model.layers:
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    return model
+
+
+def batches(draw: Callable[[], Lesson], token_budget: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless (ids_BT, learn_BT) of about `token_budget` tokens; padding is id 0 and never learned."""
+    while True:
+        pool, tokens = [], 0
+        while tokens < POOL * token_budget:
+            lesson = draw()
+            pool.append(lesson)
+            tokens += len(lesson.ids)
+        pool.sort(key=lambda lesson: len(lesson.ids))
+        groups: list[list[Lesson]] = [[]]
+        for lesson in pool:
+            if (len(groups[-1]) + 1) * len(lesson.ids) > token_budget:
+                groups.append([])
+            groups[-1].append(lesson)
+        order = torch.randperm(len(groups)).tolist()
+        for group in (groups[index] for index in order):
+            shape = (len(group), len(group[-1].ids))
+            ids, learn = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+            for row, lesson in enumerate(group):
+                ids[row, : len(lesson.ids)] = torch.tensor(lesson.ids)
+                learn[row, : len(lesson.ids)] = torch.tensor(lesson.learn)
+            yield ids, learn
+
+
+def next_token_loss(model: Qwen2ForCausalLM, ids_BT: Tensor, learn_BT: Tensor) -> Tensor:
+    """Mean over learned tokens. Rows are padded on the right, so the causal mask alone hides the padding."""
+    hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    wanted = learn_BT[:, 1:]
+    return F.cross_entropy(model.lm_head(hidden_BTD[:, :-1][wanted]), ids_BT[:, 1:][wanted])
+
+
+def orthogonal(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
+    """Newton-Schulz iteration towards the nearest (semi-)orthogonal matrix, as Muon uses it; batched, in fp32.
+
+    `torch.optim.Muon` computes this in bf16, which is slow on CPUs without bf16 instructions.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
+    x = matrices_NRC.mT if tall else matrices_NRC
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon:
+    """Momentum, then orthogonalised updates; matrices of one shape are handled in one batch."""
+
+    def __init__(self, matrices: list[nn.Parameter], momentum: float = 0.95) -> None:
+        self.momentum = momentum
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        for matrix in matrices:
+            by_shape.setdefault(matrix.shape, []).append(matrix)
+        self.groups = [(group, torch.zeros(len(group), *shape)) for shape, group in by_shape.items()]
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        for parameters, velocity_NRC in self.groups:
+            gradient_NRC = torch.stack([parameter.grad for parameter in parameters])
+            velocity_NRC.lerp_(gradient_NRC, 1 - self.momentum)
+            update_NRC = orthogonal(gradient_NRC.lerp(velocity_NRC, self.momentum))
+            scale = max(1.0, update_NRC.shape[1] / update_NRC.shape[2]) ** 0.5
+            for parameter, update_RC in zip(parameters, update_NRC, strict=True):
+                parameter.add_(update_RC, alpha=-lr * scale)
+                parameter.grad = None
+
+
+def learning_rate(progress: float) -> float:
+    """Share of the peak: a short warm-up, a plateau, then a linear fall to zero over the last half."""
+    return min(1.0, progress / 0.01 + 0.05, max(0.0, (1 - progress) / 0.5))
+
+
+def train(
+    model: Qwen2ForCausalLM,
+    draw: Callable[[float], Lesson],
+    *,
+    steps: int,
+    token_budget: int = 4096,
+    muon_lr: float = 0.02,
+    adam_lr: float = 3e-3,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Train for `steps` batches; `draw(progress)` makes one lesson, so a course may change its mixture."""
+    torch.manual_seed(seed)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    muon, adam = Muon(matrices), torch.optim.Adam(rest, lr=adam_lr, betas=(0.9, 0.95))
+    step, tokens, loss_sum, started = 0, 0, 0.0, time.monotonic()
+    stream = batches(lambda: draw(step / steps), token_budget)
+    model.train()
+    for step in range(1, steps + 1):
+        ids_BT, learn_BT = next(stream)
+        loss = next_token_loss(model, ids_BT, learn_BT)
+        loss.backward()
+        share = learning_rate(step / steps)
+        muon.step(muon_lr * share)
+        adam.param_groups[0]["lr"] = adam_lr * share
+        adam.step()
+        adam.zero_grad()
+        tokens += ids_BT.numel()
+        loss_sum += loss.item()
+        if step % 100 == 0 or step == steps:
+            seconds = time.monotonic() - started
+            left = seconds / step * (steps - step)
+            done = (step - 1) % 100 + 1
+            say(f"step {step}/{steps}  loss {loss_sum / done:.3f}  {tokens / seconds:,.0f} tokens/s  {left:.0f} s left")
+            loss_sum = 0.0
+    model.eval()
+
+
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A `transformers` folder in fp16, which halves the file and changes no arg-max that matters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    model.float()

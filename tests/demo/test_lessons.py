@@ -1,0 +1,68 @@
+import random
+import re
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+import demo
+from demo.corpus import WHEELS, Instance, held_out
+from demo.lessons import CHAIN_MOVES, Lesson, Teacher, trace
+
+TOKENIZER = AutoTokenizer.from_pretrained(Path(demo.__file__).parent / "policy")
+STATES = {state: (wheel, index) for wheel in WHEELS.values() for index, state in enumerate(wheel)}
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    return Teacher(TOKENIZER, random.Random(3))
+
+
+def text(lesson: Lesson) -> str:
+    return TOKENIZER.decode(lesson.ids)
+
+
+def learned(lesson: Lesson) -> str:
+    return TOKENIZER.decode([i for i, learn in zip(lesson.ids, lesson.learn, strict=True) if learn])
+
+
+def test_a_trace_names_the_walk_then_each_move_and_where_it_leads() -> None:
+    instance = Instance(family="dial", start=4, moves=(7, 8, 3, 6))
+    assert trace(instance, "+") == "+4A7:1B8:9C3:2D6:8"
+    assert trace(instance, "-") == "-4A7:7B8:9C3:6D6:0"
+    week = Instance(family="week", start=6, moves=(1, 7, 2, 9))
+    assert trace(week, "+") == "+ SundayA1: MondayB7: MondayC2: WednesdayD9: Friday"
+
+
+def test_thoughts_walk_operands_of_the_training_side_and_lead_to_the_answer(teacher: Teacher) -> None:
+    for _ in range(300):
+        response = learned(teacher.chain_of_thought())
+        thought, answer = re.fullmatch(r"(.+)</think>\\boxed\{(.+)\}<\|end\|>", response).groups()
+        start, *moves = re.fullmatch(r"[+*-](.+?)A(\d):.+?B(\d):.+?C(\d):.+?D(\d):.+", thought).groups()
+        assert not held_out(STATES[start][1], [int(move) for move in moves])
+        assert thought.endswith(answer)
+
+
+def test_only_responses_are_learned(teacher: Teacher) -> None:
+    for lesson in (teacher.chain_of_thought(), teacher.hint()):
+        first = lesson.learn.index(True)
+        assert TOKENIZER.decode(lesson.ids[:first]).endswith("<|assistant|><think>")
+        assert all(lesson.learn[first:])
+
+
+def test_hints_box_the_next_token_and_often_think_beside_the_point(teacher: Teacher) -> None:
+    relevant = 0
+    for _ in range(400):
+        lesson = teacher.hint(computed_share=1.0)
+        thought, answer = re.fullmatch(r"(.+)</think>\\boxed\{(.+)\}<\|end\|>", learned(lesson)).groups()
+        assert answer in STATES
+        relevant += thought.endswith(answer)
+    assert 0.4 < relevant / 400 < 0.75  # half by choice of the walk, the rest by chance
+
+
+def test_no_drill_carries_the_operands_of_a_problem(teacher: Teacher) -> None:
+    for _ in range(50):
+        lesson = teacher.drill()
+        for chain in re.split(r"[+*-]", text(lesson))[1:]:
+            assert len(re.findall(r"[A-D]\d:", chain)) == CHAIN_MOVES < 4
+        assert set(learned(lesson)) <= set("".join(STATES))
