@@ -1,0 +1,353 @@
+"""The built-in sampler: plain PyTorch over any decoder of `transformers`, with its own inference copy of the policy.
+
+A context is read once for its G responses; keys and values then live in buffers that a step extends in place; rows that
+have ended leave the batch. A response is a function of (weights, prompt, seed): its noise does not depend on which
+other rows are in the batch, on their order, or on the number of ranks.
+
+Shape names: P prompts, G responses a prompt, R = P·G rows, W width of the left-padded contexts, H key-value heads,
+D head dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from pipeline.core.errors import UserError
+from pipeline.grpo.types import Response
+from pipeline.scoring.tokens import CorpusTokenizer
+
+UNKNOWN = "\ufffd".encode()
+"""Bytes of an id that the tokenizer does not know (models have spare rows): such a response matches nothing."""
+
+_ROOM = 64
+"""Columns by which a full key-value buffer grows."""
+
+
+def rollout_seed(seed: int, step: int, site_id: str, sample: int) -> int:
+    """The seed of one response: 64 bits of a hash of what it is for.
+
+    Example:
+        >>> rollout_seed(0, 0, "d-1", 0) == rollout_seed(0, 0, "d-1", 1)
+        False
+    """
+    key = f"{seed}/{step}/{site_id}/{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+def uniform(seeds_R: NDArray[np.uint64], index: int) -> NDArray[np.float32]:
+    """The `index`-th draw [R] in [0, 1) of every seed's stream: SplitMix64 (Steele, Lea and Flood 2014), 24 bits.
+
+    Example:
+        >>> uniform(np.array([1, 2], dtype=np.uint64), 0).round(3).tolist()
+        [0.567, 0.591]
+    """
+    with np.errstate(over="ignore"):
+        z = seeds_R + np.uint64(0x9E3779B97F4A7C15) * np.uint64(index + 1)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+    """One token a row by inverting the cumulative distribution, and its log-probability at that temperature.
+
+    Temperature 0 takes the most likely token (of equals, the first); its log-probability is that at temperature 1.
+
+    Returns:
+        ids [R] int64, logprobs [R] float32.
+    """
+    logits_RV = logits_RV.float() / (temperature or 1.0)
+    log_total_R = logits_RV.logsumexp(dim=-1)
+    if temperature == 0:
+        ids_R = logits_RV.argmax(dim=-1)
+    else:
+        cumulative_RV = (logits_RV - log_total_R[:, None]).exp_().cumsum(dim=-1)
+        total_R = cumulative_RV[:, -1]
+        # Strictly below the total: the first column above it has a probability above zero.
+        point_R = torch.minimum(uniform_R * total_R, torch.nextafter(total_R, torch.zeros_like(total_R)))
+        ids_R = torch.searchsorted(cumulative_RV, point_R[:, None], right=True)[:, 0]
+    return ids_R, logits_RV.gather(1, ids_R[:, None])[:, 0] - log_total_R
+
+
+class Sampler:
+    """Samples responses from a copy of the policy that `load_weights` keeps current.
+
+    Args:
+        model: a causal language model of `transformers` with full or sliding-window attention.
+        tokenizer: the policy's tokenizer, for the bytes of a response.
+        eos_ids: ids that end a response.
+        batch_rows: responses decoded at once: memory, not results.
+        prefill_tokens: context tokens read at once: memory, not results.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: CorpusTokenizer,
+        eos_ids: Iterable[int],
+        *,
+        batch_rows: int = 1024,
+        prefill_tokens: int = 16384,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.eos_ids = frozenset(eos_ids)
+        self._tokenizer = tokenizer
+        self._batch_rows, self._prefill_tokens = batch_rows, prefill_tokens
+        kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+        if kinds - {"full_attention", "sliding_attention"}:
+            raise UserError(
+                "the built-in sampler knows models with attention layers only",
+                where=f"{type(model).__name__} has {', '.join(sorted(kinds))}",
+                mend="choose another policy",
+            )
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        tokenizer: CorpusTokenizer,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        batch_rows: int = 1024,
+    ) -> Sampler:
+        """From a `transformers` folder; what ends a response is read from its generation configuration."""
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        torch.nn.Module.to(model, device)
+        return cls(model, tokenizer, eos_ids_of(model), batch_rows=batch_rows)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy weights by their `transformers` names. A tied output head follows its embedding.
+
+        Raises:
+            ValueError: a parameter was not given, or one was given that the model does not have.
+        """
+        own = dict(self.model.named_parameters())  # tied parameters appear once, under their first name
+        aliases = set(dict(self.model.named_parameters(remove_duplicate=False))) - set(own)
+        with torch.no_grad():
+            for name, tensor in weights:
+                if name not in aliases:
+                    own.pop(name).copy_(tensor)
+        if own:
+            raise ValueError(f"weights not given: {', '.join(own)}")
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        temperature: float,
+        max_new_tokens: int,
+        seeds: Sequence[int],
+    ) -> list[Response]:
+        """`group_size` responses to every prompt, prompt by prompt.
+
+        Args:
+            prompts: token ids of P prompts, each at least one token.
+            group_size: G.
+            temperature: 0 is greedy.
+            max_new_tokens: room for a response; one that has not ended by then is unfinished.
+            seeds: of the P·G responses (`rollout_seed`).
+
+        Returns:
+            P·G responses, in the order of `seeds`.
+        """
+        if len(seeds) != len(prompts) * group_size:
+            raise ValueError(f"{len(prompts)} prompts of {group_size} need as many seeds, got {len(seeds)}")
+        responses: dict[int, Response] = {}
+        by_length = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))  # little padding
+        for start in range(0, len(prompts), width := max(1, self._batch_rows // group_size)):
+            chosen = by_length[start : start + width]
+            rows = [p * group_size + g for p in chosen for g in range(group_size)]
+            noise = np.array([seeds[row] for row in rows], dtype=np.uint64)
+            made = self._decode([prompts[p] for p in chosen], group_size, temperature, max_new_tokens, noise)
+            responses.update(zip(rows, made, strict=True))
+        return [responses[row] for row in range(len(seeds))]
+
+    @torch.inference_mode()
+    def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]:
+        """The most likely next token after each of P contexts, read straight off the model.
+
+        Args:
+            contexts: token ids, with the token the model expects at a start where it expects one; none is empty.
+        """
+        best = [0] * len(contexts)
+        by_length = sorted(range(len(contexts)), key=lambda p: len(contexts[p]))
+        for chosen in _chunks(by_length, [len(context) for context in contexts], self._prefill_tokens):
+            logits_PV = self._read([contexts[p] for p in chosen], len(contexts[chosen[-1]]), None)
+            for p, token in zip(chosen, logits_PV.argmax(dim=-1).tolist(), strict=True):
+                best[p] = token
+        return best
+
+    def _read(self, contexts: Sequence[Sequence[int]], width: int, cache: Cache | None) -> Tensor:
+        """Run contexts, left-padded to `width`, into `cache`; logits [P, V] after their last tokens."""
+        ids_PW, mask_PW = pad_left(contexts, width, self.model.device)
+        positions_PW = (mask_PW.cumsum(dim=1) - 1).clamp_(min=0)
+        output = self.model(
+            input_ids=ids_PW,
+            attention_mask=mask_PW,
+            position_ids=positions_PW,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+    def _decode(
+        self, prompts: list[Sequence[int]], group_size: int, temperature: float, room: int, noise_R: NDArray[np.uint64]
+    ) -> list[Response]:
+        """Responses of one batch, prompt by prompt."""
+        device = self.model.device
+        lengths = [len(prompt) for prompt in prompts]
+        width, rows = max(lengths), len(prompts) * group_size
+        layers, logits = [], []
+        for chosen in _chunks(range(len(prompts)), [width] * len(prompts), self._prefill_tokens):
+            part: list[Any] = [DynamicLayer() for _ in range(self.model.config.num_hidden_layers)]
+            logits.append(self._read([prompts[p] for p in chosen], width, Cache(layers=part)))
+            layers.append([(layer.keys, layer.values) for layer in part])
+        logits_RV = torch.cat(logits).repeat_interleave(group_size, dim=0)
+        room_now = min(room, _ROOM)
+        cache = Cache(layers=[BufferLayer(parts, group_size, room_now) for parts in zip(*layers, strict=True)])
+        del layers, part, logits
+        mask_RW = pad_left(prompts, width, device)[1].repeat_interleave(group_size, dim=0)
+        positions_R = torch.tensor(lengths, device=device).repeat_interleave(group_size)
+        mask_RT = torch.cat([mask_RW, mask_RW.new_ones(rows, room)], dim=1)
+
+        ids_RT = np.zeros((rows, room), dtype=np.int64)
+        logprobs_RT = np.zeros((rows, room), dtype=np.float32)
+        length_R = np.zeros(rows, dtype=np.int64)
+        finished_R = np.zeros(rows, dtype=bool)
+        eos = np.array(sorted(self.eos_ids))
+        live = np.arange(rows)  # rows that are in the batch; those that have ended leave a quarter at a time
+        for t in range(room):
+            noise = torch.from_numpy(uniform(noise_R[live], t)).to(device)
+            ids_L, logprobs_L = draw(logits_RV, temperature, noise)
+            ids, going = ids_L.cpu().numpy(), ~finished_R[live]
+            writing = live[going]
+            ids_RT[writing, t], logprobs_RT[writing, t] = ids[going], logprobs_L.cpu().numpy()[going]
+            length_R[writing] += 1
+            finished_R[writing] = np.isin(ids[going], eos)
+            going = ~finished_R[live]
+            if t + 1 == room or not going.any():
+                break
+            if going.sum() <= 0.75 * len(live):
+                keep = torch.from_numpy(np.flatnonzero(going)).to(device)
+                cache.batch_select_indices(keep)
+                ids_L, mask_RT, positions_R, live = ids_L[keep], mask_RT[keep], positions_R[keep], live[going]
+            logits_RV = self.model(
+                input_ids=ids_L[:, None],
+                attention_mask=mask_RT[:, : width + t + 1],
+                position_ids=(positions_R + t)[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+        return [
+            self._response(ids_RT[r, :n].tolist(), logprobs_RT[r, :n].tolist(), bool(finished_R[r]))
+            for r, n in enumerate(length_R.tolist())
+        ]
+
+    def _response(self, ids: list[int], logprobs: list[float], finished: bool) -> Response:
+        spoken, known = ids[:-1] if finished else ids, self._tokenizer.token_bytes
+        text = b"".join([known[i] if i < len(known) else UNKNOWN for i in spoken])
+        return Response(tuple(ids), text, finished, tuple(logprobs))
+
+
+class BufferLayer(DynamicLayer):
+    """One layer's keys and values [R, H, columns, D]: steps fill the buffer in place, nothing is concatenated."""
+
+    def __init__(self, prefixes: Sequence[tuple[Tensor, Tensor]], group_size: int, room: int) -> None:
+        """Keys and values [P, H, W, D] of contexts, each repeated `group_size` times, with `room` free columns."""
+        super().__init__()
+        self.lazy_initialization(*prefixes[0])
+        self._filled = prefixes[0][0].shape[2]
+        self._keys = _repeated([keys for keys, _ in prefixes], group_size, room)
+        self._values = _repeated([values for _, values in prefixes], group_size, room)
+        self._show()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append columns [R, H, n, D]; returns all filled ones."""
+        start, self._filled = self._filled, self._filled + key_states.shape[2]
+        if self._filled > self._keys.shape[2]:
+            more = max(_ROOM, self._filled // 2)
+            self._keys, self._values = (
+                torch.cat([old, old.new_empty(*old.shape[:2], more, old.shape[3])], dim=2)
+                for old in (self._keys, self._values)
+            )
+        self._keys[:, :, start : self._filled] = key_states
+        self._values[:, :, start : self._filled] = value_states
+        return self._show()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only these rows."""
+        self._keys, self._values = self._keys[indices], self._values[indices]
+        self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        shown = self._keys[:, :, : self._filled], self._values[:, :, : self._filled]
+        self.keys, self.values = shown
+        return shown
+
+
+def _repeated(parts: Sequence[Tensor], group_size: int, room: int) -> Tensor:
+    """The rows of all parts [P, H, W, D], each `group_size` times, with `room` more columns: [R, H, W + room, D]."""
+    _, heads, width, dimension = parts[0].shape
+    buffer = parts[0].new_empty(sum(map(len, parts)), group_size, heads, width + room, dimension)
+    start = 0
+    for part in parts:
+        buffer[start : start + len(part), :, :, :width] = part[:, None]
+        start += len(part)
+    return buffer.flatten(0, 1)
+
+
+def pad_left(rows: Sequence[Sequence[int]], width: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """ids and mask [P, W] of rows that all end in the last column. The mask, not the padding's id, says what is real.
+
+    Example:
+        >>> pad_left([[5], [6, 7]], 2, "cpu")[1].tolist()
+        [[False, True], [True, True]]
+    """
+    ids, mask = np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width), dtype=bool)
+    for ids_W, mask_W, row in zip(ids, mask, rows, strict=True):
+        ids_W[width - len(row) :], mask_W[width - len(row) :] = row, True
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def eos_ids_of(model: PreTrainedModel) -> frozenset[int]:
+    """Ids that end a response, as the model's generation configuration has them.
+
+    Raises:
+        UserError: it names none, so that no response could ever finish.
+    """
+    named = model.generation_config.eos_token_id if model.generation_config else None
+    ids = [named] if isinstance(named, int) else list(named or ())
+    if not ids:
+        raise UserError(
+            "the policy names no end-of-sequence token",
+            where=model.config._name_or_path,
+            mend="set `eos_token_id` in its generation_config.json",
+        )
+    return frozenset(ids)
+
+
+def _chunks(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Consecutive parts of `order` whose padded size stays within `tokens` (one item at least)."""
+    part: list[int] = []
+    longest = 0
+    for item in order:
+        if part and max(longest, lengths[item]) * (len(part) + 1) > tokens:
+            yield part
+            part, longest = [], 0
+        part, longest = [*part, item], max(longest, lengths[item])
+    if part:
+        yield part
