@@ -56,7 +56,9 @@ class ValidationConfig(Config):
 class CorpusConfig(Config):
     """Where the records come from and how a record becomes a document."""
 
-    locations: ClassVar[frozenset[str]] = frozenset({"source", "license", "max_quarantine_fraction"})
+    locations: ClassVar[frozenset[str]] = frozenset(
+        {"source", "revision", "sha256", "license", "max_quarantine_fraction"}
+    )
 
     source: str
     """A path, a glob, a folder, `hf://datasets/owner/name[/file]`, `s3://…` or any fsspec URL."""
@@ -99,6 +101,9 @@ class TrainProxyConfig(Config):
     batch_tokens: int = Field(8192, gt=0)
     lr: float = Field(3e-3, gt=0)
     max_steps: int = Field(400, gt=0)
+    """Of `batch_tokens` each: the training ends here or after `epochs` passes, whichever comes first."""
+    sample_bytes: int = Field(64_000_000, gt=0)
+    """Of a larger training split only about this much text is used, chosen by a hash of (seed, doc_id)."""
     seed: int = 0
 
 

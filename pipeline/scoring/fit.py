@@ -1,0 +1,291 @@
+"""Fit a proxy on the corpus itself: a byte-level BPE and a small LM a fold that has not seen the fold's documents.
+
+Shape names: B rows of a batch, T tokens of a row, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from pipeline.core.artifact import InputFile
+from pipeline.core.config import ScoreConfig, TrainProxyConfig
+from pipeline.core.errors import UserError
+from pipeline.core.parquet import read_table
+from pipeline.scoring.proxy import as_proxy, score_documents
+from pipeline.scoring.tokens import CorpusTokenizer
+
+DOCUMENT = "<|document|>"
+"""The proxy's one special token: it stands before every document."""
+
+HELD_OUT_BYTES = 200_000
+"""Text the fitted proxy is measured on."""
+
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2 splits text before BPE (single digits): the more boundaries proxy and policy share, the fewer sites go."""
+
+
+def fold_of(doc_id: str, folds: int) -> int:
+    """The fold a document belongs to: it is scored by the proxy that has seen none of that fold.
+
+    Example:
+        >>> fold_of("00000000000000ff0123456789abcdef", 2)
+        1
+    """
+    return int(doc_id[:16], 16) % folds
+
+
+# --------------------------------------------------------------------------------------------------- sample
+
+
+@dataclass
+class Sample:
+    """Texts in the order of a hash of (seed, doc_id), at most about `limit` bytes of them: the same whatever the order
+    they come in, and unmoved by documents that are not offered."""
+
+    limit: int
+    seed: int
+    _kept: list[tuple[str, str]] = field(default_factory=list)
+    _bytes: int = 0
+
+    def offer(self, doc_id: str, text: str) -> None:
+        self._kept.append((hashlib.sha256(f"{self.seed}:{doc_id}".encode()).hexdigest(), text))
+        self._bytes += len(text.encode())
+        if self._bytes > 2 * self.limit:
+            self._prune()
+
+    def texts(self) -> list[str]:
+        self._prune()
+        return [text for _, text in self._kept]
+
+    def _prune(self) -> None:
+        self._kept.sort()
+        sizes = [len(text.encode()) for _, text in self._kept]
+        count = max(1, int(np.searchsorted(np.cumsum(sizes), self.limit, side="right")))
+        self._kept, self._bytes = self._kept[:count], sum(sizes[:count])
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a fold's proxy is made from and measured on."""
+
+    tokenizer: list[str]
+    """Training documents of all folds: one BPE for the whole corpus."""
+    training: list[str]
+    """Training documents of the other folds (of all, if there is one fold)."""
+    held_out: list[str]
+    """Documents the model never sees: its own fold's and the validation split's."""
+
+
+def read_texts(files: Sequence[InputFile], fold: int, config: TrainProxyConfig) -> Texts:
+    """Sample the documents table for one fold.
+
+    Raises:
+        UserError: no training document outside the fold.
+    """
+    tokenizer, training = (Sample(config.sample_bytes, config.seed) for _ in range(2))
+    held_out = Sample(HELD_OUT_BYTES, config.seed)
+    for file in files:
+        for row in read_table(file, ["doc_id", "split", "text"]).to_pylist():
+            own_fold = config.folds > 1 and fold_of(row["doc_id"], config.folds) == fold
+            if row["split"] == "train":
+                tokenizer.offer(row["doc_id"], row["text"])
+                if not own_fold:
+                    training.offer(row["doc_id"], row["text"])
+            if own_fold or row["split"] != "train":
+                held_out.offer(row["doc_id"], row["text"])
+    if not training.texts():
+        raise UserError(
+            f"no training documents for the proxy of fold {fold}",
+            where="proxy.train.folds",
+            mend="use fewer folds, fewer validation documents, or a larger corpus",
+        )
+    return Texts(tokenizer.texts(), training.texts(), held_out.texts())
+
+
+# ---------------------------------------------------------------------------------------------------- model
+
+
+def fit_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE with all 256 bytes, so lossless on any text; the same texts give the same tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[DOCUMENT],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{DOCUMENT} $A", special_tokens=[(DOCUMENT, tokenizer.token_to_id(DOCUMENT))]
+    )
+    return tokenizer
+
+
+def new_model(vocab_size: int, bos_id: int, config: TrainProxyConfig) -> Any:
+    """An untrained Qwen2-shaped LM, drawn from `config.seed`; blocks start as the identity."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=3 * config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=True,
+        bos_token_id=bos_id,
+        eos_token_id=bos_id,
+    )
+    torch.manual_seed(config.seed)
+    model = Qwen2ForCausalLM(shape).float()
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    return model
+
+
+def packed_batches(
+    documents: Sequence[NDArray[np.int64]], config: TrainProxyConfig
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs and targets [B, T] without end: every epoch the documents in another order, end to end, cut into rows.
+
+    A row may start inside a document and hold several; the document token says where one begins.
+    """
+    total = sum(map(len, documents))
+    T = min(config.context, max(1, total - 1))
+    B = max(1, min(config.batch_tokens, total - 1) // T)
+    epoch, rest = 0, np.empty(0, np.int64)
+    while True:
+        order = np.random.default_rng((config.seed, epoch)).permutation(len(documents))
+        stream = np.concatenate([rest, *(documents[i] for i in order)])
+        count = (len(stream) - 1) // (B * T)
+        for batch in range(count):
+            piece = torch.from_numpy(stream[batch * B * T : (batch + 1) * B * T + 1])
+            yield piece[:-1].view(B, T), piece[1:].view(B, T)
+        rest, epoch = stream[count * B * T :], epoch + 1
+
+
+def steps_for(tokens: int, config: TrainProxyConfig) -> int:
+    """Steps of a training: `epochs` passes over the tokens, at most `max_steps`."""
+    return max(1, min(config.max_steps, round(config.epochs * tokens / config.batch_tokens)))
+
+
+def train(
+    model: Any, documents: Sequence[NDArray[np.int64]], config: TrainProxyConfig, say: Callable[[str], None]
+) -> None:
+    """Train `model` in place on documents' ids (each with the document token in front): AdamW, cosine to zero."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+    others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95))
+    steps = steps_for(sum(map(len, documents)), config)
+    warmup = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * s / steps))
+    )
+    output_VH = model.get_output_embeddings().weight
+    model.train()
+    for step, (ids_BT, targets_BT) in zip(range(1, steps + 1), packed_batches(documents, config), strict=False):
+        hidden_BTH = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        logits = hidden_BTH.flatten(0, 1) @ output_VH.T  # [B·T, V]
+        loss = torch.nn.functional.cross_entropy(logits, targets_BT.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % max(1, steps // 8) == 0:
+            say(f"step {step} of {steps}, loss {loss.item():.2f} nats/token")
+    model.eval()
+
+
+# --------------------------------------------------------------------------------------------------- report
+
+
+def bits_per_byte(model: Any, tokenizer: CorpusTokenizer, texts: Sequence[str]) -> float:
+    """Bits a byte the model needs for the texts' tokens (all but each text's first)."""
+    ids = tokenizer.encode_batch(texts)
+    config = ScoreConfig(min_context_tokens=1)
+    scores = score_documents(as_proxy(model, tokenizer.bos_id), ids, ["held-out"] * len(ids), config)
+    return sum(s.nll.double().sum().item() for s in scores) / math.log(2) / sum(len(t.encode()) for t in texts)
+
+
+def unigram_bits_per_byte(tokenizer: CorpusTokenizer, training: Sequence[str], texts: Sequence[str]) -> float:
+    """The same for token frequencies of the training texts (add one): what a proxy must beat."""
+    counts = Counter(i for ids in tokenizer.encode_batch(training) for i in ids.tolist())
+    total = sum(counts.values()) + tokenizer.vocab_size
+    nats = -sum(math.log((counts[i] + 1) / total) for ids in tokenizer.encode_batch(texts) for i in ids[1:].tolist())
+    return nats / math.log(2) / sum(len(t.encode()) for t in texts)
+
+
+def zlib_bits_per_byte(texts: Sequence[str]) -> float:
+    """The same for zlib on the texts end to end."""
+    joined = "\n".join(texts).encode()
+    return 8 * len(zlib.compress(joined, 9)) / len(joined)
+
+
+# ------------------------------------------------------------------------------------------------------ fit
+
+
+def fit_proxy(texts: Texts, config: TrainProxyConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Fit tokenizer and model and save both in `folder` in `transformers` format.
+
+    Returns:
+        What `training.json` in the folder says: steps, tokens, and bits per byte on held-out text beside two baselines.
+    """
+    fitted = fit_tokenizer(texts.tokenizer, config.vocab_size)
+    folder.mkdir(parents=True)
+    fitted.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": DOCUMENT, "eos_token": DOCUMENT}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+    tokenizer = CorpusTokenizer.load(folder)
+    assert tokenizer.bos_id is not None
+
+    documents = [
+        np.concatenate([[tokenizer.bos_id], i]).astype(np.int64) for i in tokenizer.encode_batch(texts.training)
+    ]
+    tokens = sum(map(len, documents))
+    model = new_model(tokenizer.vocab_size, tokenizer.bos_id, config)
+    train(model, documents, config, say)
+    model.save_pretrained(folder)
+
+    measured = texts.held_out or texts.training[:100]
+    report = {
+        "documents": len(documents),
+        "tokens": tokens,
+        "steps": steps_for(tokens, config),
+        "measured_on": "held-out documents" if texts.held_out else "training documents",
+        "bits_per_byte": round(bits_per_byte(model, tokenizer, measured), 4),
+        "unigram_bits_per_byte": round(unigram_bits_per_byte(tokenizer, texts.training, measured), 4),
+        "zlib_bits_per_byte": round(zlib_bits_per_byte(measured), 4),
+    }
+    (folder / "training.json").write_text(json.dumps(report, indent=1))
+    say(
+        f"{report['bits_per_byte']} bits/byte on {report['measured_on']}; "
+        f"unigram {report['unigram_bits_per_byte']}, zlib {report['zlib_bits_per_byte']}"
+    )
+    return report

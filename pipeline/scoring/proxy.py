@@ -1,0 +1,197 @@
+"""The proxy: a `transformers` causal LM whose uncertainty selects the sites, and its scores of documents.
+
+Shape names: B windows of a batch, T tokens of a window or document, H hidden size, V rows of the output matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.core.config import ScoreConfig
+from pipeline.core.errors import UserError
+from pipeline.scoring.entropy import PositionScores, score_hidden
+from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.scoring.windows import Window, WindowPlan, batches, plan_windows, windows
+
+_SPARE_ROWS = 1024
+"""Models round their vocabulary up (Qwen by up to 399 rows); more spare rows than this mean another tokenizer."""
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A loaded model. `hidden` maps (ids, attention mask, position ids), each [B, T], to what `head` maps to logits."""
+
+    hidden: Callable[[Tensor, Tensor, Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
+    vocab_size: int
+    """Rows of the output matrix V; the tokenizer's ids are fewer."""
+    limit: int | None
+    """Most tokens the model sees at once (`max_position_embeddings`), BOS included."""
+    bos_id: int | None
+    device: torch.device
+
+
+def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
+    """Load a model from a folder: safetensors only, no remote code, on the accelerator if the machine has one.
+
+    Raises:
+        UserError: no safetensors, an architecture `transformers` does not know, weights that are missing, or a
+            vocabulary that is not the tokenizer's.
+    """
+    if not any(folder.glob("*.safetensors")):
+        pickled = "; its pickled weights are not read" if any(folder.glob("*.bin")) else ""
+        raise UserError(f"no safetensors weights{pickled}", where=folder, mend="convert with `save_pretrained`")
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            "not a causal language model that `transformers` can load", where=folder, mend=_first_line(error)
+        ) from error
+    model, loading = loaded
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        absent = sorted(map(str, loading["missing_keys"] or loading["mismatched_keys"]))
+        raise UserError(f"weights are missing or misshapen ({len(absent)}, first {absent[0]})", where=folder)
+    _check_vocabulary(folder, model.get_input_embeddings().num_embeddings, tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return as_proxy(model.to(device).eval(), tokenizer.bos_id)
+
+
+def as_proxy(model: Any, bos_id: int | None) -> Proxy:
+    """A `transformers` causal LM as a proxy.
+
+    The output matrix is applied to chunks of hidden states where that gives the model's own logits. Some
+    architectures do more after it (a soft cap, a scale); one comparison on a short input finds them, and their full
+    logits are used.
+    """
+    body, output = model.base_model, model.get_output_embeddings()
+
+    def hidden(ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        return body(
+            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=False
+        ).last_hidden_state
+
+    def logits(ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        return model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=False).logits
+
+    device = next(model.parameters()).device
+    rows = model.get_input_embeddings().num_embeddings
+    probe = torch.arange(8, device=device)[None] % rows
+    inputs = (probe, torch.ones_like(probe), torch.arange(8, device=device)[None])
+    whole_BTV = _forward(logits, *inputs)
+    separable = body is not model and output is not None
+    if separable:
+        in_parts_BTV = output(_forward(hidden, *inputs))
+        tolerance = 1e-5 if whole_BTV.dtype == torch.float32 else 1e-2
+        separable = torch.allclose(in_parts_BTV, whole_BTV, rtol=tolerance, atol=tolerance)
+    return Proxy(
+        hidden=hidden if separable else logits,
+        head=output if separable else torch.nn.Identity(),
+        vocab_size=whole_BTV.shape[-1],
+        limit=getattr(model.config, "max_position_embeddings", None),
+        bos_id=bos_id,
+        device=device,
+    )
+
+
+@torch.inference_mode()
+def _forward(function: Callable[[Tensor, Tensor, Tensor], Tensor], *inputs: Tensor) -> Tensor:
+    return function(*inputs)
+
+
+def _check_vocabulary(folder: Path, rows: int, tokenizer: CorpusTokenizer) -> None:
+    if tokenizer.vocab_size > rows or rows - tokenizer.vocab_size > _SPARE_ROWS:
+        raise UserError(
+            f"the model has {rows:,} token embeddings, the tokenizer {tokenizer.vocab_size:,} tokens",
+            where=folder,
+            mend="give the tokenizer this model was trained with (`proxy.tokenizer`)",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+# -------------------------------------------------------------------------------------------------- scoring
+
+
+@torch.inference_mode()
+def score_documents(
+    proxy: Proxy, documents: Sequence[NDArray[np.int32]], names: Sequence[str], config: ScoreConfig
+) -> list[PositionScores]:
+    """Scores of every document's positions 1 … T−1 (position 0 has no context).
+
+    The values do not depend on what shares a batch, up to rounding; the same call gives the same bits.
+
+    Args:
+        proxy: the model.
+        documents: token ids [T] of each document, nothing added.
+        names: of the documents, for errors.
+        config: windows, batches, top_k.
+
+    Raises:
+        UserError: NaN or infinite values in the model's output; the message names the document.
+    """
+    bos = proxy.bos_id is not None
+    plan: WindowPlan = plan_windows(config, proxy.limit, bos=bos)
+    todo = [window for d, ids in enumerate(documents) for window in windows(len(ids), plan, d)]
+    parts: dict[Window, PositionScores] = {}
+    for batch in batches(todo, config.batch_tokens, bos=bos):
+        hidden_BTH = proxy.hidden(*_padded(batch, documents, proxy))
+        # The last fed token of a window predicts its last position, the one before it the one before, …
+        rows = [hidden_BTH[b, w.first - 1 - w.start + bos : w.stop - w.start + bos] for b, w in enumerate(batch)]
+        targets = np.concatenate([documents[w.document][w.first : w.stop + 1] for w in batch])
+        targets_T = torch.from_numpy(targets).long().to(proxy.device)
+        scores = score_hidden(
+            torch.cat(rows), proxy.head, targets_T, config.top_k, proxy.vocab_size, with_top=config.store_top
+        )
+        begin = 0
+        for window, row in zip(batch, rows, strict=True):
+            parts[window] = scores.take(slice(begin, begin + len(row)))
+            begin += len(row)
+            if not torch.isfinite(parts[window].nll).all():
+                raise UserError(
+                    "the proxy's output is NaN or infinite",
+                    where=f"document {names[window.document]}",
+                    mend="check its weights, or score with `proxy.dtype: float32`",
+                )
+    by_document: list[list[PositionScores]] = [[] for _ in documents]
+    for window in todo:
+        by_document[window.document].append(parts[window])
+    nothing = _no_scores(config, proxy.vocab_size)
+    return [PositionScores.concatenate(found) if found else nothing for found in by_document]
+
+
+def _padded(
+    batch: Sequence[Window], documents: Sequence[NDArray[np.int32]], proxy: Proxy
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask and position ids [B, T] of a batch: BOS in front, padding on the right."""
+    front = [] if proxy.bos_id is None else [proxy.bos_id]
+    rows = [[*front, *documents[w.document][w.start : w.stop].tolist()] for w in batch]
+    width = max(map(len, rows))
+    ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=proxy.device)
+    lengths_B1 = torch.tensor([[len(row)] for row in rows], device=proxy.device)
+    positions_BT = torch.arange(width, device=proxy.device).expand(len(rows), width)
+    return ids_BT, (positions_BT < lengths_B1).long(), positions_BT
+
+
+def _no_scores(config: ScoreConfig, vocab_size: int) -> PositionScores:
+    K = min(config.top_k, vocab_size) if config.store_top else 0
+    empty, no_ids = torch.empty(0), torch.empty(0, dtype=torch.int32)
+    return PositionScores(empty, empty, empty, no_ids, no_ids.view(0, K), empty.view(0, K))

@@ -1,0 +1,216 @@
+"""Score every position of the corpus by how uncertain a proxy is there.
+
+Input:   `documents` (from ingest), and a proxy: a `transformers` causal LM, or one that is fitted here first.
+Output:  `proxy`: a `model` folder a fold (only with `proxy.train`); `score`: `scores`, a row a document with token ids,
+         byte boundaries, entropies, nll and rank of every position, and `quarantine`, the documents that the proxy's
+         tokenizer cannot represent. Shard i of `scores` belongs to shard i of `documents`.
+Command: rpt score data_manifests/<name>.yaml
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+
+from pipeline.core.artifact import Counters, InputFile, Record, Shard
+from pipeline.core.config import Config, Manifest, ProxyConfig, ScoreConfig, TrainProxyConfig
+from pipeline.core.errors import UserError
+from pipeline.core.executor import Executor
+from pipeline.core.parquet import parquet_writer, read_table
+from pipeline.core.progress import say
+from pipeline.core.stage import Stage, run_stage
+from pipeline.corpus.quarantine import Rejected, write_quarantine
+from pipeline.scoring.tokens import TOKENIZER_FILES, CorpusTokenizer, model_digest, resolve_model
+
+if TYPE_CHECKING:
+    from pipeline.scoring.proxy import Proxy
+
+GROUP_BYTES = 4_000_000
+"""Text scored and written at once: a row group."""
+
+
+class ScoreStageConfig(Config):
+    """What `run` needs of the manifest. The proxy enters the fingerprint by its content, so not here."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
+
+    score: ScoreConfig
+    dtype: str
+    tokenizer: str | None
+    """Folder or file of the tokenizer, if it is not in the proxy's folder."""
+
+
+def score(manifest: Manifest, documents: Record, *, work: Path, executor: Executor) -> Record:
+    """Fit the proxy if the manifest says so, then score all documents.
+
+    Raises:
+        UserError: the proxy cannot be loaded, does not fit its tokenizer, or no document can be tokenized losslessly.
+    """
+    proxy = manifest.proxy
+    if proxy.train is not None:
+        fitted = fit(proxy.train, documents, work=work, executor=executor)
+        models, inputs = fitted.files("model"), {"proxy": fitted.content}
+        tokenizer = models[0].path
+    else:
+        assert proxy.model is not None
+        folder = resolve_model(proxy.model, proxy.revision)
+        tokenizer = resolve_tokenizer(proxy, folder)
+        models, inputs = [InputFile(folder)], {"proxy": model_digest(folder)}
+    inputs |= {"documents": documents.content, "tokenizer": CorpusTokenizer.load(tokenizer).digest}
+    config = ScoreStageConfig(score=manifest.score, dtype=proxy.dtype, tokenizer=str(tokenizer))
+    proxies = {f"model-{fold}": model for fold, model in enumerate(models)}
+    shards = [
+        Shard(index, {"documents": file} | proxies, inputs) for index, file in enumerate(documents.files("documents"))
+    ]
+    record = run_stage(Stage("score", 1, run, unit="tokens"), config, shards, inputs, work, executor)
+    if not record.counters.get("documents"):
+        raise UserError(
+            "no document can be scored: the proxy's tokenizer is lossy on all of them",
+            where=tokenizer,
+            mend="choose a proxy with a byte-level tokenizer, or `proxy: {train: {}}`",
+        )
+    return record
+
+
+def resolve_tokenizer(proxy: ProxyConfig, folder: Path) -> Path:
+    """Where the tokenizer lies: the manifest's, else the model's own."""
+    return resolve_model(proxy.tokenizer, files=TOKENIZER_FILES) if proxy.tokenizer else folder
+
+
+# ------------------------------------------------------------------------------------------------- the proxy
+
+
+def fit(config: TrainProxyConfig, documents: Record, *, work: Path, executor: Executor) -> Record:
+    """Fit a proxy a fold on the training split; it never sees its own fold's documents."""
+    files = {f"documents-{i}": file for i, file in enumerate(documents.files("documents"))}
+    shards = [Shard(fold, files, {"fold": fold}) for fold in range(config.folds)]
+    inputs = {"documents": documents.content}
+    return run_stage(Stage("proxy", 1, run_fit, unit="tokens"), config, shards, inputs, work, executor)
+
+
+def run_fit(config: TrainProxyConfig, source: Shard, out: Path) -> Counters:
+    """One fold: documents → `model/` in `transformers` format."""
+    from pipeline.scoring.fit import fit_proxy, read_texts
+
+    fold = source.details["fold"]
+    texts = read_texts(list(source.files.values()), fold, config)
+    report = fit_proxy(texts, config, out / "model", partial(_say_of_fold, fold))
+    return {name: report[name] for name in ("documents", "tokens", "steps")}
+
+
+def _say_of_fold(fold: int, line: str) -> None:
+    say(f"proxy        fold {fold}: {line}")
+
+
+# ------------------------------------------------------------------------------------------------- the scores
+
+
+def run(config: ScoreStageConfig, source: Shard, out: Path) -> Counters:
+    """One shard: documents → `scores.parquet`, `quarantine.parquet`."""
+    from pipeline.scoring.table import SCORES, SCORES_WITH_TOP, scores_table
+
+    folders = [str(file.path) for name, file in sorted(source.files.items()) if name != "documents"]
+    tokenizer = _tokenizer(config.tokenizer or folders[0])
+    counters = dict.fromkeys(("documents", "tokens", "scorable", "not_scorable"), 0)
+    rejected: list[Rejected] = []
+    schema = SCORES_WITH_TOP if config.score.store_top else SCORES
+    with parquet_writer(out / "scores.parquet", schema, metadata=_metadata(config, source, tokenizer)) as writer:
+        for group in _groups(read_table(source.files["documents"])):
+            ids = tokenizer.encode_batch([row["text"] for row in group])
+            lossless = [tokenizer.is_lossless(row["text"], i) for row, i in zip(group, ids, strict=True)]
+            rejected += [_rejected(row) for row, good in zip(group, lossless, strict=True) if not good]
+            kept = [(row, i) for row, i, good in zip(group, ids, lossless, strict=True) if good]
+            scored = _scored([row for row, _ in kept], [i for _, i in kept], folders, tokenizer, config)
+            table = scores_table(
+                scored, min_context_tokens=config.score.min_context_tokens, with_top=config.score.store_top
+            )
+            writer.write_table(table)
+            tokens = sum(len(i) for _, i in kept)
+            scorable = sum(max(0, len(i) - config.score.min_context_tokens) for _, i in kept)
+            counters["documents"] += len(kept)
+            counters["tokens"] += tokens
+            counters["scorable"] += scorable
+            counters["not_scorable"] += tokens - scorable
+    if rejected:
+        write_quarantine(out / "quarantine.parquet", rejected)
+        counters["quarantined.tokenizer_not_lossless"] = len(rejected)
+    return counters
+
+
+def _groups(documents: pa.Table) -> Iterator[list[dict[str, Any]]]:
+    """Rows of the documents table, as many at a time as have about `GROUP_BYTES` of text."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for batch in documents.to_batches(max_chunksize=64):
+        for row in batch.to_pylist():
+            group.append(row)
+            size += len(row["text"])
+            if size >= GROUP_BYTES:
+                yield group
+                group, size = [], 0
+    if group:
+        yield group
+
+
+def _scored(
+    rows: Sequence[Mapping[str, Any]], ids: Sequence[Any], folders: Sequence[str], tokenizer: CorpusTokenizer,
+    config: ScoreStageConfig,
+) -> list[Any]:  # fmt: skip
+    """`ScoredDocument`s in the order of the rows, each scored by its fold's proxy."""
+    from pipeline.scoring.fit import fold_of
+    from pipeline.scoring.proxy import score_documents
+    from pipeline.scoring.table import ScoredDocument
+
+    scores: dict[int, Any] = {}
+    for fold, folder in enumerate(folders):
+        mine = [n for n, row in enumerate(rows) if fold_of(row["doc_id"], len(folders)) == fold]
+        if mine:
+            proxy = _proxy(folder, config.tokenizer or folder, config.dtype)
+            names = [f"{rows[n]['doc_id']} ({rows[n]['source_file']}, row {rows[n]['source_row']})" for n in mine]
+            scores |= dict(zip(mine, score_documents(proxy, [ids[n] for n in mine], names, config.score), strict=True))
+    return [
+        ScoredDocument(row["doc_id"], row["split"], i, tokenizer.ends(i), row["fields"], scores[n])
+        for n, (row, i) in enumerate(zip(rows, ids, strict=True))
+    ]
+
+
+def _rejected(row: Mapping[str, Any]) -> Rejected:
+    detail = f"document {row['doc_id']}: token bytes do not concatenate to the text"
+    return Rejected(
+        row["source_file"], row["source_row"], row["text"].encode(), "tokenizer_not_lossless", detail
+    )  # fmt: skip
+
+
+def _metadata(config: ScoreStageConfig, source: Shard, tokenizer: CorpusTokenizer) -> dict[str, str]:
+    import torch
+    import transformers
+
+    return {
+        "rpt.stage": "score",
+        "rpt.tokenizer": tokenizer.digest,
+        "rpt.proxy": source.details["proxy"],
+        "rpt.documents": source.details["documents"],
+        "rpt.dtype": config.dtype,
+        "rpt.score": json.dumps(config.score.identity(), sort_keys=True),
+        "rpt.bos": "none" if tokenizer.bos_id is None else f"id {tokenizer.bos_id} before every window, not a position",
+        "rpt.versions": json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}),
+    }
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(path: str) -> CorpusTokenizer:
+    """Loaded once a worker process."""
+    return CorpusTokenizer.load(path)
+
+
+@lru_cache(maxsize=4)
+def _proxy(folder: str, tokenizer: str, dtype: str) -> Proxy:
+    """Loaded once a worker process."""
+    from pipeline.scoring.proxy import load_proxy
+
+    return load_proxy(Path(folder), _tokenizer(tokenizer), dtype)
