@@ -48,8 +48,8 @@ def uniform(seeds_R: NDArray[np.uint64], index: int) -> NDArray[np.float32]:
     """The `index`-th draw [R] in [0, 1) of every seed's stream: SplitMix64 (Steele, Lea and Flood 2014), 24 bits.
 
     Example:
-        >>> uniform(np.array([1, 2], dtype=np.uint64), 0).round(3).tolist()
-        [0.567, 0.591]
+        >>> [f"{u:.3f}" for u in uniform(np.array([1, 2], dtype=np.uint64), 0)]
+        ['0.567', '0.591']
     """
     with np.errstate(over="ignore"):
         z = seeds_R + np.uint64(0x9E3779B97F4A7C15) * np.uint64(index + 1)

@@ -1,12 +1,15 @@
 """What passes between the parts of a training step.
 
-Shape names: P prompts (one a site), G responses a prompt, R = P·G responses, C tokens of a context, T tokens of a
-response, V vocabulary.
+Shape names: P prompts (one a site), G responses a prompt, R = P·G responses, C columns of contexts, T columns of
+responses, V vocabulary, E hidden size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,3 +24,54 @@ class Response:
     """It ended by itself, not for lack of room."""
     logprobs: tuple[float, ...]
     """Log-probability [T] (nats) of each id under the distribution it was sampled from."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The responses to one prompt, and what each is worth."""
+
+    prompt: tuple[int, ...]
+    """Token ids, at least one."""
+    responses: tuple[Response, ...]
+    """[G]"""
+    advantages: tuple[float, ...]
+    """[G]"""
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether any response is better or worse than the others."""
+        return any(self.advantages)
+
+    @property
+    def length(self) -> int:
+        """Columns its responses need."""
+        return max(len(response.ids) for response in self.responses)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: contexts once, then the G responses of each. Masks say what is real, never a padding id.
+
+    A prompt's last token is the first *input* of its responses, so that every response token, the first included, is
+    predicted by the column it stands in.
+    """
+
+    context_ids_PC: Tensor
+    """Prompts without their last token, left-padded."""
+    context_mask_PC: Tensor
+    inputs_RT: Tensor
+    """The prompt's last token and the response without its last, right-padded; row r belongs to context r // G."""
+    targets_RT: Tensor
+    """The response."""
+    mask_RT: Tensor
+    """True where `targets_RT` is a token of a response."""
+    advantages_R: Tensor
+
+    @property
+    def group_size(self) -> int:
+        """G"""
+        return len(self.inputs_RT) // len(self.context_ids_PC)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))

@@ -1,0 +1,40 @@
+"""Advantages of a group's responses over each other. Shape names: P prompts, G responses a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+EPSILON = 1e-6
+"""Added to a group's standard deviation."""
+
+Advantage = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def group_std(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
+    """GRPO's advantage (DeepSeekMath, arXiv 2402.03300, section 4.1.2): (r − mean) / (std + ε), within each group.
+
+    The standard deviation is the sample's (ddof = 1, as torch's and verl's). A group of equal rewards gets exactly 0.
+
+    Example:
+        >>> group_std(np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])).round(3).tolist()
+        [[1.5, -0.5, -0.5, -0.5], [0.0, 0.0, 0.0, 0.0]]
+    """
+    return mean_only(rewards_PG) / (rewards_PG.std(axis=1, ddof=1, keepdims=True) + EPSILON)
+
+
+def mean_only(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Dr. GRPO's advantage (arXiv 2503.20783): r − mean. Groups near 0 or 1 are not weighted up.
+
+    Example:
+        >>> mean_only(np.array([[1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1]])).tolist()
+        [[0.75, -0.25, -0.25, -0.25], [0.0, 0.0, 0.0, 0.0]]
+    """
+    equal = (rewards_PG == rewards_PG[:, :1]).all(axis=1, keepdims=True)  # a mean may differ in its last bit
+    return np.where(equal, 0.0, rewards_PG - rewards_PG.mean(axis=1, keepdims=True))
+
+
+ADVANTAGES: dict[str, Advantage] = {"group_std": group_std, "mean_only": mean_only}
+"""By the names of `objective.advantage`."""

@@ -1,0 +1,59 @@
+"""Groups → micro-batches of bounded size. Shape names as in `types.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pipeline.grpo.types import Batch, Group
+
+
+def micro_batches(groups: Sequence[Group], tokens: int) -> list[Batch]:
+    """Cut groups into micro-batches of at most `tokens` padded tokens, contexts counted once a group.
+
+    Groups of equal rewards have no gradient and must have been left out. A group larger than `tokens` makes a
+    micro-batch of its own. Groups are ordered by length, so that little is padding; the order is a function of the
+    groups alone.
+    """
+    if not all(group.has_gradient for group in groups):
+        raise ValueError("groups without a gradient cost a forward pass for nothing")
+    parts: list[list[Group]] = []
+    for group in sorted(groups, key=lambda group: (len(group.prompt), group.length)):
+        if parts and _padded_tokens([*parts[-1], group]) <= tokens:
+            parts[-1].append(group)
+        else:
+            parts.append([group])
+    return [batch_of(part) for part in parts]
+
+
+def batch_of(groups: Sequence[Group]) -> Batch:
+    """Tensors of groups that all have the same number of responses."""
+    size = len(groups[0].responses)
+    width, columns = max(len(group.prompt) for group in groups) - 1, max(group.length for group in groups)
+    context_ids = np.zeros((len(groups), width), dtype=np.int64)
+    context_mask = np.zeros((len(groups), width), dtype=bool)
+    inputs = np.zeros((len(groups) * size, columns), dtype=np.int64)
+    targets, mask = np.zeros_like(inputs), np.zeros(inputs.shape, dtype=bool)
+    for p, group in enumerate(groups):
+        start = width - (len(group.prompt) - 1)
+        context_ids[p, start:], context_mask[p, start:] = group.prompt[:-1], True
+        for row, response in enumerate(group.responses, start=p * size):
+            length = len(response.ids)
+            inputs[row, :length] = (group.prompt[-1], *response.ids[:-1])
+            targets[row, :length], mask[row, :length] = response.ids, True
+    advantages = torch.tensor([a for group in groups for a in group.advantages], dtype=torch.float32)
+    tensors = map(torch.from_numpy, (context_ids, context_mask, inputs, targets, mask))
+    return Batch(*tensors, advantages_R=advantages)
+
+
+def idle_batch() -> Batch:
+    """A batch without a token to learn from: a rank that has run out runs it, for the others wait in its gathers."""
+    one, true = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
+    return Batch(one, true, one, one, ~true, torch.zeros(1))
+
+
+def _padded_tokens(groups: Sequence[Group]) -> int:
+    widest, longest = max(len(group.prompt) for group in groups), max(group.length for group in groups)
+    return len(groups) * (widest + len(groups[0].responses) * longest)

@@ -1,0 +1,142 @@
+"""Log-probabilities of responses under the policy, with gradients: contexts once, no full [R, T, V] in memory.
+
+The contexts run once with a cache, which is repeated for the G responses of each; autograd flows back through it. Loss
+and gradients are those of the plain computation, in which each response is read together with its context.
+
+Shape names as in `types.py`; N tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from pipeline.grpo.types import Batch
+
+LOGITS_AT_ONCE = 1 << 25
+"""Logits that exist at a time, in fp32 and their gradient: 128 MiB each."""
+
+
+class PolicyLogprobs(nn.Module):
+    """The policy as the objective sees it: a batch in, log-probabilities of its responses out.
+
+    Args:
+        model: a causal language model of `transformers` whose logits are its output head's product.
+        temperature: logits are divided by it, as they were when the responses were sampled.
+        share_contexts: run a context once for its responses. Off under gradient checkpointing, which `transformers`
+            does not do with a cache: each response is then read with its own copy of the context.
+    """
+
+    def __init__(self, model: PreTrainedModel, temperature: float, *, share_contexts: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        self.head = HeadLogprobs(model.get_output_embeddings(), temperature)
+        self._share_contexts = share_contexts
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Log-probabilities [R, T] (nats, fp32) of `batch.targets_RT`; what stands outside the mask is meaningless."""
+        hidden_RTE = self._shared(batch) if self._share_contexts else self._plain(batch)
+        return self.head(hidden_RTE, batch.targets_RT)
+
+    def _shared(self, batch: Batch) -> Tensor:
+        """Hidden states [R, T, E] of the responses on the repeated caches of their contexts."""
+        base, size = self.model.base_model, batch.group_size
+        layers: list[Any] = [DynamicLayer() for _ in range(self.model.config.num_hidden_layers)]
+        cache = Cache(layers=layers)
+        base(
+            input_ids=batch.context_ids_PC,
+            attention_mask=batch.context_mask_PC,
+            position_ids=_positions(batch.context_mask_PC),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.batch_repeat_interleave(size)
+        mask = _joined(batch.context_mask_PC, batch.mask_RT)
+        return base(
+            input_ids=batch.inputs_RT,
+            attention_mask=mask,
+            position_ids=_positions(mask)[:, batch.context_ids_PC.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def _plain(self, batch: Batch) -> Tensor:
+        """Hidden states [R, T, E] of the responses, each read after its own copy of the context."""
+        mask = _joined(batch.context_mask_PC, batch.mask_RT)
+        hidden = self.model.base_model(
+            input_ids=_joined(batch.context_ids_PC, batch.inputs_RT),
+            attention_mask=mask,
+            position_ids=_positions(mask),
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[:, batch.context_ids_PC.shape[1] :]
+
+
+class HeadLogprobs(nn.Module):
+    """The output head, asked for the log-probabilities of given tokens only.
+
+    A module that shares the head's weight, so that ZeRO-3 gathers it for the forward and for the backward.
+    """
+
+    def __init__(self, head: nn.Module, temperature: float) -> None:
+        super().__init__()
+        if getattr(head, "bias", None) is not None:
+            raise ValueError("output heads with a bias are not supported")
+        self.weight = head.weight
+        self._temperature = temperature
+
+    def forward(self, hidden_RTE: Tensor, targets_RT: Tensor) -> Tensor:
+        """Log-probabilities [R, T] of the targets."""
+        flat: Tensor = _HeadLogprobs.apply(
+            hidden_RTE.flatten(0, 1), self.weight, targets_RT.flatten(), self._temperature
+        )
+        return flat.view(targets_RT.shape)
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """log softmax(h Wᵀ / temperature)[target], a chunk of tokens at a time; the backward computes the logits again."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(hidden_NE, weight_VE, targets_N)
+        ctx.temperature = temperature
+        parts = []
+        for rows in _chunks(len(targets_N), len(weight_VE)):
+            logits = (hidden_NE[rows] @ weight_VE.t()).float().div_(temperature)
+            parts.append(logits.gather(1, targets_N[rows, None])[:, 0] - logits.logsumexp(dim=-1))
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad_N,) = grads
+        hidden_NE, weight_VE, targets_N = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden_NE)
+        grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32)
+        for rows in _chunks(len(targets_N), len(weight_VE)):
+            logits = (hidden_NE[rows] @ weight_VE.t()).float().div_(ctx.temperature)
+            grad_logits = logits.softmax(dim=-1).mul_(-grad_N[rows, None])  # d logp = (onehot − softmax)
+            grad_logits.scatter_add_(1, targets_N[rows, None], grad_N[rows, None])
+            grad_logits = grad_logits.div_(ctx.temperature).to(hidden_NE.dtype)
+            grad_hidden[rows] = grad_logits @ weight_VE
+            grad_weight += grad_logits.t() @ hidden_NE[rows]
+        return grad_hidden, grad_weight.to(weight_VE.dtype), None, None
+
+
+def _chunks(tokens: int, vocabulary: int) -> list[slice]:
+    step = max(1, LOGITS_AT_ONCE // vocabulary)
+    return [slice(start, start + step) for start in range(0, tokens, step)]
+
+
+def _joined(context_PC: Tensor, response_RT: Tensor) -> Tensor:
+    """[R, C + T]: each context's row before every one of its responses."""
+    size = len(response_RT) // len(context_PC)
+    return torch.cat([context_PC.repeat_interleave(size, dim=0), response_RT], dim=1)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Positions of the real columns, counted from each row's first one; padding has any position."""
+    return (mask.cumsum(dim=1) - 1).clamp_(min=0)
