@@ -22,7 +22,7 @@ def write_rows(
     *,
     metadata: Mapping[str, str] | None = None,
     row_group: int = ROW_GROUP,
-    delta_columns: tuple[str, ...] = (),
+    encodings: Mapping[str, str] | None = None,
 ) -> int:
     """Stream `rows` into a Parquet file, a row group at a time. Returns the number of rows.
 
@@ -32,10 +32,10 @@ def write_rows(
         rows: mappings with exactly the schema's columns.
         metadata: schema metadata (tokenizer, proxy, versions, fingerprint).
         row_group: rows a row group.
-        delta_columns: binary columns written with DELTA_BYTE_ARRAY: each value costs what it adds to the one before.
+        encodings: Parquet encoding by leaf column (`context`, `boundaries.list.element`); the others use dictionaries.
     """
     count, buffer = 0, []
-    with parquet_writer(path, schema, metadata=metadata, delta_columns=delta_columns) as writer:
+    with parquet_writer(path, schema, metadata=metadata, encodings=encodings) as writer:
         for row in rows:
             if row.keys() != set(schema.names):
                 raise ValueError(f"row has columns {sorted(row)}, schema has {sorted(schema.names)}")
@@ -49,16 +49,23 @@ def write_rows(
 
 
 def parquet_writer(
-    path: Path, schema: pa.Schema, *, metadata: Mapping[str, str] | None = None, delta_columns: tuple[str, ...] = ()
+    path: Path,
+    schema: pa.Schema,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    encodings: Mapping[str, str] | None = None,
+    level: int | None = None,
 ) -> pq.ParquetWriter:
     """A writer with the house's settings, for callers that hold Arrow tables already."""
-    dictionary = [name for name in schema.names if name not in delta_columns] if delta_columns else True
+    encoded = {leaf.split(".")[0] for leaf in encodings or ()}
+    dictionary = [name for name in schema.names if name not in encoded] if encoded else True
     return pq.ParquetWriter(
         path,
         schema.with_metadata(metadata),
         compression="zstd",
+        compression_level=level,
         use_dictionary=dictionary,
-        column_encoding=dict.fromkeys(delta_columns, "DELTA_BYTE_ARRAY") or None,
+        column_encoding=dict(encodings) if encodings else None,
         write_page_checksum=True,
         write_statistics=True,
         store_schema=True,
@@ -76,3 +83,26 @@ def read_table(file: InputFile, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise IntegrityError("damaged Parquet file", where=path, mend=str(error).splitlines()[0]) from error
+
+
+def read_rows(file: InputFile, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+    """Read rows [start, stop) of a published file, and of its row groups only those that hold them.
+
+    Page checksums are verified; the sha256 of the whole file is not, since many shards may read parts of one file.
+
+    Raises:
+        IntegrityError: the file is missing or damaged; the message names it.
+    """
+    try:
+        with pq.ParquetFile(file.path, page_checksum_verification=True) as table:
+            groups: list[int] = []
+            begin = skipped = 0
+            for group in range(table.num_row_groups):
+                end = begin + table.metadata.row_group(group).num_rows
+                if begin < stop and end > start:
+                    skipped = skipped if groups else start - begin
+                    groups.append(group)
+                begin = end
+            return table.read_row_groups(groups, columns=columns).slice(skipped, stop - start)
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError("damaged Parquet file", where=file.path, mend=str(error).splitlines()[0]) from error

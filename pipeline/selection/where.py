@@ -1,0 +1,152 @@
+"""`where`: a SQL expression over the columns of one row, checked before anything runs.
+
+The dialect is polars' (`pl.sql_expr`). An expression sees one row at a time: aggregates, windows and subqueries
+would look at a whole shard, so that the same manifest would select other sites when cut into other shards.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from pipeline.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that an expression may name."""
+
+    dtype: pl.DataType
+    meaning: str
+
+
+SCORE_COLUMNS: Mapping[str, Column] = {
+    "doc_id": Column(pl.String(), "document's id"),
+    "position": Column(pl.Int32(), "index of the token in its document, from 0"),
+    "byte_offset": Column(pl.Int32(), "where the token begins in the document's bytes"),
+    "field": Column(pl.String(), "column of the corpus the token begins in; '' in the template's own text"),
+    "entropy": Column(pl.Float32(), "nats, over the proxy's top-k next tokens renormalised"),
+    "entropy_partial": Column(pl.Float32(), "nats, over the same top-k without renormalising"),
+    "nll": Column(pl.Float32(), "nats, negative log-probability of the true token"),
+    "rank": Column(pl.Int32(), "how many tokens the proxy thought likelier than the true one"),
+    "tokens": Column(pl.Int32(), "length of the document in tokens"),
+    "split": Column(pl.String(), "train or validation"),
+}
+"""What `select.where` and `select.validation_where` may name."""
+
+_BEYOND_THE_ROW = {
+    "Agg": "an aggregate",
+    "Len": "an aggregate",
+    "Quantile": "an aggregate",
+    "Correlation": "an aggregate",
+    "Over": "a window",
+    "Rank": "a window",
+    "Shift": "a window",
+    "Explode": "UNNEST",
+    "SubPlan": "a subquery",
+    "Selector": "a choice of several columns",
+}
+"""Nodes of polars' expression tree that look at other rows, or at no row."""
+
+
+def describe(columns: Mapping[str, Column]) -> str:
+    """One line a column, for `--help` and documentation."""
+    width = max(map(len, columns))
+    return "\n".join(f"{name:<{width}}  {column.meaning}" for name, column in columns.items())
+
+
+def row_filter(where: str, columns: Mapping[str, Column], key: str) -> pl.Expr:
+    """Parse `where` into a boolean polars expression of one row.
+
+    Args:
+        where: the expression.
+        columns: what it may name.
+        key: what the user calls it (`select.where`), for the message.
+
+    Raises:
+        UserError: it does not parse, names an unknown column, looks beyond one row, is not boolean, or compares
+            what cannot be compared.
+
+    Example:
+        >>> pl.DataFrame({"entropy": [0.5, 2.0]}).filter(row_filter("entropy > 1", SCORE_COLUMNS, "where")).height
+        1
+        >>> row_filter("entropi > 1", SCORE_COLUMNS, "where")
+        Traceback (most recent call last):
+        pipeline.core.errors.UserError: `where` names `entropi`, which is no column: entropi > 1 (did you mean \
+`entropy`? Columns: doc_id, position, byte_offset, field, entropy, entropy_partial, nll, rank, tokens, split)
+    """
+    try:
+        expression = pl.sql_expr(where)
+    except pl.exceptions.PolarsError as error:
+        raise _refusal(f"`{key}` is not a SQL expression", where, _first_line(error)) from error
+    tree = json.loads(expression.meta.serialize(format="json"))
+    for node in _nodes(tree):
+        if node in _BEYOND_THE_ROW:
+            raise _refusal(
+                f"`{key}` looks beyond one row", where, f"{_BEYOND_THE_ROW[node]} is not allowed; compare columns"
+            )
+    for name in dict.fromkeys(expression.meta.root_names()):
+        if name not in columns:
+            near = difflib.get_close_matches(name.lower(), columns, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`? " if near else ""
+            raise _refusal(f"`{key}` names `{name}`, which is no column", where, f"{hint}Columns: {', '.join(columns)}")
+    probe = pl.DataFrame({name: _EXAMPLES[type(c.dtype)] for name, c in columns.items()}, schema=_schema(columns))
+    try:
+        result = probe.select(expression.alias("where"))
+    except pl.exceptions.PolarsError as error:
+        raise _refusal(f"`{key}` cannot be computed", where, _first_line(error)) from error
+    if result.schema["where"] != pl.Boolean:
+        raise _refusal(f"`{key}` is {result.schema['where']}, not true or false", where, "write a comparison")
+    return expression
+
+
+def filter_rows(frame: pl.DataFrame, expression: pl.Expr, name: str) -> pl.DataFrame:
+    """The rows for which the expression is true (neither false nor null). `name` is what the user calls it.
+
+    Raises:
+        UserError: a value it cannot compute with, such as `CAST(field AS INT)` of a word.
+    """
+    try:
+        return frame.filter(expression)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{name} cannot be computed on this corpus", mend=_first_line(error)) from error
+
+
+_EXAMPLES: Mapping[type[pl.DataType], list[Any]] = {
+    pl.String: ["1", "2", None],
+    pl.Float32: [0.25, 1.5, None],
+    pl.Int32: [1, 2, None],
+    pl.Boolean: [True, False, None],
+}
+"""Values to try an expression on; strings that are numbers, since a cast is the corpus' business."""
+
+
+def _schema(columns: Mapping[str, Column]) -> dict[str, pl.DataType]:
+    return {name: column.dtype for name, column in columns.items()}
+
+
+def _nodes(tree: Any) -> Iterator[str]:
+    """Names of the nodes of a serialised expression, leaving out what the user wrote: literals and column names."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, list):
+        for branch in tree:
+            yield from _nodes(branch)
+    elif isinstance(tree, dict):
+        for name, branch in tree.items():
+            yield name
+            if name not in ("Literal", "Column", "Alias"):
+                yield from _nodes(branch)
+
+
+def _refusal(what: str, where: str, mend: str) -> UserError:
+    return UserError(what, where=" ".join(where.split()) or "(empty)", mend=mend)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

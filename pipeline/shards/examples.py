@@ -1,0 +1,195 @@
+"""From sites to training examples: contexts, targets, continuations and boundaries in the policy's tokens.
+
+Everything is cut out of the documents' bytes, laid end to end. Shape names: D documents, T policy tokens of all
+documents together, S sites, B bytes, L token boundaries of all continuations together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.core.artifact import Counters
+from pipeline.core.config import MaterializeConfig
+from pipeline.core.errors import IntegrityError, UserError
+from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.selection.text import TextBytes
+from pipeline.shards.schema import SHARDS, SPLITS
+
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class PolicyTokens:
+    """The policy's tokens of all documents end to end; a document that is not lossless has none."""
+
+    starts_T: Int64
+    ends_T: Int64
+    """Where each token lies in the documents' bytes."""
+    first_D: Int64
+    past_D: Int64
+    """Each document's tokens are first_D[d]:past_D[d]."""
+    lossless_D: Bool
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where each example's parts lie in the documents' bytes, and which tokens it continues with."""
+
+    context_S: Int64
+    site_S: Int64
+    target_end_S: Int64
+    continuation_end_S: Int64
+    token_S: Int64
+    past_S: Int64
+    truncated_S: Bool
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A shard's training examples, not yet cut out: only `tables` copies bytes."""
+
+    text: TextBytes
+    tokens: PolicyTokens
+    cuts: Cuts
+    sites: pa.Table
+    """Those that are kept."""
+    counters: Counters
+    """`sites` = the sum of `dropped.<reason>` and `kept.<split>`; `documents` tokenised; `context_truncated`."""
+
+    def tables(self, split: str, row_group: int) -> Iterator[pa.Table]:
+        """The split's rows as tables of `SHARDS` of `row_group` rows, made one at a time."""
+        rows = np.flatnonzero(pc.equal(self.sites["split"], split).to_numpy())
+        for begin in range(0, len(rows), row_group):
+            yield self._table(rows[begin : begin + row_group])
+
+    def _table(self, rows: Int64) -> pa.Table:
+        site = self.cuts.site_S[rows]
+        taken = self.sites.take(pa.array(rows))
+        columns = {name: taken[name] for name in taken.column_names} | {
+            "context": _gather(self.text, self.cuts.context_S[rows], site),
+            "target": _gather(self.text, site, self.cuts.target_end_S[rows]),
+            "continuation": _gather(self.text, site, self.cuts.continuation_end_S[rows]),
+            "boundaries": _boundaries(self.tokens, self.cuts.token_S[rows], self.cuts.past_S[rows], site),
+            "context_truncated": pa.array(self.cuts.truncated_S[rows]),
+        }
+        return pa.table({name: columns[name] for name in SHARDS.names}, schema=SHARDS)
+
+
+def examples(config: MaterializeConfig, tokenizer: CorpusTokenizer, documents: pa.Table, sites: pa.Table) -> Examples:
+    """Find what each of a shard's sites becomes.
+
+    Args:
+        config: lengths, in policy tokens.
+        tokenizer: the policy's.
+        documents: columns `doc_id` and `text` of the shard.
+        sites: the shard's sites (`SITES`), in the order of `documents`, then by position.
+
+    Raises:
+        IntegrityError: a site of a document that the shard does not have.
+    """
+    row_of_site = pc.index_in(sites["doc_id"], documents["doc_id"])
+    if row_of_site.null_count:
+        raise IntegrityError("sites and documents are not of one corpus", mend="delete the select folder, run again")
+    used, document_S = np.unique(row_of_site.to_numpy(), return_inverse=True)
+    texts = documents["text"].take(pa.array(used))
+    text = TextBytes.of(texts)
+    tokens = policy_tokens(tokenizer, texts.to_pylist(), text)
+
+    site_S = text.starts_D[document_S] + sites["byte_offset"].to_numpy()
+    lossless_S = tokens.lossless_D[document_S]
+    token_S = np.searchsorted(tokens.starts_T, site_S, side="right") - 1
+    boundary_S = lossless_S & _begins_at(tokens, token_S, site_S, document_S)
+
+    keep = np.flatnonzero(boundary_S)
+    cuts = _cut(config, text, tokens, site_S[keep], token_S[keep], document_S[keep])
+    kept = sites.take(pa.array(keep))
+    counters = {
+        "documents": len(used),
+        "documents.policy_tokenizer_not_lossless": int((~tokens.lossless_D).sum()),
+        "sites": sites.num_rows,
+        "dropped.policy_tokenizer_not_lossless": int((~lossless_S).sum()),
+        "dropped.not_a_policy_boundary": int((lossless_S & ~boundary_S).sum()),
+        "context_truncated": int(cuts.truncated_S.sum()),
+    }
+    for split in SPLITS:
+        counters[f"kept.{split}"] = int(pc.equal(kept["split"], split).to_numpy().sum())
+    return Examples(text, tokens, cuts, kept, counters)
+
+
+def policy_tokens(tokenizer: CorpusTokenizer, texts: list[str], text: TextBytes) -> PolicyTokens:
+    """Tokenise every document once. `text` holds the bytes of `texts`."""
+    ids = tokenizer.encode_batch(texts)
+    lossless_D = np.array([tokenizer.is_lossless(t, i) for t, i in zip(texts, ids, strict=True)], dtype=bool)
+    ends = [tokenizer.ends(i) if fine else _NO_TOKENS for i, fine in zip(ids, lossless_D, strict=True)]
+    past_D = np.cumsum([len(e) for e in ends], dtype=np.int64)
+    starts = [np.concatenate([[0], e[:-1]])[: len(e)] + at for e, at in zip(ends, text.starts_D, strict=True)]
+    return PolicyTokens(
+        starts_T=np.concatenate([_NO_TOKENS, *starts]),
+        ends_T=np.concatenate([_NO_TOKENS, *(e + at for e, at in zip(ends, text.starts_D, strict=True))]),
+        first_D=np.concatenate([[0], past_D[:-1]])[: len(past_D)].astype(np.int64),
+        past_D=past_D,
+        lossless_D=lossless_D,
+    )
+
+
+_NO_TOKENS = np.zeros(0, dtype=np.int64)
+
+
+def _begins_at(tokens: PolicyTokens, token_S: Int64, site_S: Int64, document_S: Int64) -> Bool:
+    """Whether the last token that begins at or before a site begins at it, and is of the site's document."""
+    if not len(tokens.starts_T):
+        return np.zeros(len(site_S), dtype=bool)
+    own = (tokens.first_D[document_S] <= token_S) & (token_S < tokens.past_D[document_S])
+    return own & (tokens.starts_T[np.maximum(token_S, 0)] == site_S)
+
+
+def _cut(
+    config: MaterializeConfig, text: TextBytes, tokens: PolicyTokens, site_S: Int64, token_S: Int64, document_S: Int64
+) -> Cuts:
+    begin_S = tokens.first_D[document_S]
+    context_token_S = np.maximum(begin_S, token_S - config.max_context_tokens)
+    past_S = np.minimum(token_S + config.continuation_tokens, tokens.past_D[document_S])
+    return Cuts(
+        context_S=_next_character(text, tokens.starts_T[context_token_S]),
+        site_S=site_S,
+        target_end_S=tokens.ends_T[token_S],
+        continuation_end_S=tokens.ends_T[past_S - 1],
+        token_S=token_S,
+        past_S=past_S,
+        truncated_S=context_token_S > begin_S,
+    )
+
+
+def _next_character(text: TextBytes, at: Int64) -> Int64:
+    """The first offset from each on at which a character begins."""
+    for _ in range(3):  # a UTF-8 character continues for at most three bytes
+        at = at + text.inside_character(at)
+    return at
+
+
+def _gather(text: TextBytes, begin_S: Int64, end_S: Int64) -> pa.BinaryArray:
+    """data_B[begin:end] of every row, copied by Arrow without a Python object a row."""
+    size_S = end_S - begin_S
+    offsets = np.concatenate([[0], np.cumsum(size_S)])
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise UserError("contexts of one row group exceed 2 GiB", mend="lower `materialize.row_group`")
+    slices = pa.LargeListViewArray.from_arrays(pa.array(begin_S), pa.array(size_S), pa.array(text.data_B))
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), slices.flatten().buffers()[1]]
+    return pa.Array.from_buffers(pa.binary(), len(size_S), buffers)
+
+
+def _boundaries(tokens: PolicyTokens, token_S: Int64, past_S: Int64, site_S: Int64) -> pa.ListArray:
+    """ends_T[token:past] of every row, counted from its site."""
+    size_S = past_S - token_S
+    offsets = np.concatenate([[0], np.cumsum(size_S)])
+    token_L = np.arange(offsets[-1]) + np.repeat(token_S - offsets[:-1], size_S)
+    length_L = tokens.ends_T[token_L] - np.repeat(site_S, size_S)
+    values = pa.array(length_L.astype(np.int32))
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values).cast(SHARDS.field("boundaries").type)

@@ -1,0 +1,187 @@
+"""Reads shards: any row at any time, and which rows a training step takes.
+
+Rows stay sorted on disk, where neighbours share their contexts; only indices are shuffled, as a pure function of
+(seed, epoch), so that a resumed run, or one on another number of ranks, takes the same rows in the same steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.core.artifact import InputFile, content_hash
+from pipeline.core.config import canonical_json
+from pipeline.core.errors import IntegrityError, UserError
+from pipeline.selection.keys import key_of, keys
+from pipeline.selection.where import SCORE_COLUMNS, Column, filter_rows, row_filter
+from pipeline.shards.schema import SHARDS
+
+SITE_COLUMNS = {name: column for name, column in SCORE_COLUMNS.items() if name != "tokens"} | {
+    "site_id": Column(pl.String(), "<doc_id>-<position>"),
+    "difficulty": Column(pl.String(), "hardest band: none, easy, medium or hard"),
+    "context_truncated": Column(pl.Boolean(), "whether the context has lost its beginning"),
+}
+"""What `where` of a recipe may name."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A row of the shards, as training and evaluation use it (pipeline/shards/schema.py)."""
+
+    site_id: str
+    doc_id: str
+    position: int
+    entropy: float
+    difficulty: str
+    field: str
+    context: bytes
+    target: bytes
+    continuation: bytes
+    boundaries: tuple[int, ...]
+
+
+class ShardReader:
+    """Random access to the rows of published shards that match `where`.
+
+    Attributes:
+        content: hash of the files' contents and of `where`: equal hashes mean the same rows in the same order.
+
+    Example:
+        reader = ShardReader(record.files("train"), "difficulty = 'hard'")
+        sites = [reader[i] for i in sites_of_step(len(reader), seed, step, per_step=256)]
+    """
+
+    def __init__(self, files: Sequence[InputFile], where: str = "true", *, cache_bytes: int = 1 << 29) -> None:
+        """
+        Args:
+            files: published shards of one split, in shard order; their sha256 is verified now, page checksums
+                whenever a page is read.
+            where: SQL over `SITE_COLUMNS`.
+            cache_bytes: decoded row groups kept in memory, those used last.
+
+        Raises:
+            IntegrityError: a file is missing or changed, or no shard at all.
+            UserError: `where` is no expression of a site, or matches none.
+        """
+        expression = row_filter(where, SITE_COLUMNS, "where")
+        self._paths = [file.verified() for file in files]
+        self._files = [_open(file) for file in files]
+        counts = [[f.metadata.row_group(g).num_rows for g in range(f.num_row_groups)] for f in self._files]
+        self._groups = [(f, g) for f, groups in enumerate(counts) for g in range(len(groups))]
+        self._group_first = np.cumsum([0, *(count for groups in counts for count in groups)])
+        self._rows = self._matching(expression)
+        if not len(self._rows):
+            raise UserError(
+                "no site to read",
+                where=where,
+                mend=f"{self._group_first[-1]:,} sites in {len(files)} shards, none matches",
+            )
+        self._cache: OrderedDict[int, dict[str, pa.Array]] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        hashes = [file.sha256 or content_hash(file.path) for file in files]
+        self.content = hashlib.sha256(canonical_json([hashes, where]).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Site:
+        """Row `index` of those that match.
+
+        Raises:
+            IntegrityError: a page of its shard does not have the checksum it was written with.
+        """
+        if not 0 <= index < len(self._rows):
+            raise IndexError(index)
+        row = self._rows[index]
+        group = int(np.searchsorted(self._group_first, row, side="right")) - 1
+        columns = self._decoded(group)
+        values = {name: column[row - self._group_first[group]].as_py() for name, column in columns.items()}
+        return Site(**values | {"boundaries": tuple(values["boundaries"])})
+
+    def _matching(self, expression: pl.Expr) -> NDArray[np.int64]:
+        """Numbers of the rows that match, counted over all files."""
+        tables = [self._read(f, g, list(SITE_COLUMNS)) for f, g in self._groups]
+        if not tables:
+            return np.zeros(0, dtype=np.int64)
+        frame = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).with_row_index("row")
+        return filter_rows(frame, expression, "`where`")["row"].to_numpy().astype(np.int64)
+
+    def _decoded(self, group: int) -> dict[str, pa.Array]:
+        """The columns of a row group, from the cache if it was used lately."""
+        if group not in self._cache:
+            table = self._read(*self._groups[group], _NAMES).combine_chunks()
+            self._cache[group] = {name: table[name].chunk(0) for name in _NAMES}
+            while len(self._cache) > 1 and sum(map(_size, self._cache.values())) > self._cache_bytes:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(group)
+        return self._cache[group]
+
+    def _read(self, file: int, group: int, columns: list[str]) -> pa.Table:
+        try:
+            return self._files[file].read_row_group(group, columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(self._paths[file], error) from error
+
+
+def _open(file: InputFile) -> pq.ParquetFile:
+    try:
+        opened = pq.ParquetFile(file.path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(file.path, error) from error
+    if not opened.schema_arrow.equals(SHARDS):
+        raise UserError("not a table of shards", where=file.path, mend="run `rpt data` with this version")
+    return opened
+
+
+def _damaged(path: object, error: Exception) -> IntegrityError:
+    return IntegrityError("damaged Parquet file", where=path, mend=str(error).splitlines()[0])
+
+
+def _size(columns: dict[str, pa.Array]) -> int:
+    return sum(column.nbytes for column in columns.values())
+
+
+_NAMES = [field.name for field in fields(Site)]
+
+
+# --------------------------------------------------------------------------------------------------- order
+
+
+@lru_cache(maxsize=2)
+def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order [n] in which an epoch takes the rows 0…n−1: by their random keys. Read-only.
+
+    Example:
+        >>> permutation(6, seed=0, epoch=0).tolist(), permutation(6, seed=0, epoch=1).tolist()
+        ([3, 5, 2, 4, 0, 1], [5, 2, 3, 0, 4, 1])
+    """
+    order = np.argsort(keys(key_of("epoch", seed, epoch), np.arange(n)), kind="stable")
+    order.setflags(write=False)
+    return order
+
+
+def sites_of_step(reader_len: int, seed: int, step: int, per_step: int) -> NDArray[np.int64]:
+    """The rows [per_step] that step `step` takes, from 0 on; whatever ran before, on however many ranks.
+
+    Steps follow one another through the permutations of epoch 0, 1, …: an epoch takes every row once, and a step may
+    end one epoch and begin the next.
+
+    Example:
+        >>> steps = [sites_of_step(6, seed=0, step=step, per_step=4) for step in range(3)]
+        >>> np.concatenate(steps).tolist() == [*permutation(6, 0, 0).tolist(), *permutation(6, 0, 1).tolist()]
+        True
+    """
+    draws = np.arange(step * per_step, (step + 1) * per_step)
+    epochs = draws // reader_len
+    return np.concatenate(
+        [permutation(reader_len, seed, int(e))[draws[epochs == e] % reader_len] for e in np.unique(epochs)]
+    )

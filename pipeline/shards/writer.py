@@ -1,0 +1,46 @@
+"""Writes shards so that a row costs little more than what it adds to the row before.
+
+Measured on 104,416 sites of Omni-MATH (one position in five; 15 bytes of text and 1.2 kB of context a site): contexts
+take 9 bytes a site and whole rows 47, of which three scores take 10 and continuations with boundaries 18.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.core.parquet import parquet_writer
+from pipeline.shards.examples import Examples
+from pipeline.shards.schema import SHARDS, SPLITS
+
+ENCODINGS = {
+    "site_id": "DELTA_BYTE_ARRAY",
+    "position": "DELTA_BINARY_PACKED",
+    "byte_offset": "DELTA_BINARY_PACKED",
+    "entropy": "BYTE_STREAM_SPLIT",
+    "entropy_partial": "BYTE_STREAM_SPLIT",
+    "nll": "BYTE_STREAM_SPLIT",
+    "context": "DELTA_BYTE_ARRAY",
+    "target": "DELTA_LENGTH_BYTE_ARRAY",
+    "continuation": "DELTA_LENGTH_BYTE_ARRAY",
+    "boundaries.list.element": "BYTE_STREAM_SPLIT",
+}
+ZSTD_LEVEL = 5
+
+
+def write_shards(out: Path, examples: Examples, row_group: int, metadata: Mapping[str, str]) -> None:
+    """Write `train.parquet` and `validation.parquet` into `out`, each only if it has a row.
+
+    Args:
+        out: the stage's scratch folder.
+        examples: what to write.
+        row_group: rows a row group: what a reader decodes to get at one row.
+        metadata: schema metadata: where the rows come from.
+    """
+    for split in SPLITS:
+        if not examples.counters[f"kept.{split}"]:
+            continue
+        path = out / f"{split}.parquet"
+        with parquet_writer(path, SHARDS, metadata=metadata, encodings=ENCODINGS, level=ZSTD_LEVEL) as writer:
+            for table in examples.tables(split, row_group):
+                writer.write_table(table, row_group_size=row_group)

@@ -1,0 +1,88 @@
+"""Materialize: every site becomes a training example in the policy's tokens.
+
+Input:   `documents` and `sites`, shard by shard; the policy's tokenizer.
+Output:  `train` and `validation` (pipeline/shards/schema.py), in the same shards, sorted by (document, position);
+         a shard without rows of a split publishes no table for it.
+Command: rpt data MANIFEST
+
+A site that does not begin a policy token is counted as `dropped.not_a_policy_boundary`, those of a document that the
+policy's tokenizer does not reproduce byte for byte as `dropped.policy_tokenizer_not_lossless`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline.core.artifact import Counters, InputFile, Record, Shard, fingerprint
+from pipeline.core.config import Manifest, MaterializeConfig, canonical_json
+from pipeline.core.errors import UserError
+from pipeline.core.executor import Executor
+from pipeline.core.parquet import read_table
+from pipeline.core.stage import Stage, run_stage
+from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.shards.examples import examples
+from pipeline.shards.writer import write_shards
+
+VERSION = 1
+
+
+def run(config: MaterializeConfig, shard: Shard, out: Path) -> Counters:
+    """One shard: its documents and sites in, its training examples out."""
+    tokenizer = _tokenizer(config.policy_tokenizer, config.policy_tokenizer_revision)
+    documents = read_table(shard.files["documents"], ["doc_id", "text"])
+    made = examples(config, tokenizer, documents, read_table(shard.files["sites"]))
+    write_shards(out, made, config.row_group, shard.details["metadata"])
+    return made.counters
+
+
+MATERIALIZE = Stage("materialize", VERSION, run, unit="sites")
+
+
+def materialize(
+    manifest: Manifest, documents: Record, scores: Record, sites: Record, *, work: Path, executor: Executor
+) -> Record:
+    """Bring the shards up to date.
+
+    Raises:
+        UserError: the policy's tokenizer cannot be read, or no training example is left.
+    """
+    config = manifest.materialize
+    digest = _tokenizer(config.policy_tokenizer, config.policy_tokenizer_revision).digest
+    inputs = {
+        "documents": documents.content,
+        "scores": scores.fingerprint,
+        "sites": sites.content,
+        "policy_tokenizer": digest,
+    }
+    metadata = {
+        "rpt.fingerprint": fingerprint(MATERIALIZE.name, VERSION, config.identity(), inputs),
+        "rpt.version": str(VERSION),
+        "rpt.policy_tokenizer": digest,
+        "rpt.scores": canonical_json({"fingerprint": scores.fingerprint, "inputs": dict(scores.inputs)}),
+        "rpt.sites": canonical_json({"fingerprint": sites.fingerprint, "config": dict(sites.config)}),
+    }
+    shards = [
+        Shard(done.shard, _files(documents, sites, done.shard), {"metadata": metadata}) for done in sites.completions
+    ]
+    record = run_stage(MATERIALIZE, config, shards, inputs, work, executor)
+    if not record.counters["kept.train"]:
+        dropped = ", ".join(
+            f"{n} {count:,}" for n, count in record.counters.items() if n.startswith("dropped.") and count
+        )
+        raise UserError(
+            "no training example is left",
+            where=config.policy_tokenizer,
+            mend=f"of {record.counters['sites']:,} sites: {dropped}; check `materialize.policy_tokenizer`",
+        )
+    return record
+
+
+def _files(documents: Record, sites: Record, shard: int) -> dict[str, InputFile]:
+    tables = {"documents": documents.file("documents", shard), "sites": sites.file("sites", shard)}
+    return {name: file for name, file in tables.items() if file is not None}
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(name: str, revision: str | None) -> CorpusTokenizer:
+    return CorpusTokenizer.load(name, revision)
