@@ -1,0 +1,76 @@
+"""Which documents stay, in which split, and in which shard: the two decisions that need the whole corpus at once.
+
+They need its `doc_id`s alone. De-duplication comes first, so that no text can be in both splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from pipeline.core.config import ValidationConfig
+from pipeline.core.parquet import parquet_writer
+
+ASSIGNMENT = pa.schema([pa.field("split", pa.string())])
+"""One row per candidate document, in source order; null: a duplicate of an earlier one. A row group is a shard."""
+
+
+def assign(doc_ids: pl.Series, held_out: pl.Series, rule: ValidationConfig, seed: int) -> pl.Series:
+    """The split of every document, null where an earlier one has the same text.
+
+    Args:
+        doc_ids: [N] in source order.
+        held_out: [N] whether the record's own column says validation.
+        rule: by column, by fraction or by number of documents.
+        seed: for the hash that chooses by fraction or number.
+
+    Returns:
+        [N] "train", "validation" or null.
+
+    Example:
+        >>> ids, no = pl.Series(["a", "b", "a"]), pl.Series([False, False, False])
+        >>> assign(ids, no, ValidationConfig(documents=0), seed=0).to_list()
+        ['train', 'train', None]
+    """
+    first = doc_ids.is_first_distinct()
+    if rule.column is not None:
+        chosen = held_out
+    elif rule.fraction is not None:
+        chosen = _draws(doc_ids, seed) < int(rule.fraction * 2**64)
+    else:
+        draws = _draws(doc_ids, seed).to_frame("draw").with_columns(first=first)
+        order = draws.with_row_index("at").filter("first").sort("draw", "at")["at"].head(rule.documents or 0)
+        chosen = pl.Series(np.isin(np.arange(len(doc_ids)), order.to_numpy()))
+    split = pl.DataFrame({"first": first, "chosen": chosen}).select(
+        pl.when("first").then(pl.when("chosen").then(pl.lit("validation")).otherwise(pl.lit("train")))
+    )
+    return split.to_series().rename("split")
+
+
+def _draws(doc_ids: pl.Series, seed: int) -> pl.Series:
+    """[N] a number below 2^64 for every document, from its id and the seed alone: adding documents moves none."""
+    draws = (hashlib.sha256(f"validation {seed} {doc}".encode()).digest()[:8] for doc in doc_ids)
+    return pl.Series("draw", [int.from_bytes(draw, "big") for draw in draws], dtype=pl.UInt64)
+
+
+def shard_starts(split: pl.Series, shard_documents: int) -> list[int]:
+    """Where shards begin: each has `shard_documents` documents that stay, and the duplicates among and after them.
+
+    Example:
+        >>> shard_starts(pl.Series([None, "train", "train", None, "train"], dtype=pl.String), 2)
+        [0, 4]
+    """
+    kept = split.is_not_null().arg_true()
+    return [0, *kept.gather_every(shard_documents)[1:].to_list()]
+
+
+def write_assignment(path: Path, split: pl.Series, starts: list[int]) -> None:
+    """Write the assignment, a row group a shard."""
+    table = pa.Table.from_arrays([split.to_arrow().cast(pa.string())], schema=ASSIGNMENT)
+    with parquet_writer(path, ASSIGNMENT) as writer:
+        for start, stop in zip(starts, [*starts[1:], len(split)], strict=True):
+            writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))

@@ -1,0 +1,139 @@
+"""Documents: what a corpus is made of, and how a record becomes one.
+
+A document is the text a template makes of a record's columns, in NFC, with the byte span of every column in it. Its
+`doc_id` is a hash of that text, so that equal texts are one document wherever they come from.
+
+What becomes of odd characters: a lone surrogate has no UTF-8 and U+0000 ends strings in half of the tools that come
+after, so both are quarantined. Every other control character (real LaTeX corpora hold form feeds where `\\frac` lost
+its backslash) stays as it is, and documents that hold one are counted as `control_characters`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.config import CorpusConfig
+from pipeline.corpus.quarantine import Unusable
+from pipeline.corpus.template import Template, as_text
+
+FIELD = pa.struct(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+    ]
+)
+"""A template column's place in a document: bytes [start, end) of the UTF-8 text."""
+
+_TEXT = [
+    pa.field("doc_id", pa.string(), nullable=False),
+    pa.field("text", pa.large_string(), nullable=False),
+]
+_ORIGIN = [
+    pa.field("fields", pa.list_(FIELD), nullable=False),
+    pa.field("source_file", pa.string(), nullable=False),
+    pa.field("source_row", pa.int64(), nullable=False),
+    pa.field("meta", pa.string(), nullable=False),
+]
+
+DOCUMENTS = pa.schema([*_TEXT, pa.field("split", pa.string(), nullable=False), *_ORIGIN])
+"""Table `documents`. `meta` is a JSON object: the record's columns that the template does not use."""
+
+CANDIDATES = pa.schema([*_TEXT, *_ORIGIN, pa.field("held_out", pa.bool_(), nullable=False)])
+"""Documents before de-duplication and split. `held_out`: the record's own column says validation."""
+
+_CONTROL = "[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\u0080-\u009f]"
+
+
+class Document(NamedTuple):
+    """A record that can be used."""
+
+    doc_id: str
+    text: str
+    fields: list[dict[str, Any]]
+    meta: str
+    held_out: bool
+
+
+def doc_id(text: str) -> str:
+    """Identity of a document: 32 hexadecimal digits of the sha256 of its UTF-8 text.
+
+    Example:
+        >>> doc_id("two words")
+        'a03f1d611645eb53ad16c1af546ca079'
+    """
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def to_document(values: Mapping[str, Any], template: Template, config: CorpusConfig) -> Document:
+    """The document a record makes.
+
+    Raises:
+        Unusable: with the reason for which the record goes to quarantine.
+    """
+    text, spans = template.render(values)
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise Unusable("lone_surrogate", f"U+{ord(text[error.start]):04X} at character {error.start}") from error
+    if (nul := text.find("\0")) >= 0:
+        raise Unusable("nul_character", f"U+0000 at character {nul}")
+    if not text.strip():
+        raise Unusable("empty", "no text but white space")
+    if size < config.min_document_bytes:
+        raise Unusable("too_short", f"{size} bytes, corpus.min_document_bytes is {config.min_document_bytes}")
+    if size > config.max_document_bytes:
+        raise Unusable("too_long", f"{size} bytes, corpus.max_document_bytes is {config.max_document_bytes}")
+    fields = [{"name": name, "start": start, "end": end} for name, start, end in spans]
+    rule = config.validation
+    held_out = rule.column is not None and as_text(rule.column, values) == rule.value
+    try:
+        meta = to_json({name: value for name, value in values.items() if name not in template.columns})
+    except RecursionError as error:
+        raise Unusable("not_json", "nested too deeply") from error
+    return Document(doc_id(text), text, fields, meta, held_out)
+
+
+def to_json(value: Any) -> str:
+    """`value` as JSON: readable where it can be, escaped where it holds lone surrogates, null for what is not finite.
+
+    Example:
+        >>> to_json({"name": "李", "bad": chr(0xD800)})
+        '{"name": "\\\\u674e", "bad": "\\\\ud800"}'
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:
+        finite = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+        text = json.dumps(finite, ensure_ascii=False)
+    return text if _has_utf8(text) else json.dumps(json.loads(text))
+
+
+def _has_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> str:
+    """A column's value as a string: bytes as UTF-8 or base64, dates and decimals as they print."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return b64encode(value).decode()
+    return str(value)
+
+
+def count_control_characters(texts: pa.ChunkedArray) -> int:
+    """How many texts hold a control character other than tab, line feed and carriage return."""
+    return pc.sum(pc.match_substring_regex(texts, _CONTROL)).as_py() or 0

@@ -1,0 +1,46 @@
+"""Quarantine: records that cannot be used, with their bytes, where they came from, and why. Nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.core.parquet import write_rows
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("source_file", pa.string(), nullable=False),
+        pa.field("source_row", pa.int64(), nullable=False),
+        pa.field("raw", pa.large_binary(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+"""Table `quarantine`. `reason` is one of few words, to count by; `detail` says where in the file, and what exactly."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row of the quarantine table. `raw` holds the record's bytes as they are in the source."""
+
+    source_file: str
+    source_row: int
+    raw: bytes
+    reason: str
+    detail: str
+
+
+class Unusable(Exception):
+    """Why a record cannot become a document. Raised and caught per record; never the user's to see."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(reason, detail)
+
+
+def write_quarantine(path: Path, rejected: Iterable[Rejected]) -> int:
+    """Write the quarantine table. Returns the number of rows."""
+    return write_rows(path, QUARANTINE, map(asdict, rejected))

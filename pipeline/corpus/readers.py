@@ -1,0 +1,317 @@
+"""Readers: the records of a slice of a source file, each with where it stands, its bytes, and its columns.
+
+A record that cannot be parsed is still a record: its value is the reason why. This is why these are readers of our
+own over Arrow and the standard library: `datasets` stops at a broken record, or infers a null column from the first
+rows and fails at a later one, and keeps neither bytes nor offsets.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core.config import CorpusConfig
+from pipeline.core.errors import UserError
+from pipeline.corpus.cutting import PIECE_LIMIT, Piece, array_elements, documents, lines
+from pipeline.corpus.documents import to_json
+from pipeline.corpus.quarantine import Unusable
+from pipeline.corpus.sources import SourceFile, decompressed, open_file, open_raw, reachable
+
+BOM = b"\xef\xbb\xbf"
+
+CSV_ROW_LIMIT = 16 << 20
+"""Bytes after which a CSV row that has not ended is taken for broken: most likely a quote is never closed."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Part of a source file: bytes [start, stop) of lines or text, row groups [start, stop) of Parquet, or all."""
+
+    file: SourceFile
+    start: int = 0
+    stop: int | None = None
+    row: int = 0
+    """Number of the first record: lines before it (JSON lines, text by line), documents (text), rows (Parquet)."""
+
+
+class Record(NamedTuple):
+    """`value`: the columns, or why there are none. `raw` is None where a record has no bytes of its own (Parquet)."""
+
+    row: int
+    where: str
+    raw: bytes | None
+    value: Mapping[str, Any] | Unusable
+
+
+def read_records(part: Slice, config: CorpusConfig) -> Iterator[Record]:
+    """The records of a slice, in file order.
+
+    Raises:
+        UserError: the file cannot be read: missing, truncated, damaged, or not of its format.
+    """
+    with reachable(part.file.name):
+        yield from _READERS[part.file.format](part, config)
+
+
+# ------------------------------------------------------------------------------------------- JSON and text
+
+
+def _read_json_lines(part: Slice, _: CorpusConfig) -> Iterator[Record]:
+    with open_file(part.file) as stream:
+        yield from _json_records(_lines(stream, part), part.row)
+
+
+def _read_json(part: Slice, config: CorpusConfig) -> Iterator[Record]:
+    """An array of objects, or what many name `.json` as well: JSON lines."""
+    with open_file(part.file) as stream:
+        skipped = _skip_bom(stream)
+        head = cast(io.BufferedReader, stream).peek(1 << 16).lstrip()
+        if head.startswith(b"["):
+            elements = array_elements(stream)
+            yield from _json_records((piece._replace(offset=piece.offset + skipped) for piece in elements), part.row)
+        else:
+            yield from _json_records(lines(stream, skipped), part.row)
+
+
+def _json_records(pieces: Iterable[Piece], first_row: int) -> Iterator[Record]:
+    for row, piece in enumerate(pieces, first_row):
+        if piece.data.strip():
+            yield _record(row, piece, parse_json_object)
+
+
+def parse_json_object(raw: bytes) -> Mapping[str, Any]:
+    """The object that `raw` is. NaN and infinities become null, as in most readers.
+
+    Raises:
+        Unusable: `not_utf8`, `not_json`, `not_an_object`, or `duplicate_key` (of two values under one name it is not
+            known which one is meant).
+    """
+    repeated: set[str] = set()  # of the object that was completed last, which in the end is the outermost
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        tree = dict(pairs)
+        repeated.clear()
+        if len(tree) < len(pairs):
+            names = [name for name, _ in pairs]
+            repeated.update(name for name in names if names.count(name) > 1)
+        return tree
+
+    try:
+        value = json.loads(_utf8(raw), strict=False, object_pairs_hook=collect, parse_constant=lambda _: None)
+    except RecursionError as error:
+        raise Unusable("not_json", "nested too deeply") from error
+    except ValueError as error:
+        raise Unusable("not_json", str(error)) from error
+    if not isinstance(value, dict):
+        raise Unusable("not_an_object", f"a {type(value).__name__}")
+    if repeated:
+        raise Unusable("duplicate_key", ", ".join(f"`{name}`" for name in sorted(repeated)))
+    return value
+
+
+def _read_text(part: Slice, config: CorpusConfig) -> Iterator[Record]:
+    """One column, `text`; the byte offset stays with the document as `byte_offset`."""
+    with open_file(part.file) as stream:
+        for row, piece in enumerate(text_pieces(stream, part, config), part.row):
+            if piece.data.strip():
+                yield _record(row, piece, partial(_text, piece.offset))
+
+
+def _text(offset: int, raw: bytes) -> Mapping[str, Any]:
+    return {"text": _utf8(raw).rstrip("\r\n"), "byte_offset": offset}
+
+
+def text_pieces(stream: BinaryIO, part: Slice, config: CorpusConfig) -> Iterator[Piece]:
+    """The documents of a text file. By line, blank lines count as rows, as in JSON lines, but are no records."""
+    pieces = _lines(stream, part)
+    if config.document_break == "blank_lines":
+        pieces = documents(pieces, config.document_bytes)
+    elif config.document_break == "file":
+        data = stream.read(PIECE_LIMIT)
+        size = len(data)
+        while more := stream.read(1 << 20):
+            size += len(more)
+        return iter([Piece(0, data, size)] if data else [])
+    return pieces
+
+
+def _lines(stream: BinaryIO, part: Slice) -> Iterator[Piece]:
+    if part.start:
+        stream.seek(part.start)
+        return lines(stream, part.start, part.stop)
+    return lines(stream, _skip_bom(stream), part.stop)
+
+
+def _skip_bom(stream: BinaryIO) -> int:
+    """Bytes of the byte order mark that stood at the start of `stream`."""
+    return len(stream.read(3)) if cast(io.BufferedReader, stream).peek(3)[:3] == BOM else 0
+
+
+def _record(row: int, piece: Piece, parse: Callable[[bytes], Mapping[str, Any]]) -> Record:
+    where = f"byte {piece.offset}"
+    if piece.size > len(piece.data):
+        whole = Unusable("too_long", f"{piece.size} bytes, of which the first {len(piece.data)} are kept here")
+        return Record(row, where, piece.data, whole)
+    try:
+        return Record(row, where, piece.data, parse(piece.data))
+    except Unusable as why:
+        return Record(row, where, piece.data, why)
+
+
+def _utf8(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise Unusable("not_utf8", f"byte {error.start} of the record: {error.reason}") from error
+
+
+# ----------------------------------------------------------------------------------------------------- CSV
+
+
+def _read_csv(part: Slice, _: CorpusConfig) -> Iterator[Record]:
+    """Comma-separated values with a header, quotes as in RFC 4180. Rows are numbered without the header.
+
+    A quote that is never closed would swallow the rest of the file: when a row breaks, only its first line is
+    rejected, and reading goes on at the line after it.
+    """
+    csv.field_size_limit(CSV_ROW_LIMIT)
+    with open_file(part.file) as stream:
+        source = _Lines(lines(stream, _skip_bom(stream)))
+        header = next(_csv_rows(source), None)
+        if header is None:
+            return
+        if isinstance(header.value, Unusable):
+            raise UserError("the header line is no CSV", where=part.file.name, mend=header.value.detail)
+        names = header.value[""]
+        if len(set(names)) < len(names):
+            raise UserError("the header names a column twice", where=part.file.name, mend=", ".join(names))
+        for row, record in enumerate(_csv_rows(source)):
+            if isinstance(record.value, Unusable):
+                yield record._replace(row=row)
+                continue
+            cells = record.value[""]
+            if len(cells) == len(names):
+                value: Mapping[str, Any] | Unusable = dict(zip(names, cells, strict=True))
+            else:
+                value = Unusable("not_csv", f"{len(cells)} cells, the header has {len(names)}")
+            yield record._replace(row=row, value=value)
+
+
+class _Lines:
+    """Lines as `csv.reader` takes them, which remembers those of the current row, and takes lines back."""
+
+    def __init__(self, pieces: Iterator[Piece]) -> None:
+        self.pieces = pieces
+        self.returned: deque[Piece] = deque()
+        self.row: list[Piece] = []
+        self.size = 0  # of the current row so far
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        piece = self.returned.popleft() if self.returned else next(self.pieces)
+        self.row.append(piece)
+        self.size += piece.size
+        if self.size > CSV_ROW_LIMIT:
+            raise csv.Error(f"more than {CSV_ROW_LIMIT} bytes before the row ends")
+        return piece.data.decode("utf-8", "surrogateescape")
+
+    def take(self) -> list[Piece]:
+        """The lines of the row that ended here."""
+        row, self.row, self.size = self.row, [], 0
+        return row
+
+
+def _csv_rows(source: _Lines) -> Iterator[Record]:
+    """Rows as {"": cells}, blank lines left out."""
+    reader = csv.reader(source, strict=True)
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            first, *rest = source.take()
+            source.returned.extendleft(reversed(rest))
+            reader = csv.reader(source, strict=True)
+            yield Record(0, f"byte {first.offset}", first.data, Unusable("not_csv", str(error)))
+            continue
+        row = source.take()
+        if cells:
+            raw = b"".join(piece.data for piece in row)
+            piece = Piece(row[0].offset, raw, len(raw))
+            yield _record(0, piece, partial(_cells, cells))
+
+
+def _cells(cells: list[str], raw: bytes) -> Mapping[str, Any]:
+    _utf8(raw)
+    return {"": cells}
+
+
+# ------------------------------------------------------------------------------------------------- Parquet
+
+
+def _read_parquet(part: Slice, _: CorpusConfig) -> Iterator[Record]:
+    with open_parquet(part.file) as table:
+        row = part.row
+        for group in range(part.start, table.num_row_groups if part.stop is None else part.stop):
+            for batch in table.iter_batches(batch_size=256, row_groups=[group]):
+                names, columns = batch.schema.names, [_values(column) for column in batch.columns]
+                for values in zip(*columns, strict=True):
+                    broken = next((value for value in values if isinstance(value, Unusable)), None)
+                    tree = {k: v for k, v in zip(names, values, strict=True) if not isinstance(v, Unusable)}
+                    raw = None if broken is None else to_json(tree).encode()
+                    yield Record(row, f"row group {group}", raw, tree if broken is None else broken)
+                    row += 1
+
+
+def open_parquet(file: SourceFile) -> pq.ParquetFile:
+    """The file behind `file`, through a temporary file if it is compressed as a whole: Parquet is read from its end."""
+    raw = open_raw(file)
+    if file.compression:
+        whole = tempfile.SpooledTemporaryFile(PIECE_LIMIT)  # noqa: SIM115 (closed with the Parquet file)
+        with decompressed(raw, file.compression) as stream:
+            while block := stream.read(1 << 20):
+                whole.write(block)
+        raw = cast(BinaryIO, whole)
+    return pq.ParquetFile(raw, page_checksum_verification=True)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Python values of a column. Strings come as bytes: Parquet does not say that they are UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if any(kind(column.type) for kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+        column = column.cast(pa.large_binary())
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_value(value) for value in column]
+    return [None if value != value else value for value in values] if pa.types.is_floating(column.type) else values
+
+
+def _value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        return Unusable("not_utf8", str(error))
+
+
+_READERS: Mapping[str, Callable[[Slice, CorpusConfig], Iterator[Record]]] = {
+    "jsonl": _read_json_lines,
+    "json": _read_json,
+    "text": _read_text,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+}

@@ -1,0 +1,189 @@
+"""Sources: which files a corpus is, and their bytes. Local paths, globs, folders, the hub, and any fsspec URL."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+import fsspec
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from pipeline.core.errors import UserError
+
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_BOOKKEEPING = {"dataset_infos.json", "dataset_info.json", "README.md"}
+"""Files of a data set's folder that describe it, and are no part of it."""
+
+_HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.*))?")
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the corpus: `name` is relative to the source's root and goes into the tables, `url` does not."""
+
+    name: str
+    url: str
+    format: str
+    compression: str | None
+
+
+def find_files(source: str, format: str = "auto", revision: str | None = None) -> list[SourceFile]:
+    """The files of a source, sorted by name.
+
+    Args:
+        source: path, glob, folder, `hf://datasets/owner/name[@revision][/path]` or fsspec URL. Of a folder (or a hub
+            data set), the files with a known extension are taken, and hidden ones left out.
+        format: one of `FORMATS`' values, or `auto` to go by each file's name.
+        revision: of the hub data set, if `source` does not give one.
+
+    Raises:
+        UserError: nothing there, an extension that says no format, or a file system that cannot be reached.
+    """
+    root, names, listed = _list_hub(source, revision) if source.startswith("hf://") else _list(source)
+    files = []
+    for name in sorted(names):
+        kind, compression = kind_of(name)
+        if listed and (kind is None or (format != "auto" and kind != format) or _is_bookkeeping(name)):
+            continue
+        if format == "auto" and kind is None:
+            known = ", ".join(FORMATS)
+            raise UserError(
+                "extension says no format", where=name, mend=f"known: {known} (and .gz, .zst), or set corpus.format"
+            )
+        files.append(SourceFile(name, f"{root}/{name}", cast(str, kind) if format == "auto" else format, compression))
+    if not files:
+        what = f"no {'data' if format == 'auto' else format} files in the source"
+        raise UserError(what, where=source, mend=f"extensions looked for: {', '.join(FORMATS)} (and .gz, .zst)")
+    return files
+
+
+def kind_of(name: str) -> tuple[str | None, str | None]:
+    """(format, compression) that a file's name says, None for what it does not say.
+
+    Example:
+        >>> kind_of("part-1.jsonl.gz"), kind_of("notes.docx")
+        (('jsonl', 'gzip'), (None, None))
+    """
+    path = PurePosixPath(name.lower())
+    compression = COMPRESSIONS.get(path.suffix)
+    return FORMATS.get(path.with_suffix("").suffix if compression else path.suffix), compression
+
+
+def _is_bookkeeping(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return parts[-1] in _BOOKKEEPING or any(part.startswith((".", "_")) for part in parts)
+
+
+def _list(source: str) -> tuple[str, Sequence[str], bool]:
+    """(root, names below it, whether a folder was listed) of a path or fsspec URL."""
+    try:
+        fs, path = url_to_fs(source)
+    except ValueError as error:
+        raise UserError("unknown kind of source", where=source, mend=_first_line(error)) from error
+    with reachable(source):
+        path = path.rstrip("/")
+        kind = _kind(fs, path)
+        if kind == "directory":
+            root, paths = path, fs.find(path)
+        elif kind is not None:
+            root, paths = path.rpartition("/")[0], [path]
+        elif magic := _MAGIC.search(path):
+            root, paths = path[: magic.start()].rpartition("/")[0], fs.glob(path)
+            paths = [found for found in paths if _kind(fs, found) != "directory"]
+            if not paths:
+                raise UserError("the glob matches no file", where=source, mend="check corpus.source")
+        else:
+            raise FileNotFoundError(source)
+        names = [str(found).removeprefix(root).lstrip("/") for found in paths]
+        return fs.unstrip_protocol(root), names, kind == "directory"
+
+
+def _kind(fs: AbstractFileSystem, path: str) -> str | None:
+    """ "file", "directory" or None. (`isdir` would download a file that lies behind http, to look for links in it.)"""
+    try:
+        return str(fs.info(path)["type"])
+    except FileNotFoundError:
+        return None
+
+
+def _list_hub(source: str, revision: str | None) -> tuple[str, Sequence[str], bool]:
+    """The same for a data set of the hub. Its files are fetched into the hub's cache, and pinned to the commit."""
+    from huggingface_hub import snapshot_download
+
+    match = _HUB.fullmatch(source.rstrip("/"))
+    if match is None:
+        raise UserError("not a data set of the hub", where=source, mend="write hf://datasets/owner/name[/path]")
+    repo, path = match["repo"], match["path"]
+    wanted = [path, f"{path}/*"] if path else [f"*{suffix}{end}" for suffix in FORMATS for end in ("", *COMPRESSIONS)]
+    revision = match["revision"] or revision
+    try:
+        folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        mend = f"{_first_line(error)} A local copy can be given with --source"
+        raise UserError("data set of the hub cannot be fetched", where=source, mend=mend) from error
+    found = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    if path:
+        found = [name for name in found if fnmatchcase(name, path) or name.startswith(f"{path}/")]
+    listed = not path or (path not in found and not _MAGIC.search(path))
+    return f"hf://datasets/{repo}@{folder.name}", found, listed
+
+
+def open_raw(file: SourceFile) -> BinaryIO:
+    """The file's bytes as they lie there, seekable."""
+    if file.url.startswith("file://"):
+        return open(file.url.removeprefix("file://"), "rb")
+    if match := _HUB.fullmatch(file.url):
+        from huggingface_hub import hf_hub_download
+
+        path = hf_hub_download(match["repo"], match["path"], repo_type="dataset", revision=match["revision"])
+        return open(path, "rb")
+    return cast(BinaryIO, fsspec.open(file.url, "rb").open())
+
+
+def open_file(file: SourceFile) -> BinaryIO:
+    """The file's bytes, decompressed and buffered. A truncated or damaged stream raises OSError while it is read."""
+    return decompressed(open_raw(file), file.compression)
+
+
+def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
+    """`raw` through its compression. (Arrow's streams notice truncation; zstandard's own reader ends silently.)"""
+    stream = pa.CompressedInputStream(pa.PythonFile(raw), compression) if compression else raw
+    return cast(BinaryIO, io.BufferedReader(stream, 1 << 20))
+
+
+@contextmanager
+def reachable(where: str) -> Iterator[None]:
+    """Turn what file systems and damaged files raise into an error the user can act on."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError("source file not found", where=where, mend="check corpus.source or --source") from error
+    except ImportError as error:
+        raise UserError("a package for this kind of source is missing", where=where, mend=str(error)) from error
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise UserError("source cannot be read", where=where, mend=_first_line(error)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
