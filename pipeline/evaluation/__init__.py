@@ -1,0 +1,1 @@
+"""Evaluation: next-token accuracy on held-out documents, read directly and by reasoning."""

@@ -61,6 +61,7 @@ def test_doubling_every_site_tells_nothing_new_about_documents():
         (["1100"], 0.5, wilson(0.5, 1)),  # one document, one observation
         (["1111"], 1.0, wilson(1, 1)),
         (["10", "01", "10"], 0.5, wilson(3, 6)),  # documents more alike than chance: never narrower than Wilson
+        (["10", "10", "10", "1100", "110"], 7 / 13, wilson(7, 13)),
     ],
 )
 def test_degenerate(documents, value, interval):

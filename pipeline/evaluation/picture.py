@@ -1,0 +1,85 @@
+"""The picture of a training run: held-out reasoning accuracy over steps, by band, above or below direct reading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+COLOURS = ("#0072b2", "#e69f00", "#d55e00", "#009e73")
+"""Okabe and Ito's: told apart by colour-blind readers and in grey."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Held-out accuracy at a step, with its interval."""
+
+    step: int
+    value: float
+    low: float
+    high: float
+
+
+def read_progress(metrics: Path, bands: Sequence[str], kind: str = "reasoning") -> dict[str, list[Point]]:
+    """Evaluations that a training run logged, by band and step.
+
+    Args:
+        metrics: JSON lines; those with `step` and `eval/<band>/<kind>`, `…_low`, `…_high` count. A step that a resumed
+            run logged twice counts once, as logged last; the unfinished last line of a killed run is left out.
+        bands: which.
+        kind: reading.
+    """
+    lines = metrics.read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines[:-1] if line.strip()]
+    series: dict[str, list[Point]] = {}
+    for band in bands:
+        key = f"eval/{band}/{kind}"
+        by_step = {
+            row["step"]: Point(row["step"], row[key], row[f"{key}_low"], row[f"{key}_high"])
+            for row in rows
+            if key in row
+        }
+        if by_step:
+            series[band] = [by_step[step] for step in sorted(by_step)]
+    return series
+
+
+def draw_progress(
+    series: Mapping[str, Sequence[Point]], direct: Mapping[str, float], folder: Path, title: str
+) -> list[Path]:
+    """Draw `accuracy.png` and `accuracy.svg`.
+
+    Args:
+        series: reasoning accuracy over steps, by band.
+        direct: the untrained policy's direct accuracy, by band: dashed lines.
+        folder: where to.
+        title: of the picture.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for (band, points), colour in zip(series.items(), COLOURS, strict=False):
+        steps = [point.step for point in points]
+        axes.fill_between(
+            steps, [100 * p.low for p in points], [100 * p.high for p in points], color=colour, alpha=0.12, lw=0
+        )
+        axes.plot(
+            steps, [100 * p.value for p in points], color=colour, lw=2, marker="o", ms=4, label=f"{band}, reasoning"
+        )
+        if band in direct:
+            axes.axhline(100 * direct[band], color=colour, lw=1.4, ls=(0, (5, 3)), label=f"{band}, direct before")
+    axes.set(xlabel="training step", ylabel="held-out next-token accuracy, %", ylim=(0, None))
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(axis="y", color="#dddddd", lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    paths = [folder / "accuracy.png", folder / "accuracy.svg"]
+    with matplotlib.rc_context({"svg.hashsalt": "rpt"}):  # the same run gives the same file
+        figure.savefig(paths[0], dpi=150, metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths

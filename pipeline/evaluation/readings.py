@@ -1,0 +1,144 @@
+"""Two ways of reading a policy's prediction at a site: directly (arg-max of the next token) and by reasoning.
+
+Both are judged by the same prefix-matching reward. Shape name: N sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.selection.keys import key_of
+from pipeline.task.reward import Outcome, prefix_reward, score_response
+
+if TYPE_CHECKING:
+    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.sampler import Sampler
+    from pipeline.scoring.tokens import CorpusTokenizer
+    from pipeline.shards.reader import Site
+
+Advance = Callable[[int, int], None]
+"""`advance(steps, units)` of `pipeline.core.progress`: sites answered, tokens generated."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a policy answered at a site."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    response: bytes
+    outcome: Outcome
+
+    @property
+    def hit(self) -> bool:
+        """The prediction was rewarded."""
+        return self.outcome.reward > 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One policy's answers at N sites, read in one way."""
+
+    policy: str
+    kind: Literal["direct", "reasoning"]
+    answers_N: tuple[Answer, ...]
+
+    @property
+    def name(self) -> str:
+        """As tables call it: `reasoning after`."""
+        return f"{self.kind} {self.policy}"
+
+    @property
+    def hits_N(self) -> NDArray[np.bool_]:
+        """Whether each answer was rewarded [N]."""
+        return np.array([answer.hit for answer in self.answers_N], dtype=bool)
+
+    def at(self, indices: Sequence[int]) -> Reading:
+        """The reading at some of its sites."""
+        return replace(self, answers_N=tuple(self.answers_N[i] for i in indices))
+
+
+def choose_sites(site_ids: Sequence[str], count: int, seed: int) -> list[int]:
+    """Indices, rising, of `count` sites (all, if there are fewer) chosen by a hash of (seed, site_id).
+
+    The same sites are chosen from any superset in which they rank first, and a smaller choice is part of a larger one:
+    accuracy during training and after it is measured on nested sets.
+
+    Example:
+        >>> sites = [f"document-{i}" for i in range(100)]
+        >>> set(choose_sites(sites, 3, seed=0)) < set(choose_sites(sites, 10, seed=0))
+        True
+    """
+    keys = [key_of("evaluate", seed, site_id) for site_id in site_ids]
+    return sorted(sorted(range(len(keys)), key=keys.__getitem__)[:count])
+
+
+def read_directly(
+    policy: Sampler, tokenizer: CorpusTokenizer, sites_N: Sequence[Site], *, batch: int, advance: Advance
+) -> list[Answer]:
+    """The most likely next token after each bare context: no prompt template, no thought.
+
+    Args:
+        policy: its sampler.
+        tokenizer: its tokenizer; the token it declares for the beginning of a text stands before the context.
+        sites_N: where.
+        batch: sites between two calls of `advance`.
+        advance: told of progress.
+    """
+    beginning = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+    answers: list[Answer] = []
+    for part in _batches(sites_N, batch):
+        texts = [site.context.decode("utf-8", errors="replace") for site in part]
+        contexts = [(*beginning, *ids.tolist()) for ids in tokenizer.encode_batch(texts)]
+        for site, context, best in zip(part, contexts, policy.direct(contexts), strict=True):
+            # Models have spare rows in their output that are no token: such a prediction is empty.
+            token = tokenizer.token_bytes[best] if best < tokenizer.vocab_size else b""
+            outcome = prefix_reward(token, site.continuation, site.boundaries)
+            answers.append(Answer(context, (best,), token, outcome))
+        advance(len(part), len(part))
+    return answers
+
+
+def read_by_reasoning(
+    policy: Sampler,
+    prompts: PromptBuilder,
+    sites_N: Sequence[Site],
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    batch: int,
+    advance: Advance,
+) -> list[Answer]:
+    """One response to the prompt of each site.
+
+    Args:
+        policy: its sampler.
+        prompts: builds the prompt of a context.
+        sites_N: where.
+        temperature: 0 is greedy.
+        max_new_tokens: room for a response; one that has not ended by then is unfinished, and no hit.
+        seed: with the site's id, decides what is drawn at temperatures above 0.
+        batch: sites between two calls of `advance`.
+        advance: told of progress.
+    """
+    answers: list[Answer] = []
+    for part in _batches(sites_N, batch):
+        prompt_ids = [prompts.ids(site.context) for site in part]
+        seeds = [key_of("evaluate", seed, site.site_id) for site in part]
+        responses = policy.sample(prompt_ids, 1, temperature, max_new_tokens, seeds)
+        for site, prompt, response in zip(part, prompt_ids, responses, strict=True):
+            outcome = score_response(response.text, response.finished, site.continuation, site.boundaries)
+            answers.append(Answer(tuple(prompt), tuple(response.ids), response.text, outcome))
+        advance(len(part), sum(len(response.ids) for response in responses))
+    return answers
+
+
+def _batches(sites_N: Sequence[Site], size: int) -> Iterator[Sequence[Site]]:
+    for start in range(0, len(sites_N), size):
+        yield sites_N[start : start + size]

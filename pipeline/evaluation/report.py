@@ -1,0 +1,182 @@
+"""An evaluation as people read it: tables for the terminal and for Markdown, and what they say in words.
+
+Everything here is a pure function of the JSON report that `summarize` makes and `evaluation.json` keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import rich.box
+import rich.table
+
+NOTHING = "–"
+"""Where there are no sites."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a header and rows of cells; the first column is left-aligned."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """As a Markdown table under its title."""
+        lines = [self.header, ("---", *("---:" for _ in self.header[1:])), *self.rows]
+        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(map(_one_line, line))} |" for line in lines)])
+
+    def rich(self) -> rich.table.Table:
+        """As a table for a terminal."""
+        table = rich.table.Table(title=self.title, title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD)
+        for i, name in enumerate(self.header):
+            table.add_column(name, justify="right" if i else "left", no_wrap=i == 0)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def tables(report: Mapping[str, Any]) -> Iterator[Table]:
+    """Accuracy and differences of each set of sites, accuracy by field, and what became of the responses."""
+    summaries = list(report["sets"].values())
+    for summary in summaries:
+        yield accuracy_table(summary)
+        yield difference_table(summary)
+    yield field_table(summaries[-1])
+    for summary in summaries:
+        yield reason_table(summary)
+
+
+def title_of(summary: Mapping[str, Any]) -> str:
+    """What a set of sites is called.
+
+    Example:
+        >>> title_of({"where": "field = 'solution'"}), title_of({"where": "true"})
+        ("Positions where field = 'solution'", 'All positions')
+    """
+    return "All positions" if summary["where"] == "true" else f"Positions where {summary['where']}"
+
+
+def accuracy_table(summary: Mapping[str, Any]) -> Table:
+    """A row a reading, a column a band."""
+    header = tuple(
+        f"{name} > {band['above']:g}\n{band['sites']:,} sites, {band['documents']:,} documents"
+        for name, band in summary["bands"].items()
+    )
+    rows = tuple(
+        (name, *(percent(estimate) for estimate in reading["accuracy"].values()))
+        for name, reading in summary["readings"].items()
+    )
+    return Table(f"{title_of(summary)}: next-token accuracy, % [95 % interval]", ("", *header), rows)
+
+
+def difference_table(summary: Mapping[str, Any]) -> Table:
+    """A row a comparison, a column a band."""
+    rows = tuple(
+        (f"{change['reading']} − {change['baseline']}", *(points(band) for band in change["bands"].values()))
+        for change in summary["differences"]
+    )
+    return Table(f"{title_of(summary)}: paired differences, points [95 % interval]", ("", *summary["bands"]), rows)
+
+
+def field_table(summary: Mapping[str, Any]) -> Table:
+    """A row a column of the corpus, a column a reading."""
+    readings = summary["readings"]
+    fields = next(iter(readings.values()))["by_field"]
+    rows = tuple(
+        (
+            field or "(template text)",
+            f"{estimate['sites']:,}",
+            *(percent(r["by_field"][field]) for r in readings.values()),
+        )
+        for field, estimate in fields.items()
+    )
+    return Table(f"{title_of(summary)}: accuracy by field, % [95 % interval]", ("field", "sites", *readings), rows)
+
+
+def reason_table(summary: Mapping[str, Any]) -> Table:
+    """A row a reading: how many of its responses ended in each way, and their mean length."""
+    reasons = list(next(iter(summary["readings"].values()))["reasons"])
+    rows = tuple(
+        (
+            name,
+            *(f"{reading['reasons'][reason]:,}" for reason in reasons),
+            NOTHING if reading["mean_length"] is None else f"{reading['mean_length']:.1f}",
+        )
+        for name, reading in summary["readings"].items()
+    )
+    return Table(f"{title_of(summary)}: responses", ("", *(r.replace("_", " ") for r in reasons), "mean tokens"), rows)
+
+
+def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What the differences say, band by band, and whether the two intervals overlap."""
+    for change in summary["differences"]:
+        for band, difference in change["bands"].items():
+            if difference is None:
+                yield f"{title_of(summary)}, {band}: no sites."
+                continue
+            own, other = (summary["readings"][change[role]]["accuracy"][band] for role in ("reading", "baseline"))
+            relation = "equal to"
+            if own["value"] != other["value"]:
+                relation = "above" if own["value"] > other["value"] else "below"
+            overlap = "overlap" if difference["intervals_overlap"] else "do not overlap"
+            yield (
+                f"{title_of(summary)}, {band}: {change['reading']} ({100 * own['value']:.1f} %) is {relation} "
+                f"{change['baseline']} ({100 * other['value']:.1f} %), {points(difference)} points; "
+                f"the intervals of the two {overlap}."
+            )
+
+
+def markdown(report: Mapping[str, Any], pictures: tuple[str, ...] = ()) -> str:
+    """The whole report as a Markdown page.
+
+    Args:
+        report: the JSON report.
+        pictures: file names beside the page.
+    """
+    parts = [f"# Evaluation of {report['recipe']}", *about(report)]
+    parts += [f"![held-out accuracy over training steps]({picture})" for picture in pictures]
+    parts += [table.markdown() for table in tables(report)]
+    parts += ["\n".join(f"- {line}" for summary in report["sets"].values() for line in sentences(summary))]
+    return "\n\n".join(parts) + "\n"
+
+
+def about(report: Mapping[str, Any]) -> Iterator[str]:
+    """What the sets of sites are and how the numbers are made."""
+    for summary in report["sets"].values():
+        yield f"{title_of(summary)}: {summary['sites']:,} sites of {summary['documents']:,} held-out documents."
+    yield (
+        "Bands are nested; their thresholds are nats of the proxy's entropy. Direct: the most likely next token after "
+        f"the bare context. Reasoning: a response to the prompt (template `{report['template']}`) at temperature "
+        f"{report['temperature']:g}, its boxed prediction judged by the prefix-matching reward. Intervals are "
+        "clustered by document."
+    )
+
+
+def percent(estimate: Mapping[str, Any] | None) -> str:
+    """
+    Example:
+        >>> percent({"value": 0.445, "low": 0.4012, "high": 0.489}), percent(None)
+        ('44.5 [40.1, 48.9]', '–')
+    """
+    if estimate is None:
+        return NOTHING
+    return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+
+
+def points(difference: Mapping[str, Any] | None) -> str:
+    """
+    Example:
+        >>> points({"value": 0.224, "low": -0.0012, "high": 0.4})
+        '+22.4 [-0.1, +40.0]'
+    """
+    if difference is None:
+        return NOTHING
+    return f"{100 * difference['value']:+.1f} [{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
+
+
+def _one_line(cell: str) -> str:
+    return cell.replace("\n", ", ").replace("|", "\\|")

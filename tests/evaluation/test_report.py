@@ -1,0 +1,113 @@
+"""Tables, Markdown and words."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pipeline.core.config import BandsConfig
+from pipeline.evaluation.accuracy import summarize, table_order
+from pipeline.evaluation.report import accuracy_table, difference_table, field_table, markdown, sentences, tables
+from tests.evaluation.scripted import site
+from tests.evaluation.test_accuracy import READINGS, SITES, reading
+
+POLICIES = ["before", "after"]
+
+
+@pytest.fixture
+def report():
+    headline = [i for i, s in enumerate(SITES) if s.field == "solution"]
+    return {
+        "recipe": "toy",
+        "policies": POLICIES,
+        "template": "brief, version 1",
+        "temperature": 0.0,
+        "sets": {
+            "headline": summarize(
+                [SITES[i] for i in headline],
+                {name: r.at(headline) for name, r in READINGS.items()},
+                POLICIES,
+                BandsConfig(),
+                "field = 'solution'",
+            ),
+            "all": summarize(SITES, READINGS, POLICIES, BandsConfig(), "true"),
+        },
+    }
+
+
+def test_accuracy_table_has_a_row_a_reading_and_a_column_a_band(report):
+    table = accuracy_table(report["sets"]["all"])
+    assert table.header == (
+        "",
+        "easy > 0.5\n5 sites, 3 documents",
+        "medium > 1\n3 sites, 2 documents",
+        "hard > 1.5\n2 sites, 1 documents",
+    )
+    assert [row[0] for row in table.rows] == ["direct before", "reasoning before", "reasoning after", "direct after"]
+    assert [cell.split()[0] for cell in table.rows[2][1:]] == ["80.0", "66.7", "50.0"]
+
+
+def test_differences_are_in_points(report):
+    table = difference_table(report["sets"]["all"])
+    assert [row[0] for row in table.rows] == [
+        "reasoning after − reasoning before",
+        "reasoning after − direct before",
+    ]
+    assert [cell.split()[0] for cell in table.rows[0][1:]] == ["+60.0", "+33.3", "+0.0"]
+
+
+def test_literal_template_text_has_a_name(report):
+    assert [row[:2] for row in field_table(report["sets"]["all"]).rows] == [
+        ("(template text)", "1"),
+        ("problem", "2"),
+        ("solution", "3"),
+    ]
+
+
+def test_bands_without_sites_are_dashes():
+    readings = {name: r.at([0, 1]) for name, r in READINGS.items()}
+    summary = summarize(SITES[:2], readings, POLICIES, BandsConfig(), "true")
+    assert accuracy_table(summary).rows[0][2:] == ("–", "–")
+    assert difference_table(summary).rows[0][2:] == ("–", "–")
+    assert "All positions, hard: no sites." in list(sentences(summary))
+
+
+def test_words_say_whether_intervals_overlap(report):
+    lines = list(sentences(report["sets"]["headline"]))
+    assert len(lines) == 6, "two comparisons, three bands"
+    assert lines[0].startswith(
+        "Positions where field = 'solution', easy: "
+        "reasoning after (100.0 %) is above reasoning before (33.3 %), +66.7 ["
+    )
+    assert lines[0].endswith("points; the intervals of the two overlap.")
+    assert lines[2].startswith("Positions where field = 'solution', hard: reasoning after (100.0 %) is equal to")
+    many = [site(f"d{i}", 0, 2.0, "context", ["x"]) for i in range(40)]
+    hits = dict.fromkeys(table_order(POLICIES), "1" * 40) | {"reasoning after": "0" * 40}
+    readings = {name: reading(*name.split()[::-1], row) for name, row in hits.items()}
+    (line, *_) = sentences(summarize(many, readings, POLICIES, BandsConfig(), "true"))
+    assert "reasoning after (0.0 %) is below reasoning before (100.0 %)" in line
+    assert line.endswith("the intervals of the two do not overlap.")
+
+
+def test_terminal_and_markdown_hold_every_number(report):
+    page = markdown(report, ("accuracy.png",))
+    console = Console(file=io.StringIO(), width=200)
+    for table in tables(report):
+        console.print(table.rich())
+    printed = console.file.getvalue()
+    for table in tables(report):
+        for row in table.rows:
+            for cell in row:
+                assert cell in page and cell in printed
+    assert "![held-out accuracy over training steps](accuracy.png)" in page
+    assert page.startswith("# Evaluation of toy\n")
+    assert "6 sites of 3 held-out documents" in page
+    widths = {line.count("|") for line in page.splitlines() if line.startswith("| direct before | 6")}
+    assert len(widths) == 1
+
+
+def test_a_where_with_a_bar_does_not_break_the_markdown_table(report):
+    summary = report["sets"]["all"] | {"where": "field = 'a' || 'b'"}
+    table = accuracy_table(summary)
+    lines = table.markdown().splitlines()[2:]
+    assert {line.replace("\\|", "").count("|") for line in lines} == {5}

@@ -1,0 +1,201 @@
+"""The evaluate page on real shards and policies whose answers are known: accuracies counted by hand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.core.artifact import Record, Shard, publish, scratch_folder, write_record
+from pipeline.core.config import BandsConfig, Recipe
+from pipeline.core.errors import UserError
+from pipeline.core.parquet import write_rows
+from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.shards.schema import SHARDS
+from stages.evaluate import RESPONSES, evaluate
+from tests.evaluation.scripted import as_row, reasoner, site
+
+# A document a line; the policies below predict by the context's last byte, or always box the same answer.
+SITES = [
+    site("d0", 5, 2.0, "2 + 2 =", ["4", "."], "solution"),
+    site("d0", 9, 0.7, "2 + 2 =4.", [" ", "T"], "solution"),
+    site("d1", 5, 1.2, "4 + 3 =", ["7", "."], "solution"),
+    site("d1", 9, 0.6, "4 + 3 =7. S", ["e", "v"], "problem"),
+    site("d2", 4, 1.1, "Find 4 =", ["7", "="], "problem"),
+    site("d2", 9, 1.7, "Find 4 =7=", ["7", " "], "solution"),
+    site("d3", 1, 0.4, "数", ["学", "7"], "solution"),
+]
+
+
+def shards_of(folder: Path, *parts: list) -> Record:
+    """A record of materialize whose shards hold the sites."""
+    shards = [Shard(i, {}, {}) for i in range(len(parts))]
+    for shard, sites in zip(shards, parts, strict=True):
+        with scratch_folder(folder, shard.index) as scratch:
+            if sites:
+                write_rows(scratch / "validation.parquet", SHARDS, map(as_row, sites))
+            publish(folder, shard.index, scratch, {}, 0.0)
+    return write_record(folder, "materialize", 1, {}, {}, shards)
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("policies")
+    return {
+        # direct: "4" after "=", a space after a full stop, else "e"; reasoning: "4" always
+        "before": reasoner(folder / "before", "4", {"=": "4", ".": " "}, "e"),
+        # direct: "e" always; reasoning: "7" always
+        "after": reasoner(folder / "after", "7", {}, "e"),
+    }
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Record:
+    return shards_of(tmp_path_factory.mktemp("work") / "materialize" / "0123456789ab", SITES[:3], [], SITES[3:])
+
+
+def recipe_with(**evaluate_settings) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "toy",
+            "policy": {"model": "unused", "dtype": "float32"},
+            "task": {"template": "brief"},
+            "rollout": {"max_new_tokens": 8, "batch_rows": 3},
+            "evaluate": {"where": "field = 'solution'"} | evaluate_settings,
+        }
+    )
+
+
+def accuracies(summary):
+    return {
+        name: [estimate and (round(estimate["value"] * estimate["sites"]), estimate["sites"])
+               for estimate in reading["accuracy"].values()]
+        for name, reading in summary["readings"].items()
+    }  # fmt: skip
+
+
+def test_accuracies_counted_by_hand(policies, shards, tmp_path, capsys):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(
+        '{"step": 0, "eval/hard/reasoning": 0.1, "eval/hard/reasoning_low": 0.0, "eval/hard/reasoning_high": 0.2}\n'
+    )
+    report = evaluate(policies, recipe_with(), BandsConfig(), shards, out=tmp_path / "evaluation", metrics=metrics)
+    # (hits, sites) in easy > 0.5, medium > 1.0, hard > 1.5
+    assert accuracies(report["sets"]["all"]) == {
+        "direct before": [(3, 6), (1, 4), (1, 2)],  # "4", " " and "e" are right once each
+        "reasoning before": [(1, 6), (1, 4), (1, 2)],
+        "reasoning after": [(3, 6), (3, 4), (1, 2)],
+        "direct after": [(1, 6), (0, 4), (0, 2)],
+    }
+    assert accuracies(report["sets"]["headline"]) == {
+        "direct before": [(2, 4), (1, 3), (1, 2)],
+        "reasoning before": [(1, 4), (1, 3), (1, 2)],
+        "reasoning after": [(2, 4), (2, 3), (1, 2)],
+        "direct after": [(0, 4), (0, 3), (0, 2)],
+    }
+    assert (report["sets"]["all"]["sites"], report["sets"]["headline"]["sites"]) == (7, 5)
+    printed = capsys.readouterr().out
+    assert "Positions where field = 'solution': next-token accuracy" in printed
+    assert "All positions: next-token accuracy" in printed
+    assert "the intervals of the two overlap" in printed
+    assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text()) == report
+    assert "![held-out" in (tmp_path / "evaluation" / "evaluation.md").read_text()
+    assert {p.name for p in (tmp_path / "evaluation").iterdir()} == {
+        "accuracy.png", "accuracy.svg", "evaluation.json", "evaluation.md", "responses.parquet",
+    }  # fmt: skip
+
+
+def test_responses_tell_every_answer(policies, shards, tmp_path):
+    report = evaluate(policies, recipe_with(), BandsConfig(), shards, out=tmp_path)
+    table = pq.read_table(tmp_path / "responses.parquet")
+    assert table.schema.equals(RESPONSES)
+    rows = pl.DataFrame(pl.from_arrow(table))
+    assert len(rows) == len(SITES) * 2 * 2
+    counted = (
+        rows.filter(pl.col("sets").list.contains("headline") & (pl.col("entropy") > 1.0))
+        .group_by("reading", "policy")
+        .agg(pl.col("hit").mean())
+    )
+    for reading, policy, hit in counted.iter_rows():
+        accuracy = report["sets"]["headline"]["readings"][f"{reading} {policy}"]["accuracy"]["medium"]
+        assert accuracy["value"] == pytest.approx(hit)
+    (row,) = rows.filter(
+        (pl.col("site_id") == "d1-5") & (pl.col("policy") == "after") & (pl.col("reading") == "reasoning")
+    ).to_dicts()
+    assert row["response"] == r"</think>\boxed{7}" and row["prediction"] == b"7" and row["reason"] == "match"
+    assert row["length"] == len(row["response_ids"]) == 3
+    tokenizer = CorpusTokenizer.load(policies["after"])
+    assert tokenizer.decode_bytes(row["prompt_ids"]) == b"Complete the text: 4 + 3 =<think>\n"
+    assert rows.filter(site_id="d3-1", reading="direct")["prediction"].to_list() == [b"e", b"e"]
+
+
+def test_the_same_evaluation_is_not_done_again(policies, shards, tmp_path, capsys):
+    first = evaluate(policies, recipe_with(), BandsConfig(), shards, out=tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = evaluate(policies, recipe_with(), BandsConfig(), shards, out=tmp_path)
+    assert again == first
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    captured = capsys.readouterr()
+    assert "up to date" in captured.err and captured.out.count("All positions: next-token accuracy") == 2
+    swapped = {"before": policies["before"], "after": policies["before"]}
+    other = evaluate(swapped, recipe_with(), BandsConfig(), shards, out=tmp_path)
+    assert other["sets"]["all"]["differences"][0]["bands"]["easy"]["value"] == 0.0
+    wider = evaluate(swapped, recipe_with(where="entropy > 0.5"), BandsConfig(), shards, out=tmp_path)
+    assert wider["sets"]["headline"]["sites"] == 6
+
+
+def test_all_positions_once_if_nothing_else_is_asked(policies, shards, tmp_path):
+    report = evaluate(policies, recipe_with(where="true"), BandsConfig(), shards, out=tmp_path)
+    assert list(report["sets"]) == ["all"]
+
+
+def test_fewer_sites_are_part_of_more(policies, shards, tmp_path):
+    few = evaluate(policies, recipe_with(where="true", sites=3), BandsConfig(), shards, out=tmp_path / "few")
+    assert few["sets"]["all"]["sites"] == 3
+    three = set(pq.read_table(tmp_path / "few" / "responses.parquet")["site_id"].to_pylist())
+    evaluate(policies, recipe_with(where="true", sites=5), BandsConfig(), shards, out=tmp_path / "more")
+    assert three < set(pq.read_table(tmp_path / "more" / "responses.parquet")["site_id"].to_pylist())
+
+
+def test_a_band_without_sites_is_a_dash(policies, shards, tmp_path, capsys):
+    bands = BandsConfig(easy=0.5, medium=1.0, hard=30.0)
+    report = evaluate(policies, recipe_with(), bands, shards, out=tmp_path)
+    assert report["sets"]["all"]["readings"]["reasoning after"]["accuracy"]["hard"] is None
+    assert "–" in capsys.readouterr().out
+    assert "| – |" in (tmp_path / "evaluation.md").read_text()
+
+
+def test_one_policy_alone(policies, shards, tmp_path):
+    report = evaluate({"model": policies["after"]}, recipe_with(), BandsConfig(), shards, out=tmp_path)
+    assert [d["baseline"] for d in report["sets"]["all"]["differences"]] == ["direct model"]
+
+
+def test_nothing_to_evaluate_at(policies, shards, tmp_path):
+    with pytest.raises(UserError, match=r"no site to read.*field = 'nowhere'"):
+        evaluate(policies, recipe_with(where="field = 'nowhere'"), BandsConfig(), shards, out=tmp_path)
+    empty = shards_of(tmp_path / "materialize" / "ba9876543210", [])
+    with pytest.raises(UserError, match=r"no held-out site.*validation_where"):
+        evaluate(policies, recipe_with(), BandsConfig(), empty, out=tmp_path)
+
+
+def test_the_command_wants_a_trained_policy(repository, tmp_path):
+    recipe = tmp_path / "toy.yaml"
+    recipe.write_text("name: toy\npolicy: {model: nowhere}\n")
+    manifest = tmp_path / "manifest.yaml"
+    manifest.write_text(
+        "name: toy\ncorpus: {source: x.jsonl}\nproxy: {train: {}}\nmaterialize: {policy_tokenizer: nowhere}\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "stages.evaluate", str(recipe), "--manifest", str(manifest)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert "error: the run has no trained policy yet: runs/toy/policy (run `rpt train` first)" in run.stderr
+    assert "Traceback" not in run.stderr
