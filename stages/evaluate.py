@@ -31,7 +31,7 @@ from pipeline.core.progress import progress, say
 from pipeline.evaluation.accuracy import summarize
 from pipeline.evaluation.picture import draw_progress, read_progress
 from pipeline.evaluation.readings import Reading, choose_sites, read_by_reasoning, read_directly
-from pipeline.evaluation.report import about, markdown, sentences, tables
+from pipeline.evaluation.report import Table, blocks, markdown
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 from pipeline.shards.reader import ShardReader, Site
 from pipeline.task.templates import template_named
@@ -233,14 +233,13 @@ def _draw(report: Mapping[str, Any], metrics: Path | None, out: Path) -> list[Pa
 
 
 def _print(report: Mapping[str, Any]) -> None:
-    console = Console()
-    for line in about(report):
-        console.print(line, markup=False, highlight=False)
-    for table in tables(report):
-        console.print(table.rich())
-    for summary in report["sets"].values():
-        for line in sentences(summary):
-            console.print(line, markup=False, highlight=False)
+    console = Console(highlight=False)
+    for block in blocks(report):
+        if isinstance(block, Table):
+            console.print(block.terminal())
+        else:
+            console.print("\n".join(block), markup=False, soft_wrap=True)
+        console.print()
 
 
 def main(

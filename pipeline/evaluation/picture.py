@@ -77,7 +77,9 @@ def draw_progress(
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(axis="y", color="#dddddd", lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(
+        frameon=False, fontsize=9, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), title="shaded: 95 % intervals"
+    )
     paths = [folder / "accuracy.png", folder / "accuracy.svg"]
     with matplotlib.rc_context({"svg.hashsalt": "rpt"}):  # the same run gives the same file
         figure.savefig(paths[0], dpi=150, metadata={"Software": None})

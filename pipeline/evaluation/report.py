@@ -29,9 +29,16 @@ class Table:
         lines = [self.header, ("---", *("---:" for _ in self.header[1:])), *self.rows]
         return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(map(_one_line, line))} |" for line in lines)])
 
-    def rich(self) -> rich.table.Table:
-        """As a table for a terminal."""
-        table = rich.table.Table(title=self.title, title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD)
+    def terminal(self) -> rich.table.Table:
+        """As a table for a terminal; one of usual bands fits 80 columns."""
+        table = rich.table.Table(
+            title=self.title,
+            title_justify="left",
+            title_style="bold",
+            box=rich.box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            show_edge=False,
+        )
         for i, name in enumerate(self.header):
             table.add_column(name, justify="right" if i else "left", no_wrap=i == 0)
         for row in self.rows:
@@ -39,15 +46,16 @@ class Table:
         return table
 
 
-def tables(report: Mapping[str, Any]) -> Iterator[Table]:
-    """Accuracy and differences of each set of sites, accuracy by field, and what became of the responses."""
+def blocks(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
+    """The report from top to bottom: tables, and lines of words."""
     summaries = list(report["sets"].values())
+    yield tuple(about(report))
     for summary in summaries:
         yield accuracy_table(summary)
         yield difference_table(summary)
+        yield tuple(sentences(summary))
     yield field_table(summaries[-1])
-    for summary in summaries:
-        yield reason_table(summary)
+    yield reason_table(summaries[-1])
 
 
 def title_of(summary: Mapping[str, Any]) -> str:
@@ -63,7 +71,7 @@ def title_of(summary: Mapping[str, Any]) -> str:
 def accuracy_table(summary: Mapping[str, Any]) -> Table:
     """A row a reading, a column a band."""
     header = tuple(
-        f"{name} > {band['above']:g}\n{band['sites']:,} sites, {band['documents']:,} documents"
+        f"{name} > {band['above']:g}\n{count(band['sites'], 'site')}\n{count(band['documents'], 'document')}"
         for name, band in summary["bands"].items()
     )
     rows = tuple(
@@ -76,39 +84,32 @@ def accuracy_table(summary: Mapping[str, Any]) -> Table:
 def difference_table(summary: Mapping[str, Any]) -> Table:
     """A row a comparison, a column a band."""
     rows = tuple(
-        (f"{change['reading']} − {change['baseline']}", *(points(band) for band in change["bands"].values()))
+        (f"{change['reading']}\n− {change['baseline']}", *(points(band) for band in change["bands"].values()))
         for change in summary["differences"]
     )
     return Table(f"{title_of(summary)}: paired differences, points [95 % interval]", ("", *summary["bands"]), rows)
 
 
 def field_table(summary: Mapping[str, Any]) -> Table:
-    """A row a column of the corpus, a column a reading."""
-    readings = summary["readings"]
-    fields = next(iter(readings.values()))["by_field"]
+    """A row a reading, a column a column of the corpus."""
+    fields = next(iter(summary["readings"].values()))["by_field"]
+    header = tuple(f"{name or '(template text)'}\n{count(field['sites'], 'site')}" for name, field in fields.items())
     rows = tuple(
-        (
-            field or "(template text)",
-            f"{estimate['sites']:,}",
-            *(percent(r["by_field"][field]) for r in readings.values()),
-        )
-        for field, estimate in fields.items()
+        (name, *(percent(estimate) for estimate in reading["by_field"].values()))
+        for name, reading in summary["readings"].items()
     )
-    return Table(f"{title_of(summary)}: accuracy by field, % [95 % interval]", ("field", "sites", *readings), rows)
+    return Table(f"{title_of(summary)}: accuracy by field, % [95 % interval]", ("", *header), rows)
 
 
 def reason_table(summary: Mapping[str, Any]) -> Table:
-    """A row a reading: how many of its responses ended in each way, and their mean length."""
-    reasons = list(next(iter(summary["readings"].values()))["reasons"])
-    rows = tuple(
-        (
-            name,
-            *(f"{reading['reasons'][reason]:,}" for reason in reasons),
-            NOTHING if reading["mean_length"] is None else f"{reading['mean_length']:.1f}",
-        )
-        for name, reading in summary["readings"].items()
+    """A row a way in which responses can end and one for their mean length, a column a reading."""
+    readings = summary["readings"].values()
+    reasons = next(iter(readings))["reasons"]
+    rows = [(reason.replace("_", " "), *(f"{r['reasons'][reason]:,}" for r in readings)) for reason in reasons]
+    rows.append(
+        ("mean tokens", *(NOTHING if r["mean_length"] is None else f"{r['mean_length']:.1f}" for r in readings))
     )
-    return Table(f"{title_of(summary)}: responses", ("", *(r.replace("_", " ") for r in reasons), "mean tokens"), rows)
+    return Table(f"{title_of(summary)}: responses", ("", *summary["readings"]), tuple(rows))
 
 
 def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -116,7 +117,7 @@ def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
     for change in summary["differences"]:
         for band, difference in change["bands"].items():
             if difference is None:
-                yield f"{title_of(summary)}, {band}: no sites."
+                yield f"{band}: no sites."
                 continue
             own, other = (summary["readings"][change[role]]["accuracy"][band] for role in ("reading", "baseline"))
             relation = "equal to"
@@ -124,9 +125,8 @@ def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
                 relation = "above" if own["value"] > other["value"] else "below"
             overlap = "overlap" if difference["intervals_overlap"] else "do not overlap"
             yield (
-                f"{title_of(summary)}, {band}: {change['reading']} ({100 * own['value']:.1f} %) is {relation} "
-                f"{change['baseline']} ({100 * other['value']:.1f} %), {points(difference)} points; "
-                f"the intervals of the two {overlap}."
+                f"{band}: {change['reading']} ({100 * own['value']:.1f} %) is {relation} {change['baseline']} "
+                f"({100 * other['value']:.1f} %); the two intervals {overlap}."
             )
 
 
@@ -137,23 +137,33 @@ def markdown(report: Mapping[str, Any], pictures: tuple[str, ...] = ()) -> str:
         report: the JSON report.
         pictures: file names beside the page.
     """
-    parts = [f"# Evaluation of {report['recipe']}", *about(report)]
+    parts = [f"# Evaluation of {report['recipe']}"]
     parts += [f"![held-out accuracy over training steps]({picture})" for picture in pictures]
-    parts += [table.markdown() for table in tables(report)]
-    parts += ["\n".join(f"- {line}" for summary in report["sets"].values() for line in sentences(summary))]
+    for block in blocks(report):
+        parts.append(block.markdown() if isinstance(block, Table) else "\n".join(f"- {line}" for line in block))
     return "\n\n".join(parts) + "\n"
 
 
 def about(report: Mapping[str, Any]) -> Iterator[str]:
     """What the sets of sites are and how the numbers are made."""
     for summary in report["sets"].values():
-        yield f"{title_of(summary)}: {summary['sites']:,} sites of {summary['documents']:,} held-out documents."
+        documents = count(summary["documents"], "held-out document")
+        yield f"{title_of(summary)}: {count(summary['sites'], 'site')} of {documents}."
     yield (
         "Bands are nested; their thresholds are nats of the proxy's entropy. Direct: the most likely next token after "
         f"the bare context. Reasoning: a response to the prompt (template `{report['template']}`) at temperature "
         f"{report['temperature']:g}, its boxed prediction judged by the prefix-matching reward. Intervals are "
         "clustered by document."
     )
+
+
+def count(number: int, noun: str) -> str:
+    """
+    Example:
+        >>> count(1, "site"), count(1200, "site")
+        ('1 site', '1,200 sites')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(estimate: Mapping[str, Any] | None) -> str:
@@ -171,12 +181,12 @@ def points(difference: Mapping[str, Any] | None) -> str:
     """
     Example:
         >>> points({"value": 0.224, "low": -0.0012, "high": 0.4})
-        '+22.4 [-0.1, +40.0]'
+        '+22.4 [-0.1, 40.0]'
     """
     if difference is None:
         return NOTHING
-    return f"{100 * difference['value']:+.1f} [{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
+    return f"{100 * difference['value']:+.1f} [{100 * difference['low']:.1f}, {100 * difference['high']:.1f}]"
 
 
 def _one_line(cell: str) -> str:
-    return cell.replace("\n", ", ").replace("|", "\\|")
+    return cell.replace("\n", "<br>").replace("|", "\\|")

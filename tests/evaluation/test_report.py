@@ -7,7 +7,16 @@ from rich.console import Console
 
 from pipeline.core.config import BandsConfig
 from pipeline.evaluation.accuracy import summarize, table_order
-from pipeline.evaluation.report import accuracy_table, difference_table, field_table, markdown, sentences, tables
+from pipeline.evaluation.report import (
+    Table,
+    accuracy_table,
+    blocks,
+    difference_table,
+    field_table,
+    markdown,
+    reason_table,
+    sentences,
+)
 from tests.evaluation.scripted import site
 from tests.evaluation.test_accuracy import READINGS, SITES, reading
 
@@ -39,9 +48,9 @@ def test_accuracy_table_has_a_row_a_reading_and_a_column_a_band(report):
     table = accuracy_table(report["sets"]["all"])
     assert table.header == (
         "",
-        "easy > 0.5\n5 sites, 3 documents",
-        "medium > 1\n3 sites, 2 documents",
-        "hard > 1.5\n2 sites, 1 documents",
+        "easy > 0.5\n5 sites\n3 documents",
+        "medium > 1\n3 sites\n2 documents",
+        "hard > 1.5\n2 sites\n1 document",
     )
     assert [row[0] for row in table.rows] == ["direct before", "reasoning before", "reasoning after", "direct after"]
     assert [cell.split()[0] for cell in table.rows[2][1:]] == ["80.0", "66.7", "50.0"]
@@ -49,19 +58,17 @@ def test_accuracy_table_has_a_row_a_reading_and_a_column_a_band(report):
 
 def test_differences_are_in_points(report):
     table = difference_table(report["sets"]["all"])
-    assert [row[0] for row in table.rows] == [
-        "reasoning after − reasoning before",
-        "reasoning after − direct before",
-    ]
+    assert [row[0] for row in table.rows] == ["reasoning after\n− reasoning before", "reasoning after\n− direct before"]
     assert [cell.split()[0] for cell in table.rows[0][1:]] == ["+60.0", "+33.3", "+0.0"]
 
 
-def test_literal_template_text_has_a_name(report):
-    assert [row[:2] for row in field_table(report["sets"]["all"]).rows] == [
-        ("(template text)", "1"),
-        ("problem", "2"),
-        ("solution", "3"),
-    ]
+def test_fields_and_reasons(report):
+    fields = field_table(report["sets"]["all"])
+    assert fields.header == ("", "(template text)\n1 site", "problem\n2 sites", "solution\n3 sites")
+    assert [cell.split()[0] for cell in fields.rows[2][1:]] == ["100.0", "50.0", "100.0"]
+    reasons = {name: cells for name, *cells in reason_table(report["sets"]["all"]).rows}
+    assert reasons["match"] == ["3", "1", "5", "2"] and reasons["mismatch"] == ["3", "5", "1", "4"]
+    assert reasons["mean tokens"] == ["3.5"] * 4
 
 
 def test_bands_without_sites_are_dashes():
@@ -69,41 +76,42 @@ def test_bands_without_sites_are_dashes():
     summary = summarize(SITES[:2], readings, POLICIES, BandsConfig(), "true")
     assert accuracy_table(summary).rows[0][2:] == ("–", "–")
     assert difference_table(summary).rows[0][2:] == ("–", "–")
-    assert "All positions, hard: no sites." in list(sentences(summary))
+    assert "hard: no sites." in list(sentences(summary))
 
 
 def test_words_say_whether_intervals_overlap(report):
     lines = list(sentences(report["sets"]["headline"]))
     assert len(lines) == 6, "two comparisons, three bands"
-    assert lines[0].startswith(
-        "Positions where field = 'solution', easy: "
-        "reasoning after (100.0 %) is above reasoning before (33.3 %), +66.7 ["
+    assert lines[0] == (
+        "easy: reasoning after (100.0 %) is above reasoning before (33.3 %); the two intervals overlap."
     )
-    assert lines[0].endswith("points; the intervals of the two overlap.")
-    assert lines[2].startswith("Positions where field = 'solution', hard: reasoning after (100.0 %) is equal to")
+    assert lines[2].startswith("hard: reasoning after (100.0 %) is equal to reasoning before (100.0 %)")
     many = [site(f"d{i}", 0, 2.0, "context", ["x"]) for i in range(40)]
     hits = dict.fromkeys(table_order(POLICIES), "1" * 40) | {"reasoning after": "0" * 40}
     readings = {name: reading(*name.split()[::-1], row) for name, row in hits.items()}
     (line, *_) = sentences(summarize(many, readings, POLICIES, BandsConfig(), "true"))
     assert "reasoning after (0.0 %) is below reasoning before (100.0 %)" in line
-    assert line.endswith("the intervals of the two do not overlap.")
+    assert line.endswith("the two intervals do not overlap.")
 
 
 def test_terminal_and_markdown_hold_every_number(report):
     page = markdown(report, ("accuracy.png",))
-    console = Console(file=io.StringIO(), width=200)
-    for table in tables(report):
-        console.print(table.rich())
+    console = Console(file=io.StringIO(), width=88)
+    tables = [block for block in blocks(report) if isinstance(block, Table)]
+    assert len(tables) == 6
+    for table in tables:
+        console.print(table.terminal())
     printed = console.file.getvalue()
-    for table in tables(report):
+    for table in tables:
+        assert table.title in page and table.title in printed
         for row in table.rows:
-            for cell in row:
-                assert cell in page and cell in printed
+            for line in (line for cell in row for line in cell.split("\n")):
+                assert line in page and line in printed, "no cell is broken"
+    for summary in report["sets"].values():
+        assert all(f"- {line}" in page for line in sentences(summary))
     assert "![held-out accuracy over training steps](accuracy.png)" in page
     assert page.startswith("# Evaluation of toy\n")
-    assert "6 sites of 3 held-out documents" in page
-    widths = {line.count("|") for line in page.splitlines() if line.startswith("| direct before | 6")}
-    assert len(widths) == 1
+    assert "All positions: 6 sites of 3 held-out documents." in page
 
 
 def test_a_where_with_a_bar_does_not_break_the_markdown_table(report):
