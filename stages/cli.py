@@ -5,7 +5,6 @@ Heavy libraries are imported inside the commands, so that `rpt --help` and manif
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import subprocess
@@ -19,7 +18,7 @@ import typer
 from rich.table import Table
 
 from pipeline.core.config import Manifest, Recipe, load
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, disk_is_full
 from pipeline.core.progress import say
 
 if TYPE_CHECKING:
@@ -239,10 +238,10 @@ def main() -> None:
     except KeyboardInterrupt:
         say("interrupted: run the same command again to resume")
         sys.exit(130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not disk_is_full(error):
             raise
-        say(f"error: the disk is full: {error.filename or ''} (free some space and run again)")
+        say(f"error: the disk is full: {error} (free some space and run again)")
         sys.exit(2)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-WORDS = "red blue green apple pear stone river seven eight nine café naïve 数学 答案 🙂".split()
+WORDS = ("red", "blue", "green", "apple", "pear", "stone", "river", "seven", "café", "naïve", "数学", "答案", "🙂")
 
 
 def problems(count: int, seed: int = 0) -> list[dict[str, str]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class UserError(Exception):
     """A problem the user can mend. The command line prints it as one line and exits with `exit_code`.
@@ -23,3 +26,15 @@ class IntegrityError(UserError):
     """Published bytes are not the bytes that were recorded."""
 
     exit_code = 3
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says so. Libraries written in other languages wrap it in exceptions without an `errno`.
+
+    Example:
+        >>> disk_is_full(OSError(errno.ENOSPC, "")), disk_is_full(RuntimeError("I/O error: No space left on device"))
+        (True, True)
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))

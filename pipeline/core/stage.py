@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pipeline.core.artifact import (
     write_record,
 )
 from pipeline.core.config import Config
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, disk_is_full
 from pipeline.core.executor import Executor
 from pipeline.core.progress import progress, say
 
@@ -82,8 +81,8 @@ def _work(stage: Stage, config: Config, directory: Path, shard: Shard) -> Comple
         with scratch_folder(directory, shard.index) as out:
             counters = stage.run(config, shard, out)
             return publish(directory, shard.index, out, counters, time.monotonic() - begin)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if disk_is_full(error):
             raise UserError(
                 "the disk is full", where=directory, mend="free some space and run again: published shards stay"
             ) from error

@@ -108,9 +108,7 @@ def test_killed_at_random_moments_the_shards_are_the_same(corpus: Path, finished
     assert any("materialize" in path for path in final)
 
 
-def test_workers_do_not_change_the_data_stages_that_do_not_compute(
-    corpus: Path, finished: Path, tmp_path: Path
-) -> None:
+def test_the_number_of_workers_does_not_change_documents(corpus: Path, finished: Path, tmp_path: Path) -> None:
     done = rpt("ingest", corpus / "toy.yaml", "--workers", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     one = published(tmp_path / "work")
@@ -120,13 +118,13 @@ def test_workers_do_not_change_the_data_stages_that_do_not_compute(
 
 BAD = {
     "missing file": (["--source", "nowhere.jsonl"], "nowhere.jsonl"),
-    "wrong sha256": (["--set", f"corpus.sha256={'0' * 64}"], "0" * 64),
+    "wrong sha256": (["--set", f"corpus.sha256={'ab' * 32}"], "ab" * 32),
     "misspelt key": (["--set", "corpus.validaton.documents=3"], "did you mean `validation`?"),
     "absent column": (["--set", 'corpus.text="{probem}"'], "probem"),
     "unknown column in where": (["--set", "select.where=entrpy > 1"], "entropy"),
     "where that is no SQL": (["--set", "select.where=entropy >"], "where"),
     "where that selects nothing": (["--set", "select.where=entropy > 99"], "entropy > 99"),
-    "nothing left": (["--set", "corpus.min_document_bytes=100000", "--set", "corpus.max_quarantine_fraction=1"], "min_document_bytes"),
+    "nothing left": (["--set", "corpus.min_document_bytes=100000"], "too_short"),
     "no such tokenizer": (["--set", "materialize.policy_tokenizer=./nowhere"], "nowhere"),
     "no such proxy": (["--set", "proxy={model: ./nowhere}"], "nowhere"),
     "no such manifest": (None, "toi.yaml"),
