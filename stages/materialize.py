@@ -3,7 +3,7 @@
 Input:   `documents` and `sites`, shard by shard; the policy's tokenizer.
 Output:  `train` and `validation` (pipeline/shards/schema.py), in the same shards, sorted by (document, position);
          a shard without rows of a split publishes no table for it.
-Command: rpt data MANIFEST
+Command: rpt materialize data_manifests/<name>.yaml
 
 A site that does not begin a policy token is counted as `dropped.not_a_policy_boundary`, those of a document that the
 policy's tokenizer does not reproduce byte for byte as `dropped.policy_tokenizer_not_lossless`.

@@ -2,7 +2,7 @@
 
 Input:   `documents` (text, to see where characters begin) and `scores`, shard by shard.
 Output:  `sites`, a row a selected position, in the same shards and the same document order.
-Command: rpt data MANIFEST    (change `select.where` and run it again: nothing is scored again)
+Command: rpt select data_manifests/<name>.yaml [--set select.where="entropy > 1.5"]    (nothing is scored again)
 
 Every scored position is kept or counted under exactly one `dropped.<reason>`. `max_sites` needs to know all the
 corpus' candidates before it can keep the right ones: a first pass (`select_cap`) lists their random keys.

@@ -181,7 +181,7 @@ def _gather(text: TextBytes, begin_S: Int64, end_S: Int64) -> pa.BinaryArray:
     if offsets[-1] > np.iinfo(np.int32).max:
         raise UserError("contexts of one row group exceed 2 GiB", mend="lower `materialize.row_group`")
     slices = pa.LargeListViewArray.from_arrays(pa.array(begin_S), pa.array(size_S), pa.array(text.data_B))
-    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), slices.flatten().buffers()[1]]
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(slices.flatten().to_numpy())]
     return pa.Array.from_buffers(pa.binary(), len(size_S), buffers)
 
 

@@ -1,0 +1,164 @@
+"""Reading shards: any row, those that match, damage found, and the order of steps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.artifact import InputFile
+from pipeline.core.errors import IntegrityError, UserError
+from pipeline.shards.reader import SITE_COLUMNS, ShardReader, Site, permutation, sites_of_step
+from pipeline.shards.schema import SHARDS
+from tests.shards.corpus import shard_of
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shard_of(tmp_path_factory.mktemp("shard"))
+
+
+def published(*paths: Path) -> list[InputFile]:
+    return [InputFile(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def files(shard: Path) -> list[InputFile]:
+    return published(shard / "train.parquet", shard / "validation.parquet")
+
+
+def rows_of(files: list[InputFile]) -> list[Site]:
+    """The plain way: everything at once."""
+    rows = [row for file in files for row in pq.read_table(file.path).to_pylist()]
+    kept = [{name: row[name] for name in Site.__dataclass_fields__} for row in rows]
+    return [Site(**row | {"boundaries": tuple(row["boundaries"])}) for row in kept]
+
+
+@pytest.mark.parametrize("cache_bytes", [1, 100_000, 1 << 29])
+def test_any_row_at_any_time(files: list[InputFile], cache_bytes: int) -> None:
+    reader, rows = ShardReader(files, cache_bytes=cache_bytes), rows_of(files)
+    assert len(reader) == len(rows)
+    order = np.random.default_rng(0).permutation(len(rows))[:200]
+    assert [reader[i] for i in order] == [rows[i] for i in order]
+    assert [reader[0], reader[len(rows) - 1], reader[0]] == [rows[0], rows[-1], rows[0]]
+    for outside in (-1, len(rows)):
+        with pytest.raises(IndexError):
+            reader[outside]
+    assert [site.site_id for site in ShardReader(files)] == [row.site_id for row in rows]  # ends by itself
+
+
+def test_only_the_rows_that_match(files: list[InputFile]) -> None:
+    reader = ShardReader(files, "difficulty = 'hard' AND position > 10 AND NOT context_truncated")
+    matching = []
+    for file in files:
+        table = pq.read_table(file.path)
+        hard = pc.and_(pc.equal(table["difficulty"], "hard"), pc.greater(table["position"], 10))
+        matching += table.filter(pc.and_(hard, pc.invert(table["context_truncated"])))["site_id"].to_pylist()
+    assert 0 < len(matching) < len(rows_of(files))
+    assert [reader[i].site_id for i in range(len(reader))] == matching
+
+
+def test_where_may_name_the_columns_of_a_site_but_not_its_bytes(files: list[InputFile]) -> None:
+    assert set(SITE_COLUMNS) == set(SHARDS.names) - {"context", "target", "continuation", "boundaries"}
+    ShardReader(files, " AND ".join(f"{name} IS NOT NULL" for name in SITE_COLUMNS))
+    with pytest.raises(UserError, match="names `context`, which is no column"):
+        ShardReader(files, "context = 'a'")
+    with pytest.raises(UserError, match="did you mean `difficulty`"):
+        ShardReader(files, "dificulty = 'hard'")
+
+
+def test_nothing_to_read_is_told(files: list[InputFile]) -> None:
+    with pytest.raises(UserError, match=r"no site to read: difficulty = 'none' \([\d,]+ sites in 2 shards"):
+        ShardReader(files, "difficulty = 'none'")
+    with pytest.raises(UserError, match="0 sites in 0 shards"):
+        ShardReader([])
+
+
+def test_content_names_files_order_and_expression(files: list[InputFile], shard: Path) -> None:
+    same = [InputFile(file.path) for file in files]  # hashes found, not given
+    assert ShardReader(files).content == ShardReader(same).content
+    others = [ShardReader(files[::-1]), ShardReader(files[:1]), ShardReader(files, "position > 3")]
+    assert len({reader.content for reader in [ShardReader(files), *others]}) == 4
+
+
+# -------------------------------------------------------------------------------------------------- damage
+
+
+def test_a_flipped_byte_is_found_at_the_start(shard: Path, tmp_path: Path) -> None:
+    (file,) = published(shard / "train.parquet")
+    data = bytearray(file.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    changed = tmp_path / "train.parquet"
+    changed.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"changed after the fact: .*train\.parquet"):
+        ShardReader([InputFile(changed, file.sha256)])
+    with pytest.raises(IntegrityError, match=r"missing: .*gone\.parquet"):
+        ShardReader([InputFile(tmp_path / "gone.parquet", file.sha256)])
+
+
+def test_a_byte_flipped_while_training_is_found_when_it_is_read(shard: Path, tmp_path: Path) -> None:
+    """Every page of the first row group's contexts and continuations carries a checksum, and it is looked at."""
+    original = (shard / "train.parquet").read_bytes()
+    path = tmp_path / "train.parquet"
+    group = pq.ParquetFile(shard / "train.parquet").metadata.row_group(0)
+    columns = {group.column(c).path_in_schema: group.column(c) for c in range(group.num_columns)}
+    for name in ("context", "continuation", "boundaries.list.element", "entropy"):
+        path.write_bytes(original)
+        reader = ShardReader(published(path))
+        end = columns[name].data_page_offset + columns[name].total_compressed_size
+        with path.open("r+b") as file:
+            file.seek(end - 5)
+            byte = file.read(1)
+            file.seek(end - 5)
+            file.write(bytes([byte[0] ^ 16]))
+        with pytest.raises(IntegrityError, match=r"damaged Parquet file: .*train\.parquet"):
+            reader[0]
+        assert reader[len(reader) - 1].site_id  # another row group
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    text = tmp_path / "train.parquet"
+    text.write_text("no Parquet at all")
+    with pytest.raises(IntegrityError, match=r"damaged Parquet file: .*train\.parquet"):
+        ShardReader(published(text))
+    pq.write_table(SHARDS.empty_table().drop(["context"]), text)
+    with pytest.raises(UserError, match=r"not a table of shards: .*train\.parquet"):
+        ShardReader(published(text))
+
+
+# --------------------------------------------------------------------------------------------------- order
+
+
+@given(st.integers(1, 300), st.integers(0, 5), st.integers(0, 5))
+def test_an_epoch_is_a_permutation(n: int, seed: int, epoch: int) -> None:
+    assert sorted(permutation(n, seed, epoch).tolist()) == list(range(n))
+
+
+def test_epochs_and_seeds_differ_and_are_mixed_well() -> None:
+    """A random permutation keeps one row in place on average, and its rank correlation with another is about 0."""
+    orders = [permutation(1000, seed, epoch) for seed in range(3) for epoch in range(3)]
+    for i, a in enumerate(orders):
+        assert np.sum(a == np.arange(1000)) < 10
+        for b in [np.arange(1000), *orders[:i]]:
+            assert abs(np.corrcoef(a, b)[0, 1]) < 0.15
+    with pytest.raises(ValueError, match="read-only"):
+        orders[0][0] = 0
+
+
+@given(st.integers(1, 40), st.integers(0, 3), st.integers(1, 50), st.integers(1, 12))
+def test_steps_walk_through_the_epochs_without_loss_or_doubling(n: int, seed: int, per_step: int, steps: int) -> None:
+    """Steps may be smaller or larger than an epoch, and each can be asked for alone, in any order."""
+    drawn = [sites_of_step(n, seed, step, per_step) for step in reversed(range(steps))][::-1]
+    assert all(len(step) == per_step for step in drawn)
+    walk = np.concatenate(drawn).tolist()
+    for begin in range(0, len(walk), n):
+        epoch = walk[begin : begin + n]
+        assert epoch == permutation(n, seed, begin // n).tolist()[: len(epoch)]
+        assert max(Counter(epoch).values()) == 1
