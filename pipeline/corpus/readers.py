@@ -133,16 +133,19 @@ def _text(offset: int, raw: bytes) -> Mapping[str, Any]:
 
 def text_pieces(stream: BinaryIO, part: Slice, config: CorpusConfig) -> Iterator[Piece]:
     """The documents of a text file. By line, blank lines count as rows, as in JSON lines, but are no records."""
+    if config.document_break == "file":
+        return _whole(stream)
     pieces = _lines(stream, part)
-    if config.document_break == "blank_lines":
-        pieces = documents(pieces, config.document_bytes)
-    elif config.document_break == "file":
-        data = stream.read(PIECE_LIMIT)
-        size = len(data)
-        while more := stream.read(1 << 20):
-            size += len(more)
-        return iter([Piece(0, data, size)] if data else [])
-    return pieces
+    return documents(pieces, config.document_bytes) if config.document_break == "blank_lines" else pieces
+
+
+def _whole(stream: BinaryIO) -> Iterator[Piece]:
+    offset = _skip_bom(stream)
+    data = stream.read(PIECE_LIMIT)
+    size = len(data)
+    while more := stream.read(1 << 20):
+        size += len(more)
+    yield Piece(offset, data, size)
 
 
 def _lines(stream: BinaryIO, part: Slice) -> Iterator[Piece]:

@@ -17,6 +17,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from pipeline.core.errors import UserError
+from pipeline.core.progress import say
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -29,7 +30,7 @@ FORMATS = {
     ".md": "text",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_BOOKKEEPING = {"dataset_infos.json", "dataset_info.json", "README.md"}
+_BOOKKEEPING = {"dataset_infos.json", "dataset_info.json", "README.md", "LICENSE.md", "LICENSE.txt"}
 """Files of a data set's folder that describe it, and are no part of it."""
 
 _HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.*))?")
@@ -59,10 +60,11 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
         UserError: nothing there, an extension that says no format, or a file system that cannot be reached.
     """
     root, names, listed = _list_hub(source, revision) if source.startswith("hf://") else _list(source)
-    files = []
+    files, ignored = [], []
     for name in sorted(names):
         kind, compression = kind_of(name)
         if listed and (kind is None or (format != "auto" and kind != format) or _is_bookkeeping(name)):
+            ignored.append(name)
             continue
         if format == "auto" and kind is None:
             known = ", ".join(FORMATS)
@@ -73,6 +75,8 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
     if not files:
         what = f"no {'data' if format == 'auto' else format} files in the source"
         raise UserError(what, where=source, mend=f"extensions looked for: {', '.join(FORMATS)} (and .gz, .zst)")
+    if ignored:
+        say(f"source       {len(ignored)} files are no data and left out: {', '.join(ignored[:5])}")
     return files
 
 
@@ -95,11 +99,11 @@ def _is_bookkeeping(name: str) -> bool:
 
 def _list(source: str) -> tuple[str, Sequence[str], bool]:
     """(root, names below it, whether a folder was listed) of a path or fsspec URL."""
-    try:
-        fs, path = url_to_fs(source)
-    except ValueError as error:
-        raise UserError("unknown kind of source", where=source, mend=_first_line(error)) from error
     with reachable(source):
+        try:
+            fs, path = url_to_fs(source)
+        except ValueError as error:
+            raise UserError("unknown kind of source", where=source, mend=_first_line(error)) from error
         path = path.rstrip("/")
         kind = _kind(fs, path)
         if kind == "directory":

@@ -1,0 +1,67 @@
+"""When ingest stops: the wrong file, a column that is not there, too much that cannot be used, nothing left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow.compute as pc
+
+from pipeline.core.artifact import Record
+from pipeline.core.config import CorpusConfig
+from pipeline.core.errors import UserError
+from pipeline.core.parquet import read_table
+from pipeline.corpus.plan import published
+from pipeline.corpus.survey import Survey
+from pipeline.corpus.template import Template, check_column
+
+
+def check_source(surveys: Sequence[Survey], config: CorpusConfig, template: Template) -> None:
+    """Stop at a wrong sha256, and at a file that lacks a column the manifest names."""
+    if config.sha256 is not None:
+        if len(surveys) > 1:
+            found = f"{len(surveys)} files, from {surveys[0].file.name} to {surveys[-1].file.name}"
+            raise UserError("corpus.sha256 is of one file", where=found, mend="name the file in corpus.source")
+        if surveys[0].sha256 != config.sha256:
+            mend = f"expected {config.sha256}, found {surveys[0].sha256}; --set corpus.sha256=null takes it as it is"
+            raise UserError("wrong sha256", where=surveys[0].file.name, mend=mend)
+    for about in surveys:
+        if about.columns:
+            template.check(about.columns, about.file.name)
+            if config.validation.column is not None:
+                check_column(config.validation.column, about.columns, about.file.name, "corpus.validation.column")
+
+
+def check_quarantine(candidates: Record, config: CorpusConfig) -> None:
+    """Stop when nothing is left, or when too large a share of the records cannot be used; say why with an example."""
+    counters = candidates.counters
+    records, documents = counters["records"], counters["documents"]
+    if not records:
+        raise UserError("the corpus has no records", where=config.source, mend="check corpus.source and corpus.format")
+    share = 1 - documents / records
+    if documents and share <= config.max_quarantine_fraction:
+        return
+    reasons = {name: count for name, count in counters.items() if name.startswith("quarantined.")}
+    name, count = max(reasons.items(), key=lambda item: item[1])
+    reason = name.removeprefix("quarantined.")
+    what = f"{records - documents} of {records} records cannot be used, {count} of them as `{reason}`"
+    mend = "mend the corpus or the template"
+    if documents:
+        mend += f", or raise corpus.max_quarantine_fraction above {share:.3f}"
+    raise UserError(what, where=_example(candidates, reason), mend=mend)
+
+
+def check_split(assigned: Record) -> None:
+    """Stop when no document is left to train on."""
+    if not assigned.counters.get("train"):
+        held_out = f"all {assigned.counters['documents']} documents are held out"
+        raise UserError("nothing left to train on", where=held_out, mend="lower corpus.validation")
+
+
+def _example(candidates: Record, reason: str) -> str:
+    """The first record that was rejected for `reason`."""
+    for done in candidates.completions:
+        if f"quarantined.{reason}" in done.counters:
+            rows = read_table(published(candidates, "quarantine", done.shard))
+            row = rows.filter(pc.equal(rows["reason"], reason)).slice(0, 1).to_pylist()[0]
+            return f"{row['source_file']} row {row['source_row']}, {row['detail']}: {row['raw'][:80]!r}"
+    return ""

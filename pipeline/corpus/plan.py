@@ -1,0 +1,69 @@
+"""The plan of ingest: slices are what is read, shards what is written, and these shards cover those slices."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.core.artifact import InputFile, Record, Shard
+from pipeline.core.config import canonical_json
+from pipeline.corpus.readers import Slice
+from pipeline.corpus.sources import SourceFile
+from pipeline.corpus.survey import Survey
+
+
+def read_shards(surveys: Sequence[Survey]) -> list[Shard]:
+    """A shard for every slice of every source file."""
+    slices = [part for about in surveys for part in about.slices]
+    return [Shard(index, {}, {"slice": asdict(part)}) for index, part in enumerate(slices)]
+
+
+def slice_of(shard: Shard) -> Slice:
+    """What `read_shards` put into a shard."""
+    details = shard.details["slice"]
+    return Slice(**{**details, "file": SourceFile(**details["file"])})
+
+
+def source_digest(surveys: Sequence[Survey]) -> str:
+    """Identity of the source: names below its root, content, and how it is cut. Not where it lies."""
+    cuts = [[s.file.name, s.sha256, [[part.start, part.stop, part.row] for part in s.slices]] for s in surveys]
+    return hashlib.sha256(canonical_json(cuts).encode()).hexdigest()
+
+
+def ingest_shards(candidates: Record, assigned: Record) -> list[Shard]:
+    """A shard a row group of the assignment: which rows of which candidate tables it covers, whose rejects it takes."""
+    assignment = assigned.files("assignment")[0]
+    footer = pq.read_metadata(assignment.path)
+    sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+    stops = np.cumsum(sizes)
+    tables = [done.files["documents"] for done in candidates.completions]
+    ends = np.cumsum([table.rows for table in tables])
+    begins = ends - [table.rows for table in tables]
+    shards = []
+    for shard, (start, stop) in enumerate(zip(stops - sizes, stops, strict=True)):
+        documents = {
+            f"documents-{i:05d}": (i, int(max(start, begins[i]) - begins[i]), int(min(stop, ends[i]) - begins[i]))
+            for i in range(int(np.searchsorted(ends, start, "right")), int(np.searchsorted(begins, stop, "left")))
+        }
+        after = len(begins) if shard == len(stops) - 1 else int(np.searchsorted(begins, stop, "left"))
+        rejects = range(int(np.searchsorted(begins, start, "left")), after)
+        files: dict[str, InputFile] = {"assignment": assignment}
+        files |= {name: published(candidates, "documents", i) for name, (i, _, _) in documents.items()}
+        files |= {f"quarantine-{i:05d}": published(candidates, "quarantine", i) for i in rejects}
+        details = {
+            "documents": [(name, begin, end) for name, (_, begin, end) in documents.items()],
+            "quarantine": [f"quarantine-{i:05d}" for i in rejects],
+        }
+        shards.append(Shard(shard, files, details))
+    return shards
+
+
+def published(record: Record, table: str, shard: int) -> InputFile:
+    """The file of a table that every shard publishes."""
+    file = record.file(table, shard)
+    assert file is not None, f"{table} of shard {shard}"
+    return file

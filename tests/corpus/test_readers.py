@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core.errors import UserError
+from pipeline.corpus.quarantine import Unusable
+from pipeline.corpus.readers import Record, Slice, parse_json_object, read_records
+from pipeline.corpus.sources import find_files
+from pipeline.corpus.survey import survey
+from tests.corpus.corpora import jsonl, manifest
+
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+def read(path: Path, format: str = "auto", **corpus: Any) -> list[Record]:
+    (file,) = find_files(str(path), format)
+    return list(read_records(Slice(file), manifest(**corpus).corpus))
+
+
+def values(records: list[Record]) -> list[Any]:
+    return [(r.value.reason if isinstance(r.value, Unusable) else r.value) for r in records]
+
+
+# ---------------------------------------------------------------------------------------------------- JSON
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"{oops}", "not_json"),
+        (b'{"a": 1', "not_json"),
+        (b'{"a": 1} {"a": 2}', "not_json"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not_json"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not_json"),
+        (b"[1, 2]", "not_an_object"),
+        (b'"text"', "not_an_object"),
+        (b"null", "not_an_object"),
+        (b'{"a": "\xff"}', "not_utf8"),
+        (b'{"a": "\xed\xa0\x80"}', "not_utf8"),
+        (b'{"a": 1, "a": 2}', "duplicate_key"),
+    ],
+)
+def test_json_that_is_no_record(raw: bytes, reason: str) -> None:
+    with pytest.raises(Unusable) as why:
+        parse_json_object(raw)
+    assert why.value.reason == reason
+
+
+def test_json_that_is_one() -> None:
+    assert parse_json_object(b'{"a": "x\ty\x01", "b": NaN, "c": {"d": 1, "e": {}}}\r\n') == {
+        "a": "x\ty\x01",  # a raw control character in a string is against the letter of JSON, and unmistakable
+        "b": None,
+        "c": {"d": 1, "e": {}},
+    }
+    assert parse_json_object(b'{"a": {"b": 1, "b": 2}}') == {"a": {"b": 2}}  # inside, the last one wins
+
+
+def test_the_duplicate_keys_are_named() -> None:
+    with pytest.raises(Unusable) as why:
+        parse_json_object(b'{"b": 1, "a": 1, "b": 2, "c": {}, "a": 3}')
+    assert why.value.detail == "`a`, `b`"
+
+
+@pytest.mark.parametrize("end", COMPRESS)
+def test_json_lines(tmp_path: Path, end: str) -> None:
+    data = b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": "\xe2\x80\xa8\xc2\x85"}\n{oops}'
+    path = tmp_path / f"x.jsonl{end}"
+    path.write_bytes(COMPRESS[end](data))
+    records = read(path)
+    assert values(records) == [{"a": 1}, {"a": "\u2028\u0085"}, "not_json"]
+    assert [(r.row, r.where) for r in records] == [(0, "byte 3"), (3, "byte 17"), (4, "byte 32")]
+    for record in records:  # a record can be found again
+        offset = int(record.where.split()[1])
+        assert record.raw is not None and data[offset:].startswith(record.raw)
+
+
+@pytest.mark.parametrize("end", COMPRESS)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_json_array(tmp_path: Path, end: str, mark: bytes) -> None:
+    data = mark + b' [\n {"a": 1},\n {"a": oops}, [],\n {"a": "],{"}\n]\n'
+    path = tmp_path / f"x.json{end}"
+    path.write_bytes(COMPRESS[end](data))
+    records = read(path)
+    assert values(records) == [{"a": 1}, "not_json", "not_an_object", {"a": "],{"}]
+    assert [r.row for r in records] == [0, 1, 2, 3]
+    for record in records:
+        offset = int(record.where.split()[1])
+        assert record.raw is not None and data[offset:].startswith(record.raw)
+
+
+def test_json_lines_that_are_named_json(tmp_path: Path) -> None:
+    assert values(read(jsonl(tmp_path / "x.json", [{"a": 1}, {"a": 2}]))) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_truncated_json_array_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b'[{"a": 1}, {"a"')
+    with pytest.raises(UserError, match=r"source cannot be read: x\.json"):
+        read(tmp_path / "x.json")
+
+
+# ----------------------------------------------------------------------------------------------------- CSV
+
+
+@pytest.mark.parametrize("end", COMPRESS)
+def test_csv(tmp_path: Path, end: str) -> None:
+    data = '\ufeffq,a\r\n"one, ""two""\nthree",4\n\nfünf\u0085\u2028,\r\nx\n'.encode() + b"\xff,1\n"
+    path = tmp_path / f"x.csv{end}"
+    path.write_bytes(COMPRESS[end](data))
+    records = read(path)
+    assert values(records) == [
+        {"q": 'one, "two"\nthree', "a": "4"},
+        {"q": "fünf\u0085\u2028", "a": ""},
+        "not_csv",
+        "not_utf8",
+    ]
+    assert [r.row for r in records] == [0, 1, 2, 3]
+    assert [r.raw for r in records[2:]] == [b"x\n", b"\xff,1\n"]
+    assert [data[int(r.where.split()[1]) :].startswith(r.raw or b"?") for r in records] == [True] * 4
+
+
+def test_a_quote_that_is_never_closed_costs_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b'q,a\n1,2\n"3,4\n5,6\n' + b"7,8\n" * 1000)
+    records = read(tmp_path / "x.csv")
+    assert values(records[:3]) == [{"q": "1", "a": "2"}, "not_csv", {"q": "5", "a": "6"}]
+    assert records[1].raw == b'"3,4\n'
+    assert len(records) == 1003
+
+
+def test_a_csv_row_beyond_the_limit_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.corpus.readers.CSV_ROW_LIMIT", 100)
+    (tmp_path / "x.csv").write_bytes(b"q,a\n" + b"x" * 200 + b",1\n2,3\n")
+    assert values(read(tmp_path / "x.csv")) == ["not_csv", {"q": "2", "a": "3"}]
+
+
+@pytest.mark.parametrize(("data", "what"), [(b"a,b,a\n1,2,3\n", "twice"), (b'"a\n1\n', "no CSV")])
+def test_a_csv_header_that_names_no_columns(tmp_path: Path, data: bytes, what: str) -> None:
+    (tmp_path / "x.csv").write_bytes(data)
+    with pytest.raises(UserError, match=what):
+        read(tmp_path / "x.csv")
+
+
+CELL = st.text(st.sampled_from('ab,"\n\r é\u0085'), max_size=6)
+
+
+@given(st.lists(st.tuples(CELL, CELL).filter(lambda row: any(row)), max_size=6))
+@settings(max_examples=50)
+def test_csv_reads_what_csv_writes(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("q", "a"), *rows])
+    path = tmp_path_factory.mktemp("csv") / "x.csv"
+    path.write_bytes(text.getvalue().encode())
+    assert values(read(path)) == [{"q": q, "a": a} for q, a in rows]
+
+
+# ------------------------------------------------------------------------------------------------- Parquet
+
+
+def parquet(path: Path, table: pa.Table, row_group: int = 2) -> Path:
+    pq.write_table(table, path, row_group_size=row_group)
+    return path
+
+
+@pytest.mark.parametrize("end", COMPRESS)
+def test_parquet(tmp_path: Path, end: str) -> None:
+    table = pa.table(
+        {
+            "q": ["one", "two", None],
+            "d": pa.array(["a", "b", "a"]).dictionary_encode(),
+            "n": [1.5, float("nan"), 2],
+            "l": [["x"], [], None],
+        }
+    )
+    parquet(tmp_path / "x.parquet", table)
+    path = tmp_path / f"x.parquet{end}"
+    path.write_bytes(COMPRESS[end]((tmp_path / "x.parquet").read_bytes()))
+    records = read(path)
+    assert values(records) == [
+        {"q": b"one", "d": b"a", "n": 1.5, "l": ["x"]},
+        {"q": b"two", "d": b"b", "n": None, "l": []},
+        {"q": None, "d": b"a", "n": 2.0, "l": None},
+    ]
+    assert [(r.row, r.where) for r in records] == [(0, "row group 0"), (1, "row group 0"), (2, "row group 1")]
+
+
+def test_bytes_that_are_no_utf8_spoil_their_own_row_alone(tmp_path: Path) -> None:
+    bad = pa.array([b"a", b"\xff"])
+    table = pa.table(
+        {
+            "q": pa.Array.from_buffers(pa.string(), 2, bad.buffers()),
+            "l": pa.ListArray.from_arrays([0, 1, 2], pa.Array.from_buffers(pa.string(), 2, bad.buffers())),
+            "n": [1, 2],
+        }
+    )
+    good, broken = read(parquet(tmp_path / "x.parquet", table))
+    assert good.value == {"q": b"a", "l": ["a"], "n": 1}
+    assert isinstance(broken.value, Unusable) and broken.value.reason == "not_utf8"
+    assert json.loads(broken.raw or b"") == {"q": "/w==", "n": 2}  # what is left of it; base64 where it is no text
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-20], lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"x" * 50])
+def test_damaged_parquet_is_an_error(tmp_path: Path, damage: Any) -> None:
+    path = parquet(tmp_path / "x.parquet", pa.table({"q": ["x" * 1000] * 100}))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"source cannot be read: x\.parquet"):
+        read(path)
+
+
+# ---------------------------------------------------------------------------------------------------- text
+
+
+TEXT = "\ufeffTitle\r\n\r\none\x0cone\ntwo\u2028two\n \t\n\nthree\n\n\nlast".encode()
+
+
+@pytest.mark.parametrize(
+    ("corpus", "expected"),
+    [
+        ({"document_break": "file"}, [(0, 3, "Title\r\n\r\none\x0cone\ntwo\u2028two\n \t\n\nthree\n\n\nlast")]),
+        (
+            {"document_break": "line"},
+            [
+                (0, 3, "Title"),
+                (2, 12, "one\x0cone"),
+                (3, 20, "two\u2028two"),
+                (6, 34, "three"),
+                (9, 42, "last"),
+            ],
+        ),
+        (
+            {"document_break": "blank_lines", "document_bytes": 1},
+            [(0, 3, "Title"), (1, 12, "one\x0cone\ntwo\u2028two"), (2, 34, "three"), (3, 42, "last")],
+        ),
+        (
+            {"document_break": "blank_lines", "document_bytes": 26},
+            [(0, 3, "Title"), (1, 12, "one\x0cone\ntwo\u2028two"), (2, 34, "three\n\n\nlast")],
+        ),
+    ],
+)
+@pytest.mark.parametrize("end", COMPRESS)
+def test_text(tmp_path: Path, corpus: dict[str, Any], expected: list[tuple[int, int, str]], end: str) -> None:
+    path = tmp_path / f"x.txt{end}"
+    path.write_bytes(COMPRESS[end](TEXT))
+    records = read(path, **corpus)
+    assert values(records) == [{"text": text, "byte_offset": offset} for _, offset, text in expected]
+    assert [r.row for r in records] == [row for row, _, _ in expected]
+
+
+# ------------------------------------------------------------------------------------------------- slicing
+
+
+def sliced(path: Path, slice_bytes: int, **corpus: Any) -> tuple[int, list[Record]]:
+    (file,) = find_files(str(path))
+    config = manifest(**corpus).corpus
+    about = survey(file, config, slice_bytes)
+    return len(about.slices), [record for part in about.slices for record in read_records(part, config)]
+
+
+@given(
+    st.lists(st.sampled_from(["", "{}", '{"a": "xy"}', "oops", '{"a": "é\\n"}']), max_size=12),
+    st.sampled_from(["\n", "\r\n"]),
+    st.integers(1, 40),
+    st.booleans(),
+)
+@settings(max_examples=100)
+def test_slices_of_json_lines_are_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], end: str, slice_bytes: int, mark: bool
+) -> None:
+    path = tmp_path_factory.mktemp("slices") / "x.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" * mark + end.join(lines).encode())
+    assert _comparable(sliced(path, slice_bytes)[1]) == _comparable(read(path))
+
+
+@given(st.text(st.sampled_from("ab\n\n\r "), max_size=80), st.integers(1, 30), st.sampled_from(["blank_lines", "line"]))
+@settings(max_examples=100)
+def test_slices_of_text_are_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, text: str, slice_bytes: int, document_break: str
+) -> None:
+    path = tmp_path_factory.mktemp("slices") / "x.txt"
+    path.write_bytes(text.encode())
+    corpus = {"document_break": document_break, "document_bytes": 8}
+    assert _comparable(sliced(path, slice_bytes, **corpus)[1]) == _comparable(read(path, **corpus))
+
+
+def test_parquet_is_sliced_by_row_groups(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "x.parquet", pa.table({"q": [str(i) for i in range(20)]}), row_group=3)
+    count, records = sliced(path, 1)
+    assert count == 7
+    assert _comparable(records) == _comparable(read(path))
+
+
+def test_slices_hold_about_as_many_bytes_as_asked(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", [{"a": "x" * 90} for _ in range(1000)])  # 100 bytes a line
+    count, records = sliced(path, 10_000)
+    assert (count, len(records)) == (10, 1000)
+
+
+def _comparable(records: list[Record]) -> list[tuple[object, ...]]:
+    return [(r.row, r.where, r.raw, value) for r, value in zip(records, values(records), strict=True)]

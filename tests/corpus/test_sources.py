@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import gzip
+import http.server
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import pytest
+import zstandard
+
+from pipeline.core.errors import UserError
+from pipeline.corpus.sources import SourceFile, find_files, kind_of, open_file
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def names(source: Path | str, format: str = "auto") -> list[str]:
+    return [file.name for file in find_files(str(source), format)]
+
+
+def test_a_folder_gives_its_data_files_sorted_and_nothing_that_describes_them(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "b.jsonl", "a/x.parquet", "a.csv.gz", "README.md", "LICENSE", ".cache/z.jsonl", "dataset_infos.json"
+    )
+    assert names(tmp_path) == ["a.csv.gz", "a/x.parquet", "b.jsonl"]
+    assert names(f"{tmp_path}/", "jsonl") == ["b.jsonl"]
+
+
+def test_a_glob_is_named_from_its_last_fixed_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "data/2023/a.jsonl", "data/2024/a.jsonl", "data/2024/b.txt")
+    assert names(tmp_path / "data/*/*.jsonl") == ["2023/a.jsonl", "2024/a.jsonl"]
+    assert names(tmp_path / "data/**/*.jsonl") == ["2023/a.jsonl", "2024/a.jsonl"]
+
+
+def test_a_file_with_magic_characters_is_a_file(tmp_path: Path) -> None:
+    touch(tmp_path, "part[1].jsonl", "part1.jsonl")
+    assert names(tmp_path / "part[1].jsonl") == ["part[1].jsonl"]
+
+
+def test_a_relative_path_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    (file,) = find_files("a.jsonl")
+    monkeypatch.chdir("/")
+    assert open_file(file).read() == b"a.jsonl"
+
+
+@pytest.mark.parametrize("name", ["notes.docx", "notes", "notes.gz"])
+def test_an_extension_that_says_no_format_is_an_error_unless_the_manifest_says_it(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, name)
+    with pytest.raises(UserError, match="extension says no format") as error:
+        find_files(str(tmp_path / name))
+    assert ".jsonl" in error.value.mend
+    assert find_files(str(tmp_path / name), "text")[0].format == "text"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere.jsonl", "source file not found"),
+        ("nowhere/*.jsonl", "the glob matches no file"),
+        ("empty", "no data files in the source"),
+        ("nonsense://bucket/x.jsonl", "unknown kind of source"),
+        ("dropbox://x.jsonl", "a package for this kind of source is missing"),
+        ("hf://models/x", "not a data set of the hub"),
+    ],
+)
+def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        find_files(source)
+    assert source in str(error.value)
+
+
+def test_any_fsspec_file_system_is_a_source() -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/corpus/a.jsonl": b"one", "/corpus/b/c.txt": b"two"})
+    assert names("memory://corpus") == ["a.jsonl", "b/c.txt"]
+    assert names("memory://corpus/*.jsonl") == ["a.jsonl"]
+    assert [open_file(file).read() for file in find_files("memory://corpus")] == [b"one", b"two"]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the URL at which a web server gives it."""
+    pytest.importorskip("aiohttp", reason="fsspec reads http with aiohttp")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_file_behind_http_is_a_source(served: tuple[Path, str]) -> None:
+    folder, url = served
+    touch(folder, "a.jsonl")
+    (file,) = find_files(f"{url}/a.jsonl")
+    assert (file.name, open_file(file).read()) == ("a.jsonl", b"a.jsonl")
+    with pytest.raises(UserError, match="source file not found"):
+        find_files(f"{url}/b.jsonl")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The hub's cache as it is after two downloads, and no network."""
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "datasets--owner--name"
+    touch(repository / "snapshots" / commit, "main/train-0.parquet", "main/test-0.parquet", "all.jsonl", "README.md")
+    touch(repository, "refs/main")
+    (repository / "refs/main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return commit
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("", ["all.jsonl", "main/test-0.parquet", "main/train-0.parquet"]),
+        ("/all.jsonl", ["all.jsonl"]),
+        ("/main", ["main/test-0.parquet", "main/train-0.parquet"]),
+        ("/main/train-*.parquet", ["main/train-0.parquet"]),
+    ],
+)
+def test_a_hub_data_set_comes_from_its_cache_pinned_to_the_commit(hub: str, path: str, expected: list[str]) -> None:
+    files = find_files(f"hf://datasets/owner/name{path}")
+    assert [file.name for file in files] == expected
+    assert all(file.url == f"hf://datasets/owner/name@{hub}/{file.name}" for file in files)
+    assert open_file(files[0]).read() == files[0].name.encode()
+
+
+def test_a_hub_data_set_that_cannot_be_fetched_says_what_helps(hub: str) -> None:
+    with pytest.raises(UserError, match="cannot be fetched") as error:
+        find_files("hf://datasets/owner/other", revision="0" * 40)
+    assert "--source" in error.value.mend
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("x.jsonl", ("jsonl", None)),
+        ("x.NDJSON.GZ", ("jsonl", "gzip")),
+        ("x.parquet.zst", ("parquet", "zstd")),
+        ("a.csv/x", (None, None)),
+        ("x.txt.gz.zst", (None, "zstd")),
+    ],
+)
+def test_kind_of_a_name(name: str, kind: tuple[str | None, str | None]) -> None:
+    assert kind_of(name) == kind
+
+
+DATA = b"".join(b"line %d\n" % i for i in range(50_000))
+COMPRESSED = {
+    "gzip": gzip.compress(DATA),
+    "zstd": zstandard.compress(DATA),
+}
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+def test_compressed_streams_of_several_members_are_read_whole(tmp_path: Path, compression: str) -> None:
+    (tmp_path / "x").write_bytes(COMPRESSED[compression] * 2)
+    assert open_file(SourceFile("x", f"file://{tmp_path}/x", "text", compression)).read() == DATA * 2
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+@pytest.mark.parametrize("keep", [0.5, 0.999])
+def test_truncated_streams_raise(tmp_path: Path, compression: str, keep: float) -> None:
+    data = COMPRESSED[compression]
+    (tmp_path / "x").write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(OSError, match=r"[Tt]runcated"):
+        open_file(SourceFile("x", f"file://{tmp_path}/x", "text", compression)).read()
