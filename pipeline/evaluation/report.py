@@ -78,7 +78,7 @@ def accuracy_table(summary: Mapping[str, Any]) -> Table:
         (name, *(percent(estimate) for estimate in reading["accuracy"].values()))
         for name, reading in summary["readings"].items()
     )
-    return Table(f"{title_of(summary)}: next-token accuracy, % [95 % interval]", ("", *header), rows)
+    return Table(f"{title_of(summary)}: accuracy, % [95 % interval]", ("", *header), rows)
 
 
 def difference_table(summary: Mapping[str, Any]) -> Table:
@@ -87,7 +87,7 @@ def difference_table(summary: Mapping[str, Any]) -> Table:
         (f"{change['reading']}\n− {change['baseline']}", *(points(band) for band in change["bands"].values()))
         for change in summary["differences"]
     )
-    return Table(f"{title_of(summary)}: paired differences, points [95 % interval]", ("", *summary["bands"]), rows)
+    return Table(f"{title_of(summary)}: differences, points [95 % interval]", ("", *summary["bands"]), rows)
 
 
 def field_table(summary: Mapping[str, Any]) -> Table:

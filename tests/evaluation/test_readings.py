@@ -1,5 +1,6 @@
 """Both readings of a policy whose answers are known."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pipeline.grpo.prompt import PromptBuilder
 from pipeline.grpo.sampler import Sampler
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.task.templates import TEMPLATES
-from tests.evaluation.scripted import SPARE_ROW, outcome, reasoner, save_policy, site
+from tests.evaluation.scripted import END, SPARE_ROW, outcome, reasoner, save_policy, site
 
 SITES = [
     site("d0", 9, 1.0, "2 + 2 =", ["4", ".", "\n"]),
@@ -50,6 +51,15 @@ def test_direct_is_the_arg_max_after_the_bare_context(tmp_path, batch):
     assert tokenizer.decode_bytes(answers[0].prompt_ids) == b"2 + 2 =", "no template and nothing else around it"
     assert all(len(answer.response_ids) == 1 for answer in answers)
     assert sum(steps for steps, _ in ticks) == len(SITES)
+
+
+def test_the_beginning_that_a_model_declares_stands_before_the_context(tmp_path):
+    policy = save_policy(tmp_path, {}, otherwise=".")
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"bos_token": END, "add_bos_token": True}))
+    answers, _ = read(policy, "direct")
+    tokenizer = CorpusTokenizer.load(policy)
+    assert tokenizer.decode_bytes(answers[0].prompt_ids) == f"{END}2 + 2 =".encode()
 
 
 def test_a_token_that_is_part_of_a_character_is_judged_by_its_bytes(tmp_path):

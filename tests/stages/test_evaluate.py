@@ -98,9 +98,12 @@ def test_accuracies_counted_by_hand(policies, shards, tmp_path, capsys):
         "direct after": [(0, 4), (0, 3), (0, 2)],
     }
     assert (report["sets"]["all"]["sites"], report["sets"]["headline"]["sites"]) == (7, 5)
+    assert (report["template"], report["temperature"], report["policies"]) == (
+        "brief, version 1", 0.0, ["before", "after"],
+    )  # fmt: skip
     printed = capsys.readouterr().out
-    assert "Positions where field = 'solution': next-token accuracy" in printed
-    assert "All positions: next-token accuracy" in printed
+    assert "Positions where field = 'solution': accuracy" in printed
+    assert "All positions: accuracy" in printed
     assert "the two intervals overlap" in printed
     assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text()) == report
     assert "![held-out" in (tmp_path / "evaluation" / "evaluation.md").read_text()
@@ -140,7 +143,7 @@ def test_the_same_evaluation_is_not_done_again(policies, shards, tmp_path, capsy
     assert again == first
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     captured = capsys.readouterr()
-    assert "up to date" in captured.err and captured.out.count("All positions: next-token accuracy") == 2
+    assert "up to date" in captured.err and captured.out.count("All positions: accuracy") == 2
     swapped = {"before": policies["before"], "after": policies["before"]}
     other = evaluate(swapped, recipe_with(), BandsConfig(), shards, out=tmp_path)
     assert other["sets"]["all"]["differences"][0]["bands"]["easy"]["value"] == 0.0
