@@ -143,7 +143,7 @@ def test_the_same_evaluation_is_not_done_again(policies, shards, tmp_path, capsy
     assert again == first
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     captured = capsys.readouterr()
-    assert "up to date" in captured.err and captured.out.count("All positions: accuracy") == 2
+    assert "up to date" in captured.err and captured.out.count("All positions: accuracy, %") == 2
     swapped = {"before": policies["before"], "after": policies["before"]}
     other = evaluate(swapped, recipe_with(), BandsConfig(), shards, out=tmp_path)
     assert other["sets"]["all"]["differences"][0]["bands"]["easy"]["value"] == 0.0
