@@ -36,22 +36,22 @@ def batch_of(groups: Sequence[Group]) -> Batch:
     context_mask = np.zeros((len(groups), width), dtype=bool)
     inputs = np.zeros((len(groups) * size, columns), dtype=np.int64)
     targets, mask = np.zeros_like(inputs), np.zeros(inputs.shape, dtype=bool)
+    logprobs = np.zeros(inputs.shape, dtype=np.float32)
     for p, group in enumerate(groups):
         start = width - (len(group.prompt) - 1)
         context_ids[p, start:], context_mask[p, start:] = group.prompt[:-1], True
         for row, response in enumerate(group.responses, start=p * size):
             length = len(response.ids)
             inputs[row, :length] = (group.prompt[-1], *response.ids[:-1])
-            targets[row, :length], mask[row, :length] = response.ids, True
-    advantages = torch.tensor([a for group in groups for a in group.advantages], dtype=torch.float32)
-    tensors = map(torch.from_numpy, (context_ids, context_mask, inputs, targets, mask))
-    return Batch(*tensors, advantages_R=advantages)
+            targets[row, :length], mask[row, :length], logprobs[row, :length] = response.ids, True, response.logprobs
+    advantages = np.array([a for group in groups for a in group.advantages], dtype=np.float32)
+    return Batch(*map(torch.from_numpy, (context_ids, context_mask, inputs, targets, mask, logprobs, advantages)))
 
 
 def idle_batch() -> Batch:
     """A batch without a token to learn from: a rank that has run out runs it, for the others wait in its gathers."""
     one, true = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
-    return Batch(one, true, one, one, ~true, torch.zeros(1))
+    return Batch(one, true, one, one, ~true, torch.zeros(1, 1), torch.zeros(1))
 
 
 def _padded_tokens(groups: Sequence[Group]) -> int:

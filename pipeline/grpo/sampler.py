@@ -10,7 +10,6 @@ D head dimension, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from pipeline.core.errors import UserError
 from pipeline.grpo.types import Response
 from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.selection.keys import key_of, keys
 
 UNKNOWN = "\ufffd".encode()
 """Bytes of an id that the tokenizer does not know (models have spare rows): such a response matches nothing."""
@@ -34,29 +34,23 @@ _ROOM = 64
 
 
 def rollout_seed(seed: int, step: int, site_id: str, sample: int) -> int:
-    """The seed of one response: 64 bits of a hash of what it is for.
+    """The seed of one response.
 
     Example:
         >>> rollout_seed(0, 0, "d-1", 0) == rollout_seed(0, 0, "d-1", 1)
         False
     """
-    key = f"{seed}/{step}/{site_id}/{sample}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+    return key_of("rollout", seed, step, site_id, sample)
 
 
 def uniform(seeds_R: NDArray[np.uint64], index: int) -> NDArray[np.float32]:
-    """The `index`-th draw [R] in [0, 1) of every seed's stream: SplitMix64 (Steele, Lea and Flood 2014), 24 bits.
+    """The `index`-th draw [R] in [0, 1) of every seed's stream, in steps of 2⁻²⁴.
 
     Example:
         >>> [f"{u:.3f}" for u in uniform(np.array([1, 2], dtype=np.uint64), 0)]
         ['0.567', '0.591']
     """
-    with np.errstate(over="ignore"):
-        z = seeds_R + np.uint64(0x9E3779B97F4A7C15) * np.uint64(index + 1)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    return (z >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    return (keys(seeds_R, np.array([index])) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,8 @@ class Batch:
     """The response."""
     mask_RT: Tensor
     """True where `targets_RT` is a token of a response."""
+    sampled_logprobs_RT: Tensor
+    """Of the targets, as the sampler had them: to see whether it and the trainer agree."""
     advantages_R: Tensor
 
     @property

@@ -1,0 +1,86 @@
+"""The processes of a training run: one a device, started by a launcher, or this one alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+ItemT = TypeVar("ItemT")
+
+
+def prepare_environment() -> None:
+    """What a launcher would have set, where there was none; and DeepSpeed's accelerator where there is no GPU."""
+    if not on_gpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+
+
+def rank() -> int:
+    """This process's number."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size()
+
+
+def on_gpu() -> bool:
+    """Whether ranks compute on GPUs."""
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """This process's device."""
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu() else torch.device("cpu")
+
+
+def share(items: Sequence[ItemT]) -> list[ItemT]:
+    """This rank's share of a sequence that all ranks hold: every world_size-th item."""
+    return list(items[rank() :: world_size()])
+
+
+def owns(index: int) -> bool:
+    """Whether this rank's share holds item `index` of the sequence."""
+    return index % world_size() == rank()
+
+
+def total(*values: float) -> list[float]:
+    """Sums over ranks. Every rank must call it."""
+    sums = torch.tensor(values, dtype=torch.float64, device=device())
+    dist.all_reduce(sums)
+    return [float(value) for value in sums.tolist()]
+
+
+def largest(value: int) -> int:
+    """The maximum over ranks. Every rank must call it."""
+    most = torch.tensor(value, device=device())
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most.item())
+
+
+def gathered(items: Sequence[ItemT]) -> list[ItemT]:
+    """Undo `share`: all ranks' items in the order of the sequence they were shared from. Every rank must call it."""
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, list(items))
+    return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()

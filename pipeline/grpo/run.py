@@ -1,0 +1,161 @@
+"""The folder of a run: whose it is, how far it got, what it logged. Starts without torch.
+
+recipe.yaml      as resolved, overrides applied
+run.json         what it was made from: shards, base policy, versions, commit
+metrics.jsonl    a line a step
+tensorboard/     the same for TensorBoard
+rollouts/        responses of every n-th step, Parquet
+checkpoints/     what a resume needs
+policy/          the trained policy, a `transformers` folder; its existence means that the run is complete
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.core.artifact import Record
+from pipeline.core.config import Recipe, differences
+from pipeline.core.errors import UserError
+
+MAY_CHANGE = ("name", "description", "budget", "evaluate")
+"""Keys of a recipe that do not change what a step does: a run can be resumed to go on for longer."""
+
+
+def identity(recipe: Recipe, shards: Record, policy: str) -> dict[str, Any]:
+    """What must be equal for a resumed run to be the same run.
+
+    Args:
+        recipe: all of it that changes a step.
+        shards: what is trained on.
+        policy: digest of the policy that training starts from.
+    """
+    return {
+        "recipe": recipe.model_dump(mode="json", exclude=set(MAY_CHANGE)),
+        "shards": shards.content,
+        "policy": policy,
+    }
+
+
+def must_be_same(was: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
+    """
+    Raises:
+        UserError: the run was started with something else; the message lists what differs, field by field.
+    """
+    if changed := differences(was, now):
+        raise UserError(
+            f"the run was started with something else: {'; '.join(changed)}",
+            where=run,
+            mend="undo the change, or train into another --run folder",
+        )
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The last whole checkpoint of a run, if it has one."""
+    pointer = run / "checkpoints" / "latest"
+    return pointer.parent / pointer.read_text().strip() if pointer.exists() else None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint: `step` (updates done), `draws` (of sites done), `identity`, `layout`."""
+    return dict(json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+
+
+def is_complete(run: Path, steps: int, own: Mapping[str, Any]) -> bool:
+    """Whether the run has done all its steps and exported its policy.
+
+    Raises:
+        UserError: what lies there is another run.
+    """
+    checkpoint = latest_checkpoint(run)
+    if checkpoint is None:
+        return False
+    state = read_state(checkpoint)
+    must_be_same(state["identity"], own, run)
+    return state["step"] >= steps and (run / "policy").is_dir()
+
+
+def describe(
+    run: Path, recipe: Recipe, shards: Record, base: Path, own: Mapping[str, Any], layout: Mapping[str, Any]
+) -> None:
+    """Write `recipe.yaml` and `run.json`."""
+    run.mkdir(parents=True, exist_ok=True)
+    tree = recipe.model_dump(mode="json")
+    _replace(run / "recipe.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    about = {
+        "base": {
+            "model": recipe.policy.model,
+            "revision": recipe.policy.revision,
+            "digest": own["policy"],
+            "read_from": str(base),
+        },
+        "shards": {"fingerprint": shards.fingerprint, "content": shards.content, "directory": str(shards.directory)},
+        "layout": dict(layout),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("rpt", "torch", "deepspeed", "transformers", "tokenizers")},
+        "commit": _commit(),
+    }
+    _replace(run / "run.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard. Lines after the step that is resumed from are cut off: nothing is doubled."""
+
+    def __init__(self, run: Path, resumed_step: int | None) -> None:
+        """`resumed_step`: of the checkpoint that the run goes on from; None starts over."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = run / "metrics.jsonl"
+        lines = self._path.read_text(encoding="utf-8").split("\n")[:-1] if self._path.exists() else []
+        keep = [line for line in lines if resumed_step is not None and json.loads(line)["step"] <= resumed_step]
+        _replace(self._path, "".join(f"{line}\n" for line in keep))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(run / "tensorboard"), purge_step=0 if resumed_step is None else resumed_step + 1
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line: what was measured when `step` updates were done."""
+        self._file.write(json.dumps({"step": step} | dict(metrics)) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Close both."""
+        self._file.close()
+        self._board.close()
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit this code is at, with a mark if it was changed since; None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head} (changed)" if status.stdout.strip() else head

@@ -1,0 +1,52 @@
+"""DeepSpeed configurations: parallelism and memory, nothing that changes results. Starts without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import UserError
+
+RECIPE_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "managed_gradient_accumulation",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+    "bfloat16",
+)
+"""What a topology must not set: results follow from the recipe, however it is distributed."""
+
+
+def read_topology(path: Path) -> dict[str, Any]:
+    """A DeepSpeed JSON.
+
+    Raises:
+        UserError: missing, no JSON, or it sets what the recipe decides.
+    """
+    if not path.is_file():
+        known = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) or "none"
+        raise UserError("DeepSpeed configuration not found", where=path, mend=f"JSON files there: {known}")
+    try:
+        topology = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError("not valid JSON", where=path, mend=str(error)) from error
+    if not isinstance(topology, dict):
+        raise UserError("expected a JSON object", where=path)
+    if clash := [key for key in RECIPE_KEYS if key in topology]:
+        raise UserError(
+            f"the DeepSpeed configuration sets {', '.join(clash)}",
+            where=path,
+            mend="remove them: batch sizes, clipping, optimizer and precision come from the recipe",
+        )
+    return topology
+
+
+def zero_stage(topology: dict[str, Any]) -> int:
+    """0 to 3: what is partitioned over the ranks."""
+    return int(topology.get("zero_optimization", {}).get("stage", 0))

@@ -1,0 +1,321 @@
+"""Train: shards and a policy → a policy that reasons about the next token, by DeepSpeed ZeRO-3 GRPO.
+
+Input:   the `train` shards of materialize (and `validation`, to see held-out accuracy on the way); a `transformers`
+         folder of the policy.
+Output:  `runs/<recipe>/`, whose parts `pipeline/grpo/run.py` lists; `policy/` in it is the trained policy.
+Command: rpt train RECIPE --manifest MANIFEST [--ranks N]
+         On several nodes: deepspeed --hostfile HOSTS --module stages.train RECIPE --manifest MANIFEST
+
+A step draws sites, samples a group of responses to each, rewards them, and makes one update on what it sampled. It is a
+function of (recipe, shards, policy, step): a killed run goes on from its last checkpoint and takes the same steps.
+
+Libraries that take seconds to load are imported where they are used: a run that is complete says so at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.artifact import Record, current_record
+from pipeline.core.config import BandsConfig, Manifest, OptimizerConfig, Recipe, load
+from pipeline.core.errors import UserError
+from pipeline.core.parquet import write_rows
+from pipeline.core.progress import say
+from pipeline.grpo.metrics import GroupSummary, Metrics, ProgressLine, Stopwatch, rollout_metrics
+from pipeline.grpo.run import MetricsLog, describe, identity, is_complete, latest_checkpoint
+from pipeline.grpo.topology import read_topology, zero_stage
+from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
+from pipeline.task.templates import template_named
+
+if TYPE_CHECKING:
+    from pipeline.grpo.curriculum import Curriculum
+    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.rollout import Rollout
+    from pipeline.grpo.sampler import Sampler
+    from pipeline.shards.reader import Site
+
+CONFIGS = Path(__file__).parent.parent / "deepspeed_configs"
+
+
+def train(
+    recipe: Recipe, bands: BandsConfig, shards: Record, *, run: Path, deepspeed_config: Path | None = None
+) -> Path | None:
+    """Train the recipe's policy on the shards, from the last checkpoint in `run` if there is one.
+
+    Every rank calls it; a single one needs no launcher.
+
+    Args:
+        recipe: what to train, and how.
+        bands: difficulty bands of the evaluations during training.
+        shards: record of `materialize`.
+        run: the run's folder.
+        deepspeed_config: topology; by default ZeRO-3 for the devices there are.
+
+    Returns:
+        the folder of the trained policy; None if it was asked to stop (SIGTERM) and saved a checkpoint instead.
+
+    Raises:
+        UserError: `run` holds another run, no site matches, the policy cannot be read, or the loss is not finite.
+    """
+    base = resolve_model(recipe.policy.model, recipe.policy.revision)
+    own = identity(recipe, shards, model_digest(base))
+    steps, budget = recipe.budget.steps, recipe.budget
+    if is_complete(run, steps, own):
+        if os.environ.get("RANK", "0") == "0":
+            say(f"train        up to date  {run / 'policy'}")
+        return run / "policy"
+
+    from pipeline.grpo import checkpoint, ranks
+    from pipeline.grpo import engine as ds
+    from pipeline.grpo.batch import micro_batches
+    from pipeline.grpo.curriculum import Curriculum
+    from pipeline.grpo.loss import LOSSES
+
+    topology = read_topology(deepspeed_config or CONFIGS / ("zero3.json" if ranks.on_gpu() else "zero3_cpu.json"))
+    curriculum, held_out = Curriculum(shards.files("train"), recipe), progress_sites(shards, recipe)
+    ds.start()
+    policy = load_policy(recipe, base, topology, shards, curriculum)
+    engine, sampler = policy.engine, policy.sampler
+    layout = {"zero_stage": zero_stage(topology), "ranks": ranks.world_size()}
+
+    done, draws, resumed = 0, 0, latest_checkpoint(run)
+    if resumed:
+        done, draws = checkpoint.resume(engine, resumed, own, layout)
+        sampler.load_weights(ds.gathered_weights(engine))
+    main = ranks.rank() == 0
+    if main:
+        say(f"train        {f'resumes after step {done}' if resumed else 'starts'}: {steps} steps  {run}")
+        describe(run, recipe, shards, base, own, layout)
+        log, progress = MetricsLog(run, done if resumed else None), ProgressLine(done, steps)
+
+    def record(step: int, metrics: Metrics) -> None:
+        if main:
+            log.write(step, metrics)
+            if line := progress.line(step, metrics):
+                say(line)
+
+    def save(step: int) -> None:
+        checkpoint.save(engine, run, step, draws, own, layout, budget.keep_last)
+
+    if not resumed:
+        record(0, evaluate(policy, held_out, bands, recipe))
+    with stop_signal() as stop_is_asked:
+        for step in range(done, steps):
+            clock, last = Stopwatch(), step + 1 == steps
+            sampled, chosen, draws = collect(policy, curriculum, recipe, step, draws, clock)
+            with clock("update"):
+                batches = micro_batches([rollout.group for rollout in chosen], recipe.optimizer.micro_batch_tokens)
+                lr = learning_rate(recipe.optimizer, step)
+                update = ds.update(engine, batches, LOSSES[recipe.objective.loss], recipe.objective.clip, lr)
+            with clock("sync"):
+                sampler.load_weights(ds.gathered_weights(engine))
+            metrics = rollout_metrics(ranks.gathered([GroupSummary.of(rollout) for rollout in sampled]))
+            metrics |= {"lr": lr, **update.metrics(), **clock.metrics(metrics["tokens/sampled"])}
+            if step % budget.save_rollouts_every == 0:
+                write_rollouts(run, step, ranks.gathered(sampled))
+            if last or (step + 1) % budget.evaluate_every == 0:
+                metrics |= evaluate(policy, held_out, bands, recipe)
+            record(step + 1, metrics)
+            stop = ranks.largest(stop_is_asked()) > 0
+            if last or stop or (step + 1) % budget.save_every == 0:
+                save(step + 1)
+            if stop and not last:
+                if main:
+                    say(f"train        stopped after step {step + 1}; run the same command again to resume")
+                ds.close(engine)
+                return None
+
+    if latest_checkpoint(run) is None:  # a budget of no steps
+        save(done)
+    ds.export(engine, policy.tokenizer, run / "policy")
+    if main:
+        say(f"train        done  {run / 'policy'}")
+    ds.close(engine)
+    return run / "policy"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The policy in its two forms, to learn and to sample, and how it is spoken to."""
+
+    engine: Any
+    sampler: Sampler
+    prompts: PromptBuilder
+    tokenizer: Any
+
+
+def load_policy(recipe: Recipe, base: Path, topology: dict[str, Any], shards: Record, curriculum: Curriculum) -> Policy:
+    """Both forms of the policy in `base`, found to agree.
+
+    Raises:
+        UserError: its tokenizer is not the one the shards were cut with.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from pipeline.grpo import engine as ds
+    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.sampler import Sampler
+
+    tokens, tokenizer = CorpusTokenizer.load(base), AutoTokenizer.from_pretrained(base)
+    if tokens.digest != shards.inputs["policy_tokenizer"]:
+        raise UserError(
+            "the policy's tokenizer is not the one the shards were cut with",
+            where=base,
+            mend=f"run `rpt data` with `materialize.policy_tokenizer={recipe.policy.model}`",
+        )
+    prompts = PromptBuilder(tokenizer, tokens, template_named(recipe.task.template))
+    engine = ds.build(base, recipe.policy, recipe.optimizer, recipe.rollout.temperature, topology)
+    dtype, rows = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
+    sampler = Sampler.load(base, tokens, dtype=dtype, device=engine.device, batch_rows=rows)
+    probe = prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
+    ds.verify(engine, sampler.model, probe, recipe.rollout.temperature)
+    return Policy(engine, sampler, prompts, tokenizer)
+
+
+def collect(
+    policy: Policy, curriculum: Curriculum, recipe: Recipe, step: int, draws: int, clock: Stopwatch
+) -> tuple[list[Rollout], list[Rollout], int]:
+    """A step's rollouts: draw, sample, score; with dynamic sampling, again until enough groups have a gradient.
+
+    Returns:
+        this rank's rollouts; those of them to learn from (a gradient, and at most `sites_per_step` over all ranks, in
+        the order of drawing, whatever the number of ranks); draws done since the run began.
+    """
+    from pipeline.grpo import ranks
+    from pipeline.grpo.advantage import ADVANTAGES
+    from pipeline.grpo.rollout import roll_out, score
+
+    objective, room = recipe.objective, recipe.rollout.sites_per_step
+    dynamic = objective.dynamic_sampling_from is not None and step >= objective.dynamic_sampling_from
+    drawn: list[Any] = []
+    sampled: list[Rollout] = []
+    chosen: list[Rollout] = []
+    for _ in range(objective.dynamic_sampling_rounds if dynamic else 1):
+        sites, draws = curriculum.draw(step, draws, drawn), draws + 1
+        drawn += sites
+        mine = ranks.share(sites)
+        with clock("sample"):
+            answered = roll_out(policy.sampler, policy.prompts, mine, recipe, step)
+        with clock("score"):
+            rollouts = score(mine, answered, ADVANTAGES[objective.advantage])
+        sampled += rollouts
+        informative = ranks.gathered([rollout.group.has_gradient for rollout in rollouts])
+        taken = [index for index, has_gradient in enumerate(informative) if has_gradient][:room]
+        chosen += [rollouts[index // ranks.world_size()] for index in taken if ranks.owns(index)]
+        room -= len(taken)
+        if room == 0:
+            break
+    return sampled, chosen, draws
+
+
+def learning_rate(config: OptimizerConfig, step: int) -> float:
+    """Of an update: rises linearly over `warmup_steps`, then stays.
+
+    Example:
+        >>> [learning_rate(OptimizerConfig(lr=1.0, warmup_steps=4), step) for step in (0, 1, 3, 4, 100)]
+        [0.25, 0.5, 1.0, 1.0, 1.0]
+    """
+    return config.lr * min(1.0, (step + 1) / max(config.warmup_steps, 1))
+
+
+def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:
+    """The held-out sites that the evaluations during training look at; none if nothing was held out."""
+    from pipeline.evaluation.readings import choose_sites
+    from pipeline.shards.reader import ShardReader
+
+    files = shards.files("validation")
+    if not files:
+        say("train        the shards have no held-out site: accuracy is not measured on the way")
+        return []
+    reader = ShardReader(files, recipe.evaluate.where)
+    site_ids = [reader[i].site_id for i in range(len(reader))]
+    return [reader[i] for i in choose_sites(site_ids, recipe.evaluate.progress_sites, recipe.seed)]
+
+
+def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig, recipe: Recipe) -> Metrics:
+    """Accuracy by reasoning at held-out sites, by band, with intervals: `eval/<band>/reasoning`, `…_low`, `…_high`."""
+    import numpy as np
+
+    from pipeline.evaluation.accuracy import accuracy_by_band, progress_metrics
+    from pipeline.evaluation.readings import read_by_reasoning
+    from pipeline.grpo import ranks
+
+    if not sites:
+        return {}
+    clock = Stopwatch()
+    with clock("evaluate"):
+        answers = read_by_reasoning(
+            policy.sampler,
+            policy.prompts,
+            ranks.share(sites),
+            temperature=recipe.evaluate.temperature,
+            max_new_tokens=recipe.rollout.max_new_tokens,
+            seed=recipe.seed,
+            batch=recipe.rollout.batch_rows,
+            advance=lambda sites, tokens: None,
+        )
+        hits_N = np.array(ranks.gathered([answer.hit for answer in answers]))
+    by_band = accuracy_by_band(hits_N, sites, bands)
+    return {**progress_metrics(by_band), **clock.seconds()}
+
+
+def write_rollouts(run: Path, step: int, rollouts: Sequence[Rollout]) -> None:
+    """`rollouts/step-<step>.parquet`, by rank 0."""
+    from pipeline.grpo import ranks
+    from pipeline.grpo.rollout import ROLLOUTS, rollout_rows
+
+    if ranks.rank() == 0:
+        path = run / "rollouts" / f"step-{step:06d}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        write_rows(temporary, ROLLOUTS, rollout_rows(rollouts, step))
+        os.replace(temporary, path)
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], int]]:
+    """Within, SIGTERM does not kill: the yielded function says 1 once it came, so that the step can be ended."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        yield lambda: int(bool(asked))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main() -> None:
+    """One rank, as `rpt train`, `torchrun` or `deepspeed` starts it."""
+    parser = argparse.ArgumentParser(prog="stages.train", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--manifest", type=Path, default=Path("data_manifests/demo.yaml"))
+    parser.add_argument("--work", type=Path, default=Path("work"))
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--deepspeed-config", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--local_rank", type=int, help="what the deepspeed launcher adds; the environment counts")
+    arguments = parser.parse_args()
+    recipe, manifest = load(Recipe, arguments.recipe, arguments.overrides), load(Manifest, arguments.manifest)
+    train(
+        recipe,
+        manifest.select.bands,
+        current_record(arguments.work / manifest.name, "materialize"),
+        run=arguments.run or Path("runs") / recipe.name,
+        deepspeed_config=arguments.deepspeed_config,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
