@@ -49,10 +49,11 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
     if not any(folder.glob("*.safetensors")):
         pickled = "; its pickled weights are not read" if any(folder.glob("*.bin")) else ""
         raise UserError(f"no safetensors weights{pickled}", where=folder, mend="convert with `save_pretrained`")
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
@@ -60,7 +61,7 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # a damaged folder raises whatever its reader (config, safetensors, torch) raises
         raise UserError(
             "not a causal language model that `transformers` can load", where=folder, mend=_first_line(error)
         ) from error
@@ -94,12 +95,12 @@ def as_proxy(model: Any, bos_id: int | None) -> Proxy:
     rows = model.get_input_embeddings().num_embeddings
     probe = torch.arange(8, device=device)[None] % rows
     inputs = (probe, torch.ones_like(probe), torch.arange(8, device=device)[None])
-    whole_BTV = _forward(logits, *inputs)
-    separable = body is not model and output is not None
-    if separable:
-        in_parts_BTV = output(_forward(hidden, *inputs))
-        tolerance = 1e-5 if whole_BTV.dtype == torch.float32 else 1e-2
-        separable = torch.allclose(in_parts_BTV, whole_BTV, rtol=tolerance, atol=tolerance)
+    with torch.inference_mode():
+        whole_BTV = logits(*inputs)
+        separable = body is not model and output is not None
+        if separable:
+            tolerance = 1e-5 if whole_BTV.dtype == torch.float32 else 1e-2
+            separable = torch.allclose(output(hidden(*inputs)), whole_BTV, rtol=tolerance, atol=tolerance)
     return Proxy(
         hidden=hidden if separable else logits,
         head=output if separable else torch.nn.Identity(),
@@ -108,11 +109,6 @@ def as_proxy(model: Any, bos_id: int | None) -> Proxy:
         bos_id=bos_id,
         device=device,
     )
-
-
-@torch.inference_mode()
-def _forward(function: Callable[[Tensor, Tensor, Tensor], Tensor], *inputs: Tensor) -> Tensor:
-    return function(*inputs)
 
 
 def _check_vocabulary(folder: Path, rows: int, tokenizer: CorpusTokenizer) -> None:

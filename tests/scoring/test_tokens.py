@@ -1,0 +1,226 @@
+"""Token bytes: byte-level and SentencePiece-like vocabularies, special tokens in text, real tokenizers."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from pipeline.core.errors import UserError
+from pipeline.scoring.tokens import CorpusTokenizer, byte_characters, model_digest
+
+TEXT = "The cat sat on the mat. 猫は座った。 <think>no</think> café 🙂\n\n\tx = {1}^{2}"
+
+
+def byte_level() -> dict[str, Any]:
+    """A byte-level BPE as GPT-2's family has it, with added tokens behind the vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        [TEXT], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.add_tokens(["<think>", "</think>"])
+    return json.loads(tokenizer.to_str())
+
+
+def sentencepiece(kind: str, prepend: str) -> dict[str, Any]:
+    """A vocabulary with ▁ and byte tokens, as Llama (BPE) and T5 (Unigram) have it."""
+    pieces = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "c", "a", "t", "▁cat", "at"]
+    if kind == "BPE":
+        vocab = {piece: i for i, piece in enumerate(pieces)}
+        vocab |= {"ca": len(vocab), "cat": len(vocab) + 1}
+        merges = [("c", "a"), ("ca", "t"), ("▁", "cat"), ("a", "t")]
+        tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    else:
+        scored = [(piece, 0.0 if piece in ("<unk>", "<s>") else -float(i)) for i, piece in enumerate(pieces)]
+        tokenizer = Tokenizer(models.Unigram(scored, unk_id=0, byte_fallback=True))
+    if prepend == "normalizer":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens(["<unk>", "<s>"])
+    return json.loads(tokenizer.to_str())
+
+
+def test_byte_map_covers_all_bytes_and_is_gpt2s() -> None:
+    characters = byte_characters()
+    assert sorted(characters.values()) == list(range(256))
+    assert [characters[c] for c in "ĠĊ!é"] == [0x20, 0x0A, 0x21, 0xE9]
+
+
+def test_byte_level_ends_are_bytes_not_characters() -> None:
+    tokenizer = CorpusTokenizer(byte_level())
+    ids = tokenizer.encode("é猫")
+    assert [tokenizer.token_bytes[i] for i in ids] == [b"\xc3\xa9", b"\xe7\x8c\xab"] or len(ids) > 2
+    assert tokenizer.ends(ids)[-1] == 5
+    assert tokenizer.decode_bytes(ids) == "é猫".encode()
+
+
+@given(st.text())
+def test_byte_level_is_lossless_on_any_text(text: str) -> None:
+    tokenizer = CorpusTokenizer(BYTE_LEVEL)
+    ids = tokenizer.encode(text)
+    ends = tokenizer.ends(ids)
+    assert tokenizer.is_lossless(text, ids)
+    assert ends.tolist() == np.cumsum([len(tokenizer.token_bytes[i]) for i in ids]).tolist()
+    assert (len(ends) == 0 and text == "") or ends[-1] == len(text.encode())
+
+
+BYTE_LEVEL = byte_level()
+
+
+@pytest.mark.parametrize("content", ["<s>", "<think>", "</think>"])
+@pytest.mark.parametrize("tree", [BYTE_LEVEL, sentencepiece("BPE", "normalizer"), sentencepiece("Unigram", "always")])
+def test_special_and_added_tokens_are_never_parsed_in_text(tree: dict[str, Any], content: str) -> None:
+    tokenizer = CorpusTokenizer(tree)
+    text = f"a{content}cat"
+    ids = tokenizer.encode(text)
+    assert tokenizer.id_of(content) not in ids.tolist()
+    assert tokenizer.is_lossless(text, ids)
+
+
+def test_special_tokens_are_not_found_by_whole_word_lookup() -> None:
+    tree = byte_level()
+    tree["model"]["ignore_merges"] = True
+    tree["model"]["vocab"]["<s>"] = 900
+    tree["added_tokens"] = [{"id": 900, "content": "<s>", "special": True, "single_word": False, "lstrip": False,
+                             "rstrip": False, "normalized": False}]  # fmt: skip
+    tree["pre_tokenizer"]["use_regex"] = False
+    tokenizer = CorpusTokenizer(tree)
+    assert tokenizer.id_of("<s>") == 900
+    assert 900 not in tokenizer.encode("<s>").tolist()
+
+
+def test_added_tokens_have_their_literal_bytes() -> None:
+    tokenizer = CorpusTokenizer(byte_level())
+    think = tokenizer.id_of("<think>")
+    assert think is not None and tokenizer.token_bytes[think] == b"<think>"
+    assert tokenizer.id_of("<nothing>") is None
+    assert tokenizer.vocab_size == 303 == len(tokenizer.token_bytes)
+
+
+def test_truncation_padding_and_dropout_of_the_file_are_ignored() -> None:
+    tree = byte_level()
+    tree["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    tree["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                       "pad_type_id": 0, "pad_token": "!"}  # fmt: skip
+    tree["model"]["dropout"] = 0.9
+    assert CorpusTokenizer(tree).encode(TEXT).tolist() == CorpusTokenizer(byte_level()).encode(TEXT).tolist()
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram"])
+@pytest.mark.parametrize("prepend", ["normalizer", "always", "first"])
+def test_the_dummy_space_is_no_byte_of_the_text(kind: str, prepend: str) -> None:
+    tokenizer = CorpusTokenizer(sentencepiece(kind, prepend))
+    ids = tokenizer.encode("cat cat\n")
+    assert tokenizer.prepends_space
+    assert [tokenizer.token_bytes[i] for i in ids] == [b" cat", b" cat", b"\n"]
+    assert tokenizer.ends(ids).tolist() == [3, 7, 8]
+    assert tokenizer.is_lossless("cat cat\n", ids)
+    assert tokenizer.decode_bytes(ids, continues=True) == b" cat cat\n"
+
+
+def test_without_a_dummy_space_nothing_is_taken_off() -> None:
+    tokenizer = CorpusTokenizer(sentencepiece("BPE", "never"))
+    assert not tokenizer.prepends_space
+    assert tokenizer.ends(tokenizer.encode(" cat")).tolist() == [4]
+
+
+def test_lossy_tokenization_is_noticed() -> None:
+    tokenizer = CorpusTokenizer(sentencepiece("BPE", "normalizer"))
+    assert not tokenizer.is_lossless("▁", tokenizer.encode("▁"))  # ▁ stands for a space, so it cannot stand for itself
+    folded = byte_level() | {"normalizer": {"type": "Lowercase"}}
+    assert not CorpusTokenizer(folded).is_lossless("A", CorpusTokenizer(folded).encode("A"))
+
+
+def test_bos_is_what_the_tokenizer_declares(tmp_path: Path) -> None:
+    plain = byte_level()
+    assert CorpusTokenizer(plain).bos_id is None
+    assert CorpusTokenizer(sentencepiece("BPE", "normalizer")).bos_id == 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(plain))
+    for add, expected in ((True, 300), (False, None)):
+        settings = {"bos_token": {"content": "<s>"}, "add_bos_token": add}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        assert CorpusTokenizer.load(tmp_path).bos_id == expected
+
+
+def test_loads_a_folder_or_a_file_with_the_same_digest(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(byte_level()))
+    assert CorpusTokenizer.load(tmp_path).digest == CorpusTokenizer.load(file).digest
+    digest = CorpusTokenizer.load(tmp_path).digest
+    file.write_text(json.dumps(byte_level() | {"normalizer": {"type": "NFC"}}))
+    assert CorpusTokenizer.load(tmp_path).digest != digest
+
+
+def test_what_is_no_tokenizer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        CorpusTokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Sorcery"}}')
+    with pytest.raises(UserError, match="not a tokenizer"):
+        CorpusTokenizer.load(tmp_path)
+    with pytest.raises(UserError, match="nobody/nothing"):
+        CorpusTokenizer.load("nobody/nothing")
+    with pytest.raises(UserError, match="no such folder"):
+        CorpusTokenizer.load("./not/a/folder")
+
+
+def test_model_digest_is_of_weights_and_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"w")
+    digest = model_digest(tmp_path)
+    (tmp_path / "README.md").write_text("changed")
+    assert model_digest(tmp_path) == digest
+    (tmp_path / "model.safetensors").write_bytes(b"v")
+    assert model_digest(tmp_path) != digest
+
+
+# ---------------------------------------------------------------------------------------- real tokenizers
+
+
+def documents(path: Path, *columns: str) -> list[str]:
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [unicodedata.normalize("NFC", "\n\n".join(str(r[c]) for c in columns)) for r in records]
+
+
+def inside_character(tokenizer: CorpusTokenizer, text: str) -> int:
+    """Tokens that start in the middle of a character."""
+    raw = np.frombuffer(text.encode(), np.uint8)
+    starts = tokenizer.ends(tokenizer.encode(text))[:-1]
+    return int(((raw[starts] & 0xC0) == 0x80).sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [("tokenizers/deepseek-r1-distill-qwen", 2), ("tokenizers/minimind", 1875), ("models/stories260k", 44226)],
+)
+def test_real_tokenizers_are_lossless_and_split_characters(real_data: Path, name: str, inside: int) -> None:
+    tokenizer = CorpusTokenizer.load(real_data / name)
+    latex = documents(real_data / "omnimath" / "omni_math_rule.jsonl", "problem", "solution")
+    chinese = documents(real_data / "cmath" / "cmath_dev.jsonl", "input", "golden", "grade")
+    for text, ids in zip(latex + chinese, tokenizer.encode_batch(latex + chinese), strict=True):
+        assert tokenizer.is_lossless(text, ids)
+        assert tokenizer.ends(ids)[-1] == len(text.encode())
+    assert sum(inside_character(tokenizer, text) for text in chinese) == inside
+
+
+def test_r1_reads_its_special_tokens_in_text_as_plain_text(real_data: Path) -> None:
+    tokenizer = CorpusTokenizer.load(real_data / "tokenizers" / "deepseek-r1-distill-qwen")
+    assert (tokenizer.id_of("<think>"), tokenizer.id_of("</think>"), tokenizer.bos_id) == (151648, 151649, 151646)
+    for text in ("so <think>hm</think> yes", "end<｜end▁of▁sentence｜>of text", "<|im_start|>"):
+        ids = tokenizer.encode(text)
+        assert ids.max() < 151643
+        assert tokenizer.is_lossless(text, ids)
