@@ -19,10 +19,12 @@ from tests.toys import byte_level_tokenizer, problems
 
 @lru_cache(maxsize=1)
 def texts() -> tuple[str, ...]:
-    return tuple(" ".join((row["problem"], row["solution"])) for row in problems(300))
+    """Forty documents of some 900 bytes."""
+    lines = [" ".join((row["problem"], row["solution"])) for row in problems(320)]
+    return tuple("\n".join(lines[begin : begin + 8]) for begin in range(0, len(lines), 8))
 
 
-def made(folder: Path, share: float = 0.2) -> Examples:
+def made(folder: Path, share: float = 0.2, max_context_tokens: int = 200) -> Examples:
     """Training examples of one token in five; each tenth document is held out."""
     tokenizer = CorpusTokenizer.load(byte_level_tokenizer(folder / "tokenizer", list(texts())))
     documents, rng, rows = documents_of(texts()), random.Random(0), []
@@ -44,7 +46,7 @@ def made(folder: Path, share: float = 0.2) -> Examples:
                         "split": "validation" if n % 10 == 0 else "train",
                     }
                 )
-    config = MaterializeConfig(policy_tokenizer=str(folder), max_context_tokens=24)
+    config = MaterializeConfig(policy_tokenizer=str(folder), max_context_tokens=max_context_tokens)
     return examples(config, tokenizer, documents, pa.Table.from_pylist(rows, schema=SITES))
 
 

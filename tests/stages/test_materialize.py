@@ -170,6 +170,16 @@ def test_the_tokenizer_counts_by_what_it_is_not_by_where_it_lies(tokenizers: tup
     assert first == same and changed.fingerprint != first.fingerprint
 
 
+def test_other_sites_make_other_shards(tokenizers: tuple[Path, Path], tmp_path: Path) -> None:
+    proxy, policy = tokenizers
+    tables = scored(TEXTS, CorpusTokenizer.load(proxy))
+    few = manifest(policy)
+    more = few.model_copy(update={"select": few.select.model_copy(update={"where": "entropy > 0.5"})})
+    records = [data_stages(tmp_path, toy, *tables)[1] for toy in (few, more, few)]
+    assert records[0] == records[2]
+    assert records[0].counters["kept.train"] < records[1].counters["kept.train"]
+
+
 def test_no_training_example_left_is_told(tokenizers: tuple[Path, Path], tmp_path: Path) -> None:
     """A policy that has whole lines as tokens has no boundary where the sites are."""
     proxy, _ = tokenizers
