@@ -201,8 +201,8 @@ def _launch(module: str, arguments: list[str], ranks: int) -> None:
     }
     command = [sys.executable, "-m", module, *arguments]
     if ranks > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--module", module]
-        command = [sys.executable, *launcher, *arguments]
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--module"]
+        command = [sys.executable, *launcher, "--", module, *arguments]  # `--run` is not the launcher's --run-path
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     process = subprocess.Popen(command, env=environment)
     try:

@@ -73,7 +73,10 @@ def train(
             say(f"train        up to date  {run / 'policy'}")
         return run / "policy"
 
-    from pipeline.grpo import checkpoint, ranks
+    from pipeline.grpo import ranks
+
+    ranks.prepare_environment()
+    from pipeline.grpo import checkpoint
     from pipeline.grpo import engine as ds
     from pipeline.grpo.batch import micro_batches
     from pipeline.grpo.curriculum import Curriculum

@@ -23,6 +23,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import HfDeepSpeedConfig
+from transformers.utils.logging import disable_progress_bar
 
 from pipeline.core.config import OptimizerConfig, PolicyConfig
 from pipeline.core.errors import UserError
@@ -57,9 +58,9 @@ class Update:
 
 
 def start() -> None:
-    """Start the process group, with one rank or as the launcher's environment says."""
-    ranks.prepare_environment()
+    """Start the process group, as the environment says (`ranks.prepare_environment`)."""
     deepspeed_logger.setLevel(logging.WARNING)
+    disable_progress_bar()
     warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)  # DeepSpeed calls them
     if ranks.on_gpu():
         torch.cuda.set_device(ranks.device())

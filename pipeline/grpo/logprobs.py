@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from pipeline.core.errors import UserError
 from pipeline.grpo.types import Batch
-
-LOGITS_AT_ONCE = 1 << 25
-"""Logits that exist at a time, in fp32 and their gradient: 128 MiB each."""
 
 
 class PolicyLogprobs(nn.Module):
@@ -29,12 +27,20 @@ class PolicyLogprobs(nn.Module):
         temperature: logits are divided by it, as they were when the responses were sampled.
         share_contexts: run a context once for its responses. Off under gradient checkpointing, which `transformers`
             does not do with a cache: each response is then read with its own copy of the context.
+        logits_at_once: logits that exist at a time, in fp32, and as many gradients of them (128 MiB each).
     """
 
-    def __init__(self, model: PreTrainedModel, temperature: float, *, share_contexts: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        temperature: float,
+        *,
+        share_contexts: bool = True,
+        logits_at_once: int = 1 << 25,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.head = HeadLogprobs(model.get_output_embeddings(), temperature)
+        self.head = HeadLogprobs(model.get_output_embeddings(), temperature, logits_at_once)
         self._share_contexts = share_contexts
 
     def forward(self, batch: Batch) -> Tensor:
@@ -82,17 +88,18 @@ class HeadLogprobs(nn.Module):
     A module that shares the head's weight, so that ZeRO-3 gathers it for the forward and for the backward.
     """
 
-    def __init__(self, head: nn.Module, temperature: float) -> None:
+    def __init__(self, head: nn.Module, temperature: float, logits_at_once: int) -> None:
         super().__init__()
-        if getattr(head, "bias", None) is not None:
-            raise ValueError("output heads with a bias are not supported")
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            raise UserError("the policy's output head is not a plain matrix", where=head, mend="choose another policy")
         self.weight = head.weight
         self._temperature = temperature
+        self._chunk = max(1, logits_at_once // head.out_features)  # tokens
 
     def forward(self, hidden_RTE: Tensor, targets_RT: Tensor) -> Tensor:
         """Log-probabilities [R, T] of the targets."""
         flat: Tensor = _HeadLogprobs.apply(
-            hidden_RTE.flatten(0, 1), self.weight, targets_RT.flatten(), self._temperature
+            hidden_RTE.flatten(0, 1), self.weight, targets_RT.flatten(), self._temperature, self._chunk
         )
         return flat.view(targets_RT.shape)
 
@@ -101,11 +108,13 @@ class _HeadLogprobs(torch.autograd.Function):
     """log softmax(h Wᵀ / temperature)[target], a chunk of tokens at a time; the backward computes the logits again."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, temperature: float, chunk: int
+    ) -> Tensor:
         ctx.save_for_backward(hidden_NE, weight_VE, targets_N)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.chunk = temperature, chunk
         parts = []
-        for rows in _chunks(len(targets_N), len(weight_VE)):
+        for rows in _chunks(len(targets_N), chunk):
             logits = (hidden_NE[rows] @ weight_VE.t()).float().div_(temperature)
             parts.append(logits.gather(1, targets_N[rows, None])[:, 0] - logits.logsumexp(dim=-1))
         return torch.cat(parts)
@@ -116,19 +125,18 @@ class _HeadLogprobs(torch.autograd.Function):
         hidden_NE, weight_VE, targets_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NE)
         grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32)
-        for rows in _chunks(len(targets_N), len(weight_VE)):
+        for rows in _chunks(len(targets_N), ctx.chunk):
             logits = (hidden_NE[rows] @ weight_VE.t()).float().div_(ctx.temperature)
             grad_logits = logits.softmax(dim=-1).mul_(-grad_N[rows, None])  # d logp = (onehot − softmax)
             grad_logits.scatter_add_(1, targets_N[rows, None], grad_N[rows, None])
             grad_logits = grad_logits.div_(ctx.temperature).to(hidden_NE.dtype)
             grad_hidden[rows] = grad_logits @ weight_VE
             grad_weight += grad_logits.t() @ hidden_NE[rows]
-        return grad_hidden, grad_weight.to(weight_VE.dtype), None, None
+        return grad_hidden, grad_weight.to(weight_VE.dtype), None, None, None
 
 
-def _chunks(tokens: int, vocabulary: int) -> list[slice]:
-    step = max(1, LOGITS_AT_ONCE // vocabulary)
-    return [slice(start, start + step) for start in range(0, tokens, step)]
+def _chunks(tokens: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, tokens, chunk)]
 
 
 def _joined(context_PC: Tensor, response_RT: Tensor) -> Tensor:

@@ -14,7 +14,10 @@ ItemT = TypeVar("ItemT")
 
 
 def prepare_environment() -> None:
-    """What a launcher would have set, where there was none; and DeepSpeed's accelerator where there is no GPU."""
+    """What a launcher would have set, where there was none; and DeepSpeed's accelerator where there is no GPU.
+
+    Must come before `pipeline.grpo.engine` is imported: DeepSpeed chooses then.
+    """
     if not on_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:
