@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 from pipeline.core.errors import UserError
@@ -48,7 +49,7 @@ class Template:
             raise UserError("corpus.text names no column", where=repr(template), mend=mend)
         return cls(tuple((literal, column) for literal, column, _, _ in pieces))
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Columns in the order of their first appearance."""
         return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))

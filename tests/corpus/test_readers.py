@@ -300,9 +300,10 @@ def test_parquet_is_sliced_by_row_groups(tmp_path: Path) -> None:
 
 
 def test_slices_hold_about_as_many_bytes_as_asked(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "x.jsonl", [{"a": "x" * 90} for _ in range(1000)])  # 100 bytes a line
-    count, records = sliced(path, 10_000)
-    assert (count, len(records)) == (10, 1000)
+    path = jsonl(tmp_path / "x.jsonl", [{"a": "x" * 90} for _ in range(30_000)])  # 100 bytes a line, 3 MB
+    count, records = sliced(path, 100_000)
+    assert count == 30
+    assert [(r.row, r.where) for r in records] == [(i, f"byte {100 * i}") for i in range(30_000)]
 
 
 def _comparable(records: list[Record]) -> list[tuple[object, ...]]:
