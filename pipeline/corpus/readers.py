@@ -1,8 +1,8 @@
 """Readers: the records of a slice of a source file, each with where it stands, its bytes, and its columns.
 
 A record that cannot be parsed is still a record: its value is the reason why. This is why these are readers of our
-own over Arrow and the standard library: `datasets` (tried: 5.2) stops at a line that is no JSON, reads the text "7" of a
-mixed column as a number, takes the last of two values under one name, and keeps neither bytes nor offsets.
+own over Arrow and the standard library: `datasets` (tried: 5.2) stops at a line that is no JSON, reads the text "7" of
+a mixed column as a number, takes the last of two values under one name, and keeps neither bytes nor offsets.
 """
 
 from __future__ import annotations
