@@ -99,7 +99,10 @@ class TrainProxyConfig(Config):
     context: int = Field(512, gt=0)
     epochs: float = Field(1.0, gt=0)
     batch_tokens: int = Field(8192, gt=0)
-    lr: float = Field(3e-3, gt=0)
+    lr: float = Field(4e-3, gt=0)
+    """Of AdamW, for embeddings, norms and biases."""
+    muon_lr: float = Field(0.02, gt=0)
+    """Of Muon, for the blocks' matrices."""
     max_steps: int = Field(400, gt=0)
     """Of `batch_tokens` each: the training ends here or after `epochs` passes, whichever comes first."""
     sample_bytes: int = Field(64_000_000, gt=0)

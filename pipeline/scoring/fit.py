@@ -24,6 +24,7 @@ from pipeline.core.artifact import InputFile
 from pipeline.core.config import ScoreConfig, TrainProxyConfig
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
+from pipeline.scoring.muon import Muon
 from pipeline.scoring.proxy import as_proxy, score_documents
 from pipeline.scoring.tokens import CorpusTokenizer
 
@@ -61,9 +62,14 @@ class Sample:
     seed: int
     _kept: list[tuple[str, str]] = field(default_factory=list)
     _bytes: int = 0
+    _end: str = "g"
+    """Hashes from here on are out: the first that did not fit."""
 
     def offer(self, doc_id: str, text: str) -> None:
-        self._kept.append((hashlib.sha256(f"{self.seed}:{doc_id}".encode()).hexdigest(), text))
+        key = hashlib.sha256(f"{self.seed}:{doc_id}".encode()).hexdigest()
+        if key >= self._end:
+            return
+        self._kept.append((key, text))
         self._bytes += len(text.encode())
         if self._bytes > 2 * self.limit:
             self._prune()
@@ -76,6 +82,8 @@ class Sample:
         self._kept.sort()
         sizes = [len(text.encode()) for _, text in self._kept]
         count = max(1, int(np.searchsorted(np.cumsum(sizes), self.limit, side="right")))
+        if count < len(self._kept):
+            self._end = self._kept[count][0]
         self._kept, self._bytes = self._kept[:count], sum(sizes[:count])
 
 
@@ -197,16 +205,25 @@ def steps_for(tokens: int, config: TrainProxyConfig) -> int:
 def train(
     model: Any, documents: Sequence[NDArray[np.int64]], config: TrainProxyConfig, say: Callable[[str], None]
 ) -> None:
-    """Train `model` in place on documents' ids (each with the document token in front): AdamW, cosine to zero."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
-    others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95))
+    """Train `model` in place on documents' ids, each with the document token in front.
+
+    Muon on the blocks' matrices (see `muon.py`) and AdamW on the rest; both learning rates warm up for a twentieth of
+    the steps and fall to zero in a cosine.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]
+    optimizers: list[torch.optim.Optimizer] = [
+        Muon(matrices, lr=config.muon_lr),
+        torch.optim.AdamW(others, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
     steps = steps_for(sum(map(len, documents)), config)
     warmup = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * s / steps))
-    )
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda s: min((s + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * s / steps))
+        )
+        for optimizer in optimizers
+    ]
     output_VH = model.get_output_embeddings().weight
     model.train()
     for step, (ids_BT, targets_BT) in zip(range(1, steps + 1), packed_batches(documents, config), strict=False):
@@ -215,9 +232,10 @@ def train(
         loss = torch.nn.functional.cross_entropy(logits, targets_BT.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
         if step % max(1, steps // 8) == 0:
             say(f"step {step} of {steps}, loss {loss.item():.2f} nats/token")
     model.eval()
