@@ -154,9 +154,7 @@ def score_documents(
         rows = [hidden_BTH[b, w.first - 1 - w.start + bos : w.stop - w.start + bos] for b, w in enumerate(batch)]
         targets = np.concatenate([documents[w.document][w.first : w.stop + 1] for w in batch])
         targets_T = torch.from_numpy(targets).long().to(proxy.device)
-        scores = score_hidden(
-            torch.cat(rows), proxy.head, targets_T, config.top_k, proxy.vocab_size, with_top=config.store_top
-        )
+        scores = score_hidden(torch.cat(rows), proxy.head, targets_T, config.top_k, with_top=config.store_top)
         begin = 0
         for window, row in zip(batch, rows, strict=True):
             parts[window] = scores.take(slice(begin, begin + len(row)))

@@ -96,13 +96,13 @@ def test_like_the_plain_twin(
     torch.testing.assert_close(scores.top_logprobs.double(), logprobs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("chunk_logits", [1, 100, 10_000])
-def test_chunks_of_positions_change_nothing(chunk_logits: int) -> None:
+@pytest.mark.parametrize("chunk_tokens", [1, 10, 1000])
+def test_chunks_of_positions_change_nothing(chunk_tokens: int) -> None:
     torch.manual_seed(0)
     hidden, head, targets = torch.randn(23, 8), torch.nn.Linear(8, 50), torch.randint(50, (23,))
     with torch.no_grad():
         whole = score_logits(head(hidden), targets, 16, with_top=True)
-        chunked = score_hidden(hidden, head, targets, 16, 50, with_top=True, chunk_logits=chunk_logits)
+        chunked = score_hidden(hidden, head, targets, 16, with_top=True, chunk_tokens=chunk_tokens)
     for name in ("entropy", "entropy_partial", "nll", "rank", "top_ids", "top_logprobs"):
         torch.testing.assert_close(getattr(chunked, name), getattr(whole, name))
     assert (chunked.top_ids.dtype, chunked.rank.dtype, chunked.entropy.dtype) == (
