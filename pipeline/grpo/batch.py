@@ -20,7 +20,7 @@ def micro_batches(groups: Sequence[Group], tokens: int) -> list[Batch]:
     if not all(group.has_gradient for group in groups):
         raise ValueError("groups without a gradient cost a forward pass for nothing")
     parts: list[list[Group]] = []
-    for group in sorted(groups, key=lambda group: (len(group.prompt), group.length)):
+    for group in sorted(groups, key=lambda group: (len(group.prompt), group.length, group.prompt)):
         if parts and _padded_tokens([*parts[-1], group]) <= tokens:
             parts[-1].append(group)
         else:

@@ -62,13 +62,11 @@ def start() -> None:
     deepspeed_logger.setLevel(logging.WARNING)
     disable_progress_bar()
     warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)  # DeepSpeed calls them
-    if ranks.on_gpu():
-        torch.cuda.set_device(ranks.device())
     # DeepSpeed would compile an extension for all-reduces over shared memory: half a minute and a C++ compiler for
     # what takes a CPU run no measurable part of a step.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Ranks wait for each other's rollouts, which can take long.
-    deepspeed.init_distributed("nccl" if ranks.on_gpu() else "gloo", timeout=timedelta(hours=2), verbose=False)
+    ranks.start(timedelta(hours=2))  # ranks wait for each other's rollouts, which can take long
+    deepspeed.init_distributed(verbose=False)  # takes the group that is there
 
 
 def close(engine: Engine) -> None:

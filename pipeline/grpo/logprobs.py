@@ -90,7 +90,7 @@ class HeadLogprobs(nn.Module):
 
     def __init__(self, head: nn.Module, temperature: float, logits_at_once: int) -> None:
         super().__init__()
-        if not isinstance(head, nn.Linear) or head.bias is not None:
+        if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
             raise UserError("the policy's output head is not a plain matrix", where=head, mend="choose another policy")
         self.weight = head.weight
         self._temperature = temperature

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,19 +18,22 @@ def prepare_environment() -> None:
 
     Must come before `pipeline.grpo.engine` is imported: DeepSpeed chooses then.
     """
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    if "RANK" not in os.environ:
+        os.environ |= alone
     if not on_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        os.environ |= {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
+
+
+def start(timeout: timedelta) -> None:
+    """Start the process group, as the environment says. A rank alone opens no port."""
+    backend = "nccl" if on_gpu() else "gloo"
+    if on_gpu():
+        torch.cuda.set_device(device())
+    if os.environ["WORLD_SIZE"] == "1":
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
 
 
 def rank() -> int:

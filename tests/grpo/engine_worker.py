@@ -1,0 +1,84 @@
+"""One rank of an engine test: `python -m tests.grpo.engine_worker FOLDER TOPOLOGY OUT`.
+
+Two updates over several micro-batches with sampling in between; rank 0 writes what it saw into OUT.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline.core.config import OptimizerConfig, PolicyConfig
+from pipeline.grpo import ranks
+
+ranks.prepare_environment()
+
+import deepspeed  # noqa: E402
+
+from pipeline.grpo import engine as ds  # noqa: E402
+from pipeline.grpo.batch import batch_of, micro_batches  # noqa: E402
+from pipeline.grpo.loss import grpo  # noqa: E402
+from pipeline.grpo.sampler import Sampler, eos_ids_of  # noqa: E402
+from pipeline.grpo.topology import read_topology  # noqa: E402
+from tests.grpo.models import TEMPERATURE, some_groups  # noqa: E402
+from tests.grpo.test_sampler import TOKENIZER  # noqa: E402
+
+LR, BETAS, MICRO_BATCH = 1e-2, (0.9, 0.95), 90
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11]]
+
+
+def main(folder: Path, topology: Path, out: Path, gradient_checkpointing: bool) -> None:
+    torch.set_num_threads(1)
+    ds.start()
+    policy = PolicyConfig(model="tiny", dtype="float32", gradient_checkpointing=gradient_checkpointing)
+    # No clipping: the first moment after one step is then (1 − β₁) times the gradient.
+    optimizer = OptimizerConfig(lr=LR, betas=BETAS, weight_decay=0.0, clip_norm=1e9)
+    engine = ds.build(folder, policy, optimizer, TEMPERATURE, read_topology(topology))
+    model = Sampler.load(folder, TOKENIZER).model
+    sampler = Sampler(model, TOKENIZER, eos_ids_of(model))
+    seen = {"gap": ds.verify(engine, model, list(range(3, 20)), TEMPERATURE), "responses": [], "updates": []}
+
+    def sample() -> None:
+        sampler.load_weights(ds.gathered_weights(engine))
+        seen["responses"].append([response.ids for response in sampler.sample(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4])])
+
+    sample()
+    gradients = None
+    for seed in (0, 1):
+        batches = micro_batches(ranks.share(some_groups(5, 3, seed)), MICRO_BATCH)
+        seen["updates"].append(ds.update(engine, batches, grpo, 0.2, LR).metrics())
+        if gradients is None:
+            gradients = {
+                name: first_moment(engine, parameter) / (1 - BETAS[0])
+                for name, parameter in engine.module.model.named_parameters()
+            }
+        sample()
+    nothing = ds.update(engine, [], grpo, 0.2, LR)
+    seen["gap_after"] = ds.verify(engine, model, list(range(3, 20)), TEMPERATURE)
+    weights = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
+    with torch.no_grad():
+        logprobs = engine(batch_of(some_groups(5, 3)))
+    ds.export(engine, _NoTokenizer(), out / "policy")
+    if ranks.rank() == 0:
+        assert nothing.tokens == 0
+        torch.save({"gradients": gradients, "weights": weights, "logprobs": logprobs}, out / "tensors.pt")
+        (out / "seen.json").write_text(json.dumps(seen))
+    ds.close(engine)
+
+
+def first_moment(engine: ds.Engine, parameter: torch.Tensor) -> torch.Tensor:
+    """AdamW's, whole; without ZeRO it is where torch has it."""
+    whole = deepspeed.utils.safe_get_full_optimizer_state(parameter, "exp_avg")
+    return engine.optimizer.state[parameter]["exp_avg"] if whole is None else whole
+
+
+class _NoTokenizer:
+    def save_pretrained(self, folder: Path) -> None:
+        """The tiny policies have none."""
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), "checkpointing" in sys.argv[4:])

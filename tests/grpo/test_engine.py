@@ -1,0 +1,130 @@
+"""The engine against a plain twin: real DeepSpeed, real ranks, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.grpo.batch import batch_of
+from tests.grpo.engine_worker import BETAS, LR, PROMPTS
+from tests.grpo.models import TEMPERATURE, plain_gradients, plain_logprobs, saved, some_groups, tiny
+from tests.grpo.test_sampler import sampler_of
+
+ROOT = Path(__file__).parent.parent.parent
+
+CASES = {
+    # name: topology, ranks, tied output head, further arguments
+    "zero3": ("zero3_cpu", 1, True, ()),
+    "zero3 untied, checkpointing": ("zero3_cpu", 1, False, ("checkpointing",)),
+    "zero3 two ranks": ("zero3_cpu", 2, True, ()),
+    "zero0 two ranks": ("zero0", 2, True, ()),
+}
+
+
+@dataclass
+class Outcome:
+    tied: bool
+    ranks: int
+    seen: dict[str, Any]
+    tensors: dict[str, Any]
+    policy: Path
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """All cases, started together."""
+    folder = tmp_path_factory.mktemp("engine")
+    models = {tied: saved(folder / f"tied-{tied}", tied=tied) for tied in (True, False)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    running, outcomes = {}, {}
+    for name, (topology, ranks, tied, more) in CASES.items():
+        out = folder / name.replace(" ", "-")
+        out.mkdir()
+        config = ROOT / "deepspeed_configs" / f"{topology}.json"
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--module", "--"]
+        command = [sys.executable, "-m", *(launcher if ranks > 1 else ()), "tests.grpo.engine_worker"]
+        running[name] = subprocess.Popen(
+            [*command, str(models[tied]), str(config), str(out), *more],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    for name, process in running.items():
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, f"{name}:\n{output}"
+        _, ranks, tied, _ = CASES[name]
+        out = folder / name.replace(" ", "-")
+        tensors = torch.load(out / "tensors.pt")
+        outcomes[name] = Outcome(tied, ranks, json.loads((out / "seen.json").read_text()), tensors, out / "policy")
+    return outcomes
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_the_plain_computation(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    loss, expected = plain_gradients(tiny(tied=outcome.tied), some_groups(5, 3), TEMPERATURE)
+    assert outcome.seen["updates"][0]["loss"] == pytest.approx(loss, abs=1e-6)
+    assert outcome.tensors["gradients"].keys() == expected.keys()
+    for parameter, gradient in outcome.tensors["gradients"].items():
+        torch.testing.assert_close(gradient, expected[parameter], rtol=1e-4, atol=1e-5, msg=parameter)
+    if "grad_norm" in outcome.seen["updates"][0]:
+        norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm().item()
+        assert outcome.seen["updates"][0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_after_two_updates_are_those_of_plain_adamw(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    model = tiny(tied=outcome.tied)
+    adamw = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=0.0)
+    for seed in (0, 1):
+        plain_gradients(model, some_groups(5, 3, seed), TEMPERATURE)
+        adamw.step()
+    moved = 0.0
+    for parameter, weight in model.named_parameters():
+        torch.testing.assert_close(outcome.tensors["weights"][parameter], weight.detach(), rtol=0, atol=3e-4)
+        moved = max(moved, float((weight - dict(tiny(tied=outcome.tied).named_parameters())[parameter]).abs().max()))
+    assert moved > LR, "the test would see it if nothing had been learned"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sampling_between_updates_uses_the_new_weights(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    first, second, third = outcome.seen["responses"]
+    assert first != second != third
+    exported = AutoModelForCausalLM.from_pretrained(outcome.policy)
+    made = sampler_of(exported).sample(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4])
+    assert [list(response.ids) for response in made] == third
+    assert outcome.seen["gap"] < 1e-5 and outcome.seen["gap_after"] < 1e-5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_exported_policy_has_the_logits_of_training(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    exported = AutoModelForCausalLM.from_pretrained(outcome.policy).eval()
+    assert exported.config.tie_word_embeddings == outcome.tied
+    groups = some_groups(5, 3)
+    batch, rows = batch_of(groups), [(group.prompt, r.ids) for group in groups for r in group.responses]
+    with torch.no_grad():
+        for row, (prompt, response) in enumerate(rows):
+            expected = plain_logprobs(exported, prompt, response, TEMPERATURE)
+            trained = outcome.tensors["logprobs"][row][batch.mask_RT[row]]
+            torch.testing.assert_close(trained, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rank_count_and_zero_change_no_gradient(outcomes: dict[str, Outcome]) -> None:
+    reference = outcomes["zero3"].tensors["gradients"]
+    for name in ("zero3 two ranks", "zero0 two ranks"):
+        for parameter, gradient in outcomes[name].tensors["gradients"].items():
+            torch.testing.assert_close(gradient, reference[parameter], rtol=0, atol=1e-5, msg=f"{name}: {parameter}")

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.core.errors import UserError
+from pipeline.grpo.batch import batch_of, idle_batch, micro_batches
+from pipeline.grpo.logprobs import HeadLogprobs, PolicyLogprobs
+from pipeline.grpo.loss import grpo
+from tests.grpo.models import TEMPERATURE, plain_gradients, plain_logprobs, some_groups, tiny
+
+KINDS = [("qwen2", True), ("qwen2", False), ("llama", False), ("gpt2", True), ("sliding", True)]
+
+
+@pytest.mark.parametrize(("kind", "tied"), KINDS)
+@pytest.mark.parametrize("options", [{}, {"share_contexts": False}, {"logits_at_once": 200}], ids=str)
+@pytest.mark.parametrize("tokens", [90, 10**6])
+def test_loss_and_every_gradient_equal_the_plain_computation(
+    kind: str, tied: bool, options: dict[str, int], tokens: int
+) -> None:
+    groups, model = some_groups(5, 3), tiny(kind, tied=tied)
+    expected_loss, expected = plain_gradients(model, groups, TEMPERATURE)
+    model.zero_grad()
+    policy, loss = PolicyLogprobs(model, TEMPERATURE, **options), 0.0
+    batches = micro_batches(groups, tokens)
+    assert (len(batches) > 1) == (tokens == 90)
+    count = sum(int(batch.mask_RT.sum()) for batch in batches)
+    for batch in batches:
+        logprobs_RT = policy(batch)
+        part = grpo(logprobs_RT, logprobs_RT.detach(), batch.advantages_R, batch.mask_RT, 0.2) / count
+        part.backward()
+        loss += part.item()
+    assert loss == pytest.approx(expected_loss, abs=1e-6)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert largest > 0.01
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=largest * 2e-6, msg=name)
+
+
+def test_logprobs_are_at_the_given_temperature_and_in_place() -> None:
+    model, groups = tiny(), some_groups(3, 2)
+    batch = batch_of(groups)
+    with torch.no_grad():
+        logprobs_RT = PolicyLogprobs(model, 0.5)(batch)
+        rows = [(group.prompt, response.ids) for group in groups for response in group.responses]
+        for row, (prompt, response) in enumerate(rows):
+            expected = plain_logprobs(model, prompt, response, 0.5)
+            torch.testing.assert_close(logprobs_RT[row][batch.mask_RT[row]], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    groups, model = some_groups(4, 2), tiny()
+    _, expected = plain_gradients(model, groups, TEMPERATURE)
+    model.zero_grad()
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    batch = batch_of(groups)
+    logprobs_RT = PolicyLogprobs(model, TEMPERATURE, share_contexts=False)(batch)
+    loss = grpo(logprobs_RT, logprobs_RT.detach(), batch.advantages_R, batch.mask_RT, 0.2) / batch.mask_RT.sum()
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_an_idle_batch_has_a_zero_gradient() -> None:
+    model, batch = tiny(), idle_batch()
+    logprobs_RT = PolicyLogprobs(model, TEMPERATURE)(batch)
+    grpo(logprobs_RT, logprobs_RT.detach(), batch.advantages_R, batch.mask_RT, 0.2).backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_an_output_head_with_a_bias_is_refused() -> None:
+    with pytest.raises(UserError, match="output head"):
+        HeadLogprobs(torch.nn.Linear(4, 7, bias=True), 1.0, 100)
