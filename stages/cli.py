@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from pipeline.core.config import Manifest, Recipe, load
+from pipeline.core.config import Config, Manifest, Recipe, load
 from pipeline.core.errors import UserError, disk_is_full
 from pipeline.core.progress import say
 
@@ -92,10 +92,16 @@ for _stage in DATA_STAGES:
 def run_data(manifest: Manifest, last: str, source: str | None, work: Path, workers: int | None) -> dict[str, Record]:
     """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
     from pipeline.core.executor import LocalExecutor
+    from pipeline.scoring.tokens import CorpusTokenizer
+    from pipeline.selection.sites import wanted
     from stages.ingest import ingest
     from stages.materialize import materialize
     from stages.score import score
     from stages.select import select
+
+    wanted(manifest.select)  # what the last stages would refuse is refused before the first one runs
+    if last == "materialize":
+        CorpusTokenizer.load(manifest.materialize.policy_tokenizer, manifest.materialize.policy_tokenizer_revision)
 
     folder, executor = work / manifest.name, LocalExecutor(workers)
     records: dict[str, Record] = {}
@@ -222,7 +228,7 @@ def schema(kind: Annotated[str, typer.Argument(help="`manifest` or `recipe`.")])
 
         rpt schema manifest > manifest.schema.json
     """
-    kinds = {"manifest": Manifest, "recipe": Recipe}
+    kinds: dict[str, type[Config]] = {"manifest": Manifest, "recipe": Recipe}
     if kind not in kinds:
         raise UserError("no such schema", where=kind, mend="one of: manifest, recipe")
     print(json.dumps(kinds[kind].model_json_schema(), indent=2, ensure_ascii=False))

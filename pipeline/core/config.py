@@ -11,10 +11,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.core.errors import UserError
 
@@ -30,6 +30,10 @@ class Config(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The fields that decide the output, as JSON values."""
         return self.model_dump(mode="json", exclude=set(self.locations))
+
+
+Expression = Annotated[str, BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)]
+"""SQL over the columns of a row. YAML reads a bare `true` as a boolean; it is meant as SQL."""
 
 
 # ------------------------------------------------------------------------------------------------ manifest
@@ -170,9 +174,9 @@ class BandsConfig(Config):
 class SelectConfig(Config):
     """Which scored positions become sites."""
 
-    where: str = "entropy > 1.0"
+    where: Expression = "entropy > 1.0"
     """SQL over the score columns (`rpt data --help` lists them): which training positions are kept."""
-    validation_where: str = "entropy > 0.5"
+    validation_where: Expression = "entropy > 0.5"
     """The same for held-out documents; broader, so that evaluation can look at any subset."""
     max_per_document: int | None = Field(None, gt=0)
     """Keep at most this many sites of a document, those of highest entropy (ties: first)."""
@@ -232,7 +236,7 @@ class TaskConfig(Config):
 class SitesConfig(Config):
     """Which rows of the shards are trained on, and when."""
 
-    where: str = "true"
+    where: Expression = "true"
     """SQL over the site columns, on top of the manifest's selection."""
 
 
@@ -240,7 +244,7 @@ class CurriculumPhase(Config):
     """Until `until_step` (exclusive), only sites that match `where` are drawn."""
 
     until_step: int = Field(gt=0)
-    where: str
+    where: Expression
 
 
 class RolloutConfig(Config):
@@ -295,7 +299,7 @@ class EvaluateConfig(Config):
     """Validation sites of the final evaluation, chosen by a hash of (seed, site_id) within `where`."""
     progress_sites: int = Field(300, gt=0)
     """The same for the evaluations during training."""
-    where: str = "true"
+    where: Expression = "true"
     """SQL over the site columns: the headline table. All validation sites stand beside it."""
     temperature: float = Field(0.0, ge=0)
     """0 is greedy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jsonschema
@@ -111,3 +112,9 @@ def test_shipped_files_load_and_satisfy_the_schema(repository: Path, kind: type,
     for path in files:
         load(kind, path)
         jsonschema.validate(yaml.safe_load(path.read_text()), kind.model_json_schema())
+    published = json.loads((repository / folder / f"{kind.__name__.lower()}.schema.json").read_text())
+    assert published == kind.model_json_schema(), "run `rpt schema` again: editors complete from the file"
+
+
+def test_a_bare_true_is_sql(manifest: Path) -> None:
+    assert load(Manifest, manifest, ["select.where=true"]).select.where == "true"

@@ -190,7 +190,9 @@ def test_rows_must_have_exactly_the_schemas_columns(tmp_path: Path) -> None:
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     rows = [{"number": n, "text": b"ab" * n} for n in range(5000)]
     for name in ("a", "b"):
-        write_rows(tmp_path / f"{name}.parquet", SCHEMA, rows, metadata={"k": "v"}, encodings={"text": "DELTA_BYTE_ARRAY"})
+        write_rows(
+            tmp_path / f"{name}.parquet", SCHEMA, rows, metadata={"k": "v"}, encodings={"text": "DELTA_BYTE_ARRAY"}
+        )
     assert content_hash(tmp_path / "a.parquet") == content_hash(tmp_path / "b.parquet")
     metadata = pq.read_metadata(tmp_path / "a.parquet")
     assert metadata.row_group(0).num_rows == 2048
