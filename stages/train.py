@@ -67,6 +67,7 @@ def train(
     """
     base = resolve_model(recipe.policy.model, recipe.policy.revision)
     own = identity(recipe, shards, model_digest(base))
+    tokens = policy_tokenizer(base, shards)
     steps, budget = recipe.budget.steps, recipe.budget
     if is_complete(run, steps, own):
         if os.environ.get("RANK", "0") == "0":
@@ -85,7 +86,7 @@ def train(
     topology = read_topology(deepspeed_config or CONFIGS / ("zero3.json" if ranks.on_gpu() else "zero3_cpu.json"))
     curriculum, held_out = Curriculum(shards.files("train"), recipe), progress_sites(shards, recipe)
     ds.start()
-    policy = load_policy(recipe, base, topology, shards, curriculum)
+    policy = load_policy(recipe, base, topology, tokens, curriculum)
     engine, sampler = policy.engine, policy.sampler
     layout = {"zero_stage": zero_stage(topology), "ranks": ranks.world_size()}
 
@@ -155,12 +156,26 @@ class Policy:
     tokenizer: Any
 
 
-def load_policy(recipe: Recipe, base: Path, topology: dict[str, Any], shards: Record, curriculum: Curriculum) -> Policy:
-    """Both forms of the policy in `base`, found to agree.
+def policy_tokenizer(base: Path, shards: Record) -> CorpusTokenizer:
+    """The tokenizer of the policy in `base`.
 
     Raises:
-        UserError: its tokenizer is not the one the shards were cut with.
+        UserError: the shards' targets and boundaries are another tokenizer's tokens.
     """
+    tokens = CorpusTokenizer.load(base)
+    if tokens.digest != shards.inputs["policy_tokenizer"]:
+        raise UserError(
+            "the shards were cut with another tokenizer than the policy's",
+            where=base,
+            mend=f"run `rpt data` with `materialize.policy_tokenizer={base}`",
+        )
+    return tokens
+
+
+def load_policy(
+    recipe: Recipe, base: Path, topology: dict[str, Any], tokens: CorpusTokenizer, curriculum: Curriculum
+) -> Policy:
+    """Both forms of the policy in `base`, found to agree."""
     import torch
     from transformers import AutoTokenizer
 
@@ -168,13 +183,7 @@ def load_policy(recipe: Recipe, base: Path, topology: dict[str, Any], shards: Re
     from pipeline.grpo.prompt import PromptBuilder
     from pipeline.grpo.sampler import Sampler
 
-    tokens, tokenizer = CorpusTokenizer.load(base), AutoTokenizer.from_pretrained(base)
-    if tokens.digest != shards.inputs["policy_tokenizer"]:
-        raise UserError(
-            "the policy's tokenizer is not the one the shards were cut with",
-            where=base,
-            mend=f"run `rpt data` with `materialize.policy_tokenizer={recipe.policy.model}`",
-        )
+    tokenizer = AutoTokenizer.from_pretrained(base)
     prompts = PromptBuilder(tokenizer, tokens, template_named(recipe.task.template))
     engine = ds.build(base, recipe.policy, recipe.optimizer, recipe.rollout.temperature, topology)
     dtype, rows = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows

@@ -6,12 +6,15 @@ Two updates over several micro-batches with sampling in between; rank 0 writes w
 from __future__ import annotations
 
 import json
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from pipeline.core.config import OptimizerConfig, PolicyConfig
+from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 
 ranks.prepare_environment()
@@ -62,6 +65,11 @@ def main(folder: Path, topology: Path, out: Path, gradient_checkpointing: bool) 
     with torch.no_grad():
         logprobs = engine(batch_of(some_groups(5, 3)))
     ds.export(engine, _NoTokenizer(), out / "policy")
+    endless = [replace(group, advantages=(math.inf,) * 3) for group in some_groups(2, 3)]
+    try:
+        ds.update(engine, [batch_of(endless)], grpo, 0.2, LR)
+    except UserError as error:
+        seen["refused"] = str(error)
     if ranks.rank() == 0:
         assert nothing.tokens == 0
         torch.save({"gradients": gradients, "weights": weights, "logprobs": logprobs}, out / "tensors.pt")

@@ -91,10 +91,12 @@ def test_weights_after_two_updates_are_those_of_plain_adamw(outcomes: dict[str, 
     for seed in (0, 1):
         plain_gradients(model, some_groups(5, 3, seed), TEMPERATURE)
         adamw.step()
-    moved = 0.0
+    before, moved = dict(tiny(tied=outcome.tied).named_parameters()), 0.0
     for parameter, weight in model.named_parameters():
         torch.testing.assert_close(outcome.tensors["weights"][parameter], weight.detach(), rtol=0, atol=3e-4)
-        moved = max(moved, float((weight - dict(tiny(tied=outcome.tied).named_parameters())[parameter]).abs().max()))
+        moved = max(
+            moved, float((weight.detach() - dict(tiny(tied=outcome.tied).named_parameters())[parameter]).abs().max())
+        )
     assert moved > LR, "the test would see it if nothing had been learned"
 
 
@@ -128,3 +130,8 @@ def test_rank_count_and_zero_change_no_gradient(outcomes: dict[str, Outcome]) ->
     for name in ("zero3 two ranks", "zero0 two ranks"):
         for parameter, gradient in outcomes[name].tensors["gradients"].items():
             torch.testing.assert_close(gradient, reference[parameter], rtol=0, atol=1e-5, msg=f"{name}: {parameter}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_loss_that_is_not_finite_stops_before_the_step(outcomes: dict[str, Outcome], name: str) -> None:
+    assert "the loss is not finite" in outcomes[name].seen["refused"]
