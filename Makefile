@@ -2,11 +2,10 @@
 MANIFEST ?= data_manifests/demo.yaml
 RECIPE   ?= recipes/demo.yaml
 SOURCE   ?=
-SET      ?=
+ARGS     ?=
 RANKS    ?= 1
 PYTHON   ?= python3
 RPT       = .venv/bin/rpt
-OPTIONS   = $(if $(SET),--set '$(SET)')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data train evaluate test lint bench demo-models clean
@@ -22,15 +21,15 @@ setup: .venv/.done    ## install the pinned packages into .venv (redone only whe
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-data: setup      ## MANIFEST → shards of hard next-token sites (SOURCE=path, SET='key=value')
-	$(RPT) data $(MANIFEST) $(if $(SOURCE),--source '$(SOURCE)') $(OPTIONS)
+data: setup      ## MANIFEST → shards of hard next-token sites (SOURCE=path, ARGS='--set key=value')
+	$(RPT) data $(MANIFEST) $(if $(SOURCE),--source '$(SOURCE)') $(ARGS)
 
 train: setup     ## RECIPE on the shards of MANIFEST, then the table of held-out accuracy (RANKS=2)
-	$(RPT) train $(RECIPE) --manifest $(MANIFEST) --ranks $(RANKS) $(OPTIONS)
-	$(RPT) evaluate $(RECIPE) --manifest $(MANIFEST) $(OPTIONS)
+	$(RPT) train $(RECIPE) --manifest $(MANIFEST) --ranks $(RANKS) $(ARGS)
+	$(RPT) evaluate $(RECIPE) --manifest $(MANIFEST) $(ARGS)
 
 evaluate: setup  ## only the table of the run that is there
-	$(RPT) evaluate $(RECIPE) --manifest $(MANIFEST) $(OPTIONS)
+	$(RPT) evaluate $(RECIPE) --manifest $(MANIFEST) $(ARGS)
 
 test: setup      ## every test that a CPU can run (RPT_REAL_DATA=folder adds those on real corpora)
 	.venv/bin/pytest -q
