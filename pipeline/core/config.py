@@ -92,22 +92,26 @@ class CorpusConfig(Config):
 
 
 class TrainProxyConfig(Config):
-    """A small proxy fitted on the training split itself, for a corpus with no model at hand."""
+    """A small proxy fitted on the training split itself, for a corpus with no model at hand.
+
+    The defaults are what needed the fewest bits a byte after three minutes on one core (OmniMATH, 4 MB of text).
+    """
 
     folds: int = Field(2, ge=1)
     """Each fold's documents are scored by a proxy that has not seen them. 1 scores what it was fitted on."""
     vocab_size: int = Field(4096, ge=260)
-    hidden_size: int = Field(192, gt=0)
-    layers: int = Field(4, gt=0)
+    hidden_size: int = Field(128, gt=0)
+    layers: int = Field(3, gt=0)
     heads: int = Field(4, gt=0)
-    context: int = Field(512, gt=0)
-    epochs: float = Field(1.0, gt=0)
-    batch_tokens: int = Field(8192, gt=0)
-    lr: float = Field(4e-3, gt=0)
+    context: int = Field(512, gt=1)
+    batch_tokens: int = Field(1024, gt=0)
+    lr: float = Field(8e-3, gt=0)
     """Of AdamW, for embeddings, norms and biases."""
     muon_lr: float = Field(0.02, gt=0)
     """Of Muon, for the blocks' matrices."""
-    max_steps: int = Field(400, gt=0)
+    epochs: float = Field(6.0, gt=0)
+    """Most passes over the training split: a small corpus is not learned by heart."""
+    max_steps: int = Field(1000, gt=0)
     """Of `batch_tokens` each: the training ends here or after `epochs` passes, whichever comes first."""
     sample_bytes: int = Field(64_000_000, gt=0)
     """Of a larger training split only about this much text is used, chosen by a hash of (seed, doc_id)."""
