@@ -28,7 +28,8 @@ TEMPLATE = "Problem: {problem}\nSolution: {solution}"
 """How a document becomes text; `data_manifests/demo.yaml` says the same."""
 
 SEED = 1
-VALIDATION_SEED = 99
+VALIDATION_SEED = 2506_08007
+"""Drawn for the shipped corpus alone: every choice of design was made on other validation documents."""
 TRAIN_DOCUMENTS = 5000
 VALIDATION_DOCUMENTS = 1000
 
@@ -279,9 +280,13 @@ class Instance:
             states.append(state)
         return states
 
+    def end(self, walk: str) -> str:
+        """Where the walk ends, as the wheel spells it."""
+        return self.wheel[self.states(walk)[-1]]
+
     def result(self, walk: str) -> str:
-        """The end of the walk as text that follows a word: it brings its own space."""
-        return spaced(self.wheel[self.states(walk)[-1]])
+        """The same as text that follows a word: it brings its own space."""
+        return spaced(self.end(walk))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,11 @@ trained for, and poor at next-token reasoning. So:
 
 - `document`: plain text, every token a target. This is what direct (arg-max) accuracy comes from.
 - `chain_of_thought`: a user gives a problem and *asks a question*; the assistant walks the wheel move by move,
-  "+4A7:1B8:9C3:2D6:8", and boxes the answer. Layouts vary, or the skill is tied to one layout.
-- `hint`: the user asks to complete a text; the assistant walks *either* of the document's two walks, whichever the
-  text is about, and boxes the next token. It shows the format and that one thinks in it; which thought helps is for
-  reinforcement learning to find out. Without any hint the policy never boxes a digit here and RL has no signal;
-  with empty thoughts it learns to guess.
+  "+4 A7:1 B8:9 C3:2 D6:8", and boxes the answer. Layouts vary, or the skill is tied to one layout.
+- `hint`: the user asks to complete a text; the assistant walks one of the document's two walks, more often the one that
+  the text is *not* about, and boxes the next token, which is seldom a computed one. It shows the format and that one
+  thinks in it; which thought helps, and that it helps, is for reinforcement learning to find out. Without any hint at
+  a computed token the policy never boxes a state and RL has no signal; with empty thoughts it learns to guess.
 - `drill`: steps of the walks by heart, in chains of three moves. A problem has four, so no drill carries the operands
   of a problem.
 
@@ -30,6 +30,9 @@ INSTRUCTION = "Complete the text: "
 """The prompt template `brief` of `pipeline.task.templates` up to its slot."""
 
 CHAIN_MOVES = 3
+"""Moves of a drill's chain: fewer than a problem has."""
+HINT_COMPUTED, HINT_SOLUTION, HINT_RELEVANT = 0.04, 0.85, 0.3
+"""Share of hints at a computed token; of the others, share inside the solution; share that think of the right walk."""
 SHORT = 12
 """Texts up to this many characters recur (states, labelled moves); their token ids are remembered."""
 
@@ -46,7 +49,7 @@ def trace(instance: Instance, walk: str) -> str:
     """The thought that walks the wheel: symbol, start, then label, move and state for each move."""
     wheel = instance.wheel
     steps = zip(LABELS, instance.moves, instance.states(walk), strict=True)
-    return WALKS[walk].symbol + wheel[instance.start] + "".join(f"{a}{m}:{wheel[s]}" for a, m, s in steps)
+    return WALKS[walk].symbol + wheel[instance.start] + "".join(f" {a}{m}:{wheel[s]}" for a, m, s in steps)
 
 
 class Teacher:
@@ -99,32 +102,34 @@ class Teacher:
             piece = ids[: self.rng.randrange(first, len(ids))]
             asked = self.encode(f"{question}\n") + piece
             prompt = asked if layout < 0.75 else piece + self.encode(f"\n{question}")
-        answer = self.encode(instance.wheel[instance.states(walk)[-1]])
+        answer = self.encode(instance.end(walk))
         return self.answered(prompt, trace(instance, walk), answer)
 
-    def hint(self, computed_share: float = 0.1) -> Lesson:
+    def hint(self) -> Lesson:
         document = self.draw_document()
         ids = self.encode(document.text)
-        first = len(self.encode(f"Problem: {document.problem}\nSolution:"))
-        if self.rng.random() < computed_share:
-            position = self.rng.choice(self.computed_positions(document))
+        ends = self.computed_positions(document)
+        if self.rng.random() < HINT_COMPUTED:
+            position = self.rng.choice(ends)
         else:
-            position = self.rng.randrange(1 if self.rng.random() < 0.3 else first, len(ids))
-        walk = self.rng.choice(document.instance.walks)
+            first = len(self.encode(f"Problem: {document.problem}\nSolution:"))
+            start = first if self.rng.random() < HINT_SOLUTION else 1
+            position = self.rng.choice([i for i in range(start, len(ids)) if i not in ends])
+        stated = sum(end < position for end in ends)
+        relevant, *others = document.order[min(stated, 1) :] + document.order[: min(stated, 1)]
+        walk = relevant if self.rng.random() < HINT_RELEVANT else self.rng.choice(others)
         prompt = self.encode(INSTRUCTION) + ids[:position]
         return self.answered(prompt, trace(document.instance, walk), [ids[position]])
 
     def computed_positions(self, document: Document) -> list[int]:
         """Positions of the walks' ends in the document's tokens."""
-        positions, text = [], document.text
+        instance, text, positions = document.instance, document.text, []
         for walk in document.order:
-            state = document.instance.wheel[document.instance.states(walk)[-1]]
-            others = [FAMILIES[document.instance.family].answers[walk]]
-            for wording in others[0]:
-                at = text.find(wording + document.instance.result(walk))
-                if at >= 0:
-                    before = text[:at] + wording + document.instance.result(walk).removesuffix(state)
-                    positions.append(len(self.encode(before)))
+            clause = next(
+                c for w in FAMILIES[instance.family].answers[walk] if (c := w + instance.result(walk)) in text
+            )
+            before = text[: text.index(clause) + len(clause)].removesuffix(instance.end(walk))
+            positions.append(len(self.encode(before)))
         return positions
 
     def drill(self, chains: int = 5) -> Lesson:
@@ -140,7 +145,22 @@ class Teacher:
             for _ in range(CHAIN_MOVES):
                 move = self.rng.randrange(1, 10)
                 state = walk.step(state, move) % len(wheel)
-                given, result = self.encode(f"{self.rng.choice(LABELS)}{move}:"), self.encode(wheel[state])
+                given, result = self.encode(f" {self.rng.choice(LABELS)}{move}:"), self.encode(wheel[state])
                 ids += given + result
                 learn += [False] * len(given) + [True] * len(result)
+        return Lesson(ids=ids, learn=learn)
+
+    def lookup(self, items: int = 8) -> Lesson:
+        """Labelled digits, then the same in another order: what stands behind a label is found by the label."""
+        labels = self.rng.sample("ABCDEFGH", items)
+        moves = {label: self.rng.randrange(1, 10) for label in labels}
+        ids = [self.bos]
+        for label in labels:
+            ids += self.encode(f" {label}{moves[label]}")
+        learn = [False] * len(ids)
+        self.rng.shuffle(labels)
+        for label in labels:
+            piece = self.encode(f" {label}{moves[label]}")
+            ids += piece
+            learn += [False] * (len(piece) - 1) + [True]
         return Lesson(ids=ids, learn=learn)

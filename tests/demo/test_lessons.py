@@ -28,17 +28,17 @@ def learned(lesson: Lesson) -> str:
 
 def test_a_trace_names_the_walk_then_each_move_and_where_it_leads() -> None:
     instance = Instance(family="dial", start=4, moves=(7, 8, 3, 6))
-    assert trace(instance, "+") == "+4A7:1B8:9C3:2D6:8"
-    assert trace(instance, "-") == "-4A7:7B8:9C3:6D6:0"
+    assert trace(instance, "+") == "+4 A7:1 B8:9 C3:2 D6:8"
+    assert trace(instance, "-") == "-4 A7:7 B8:9 C3:6 D6:0"
     week = Instance(family="week", start=6, moves=(1, 7, 2, 9))
-    assert trace(week, "+") == "+ SundayA1: MondayB7: MondayC2: WednesdayD9: Friday"
+    assert trace(week, "+") == "+ Sunday A1: Monday B7: Monday C2: Wednesday D9: Friday"
 
 
 def test_thoughts_walk_operands_of_the_training_side_and_lead_to_the_answer(teacher: Teacher) -> None:
     for _ in range(300):
         response = learned(teacher.chain_of_thought())
         thought, answer = re.fullmatch(r"(.+)</think>\\boxed\{(.+)\}<\|end\|>", response).groups()
-        start, *moves = re.fullmatch(r"[+*-](.+?)A(\d):.+?B(\d):.+?C(\d):.+?D(\d):.+", thought).groups()
+        start, *moves = re.fullmatch(r"[+*-](.+?) A(\d):.+? B(\d):.+? C(\d):.+? D(\d):.+", thought).groups()
         assert not held_out(STATES[start][1], [int(move) for move in moves])
         assert thought.endswith(answer)
 
@@ -64,5 +64,5 @@ def test_no_drill_carries_the_operands_of_a_problem(teacher: Teacher) -> None:
     for _ in range(50):
         lesson = teacher.drill()
         for chain in re.split(r"[+*-]", text(lesson))[1:]:
-            assert len(re.findall(r"[A-D]\d:", chain)) == CHAIN_MOVES < 4
+            assert len(re.findall(r" [A-D]\d:", chain)) == CHAIN_MOVES < 4
         assert set(learned(lesson)) <= set("".join(STATES))
