@@ -25,6 +25,7 @@ from pipeline.core.parquet import parquet_writer, read_table
 from pipeline.core.progress import say
 from pipeline.core.stage import Stage, run_stage
 from pipeline.corpus.quarantine import Rejected, write_quarantine
+from pipeline.scoring.sample import fold_of, read_texts
 from pipeline.scoring.tokens import TOKENIZER_FILES, CorpusTokenizer, model_digest, resolve_model
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def fit(config: TrainProxyConfig, documents: Record, *, work: Path, executor: Ex
 
 def run_fit(config: TrainProxyConfig, source: Shard, out: Path) -> Counters:
     """One fold: documents → `model/` in `transformers` format."""
-    from pipeline.scoring.fit import fit_proxy, read_texts
+    from pipeline.scoring.fit import fit_proxy
 
     fold = source.details["fold"]
     texts = read_texts(list(source.files.values()), fold, config)
@@ -162,7 +163,6 @@ def _scored(
     config: ScoreStageConfig,
 ) -> list[Any]:  # fmt: skip
     """`ScoredDocument`s in the order of the rows, each scored by its fold's proxy."""
-    from pipeline.scoring.fit import fold_of
     from pipeline.scoring.proxy import score_documents
     from pipeline.scoring.table import ScoredDocument
 

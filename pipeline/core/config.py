@@ -94,7 +94,7 @@ class CorpusConfig(Config):
 class TrainProxyConfig(Config):
     """A small proxy fitted on the training split itself, for a corpus with no model at hand.
 
-    The defaults are what needed the fewest bits a byte after three minutes on one core (OmniMATH, 4 MB of text).
+    The defaults were chosen by bits a byte after a few minutes of one core a fold (OmniMATH, 4 MB of text).
     """
 
     folds: int = Field(2, ge=1)

@@ -5,13 +5,11 @@ Shape names: B rows of a batch, T tokens of a row, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,112 +18,19 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from pipeline.core.artifact import InputFile
 from pipeline.core.config import ScoreConfig, TrainProxyConfig
-from pipeline.core.errors import UserError
-from pipeline.core.parquet import read_table
 from pipeline.scoring.muon import Muon
 from pipeline.scoring.proxy import as_proxy, score_documents
+from pipeline.scoring.sample import Texts
 from pipeline.scoring.tokens import CorpusTokenizer
 
 DOCUMENT = "<|document|>"
 """The proxy's one special token: it stands before every document."""
 
-HELD_OUT_BYTES = 200_000
-"""Text the fitted proxy is measured on."""
-
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How Qwen2 splits text before BPE (single digits): the more boundaries proxy and policy share, the fewer sites go."""
-
-
-def fold_of(doc_id: str, folds: int) -> int:
-    """The fold a document belongs to: it is scored by the proxy that has seen none of that fold.
-
-    Example:
-        >>> fold_of("00000000000000ff0123456789abcdef", 2)
-        1
-    """
-    return int(doc_id[:16], 16) % folds
-
-
-# --------------------------------------------------------------------------------------------------- sample
-
-
-@dataclass
-class Sample:
-    """Texts in the order of a hash of (seed, doc_id), at most about `limit` bytes of them: the same whatever the order
-    they come in, and unmoved by documents that are not offered."""
-
-    limit: int
-    seed: int
-    _kept: list[tuple[str, str]] = field(default_factory=list)
-    _bytes: int = 0
-    _end: str = "g"
-    """Hashes from here on are out: the first that did not fit."""
-
-    def offer(self, doc_id: str, text: str) -> None:
-        key = hashlib.sha256(f"{self.seed}:{doc_id}".encode()).hexdigest()
-        if key >= self._end:
-            return
-        self._kept.append((key, text))
-        self._bytes += len(text.encode())
-        if self._bytes > 2 * self.limit:
-            self._prune()
-
-    def texts(self) -> list[str]:
-        self._prune()
-        return [text for _, text in self._kept]
-
-    def _prune(self) -> None:
-        self._kept.sort()
-        sizes = [len(text.encode()) for _, text in self._kept]
-        count = max(1, int(np.searchsorted(np.cumsum(sizes), self.limit, side="right")))
-        if count < len(self._kept):
-            self._end = self._kept[count][0]
-        self._kept, self._bytes = self._kept[:count], sum(sizes[:count])
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What a fold's proxy is made from and measured on."""
-
-    tokenizer: list[str]
-    """Training documents of all folds: one BPE for the whole corpus."""
-    training: list[str]
-    """Training documents of the other folds (of all, if there is one fold)."""
-    held_out: list[str]
-    """Documents the model never sees: its own fold's and the validation split's."""
-
-
-def read_texts(files: Sequence[InputFile], fold: int, config: TrainProxyConfig) -> Texts:
-    """Sample the documents table for one fold.
-
-    Raises:
-        UserError: no training document outside the fold.
-    """
-    tokenizer, training = (Sample(config.sample_bytes, config.seed) for _ in range(2))
-    held_out = Sample(HELD_OUT_BYTES, config.seed)
-    for file in files:
-        for row in read_table(file, ["doc_id", "split", "text"]).to_pylist():
-            own_fold = config.folds > 1 and fold_of(row["doc_id"], config.folds) == fold
-            if row["split"] == "train":
-                tokenizer.offer(row["doc_id"], row["text"])
-                if not own_fold:
-                    training.offer(row["doc_id"], row["text"])
-            if own_fold or row["split"] != "train":
-                held_out.offer(row["doc_id"], row["text"])
-    if not training.texts():
-        raise UserError(
-            f"no training documents for the proxy of fold {fold}",
-            where="proxy.train.folds",
-            mend="use fewer folds, fewer validation documents, or a larger corpus",
-        )
-    return Texts(tokenizer.texts(), training.texts(), held_out.texts())
-
-
-# ---------------------------------------------------------------------------------------------------- model
 
 
 def fit_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:

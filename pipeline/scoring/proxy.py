@@ -105,7 +105,7 @@ def as_proxy(model: Any, bos_id: int | None) -> Proxy:
         hidden=hidden if separable else logits,
         head=output if separable else torch.nn.Identity(),
         vocab_size=whole_BTV.shape[-1],
-        limit=getattr(model.config, "max_position_embeddings", None),
+        limit=getattr(model.config.get_text_config(), "max_position_embeddings", None),
         bos_id=bos_id,
         device=device,
     )

@@ -17,20 +17,17 @@ from pipeline.core.errors import UserError
 from pipeline.core.parquet import write_rows
 from pipeline.corpus.documents import DOCUMENTS
 from pipeline.scoring.fit import (
-    Sample,
-    Texts,
     bits_per_byte,
     fit_proxy,
     fit_tokenizer,
-    fold_of,
     new_model,
     packed_batches,
-    read_texts,
     steps_for,
     unigram_bits_per_byte,
 )
 from pipeline.scoring.muon import orthogonalised
 from pipeline.scoring.proxy import load_proxy
+from pipeline.scoring.sample import Sample, Texts, fold_of, read_texts
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest
 from tests.scoring.models import TEXTS
 

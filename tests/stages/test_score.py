@@ -21,7 +21,7 @@ from pipeline.core.config import Manifest
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import DOCUMENTS
-from pipeline.scoring.fit import fold_of
+from pipeline.scoring.sample import fold_of
 from pipeline.scoring.tokens import CorpusTokenizer
 from stages.score import score
 from tests.scoring.models import TEXTS, qwen, save
