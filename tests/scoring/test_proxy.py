@@ -24,19 +24,22 @@ NAMES = ("entropy", "entropy_partial", "nll", "rank", "top_ids", "top_logprobs")
 
 
 def one_at_a_time(model: Any, ids: np.ndarray, bos_id: int | None, config: ScoreConfig, limit: int) -> PositionScores:
-    """Plain twin: for every position, the window that gives it most context, alone, without padding or cache."""
+    """Plain twin: every position from the window that gives it most context, windows alone, without padding."""
     bos = [] if bos_id is None else [bos_id]
     tokens = min(config.window, limit) - len(bos)
     overlap = max(config.overlap * min(config.window, limit) // config.window, config.min_context_tokens)
-    parts = []
+    logits_of_start: dict[int, torch.Tensor] = {}
+    logits = []
     for t in range(1, len(ids)):
         start = 0
         while t > start + tokens:
             start += tokens - overlap
-        with torch.no_grad():
-            logits = model(torch.tensor([[*bos, *ids[start:t].tolist()]])).logits[0, -1:]
-        parts.append(score_logits(logits, torch.tensor([int(ids[t])]), config.top_k, with_top=True))
-    return PositionScores.concatenate(parts)
+        if start not in logits_of_start:
+            with torch.no_grad():
+                fed = torch.tensor([[*bos, *ids[start : start + tokens].tolist()]])
+                logits_of_start[start] = model(fed).logits[0]
+        logits.append(logits_of_start[start][len(bos) + t - start - 1])
+    return score_logits(torch.stack(logits), torch.from_numpy(ids[1:]).long(), config.top_k, with_top=True)
 
 
 def assert_close(found: PositionScores, expected: PositionScores) -> None:
