@@ -18,6 +18,8 @@ import argparse
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.parquet import write_rows
 from pipeline.core.progress import say
 from pipeline.grpo.metrics import GroupSummary, Metrics, ProgressLine, Stopwatch, rollout_metrics
-from pipeline.grpo.run import MetricsLog, describe, identity, is_complete, latest_checkpoint
+from pipeline.grpo.run import MetricsLog, describe, identity, is_complete, latest_checkpoint, lock
 from pipeline.grpo.topology import read_topology, zero_stage
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 from pipeline.task.templates import template_named
@@ -66,22 +68,20 @@ def train(
         UserError: `run` holds another run, no site matches, the policy cannot be read, or the loss is not finite.
     """
     base = resolve_model(recipe.policy.model, recipe.policy.revision)
-    own = identity(recipe, shards, model_digest(base))
-    tokens = policy_tokenizer(base, shards)
-    steps, budget = recipe.budget.steps, recipe.budget
-    if is_complete(run, steps, own):
-        if os.environ.get("RANK", "0") == "0":
-            say(f"train        up to date  {run / 'policy'}")
-        return run / "policy"
+    tokens, own = policy_tokenizer(base, shards), identity(recipe, shards, model_digest(base))
+    main, trained = os.environ.get("RANK", "0") == "0", run / "policy"
+    if is_complete(run, recipe.budget.steps, own):
+        if main:
+            say(f"train        up to date  {trained}")
+        return trained
+    held = lock(run) if main else None  # until this function or this process ends
 
     from pipeline.grpo import ranks
 
     ranks.prepare_environment()
     from pipeline.grpo import checkpoint
     from pipeline.grpo import engine as ds
-    from pipeline.grpo.batch import micro_batches
     from pipeline.grpo.curriculum import Curriculum
-    from pipeline.grpo.loss import LOSSES
 
     topology = read_topology(deepspeed_config or CONFIGS / ("zero3.json" if ranks.on_gpu() else "zero3_cpu.json"))
     curriculum, held_out = Curriculum(shards.files("train"), recipe), progress_sites(shards, recipe)
@@ -89,12 +89,12 @@ def train(
     policy = load_policy(recipe, base, topology, tokens, curriculum)
     engine, sampler = policy.engine, policy.sampler
     layout = {"zero_stage": zero_stage(topology), "ranks": ranks.world_size()}
+    steps, budget = recipe.budget.steps, recipe.budget
 
     done, draws, resumed = 0, 0, latest_checkpoint(run)
     if resumed:
         done, draws = checkpoint.resume(engine, resumed, own, layout)
         sampler.load_weights(ds.gathered_weights(engine))
-    main = ranks.rank() == 0
     if main:
         say(f"train        {f'resumes after step {done}' if resumed else 'starts'}: {steps} steps  {run}")
         describe(run, recipe, shards, base, own, layout)
@@ -109,41 +109,33 @@ def train(
     def save(step: int) -> None:
         checkpoint.save(engine, run, step, draws, own, layout, budget.keep_last)
 
-    if not resumed:
-        record(0, evaluate(policy, held_out, bands, recipe))
+    stopped = False
     with stop_signal() as stop_is_asked:
-        for step in range(done, steps):
-            clock, last = Stopwatch(), step + 1 == steps
-            sampled, chosen, draws = collect(policy, curriculum, recipe, step, draws, clock)
-            with clock("update"):
-                batches = micro_batches([rollout.group for rollout in chosen], recipe.optimizer.micro_batch_tokens)
-                lr = learning_rate(recipe.optimizer, step)
-                update = ds.update(engine, batches, LOSSES[recipe.objective.loss], recipe.objective.clip, lr)
-            with clock("sync"):
-                sampler.load_weights(ds.gathered_weights(engine))
-            metrics = rollout_metrics(ranks.gathered([GroupSummary.of(rollout) for rollout in sampled]))
-            metrics |= {"lr": lr, **update.metrics(), **clock.metrics(metrics["tokens/sampled"])}
-            if step % budget.save_rollouts_every == 0:
-                write_rollouts(run, step, ranks.gathered(sampled))
-            if last or (step + 1) % budget.evaluate_every == 0:
+        if not resumed:
+            record(0, evaluate(policy, held_out, bands, recipe))
+        while done < steps and not stopped:
+            sampled, draws, metrics = take_step(policy, curriculum, recipe, done, draws)
+            if done % budget.save_rollouts_every == 0:
+                write_rollouts(run, done, ranks.gathered(sampled))
+            done += 1
+            if done == steps or done % budget.evaluate_every == 0:
                 metrics |= evaluate(policy, held_out, bands, recipe)
-            record(step + 1, metrics)
-            stop = ranks.largest(stop_is_asked()) > 0
-            if last or stop or (step + 1) % budget.save_every == 0:
-                save(step + 1)
-            if stop and not last:
-                if main:
-                    say(f"train        stopped after step {step + 1}; run the same command again to resume")
-                ds.close(engine)
-                return None
-
-    if latest_checkpoint(run) is None:  # a budget of no steps
-        save(done)
-    ds.export(engine, policy.tokenizer, run / "policy")
-    if main:
-        say(f"train        done  {run / 'policy'}")
+            record(done, metrics)
+            stopped = done < steps and ranks.largest(stop_is_asked()) > 0
+            if stopped or (done < steps and done % budget.save_every == 0):
+                save(done)
+    if not stopped:
+        ds.export(engine, policy.tokenizer, trained)
+        save(done)  # last: a checkpoint of the last step says that the run is complete
     ds.close(engine)
-    return run / "policy"
+    if main:
+        log.close()
+        say(
+            "train        stopped: run the same command again to resume" if stopped else f"train        done  {trained}"
+        )
+    if held:
+        held.close()
+    return None if stopped else trained
 
 
 @dataclass(frozen=True)
@@ -191,6 +183,31 @@ def load_policy(
     probe = prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
     ds.verify(engine, sampler.model, probe, recipe.rollout.temperature)
     return Policy(engine, sampler, prompts, tokenizer)
+
+
+def take_step(
+    policy: Policy, curriculum: Curriculum, recipe: Recipe, step: int, draws: int
+) -> tuple[list[Rollout], int, Metrics]:
+    """Sample, score, update, and hand the new weights to the sampler.
+
+    Returns:
+        this rank's rollouts, draws done since the run began, and what the step measured.
+    """
+    from pipeline.grpo import engine as ds
+    from pipeline.grpo import ranks
+    from pipeline.grpo.batch import micro_batches
+    from pipeline.grpo.loss import LOSSES
+
+    clock, objective = Stopwatch(), recipe.objective
+    sampled, chosen, draws = collect(policy, curriculum, recipe, step, draws, clock)
+    with clock("update"):
+        batches = micro_batches([rollout.group for rollout in chosen], recipe.optimizer.micro_batch_tokens)
+        lr = learning_rate(recipe.optimizer, step)
+        update = ds.update(policy.engine, batches, LOSSES[objective.loss], objective.clip, lr)
+    with clock("sync"):
+        policy.sampler.load_weights(ds.gathered_weights(policy.engine))
+    metrics = rollout_metrics(ranks.gathered([GroupSummary.of(rollout) for rollout in sampled]))
+    return sampled, draws, metrics | {"lr": lr} | update.metrics() | clock.metrics(metrics["tokens/sampled"])
 
 
 def collect(
@@ -304,8 +321,24 @@ def stop_signal() -> Iterator[Callable[[], int]]:
         signal.signal(signal.SIGTERM, before)
 
 
+def end_with_parent() -> None:
+    """Leave when the parent is gone, even if it was killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     """One rank, as `rpt train`, `torchrun` or `deepspeed` starts it."""
+    if (
+        "TORCHELASTIC_RUN_ID" in os.environ
+    ):  # torchrun's ranks have sessions of their own: killing its group spares them
+        end_with_parent()
     parser = argparse.ArgumentParser(prog="stages.train", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--manifest", type=Path, default=Path("data_manifests/demo.yaml"))

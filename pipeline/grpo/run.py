@@ -11,14 +11,16 @@ policy/          the trained policy, a `transformers` folder; its existence mean
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -104,6 +106,28 @@ def describe(
         "commit": _commit(),
     }
     _replace(run / "run.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+def lock(run: Path, patience: float = 10.0) -> TextIO:
+    """Claim the folder for this process, until the returned file is closed or the process ends, however it ends.
+
+    Raises:
+        UserError: another process still has it after `patience` seconds.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    file = (run / ".lock").open("w")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UserError(
+                    "another process trains into this folder", where=run, mend="wait for it, or give another --run"
+                ) from None
+            time.sleep(0.1)
 
 
 class MetricsLog:

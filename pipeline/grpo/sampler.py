@@ -68,8 +68,8 @@ def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tens
     else:
         cumulative_RV = (logits_RV - log_total_R[:, None]).exp_().cumsum(dim=-1)
         total_R = cumulative_RV[:, -1]
-        # Strictly below the total: the first column above it has a probability above zero.
-        point_R = torch.minimum(uniform_R * total_R, torch.nextafter(total_R, torch.zeros_like(total_R)))
+        # At most (1 − 2⁻²⁴) of the total, which fp32 rounds below it: the first column above has a probability.
+        point_R = uniform_R * total_R
         ids_R = torch.searchsorted(cumulative_RV, point_R[:, None], right=True)[:, 0]
     return ids_R, logits_RV.gather(1, ids_R[:, None])[:, 0] - log_total_R
 

@@ -61,7 +61,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
             text=True,
         )
     for name, process in running.items():
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=500)
         assert process.returncode == 0, f"{name}:\n{output}"
         _, ranks, tied, _ = CASES[name]
         out = folder / name.replace(" ", "-")

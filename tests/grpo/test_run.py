@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.core.config import PolicyConfig, Recipe
 from pipeline.core.errors import UserError
-from pipeline.grpo.run import MetricsLog, identity, is_complete, latest_checkpoint
+from pipeline.grpo.run import MetricsLog, identity, is_complete, latest_checkpoint, lock
 from tests.grpo.colours import publish_shards
 from tests.toys import byte_level_tokenizer
 
@@ -76,3 +76,11 @@ def test_metrics_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
     assert logged() == [0, 1, 2, 3, 4]
     MetricsLog(tmp_path, None).close()
     assert logged() == []
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
+    held = lock(tmp_path)
+    with pytest.raises(UserError, match="another process"):
+        lock(tmp_path, patience=0.2)
+    held.close()
+    lock(tmp_path, patience=0.2).close()

@@ -95,11 +95,10 @@ def test_draws_follow_the_distribution() -> None:
     torch.testing.assert_close(logprobs.exp(), expected_V[ids])
 
 
-def test_the_last_token_is_never_one_of_no_probability() -> None:
-    logits = torch.tensor([[0.0, 0.0, -torch.inf]])
-    below_one = torch.tensor([1 - 2.0**-24])
-    assert draw(logits, 1.0, below_one)[0].item() == 1
-    assert draw(logits, 1.0, torch.tensor([0.0]))[0].item() == 0
+@pytest.mark.parametrize(("noise", "token"), [(0.0, 1), (1 - 2.0**-24, 2)])
+def test_extreme_draws_never_take_a_token_of_no_probability(noise: float, token: int) -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
+    assert draw(logits, 1.0, torch.tensor([noise]))[0].item() == token
 
 
 def test_draws_of_one_seed_are_independent_of_each_other() -> None:
