@@ -112,7 +112,7 @@ class Muon:
     @torch.no_grad()
     def step(self, lr: float) -> None:
         for parameters, velocity_NRC in self.groups:
-            gradient_NRC = torch.stack([parameter.grad for parameter in parameters])
+            gradient_NRC = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
             velocity_NRC.lerp_(gradient_NRC, 1 - self.momentum)
             update_NRC = orthogonal(gradient_NRC.lerp(velocity_NRC, self.momentum))
             scale = max(1.0, update_NRC.shape[1] / update_NRC.shape[2]) ** 0.5
