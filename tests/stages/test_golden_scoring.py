@@ -38,8 +38,19 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
                 "validation": {"documents": 6},
                 "shard_documents": 16,
             },
-            "proxy": {"train": {"vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "context": 64,
-                                "batch_tokens": 1024, "lr": 4e-3, "epochs": 9, "max_steps": 20}},
+            "proxy": {
+                "train": {
+                    "vocab_size": 300,
+                    "hidden_size": 32,
+                    "layers": 1,
+                    "heads": 2,
+                    "context": 64,
+                    "batch_tokens": 1024,
+                    "lr": 4e-3,
+                    "epochs": 9,
+                    "max_steps": 20,
+                }
+            },
             "score": {"window": 64, "overlap": 16},
             "materialize": {"policy_tokenizer": "-"},
         }
