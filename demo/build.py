@@ -43,7 +43,8 @@ class Scale:
 QUICK = Scale(proxy_steps=2, policy_steps=2, token_budget=256, train_documents=40, validation_documents=20)
 
 COURSE = (
-    (0.15, {"document": 0.05, "chain_of_thought": 0.05, "drill": 0.45, "lookup": 0.45}),
+    (0.07, {"lookup": 1.0}),
+    (0.20, {"chain_of_thought": 0.1, "drill": 0.6, "lookup": 0.3}),
     (1.00, {"document": 0.2, "chain_of_thought": 0.5, "hint": 0.18, "drill": 0.07, "lookup": 0.05}),
 )
 """Shares of the policy's lessons until a share of its steps has passed: find a move by its label, then know the steps

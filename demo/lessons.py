@@ -7,8 +7,8 @@ trained for, and poor at next-token reasoning. So:
 - `chain_of_thought`: a user gives a problem and *asks a question*; the assistant walks the wheel move by move,
   "+4 A7:1 B8:9 C3:2 D6:8", and boxes the answer. Layouts vary, or the skill is tied to one layout.
 - `hint`: the user asks to complete a text; the assistant walks either of the document's two walks, whichever the text
-  is about, and boxes the next token, which is seldom a computed one. It shows the format and that one thinks in it;
-  which thought helps, and that it helps, is for reinforcement learning to find out. Without any hint at
+  is about, and boxes the next token, which is a computed one in one case of six. It shows the format and that one
+  thinks in it; which thought helps, and that it helps, is for reinforcement learning to find out. Without any hint at
   a computed token the policy never boxes a state and RL has no signal; with empty thoughts it learns to guess.
 - `drill`: steps of the walks by heart, in chains of three moves. A problem has four, so no drill carries the operands
   of a problem.
@@ -31,7 +31,7 @@ INSTRUCTION = "Complete the text: "
 
 CHAIN_MOVES = 3
 """Moves of a drill's chain: fewer than a problem has."""
-HINT_COMPUTED, HINT_SOLUTION, HINT_RELEVANT = 0.1, 0.7, 0.5
+HINT_COMPUTED, HINT_SOLUTION, HINT_RELEVANT = 0.18, 0.7, 0.5
 """Share of hints at a computed token; of the others, share inside the solution; share that think of the right walk."""
 SHORT = 12
 """Texts up to this many characters recur (states, labelled moves); their token ids are remembered."""

@@ -50,7 +50,7 @@ def test_only_responses_are_learned(teacher: Teacher) -> None:
         assert all(lesson.learn[first:])
 
 
-def test_hints_box_the_next_token_and_mostly_think_beside_the_point(teacher: Teacher) -> None:
+def test_hints_box_the_next_token_and_think_beside_the_point_half_the_time(teacher: Teacher) -> None:
     relevant = computed = 0
     for _ in range(2000):
         lesson = teacher.hint()
@@ -60,8 +60,8 @@ def test_hints_box_the_next_token_and_mostly_think_beside_the_point(teacher: Tea
         if answer in STATES and "Solution:" in context:
             computed += 1
             relevant += thought.endswith(answer)
-    assert 0.01 < computed / 2000 < 0.08
-    assert 0.15 < relevant / computed < 0.6  # three in ten, and by chance
+    assert 0.14 < computed / 2000 < 0.22
+    assert 0.45 < relevant / computed < 0.75  # half by choice of the walk, the rest by chance
 
 
 def test_computed_positions_are_where_the_walks_end(teacher: Teacher) -> None:
