@@ -37,8 +37,9 @@ def main(folder: Path, topology: Path, out: Path, gradient_checkpointing: bool) 
     torch.set_num_threads(1)
     ds.start()
     policy = PolicyConfig(model="tiny", dtype="float32", gradient_checkpointing=gradient_checkpointing)
-    # No clipping: the first moment after one step is then (1 − β₁) times the gradient.
-    optimizer = OptimizerConfig(lr=LR, betas=BETAS, weight_decay=0.0, clip_norm=1e9)
+    # This rate is not used: each update is given its own. No clipping: the first moment after one step is then
+    # (1 − β₁) times the gradient.
+    optimizer = OptimizerConfig(lr=9.0, betas=BETAS, weight_decay=0.0, clip_norm=1e9)
     engine = ds.build(folder, policy, optimizer, TEMPERATURE, read_topology(topology))
     model = Sampler.load(folder, TOKENIZER).model
     sampler = Sampler(model, TOKENIZER, eos_ids_of(model))
