@@ -170,5 +170,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Pa
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}  # known to transformers 4
+    settings = json.loads(path.read_text()) | {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # known to transformers 4
+        "add_bos_token": True,  # lessons begin with it, so scoring and direct reading do
+    }
     path.write_text(json.dumps(settings, indent=2) + "\n")
