@@ -8,7 +8,7 @@ PYTHON   ?= python3
 RPT       = .venv/bin/rpt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train evaluate test lint bench demo-models clean
+.PHONY: help setup data train evaluate audit browse test lint bench demo-models
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,10 +31,20 @@ train: setup     ## RECIPE on the shards of MANIFEST, then the table of held-out
 evaluate: setup  ## only the table of the run that is there
 	$(RPT) evaluate $(RECIPE) --manifest $(MANIFEST) $(ARGS)
 
-test: setup      ## every test that a CPU can run (RPT_REAL_DATA=folder adds those on real corpora)
-	.venv/bin/pytest -q
+audit: setup     ## the static report of what MANIFEST kept and dropped, and why
+	$(RPT) audit $(MANIFEST) $(ARGS)
 
-lint: setup      ## ruff and mypy
+browse: setup    ## the live page over the same artifacts, on this machine only
+	$(RPT) browse $(MANIFEST) $(ARGS)
+
+.venv/.done-dev: .venv/.done requirements-dev.lock
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+test: .venv/.done-dev    ## every test that a CPU can run (RPT_REAL_DATA=folder adds those on real corpora)
+	.venv/bin/pytest -q --numprocesses auto --maxprocesses 4
+
+lint: .venv/.done-dev    ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 demo-models: setup    ## rebuild the embedded corpus, tokenizer, proxy and policy from nothing (demo/README.md)
