@@ -1,0 +1,182 @@
+"""The index of a scores record: its positions, sorted so that counting what a rule keeps is mostly looking up.
+
+A *cell* is a (split, field, token class). Within a block of whole documents, positions are sorted by (cell, entropy):
+what a threshold keeps of a cell is then one run of rows, and how long that run is stands in a table of counts at every
+0.01 nats. Only what is neither decided by cell nor by entropy has to be read. Only positions that a rule can select are
+in the index; the others are counted.
+
+Tables of a shard (plain little-endian columns have no header, so that a part of one is one read):
+
+    documents.parquet   a document: where its text, scores and record are, how many positions, how uncertain
+    cells.parquet       a (block, cell): its rows in the columns, and how many of them lie below each step of the grid
+    <column>.bin        of every position, in the order of the blocks
+    text.bin            UTF-8 of those documents, end to end: what a search reads
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.core.artifact import Counters, Record, Shard
+from pipeline.core.config import Config
+from pipeline.core.executor import Executor
+from pipeline.core.parquet import parquet_writer, read_table
+from pipeline.core.stage import Stage, run_stage
+from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
+from pipeline.selection.text import TextBytes
+
+VERSION = 1
+
+GRID: NDArray[np.float32] = (np.arange(301) / 100).astype(np.float32)
+"""Entropies (nats) at which counts are kept. Others are looked for in the column."""
+
+CELL = ("split", "field", "token_class")
+
+COLUMNS: Mapping[str, np.dtype] = {
+    "entropy": np.dtype("<f4"),
+    "entropy_partial": np.dtype("<f4"),
+    "nll": np.dtype("<f4"),
+    "rank": np.dtype("<i4"),
+    "position": np.dtype("<i4"),
+    "byte_offset": np.dtype("<i4"),
+    "document": np.dtype("<u4"),
+}
+"""Of every position. `document` is a row of the shard's `documents`."""
+
+DOCUMENTS = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("source_file", pa.string(), nullable=False),
+        pa.field("source_row", pa.int64(), nullable=False),
+        pa.field("meta", pa.large_string(), nullable=False),
+        pa.field("document_row", pa.int32(), nullable=False),
+        pa.field("text_begin", pa.int64(), nullable=False),
+        pa.field("text_end", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("positions", pa.int32(), nullable=False),
+        pa.field("entropy_mean", pa.float32(), nullable=False),
+    ]
+)
+"""A row is a document that has scores, in the order of the scores. `document_row`: its row in the documents table;
+`text_begin`, `text_end`: where it lies in `text.bin`; `positions`: how many of its tokens a rule can select."""
+
+COUNTS = pa.list_(pa.field("element", pa.int32(), nullable=False), len(GRID))
+CELLS = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in CELL),
+        pa.field("begin", pa.int64(), nullable=False),
+        pa.field("end", pa.int64(), nullable=False),
+        pa.field("below", COUNTS, nullable=False),
+        pa.field("up_to", COUNTS, nullable=False),
+    ]
+)
+"""A row is a cell of a block: its rows in the columns, how many of them have an entropy < and ≤ each of `GRID`."""
+
+
+def index(documents: Record, scores: Record, *, work: Path, executor: Executor) -> Record:
+    """Bring the index up to date: counters `tokens` = `not_scorable` + `inside_character` + `positions`."""
+    shards = []
+    for done in scores.completions:
+        tables = {"documents": documents.file("documents", done.shard), "scores": scores.file("scores", done.shard)}
+        shards.append(Shard(done.shard, {name: file for name, file in tables.items() if file}, {}))
+    inputs = {"documents": documents.content, "scores": scores.content}
+    return run_stage(Stage("browse", VERSION, run, unit="tokens"), Config(), shards, inputs, work, executor)
+
+
+def run(config: Config, shard: Shard, out: Path) -> Counters:
+    """One shard: documents and scores in, its part of the index out."""
+    documents = read_table(shard.files["documents"])
+    scores = read_table(shard.files["scores"], SCORE_TABLE_COLUMNS)
+    doc_ids = pl.Series("doc_id", scores["doc_id"].to_pylist(), dtype=pl.String)
+    counters: Counter[str] = Counter({"documents": len(doc_ids), "tokens": 0, "positions": 0})
+    counters |= Counter({"not_scorable": 0, "inside_character": 0})
+    spread = _Spread(len(doc_ids))
+    files = {name: (out / f"{name}.bin").open("wb") for name in COLUMNS}
+    with parquet_writer(out / "cells.parquet", CELLS) as cells:
+        for frame in positions(documents, scores):
+            block = _block(frame, doc_ids, counters, spread)
+            if block.height:
+                cells.write_table(_cells(block, counters["positions"] - block.height))
+            for name, dtype in COLUMNS.items():
+                files[name].write(block[name].to_numpy().astype(dtype).tobytes())
+    for file in files.values():
+        file.close()
+    row = pc.index_in(scores["doc_id"], documents["doc_id"]).combine_chunks()
+    taken = documents.take(row).append_column("document_row", row)
+    text = TextBytes.of(taken["text"])
+    (out / "text.bin").write_bytes(text.data_B.tobytes())
+    with parquet_writer(out / "documents.parquet", DOCUMENTS) as writer:
+        writer.write_table(_documents(taken, scores, text, spread))
+    return dict(counters)
+
+
+class _Spread:
+    """What a document's positions come to. Shape: D documents of the shard."""
+
+    def __init__(self, documents: int) -> None:
+        self.positions_D = np.zeros(documents, dtype=np.int64)
+        self.entropy_D = np.zeros(documents, dtype=np.float64)
+
+    def add(self, document: NDArray[np.integer], entropy: NDArray[np.floating]) -> None:
+        self.positions_D += np.bincount(document, minlength=len(self.positions_D))
+        self.entropy_D += np.bincount(document, weights=entropy, minlength=len(self.entropy_D))
+
+
+def _block(frame: pl.DataFrame, doc_ids: pl.Series, counters: Counter[str], spread: _Spread) -> pl.DataFrame:
+    """What can be selected of some whole documents, by (cell, entropy)."""
+    counters["tokens"] += frame.height
+    scorable = frame.filter(pl.col("entropy").is_finite())
+    counters["not_scorable"] += frame.height - scorable.height
+    block = scorable.filter(~pl.col("inside_character"))
+    counters["inside_character"] += scorable.height - block.height
+    counters["positions"] += block.height
+    row = pl.col("doc_id").replace_strict(doc_ids, pl.int_range(len(doc_ids), eager=True), return_dtype=pl.UInt32)
+    ordered = [pl.col(name).cast(pl.Enum(block[name].unique().sort())) for name in CELL]
+    block = block.with_columns(row.alias("document"), *ordered).sort(*CELL, "entropy", "document", "position")
+    spread.add(block["document"].to_numpy(), block["entropy"].to_numpy())
+    return block
+
+
+def _cells(block: pl.DataFrame, first: int) -> pa.Table:
+    """`CELLS` of a block whose rows begin at `first` of the columns."""
+    cells = block.group_by(CELL, maintain_order=True).len()
+    ends = np.cumsum(cells["len"].to_numpy()).astype(np.int64)
+    begins = ends - cells["len"].to_numpy()
+    entropy = block["entropy"].to_numpy()
+    counts = {
+        name: np.stack([np.searchsorted(entropy[b:e], GRID, side=side) for b, e in zip(begins, ends, strict=True)])
+        for name, side in (("below", "left"), ("up_to", "right"))
+    }
+    lists = {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(n.astype(np.int32).reshape(-1)), type=COUNTS)
+        for name, n in counts.items()
+    }
+    arrays = {name: cells[name].to_arrow() for name in CELL} | {
+        "begin": pa.array(begins + first),
+        "end": pa.array(ends + first),
+        **lists,
+    }
+    return pa.table({f.name: arrays[f.name].cast(f.type) for f in CELLS}, schema=CELLS)
+
+
+def _documents(documents: pa.Table, scores: pa.Table, text: TextBytes, spread: _Spread) -> pa.Table:
+    """`DOCUMENTS` of the documents that have scores."""
+    count_D = spread.positions_D
+    arrays = {
+        "text_begin": pa.array(text.starts_D),
+        "text_end": pc.add(pa.array(text.starts_D), pc.binary_length(documents["text"])),
+        "tokens": pc.list_value_length(scores["token_ends"]),
+        "positions": pa.array(count_D),
+        "entropy_mean": pa.array(spread.entropy_D / np.maximum(count_D, 1)),
+    }
+    columns = {f.name: arrays[f.name] if f.name in arrays else documents[f.name] for f in DOCUMENTS}
+    return pa.table({name: column.cast(DOCUMENTS.field(name).type) for name, column in columns.items()}, DOCUMENTS)

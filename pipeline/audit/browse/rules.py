@@ -1,0 +1,165 @@
+"""Rules as questions to the index: what of a `where` is decided by cell and entropy, and what must be read.
+
+Entropy is cut at every number that the rules compare it with. Between two cuts, and at each of them, the part of a rule
+that names only cells and compares entropy with numbers has one value a cell: NO or YES for all positions of a segment.
+Where it is YES and the rule says more (`nll < 3`), the answer is ASK. Shape names: C cells, B cuts, G = 2B + 1 segments
+(open intervals and the cuts between them, in turn).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.audit.browse.index import CELL, COLUMNS
+from pipeline.audit.browse.store import Slices, Store
+from pipeline.core.errors import UserError
+from pipeline.selection.where import SCORE_COLUMNS, row_filter
+
+NO, YES, ASK = 0, 1, 2
+
+Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+STORED = {name: column for name, column in SCORE_COLUMNS.items() if name in {*COLUMNS, *CELL, "doc_id", "tokens"}}
+"""What a rule may name here."""
+
+_COMPARISONS = {"Gt", "GtEq", "Lt", "LtEq", "Eq", "NotEq"}
+
+
+class Rule(Protocol):
+    """Which positions are kept."""
+
+    cuts: tuple[float, ...]
+    """Entropies it compares with."""
+
+    def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
+        """[C, G]: NO, YES or ASK, for a value within every segment."""
+        ...
+
+    def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> Bool:
+        """Of every position in some runs of one cell, all decided as ASK: whether it is kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class Where:
+    """A SQL expression, as a manifest has it."""
+
+    text: str
+    cuts: tuple[float, ...]
+    simple: pl.Expr
+    """The conjuncts that cell and entropy decide."""
+    rest: pl.Expr | None
+    """The others."""
+
+    @classmethod
+    def parse(cls, where: str) -> Where:
+        """
+        Raises:
+            UserError: no expression of a position, or of columns that are not in the index.
+
+        Example:
+            >>> where = Where.parse("entropy > 1.25 AND field = 'solution' AND nll < 3")
+            >>> where.cuts, where.rest.meta.root_names()
+            ((1.25,), ['nll'])
+        """
+        expression = row_filter(where, STORED, "where")
+        simple, rest = [], []
+        cuts: set[float] = set()
+        for tree in _conjuncts(json.loads(expression.meta.serialize(format="json"))):
+            part = _expression(tree)
+            if set(part.meta.root_names()) <= {"entropy", *CELL} and (numbers := _numbers(tree)) is not None:
+                simple.append(part)
+                cuts |= numbers
+            else:
+                rest.append(part)
+        everything = pl.lit(True)
+        both = (pl.all_horizontal(everything, *simple), pl.all_horizontal(everything, *rest) if rest else None)
+        return cls(where, tuple(sorted(cuts)), *both)
+
+    def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
+        grid = cells.select(CELL).join(pl.DataFrame({"entropy": entropy_G}), how="cross", maintain_order="left_right")
+        kept = grid.with_columns(kept=self.simple.fill_null(False))["kept"].to_numpy()
+        decided = np.where(kept, YES if self.rest is None else ASK, NO)
+        return decided.reshape(cells.height, len(entropy_G)).astype(np.int8)
+
+    def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> Bool:
+        if self.rest is None:
+            return np.ones(slices.rows, dtype=bool)
+        needed = set(self.rest.meta.root_names())
+        frame = pl.DataFrame({name: store.read(name, slices) for name in COLUMNS if name in needed})
+        if beyond := needed & {"doc_id", "tokens"}:
+            document = store.read("document", slices)
+            frame = frame.with_columns(store.documents[name].gather(document) for name in beyond)
+        frame = frame.with_columns(pl.lit(cell[name]).alias(name) for name in CELL if name in needed)
+        try:
+            return frame.with_columns(kept=self.rest.fill_null(False))["kept"].to_numpy()
+        except pl.exceptions.PolarsError as error:
+            raise UserError("`where` cannot be computed on this corpus", mend=str(error).splitlines()[0]) from error
+
+
+def segments(cuts: Sequence[float]) -> tuple[Float32, Float32]:
+    """The cuts [B] as the float32 they are in the column, and a value [G] within each segment.
+
+    Example:
+        >>> cuts, within = segments([1.0, 0.5])
+        >>> cuts.tolist(), within.tolist()[1::2], bool(within[0] < 0.5 < within[2] < 1.0 < within[4])
+        ([0.5, 1.0], [0.5, 1.0], True)
+    """
+    cut_B = np.unique(np.array(cuts, dtype=np.float32))
+    edge_B = np.concatenate([[-np.inf], cut_B]).astype(np.float32)
+    entropy_G = np.empty(2 * len(cut_B) + 1, dtype=np.float32)
+    entropy_G[0::2] = np.nextafter(edge_B, np.float32(np.inf))
+    entropy_G[1::2] = cut_B
+    return cut_B, entropy_G
+
+
+def _conjuncts(tree: Any) -> Iterator[Any]:
+    """The parts of a serialised expression that AND joins."""
+    node = tree.get("BinaryExpr") if isinstance(tree, dict) else None
+    if node and node["op"] == "And":
+        yield from _conjuncts(node["left"])
+        yield from _conjuncts(node["right"])
+    else:
+        yield tree
+
+
+def _numbers(tree: Any) -> set[float] | None:
+    """The numbers that a serialised expression compares entropy with; None if it does anything else with it."""
+    if isinstance(tree, dict):
+        if tree == {"Column": "entropy"}:
+            return None
+        for sides in _comparison(tree):
+            if {"Column": "entropy"} in sides:
+                other = next((side for side in sides if "Literal" in side), None)
+                value = None if other is None else pl.select(_expression(other)).item()
+                return {float(value)} if isinstance(value, int | float | Decimal) else None
+    found: set[float] = set()
+    for branch in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        numbers = _numbers(branch)
+        if numbers is None:
+            return None
+        found |= numbers
+    return found
+
+
+def _comparison(tree: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """The two sides of a comparison, if the node is one."""
+    match tree:
+        case {"BinaryExpr": {"left": left, "op": op, "right": right}} if op in _COMPARISONS:
+            yield [left, right]
+        case {"Function": {"input": [left, right], "function": {"Sql": {"Binary": op}}}} if op in _COMPARISONS:
+            yield [left, right]
+
+
+def _expression(tree: Any) -> pl.Expr:
+    return pl.Expr.deserialize(io.StringIO(json.dumps(tree)), format="json")
