@@ -27,7 +27,7 @@ from pipeline.core.artifact import Record, current_record, fingerprint, write_js
 from pipeline.core.config import BandsConfig, Manifest, Recipe, load
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import write_rows
-from pipeline.core.progress import progress, say
+from pipeline.core.progress import Meter, progress, say
 from pipeline.evaluation.accuracy import summarize
 from pipeline.evaluation.picture import draw_progress, read_progress
 from pipeline.evaluation.readings import Reading, choose_sites, read_by_reasoning, read_directly
@@ -175,9 +175,9 @@ def read_policy(name: str, folder: Path, recipe: Recipe, sites: Sequence[Site]) 
     dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
     policy = Sampler.load(folder, tokenizer, dtype=dtype, device=device, batch_rows=batch)
     say(f"evaluate     {name}: {len(sites):,} held-out sites")
-    with progress(f"direct {name}", len(sites), "sites") as advance:
+    with progress(f"direct {name}", Meter(len(sites), "sites", steps="sites")) as advance:
         direct = read_directly(policy, tokenizer, sites, batch=batch, advance=advance)
-    with progress(f"reasoning {name}", len(sites), "tokens") as advance:
+    with progress(f"reasoning {name}", Meter(len(sites), "tokens", steps="sites")) as advance:
         reasoning = read_by_reasoning(
             policy,
             prompts,

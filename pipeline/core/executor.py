@@ -9,9 +9,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipeline.core.errors import UserError
+from pipeline.core.hardware import cores, gpus
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -20,19 +21,32 @@ ResultT = TypeVar("ResultT")
 class Executor(Protocol):
     """Calls a picklable function on every item and yields results as they come, in any order."""
 
-    def map(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]: ...
+    @property
+    def devices(self) -> Sequence[str]:
+        """What each worker that is there computes on: an accelerator's name, or "CPU"."""
+        ...
+
+    def map(
+        self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT], *, accelerated: bool = False
+    ) -> Iterator[ResultT]:
+        """`accelerated`: the function computes on an accelerator if its worker has one."""
+        ...
 
 
 class LocalExecutor:
-    """Processes on this machine. Every worker computes with the same number of threads, whatever is left to do:
-    floating-point results, and so the bytes of the shards, do not depend on how a run was interrupted."""
+    """Processes on this machine: one a core, or one a GPU for functions that compute there.
+
+    Every worker computes with `cores // workers` threads, whatever is left to do: floating-point results, and so the
+    bytes of the shards, do not depend on how a run was interrupted.
+    """
 
     def __init__(self, workers: int | None = None) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = workers or cores
-        self.threads = max(1, cores // self.workers)
+        self._wanted = workers
+        self.devices: Sequence[str] = ()
 
-    def map(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
+    def map(
+        self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT], *, accelerated: bool = False
+    ) -> Iterator[ResultT]:
         """Run `function` on `items` in spawned processes.
 
         Raises:
@@ -40,9 +54,18 @@ class LocalExecutor:
         """
         if not items:
             return
-        _limit_threads(self.threads)  # inherited by the workers before they import a numerical library
+        found = gpus() if accelerated else ()
+        workers = self._wanted or len(found) or cores()
+        os.environ |= thread_settings(max(1, cores() // workers))  # inherited by the workers
+        workers = min(workers, len(items))
+        mine = [found[n % len(found)] for n in range(workers)] if found else []
+        self.devices = [gpu.name for gpu in mine] or ["CPU"] * workers
+        spawn = mp.get_context("spawn")
+        identities = spawn.SimpleQueue()
+        for gpu in mine:
+            identities.put(gpu.identity)
         pool = futures.ProcessPoolExecutor(
-            min(self.workers, len(items)), mp_context=mp.get_context("spawn"), initializer=_die_with_parent
+            workers, mp_context=spawn, initializer=_begin, initargs=(identities if mine else None,)
         )
         try:
             for done in futures.as_completed([pool.submit(function, item) for item in items]):
@@ -56,10 +79,17 @@ class LocalExecutor:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _limit_threads(threads: int) -> None:
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+def thread_settings(threads: int) -> dict[str, str]:
+    """Environment that holds a worker's numerical libraries to so many threads; it must stand before they load."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
+    return dict.fromkeys(names, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def _begin(identities: Any) -> None:
+    """A worker's first act: take a GPU of its own, if there are some, and arrange to leave with the parent."""
+    if identities is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = identities.get()
+    _die_with_parent()
 
 
 def _die_with_parent() -> None:

@@ -1,52 +1,136 @@
-"""Progress on a terminal: a bar with rate and time left; plain lines where nobody watches."""
+"""Progress of a stage: a live bar on a terminal, a plain line every half minute where nobody watches.
+
+    score  12 of 40 shards, 8 running, 20 waiting, 41,200 tokens/s, MFU 43 %, 6 min left
+
+A rate counts finished shards only, over the time since the stage began: worker start-up is in it. MFU is that rate's
+share of the workers' dense bf16 peak, at two floating-point operations a weight and token; it is shown where the peak
+is known (`hardware.PEAK_FLOPS`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from pipeline.core.hardware import peak_flops
+
+LINE_EVERY = 30.0
+"""Seconds between plain lines."""
 
 console = Console(stderr=True, highlight=False)
 
 
+@dataclass
+class Meter:
+    """How far a stage is."""
+
+    total: int
+    unit: str
+    """What the rate is shown in."""
+    flops: float | None = None
+    """Floating-point operations of one unit, if the stage is made of them."""
+    steps: str = "shards"
+    """What `total` counts."""
+    done: int = 0
+    units: int = 0
+    begin: float = field(default_factory=time.monotonic)
+
+    def advance(self, steps: int, units: int) -> None:
+        """So many steps are done, with `units` of work in them."""
+        self.done += steps
+        self.units += units
+
+    def describe(self, devices: Sequence[str] = (), now: float | None = None) -> str:
+        """Steps by state, rate, MFU, time left.
+
+        Args:
+            devices: of the workers that are there, each busy with one step, which counts as half done.
+            now: on the clock of `time.monotonic`.
+
+        Example:
+            >>> meter = Meter(total=10, unit="tokens", flops=2e9, done=4, units=40_000_000, begin=0.0)
+            >>> meter.describe(["NVIDIA H200", "NVIDIA H200"], now=100.0)
+            '4 of 10 shards, 2 running, 4 waiting, 400,000 tokens/s, MFU 40 %, 1 min 40 s left'
+        """
+        seconds = max((time.monotonic() if now is None else now) - self.begin, 1e-9)
+        running = min(len(devices), self.total - self.done)
+        parts = [f"{self.done} of {self.total} {self.steps}"]
+        if devices:
+            parts += [f"{running} running", f"{self.total - self.done - running} waiting"]
+        rate = self.units / seconds
+        if rate:
+            parts.append(f"{rate:,.0f} {self.unit}/s")
+            peak = peak_flops(devices)
+            if self.flops and peak:
+                parts.append(f"MFU {rate * self.flops / peak:.0%}".replace("%", " %"))
+        if self.done:
+            finished = self.done + running / 2
+            parts.append(f"{duration(seconds * (self.total - finished) / finished)} left")
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """
+    Example:
+        >>> duration(42), duration(100), duration(7_500), duration(200_000)
+        ('42 s', '1 min 40 s', '2 h 5 min', '2 d 7 h')
+    """
+    whole = round(seconds)
+    steps = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    for (large, name), (small, below) in pairwise(steps):
+        if whole >= large:
+            rest = whole % large // small
+            return f"{whole // large} {name}" + (f" {rest} {below}" if rest else "")
+    return f"{whole} s"
+
+
 @contextlib.contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields `advance(steps, units)`: `steps` of `total` are done, with `units` of work in them (for the rate)."""
-    start, units_done = time.monotonic(), 0
-
-    def rate() -> str:
-        return f"{units_done / max(time.monotonic() - start, 1e-9):,.0f} {unit}/s" if units_done else ""
-
-    if not console.is_terminal:
-
-        def advance_quietly(steps: int, units: int) -> None:
-            nonlocal units_done
-            units_done += units
-
-        yield advance_quietly
+def progress(
+    title: str, meter: Meter, devices: Callable[[], Sequence[str]] = tuple
+) -> Iterator[Callable[[int, int], None]]:
+    """Show `meter` while the block runs; yields its `advance`."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description:<12}"), BarColumn(20), _Described(meter, devices))
+        with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bars:
+            bars.add_task(title, total=meter.total)
+            yield meter.advance
         return
+    over = threading.Event()
 
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(title, total=total, rate="")
+    def lines() -> None:
+        while not over.wait(LINE_EVERY):
+            say(f"{title:<12} {meter.describe(devices())}")
 
-        def advance(steps: int, units: int) -> None:
-            nonlocal units_done
-            units_done += units
-            bars.update(task, advance=steps, rate=rate())
+    thread = threading.Thread(target=lines, daemon=True)
+    thread.start()
+    try:
+        yield meter.advance
+    finally:
+        over.set()
+        thread.join()
 
-        yield advance
+
+class _Described(ProgressColumn):
+    """The meter's words, and its count for the bar beside them."""
+
+    max_refresh = 1.0
+
+    def __init__(self, meter: Meter, devices: Callable[[], Sequence[str]]) -> None:
+        super().__init__()
+        self.meter, self.devices = meter, devices
+
+    def render(self, task: Task) -> Text:
+        task.completed = self.meter.done
+        return Text(self.meter.describe(self.devices()))
 
 
 def say(line: str) -> None:

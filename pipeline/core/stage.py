@@ -25,7 +25,7 @@ from pipeline.core.artifact import (
 from pipeline.core.config import Config
 from pipeline.core.errors import UserError, disk_is_full
 from pipeline.core.executor import Executor
-from pipeline.core.progress import progress, say
+from pipeline.core.progress import Meter, progress, say
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Stage:
     """(config, shard, out) → counters. Writes its tables into the folder `out`; a top-level function, so that any
     executor can call it. The counter named `unit` is what its rate is shown in."""
     unit: str = "documents"
+    accelerated: bool = False
+    """It computes on an accelerator where there is one, so a worker needs one of its own."""
+    flops: float | None = None
+    """Floating-point operations of one unit, for its MFU."""
 
 
 def run_stage(
@@ -64,8 +68,10 @@ def run_stage(
         missing = [shard for shard in shards if read_completion(directory, shard.index) is None]
         resumed = f", {len(shards) - len(missing)} already done" if len(missing) < len(shards) else ""
         say(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do{resumed}")
-        with progress(stage.name, len(missing), stage.unit) as advance:
-            for done in executor.map(partial(_work, stage, config, directory), missing):
+        meter = Meter(len(missing), stage.unit, stage.flops)
+        with progress(stage.name, meter, lambda: executor.devices) as advance:
+            work_on = partial(_work, stage, config, directory)
+            for done in executor.map(work_on, missing, accelerated=stage.accelerated):
                 advance(1, done.counters.get(stage.unit, 0))
         record = write_record(directory, stage.name, stage.version, identity, inputs, shards)
         counts = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)

@@ -19,7 +19,9 @@ from stages.ingest import ingest
 class Here:
     """An executor that calls everything in this process."""
 
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    devices = ("CPU",)
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], *, accelerated: bool = False) -> Iterator[Any]:
         return map(function, items)
 
 

@@ -20,7 +20,11 @@ ResultT = TypeVar("ResultT")
 class InProcess:
     """The simplest executor: calls the function here, shard by shard."""
 
-    def map(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
+    devices = ("CPU",)
+
+    def map(
+        self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT], *, accelerated: bool = False
+    ) -> Iterator[ResultT]:
         yield from map(function, items)
 
 

@@ -1,0 +1,80 @@
+"""What a machine computes with: cores, accelerators, and how fast those are where that is known."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A30": 165e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}
+"""Dense bf16 FLOP/s by a part of the device's name (vendors' data sheets); the longest part that fits counts."""
+
+
+class Gpu(NamedTuple):
+    """`identity` is what `CUDA_VISIBLE_DEVICES` calls it."""
+
+    identity: str
+    name: str
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@lru_cache(maxsize=1)
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs this process may use. The driver's tool is asked: no CUDA context is opened here."""
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=30, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return visible(listed, os.environ)
+
+
+def visible(listed: str, environment: Mapping[str, str]) -> tuple[Gpu, ...]:
+    """The GPUs of `index, uuid, name` lines that `CUDA_VISIBLE_DEVICES` leaves.
+
+    Example:
+        >>> visible("0, GPU-aa, NVIDIA L4\\n1, GPU-bb, NVIDIA L4\\n", {"CUDA_VISIBLE_DEVICES": "1"})
+        (Gpu(identity='1', name='NVIDIA L4'),)
+    """
+    rows = [line.split(", ", 2) for line in listed.splitlines() if line.count(", ") >= 2]
+    names = {key: name for index, uuid, name in rows for key in (index, uuid)}
+    default = ",".join(index for index, _, _ in rows)
+    wanted = environment.get("CUDA_VISIBLE_DEVICES", default).split(",")
+    return tuple(Gpu(identity.strip(), names[identity.strip()]) for identity in wanted if identity.strip() in names)
+
+
+def peak_flops(devices: Sequence[str]) -> float | None:
+    """Summed dense bf16 peak of the devices, or None if one of them is not known.
+
+    Example:
+        >>> peak_flops(["NVIDIA H100 PCIe", "NVIDIA H200"]), peak_flops(["CPU"]), peak_flops([])
+        (1745000000000000.0, None, None)
+    """
+    peaks = []
+    for device in devices:
+        parts = [part for part in PEAK_FLOPS if part in device]
+        if not parts:
+            return None
+        peaks.append(PEAK_FLOPS[max(parts, key=len)])
+    return sum(peaks) or None

@@ -1,0 +1,50 @@
+"""What the progress line says: counts, rate, utilisation and time left by hand; plain lines without a terminal."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pipeline.core import progress as module
+from pipeline.core.hardware import visible
+from pipeline.core.progress import Meter, progress
+
+
+def test_nothing_is_promised_before_the_first_shard_is_done() -> None:
+    meter = Meter(total=4, unit="tokens", flops=1e9, begin=0.0)
+    assert meter.describe(["CPU", "CPU"], now=50.0) == "0 of 4 shards, 2 running, 2 waiting"
+    meter.advance(1, 500)
+    meter.advance(1, 500)
+    # 2 done, 2 running that count as half: 3 of 4 in 100 s, so 33 s left; a CPU's peak is not known.
+    assert meter.describe(["CPU", "CPU"], now=100.0) == ("2 of 4 shards, 2 running, 0 waiting, 10 tokens/s, 33 s left")
+    meter.advance(2, 1000)
+    assert meter.describe(["CPU", "CPU"], now=100.0) == "4 of 4 shards, 0 running, 0 waiting, 20 tokens/s, 0 s left"
+
+
+def test_utilisation_is_of_all_workers_devices() -> None:
+    meter = Meter(total=9, unit="tokens", flops=2 * 1.5e9, done=3, units=33_000_000, begin=0.0)
+    # 330,000 tokens/s · 3 GFLOP = 990 TFLOP/s of 989 + 756
+    assert "MFU 57 %" in meter.describe(["NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe"], now=100.0)
+    assert "MFU" not in meter.describe(["NVIDIA H100 80GB HBM3", "Voodoo 2"], now=100.0)
+
+
+def test_lines_appear_while_a_shard_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(module, "LINE_EVERY", 0.05)
+    said: list[str] = []
+    monkeypatch.setattr(module, "say", said.append)
+    with progress("score", Meter(2, "tokens"), lambda: ["CPU"]) as advance:
+        advance(1, 10)
+        until = time.monotonic() + 20
+        while len(said) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert len(said) >= 2
+    assert said[0].startswith("score        1 of 2 shards, 1 running, 0 waiting")
+
+
+def test_visible_gpus() -> None:
+    listed = "0, GPU-aa, NVIDIA L4\n1, GPU-bb, NVIDIA H200\n"
+    assert [gpu.name for gpu in visible(listed, {})] == ["NVIDIA L4", "NVIDIA H200"]
+    assert [gpu.identity for gpu in visible(listed, {"CUDA_VISIBLE_DEVICES": "GPU-bb, 0"})] == ["GPU-bb", "0"]
+    assert visible(listed, {"CUDA_VISIBLE_DEVICES": ""}) == ()
+    assert visible("", {}) == ()
