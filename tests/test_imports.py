@@ -15,7 +15,7 @@ WINGS = ("core", "corpus", "scoring", "selection", "shards", "task", "grpo", "ev
 OWNERS = {
     # third-party package: files that may import it
     "deepspeed": {"pipeline/grpo/engine.py"},
-    "vllm": {"pipeline/grpo/vllm_sampler.py"},
+    "vllm": {"pipeline/grpo/vllm_engine.py"},
     "ray": {"pipeline/core/ray_executor.py"},
 }
 SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stages").rglob("*.py")])

@@ -1,0 +1,181 @@
+"""Sampling with vLLM, behind the same methods as the built-in sampler: in this process, or in a server's.
+
+Token ids go end to end. How far vLLM and the trainer disagree about the same weights is measured at every update
+(`sampler/logprob_gap`), and a policy whose first log-probabilities do not agree is refused before training starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlencode, urlsplit
+
+import torch
+from torch import Tensor
+
+from pipeline.core.errors import UserError
+from pipeline.grpo import ranks
+from pipeline.grpo.sampler import UNKNOWN
+from pipeline.grpo.types import Response
+from pipeline.scoring.tokens import CorpusTokenizer
+
+Sampled = Sequence[Any]
+"""Token ids [T], log-probabilities [T], finished: `vllm_engine.Sampled`, or the same out of JSON."""
+
+
+class TokenEngine(Protocol):
+    """What samples token ids: `vllm_engine.VllmEngine`, or `RemoteEngine`, which speaks to one."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        temperature: float,
+        max_new_tokens: int,
+        seeds: Sequence[int],
+        stop_ids: Sequence[int],
+    ) -> Sequence[Sampled]: ...
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
+
+
+class VllmSampler:
+    """`pipeline.grpo.sampler.Sampler`, by another engine."""
+
+    def __init__(self, engine: TokenEngine, tokenizer: CorpusTokenizer, eos_ids: Iterable[int]) -> None:
+        self.eos_ids = frozenset(eos_ids)
+        self._engine, self._tokenizer = engine, tokenizer
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace the weights, given by their `transformers` names. Every rank must call it."""
+        self._engine.load_weights(weights)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        temperature: float,
+        max_new_tokens: int,
+        seeds: Sequence[int],
+    ) -> list[Response]:
+        """`group_size` responses to every prompt, in the order of `seeds` (see `Sampler.sample`)."""
+        if len(seeds) != len(prompts) * group_size:
+            raise ValueError(f"{len(prompts)} prompts of {group_size} need as many seeds, got {len(seeds)}")
+        if not prompts:
+            return []
+        made = self._engine.generate(
+            [list(map(int, prompt)) for prompt in prompts],
+            group_size,
+            temperature,
+            max_new_tokens,
+            [int(seed) for seed in seeds],
+            sorted(self.eos_ids),
+        )
+        return [self._response(*sampled) for sampled in made]
+
+    def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]:
+        """The most likely next token after each context (see `Sampler.direct`)."""
+        if not contexts:
+            return []
+        prompts = [list(map(int, context)) for context in contexts]
+        made = self._engine.generate(prompts, 1, 0.0, 1, [0] * len(prompts), [])
+        return [ids[0] for ids, *_ in made]
+
+    def _response(self, ids: Sequence[int], logprobs: Sequence[float], finished: bool) -> Response:
+        spoken, known = ids[:-1] if finished else ids, self._tokenizer.token_bytes
+        text = b"".join([known[i] if i < len(known) else UNKNOWN for i in spoken])
+        return Response(tuple(ids), text, finished, tuple(logprobs))
+
+
+class RemoteEngine:
+    """A `pipeline.grpo.vllm_server` somewhere else. Several ranks may share one; rank 0 hands over the weights.
+
+    Args:
+        url: `http://host:port`.
+        seconds: that any answer may take: a server that hangs is an error, not a run that never ends.
+    """
+
+    def __init__(self, url: str, seconds: float = 600.0) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise UserError("not the address of a sampling server", where=url, mend="give http://host:port")
+        self._url, self._host, self._port, self._seconds = url, parts.hostname, parts.port or 80, seconds
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        temperature: float,
+        max_new_tokens: int,
+        seeds: Sequence[int],
+        stop_ids: Sequence[int],
+    ) -> Sequence[Sampled]:
+        asked = {
+            "prompts": prompts,
+            "group_size": group_size,
+            "temperature": temperature,
+            "max_new_tokens": max_new_tokens,
+            "seeds": seeds,
+            "stop_ids": stop_ids,
+        }
+        return self._ask("POST", "/sample", json.dumps(asked).encode())
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Parameter by parameter: none is held twice here, and each must arrive with the checksum it left with."""
+        names = []
+        for name, tensor in weights:
+            if ranks.rank() == 0:
+                self._send(name, tensor)
+                names.append(name)
+        if ranks.rank() == 0:
+            self._ask("POST", "/commit", json.dumps({"names": names}).encode())
+        ranks.barrier()  # no rank samples before the weights are there
+
+    def _send(self, name: str, tensor: Tensor) -> None:
+        body = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        facts = {
+            "name": name,
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": ",".join(map(str, tensor.shape)),
+            "sha256": hashlib.sha256(body).hexdigest(),
+        }
+        arrived = self._ask("PUT", f"/parameter?{urlencode(facts)}", body)["sha256"]
+        if arrived != facts["sha256"]:
+            raise UserError(f"weights of {name} arrived changed", where=self._url, mend="restart the sampling server")
+
+    def _ask(self, method: str, path: str, body: bytes) -> Any:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._seconds)
+        secret = os.environ.get("RPT_SAMPLER_TOKEN")
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        except TimeoutError as error:
+            raise UserError(
+                f"the sampling server did not answer within {self._seconds:g} s",
+                where=self._url,
+                mend="restart it, then run the same command again to resume",
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(
+                f"the sampling server cannot be reached ({error})",
+                where=self._url,
+                mend="start it with `python -m pipeline.grpo.vllm_server FOLDER`, where vLLM is installed",
+            ) from error
+        finally:
+            connection.close()
+        if answer.status != http.HTTPStatus.OK:
+            raise UserError(f"the sampling server answered {answer.status}: {_reason(content)}", where=self._url)
+        return json.loads(content)
+
+
+def _reason(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["error"])
+    except (ValueError, KeyError, TypeError):
+        return content[:200].decode(errors="replace").strip()
