@@ -1,0 +1,281 @@
+"""The Ray executor: the same stages on the workers of a Ray cluster (extra `ray`, docs/scaling.md).
+
+Only a stage's specification, its shards' and their completions travel. Tables are read and published by the workers
+themselves, in a work folder that every node sees; so a shard that was begun on a node that died is simply done again,
+and if it had been published after all, the first finisher counts. Ray starts, places and watches the workers; a worker
+holds one shard at a time, and the driver as many calls as there are workers.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pipeline.core.artifact import content_hash
+from pipeline.core.errors import UserError
+from pipeline.core.executor import thread_settings
+from pipeline.core.hardware import cores, gpus
+from pipeline.core.progress import say
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+ATTEMPTS = 4
+"""A shard whose workers die this often is given up: it is the shard that kills them."""
+
+PATIENCE = 30.0
+"""Seconds without any worker after which it is said what is waited for, and that a new file may take to be seen."""
+
+_SOFTWARE = ("torch", "transformers", "tokenizers", "numpy", "polars", "pyarrow")
+
+
+class Size(NamedTuple):
+    """What is asked of Ray: so many workers, each with so many cores and GPUs (a share of one is possible)."""
+
+    workers: int
+    cores: int
+    gpus: float
+
+
+class RayExecutor:
+    """Workers of a Ray cluster: of `address`, else of `RAY_ADDRESS`, else of one that is started on this machine.
+
+    A worker computes with as many threads as it has cores, `cores of the cluster // workers`, exactly as
+    `LocalExecutor` counts: where that number, the software and the kind of processor agree, so do the bytes.
+    """
+
+    def __init__(
+        self, work: Path, *, address: str | None = None, workers: int | None = None, gpus: float = 0.0
+    ) -> None:
+        """
+        Args:
+            work: the manifest's folder, which all nodes must see.
+            address: of a running cluster (`host:port`, or `auto` for the one this machine belongs to).
+            workers: how many; by default one a core, and one a GPU share for stages that compute there.
+            gpus: a worker's share of GPUs, for those stages.
+
+        Raises:
+            UserError: Ray is not installed, or no cluster answers.
+        """
+        self._ray = _connect(address or os.environ.get("RAY_ADDRESS"))
+        self._work, self._workers, self._gpus = work, workers, gpus
+        self._devices: dict[Any, str] = {}
+
+    @property
+    def devices(self) -> Sequence[str]:
+        return list(self._devices.values())
+
+    def map(
+        self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT], *, accelerated: bool = False
+    ) -> Iterator[ResultT]:
+        """Run `function` on `items`, those of workers that died once more.
+
+        Raises:
+            UserError: no node is large enough for a worker, a node does not see the work folder or has other
+                software, or a shard keeps killing its workers. What was published stays.
+        """
+        if not items:
+            return
+        size = self._size(len(items), accelerated)
+        self._work.mkdir(parents=True, exist_ok=True)
+        marker = self._work.absolute() / f".ray-{secrets.token_hex(8)}"
+        marker.write_text(marker.name)
+        crew = _Crew(self._ray, size, marker, self._devices)
+        try:
+            yield from crew.run(function, items)
+        finally:
+            crew.dismiss()
+            marker.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Leave the cluster, and stop it if it was started here."""
+        self._ray.shutdown()
+
+    def _size(self, items: int, accelerated: bool) -> Size:
+        share = self._gpus if accelerated else 0.0
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        total = sum(int(node.get("CPU", 0)) for node in nodes)
+        slots = sum(int(node.get("GPU", 0) / share) for node in nodes) if share else total
+        workers = self._workers or max(1, slots)
+        size = Size(min(workers, items), max(1, total // workers), share)
+        if not any(node.get("CPU", 0) >= size.cores and node.get("GPU", 0) >= share for node in nodes):
+            offer = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
+            raise UserError(
+                f"no node of the Ray cluster has {size.cores} cores and {share:g} GPUs for a worker",
+                where=f"nodes: {offer}",
+                mend="ask for more --workers or less --num-gpus, or add a node",
+            )
+        return size
+
+
+class _Crew:
+    """The workers of one `map`, and which call each of them is at."""
+
+    def __init__(self, ray: Any, size: Size, marker: Path, devices: dict[Any, str]) -> None:
+        self._ray, self._marker, self._devices = ray, marker, devices
+        self._hirable = ray.remote(_Worker).options(
+            num_cpus=size.cores,
+            num_gpus=size.gpus,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": thread_settings(size.cores)},
+        )
+        self._software = software()
+        self._calls: dict[Any, tuple[Any, int | None]] = {}
+        """By Ray's reference: the worker, and the item it is at (None: it is starting)."""
+        for _ in range(size.workers):
+            self._hire()
+
+    def run(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
+        """Results as they come. A dead worker is replaced, and what it was at goes to the next one that is free."""
+        waiting = deque(range(len(items)))
+        idle: list[Any] = []
+        deaths: Counter[int | None] = Counter()
+        left = len(items)
+        while left:
+            while idle and waiting:
+                worker, item = idle.pop(), waiting.popleft()
+                self._calls[worker.run.remote(function, items[item])] = worker, item
+            call, worker, at = self._next_answer()
+            try:
+                result = self._ray.get(call)
+            except self._ray.exceptions.RayTaskError as error:  # raised by the function itself: raised here as it was
+                raise error.cause from error
+            except self._ray.exceptions.RayError as error:
+                deaths[at] += 1
+                if deaths[at] >= ATTEMPTS:
+                    raise _gave_up(at, error) from error
+                if at is not None:
+                    waiting.appendleft(at)
+                    say("ray          a worker died: its shard is done again by another")
+                self._let_go(worker)
+                self._hire()
+                continue
+            idle.append(worker)
+            if at is None:
+                deaths[None] = 0
+                self._devices[worker] = result
+            else:
+                left -= 1
+                yield result
+
+    def dismiss(self) -> None:
+        """Stop all workers, whatever they are at."""
+        for worker in {worker for worker, _ in self._calls.values()} | set(self._devices):
+            self._let_go(worker)
+
+    def _next_answer(self) -> tuple[Any, Any, int | None]:
+        while True:
+            done, _ = self._ray.wait(list(self._calls), timeout=PATIENCE)
+            if done:
+                return done[0], *self._calls.pop(done[0])
+            if not self._devices:
+                say("ray          no worker could start yet: waiting for free cores or GPUs on the cluster")
+
+    def _hire(self) -> None:
+        worker = self._hirable.remote()
+        self._calls[worker.begin.remote(os.getcwd(), str(self._marker), self._software)] = worker, None
+
+    def _let_go(self, worker: Any) -> None:
+        self._devices.pop(worker, None)
+        self._ray.kill(worker)
+
+
+class _Worker:
+    """What runs on a node: an ordinary process that calls the stage's function."""
+
+    def begin(self, folder: str, marker: str, expected: Mapping[str, str]) -> str:
+        """Stand where the driver stands and check that it is the same place. Returns the name of the device.
+
+        Raises:
+            UserError: this node does not see the folders, or runs other software.
+        """
+        node = platform.node()
+        until = time.monotonic() + PATIENCE  # a network file system may show a new file late
+        while not (os.path.isdir(folder) and os.path.isfile(marker)):
+            if time.monotonic() > until:
+                raise UserError(
+                    f"the Ray node {node} does not see the work folder",
+                    where=os.path.dirname(marker),
+                    mend="put --work, and start `rpt`, on a file system that all nodes mount at the same path",
+                )
+            time.sleep(0.5)
+        os.chdir(folder)
+        if found := [f"{name} {mine}" for name, mine in software().items() if mine != expected[name]]:
+            raise UserError(
+                f"the Ray node {node} runs other software than the driver: {', '.join(found)}",
+                mend="install the same version of rpt and the same requirements.lock on all nodes",
+            )
+        return gpus()[0].name if os.environ.get("CUDA_VISIBLE_DEVICES") and gpus() else "CPU"
+
+    def run(self, function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT:
+        """One shard."""
+        return function(item)
+
+
+def software() -> dict[str, str]:
+    """What must be the same everywhere for the same bytes: versions, and the code itself."""
+    found = {name: metadata.version(name) for name in _SOFTWARE}
+    return found | {"python": platform.python_version(), "rpt": content_hash(Path(__file__).parent)[:12]}
+
+
+def _gave_up(item: int | None, error: Exception) -> UserError:
+    if item is None:
+        reason = str(error).strip().splitlines()[-1].strip()
+        return UserError(
+            "workers cannot start on the Ray cluster", where=reason, mend="is rpt installed on all of its nodes?"
+        )
+    return UserError(
+        f"{ATTEMPTS} workers died on the same shard, most often for lack of memory",
+        mend="run the same command again to resume, with fewer --workers or on larger nodes",
+    )
+
+
+# ---------------------------------------------------------------------------------------------- connecting
+
+
+def _connect(address: str | None) -> Any:
+    """Ray, connected. One that is started here listens on loopback only, asks for a token, has no dashboard."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:  # read when Ray is loaded
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for: one machine, so loopback
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise UserError("Ray is not installed", mend="pip install 'rpt[ray]'") from error
+    ray._private.worker.print_to_stdstream = _relay
+    if ray.is_initialized():
+        return ray
+    quiet = {"logging_level": "critical", "log_to_driver": True}
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=cores(),
+                num_gpus=len(gpus()),
+                include_dashboard=False,
+                object_store_memory=100 * 1024**2,  # nothing large travels
+                **quiet,
+            )
+        else:
+            ray.init(address=address, **quiet)
+    except Exception as error:
+        raise UserError(
+            "no Ray cluster answers", where=address or "this machine", mend=str(error).strip().splitlines()[0]
+        ) from error
+    return ray
+
+
+def _relay(data: Mapping[str, Any], **_: Any) -> None:
+    """What workers say on their standard error, as they said it; Ray's own notices of deaths are ours to give."""
+    if data["pid"] != "raylet" and data["is_err"]:
+        for line in data["lines"]:
+            say(line)
