@@ -149,7 +149,7 @@ def _count_documents(count_D: NDArray[np.int64], document_N: NDArray[np.uint32])
 
 def _edges(store: Store, cut_B: NDArray[np.float32]) -> NDArray[np.int64]:
     """[R, G + 1]: segment g of an index row is its rows edge[g]:edge[g + 1]."""
-    cuts = [store.cut(cut, side) for cut in cut_B for side in ("left", "right")]
+    cuts = [edge for cut in cut_B for edge in (store.cut(cut, "left"), store.cut(cut, "right"))]
     return np.stack([np.zeros_like(store.begin_R), *cuts, store.end_R - store.begin_R], axis=1)
 
 

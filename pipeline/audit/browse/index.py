@@ -152,9 +152,10 @@ def _cells(block: pl.DataFrame, first: int) -> pa.Table:
     ends = np.cumsum(cells["len"].to_numpy()).astype(np.int64)
     begins = ends - cells["len"].to_numpy()
     entropy = block["entropy"].to_numpy()
+    runs = [entropy[begin:end] for begin, end in zip(begins, ends, strict=True)]
     counts = {
-        name: np.stack([np.searchsorted(entropy[b:e], GRID, side=side) for b, e in zip(begins, ends, strict=True)])
-        for name, side in (("below", "left"), ("up_to", "right"))
+        "below": np.stack([np.searchsorted(run, GRID, side="left") for run in runs]),
+        "up_to": np.stack([np.searchsorted(run, GRID, side="right") for run in runs]),
     }
     lists = {
         name: pa.FixedSizeListArray.from_arrays(pa.array(n.astype(np.int32).reshape(-1)), type=COUNTS)

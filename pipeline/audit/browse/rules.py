@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.audit.browse.index import CELL, COLUMNS
 from pipeline.audit.browse.store import Slices, Store
+from pipeline.core.artifact import Record
 from pipeline.core.errors import UserError
 from pipeline.selection.where import SCORE_COLUMNS, row_filter
 
@@ -96,15 +97,36 @@ class Where:
         if self.rest is None:
             return np.ones(slices.rows, dtype=bool)
         needed = set(self.rest.meta.root_names())
-        frame = pl.DataFrame({name: store.read(name, slices) for name in COLUMNS if name in needed})
+        columns: dict[str, Any] = {name: store.read(name, slices) for name in COLUMNS if name in needed}
         if beyond := needed & {"doc_id", "tokens"}:
             document = store.read("document", slices)
-            frame = frame.with_columns(store.documents[name].gather(document) for name in beyond)
+            columns |= {name: store.documents[name].gather(document) for name in beyond}
+        frame = pl.DataFrame(columns)
         frame = frame.with_columns(pl.lit(cell[name]).alias(name) for name in CELL if name in needed)
         try:
             return frame.with_columns(kept=self.rest.fill_null(False))["kept"].to_numpy()
         except pl.exceptions.PolarsError as error:
             raise UserError("`where` cannot be computed on this corpus", mend=str(error).splitlines()[0]) from error
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The sites that `select` published, caps and all: bits in the order of the index."""
+
+    record: Record
+    """Of `kept.py`."""
+    cuts: tuple[float, ...] = ()
+
+    def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
+        return np.full((cells.height, len(entropy_G)), ASK, dtype=np.int8)
+
+    def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> Bool:
+        paths = [file.path for file in self.record.files("kept")]
+        parts = [np.zeros(0, dtype=bool)]
+        for shard, begin, end in zip(slices.shard_N, slices.begin_N, slices.end_N, strict=True):
+            byte = np.fromfile(paths[shard], np.uint8, count=(end + 7) // 8 - begin // 8, offset=begin // 8)
+            parts.append(np.unpackbits(byte, bitorder="little")[begin % 8 :][: end - begin].astype(bool))
+        return np.concatenate(parts)
 
 
 def segments(cuts: Sequence[float]) -> tuple[Float32, Float32]:

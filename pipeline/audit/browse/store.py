@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -91,7 +91,7 @@ class Store:
         """The number of a document, by its id."""
         return dict(zip(self.documents["doc_id"], range(self.documents.height), strict=True))
 
-    def cut(self, entropy: np.float32, side: str) -> Int64:
+    def cut(self, entropy: np.float32, side: Literal["left", "right"]) -> Int64:
         """Rows [R] of each index row with an entropy below `entropy` (side "left"), or up to it ("right")."""
         step = int(np.searchsorted(GRID, entropy))
         if step < len(GRID) and GRID[step] == entropy:
@@ -101,7 +101,7 @@ class Store:
         cut_R = low_R.copy()
         for r in np.flatnonzero(high_R > low_R):
             between = self._read("entropy", self.shard_R[r], self.begin_R[r] + low_R[r], self.begin_R[r] + high_R[r])
-            cut_R[r] += np.searchsorted(between, entropy, side="left" if side == "left" else "right")
+            cut_R[r] += np.searchsorted(between, entropy, side=side)
         return cut_R
 
     def runs(self, rows: Int64, begin_N: Int64, end_N: Int64) -> Slices:

@@ -1,0 +1,219 @@
+"""One document as a heat map, and one of its sites as the trainer meets it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.audit.visible import visible, visible_token
+from pipeline.core.artifact import InputFile
+from pipeline.core.config import MaterializeConfig
+from pipeline.core.parquet import read_rows
+from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
+from pipeline.selection.sites import SITES
+from pipeline.selection.where import SCORE_COLUMNS, filter_rows, row_filter
+from pipeline.shards.examples import examples
+
+if TYPE_CHECKING:
+    from pipeline.grpo.prompt import PromptBuilder
+
+TOKENS_SHOWN = 2000
+"""Of a longer document this many tokens are shown at once."""
+
+GROUPS_KEPT = 2
+"""Row groups of scores that stay decoded."""
+
+
+class Rows:
+    """Single rows of a table's shards; the row groups used last stay decoded."""
+
+    def __init__(self, files: Sequence[InputFile], columns: Sequence[str] | None = None) -> None:
+        self._files, self._columns = files, list(columns) if columns else None
+        self._first: dict[int, NDArray[np.int64]] = {}
+        self._decoded: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def row(self, shard: int, row: int) -> pa.Table:
+        """Row `row` of shard `shard`, as a table."""
+        with self._lock:
+            first = self._first_rows(shard)
+            group = int(np.searchsorted(first, row, side="right")) - 1
+            key = (shard, group)
+            if key not in self._decoded:
+                begin, end = int(first[group]), int(first[group + 1])
+                self._decoded[key] = read_rows(self._files[shard], begin, end, self._columns)
+                while len(self._decoded) > GROUPS_KEPT:
+                    self._decoded.popitem(last=False)
+            self._decoded.move_to_end(key)
+            return self._decoded[key].slice(row - int(first[group]), 1)
+
+    def _first_rows(self, shard: int) -> NDArray[np.int64]:
+        if shard not in self._first:
+            metadata = pq.read_metadata(self._files[shard].path)
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            self._first[shard] = np.cumsum([0, *sizes])
+        return self._first[shard]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which positions of a document are kept, and why the others are not. Shape: T positions."""
+
+    state_T: list[int]
+    """0: kept, else the number of the reason, from 1."""
+    reasons: list[str]
+
+
+class Document:
+    """A document and its scores. Shape: T positions."""
+
+    def __init__(self, document: pa.Table, scores: pa.Table) -> None:
+        """Args: one row of `documents`, and the row of `scores` that belongs to it."""
+        self.record = document
+        self.meta: dict[str, Any] = document.to_pylist()[0]
+        self._scores = scores
+        frames = list(positions(document, scores.select(SCORE_TABLE_COLUMNS)))
+        self.frame = pl.concat(frames) if frames else pl.DataFrame()
+        self.text: bytes = self.meta["text"].encode()
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    @cached_property
+    def tokens(self) -> list[bytes]:
+        """[T]: the bytes of every token."""
+        ends = self._scores["token_ends"].chunk(0).flatten().to_pylist()
+        return [self.text[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+    def verdict(self, where: str, kept: Sequence[int] | None, later: str) -> Verdict:
+        """
+        Args:
+            where: of the document's split.
+            kept: positions that a selection kept; None: all that `where` keeps.
+            later: what dropped those that `where` keeps and the selection does not.
+        """
+        frame = self.frame.with_row_index("row")
+        state_T = np.ones(len(self), dtype=np.int64)
+        scorable = frame.filter(pl.col("entropy").is_finite())
+        state_T[scorable["row"]] = 2
+        whole = scorable.filter(~pl.col("inside_character"))
+        state_T[whole["row"]] = 3
+        wanted = filter_rows(whole, row_filter(where, SCORE_COLUMNS, "where"), "`where`")
+        state_T[wanted["row"]] = 0 if kept is None else 4
+        if kept is not None:
+            state_T[np.asarray(kept, dtype=np.int64)] = 0
+        reasons = [
+            "not scorable: too little context before it",
+            "begins inside a character",
+            f"not where {where}",
+            later,
+        ]
+        return Verdict(state_T.tolist(), reasons)
+
+    def heat_map(self, verdict: Verdict, first: int, top: CorpusTokenizer | None) -> dict[str, Any]:
+        """What the heat-map component takes (pipeline/audit/assets/heatmap.js), of `TOKENS_SHOWN` tokens from `first`.
+
+        Args:
+            verdict: of the whole document.
+            first: the first position shown.
+            top: the proxy's tokenizer, to name its most likely tokens where they were stored.
+        """
+        shown = slice(first, min(first + TOKENS_SHOWN, len(self)))
+        frame, doc_id = self.frame[shown], self.meta["doc_id"]
+        scores = {name: _rounded(frame[name]) for name in ("entropy", "entropy_partial", "nll", "rank")}
+        return {
+            "doc_id": doc_id,
+            **{name: self.meta[name] for name in ("split", "source_file", "source_row", "meta")},
+            "first": first,
+            "tokens": [visible_token(token) for token in self.tokens[shown]],
+            **scores,
+            "field": frame["field"].to_list(),
+            "token_class": frame["token_class"].to_list(),
+            "state": verdict.state_T[shown],
+            "reasons": verdict.reasons,
+            "site_ids": [f"{doc_id}-{position}" for position in frame["position"]],
+            "top": self._top(shown, top) if top and "top_ids" in self._scores.column_names else None,
+        }
+
+    def _top(self, shown: slice, tokenizer: CorpusTokenizer) -> list[list[list[Any]] | None]:
+        """Of every position the proxy's most likely tokens, each with its probability."""
+        ids, logprobs = (self._scores[name].chunk(0).flatten().to_pylist() for name in ("top_ids", "top_logprobs"))
+        K = len(ids) // max(len(self), 1)
+        return [
+            [
+                [visible_token(tokenizer.token_bytes[ids[n]]), round(float(np.exp(logprobs[n])), 5)]
+                for n in range(t * K, t * K + K)
+            ]
+            if K and ids[t * K] is not None
+            else None
+            for t in range(shown.start, shown.stop)
+        ]
+
+    def example(self, position: int, config: MaterializeConfig, tokenizer: CorpusTokenizer) -> dict[str, Any] | str:
+        """The training example a position makes, as `materialize` cuts it; or the reason for which it makes none."""
+        unknown = {"entropy": 0.0, "entropy_partial": 0.0, "nll": 0.0, "rank": 0}
+        row = self.frame[position].with_columns(
+            *(pl.col(name).fill_null(value) for name, value in unknown.items()),
+            site_id=pl.format("{}-{}", "doc_id", "position"),
+            difficulty=pl.lit("none"),
+        )
+        made = examples(config, tokenizer, self.record, row.select(SITES.names).to_arrow().cast(SITES))
+        for table in made.tables(self.meta["split"], 1):
+            return table.to_pylist()[0]
+        return next(
+            name.removeprefix("dropped.") for name, count in made.counters.items() if count and "dropped" in name
+        )
+
+
+def prompt_parts(prompts: PromptBuilder, tokenizer: CorpusTokenizer, context: bytes) -> dict[str, Any]:
+    """A prompt as its three parts, to read, and how many tokens it is for the policy."""
+    return {
+        "before": visible(tokenizer.decode_bytes(prompts.prefix_ids)),
+        "context": visible(context.decode("utf-8", errors="replace")),
+        "after": visible(tokenizer.decode_bytes(prompts.suffix_ids, continues=True)),
+        "tokens": len(prompts.ids(context)),
+    }
+
+
+def continuation_parts(continuation: bytes, boundaries: Sequence[int]) -> list[str]:
+    """The continuation, token by token of the policy."""
+    return [visible_token(continuation[begin:end]) for begin, end in zip([0, *boundaries], boundaries, strict=False)]
+
+
+class Rollouts:
+    """The responses that a run stored, by site."""
+
+    def __init__(self, run: Path | None) -> None:
+        self._folder = run / "rollouts" if run else None
+        self._read: dict[Path, pl.DataFrame] = {}
+
+    def of(self, site_id: str) -> list[Mapping[str, Any]]:
+        """Responses at a site, step by step. Files that a running training has added meanwhile are found."""
+        if self._folder is None or not self._folder.is_dir():
+            return []
+        found: list[Mapping[str, Any]] = []
+        for path in sorted(self._folder.glob("step-*.parquet")):
+            if path not in self._read:
+                self._read[path] = pl.read_parquet(path, columns=["site_id"]).with_row_index("row")
+            rows = self._read[path].filter(pl.col("site_id") == site_id)["row"]
+            if len(rows):
+                table = pl.scan_parquet(path).slice(rows[0], rows[-1] - rows[0] + 1).collect()
+                found += table.filter(pl.col("site_id") == site_id).iter_rows(named=True)
+        return found
+
+
+def _rounded(column: pl.Series) -> list[float | int | None]:
+    """Numbers as a page needs them."""
+    return column.round(4).to_list() if column.dtype.is_float() else column.to_list()

@@ -1,0 +1,101 @@
+"""Finding documents: by words, split, source, metadata and by how much of them a selection kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.audit.browse.store import Store
+
+PAGE = 25
+"""Documents a page."""
+
+ORDERS = {
+    "corpus": "in corpus order",
+    "uncertain": "most uncertain first",
+    "certain": "least uncertain first",
+    "kept": "most kept first",
+    "longest": "longest first",
+}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What is looked for; empty strings and full ranges ask for nothing."""
+
+    text: str = ""
+    """Part of the text; upper and lower case are the same."""
+    split: str = ""
+    source: str = ""
+    meta: str = ""
+    """`key=value` of the metadata, or any part of it."""
+    least: float = 0.0
+    """Least share of the positions that is kept, in percent."""
+    most: float = 100.0
+    order: str = "corpus"
+
+
+class Finder:
+    """Finds documents of a store. `kept_D`: sites of the selection in each document."""
+
+    def __init__(self, store: Store, kept_D: NDArray[np.int64]) -> None:
+        self._store = store
+        self.kept_D = kept_D
+        positions_D = store.documents["positions"].to_numpy()
+        self.share_D = 100 * kept_D / np.maximum(positions_D, 1)
+        self.sources: list[str] = sorted(store.documents["source_file"].unique())
+        self.find = lru_cache(maxsize=64)(self._find)
+
+    def _find(self, wanted: Filter) -> NDArray[np.int64]:
+        """Numbers of the documents that match, in the order asked for."""
+        documents = self._store.documents
+        match_D = (self.share_D >= wanted.least) & (self.share_D <= wanted.most)
+        if wanted.split:
+            match_D &= (documents["split"] == wanted.split).to_numpy()
+        if wanted.source:
+            match_D &= (documents["source_file"] == wanted.source).to_numpy()
+        if wanted.meta:
+            match_D &= _has_meta(documents["meta"], wanted.meta)
+        if wanted.text:
+            match_D &= self._has_text(wanted.text)
+        found = np.flatnonzero(match_D)
+        return found[self._rank(wanted.order, found)] if wanted.order in ORDERS else found
+
+    def _rank(self, order: str, found: NDArray[np.int64]) -> NDArray[np.int64]:
+        documents = self._store.documents
+        by = {
+            "uncertain": lambda: -documents["entropy_mean"].to_numpy(),
+            "certain": lambda: documents["entropy_mean"].to_numpy(),
+            "kept": lambda: -self.share_D,
+            "longest": lambda: -documents["tokens"].to_numpy(),
+        }
+        return np.argsort(by[order]()[found], kind="stable") if order in by else np.arange(len(found))
+
+    def _has_text(self, text: str) -> NDArray[np.bool_]:
+        """Whether a document contains the text, whatever the case: every byte of the corpus is looked at."""
+        pattern = f"(?i){re.escape(text)}" if text.lower() != text.upper() else re.escape(text)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            shards = range(len(self._store.first_document_S) - 1)
+            hits = pool.map(lambda shard: self._store.texts(shard).str.contains(pattern).to_numpy(), shards)
+            return np.concatenate([np.zeros(0, dtype=bool), *hits])
+
+
+def _has_meta(meta: pl.Series, wanted: str) -> NDArray[np.bool_]:
+    """`key=value` compares one value of the JSON objects; anything else is a part of them."""
+    key, separator, value = (part.strip() for part in wanted.partition("="))
+    if not separator:
+        return meta.str.contains(wanted, literal=True).to_numpy()
+    parts = [json.dumps(key, ensure_ascii=False), json.dumps(value, ensure_ascii=False)[1:-1]]
+    likely = np.all([meta.str.contains(part, literal=True).to_numpy() for part in parts], axis=0)
+    for row in np.flatnonzero(likely):
+        found = json.loads(meta[int(row)]).get(key)
+        likely[row] = value == (found if isinstance(found, str) else json.dumps(found, ensure_ascii=False))
+    return likely

@@ -1,0 +1,79 @@
+"""Flags: sites that a person marked, with a note. The only thing the live page writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+FLAGS = pa.schema(
+    [
+        pa.field("site_id", pa.string(), nullable=False),
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("note", pa.string(), nullable=False),
+        pa.field("flagged_at", pa.string(), nullable=False),
+    ]
+)
+"""A row is a flagged site: what `select.exclude` of a manifest takes. `flagged_at` is UTC, ISO 8601."""
+
+NOTE_LENGTH = 2000
+
+
+class Flags:
+    """An append-only file: a line a decision, the last one on a site counts, a `note` of null takes a flag back.
+
+    A line is one write to a file opened for appending, so that it is there whole or not at all, whoever else writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._size = -1
+        self._flags: dict[str, dict[str, Any]] = {}
+
+    def set(self, doc_id: str, position: int, note: str | None) -> None:
+        """Flag a site, change its note, or (None) take its flag back."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        shortened = None if note is None else note[:NOTE_LENGTH]
+        flag = {"site_id": f"{doc_id}-{position}", "doc_id": doc_id, "position": position, "note": shortened}
+        line = f"\n{json.dumps(flag | {'flagged_at': at})}\n"  # a line that a crash cut off takes no other with it
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            with self._lock:
+                os.write(descriptor, line.encode())
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def all(self) -> Mapping[str, Mapping[str, Any]]:
+        """Flags by `site_id`, in the order in which they were set last. A line cut off by a crash is no flag."""
+        with self._lock:
+            size = self.path.stat().st_size if self.path.exists() else 0
+            if size != self._size:
+                self._flags, self._size = _read(self.path) if size else {}, size
+            return self._flags
+
+    def table(self) -> pa.Table:
+        """The flags as `FLAGS`."""
+        return pa.Table.from_pylist(list(self.all().values()), schema=FLAGS)
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    flags: dict[str, dict[str, Any]] = {}
+    for line in path.read_bytes().splitlines():
+        try:
+            flag = json.loads(line)
+        except ValueError:
+            continue  # empty, or cut off
+        flags.pop(flag["site_id"], None)
+        if flag["note"] is not None:
+            flags[flag["site_id"]] = flag
+    return flags

@@ -1,0 +1,216 @@
+"""Everything the live page can be asked about one manifest: its records, opened once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.audit.browse.compare import Comparison, compare
+from pipeline.audit.browse.document import Document, Rollouts, Rows, Verdict, continuation_parts, prompt_parts
+from pipeline.audit.browse.documents import Finder
+from pipeline.audit.browse.flags import Flags
+from pipeline.audit.browse.rules import Kept, Rule, Where
+from pipeline.audit.browse.store import Store
+from pipeline.core.artifact import Record, read_record
+from pipeline.core.config import BandsConfig, Manifest, TaskConfig
+from pipeline.core.errors import UserError
+from pipeline.scoring.tokens import CorpusTokenizer, resolve_model
+
+SPLITS = ("train", "validation")
+BY_RECORD = "select:"
+"""How a selection that was made is named where a rule is expected: `select:<fingerprint>`."""
+
+COMPARISONS_KEPT = 32
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A selection that was made."""
+
+    record: Record
+    kept: Record | None = None
+    """Its sites as bits; None where its rule alone says what they are (`follows_rule`)."""
+
+    @property
+    def name(self) -> str:
+        return f"{BY_RECORD}{self.record.fingerprint}"
+
+    def where(self, split: str) -> str:
+        """The rule of a split."""
+        return str(self.record.config["where" if split == "train" else "validation_where"])
+
+    @cached_property
+    def later(self) -> list[str]:
+        """What dropped positions that `where` would keep."""
+        asked_before = {"dropped.not_scorable", "dropped.inside_character", "dropped.where"}
+        dropped = {name for name, count in self.record.counters.items() if name.startswith("dropped.") and count}
+        return sorted(name.removeprefix("dropped.") for name in dropped - asked_before)
+
+    @cached_property
+    def follows_rule(self) -> bool:
+        """Whether its sites are exactly what its rules keep, so that the index answers without looking at them."""
+        try:
+            return not self.later and all(Where.parse(self.where(split)) for split in SPLITS)
+        except UserError:
+            return False
+
+    def rule(self, split: str) -> Rule:
+        if self.kept is not None:
+            return Kept(self.kept)
+        return Where.parse(self.where(split))
+
+
+def selections(work: Path, scores: Record) -> list[Record]:
+    """The records of all selections made from these scores, newest first."""
+    records = [read_record(path.parent) for path in (work / "select").glob("*/record.json")]
+    ours = [record for record in records if record and record.inputs.get("scores") == scores.content]
+    return sorted(ours, key=lambda record: (record.directory / "record.json").stat().st_mtime, reverse=True)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the stages have published."""
+
+    documents: Record
+    scores: Record
+    index: Record
+    selections: Sequence[Selection]
+    """The current one first."""
+    shards: Record | None
+    """Of materialize, if they are the current selection's."""
+
+
+class Library:
+    """The answers. Every number comes from the published tables; nothing is written but flags."""
+
+    def __init__(
+        self, manifest: Manifest, records: Records, flags: Flags, *, task: TaskConfig, policy: str, proxy: str,
+        run: Path | None,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            manifest: names the corpus and how sites become examples.
+            records: what the stages have published.
+            flags: where flags are kept.
+            task: the prompt template of the recipe.
+            policy: folder or hub id of the policy, whose tokenizer and chat template make the prompt.
+            proxy: folder or hub id of the tokenizer that the scores' top tokens are named by.
+            run: folder of a run, for its rollouts.
+        """
+        self.manifest, self.records, self.flags, self.task = manifest, records, flags, task
+        self.store = Store(records.index)
+        self.selections = {selection.name: selection for selection in records.selections}
+        self.current = records.selections[0]
+        self.bands = BandsConfig.model_validate(self.current.record.config["bands"])
+        self.finder = Finder(self.store, _sites_by_document(self.store, self.current.record))
+        self.rollouts = Rollouts(run)
+        self._policy, self._proxy = policy, proxy
+        self._documents = Rows(records.documents.files("documents"))
+        self._scores = Rows(records.scores.files("scores"))
+        self._comparisons: dict[tuple[str, str, str], Comparison] = {}
+        self._lock = threading.Lock()
+
+    # ------------------------------------------------------------------------------------------------ rules
+
+    def rule(self, name: str, split: str) -> Rule:
+        """`select:<fingerprint>`, or a SQL expression.
+
+        Raises:
+            UserError: neither.
+        """
+        return self._selection(name).rule(split) if name.startswith(BY_RECORD) else Where.parse(name)
+
+    def _selection(self, name: str) -> Selection:
+        if name not in self.selections:
+            raise UserError("no selection of these scores", where=name, mend=f"there are {', '.join(self.selections)}")
+        return self.selections[name]
+
+    def compare(self, first: str, second: str, split: str) -> Comparison:
+        """Compare two rules by name; the answers given last are kept."""
+        key = (first, second, split)
+        if key not in self._comparisons:
+            made = compare(self.store, self.rule(first, split), self.rule(second, split), split, self.bands)
+            with self._lock:
+                while len(self._comparisons) >= COMPARISONS_KEPT:
+                    del self._comparisons[next(iter(self._comparisons))]
+                self._comparisons[key] = made
+        return self._comparisons[key]
+
+    # -------------------------------------------------------------------------------------------- documents
+
+    def document(self, number: int) -> Document:
+        """A document by its number in the index."""
+        row = self.store.documents.row(number, named=True)
+        shard = self.records.index.completions[row["shard"]].shard
+        in_shard = number - int(self.store.first_document_S[row["shard"]])
+        return Document(self._documents.row(shard, row["document_row"]), self._scores.row(shard, in_shard))
+
+    def verdict(self, document: Document, rule: str) -> Verdict:
+        """Which positions a rule keeps, and why it does not keep the others."""
+        if not rule.startswith(BY_RECORD):
+            return document.verdict(rule, None, "")
+        selection = self._selection(rule)
+        number = self.store.document_of[document.meta["doc_id"]]
+        file = selection.record.files("sites")[self.store.documents["shard"][number]]
+        sites = pl.scan_parquet(file.path).filter(pl.col("doc_id") == document.meta["doc_id"]).select("position")
+        later = " or ".join(selection.later) or "not in the selection"
+        return document.verdict(selection.where(document.meta["split"]), sites.collect()["position"].to_list(), later)
+
+    def site(self, document: Document, position: int) -> dict[str, Any]:
+        """A position as the trainer meets it: prompt, continuation, and the responses that a run has stored."""
+        example = document.example(position, self.manifest.materialize, self.policy_tokenizer)
+        site_id = f"{document.meta['doc_id']}-{position}"
+        answer: dict[str, Any] = {"site_id": site_id, "rollouts": self.rollouts.of(site_id)}
+        if isinstance(example, str):
+            return answer | {"dropped": example}
+        return answer | {
+            "prompt": prompt_parts(self.prompts, self.policy_tokenizer, example["context"]),
+            "target": example["target"],
+            "continuation": continuation_parts(example["continuation"], example["boundaries"]),
+            "truncated": example["context_truncated"],
+        }
+
+    # ------------------------------------------------------------------------------------------- tokenizers
+
+    @cached_property
+    def policy_tokenizer(self) -> CorpusTokenizer:
+        config = self.manifest.materialize
+        return CorpusTokenizer.load(config.policy_tokenizer, config.policy_tokenizer_revision)
+
+    @cached_property
+    def proxy_tokenizer(self) -> CorpusTokenizer:
+        return CorpusTokenizer.load(self._proxy)
+
+    @cached_property
+    def prompts(self) -> Any:
+        """The trainer's `PromptBuilder`. The first use takes seconds: `transformers` is imported."""
+        from transformers import AutoTokenizer
+
+        from pipeline.grpo.prompt import PromptBuilder
+        from pipeline.task.templates import template_named
+
+        folder = resolve_model(self._policy)
+        return PromptBuilder(
+            AutoTokenizer.from_pretrained(folder), self.policy_tokenizer, template_named(self.task.template)
+        )
+
+    @property
+    def has_top(self) -> bool:
+        """Whether the proxy's most likely tokens were stored."""
+        return bool(self.records.scores.config["score"].get("store_top"))
+
+
+def _sites_by_document(store: Store, sites: Record) -> NDArray[np.int64]:
+    """[D]: how many sites a selection has in each document."""
+    paths = [file.path for file in sites.files("sites")]
+    counted = pl.scan_parquet(paths).group_by("doc_id").len().collect(engine="streaming")
+    joined = store.documents.select("doc_id").join(counted, on="doc_id", how="left", maintain_order="left")
+    return joined["len"].fill_null(0).cast(pl.Int64).to_numpy()
