@@ -1,0 +1,264 @@
+/* A document as a token heat map: shared by the report of `rpt audit` and the pages of `rpt browse`.
+ *
+ *     const map = RptHeatmap.mount(element, doc, { metric: "entropy", position: 17 });
+ *     element.addEventListener("rpt:site", (event) => event.detail);   // { doc_id, position, site_id, reason }
+ *     map.show("nll"); map.select(42);
+ *
+ * `doc` is a JSON object; lists are parallel, one entry a token (position):
+ *
+ *     doc_id, split, source_file, source_row   where the document is from
+ *     meta            object: the record's other columns
+ *     first           optional: position of the first token given (0), when only a part of the document is
+ *     total           optional: tokens of the whole document, when only a part of it is given
+ *     tokens          visible strings (`visible_token` of pipeline/audit/visible.py): one string a token, in which
+ *                     nothing is invisible and nothing moves what stands around it
+ *     bytes           optional {index: hex}: of the tokens whose string is not their text; no bytes are shown without it
+ *     entropy, nll, entropy_partial            nats, or null where the position was not scored
+ *     rank            how many tokens the proxy thought likelier than the true one, or null
+ *     field, token_class                       names: a list, or { names: [...], of: [index, ...] }
+ *     state           0: kept; i: rejected, for reasons[i - 1]
+ *     reasons         names of the reasons (`not_scorable`, `where`, …), in the order in which they are asked
+ *     because         optional {name: sentence}: what a reason means here, for the details
+ *     site_ids        optional: id of the site or null; without it the id is <doc_id>-<position>
+ *     top             optional: a token's [[text, log-probability], ...], likeliest first, or null
+ *
+ * options: metric ("entropy", "nll", "rank"), position (shown and reachable by Tab at first).
+ *
+ * Text of the corpus only ever becomes a text node: it is shown as what it is and never run. The colours are classes
+ * of heatmap.css; no style attribute is written, so a Content-Security-Policy without 'unsafe-inline' holds.
+ */
+"use strict";
+
+const RptHeatmap = (() => {
+  const METRICS = {
+    // edges[i] is where step i + 1 of the scale begins
+    entropy: { name: "Entropy", unit: "nats", edges: [0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2] },
+    nll: { name: "Loss", unit: "nats", edges: [0.5, 1, 1.5, 2, 3, 4, 6, 8] },
+    rank: { name: "Rank", unit: "", edges: [1, 2, 4, 8, 16, 64, 256, 1024] },
+  };
+  const REJECTED_AS = { not_scorable: "unscored", inside_character: "unscored", where: "rule" };
+
+  /** An element with a class, an optional text and children. */
+  function el(tag, className, text, ...children) {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined && text !== null) node.textContent = text;
+    node.append(...children);
+    return node;
+  }
+
+  /** A token out of its line: line ends add nothing to their marks, spaces get one. */
+  const alone = (token) => token.replaceAll("\n", "").replaceAll("\t", "").replaceAll(" ", "␣");
+  const columnOf = (column) => (Array.isArray(column) ? (i) => column[i] : (i) => column.names[column.of[i]]);
+  const number = (value, digits = 3) =>
+    value === null || value === undefined ? "–" : Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(digits);
+  const words = (name) => name.replaceAll("_", " ");
+
+  /** Step 0 … 8 of the colour scale, or null without a score. */
+  function heat(metric, value) {
+    if (value === null || value === undefined) return null;
+    let step = 0;
+    for (const edge of METRICS[metric].edges) if (value >= edge) step += 1;
+    return step;
+  }
+
+  /** Bytes of token `i` in hexadecimal, the first two dozen of them. */
+  function bytesOf(doc, i) {
+    const bytes = doc.bytes[i]?.match(/../g) ?? Array.from(new TextEncoder().encode(doc.tokens[i]), (byte) => byte.toString(16).padStart(2, "0"));
+    const shown = bytes.slice(0, 24).join(" ");
+    return bytes.length > 24 ? `${shown} … (${number(bytes.length)})` : shown;
+  }
+
+  /** Draw `doc` into `element`. Returns { show(metric), select(position), element }. */
+  function mount(element, doc, options = {}) {
+    const first = doc.first ?? 0;
+    const total = doc.total ?? first + doc.tokens.length;
+    const field = columnOf(doc.field);
+    const tokenClass = columnOf(doc.token_class);
+    const reasonOf = (i) => (doc.state[i] ? doc.reasons[doc.state[i] - 1] : null);
+    const kindOf = (i) => (doc.state[i] ? REJECTED_AS[reasonOf(i)] ?? "cap" : "kept");
+    const siteOf = (i) => (doc.site_ids ? doc.site_ids[i] : doc.state[i] ? null : `${doc.doc_id}-${first + i}`);
+    let metric = null;
+    let current = Math.max(0, Math.min(doc.tokens.length - 1, (options.position ?? first) - first));
+
+    // ---------------------------------------------------------------- toolbar: metric, scale, marks
+    const buttons = {};
+    const choice = el("div", "hm-choice");
+    choice.setAttribute("role", "group");
+    choice.setAttribute("aria-label", "Colour the tokens by");
+    for (const [key, { name }] of Object.entries(METRICS)) {
+      buttons[key] = el("button", "hm-button", name);
+      buttons[key].type = "button";
+      buttons[key].addEventListener("click", () => show(key));
+      choice.append(buttons[key]);
+    }
+    const scale = el("div", "hm-scale");
+    const marks = el("ul", "hm-marks");
+    const counts = new Map();
+    for (let i = 0; i < doc.tokens.length; i += 1) {
+      const name = reasonOf(i) ?? "kept";
+      counts.set(name, (counts.get(name) ?? 0) + 1);
+    }
+    for (const name of ["kept", ...doc.reasons]) {
+      if (!counts.has(name)) continue;
+      const kind = name === "kept" ? "kept" : REJECTED_AS[name] ?? "cap";
+      marks.append(el("li", "", null, el("span", `hm-swatch hm-${kind}`, "ab"), ` ${words(name)} `, el("b", "", number(counts.get(name)))));
+    }
+    const toolbar = el("div", "hm-toolbar", null, choice, scale, marks);
+
+    // ---------------------------------------------------------------- the text
+    const text = el("div", "hm-text");
+    text.setAttribute("role", "listbox");
+    text.setAttribute("aria-label", `Tokens of document ${doc.doc_id}`);
+    const spans = doc.tokens.map((token, i) => {
+      const span = el("span", `hm-token hm-${kindOf(i)}`, token);
+      span.setAttribute("role", "option");
+      span.setAttribute("aria-selected", "false");
+      span.tabIndex = -1;
+      span.dataset.i = i;
+      return span;
+    });
+    text.append(...spans);
+    if (spans.length < total - first) text.append(el("p", "hm-more", `${number(spans.length)} of ${number(total)} tokens shown`));
+
+    // ---------------------------------------------------------------- details: one panel, always of the same size
+    const details = el("aside", "hm-details");
+    details.setAttribute("aria-label", "The token in focus");
+    details.tabIndex = 0; // it scrolls
+    const facts = el("dl", "hm-facts");
+    const title = el("p", "hm-title");
+    const piece = el("p", "hm-piece");
+    const top = el("ol", "hm-top");
+    details.append(title, piece, facts, top);
+
+    function fact(name, value, className) {
+      facts.append(el("div", "", null, el("dt", "", name), el("dd", className ?? "", value)));
+    }
+
+    function describe(i) {
+      const reason = reasonOf(i);
+      title.replaceChildren(`Position ${number(first + i)} of ${number(total)}`, el("span", `hm-badge hm-badge-${kindOf(i)}`, reason ? words(reason) : "kept"));
+      piece.textContent = alone(doc.tokens[i]);
+      facts.replaceChildren();
+      fact("entropy", number(doc.entropy[i]));
+      fact("loss", number(doc.nll[i]));
+      fact("rank", number(doc.rank[i]));
+      fact("partial", number(doc.entropy_partial[i]));
+      fact("class", words(tokenClass(i) ?? "–"));
+      fact("field", field(i) || "(template)");
+      fact("decision", reason ? doc.because?.[reason] ?? `rejected: ${words(reason)}` : "kept", "hm-wide");
+      if (doc.bytes) fact("bytes", bytesOf(doc, i), "hm-wide");
+      fact("source", `${doc.source_file} row ${number(doc.source_row)}`, "hm-wide");
+      if (siteOf(i)) fact("site", siteOf(i), "hm-wide");
+      const likeliest = doc.top?.[i];
+      top.hidden = !likeliest;
+      top.replaceChildren();
+      for (const [token, logprob] of likeliest ?? []) {
+        const bar = el("meter", "");
+        bar.max = 1;
+        bar.value = Math.exp(logprob);
+        bar.setAttribute("aria-label", "probability");
+        const row = el("li", token === doc.tokens[i] ? "hm-true" : "", null, el("span", "hm-likely", alone(token)), bar, el("span", "hm-probability", `${(100 * Math.exp(logprob)).toFixed(1)} %`));
+        if (token === doc.tokens[i]) row.setAttribute("aria-label", "the true token");
+        top.append(row);
+      }
+    }
+
+    // ---------------------------------------------------------------- hover, keyboard, click
+    function select(i, focus = true) {
+      spans[current].tabIndex = -1;
+      spans[current].setAttribute("aria-selected", "false");
+      current = Math.max(0, Math.min(spans.length - 1, i));
+      spans[current].tabIndex = 0;
+      spans[current].setAttribute("aria-selected", "true");
+      if (focus) spans[current].focus();
+      describe(current);
+    }
+
+    /** The token above (−1) or below (+1) token `i`, nearest in the line. */
+    function acrossLines(i, direction) {
+      const from = spans[i].getClientRects()[0];
+      let best = i, distance = Infinity, line = null;
+      for (let j = i + direction; j >= 0 && j < spans.length; j += direction) {
+        const rects = spans[j].getClientRects();
+        const box = direction > 0 ? rects[0] : rects[rects.length - 1];
+        if (!box || Math.abs(box.top - from.top) < from.height / 2) continue;
+        if (line === null) line = box.top;
+        else if (Math.abs(box.top - line) > from.height / 2) break;
+        const away = Math.abs((box.left + box.right - from.left - from.right) / 2);
+        if (away < distance) [best, distance] = [j, away];
+      }
+      return best;
+    }
+
+    function kept(i, direction) {
+      for (let j = i + direction; j >= 0 && j < spans.length; j += direction) if (!doc.state[j]) return j;
+      return i;
+    }
+
+    function choose(i) {
+      const detail = { doc_id: doc.doc_id, position: first + i, site_id: siteOf(i), reason: reasonOf(i) };
+      element.dispatchEvent(new CustomEvent("rpt:site", { bubbles: true, detail }));
+    }
+
+    const MOVES = {
+      ArrowRight: (i) => i + 1,
+      ArrowLeft: (i) => i - 1,
+      ArrowDown: (i) => acrossLines(i, 1),
+      ArrowUp: (i) => acrossLines(i, -1),
+      Home: () => 0,
+      End: () => spans.length - 1,
+      n: (i) => kept(i, 1),
+      p: (i) => kept(i, -1),
+    };
+    const indexOf = (target) => {
+      const span = target.closest?.(".hm-token");
+      return span ? Number(span.dataset.i) : null;
+    };
+    text.addEventListener("keydown", (event) => {
+      const i = indexOf(event.target);
+      if (i === null || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (MOVES[event.key]) select(MOVES[event.key](i));
+      else if (event.key === "Enter") choose(i);
+      else return;
+      event.preventDefault();
+    });
+    text.addEventListener("click", (event) => {
+      const i = indexOf(event.target);
+      if (i === null) return;
+      select(i);
+      choose(i);
+    });
+    text.addEventListener("focusin", (event) => { const i = indexOf(event.target); if (i !== null && i !== current) select(i, false); });
+    text.addEventListener("mouseover", (event) => { const i = indexOf(event.target); if (i !== null) describe(i); });
+    text.addEventListener("mouseleave", () => describe(current));
+
+    function show(key) {
+      metric = METRICS[key] ? key : "entropy";
+      for (const [name, button] of Object.entries(buttons)) button.setAttribute("aria-pressed", String(name === metric));
+      const values = doc[metric];
+      spans.forEach((span, i) => {
+        const step = heat(metric, values[i]);
+        if (step === null) delete span.dataset.heat;
+        else span.dataset.heat = step;
+      });
+      const { edges, unit } = METRICS[metric];
+      scale.replaceChildren(
+        ...[0, ...edges].map((edge, step) => {
+          const cell = el("span", "hm-step", String(edge));
+          cell.dataset.heat = step;
+          return cell;
+        }),
+        el("span", "hm-unit", unit ? `${unit} and more` : "and more"),
+      );
+    }
+
+    element.classList.add("hm");
+    element.replaceChildren(toolbar, el("div", "hm-body", null, text, details));
+    show(options.metric ?? "entropy");
+    if (spans.length) select(current, false);
+    return { show, select: (position) => select(position - first), element };
+  }
+
+  return { mount, heat };
+})();
