@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -23,6 +23,7 @@ from pipeline.core.progress import say
 
 if TYPE_CHECKING:
     from pipeline.core.artifact import Record
+    from pipeline.core.executor import Executor
 
 app = typer.Typer(
     name="rpt",
@@ -42,7 +43,18 @@ Overrides = Annotated[
 Work = Annotated[Path, typer.Option(help="Folder of the stages' artifacts.")]
 Run = Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME]")]
 Source = Annotated[str | None, typer.Option(help="Read the corpus from here instead of the manifest's source.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes.  [default: one a core]")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes.  [default: one a core; one a GPU where a stage uses them]")
+]
+ExecutorName = Annotated[
+    Literal["local", "ray"], typer.Option("--executor", help="Processes of this machine, or of a Ray cluster.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="With ray: the cluster, `host:port` or `auto`.  [default: one on this machine]")
+]
+NumGpus = Annotated[
+    float | None, typer.Option(min=0, help="With ray: a scoring worker's share of GPUs.  [default: 1 if there are any]")
+]
 
 DATA_STAGES = ("ingest", "score", "select", "materialize")
 
@@ -54,6 +66,9 @@ def data(
     overrides: Overrides = None,
     work: Work = Path("work"),
     workers: Workers = None,
+    executor: ExecutorName = "local",
+    address: Address = None,
+    num_gpus: NumGpus = None,
 ) -> None:
     """Corpus → Parquet shards of hard next-token sites: ingest, score, select, materialize.
 
@@ -66,8 +81,11 @@ def data(
         rpt data data_manifests/demo.yaml --set select.where="entropy > 1.5"
 
         rpt data data_manifests/omnimath.yaml --source ~/omni_math.jsonl --set 'proxy={train: {}}'
+
+        rpt data data_manifests/omnimath.yaml --executor ray --address head:6379 --work /shared/work
     """
-    run_data(load(Manifest, manifest, overrides or ()), DATA_STAGES[-1], source, work, workers)
+    read = load(Manifest, manifest, overrides or ())
+    run_data(read, DATA_STAGES[-1], source, work, _executor(executor, work / read.name, workers, address, num_gpus))
 
 
 def _stage_command(stage: str) -> None:
@@ -79,8 +97,12 @@ def _stage_command(stage: str) -> None:
         overrides: Overrides = None,
         work: Work = Path("work"),
         workers: Workers = None,
+        executor: ExecutorName = "local",
+        address: Address = None,
+        num_gpus: NumGpus = None,
     ) -> None:
-        run_data(load(Manifest, manifest, overrides or ()), stage, source, work, workers)
+        read = load(Manifest, manifest, overrides or ())
+        run_data(read, stage, source, work, _executor(executor, work / read.name, workers, address, num_gpus))
 
     app.command(stage, help=f"`rpt data` up to and including {stage}.")(command)
 
@@ -89,9 +111,21 @@ for _stage in DATA_STAGES:
     _stage_command(_stage)
 
 
-def run_data(manifest: Manifest, last: str, source: str | None, work: Path, workers: int | None) -> dict[str, Record]:
-    """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
+def _executor(name: str, folder: Path, workers: int | None, address: str | None, num_gpus: float | None) -> Executor:
+    """Who calls the stages of the manifest whose folder this is."""
+    if name == "ray":
+        from pipeline.core.ray_executor import RayExecutor
+
+        return RayExecutor(folder, address=address, workers=workers, gpus=num_gpus)
+    if address is not None or num_gpus is not None:
+        raise UserError("--address and --num-gpus are for a Ray cluster", mend="add `--executor ray`")
     from pipeline.core.executor import LocalExecutor
+
+    return LocalExecutor(workers)
+
+
+def run_data(manifest: Manifest, last: str, source: str | None, work: Path, executor: Executor) -> dict[str, Record]:
+    """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
     from pipeline.scoring.tokens import CorpusTokenizer
     from pipeline.selection.sites import wanted
     from stages.ingest import ingest
@@ -103,7 +137,7 @@ def run_data(manifest: Manifest, last: str, source: str | None, work: Path, work
     if last == "materialize":
         CorpusTokenizer.load(manifest.materialize.policy_tokenizer, manifest.materialize.policy_tokenizer_revision)
 
-    folder, executor = work / manifest.name, LocalExecutor(workers)
+    folder = work / manifest.name
     records: dict[str, Record] = {}
     seconds: dict[str, float] = {}
     steps: dict[str, Callable[[], Record]] = {
@@ -152,6 +186,9 @@ def train(
     deepspeed: Annotated[
         Path | None, typer.Option(help="Topology.  [default: zero3.json on GPUs, zero3_cpu.json without]")
     ] = None,
+    vllm_server: Annotated[
+        str | None, typer.Option(help="With `rollout.sampler: vllm`: http://host:port.  [default: in this process]")
+    ] = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
     run: Run = None,
@@ -170,6 +207,7 @@ def train(
     arguments = [str(recipe), "--manifest", str(manifest), "--work", str(work)]
     arguments += ["--run", str(run)] if run else []
     arguments += ["--deepspeed-config", str(deepspeed)] if deepspeed else []
+    arguments += ["--vllm-server", vllm_server] if vllm_server else []
     for override in overrides or ():
         arguments += ["--set", override]
     _launch("stages.train", arguments, ranks)

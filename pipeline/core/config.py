@@ -229,12 +229,31 @@ class PolicyConfig(Config):
     gradient_checkpointing: bool = False
 
 
+class LengthRewardConfig(Config):
+    """A triangle over a response's length, highest at the budget max(`least`, `budget` · `decay`^(step / `over_steps`)).
+
+    Defaults are those of RMT (arXiv 2509.24375)."""
+
+    weight: float = Field(0.5, gt=0)
+    """Earned by a right answer of exactly the budget's length, on top of its reward."""
+    budget: int = Field(800, gt=0)
+    decay: float = Field(0.2, gt=0, le=1)
+    over_steps: int = Field(gt=0)
+    """Steps after which the budget is `decay` of what it was."""
+    least: int = Field(1, gt=0)
+
+
 class TaskConfig(Config):
     """What the policy is asked and paid for."""
 
     template: str = "v0"
     """Name of a prompt template (`pipeline/task/templates.py`); the paper trains with `v0`."""
-    reward: Literal["prefix"] = "prefix"
+    reward: Literal["prefix", "first_token", "dense", "information_gain"] = "prefix"
+    """What a response earns (`pipeline/grpo/reward.py`); accuracy is always that of prefix matching."""
+    length_reward: LengthRewardConfig | None = None
+    """Pays right answers also for keeping to a token budget that shrinks (RMT)."""
+    overlong_penalty_tokens: int | None = Field(None, gt=0)
+    """Responses that end within this many tokens of the limit lose up to 1 (DAPO's soft punishment)."""
 
 
 class SitesConfig(Config):
@@ -260,14 +279,34 @@ class RolloutConfig(Config):
     max_new_tokens: int = Field(8192, gt=0)
     batch_rows: int = Field(1024, gt=0)
     """Responses decoded at once on a rank (memory, not results)."""
+    sampler: Literal["built_in", "vllm"] = "built_in"
+    """`vllm` samples in the trainer's own processes, or on a server: `rpt train --vllm-server URL`."""
+    vllm_memory_fraction: float = Field(0.4, gt=0, le=1)
+    """Of an accelerator's memory that a vLLM in the trainer's process may hold while it samples."""
 
 
 class ObjectiveConfig(Config):
-    """GRPO as the paper uses it: group-normalised advantages, no KL, one on-policy update a step."""
+    """GRPO as the paper uses it: group-normalised advantages, no KL, one on-policy update a step.
 
-    advantage: Literal["group_std", "mean_only"] = "group_std"
-    loss: Literal["grpo"] = "grpo"
+    Equations and sources stand beside the functions of these names (`pipeline/grpo/advantage.py`, `loss.py`).
+    """
+
+    advantage: Literal["group_std", "mean_only", "rloo"] = "group_std"
+    loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
     clip: float = Field(0.2, gt=0)
+    """The ratio of new to old probability is kept above 1 − `clip`, …"""
+    clip_high: float | None = Field(None, gt=0)
+    """… and below 1 + `clip_high`; by default `clip`. Ratios are 1 in the one update a step."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of the divergence from the policy that training started from (k3); above 0 a copy of it is kept."""
+    entropy: float = Field(0.0, ge=0)
+    """Weight of a bonus for the policy's entropy."""
+    top_entropy: float = Field(1.0, gt=0, le=1)
+    """Share of a step's tokens that learn, those of highest entropy; 0.2 is "80/20". Costs one more forward pass."""
+    learn_unfinished: bool = True
+    """Whether responses cut at the length limit are learned from, or only compared with (overlong filtering)."""
+    next_token: float = Field(0.0, ge=0)
+    """Weight of an auxiliary next-token loss on the text around the sites drawn (RMT: 0.1)."""
     dynamic_sampling_from: int | None = Field(None, ge=0)
     """From this step on, draw further sites until the batch is full of groups with unequal rewards."""
     dynamic_sampling_rounds: int = Field(4, ge=1)
@@ -385,6 +424,11 @@ def _explain(kind: type[Config], error: ValidationError) -> Iterable[str]:
             near = difflib.get_close_matches(str(location[-1]), _known_keys(kind, location[:-1]), n=1, cutoff=0.4)
             hint = f", did you mean `{near[0]}`?" if near else f"; known: {', '.join(_known_keys(kind, location[:-1]))}"
             yield f"unknown key `{dotted}`{hint}"
+        elif problem["type"] == "literal_error":
+            known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+            near = difflib.get_close_matches(str(problem["input"]), known, n=1, cutoff=0.4)
+            hint = f", did you mean `{near[0]}`?" if near else ""
+            yield f"`{dotted}`: no {problem['input']!r}{hint} (known: {', '.join(known)})"
         elif problem["type"] == "missing":
             yield f"`{dotted}` is required"
         else:

@@ -14,7 +14,9 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,21 +54,28 @@ class RayExecutor:
     """
 
     def __init__(
-        self, work: Path, *, address: str | None = None, workers: int | None = None, gpus: float = 0.0
+        self, work: Path, *, address: str | None = None, workers: int | None = None, gpus: float | None = None
     ) -> None:
         """
         Args:
             work: the manifest's folder, which all nodes must see.
             address: of a running cluster (`host:port`, or `auto` for the one this machine belongs to).
             workers: how many; by default one a core, and one a GPU share for stages that compute there.
-            gpus: a worker's share of GPUs, for those stages.
+            gpus: a worker's share of GPUs for those stages; by default one, if the cluster has some.
 
         Raises:
-            UserError: Ray is not installed, or no cluster answers.
+            UserError: Ray is not installed.
         """
-        self._ray = _connect(address or os.environ.get("RAY_ADDRESS"))
+        if find_spec("ray") is None:
+            raise UserError("Ray is not installed", mend="pip install 'rpt[ray]'")
+        self._address = address or os.environ.get("RAY_ADDRESS")
         self._work, self._workers, self._gpus = work, workers, gpus
         self._devices: dict[Any, str] = {}
+
+    @cached_property
+    def _ray(self) -> Any:
+        """Ray, connected when the first work is there to do."""
+        return _connect(self._address)
 
     @property
     def devices(self) -> Sequence[str]:
@@ -78,8 +87,8 @@ class RayExecutor:
         """Run `function` on `items`, those of workers that died once more.
 
         Raises:
-            UserError: no node is large enough for a worker, a node does not see the work folder or has other
-                software, or a shard keeps killing its workers. What was published stays.
+            UserError: no cluster answers, no node is large enough for a worker, a node does not see the work folder
+                or has other software, or a shard keeps killing its workers. What was published stays.
         """
         if not items:
             return
@@ -95,12 +104,14 @@ class RayExecutor:
             marker.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Leave the cluster, and stop it if it was started here."""
-        self._ray.shutdown()
+        """Leave the cluster, and stop it if it was started here; the end of the process does the same."""
+        if "_ray" in self.__dict__:
+            self._ray.shutdown()
 
     def _size(self, items: int, accelerated: bool) -> Size:
-        share = self._gpus if accelerated else 0.0
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        share = 1.0 if self._gpus is None and any(node.get("GPU") for node in nodes) else self._gpus or 0.0
+        share = share if accelerated else 0.0
         total = sum(int(node.get("CPU", 0)) for node in nodes)
         slots = sum(int(node.get("GPU", 0) / share) for node in nodes) if share else total
         workers = self._workers or max(1, slots)
@@ -247,10 +258,8 @@ def _connect(address: str | None) -> Any:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for: one machine, so loopback
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise UserError("Ray is not installed", mend="pip install 'rpt[ray]'") from error
+    import ray
+
     ray._private.worker.print_to_stdstream = _relay
     if ray.is_initialized():
         return ray
