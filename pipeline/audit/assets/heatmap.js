@@ -10,9 +10,9 @@
  *     meta            object: the record's other columns
  *     first           optional: position of the first token given (0), when only a part of the document is
  *     total           optional: tokens of the whole document, when only a part of it is given
- *     tokens          visible strings (`visible_token` of pipeline/audit/visible.py): one string a token, in which
- *                     nothing is invisible and nothing moves what stands around it
- *     bytes           optional {index: hex}: of the tokens whose string is not their text; no bytes are shown without it
+ *     tokens          text of the token as it is (what is invisible in it gets a mark here); a token that is not whole
+ *                     characters shows its bytes as \xNN
+ *     raw             optional {index: hex}: bytes of the tokens that are not text
  *     entropy, nll, entropy_partial            nats, or null where the position was not scored
  *     rank            how many tokens the proxy thought likelier than the true one, or null
  *     field, token_class                       names: a list, or { names: [...], of: [index, ...] }
@@ -36,6 +36,10 @@ const RptHeatmap = (() => {
     nll: { name: "Loss", unit: "nats", edges: [0.5, 1, 1.5, 2, 3, 4, 6, 8] },
     rank: { name: "Rank", unit: "", edges: [1, 2, 4, 8, 16, 64, 256, 1024] },
   };
+  const SHOWN = { text: 80, details: 600, likely: 24 }; // characters of a token
+  // Every character of Unicode's categories Other and Separator, and the letters that look like nothing.
+  const INVISIBLE = /[\p{C}\p{Z}\u034f\u115f\u1160\u2800\u3164\uffa0]/gu;
+  const NAMED = { "\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽" };
   const REJECTED_AS = { not_scorable: "unscored", inside_character: "unscored", where: "rule" };
 
   /** An element with a class, an optional text and children. */
@@ -47,8 +51,38 @@ const RptHeatmap = (() => {
     return node;
   }
 
-  /** A token out of its line: line ends add nothing to their marks, spaces get one. */
-  const alone = (token) => token.replaceAll("\n", "").replaceAll("\t", "").replaceAll(" ", "␣");
+  /** The mark that stands for an invisible character. */
+  function markOf(character) {
+    const point = character.codePointAt(0);
+    if (NAMED[character]) return NAMED[character];
+    if (point < 32) return String.fromCodePoint(0x2400 + point);
+    return point === 127 ? "␡" : "U+" + point.toString(16).toUpperCase().padStart(4, "0");
+  }
+
+  /** Nodes that show `text` as it is: invisible characters as marks, in a line of text also its line ends as such.
+   * Spaces are marked where the text stands alone. */
+  function visible(text, { alone = false } = {}) {
+    const nodes = [];
+    let last = 0;
+    const push = (end) => { if (end > last) nodes.push(document.createTextNode(text.slice(last, end))); };
+    if (/^\p{M}/u.test(text)) nodes.push(el("span", "hm-mark", "◌"));
+    for (const { 0: character, index } of text.matchAll(INVISIBLE)) {
+      if (character === " " && !alone) continue;
+      push(index);
+      nodes.push(el("span", "hm-mark", character === " " ? "␣" : markOf(character)));
+      if (character === "\n" && !alone) nodes.push(document.createTextNode("\n"));
+      last = index + character.length;
+    }
+    push(text.length);
+    return nodes;
+  }
+
+  /** The first `most` characters of `text`, made visible; the mark at the end says how many there are. */
+  function shortened(text, most, options) {
+    if (text.length <= most) return visible(text, options);
+    const head = Array.from(text.slice(0, 2 * most)).slice(0, most).join("");
+    return [...visible(head, options), el("span", "hm-mark", ` … ${number(text.length)} characters`)];
+  }
   const columnOf = (column) => (Array.isArray(column) ? (i) => column[i] : (i) => column.names[column.of[i]]);
   const number = (value, digits = 3) =>
     value === null || value === undefined ? "–" : Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(digits);
@@ -64,7 +98,7 @@ const RptHeatmap = (() => {
 
   /** Bytes of token `i` in hexadecimal, the first two dozen of them. */
   function bytesOf(doc, i) {
-    const bytes = doc.bytes[i]?.match(/../g) ?? Array.from(new TextEncoder().encode(doc.tokens[i]), (byte) => byte.toString(16).padStart(2, "0"));
+    const bytes = doc.raw?.[i]?.match(/../g) ?? Array.from(new TextEncoder().encode(doc.tokens[i]), (byte) => byte.toString(16).padStart(2, "0"));
     const shown = bytes.slice(0, 24).join(" ");
     return bytes.length > 24 ? `${shown} … (${number(bytes.length)})` : shown;
   }
@@ -111,7 +145,7 @@ const RptHeatmap = (() => {
     text.setAttribute("role", "listbox");
     text.setAttribute("aria-label", `Tokens of document ${doc.doc_id}`);
     const spans = doc.tokens.map((token, i) => {
-      const span = el("span", `hm-token hm-${kindOf(i)}`, token);
+      const span = el("span", `hm-token hm-${kindOf(i)}`, null, ...shortened(token, SHOWN.text));
       span.setAttribute("role", "option");
       span.setAttribute("aria-selected", "false");
       span.tabIndex = -1;
@@ -132,13 +166,13 @@ const RptHeatmap = (() => {
     details.append(title, piece, facts, top);
 
     function fact(name, value, className) {
-      facts.append(el("div", "", null, el("dt", "", name), el("dd", className ?? "", value)));
+      facts.append(el("div", "", null, el("dt", "", name), el("dd", className ?? "", null, ...visible(value))));
     }
 
     function describe(i) {
       const reason = reasonOf(i);
       title.replaceChildren(`Position ${number(first + i)} of ${number(total)}`, el("span", `hm-badge hm-badge-${kindOf(i)}`, reason ? words(reason) : "kept"));
-      piece.textContent = alone(doc.tokens[i]);
+      piece.replaceChildren(...shortened(doc.tokens[i], SHOWN.details, { alone: true }));
       facts.replaceChildren();
       fact("entropy", number(doc.entropy[i]));
       fact("loss", number(doc.nll[i]));
@@ -147,7 +181,7 @@ const RptHeatmap = (() => {
       fact("class", words(tokenClass(i) ?? "–"));
       fact("field", field(i) || "(template)");
       fact("decision", reason ? doc.because?.[reason] ?? `rejected: ${words(reason)}` : "kept", "hm-wide");
-      if (doc.bytes) fact("bytes", bytesOf(doc, i), "hm-wide");
+      fact("bytes", bytesOf(doc, i), "hm-wide");
       fact("source", `${doc.source_file} row ${number(doc.source_row)}`, "hm-wide");
       if (siteOf(i)) fact("site", siteOf(i), "hm-wide");
       const likeliest = doc.top?.[i];
@@ -158,7 +192,7 @@ const RptHeatmap = (() => {
         bar.max = 1;
         bar.value = Math.exp(logprob);
         bar.setAttribute("aria-label", "probability");
-        const row = el("li", token === doc.tokens[i] ? "hm-true" : "", null, el("span", "hm-likely", alone(token)), bar, el("span", "hm-probability", `${(100 * Math.exp(logprob)).toFixed(1)} %`));
+        const row = el("li", token === doc.tokens[i] ? "hm-true" : "", null, el("span", "hm-likely", null, ...shortened(token, SHOWN.likely, { alone: true })), bar, el("span", "hm-probability", `${(100 * Math.exp(logprob)).toFixed(1)} %`));
         if (token === doc.tokens[i]) row.setAttribute("aria-label", "the true token");
         top.append(row);
       }
@@ -260,5 +294,5 @@ const RptHeatmap = (() => {
     return { show, select: (position) => select(position - first), element };
   }
 
-  return { mount, heat };
+  return { mount, visible, heat };
 })();
