@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-
-LONGEST = 240
-"""Characters of a token that are shown."""
-
 
 def visible(content: bytes | str) -> str:
     """Control, format and unassigned characters as ⟨U+200B⟩ or control pictures, bytes that are no UTF-8 as ⟨E4⟩.
@@ -21,21 +16,6 @@ def visible(content: bytes | str) -> str:
     """
     text = content.decode("utf-8", errors="surrogateescape") if isinstance(content, bytes) else content
     return "".join(_shape(c) if not c.isprintable() else c for c in text)
-
-
-def visible_token(content: bytes) -> str:
-    """A token on its own: as `visible`, with line ends and tabs marked, blanks alone as dots, and only so long.
-
-    Example:
-        >>> visible_token(b" the"), visible_token(b"  "), visible_token(b"\\n"), visible_token("\u0301a".encode())
-        (' the', '··', '↵\\n', '◌\u0301a')
-    """
-    text = visible(content).replace("\n", "↵\n").replace("\t", "⇥\t")
-    if text and not text.strip(" "):
-        text = "·" * len(text)
-    if text and unicodedata.combining(text[0]):
-        text = f"◌{text}"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(content):,} bytes)"
 
 
 def _shape(character: str) -> str:

@@ -2,6 +2,7 @@
  *
  *     const map = RptHeatmap.mount(element, doc, { metric: "entropy", position: 17 });
  *     element.addEventListener("rpt:site", (event) => event.detail);   // { doc_id, position, site_id, reason }
+ *     element.addEventListener("rpt:metric", (event) => event.detail.metric);   // another metric is shown
  *     map.show("nll"); map.select(42);
  *
  * `doc` is a JSON object; lists are parallel, one entry a token (position):
@@ -285,6 +286,7 @@ const RptHeatmap = (() => {
         }),
         el("span", "hm-unit", unit ? `${unit} and more` : "and more"),
       );
+      element.dispatchEvent(new CustomEvent("rpt:metric", { bubbles: true, detail: { metric } }));
     }
 
     element.classList.add("hm");

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.audit.visible import visible, visible_token
+from pipeline.audit.visible import visible
 from pipeline.core.artifact import InputFile
 from pipeline.core.config import MaterializeConfig
 from pipeline.core.parquet import read_rows
@@ -114,13 +114,7 @@ class Document:
         state_T[wanted["row"]] = 0 if kept is None else 4
         if kept is not None:
             state_T[np.asarray(kept, dtype=np.int64)] = 0
-        reasons = [
-            "not scorable: too little context before it",
-            "begins inside a character",
-            f"not where {where}",
-            later,
-        ]
-        return Verdict(state_T.tolist(), reasons)
+        return Verdict(state_T.tolist(), ["not_scorable", "inside_character", "where", later])
 
     def heat_map(self, verdict: Verdict, first: int, top: CorpusTokenizer | None) -> dict[str, Any]:
         """What the heat-map component takes (pipeline/audit/assets/heatmap.js), of `TOKENS_SHOWN` tokens from `first`.
@@ -131,13 +125,15 @@ class Document:
             top: the proxy's tokenizer, to name its most likely tokens where they were stored.
         """
         shown = slice(first, min(first + TOKENS_SHOWN, len(self)))
-        frame, doc_id = self.frame[shown], self.meta["doc_id"]
+        frame, tokens, doc_id = self.frame[shown], self.tokens[shown], self.meta["doc_id"]
         scores = {name: _rounded(frame[name]) for name in ("entropy", "entropy_partial", "nll", "rank")}
         return {
             "doc_id": doc_id,
             **{name: self.meta[name] for name in ("split", "source_file", "source_row", "meta")},
             "first": first,
-            "tokens": [visible_token(token) for token in self.tokens[shown]],
+            "total": len(self),
+            "tokens": [_text(token) for token in tokens],
+            "raw": {t: token.hex() for t, token in enumerate(tokens) if _text(token).encode() != token},
             **scores,
             "field": frame["field"].to_list(),
             "token_class": frame["token_class"].to_list(),
@@ -148,14 +144,11 @@ class Document:
         }
 
     def _top(self, shown: slice, tokenizer: CorpusTokenizer) -> list[list[list[Any]] | None]:
-        """Of every position the proxy's most likely tokens, each with its probability."""
+        """Of every position the proxy's most likely tokens, each with its log-probability."""
         ids, logprobs = (self._scores[name].chunk(0).flatten().to_pylist() for name in ("top_ids", "top_logprobs"))
         K = len(ids) // max(len(self), 1)
         return [
-            [
-                [visible_token(tokenizer.token_bytes[ids[n]]), round(float(np.exp(logprobs[n])), 5)]
-                for n in range(t * K, t * K + K)
-            ]
+            [[_text(tokenizer.token_bytes[ids[n]]), round(logprobs[n], 4)] for n in range(t * K, t * K + K)]
             if K and ids[t * K] is not None
             else None
             for t in range(shown.start, shown.stop)
@@ -189,7 +182,7 @@ def prompt_parts(prompts: PromptBuilder, tokenizer: CorpusTokenizer, context: by
 
 def continuation_parts(continuation: bytes, boundaries: Sequence[int]) -> list[str]:
     """The continuation, token by token of the policy."""
-    return [visible_token(continuation[begin:end]) for begin, end in zip([0, *boundaries], boundaries, strict=False)]
+    return [visible(continuation[begin:end]) for begin, end in zip([0, *boundaries], boundaries, strict=False)]
 
 
 class Rollouts:
@@ -212,6 +205,11 @@ class Rollouts:
                 table = pl.scan_parquet(path).slice(rows[0], rows[-1] - rows[0] + 1).collect()
                 found += table.filter(pl.col("site_id") == site_id).iter_rows(named=True)
         return found
+
+
+def _text(token: bytes) -> str:
+    """A token's text; bytes that are not whole characters as \\xNN."""
+    return token.decode("utf-8", errors="backslashreplace")
 
 
 def _rounded(column: pl.Series) -> list[float | int | None]:

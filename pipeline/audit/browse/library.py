@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.audit.browse.compare import Comparison, compare
 from pipeline.audit.browse.document import Document, Rollouts, Rows, Verdict, continuation_parts, prompt_parts
-from pipeline.audit.browse.documents import Finder
+from pipeline.audit.browse.documents import PAGE, Finder
 from pipeline.audit.browse.flags import Flags
 from pipeline.audit.browse.rules import Kept, Rule, Where
 from pipeline.audit.browse.store import Store
@@ -29,6 +29,8 @@ BY_RECORD = "select:"
 """How a selection that was made is named where a rule is expected: `select:<fingerprint>`."""
 
 COMPARISONS_KEPT = 32
+PREVIEW = 400
+"""Bytes of a document that a list reads."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,15 @@ def selections(work: Path, scores: Record) -> list[Record]:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """A page of documents in which two rules differ: rows of `Library.row` with `gained` and `lost`."""
+
+    rows: list[dict[str, Any]]
+    page: int
+    pages: int
+
+
+@dataclass(frozen=True)
 class Records:
     """What the stages have published."""
 
@@ -84,8 +95,6 @@ class Records:
     index: Record
     selections: Sequence[Selection]
     """The current one first."""
-    shards: Record | None
-    """Of materialize, if they are the current selection's."""
 
 
 class Library:
@@ -144,7 +153,29 @@ class Library:
                 self._comparisons[key] = made
         return self._comparisons[key]
 
+    def changed(self, comparison: Comparison, page: int) -> Changed:
+        """A page of the documents that two rules differ in, those that differ most first."""
+        change_D = comparison.gained_D + comparison.lost_D
+        order = np.argsort(-change_D, kind="stable")[: comparison.documents_changed]
+        pages = max(1, -(-len(order) // PAGE))
+        page = min(max(page, 1), pages)
+        rows = [
+            self.row(number) | {"gained": int(comparison.gained_D[number]), "lost": int(comparison.lost_D[number])}
+            for number in order[(page - 1) * PAGE : page * PAGE].tolist()
+        ]
+        return Changed(rows, page, pages)
+
     # -------------------------------------------------------------------------------------------- documents
+
+    def row(self, number: int) -> dict[str, Any]:
+        """What a list says of a document: its row in the index, its beginning, and how much of it is kept."""
+        row = self.store.documents.row(number, named=True)
+        beginning = " ".join(self.store.text(number, PREVIEW).split())
+        return row | {
+            "beginning": beginning,
+            "kept": int(self.finder.kept_D[number]),
+            "share": self.finder.share_D[number],
+        }
 
     def document(self, number: int) -> Document:
         """A document by its number in the index."""

@@ -39,8 +39,10 @@ _COMPARISONS = {"Gt", "GtEq", "Lt", "LtEq", "Eq", "NotEq"}
 class Rule(Protocol):
     """Which positions are kept."""
 
-    cuts: tuple[float, ...]
-    """Entropies it compares with."""
+    @property
+    def cuts(self) -> tuple[float, ...]:
+        """Entropies it compares with."""
+        ...
 
     def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
         """[C, G]: NO, YES or ASK, for a value within every segment."""

@@ -104,6 +104,11 @@ class Store:
             cut_R[r] += np.searchsorted(between, entropy, side=side)
         return cut_R
 
+    def up_to(self, split: str) -> Int64:
+        """[len(GRID)]: positions of a split with an entropy of at most each step of the grid."""
+        ours = self.cells.filter(pl.col("split") == split)["cell"].to_numpy()
+        return self._up_to_RG[np.isin(self.cell_R, ours)].sum(axis=0, dtype=np.int64)
+
     def runs(self, rows: Int64, begin_N: Int64, end_N: Int64) -> Slices:
         """Positions begin:end of some rows of the index; empty runs are left out."""
         runs = Slices(self.shard_R[rows], self.begin_R[rows] + begin_N, self.begin_R[rows] + end_N)
@@ -131,11 +136,11 @@ class Store:
             buffers = [None, pa.py_buffer(offsets), file.read_buffer()]
         return pl.Series("text", pl.from_arrow(pa.Array.from_buffers(pa.large_string(), rows.height, buffers)))
 
-    def text(self, document: int) -> str:
-        """One document's text."""
+    def text(self, document: int, most: int) -> str:
+        """The first `most` bytes of a document; a character that they cut is left out."""
         row = self.documents.row(document, named=True)
-        size = row["text_end"] - row["text_begin"]
-        return os.pread(self._descriptor("text", row["shard"]), size, row["text_begin"]).decode()
+        size = min(row["text_end"] - row["text_begin"], most)
+        return os.pread(self._descriptor("text", row["shard"]), size, row["text_begin"]).decode(errors="ignore")
 
     def _read(self, column: str, shard: int, begin: int, end: int) -> NDArray[Any]:
         dtype = COLUMNS[column]

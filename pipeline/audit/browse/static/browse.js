@@ -1,0 +1,132 @@
+// The live page: heat maps, the site that is chosen in them, and the what-if slider. Every page also works by links and
+// forms alone, except for the heat map itself. What the server renders is fetched and moved in, never built twice.
+
+const loading = new Map(); // what is being fetched, by the element that it will fill
+
+/** Fetch a page and hand out the parts with these ids; null if a later request for the same place has come first. */
+async function parts(place, url) {
+  loading.get(place)?.abort();
+  const request = new AbortController();
+  loading.set(place, request);
+  place.setAttribute("aria-busy", "true");
+  try {
+    const answer = await fetch(url, { signal: request.signal, headers: { Accept: "text/html" } });
+    return new DOMParser().parseFromString(await answer.text(), "text/html");
+  } catch (error) {
+    if (error.name === "AbortError") return null;
+    place.replaceChildren(note(`The server does not answer (${error.message}). Is it still running?`));
+    return null;
+  } finally {
+    if (loading.get(place) === request) {
+      loading.delete(place);
+      place.removeAttribute("aria-busy");
+    }
+  }
+}
+
+function note(text) {
+  const paragraph = document.createElement("p");
+  paragraph.className = "problem";
+  paragraph.setAttribute("role", "alert");
+  paragraph.textContent = text;
+  return paragraph;
+}
+
+/** Put parameters into the URL of this page; null takes one out. */
+function remember(parameters) {
+  const here = new URL(location.href);
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value === null) here.searchParams.delete(name);
+    else here.searchParams.set(name, value);
+  }
+  history.replaceState(null, "", here);
+  return here;
+}
+
+// ------------------------------------------------------------------------------------------------ heat maps
+
+async function mountHeatMap(element) {
+  const asked = new URL(location.href).searchParams;
+  const answer = await fetch(element.dataset.heatMap).catch(() => null);
+  if (!answer?.ok) {
+    element.replaceChildren(note(answer ? `The document could not be read (${answer.status}).` : "The server does not answer."));
+    return;
+  }
+  const position = asked.get("position");
+  const map = RptHeatmap.mount(element, await answer.json(), {
+    metric: asked.get("metric") ?? "entropy",
+    position: position === null ? undefined : Number(position),
+  });
+  element.addEventListener("rpt:metric", (event) => {
+    remember({ metric: event.detail.metric === "entropy" ? null : event.detail.metric });
+  });
+  if (!("select" in element.dataset)) return;
+  element.addEventListener("rpt:site", (event) => showSite(event.detail.position));
+  if (position !== null) map.select(Number(position));
+}
+
+async function showSite(position) {
+  const place = document.getElementById("site");
+  const page = await parts(place, remember({ position }));
+  if (page) place.replaceChildren(...page.getElementById("site").childNodes);
+}
+
+document.querySelectorAll("[data-heat-map]").forEach(mountHeatMap);
+
+// ------------------------------------------------------------------------------------------------ what if
+
+const live = document.querySelector("form[data-live]");
+if (live) {
+  const result = document.getElementById(live.dataset.live);
+  const where = live.elements.where;
+  const slider = live.querySelector("[data-slider]");
+  const now = document.getElementById("entropy-now");
+  let waiting = 0;
+
+  async function ask(extra) {
+    clearTimeout(waiting);
+    const asked = new URLSearchParams({ split: new FormData(live).get("split"), where: where.value, ...extra });
+    const page = await parts(result, `/what-if?${asked}`);
+    if (!page) return;
+    const answer = page.getElementById("result");
+    result.replaceChildren(...answer.childNodes);
+    const { url, threshold } = answer.dataset;
+    if (document.activeElement !== where || !extra) where.value = answer.dataset.where;
+    now.textContent = page.getElementById("entropy-now").textContent;
+    live.querySelector(".chart svg").replaceWith(page.querySelector(".chart svg"));
+    if (document.activeElement !== slider && threshold) slider.value = threshold;
+    history.replaceState(null, "", url);
+  }
+
+  slider.addEventListener("input", () => {
+    now.textContent = `entropy > ${Number(slider.value).toFixed(2)}`;
+    clearTimeout(waiting);
+    waiting = setTimeout(() => ask({ entropy: slider.value }), 60);
+  });
+  live.addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask();
+  });
+  live.addEventListener("change", (event) => {
+    if (event.target.name === "split") location.href = `/what-if?split=${event.target.value}`;
+    else if (event.target === where) ask();
+  });
+  where.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey) return;
+    event.preventDefault();
+    ask();
+  });
+}
+
+addEventListener("click", async (event) => {
+  const button = event.target.closest?.("[data-copy]");
+  if (!button) return;
+  const source = document.getElementById(button.dataset.copy);
+  try {
+    await navigator.clipboard.writeText(source.textContent);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(source); // no permission: leave it to Ctrl+C
+    button.textContent = "Press Ctrl+C";
+  }
+});

@@ -1,0 +1,88 @@
+"""Browse: the live page over what the stages have published, on this machine only.
+
+Input:   `documents`, `scores` and every `select` of them; where they exist, a run's rollouts.
+Output:  pages on http://127.0.0.1:PORT; `browse` (an index of the scores, made once) and `flags.jsonl` in the work
+         folder of the manifest. Nothing else is written.
+Command: rpt browse data_manifests/<name>.yaml [--recipe recipes/<name>.yaml] [--run runs/<name>] [--port 8000]
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+from pipeline.audit.browse.flags import Flags
+from pipeline.audit.browse.guard import LOOPBACK
+from pipeline.audit.browse.index import index
+from pipeline.audit.browse.kept import kept
+from pipeline.audit.browse.library import Library, Records, Selection, selections
+from pipeline.audit.browse.server import create_app
+from pipeline.core.artifact import current_record
+from pipeline.core.config import Manifest, Recipe, TaskConfig
+from pipeline.core.errors import UserError
+from pipeline.core.executor import Executor
+from pipeline.core.progress import say
+
+
+def open_library(
+    manifest: Manifest, *, work: Path, executor: Executor, recipe: Recipe | None = None, run: Path | None = None
+) -> Library:
+    """Bring the index up to date and open everything that the pages show.
+
+    Args:
+        manifest: whose artifacts are shown.
+        work: the manifest's folder.
+        executor: builds the index.
+        recipe: whose prompt template and policy make the prompts; without one the default template.
+        run: the run whose rollouts are shown; `runs/<recipe>` unless told.
+
+    Raises:
+        UserError: a stage has not run, or selections are of other scores.
+    """
+    documents, scores = current_record(work, "ingest"), current_record(work, "score")
+    current = current_record(work, "select")
+    made = selections(work, scores)
+    if current.fingerprint not in [record.fingerprint for record in made]:
+        raise UserError("the selection is of other scores", where=current.directory, mend="run `rpt select` again")
+    indexed = index(documents, scores, work=work, executor=executor)
+    made.sort(key=lambda record: record.fingerprint != current.fingerprint)
+    shown = [Selection(record) for record in made]
+    shown = [
+        s if s.follows_rule else Selection(s.record, kept(indexed, s.record, work=work, executor=executor))
+        for s in shown
+    ]
+    proxy = manifest.proxy
+    fitted = current_record(work, "proxy").files("model")[0].path if proxy.train else None
+    return Library(
+        manifest,
+        Records(documents, scores, indexed, shown),
+        Flags(work / "flags.jsonl"),
+        task=recipe.task if recipe else TaskConfig(),
+        policy=recipe.policy.model if recipe else manifest.materialize.policy_tokenizer,
+        proxy=str(fitted or proxy.tokenizer or proxy.model),
+        run=run or (Path("runs") / recipe.name if recipe else None),
+    )
+
+
+def browse(library: Library, port: int) -> None:
+    """Serve the pages until Ctrl+C.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    import uvicorn
+
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError("the port is taken", where=port, mend="choose another with --port, or 0 for any") from error
+        taken.listen()
+        threading.Thread(target=lambda: library.prompts, daemon=True).start()  # takes seconds: begin before it is asked
+        say(f"browse       http://127.0.0.1:{taken.getsockname()[1]}  (Ctrl+C ends it)")
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(library, LOOPBACK), log_level="warning", lifespan="off", server_header=False)
+        )
+        server.run(sockets=[taken])
