@@ -31,7 +31,7 @@ class VllmEngine:
     Args:
         folder: a `transformers` folder.
         dtype: "float32" or "bfloat16".
-        max_tokens: longest prompt and response together; None: what the model has room for.
+        max_tokens: longest prompt and response together, at most what the model has room for, which None means.
         batch_rows: responses decoded at once.
         memory_fraction: of an accelerator's memory that vLLM may hold (weights and keys and values).
     """
@@ -101,6 +101,10 @@ class VllmEngine:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         self._llm.apply_model(_repack_tied_head)
         self._llm.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Release the model, before the process group it lives in is left."""
+        self._llm.llm_engine.engine_core.shutdown()
 
 
 def _sampled(output: object, stop_ids: Sequence[int]) -> Sampled:

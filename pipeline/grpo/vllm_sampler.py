@@ -11,12 +11,14 @@ import http.client
 import json
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
 
 import torch
 from torch import Tensor
 
+from pipeline.core.config import RolloutConfig
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.sampler import UNKNOWN
@@ -41,6 +43,8 @@ class TokenEngine(Protocol):
     ) -> Sequence[Sampled]: ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class VllmSampler:
@@ -85,10 +89,57 @@ class VllmSampler:
         made = self._engine.generate(prompts, 1, 0.0, 1, [0] * len(prompts), [])
         return [ids[0] for ids, *_ in made]
 
+    def close(self) -> None:
+        """Release the engine, before the process group is left."""
+        self._engine.close()
+
     def _response(self, ids: Sequence[int], logprobs: Sequence[float], finished: bool) -> Response:
         spoken, known = ids[:-1] if finished else ids, self._tokenizer.token_bytes
         text = b"".join([known[i] if i < len(known) else UNKNOWN for i in spoken])
         return Response(tuple(ids), text, finished, tuple(logprobs))
+
+
+def start_vllm(
+    folder: Path,
+    tokenizer: CorpusTokenizer,
+    eos_ids: Iterable[int],
+    rollout: RolloutConfig,
+    *,
+    dtype: str,
+    max_tokens: int,
+    server: str | None,
+) -> VllmSampler:
+    """vLLM on `server`, or in this process.
+
+    Args:
+        folder: the policy a vLLM in this process starts from.
+        tokenizer: the policy's.
+        eos_ids: ids that end a response.
+        rollout: rows and memory of a vLLM in this process.
+        dtype: of its weights.
+        max_tokens: longest prompt and response together.
+        server: `http://host:port` of a `pipeline.grpo.vllm_server`.
+
+    Raises:
+        UserError: vLLM is not installed, or several ranks would each want one.
+    """
+    if server is not None:
+        return VllmSampler(RemoteEngine(server), tokenizer, eos_ids)
+    if ranks.world_size() > 1:
+        raise UserError(
+            "a vLLM in the trainer's process serves one rank",
+            mend="start `python -m pipeline.grpo.vllm_server FOLDER` and give its address as --vllm-server",
+        )
+    try:
+        from pipeline.grpo.vllm_engine import VllmEngine
+    except ImportError as error:
+        raise UserError(
+            f"vLLM cannot be imported ({error})",
+            where="rollout.sampler",
+            mend="`pip install 'rpt[vllm]'`, give --vllm-server, or choose `rollout.sampler: built_in`",
+        ) from error
+    engine = VllmEngine(folder, dtype, max_tokens, rollout.batch_rows, rollout.vllm_memory_fraction)
+    return VllmSampler(engine, tokenizer, eos_ids)
 
 
 class RemoteEngine:
@@ -134,6 +185,9 @@ class RemoteEngine:
         if ranks.rank() == 0:
             self._ask("POST", "/commit", json.dumps({"names": names}).encode())
         ranks.barrier()  # no rank samples before the weights are there
+
+    def close(self) -> None:
+        """The server goes on: it may serve another run."""
 
     def _send(self, name: str, tensor: Tensor) -> None:
         body = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
