@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,9 +39,21 @@ class World:
 
     def start(self, run: str, *more: str, ranks: int = 1) -> subprocess.Popen[str]:
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--module", "--"]
+        return self._start(launcher if ranks > 1 else [], run, *more)
+
+    def start_nodes(self, run: str, nodes: int) -> list[subprocess.Popen[str]]:
+        """As on several machines: a launcher on each, of one rank, that find one another by address."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        launcher = ["torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+        launcher += [f"--master-port={port}"]
+        return [self._start([*launcher, f"--node-rank={node}", "--module", "--"], run) for node in range(nodes)]
+
+    def _start(self, launcher: list[str], run: str, *more: str) -> subprocess.Popen[str]:
         arguments = ["recipe.yaml", "--manifest", "manifest.yaml", "--work", "work", "--run", run, *more]
         return subprocess.Popen(
-            [sys.executable, "-m", *(launcher if ranks > 1 else ()), "stages.train", *arguments],
+            [sys.executable, "-m", *launcher, "stages.train", *arguments],
             cwd=self.folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -62,7 +75,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """One run undisturbed, one on two ranks whose launcher was killed, one that was told to stop and killed twice."""
+    """One run undisturbed; one on two ranks whose launcher was killed and which went on as two nodes; one that was told
+    to stop and killed twice."""
     folder = tmp_path_factory.mktemp("world")
     world, policy = World(folder), make_policy(folder / "policy")
     publish_shards(folder / "work", policy)
@@ -72,7 +86,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     undisturbed, two_ranks = world.start("undisturbed"), world.start("two-ranks", ranks=2)
     world.wait_for_step(two_ranks, "two-ranks", 3)
     two_ranks.kill()  # the launcher alone: its ranks must follow, or two runs would write into one folder
-    two_ranks = world.start("two-ranks", ranks=2)
+    two_nodes = world.start_nodes("two-ranks", 2)
     process = world.start("disturbed")
     world.wait_for_step(process, "disturbed", 0)
     process.send_signal(signal.SIGTERM)
@@ -87,7 +101,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         (half / "zero_pp_rank_0_mp_rank_00_model_states.pt").write_bytes(b"half of a checkpoint")
     assert "resumes after step 4" in world.finish(world.start("disturbed"))
     world.finish(undisturbed)
-    assert "resumes after step" in world.finish(two_ranks)
+    assert "resumes after step" in "".join([world.finish(node) for node in two_nodes])
     return world
 
 
