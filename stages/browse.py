@@ -65,7 +65,7 @@ def open_library(
     )
 
 
-def browse(library: Library, port: int) -> None:
+def serve(library: Library, port: int) -> None:
     """Serve the pages until Ctrl+C.
 
     Raises:

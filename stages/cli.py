@@ -259,6 +259,34 @@ def _launch(module: str, arguments: list[str], ranks: int) -> None:
 
 
 @app.command()
+def browse(
+    manifest: ManifestPath,
+    recipe: Annotated[
+        Path | None, typer.Option(help="The recipe whose prompts are shown, and (unless --run says otherwise) its run.")
+    ] = None,
+    run: Run = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    workers: Workers = None,
+) -> None:
+    """A live page over what is kept and dropped, on this machine only: look, ask what if, compare, flag.
+
+    Examples:
+
+        rpt browse data_manifests/demo.yaml --recipe recipes/demo.yaml
+
+        rpt browse data_manifests/omnimath.yaml --port 0
+    """
+    from pipeline.core.executor import LocalExecutor
+    from stages.browse import open_library, serve
+
+    read, read_recipe = load(Manifest, manifest, overrides or ()), load(Recipe, recipe) if recipe else None
+    folder = work / read.name
+    serve(open_library(read, work=folder, executor=LocalExecutor(workers), recipe=read_recipe, run=run), port)
+
+
+@app.command()
 def schema(kind: Annotated[str, typer.Argument(help="`manifest` or `recipe`.")]) -> None:
     """Print the JSON Schema of manifests or recipes, for editors that complete YAML.
 

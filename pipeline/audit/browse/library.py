@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.audit.browse.compare import Comparison, compare
 from pipeline.audit.browse.document import Document, Rollouts, Rows, Verdict, continuation_parts, prompt_parts
-from pipeline.audit.browse.documents import PAGE, Finder
+from pipeline.audit.browse.documents import Finder
 from pipeline.audit.browse.flags import Flags
 from pipeline.audit.browse.rules import Kept, Rule, Where
 from pipeline.audit.browse.store import Store
@@ -29,6 +29,9 @@ BY_RECORD = "select:"
 """How a selection that was made is named where a rule is expected: `select:<fingerprint>`."""
 
 COMPARISONS_KEPT = 32
+CHANGED = 10
+"""Documents a page of those that two rules differ in."""
+
 PREVIEW = 400
 """Bytes of a document that a list reads."""
 
@@ -157,11 +160,11 @@ class Library:
         """A page of the documents that two rules differ in, those that differ most first."""
         change_D = comparison.gained_D + comparison.lost_D
         order = np.argsort(-change_D, kind="stable")[: comparison.documents_changed]
-        pages = max(1, -(-len(order) // PAGE))
+        pages = max(1, -(-len(order) // CHANGED))
         page = min(max(page, 1), pages)
         rows = [
             self.row(number) | {"gained": int(comparison.gained_D[number]), "lost": int(comparison.lost_D[number])}
-            for number in order[(page - 1) * PAGE : page * PAGE].tolist()
+            for number in order[(page - 1) * CHANGED : page * CHANGED].tolist()
         ]
         return Changed(rows, page, pages)
 
@@ -199,7 +202,7 @@ class Library:
         """A position as the trainer meets it: prompt, continuation, and the responses that a run has stored."""
         example = document.example(position, self.manifest.materialize, self.policy_tokenizer)
         site_id = f"{document.meta['doc_id']}-{position}"
-        answer: dict[str, Any] = {"site_id": site_id, "rollouts": self.rollouts.of(site_id)}
+        answer: dict[str, Any] = {"site_id": site_id, "rollouts": self.rollouts.of(site_id), "dropped": None}
         if isinstance(example, str):
             return answer | {"dropped": example}
         return answer | {

@@ -34,10 +34,11 @@ ASSETS = {
     "theme.js": "assets",
     "browse.css": "browse/static",
     "browse.js": "browse/static",
+    "icon.svg": "browse/static",
 }
 """Every file that is served, and the folder of this wing that it lies in: nothing else has a URL."""
 
-MEDIA = {"css": "text/css", "js": "text/javascript"}
+MEDIA = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 def create_app(library: Library, hosts: Collection[str] = LOOPBACK) -> Guard:
@@ -88,7 +89,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {"visible": visible, "commas": "{:,}".format, "signed": "{:+,}".format}
+        self._templates.filters |= {"visible": visible, "commas": "{:,}".format, "signed": signed}
         self._templates.globals |= {"library": library, "token": self._token, "url": url, "SPLITS": SPLITS}
 
     # --------------------------------------------------------------------------------------------- documents
@@ -111,7 +112,7 @@ class Pages:
         )
         found = library.finder.find(wanted)
         pages = max(1, -(-len(found) // PAGE))
-        page = min(_page(asked), pages)
+        page = min(_page_number(asked), pages)
         rows = [library.row(int(number)) for number in found[(page - 1) * PAGE : page * PAGE]]
         return self._page(
             "documents.html", request, wanted=wanted, rows=rows, found=len(found), page=page, pages=pages, orders=ORDERS
@@ -176,7 +177,7 @@ class Pages:
             "what_if.html", request, split=split, where=where, made=made, problem=problem,
             first=library.current.name, second=where, threshold=threshold_of(where),
             chart=chart(library.store, split, library.bands, threshold_of(where)),
-            lines=manifest_lines(split, where), changed=library.changed(made, _page(asked)) if made else None,
+            lines=manifest_lines(split, where), changed=library.changed(made, _page_number(asked)) if made else None,
         )  # fmt: skip
 
     def compare(self, request: Request) -> Response:
@@ -193,7 +194,7 @@ class Pages:
             problem = str(error)
         return self._page(
             "compare.html", request, split=split, first=first, second=second, made=made, problem=problem,
-            changed=library.changed(made, _page(asked)) if made else None,
+            changed=library.changed(made, _page_number(asked)) if made else None,
         )  # fmt: skip
 
     def compare_document(self, request: Request) -> Response:
@@ -265,6 +266,15 @@ class Pages:
         return HTMLResponse(html, status)
 
 
+def signed(number: int) -> str:
+    """
+    Example:
+        >>> signed(1200), signed(-3), signed(0)
+        ('+1,200', '−3', '0')
+    """
+    return f"{number:+,}".replace("-", "−") if number else "0"
+
+
 def url(path: str, **parameters: Any) -> str:
     """A link; empty parameters are left out.
 
@@ -276,7 +286,7 @@ def url(path: str, **parameters: Any) -> str:
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def _page(asked: QueryParams) -> int:
+def _page_number(asked: QueryParams) -> int:
     return max(int(_number(asked, "page", 1, 1e9)), 1)
 
 
