@@ -22,9 +22,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.core.artifact import Record, current_record
 from pipeline.core.config import BandsConfig, Manifest, OptimizerConfig, Recipe, load
@@ -42,13 +42,20 @@ if TYPE_CHECKING:
     from pipeline.grpo.prompt import PromptBuilder
     from pipeline.grpo.rollout import Rollout
     from pipeline.grpo.sampler import Sampler
+    from pipeline.grpo.types import ResponseSampler
     from pipeline.shards.reader import Site
 
 CONFIGS = Path(__file__).parent.parent / "deepspeed_configs"
 
 
 def train(
-    recipe: Recipe, bands: BandsConfig, shards: Record, *, run: Path, deepspeed_config: Path | None = None
+    recipe: Recipe,
+    bands: BandsConfig,
+    shards: Record,
+    *,
+    run: Path,
+    deepspeed_config: Path | None = None,
+    vllm_server: str | None = None,
 ) -> Path | None:
     """Train the recipe's policy on the shards, from the last checkpoint in `run` if there is one.
 
@@ -60,6 +67,7 @@ def train(
         shards: record of `materialize`.
         run: the run's folder.
         deepspeed_config: topology; by default ZeRO-3 for the devices there are.
+        vllm_server: with `rollout.sampler: vllm`, where it is; None: in this process.
 
     Returns:
         the folder of the trained policy; None if it was asked to stop (SIGTERM) and saved a checkpoint instead.
@@ -87,6 +95,9 @@ def train(
     curriculum, held_out = Curriculum(shards.files("train"), recipe), progress_sites(shards, recipe)
     ds.start()
     policy = load_policy(recipe, base, topology, tokens, curriculum)
+    if recipe.rollout.sampler == "vllm":
+        longest_context = shards.config["max_context_tokens"]
+        policy = sampling_with_vllm(policy, recipe, base, tokens, curriculum, longest_context, vllm_server)
     engine, sampler = policy.engine, policy.sampler
     layout = {"zero_stage": zero_stage(topology), "ranks": ranks.world_size()}
     steps, budget = recipe.budget.steps, recipe.budget
@@ -127,7 +138,7 @@ def train(
     if not stopped:
         ds.export(engine, policy.tokenizer, trained)
         save(done)  # last: a checkpoint of the last step says that the run is complete
-    ds.close(engine)
+    ds.close(engine, sampler)
     if main:
         log.close()
         say(
@@ -143,9 +154,12 @@ class Policy:
     """The policy in its two forms, to learn and to sample, and how it is spoken to."""
 
     engine: Any
-    sampler: Sampler
+    sampler: ResponseSampler
     prompts: PromptBuilder
     tokenizer: Any
+    tokens: CorpusTokenizer
+    reference: Any
+    """The policy as it was before training, where the objective keeps to it."""
 
 
 def policy_tokenizer(base: Path, shards: Record) -> CorpusTokenizer:
@@ -177,12 +191,48 @@ def load_policy(
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompts = PromptBuilder(tokenizer, tokens, template_named(recipe.task.template))
-    engine = ds.build(base, recipe.policy, recipe.optimizer, recipe.rollout.temperature, topology)
+    engine = ds.build(base, recipe.policy, recipe.optimizer, topology)
     dtype, rows = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
     sampler = Sampler.load(base, tokens, dtype=dtype, device=engine.device, batch_rows=rows)
     probe = prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
     ds.verify(engine, sampler.model, probe, recipe.rollout.temperature)
-    return Policy(engine, sampler, prompts, tokenizer)
+    reference = ds.build_reference(base, recipe.policy, topology) if recipe.objective.kl else None
+    return Policy(engine, sampler, prompts, tokenizer, tokens, reference)
+
+
+def sampling_with_vllm(
+    policy: Policy,
+    recipe: Recipe,
+    base: Path,
+    tokens: CorpusTokenizer,
+    curriculum: Curriculum,
+    longest_context: int,
+    server: str | None,
+) -> Policy:
+    """The policy with vLLM instead of the built-in sampler, found to agree with the trainer.
+
+    Raises:
+        UserError: there is no vLLM, or it gives other log-probabilities.
+    """
+    from pipeline.grpo import engine as ds
+    from pipeline.grpo.vllm_sampler import start_vllm
+
+    prompt = policy.prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
+    # A context that was cut at its front may take a few tokens more when it is encoded again.
+    longest = longest_context + 64 + len(policy.prompts.ids(b"")) + recipe.rollout.max_new_tokens
+    sampler = start_vllm(
+        base,
+        tokens,
+        policy.sampler.eos_ids,
+        recipe.rollout,
+        dtype=recipe.policy.dtype,
+        max_tokens=longest,
+        server=server,
+    )
+    sampler.load_weights(ds.gathered_weights(policy.engine))
+    response = sampler.sample([prompt], 1, recipe.rollout.temperature, min(8, recipe.rollout.max_new_tokens), [0])[0]
+    ds.sampler_gap(policy.engine, response, prompt, recipe.rollout.temperature)
+    return replace(policy, sampler=sampler)
 
 
 def take_step(
@@ -195,15 +245,19 @@ def take_step(
     """
     from pipeline.grpo import engine as ds
     from pipeline.grpo import ranks
-    from pipeline.grpo.batch import micro_batches
-    from pipeline.grpo.loss import LOSSES
+    from pipeline.grpo.batch import micro_batches, text_batches
+    from pipeline.grpo.objective import Objective
 
-    clock, objective = Stopwatch(), recipe.objective
+    clock, objective, room = Stopwatch(), Objective.of(recipe), recipe.optimizer.micro_batch_tokens
     sampled, chosen, draws = collect(policy, curriculum, recipe, step, draws, clock)
     with clock("update"):
-        batches = micro_batches([rollout.group for rollout in chosen], recipe.optimizer.micro_batch_tokens)
+        groups = [rollout.group for rollout in chosen]
+        batches = micro_batches(groups, room, learn_unfinished=recipe.objective.learn_unfinished)
+        texts = [policy.prompts.bare_ids(rollout.text) for rollout in sampled if objective.next_token]
         lr = learning_rate(recipe.optimizer, step)
-        update = ds.update(policy.engine, batches, LOSSES[objective.loss], objective.clip, lr)
+        update = ds.update(
+            policy.engine, batches, objective, lr, text=text_batches(texts, room), reference=policy.reference
+        )
     with clock("sync"):
         policy.sampler.load_weights(ds.gathered_weights(policy.engine))
     metrics = rollout_metrics(ranks.gathered([GroupSummary.of(rollout) for rollout in sampled]))
@@ -221,9 +275,13 @@ def collect(
     """
     from pipeline.grpo import ranks
     from pipeline.grpo.advantage import ADVANTAGES
-    from pipeline.grpo.rollout import roll_out, score
+    from pipeline.grpo.reward import Reader, rewarded
+    from pipeline.grpo.rollout import compared, roll_out
 
     objective, room = recipe.objective, recipe.rollout.sites_per_step
+    reader = Reader(
+        cast("Sampler", policy.sampler), policy.prompts, policy.tokens
+    )  # rewards that read are refused vLLM
     dynamic = objective.dynamic_sampling_from is not None and step >= objective.dynamic_sampling_from
     drawn: list[Any] = []
     sampled: list[Rollout] = []
@@ -235,7 +293,8 @@ def collect(
         with clock("sample"):
             answered = roll_out(policy.sampler, policy.prompts, mine, recipe, step)
         with clock("score"):
-            rollouts = score(mine, answered, ADVANTAGES[objective.advantage])
+            outcomes = rewarded(recipe.task, reader, answered, step, recipe.rollout.max_new_tokens)
+            rollouts = compared(answered, outcomes, ADVANTAGES[objective.advantage])
         sampled += rollouts
         informative = ranks.gathered([rollout.group.has_gradient for rollout in rollouts])
         taken = [index for index, has_gradient in enumerate(informative) if has_gradient][:room]
@@ -345,6 +404,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work"))
     parser.add_argument("--run", type=Path)
     parser.add_argument("--deepspeed-config", type=Path)
+    parser.add_argument("--vllm-server")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--local_rank", type=int, help="what the deepspeed launcher adds; the environment counts")
     arguments = parser.parse_args()
@@ -355,6 +415,7 @@ def main() -> None:
         current_record(arguments.work / manifest.name, "materialize"),
         run=arguments.run or Path("runs") / recipe.name,
         deepspeed_config=arguments.deepspeed_config,
+        vllm_server=arguments.vllm_server,
     )
 
 

@@ -230,9 +230,10 @@ class PolicyConfig(Config):
 
 
 class LengthRewardConfig(Config):
-    """A triangle over a response's length, highest at the budget max(`least`, `budget` · `decay`^(step / `over_steps`)).
+    """A triangle over a response's length, highest at a budget: max(`least`, `budget` · `decay`^(step / `over_steps`)).
 
-    Defaults are those of RMT (arXiv 2509.24375)."""
+    `budget` and `decay` are by default RMT's (arXiv 2509.24375).
+    """
 
     weight: float = Field(0.5, gt=0)
     """Earned by a right answer of exactly the budget's length, on top of its reward."""
@@ -363,6 +364,12 @@ class Recipe(Config):
     budget: BudgetConfig = BudgetConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _sampler_can_read(self) -> Recipe:
+        if self.rollout.sampler != "built_in" and self.task.reward in ("dense", "information_gain"):
+            raise ValueError(f"task.reward: {self.task.reward} reads probabilities: it needs rollout.sampler: built_in")
+        return self
 
 
 # ------------------------------------------------------------------------------------------------- loading

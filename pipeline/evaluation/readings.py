@@ -17,7 +17,7 @@ from pipeline.task.reward import Outcome, prefix_reward, score_response
 
 if TYPE_CHECKING:
     from pipeline.grpo.prompt import PromptBuilder
-    from pipeline.grpo.sampler import Sampler
+    from pipeline.grpo.types import ResponseSampler
     from pipeline.scoring.tokens import CorpusTokenizer
     from pipeline.shards.reader import Site
 
@@ -79,7 +79,7 @@ def choose_sites(site_ids: Sequence[str], count: int, seed: int) -> list[int]:
 
 
 def read_directly(
-    policy: Sampler, tokenizer: CorpusTokenizer, sites_N: Sequence[Site], *, batch: int, advance: Advance
+    policy: ResponseSampler, tokenizer: CorpusTokenizer, sites_N: Sequence[Site], *, batch: int, advance: Advance
 ) -> list[Answer]:
     """The most likely next token after each bare context: no prompt template, no thought.
 
@@ -105,7 +105,7 @@ def read_directly(
 
 
 def read_by_reasoning(
-    policy: Sampler,
+    policy: ResponseSampler,
     prompts: PromptBuilder,
     sites_N: Sequence[Site],
     *,

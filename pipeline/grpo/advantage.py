@@ -36,5 +36,18 @@ def mean_only(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(equal, 0.0, rewards_PG - rewards_PG.mean(axis=1, keepdims=True))
 
 
-ADVANTAGES: dict[str, Advantage] = {"group_std": group_std, "mean_only": mean_only}
+def rloo(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
+    """REINFORCE leave-one-out (arXiv 2402.14740, section 3.2): r − mean of the group's *other* rewards.
+
+    The baseline does not depend on the response it is for: unbiased. It is G / (G − 1) times `mean_only`.
+
+    Example:
+        >>> rloo(np.array([[1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1]])).round(3).tolist()
+        [[1.0, -0.333, -0.333, -0.333], [0.0, 0.0, 0.0, 0.0]]
+    """
+    size = rewards_PG.shape[1]
+    return mean_only(rewards_PG) * (size / (size - 1))
+
+
+ADVANTAGES: dict[str, Advantage] = {"group_std": group_std, "mean_only": mean_only, "rloo": rloo}
 """By the names of `objective.advantage`."""

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pipeline.grpo.types import Batch, Group
+from pipeline.grpo.types import Batch, Group, Response
 
 
-def micro_batches(groups: Sequence[Group], tokens: int) -> list[Batch]:
+def micro_batches(groups: Sequence[Group], tokens: int, *, learn_unfinished: bool = True) -> list[Batch]:
     """Cut groups into micro-batches of at most `tokens` padded tokens, contexts counted once a group.
 
     Groups of equal rewards have no gradient and must have been left out. A group larger than `tokens` makes a
     micro-batch of its own. Groups are ordered by length, so that little is padding; the order is a function of the
-    groups alone.
+    groups alone. Without `learn_unfinished`, responses cut at the length limit are compared with but not learned from
+    (overlong filtering, DAPO, arXiv 2503.14476, section 3.4).
     """
     if not all(group.has_gradient for group in groups):
         raise ValueError("groups without a gradient cost a forward pass for nothing")
@@ -25,10 +26,25 @@ def micro_batches(groups: Sequence[Group], tokens: int) -> list[Batch]:
             parts[-1].append(group)
         else:
             parts.append([group])
-    return [batch_of(part) for part in parts]
+    return [batch_of(part, learn_unfinished=learn_unfinished) for part in parts]
 
 
-def batch_of(groups: Sequence[Group]) -> Batch:
+def text_batches(texts: Sequence[Sequence[int]], tokens: int) -> list[Batch]:
+    """Micro-batches in which every token of a text is predicted from those before it, as in pre-training.
+
+    Args:
+        texts: token ids; the first two are only read, as a context and its end. Texts of no more are left out.
+        tokens: as for `micro_batches`.
+    """
+    return micro_batches([_as_group(text) for text in texts if len(text) > 2], tokens)
+
+
+def _as_group(text: Sequence[int]) -> Group:
+    ids = tuple(text[2:])
+    return Group(tuple(text[:2]), (Response(ids, b"", True, (0.0,) * len(ids)),), (1.0,))
+
+
+def batch_of(groups: Sequence[Group], *, learn_unfinished: bool = True) -> Batch:
     """Tensors of groups that all have the same number of responses."""
     size = len(groups[0].responses)
     width, columns = max(len(group.prompt) for group in groups) - 1, max(group.length for group in groups)
@@ -36,6 +52,7 @@ def batch_of(groups: Sequence[Group]) -> Batch:
     context_mask = np.zeros((len(groups), width), dtype=bool)
     inputs = np.zeros((len(groups) * size, columns), dtype=np.int64)
     targets, mask = np.zeros_like(inputs), np.zeros(inputs.shape, dtype=bool)
+    learned = np.zeros_like(mask)
     logprobs = np.zeros(inputs.shape, dtype=np.float32)
     for p, group in enumerate(groups):
         start = width - (len(group.prompt) - 1)
@@ -44,14 +61,16 @@ def batch_of(groups: Sequence[Group]) -> Batch:
             length = len(response.ids)
             inputs[row, :length] = (group.prompt[-1], *response.ids[:-1])
             targets[row, :length], mask[row, :length], logprobs[row, :length] = response.ids, True, response.logprobs
+            learned[row, :length] = learn_unfinished or response.finished
     advantages = np.array([a for group in groups for a in group.advantages], dtype=np.float32)
-    return Batch(*map(torch.from_numpy, (context_ids, context_mask, inputs, targets, mask, logprobs, advantages)))
+    arrays = (context_ids, context_mask, inputs, targets, mask, learned, logprobs, advantages)
+    return Batch(*map(torch.from_numpy, arrays))
 
 
 def idle_batch() -> Batch:
     """A batch without a token to learn from: a rank that has run out runs it, for the others wait in its gathers."""
     one, true = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
-    return Batch(one, true, one, one, ~true, torch.zeros(1, 1), torch.zeros(1))
+    return Batch(one, true, one, one, ~true, ~true, torch.zeros(1, 1), torch.zeros(1))
 
 
 def _padded_tokens(groups: Sequence[Group]) -> int:

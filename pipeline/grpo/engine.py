@@ -12,12 +12,13 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
@@ -30,9 +31,10 @@ from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.batch import batch_of, idle_batch
 from pipeline.grpo.logprobs import PolicyLogprobs
-from pipeline.grpo.loss import Loss
+from pipeline.grpo.loss import k3
+from pipeline.grpo.objective import Objective, entropy_threshold
 from pipeline.grpo.topology import zero_stage
-from pipeline.grpo.types import Batch, Group, Response
+from pipeline.grpo.types import Batch, Group, Response, ResponseSampler
 
 Engine = Any
 """`deepspeed.DeepSpeedEngine`, which is not typed. Its module is a `PolicyLogprobs`."""
@@ -43,18 +45,22 @@ class Update:
     """What one optimizer step did."""
 
     loss: float
-    """Mean over the tokens of all ranks."""
+    """The objective: sums divided by the counts of all ranks."""
     tokens: int
     """Tokens of responses it learned from, on all ranks."""
     grad_norm: float | None
     """Before clipping; None where DeepSpeed does not tell (fp32 without ZeRO)."""
     logprob_gap: float
     """Mean |trainer − sampler| of the log-probabilities (nats): how far the two disagree about the same weights."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Means over tokens (nats) of what the objective adds: `kl`, `entropy`, `next_token`."""
 
     def metrics(self) -> dict[str, float]:
         """By the names they are logged under."""
         known = {} if self.grad_norm is None else {"grad_norm": self.grad_norm}
-        return {"loss": self.loss, "tokens/trained": self.tokens, **known, "sampler/logprob_gap": self.logprob_gap}
+        parts = {f"loss/{name}": value for name, value in self.parts.items()}
+        gap = {"sampler/logprob_gap": self.logprob_gap}
+        return {"loss": self.loss, "tokens/trained": self.tokens, **known, **gap, **parts}
 
 
 def start() -> None:
@@ -69,40 +75,30 @@ def start() -> None:
     deepspeed.init_distributed(verbose=False)  # takes the group that is there
 
 
-def close(engine: Engine) -> None:
-    """Release the engine and leave the process group."""
+def close(engine: Engine, sampler: ResponseSampler | None = None) -> None:
+    """Release the engine and what samples, and leave the process group."""
     engine.destroy()
-    torch.distributed.destroy_process_group()
+    if sampler is not None:
+        sampler.close()
+    if torch.distributed.is_initialized():  # a vLLM of this process leaves it by itself
+        torch.distributed.destroy_process_group()
 
 
-def build(
-    folder: Path, policy: PolicyConfig, optimizer: OptimizerConfig, temperature: float, topology: dict[str, Any]
-) -> Engine:
+def build(folder: Path, policy: PolicyConfig, optimizer: OptimizerConfig, topology: dict[str, Any]) -> Engine:
     """The policy, its optimizer and its partitions. Every rank must call it, after `start`.
 
     Args:
         folder: a `transformers` folder.
         policy: precision and checkpointing.
         optimizer: AdamW's settings and the norm to clip at.
-        temperature: of the rollouts; log-probabilities are taken at it.
         topology: what `read_topology` read.
     """
-    config = topology | {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
+    config = _config(policy, topology) | {
         "managed_gradient_accumulation": False,  # a step is as many backwards as its micro-batches
         "gradient_clipping": optimizer.clip_norm,
-        "bf16": {"enabled": policy.dtype == "bfloat16"},
         "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1 << 60,
     }
-    with _partitioned_loading(config):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, policy.dtype))
-    model.train()
-    _disable_dropout(model)
-    if policy.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    module = PolicyLogprobs(model, temperature, share_contexts=not policy.gradient_checkpointing)
+    module = _module(folder, policy, config)
     adamw = torch.optim.AdamW(
         module.parameters(), lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay
     )
@@ -110,38 +106,121 @@ def build(
     return engine
 
 
-def update(engine: Engine, batches: Sequence[Batch], loss: Loss, clip: float, lr: float) -> Update:
+def build_reference(folder: Path, policy: PolicyConfig, topology: dict[str, Any]) -> Engine:
+    """A frozen policy to measure the divergence from, partitioned as the trained one is where that is by ZeRO-3.
+
+    Every rank must call it, after `start`.
+    """
+    config = _config(policy, topology if zero_stage(topology) == 3 else {})
+    module = _module(folder, policy, config).eval().requires_grad_(False)
+    engine, *_ = deepspeed.initialize(model=module, config=config)
+    return engine
+
+
+def _config(policy: PolicyConfig, topology: dict[str, Any]) -> dict[str, Any]:
+    return topology | {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "bf16": {"enabled": policy.dtype == "bfloat16"},
+        "steps_per_print": 1 << 60,
+    }
+
+
+def _module(folder: Path, policy: PolicyConfig, config: dict[str, Any]) -> PolicyLogprobs:
+    with _partitioned_loading(config):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, policy.dtype))
+    model.train()
+    _disable_dropout(model)
+    if policy.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return PolicyLogprobs(model, share_contexts=not policy.gradient_checkpointing)
+
+
+def update(
+    engine: Engine,
+    batches: Sequence[Batch],
+    objective: Objective,
+    lr: float,
+    *,
+    text: Sequence[Batch] = (),
+    reference: Engine | None = None,
+) -> Update:
     """One optimizer step on the micro-batches of all ranks; none if no rank has any. Every rank must call it.
 
-    Gradients are those of the *mean over all tokens of all ranks*: each backward is of a sum divided by the global
+    Gradients are those of sums over *all ranks* divided by global counts: each backward is of a sum divided by the
     count. Every rank runs the same number of backwards, for ZeRO-3 gathers weights in each.
+
+    Args:
+        engine: the policy.
+        batches: this rank's micro-batches of responses.
+        objective: what is minimised.
+        lr: learning rate of this step.
+        text: this rank's micro-batches for the next-token loss.
+        reference: the frozen policy, where the objective measures the divergence from one.
 
     Raises:
         UserError: the loss or the gradient is not finite; weights stay as they were if it is the loss.
     """
-    rounds = ranks.largest(len(batches))
-    if rounds == 0:
-        return Update(loss=0.0, tokens=0, grad_norm=0.0, logprob_gap=0.0)
-    (tokens,) = ranks.total(sum(int(batch.mask_RT.sum()) for batch in batches))
-    loss_sum = gap_sum = 0.0
-    for i in range(rounds):
-        batch = (batches[i] if i < len(batches) else idle_batch()).to(engine.device)
-        logprobs_RT = engine(batch)
-        old_logprobs_RT = logprobs_RT.detach()  # one update on what this policy sampled: the ratio is 1
-        summed = loss(logprobs_RT, old_logprobs_RT, batch.advantages_R, batch.mask_RT, clip)
+    if objective.top_entropy < 1:
+        batches = _most_uncertain(engine, batches, objective)
+    masks = [batch.learned_RT for batch in batches]
+    counted = sum(objective.loss.count(mask_RT) for mask_RT in masks), sum(int(mask_RT.sum()) for mask_RT in masks)
+    count, tokens, text_tokens = ranks.total(*counted, sum(int(batch.mask_RT.sum()) for batch in text))
+    sums = dict.fromkeys(("loss", "gap", "kl", "entropy", "next_token"), 0.0)
+    for batch in _same_number(batches if count else [], engine.device):
+        logprobs_RT, entropy_RT = engine(batch, objective.temperature, objective.entropy > 0)
+        reference_RT = None
+        if reference is not None:
+            with torch.no_grad():
+                reference_RT, _ = reference(batch, objective.temperature)
+            sums["kl"] += float(k3(logprobs_RT.detach(), reference_RT, batch.learned_RT).sum())
+        summed = objective.summed(batch, logprobs_RT, entropy_RT, reference_RT)
         # DeepSpeed averages gradients over ranks; the sum over ranks is meant.
-        engine.backward(summed / tokens * ranks.world_size())
-        loss_sum += float(summed.detach())
-        gap_RT = (old_logprobs_RT - batch.sampled_logprobs_RT).abs()
-        gap_sum += float(gap_RT.masked_fill(~batch.mask_RT, 0.0).sum())
-    loss_sum, gap_sum = ranks.total(loss_sum, gap_sum)
-    _must_be_finite("loss", loss_sum)
+        engine.backward(summed / count * ranks.world_size())
+        sums["loss"] += float(summed.detach()) / count
+        gap_RT = (logprobs_RT.detach() - batch.sampled_logprobs_RT).abs()
+        sums["gap"] += float(gap_RT.masked_fill(~batch.learned_RT, 0.0).sum())
+        sums["entropy"] += float(entropy_RT.detach().masked_fill(~batch.learned_RT, 0.0).sum())
+    for batch in _same_number(text if text_tokens else [], engine.device):
+        logprobs_RT, _ = engine(batch, 1.0)
+        summed = -logprobs_RT.masked_fill(~batch.mask_RT, 0.0).sum()
+        engine.backward(summed / text_tokens * objective.next_token * ranks.world_size())
+        sums["loss"] += float(summed.detach()) / text_tokens * objective.next_token
+        sums["next_token"] += float(summed.detach())
+    if not count and not text_tokens:
+        return Update(loss=0.0, tokens=0, grad_norm=0.0, logprob_gap=0.0)
+    loss, gap, kl, entropy, next_token = ranks.total(*sums.values())
+    _must_be_finite("loss", loss)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     engine.step()
     norm = engine.get_global_grad_norm()
     _must_be_finite("gradient", float(norm or 0.0))
-    return Update(loss_sum / tokens, int(tokens), None if norm is None else float(norm), gap_sum / tokens)
+    parts = {
+        **({"kl": kl / max(tokens, 1)} if reference is not None else {}),
+        **({"entropy": entropy / max(tokens, 1)} if objective.entropy else {}),
+        **({"next_token": next_token / text_tokens} if text_tokens else {}),
+    }
+    return Update(loss, int(tokens), None if norm is None else float(norm), gap / max(tokens, 1), parts)
+
+
+def _same_number(batches: Sequence[Batch], device: torch.device) -> Iterator[Batch]:
+    """This rank's micro-batches, then idle ones until every rank has had as many: they wait in each other's gathers."""
+    for i in range(ranks.largest(len(batches))):
+        yield (batches[i] if i < len(batches) else idle_batch()).to(device)
+
+
+@torch.no_grad()
+def _most_uncertain(engine: Engine, batches: Sequence[Batch], objective: Objective) -> list[Batch]:
+    """The micro-batches, learning from the tokens of highest entropy among those of all ranks: one more forward."""
+    entropies = [engine(batch, objective.temperature, True)[1].cpu() for batch in _same_number(batches, engine.device)]
+    own = [entropy_RT[batch.learned_RT] for entropy_RT, batch in zip(entropies, batches, strict=False)]
+    everyones = ranks.gathered([torch.cat(own).numpy() if own else np.zeros(0, dtype=np.float32)])
+    least = entropy_threshold(torch.from_numpy(np.concatenate(everyones)), objective.top_entropy)
+    return [
+        replace(batch, learned_RT=batch.learned_RT & (entropy_RT >= least))
+        for batch, entropy_RT in zip(batches, entropies, strict=False)
+    ]
 
 
 def gathered_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
@@ -170,7 +249,8 @@ def verify(engine: Engine, reference: PreTrainedModel, prompt: Sequence[int], te
         raise AssertionError(f"{len(wrong)} of the policy's weights are not what was loaded: {', '.join(wrong[:5])}")
     cut = max(1, len(prompt) // 2)
     response = Response(tuple(prompt[cut:]), b"", True, (0.0,) * (len(prompt) - cut))
-    own_T = engine(batch_of([Group(tuple(prompt[:cut]), (response,), (1.0,))]).to(engine.device))[0]
+    batch = batch_of([Group(tuple(prompt[:cut]), (response,), (1.0,))])
+    own_T = engine(batch.to(engine.device), temperature)[0][0]
     ids = torch.tensor([list(prompt)], device=engine.device)
     logits_TV = reference(input_ids=ids, use_cache=False).logits[0, cut - 1 : -1].float() / temperature
     plain_T = logits_TV.log_softmax(dim=-1).gather(1, ids[0, cut:, None])[:, 0]
@@ -180,6 +260,26 @@ def verify(engine: Engine, reference: PreTrainedModel, prompt: Sequence[int], te
             f"log-probabilities of the policy are off by {gap:.3g} nats",
             where=type(reference).__name__,
             mend="its logits are not a plain product of its output head (soft-capping, scaling): choose another policy",
+        )
+    return gap
+
+
+def sampler_gap(engine: Engine, response: Response, prompt: Sequence[int], temperature: float) -> float:
+    """Largest difference (nats) between the log-probabilities a sampler gave its own response and the engine's.
+
+    Every rank must call it.
+
+    Raises:
+        UserError: they are not of the same policy: the weights did not arrive, or one of the two computes another
+            model.
+    """
+    batch = batch_of([Group(tuple(prompt), (response,), (1.0,))]).to(engine.device)
+    own_T = engine(batch, temperature)[0][0].detach().cpu()
+    gap = float((own_T[: len(response.ids)] - torch.tensor(response.logprobs)).abs().max())
+    if gap > (0.5 if next(engine.module.parameters()).dtype == torch.bfloat16 else 1e-2):
+        raise UserError(
+            f"sampler and trainer disagree by {gap:.3g} nats about the same weights",
+            mend="check that both load the same policy, or choose `rollout.sampler: built_in`",
         )
     return gap
 

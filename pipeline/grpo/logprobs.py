@@ -24,7 +24,6 @@ class PolicyLogprobs(nn.Module):
 
     Args:
         model: a causal language model of `transformers` whose logits are its output head's product.
-        temperature: logits are divided by it, as they were when the responses were sampled.
         share_contexts: run a context once for its responses. Off under gradient checkpointing, which `transformers`
             does not do with a cache: each response is then read with its own copy of the context.
         logits_at_once: logits that exist at a time, in fp32, and as many gradients of them (128 MiB each).
@@ -33,20 +32,29 @@ class PolicyLogprobs(nn.Module):
     def __init__(
         self,
         model: PreTrainedModel,
-        temperature: float,
         *,
         share_contexts: bool = True,
         logits_at_once: int = 1 << 25,
     ) -> None:
         super().__init__()
         self.model = model
-        self.head = HeadLogprobs(model.get_output_embeddings(), temperature, logits_at_once)
+        self.head = HeadLogprobs(model.get_output_embeddings(), logits_at_once)
         self._share_contexts = share_contexts
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Log-probabilities [R, T] (nats, fp32) of `batch.targets_RT`; what stands outside the mask is meaningless."""
+    def forward(self, batch: Batch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor]:
+        """What the policy makes of `batch.targets_RT`; what stands outside the mask is meaningless.
+
+        Args:
+            batch: contexts and responses.
+            temperature: logits are divided by it, as they were when the responses were sampled.
+            entropy: whether entropies are computed; they are 0 otherwise.
+
+        Returns:
+            log-probabilities [R, T] of the targets, and entropies [R, T] of the distributions they were drawn from
+            (nats, fp32).
+        """
         hidden_RTE = self._shared(batch) if self._share_contexts else self._plain(batch)
-        return self.head(hidden_RTE, batch.targets_RT)
+        return self.head(hidden_RTE, batch.targets_RT, temperature, entropy)
 
     def _shared(self, batch: Batch) -> Tensor:
         """Hidden states [R, T, E] of the responses on the repeated caches of their contexts."""
@@ -88,51 +96,74 @@ class HeadLogprobs(nn.Module):
     A module that shares the head's weight, so that ZeRO-3 gathers it for the forward and for the backward.
     """
 
-    def __init__(self, head: nn.Module, temperature: float, logits_at_once: int) -> None:
+    def __init__(self, head: nn.Module, logits_at_once: int) -> None:
         super().__init__()
         if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
             raise UserError("the policy's output head is not a plain matrix", where=head, mend="choose another policy")
         self.weight = head.weight
-        self._temperature = temperature
         self._chunk = max(1, logits_at_once // head.out_features)  # tokens
 
-    def forward(self, hidden_RTE: Tensor, targets_RT: Tensor) -> Tensor:
-        """Log-probabilities [R, T] of the targets."""
-        flat: Tensor = _HeadLogprobs.apply(
-            hidden_RTE.flatten(0, 1), self.weight, targets_RT.flatten(), self._temperature, self._chunk
+    def forward(
+        self, hidden_RTE: Tensor, targets_RT: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [R, T] of the targets, and entropies [R, T] or zeros."""
+        logprobs_N, entropy_N = _HeadLogprobs.apply(
+            hidden_RTE.flatten(0, 1), self.weight, targets_RT.flatten(), temperature, entropy, self._chunk
         )
-        return flat.view(targets_RT.shape)
+        return logprobs_N.view(targets_RT.shape), entropy_N.view(targets_RT.shape)
 
 
 class _HeadLogprobs(torch.autograd.Function):
-    """log softmax(h Wᵀ / temperature)[target], a chunk of tokens at a time; the backward computes the logits again."""
+    """log softmax(h Wᵀ / temperature)[target] and its entropy, a chunk of tokens at a time.
+
+    The backward computes the logits again. With p the softmax of logits z: d log p[y] / dz = onehot(y) − p, and
+    dH / dz = −p (log p + H).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, temperature: float, chunk: int
-    ) -> Tensor:
-        ctx.save_for_backward(hidden_NE, weight_VE, targets_N)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        parts = []
+        ctx: Any,
+        hidden_NE: Tensor,
+        weight_VE: Tensor,
+        targets_N: Tensor,
+        temperature: float,
+        entropy: bool,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.temperature, ctx.entropy, ctx.chunk = temperature, entropy, chunk
+        logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NE.device)
+        entropy_N = torch.zeros_like(logprobs_N)
         for rows in _chunks(len(targets_N), chunk):
             logits = (hidden_NE[rows] @ weight_VE.t()).float().div_(temperature)
-            parts.append(logits.gather(1, targets_N[rows, None])[:, 0] - logits.logsumexp(dim=-1))
-        return torch.cat(parts)
+            total = logits.logsumexp(dim=-1)
+            logprobs_N[rows] = logits.gather(1, targets_N[rows, None])[:, 0] - total
+            if entropy:
+                entropy_N[rows] = total - (logits.softmax(dim=-1) * logits).sum(dim=-1)
+        ctx.save_for_backward(hidden_NE, weight_VE, targets_N, entropy_N)
+        if not entropy:
+            ctx.mark_non_differentiable(entropy_N)
+        return logprobs_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (grad_N,) = grads
-        hidden_NE, weight_VE, targets_N = ctx.saved_tensors
+        grad_N, grad_entropy_N = grads
+        hidden_NE, weight_VE, targets_N, entropy_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NE)
         grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32)
         for rows in _chunks(len(targets_N), ctx.chunk):
             logits = (hidden_NE[rows] @ weight_VE.t()).float().div_(ctx.temperature)
-            grad_logits = logits.softmax(dim=-1).mul_(-grad_N[rows, None])  # d logp = (onehot − softmax)
+            if ctx.entropy:
+                logprobs = logits.log_softmax(dim=-1)
+                probabilities = logprobs.exp()
+                factor = grad_N[rows, None] + grad_entropy_N[rows, None] * (logprobs + entropy_N[rows, None])
+                grad_logits = probabilities.mul_(-factor)
+            else:
+                grad_logits = logits.softmax(dim=-1).mul_(-grad_N[rows, None])
             grad_logits.scatter_add_(1, targets_N[rows, None], grad_N[rows, None])
             grad_logits = grad_logits.div_(ctx.temperature).to(hidden_NE.dtype)
             grad_hidden[rows] = grad_logits @ weight_VE
             grad_weight += grad_logits.t() @ hidden_NE[rows]
-        return grad_hidden, grad_weight.to(weight_VE.dtype), None, None, None
+        return grad_hidden, grad_weight.to(weight_VE.dtype), None, None, None, None
 
 
 def _chunks(tokens: int, chunk: int) -> list[slice]:

@@ -1,42 +1,143 @@
-"""Objectives: sums over tokens, divided once by a count the caller knows. Shape names: R responses, T tokens."""
+"""Policy losses: a term for every token, how much each counts, and what their sum is divided by.
+
+The caller sums terms times weights over all micro-batches and ranks, and divides once by the global count of tokens or
+responses. Groups of equal rewards are in neither: they have left before.
+
+Shape names: R responses, T tokens. Ratios ρ are new over old probabilities. Where one update is made on what the policy
+itself has just sampled, old is new detached: ρ is 1, no bound acts, and losses differ in their weights alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+@dataclass(frozen=True)
+class Bounds:
+    """The ratio is kept within [1 − low, 1 + high]."""
+
+    low: float
+    high: float
+
+    def clamp(self, ratio: Tensor) -> Tensor:
+        """The ratio within the bounds."""
+        return ratio.clamp(1 - self.low, 1 + self.high)
 
 
-def grpo(logprobs_RT: Tensor, old_logprobs_RT: Tensor, advantages_R: Tensor, mask_RT: Tensor, clip: float) -> Tensor:
-    """Minus the clipped surrogate of PPO and GRPO (arXiv 2402.03300, equation 3, without KL), *summed* over tokens.
+# ------------------------------------------------------------------------------------- terms [R, T] to minimise
 
-    Per token −min(ρA, clamp(ρ, 1 − clip, 1 + clip)·A), ρ the ratio of new to old probability. The caller divides the
-    sum over all micro-batches and ranks by the number of tokens in them, once. On policy, where old is new detached,
-    ρ is 1 and the gradient is that of −A·log p.
+Terms = Callable[[Tensor, Tensor, Tensor, Tensor, Bounds], Tensor]
+"""logprobs_RT, old_logprobs_RT (at the temperature of the rollouts), advantages_R, mask_RT, bounds → terms [R, T], 0
+outside the mask."""
 
-    Args:
-        logprobs_RT, old_logprobs_RT: at the temperature the responses were sampled at.
-        advantages_R: of each response, the same for all its tokens.
-        mask_RT: True on tokens of responses.
-        clip: ε of the ratio.
 
-    Returns:
-        a scalar.
+def by_token(
+    logprobs_RT: Tensor, old_logprobs_RT: Tensor, advantages_R: Tensor, mask_RT: Tensor, bounds: Bounds
+) -> Tensor:
+    """Minus the clipped surrogate of PPO and GRPO: −min(ρA, clamp(ρ)·A), ρ of the token (arXiv 2402.03300, equation 3).
 
     Example:
-        >>> old = torch.log(torch.tensor([[0.5, 0.5]]))
-        >>> new = torch.log(torch.tensor([[0.5, 0.9]]))  # ratios 1 and 1.8
-        >>> round(grpo(new, old, torch.tensor([1.0]), torch.tensor([[True, True]]), clip=0.2).item(), 6)
-        -2.2
+        >>> old, new = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.5, 0.9]]).log()  # ratios 1 and 1.8
+        >>> by_token(new, old, torch.tensor([1.0]), torch.tensor([[True, True]]), Bounds(0.2, 0.28))
+        tensor([[-1.0000, -1.2800]])
     """
-    ratio_RT = (logprobs_RT - old_logprobs_RT).exp()
+    ratio_RT = _difference(logprobs_RT, old_logprobs_RT, mask_RT).exp()
     advantages_R1 = advantages_R[:, None]
-    surrogate_RT = torch.minimum(ratio_RT * advantages_R1, ratio_RT.clamp(1 - clip, 1 + clip) * advantages_R1)
-    return -surrogate_RT.masked_fill(~mask_RT, 0.0).sum()
+    surrogate_RT = torch.minimum(ratio_RT * advantages_R1, bounds.clamp(ratio_RT) * advantages_R1)
+    return -surrogate_RT.masked_fill(~mask_RT, 0.0)
 
 
-LOSSES: dict[str, Loss] = {"grpo": grpo}
+def by_sequence(
+    logprobs_RT: Tensor, old_logprobs_RT: Tensor, advantages_R: Tensor, mask_RT: Tensor, bounds: Bounds
+) -> Tensor:
+    """As `by_token`, with one ratio a response, the geometric mean of its tokens' (GSPO, arXiv 2507.18071, eq. 5–7).
+
+    ρ_i = exp(1/|o_i| Σ_t (log p − log p_old)); the mean of a response's terms is its −min(ρ_i A, clamp(ρ_i)·A).
+    """
+    log_ratio_RT = _difference(logprobs_RT, old_logprobs_RT, mask_RT)
+    ratio_R = (log_ratio_RT.sum(dim=1) / mask_RT.sum(dim=1).clamp(min=1)).exp()
+    surrogate_R = torch.minimum(ratio_R * advantages_R, bounds.clamp(ratio_R) * advantages_R)
+    return -surrogate_R[:, None] * mask_RT
+
+
+def by_weight(
+    logprobs_RT: Tensor, old_logprobs_RT: Tensor, advantages_R: Tensor, mask_RT: Tensor, bounds: Bounds
+) -> Tensor:
+    """−sg(clamp(ρ))·A·log p (CISPO, arXiv 2506.13585, equations 4–5): the weight is clipped, no token's gradient is."""
+    weight_RT = bounds.clamp(_difference(logprobs_RT.detach(), old_logprobs_RT, mask_RT).exp())
+    return -(weight_RT * advantages_R[:, None] * logprobs_RT).masked_fill(~mask_RT, 0.0)
+
+
+def k3(logprobs_RT: Tensor, reference_RT: Tensor, mask_RT: Tensor) -> Tensor:
+    """Estimates KL(policy ‖ reference) of each token, from the token sampled: e^d − d − 1, d = log p_ref − log p.
+
+    Unbiased, and never negative (Schulman's k3; arXiv 2402.03300, equation 4).
+
+    Example:
+        >>> k3(torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log(), torch.tensor([[True]]))
+        tensor([[0.1931]])
+    """
+    difference_RT = _difference(reference_RT, logprobs_RT, mask_RT)
+    return difference_RT.exp() - difference_RT - 1
+
+
+def _difference(logprobs_RT: Tensor, other_RT: Tensor, mask_RT: Tensor) -> Tensor:
+    """Outside the mask anything may stand, infinities too; there it is 0, and so is the gradient."""
+    return logprobs_RT.masked_fill(~mask_RT, 0.0) - other_RT.masked_fill(~mask_RT, 0.0)
+
+
+# ---------------------------------------------------------------------------------------- weights [R, T] of terms
+
+Weights = Callable[[Tensor, int], Tensor]
+"""mask_RT, and the tokens a response has room for → weights [R, T]."""
+
+
+def equal(mask_RT: Tensor, room: int) -> Tensor:
+    """1 for every token."""
+    return mask_RT.float()
+
+
+def of_response(mask_RT: Tensor, room: int) -> Tensor:
+    """1/|o_i| for every token of response i: long responses count as much as short ones."""
+    return mask_RT / mask_RT.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def of_room(mask_RT: Tensor, room: int) -> Tensor:
+    """1/room for every token: a constant, so that length does not change what a token counts."""
+    return mask_RT / room
+
+
+# ----------------------------------------------------------------------------------------------------- by name
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Σ terms · weights, divided by the global number of tokens or responses."""
+
+    terms: Terms
+    weights: Weights
+    per: Literal["token", "response"]
+
+    def count(self, mask_RT: Tensor) -> int:
+        """What a micro-batch adds to the global count: its tokens, or its responses that have one."""
+        return int(mask_RT.sum() if self.per == "token" else mask_RT.any(dim=1).sum())
+
+
+LOSSES: dict[str, Loss] = {
+    # 1/R Σ_i 1/|o_i| Σ_t −min(ρA, clamp(ρ)A)                       GRPO: DeepSeekMath, arXiv 2402.03300, equation 3
+    "grpo": Loss(by_token, of_response, "response"),
+    # 1/Σ|o_i| Σ_i Σ_t −min(ρA, clamp(ρ)A)                          DAPO: arXiv 2503.14476, equations 8–12
+    "dapo": Loss(by_token, equal, "token"),
+    # 1/R Σ_i 1/room Σ_t −min(ρA, clamp(ρ)A)                        Dr. GRPO: arXiv 2503.20783, section 3.2
+    "dr_grpo": Loss(by_token, of_room, "response"),
+    # 1/R Σ_i −min(ρ_i A, clamp(ρ_i)A)                              GSPO: arXiv 2507.18071, equation 5
+    "gspo": Loss(by_sequence, of_response, "response"),
+    # 1/Σ|o_i| Σ_i Σ_t −sg(clamp(ρ))A log p                         CISPO: arXiv 2506.13585, equation 4
+    "cispo": Loss(by_weight, equal, "token"),
+}
 """By the names of `objective.loss`."""

@@ -51,15 +51,14 @@ def rollout_metrics(groups: Sequence[GroupSummary]) -> Metrics:
     responses = sum(len(group.rewards) for group in groups)
     tokens = sum(group.tokens for group in groups)
     reasons = Counter(reason for group in groups for reason in group.reasons)
-    all_right = sum(min(group.rewards) == 1 for group in groups)
-    all_wrong = sum(max(group.rewards) == 0 for group in groups)
+    right = [[reason == "match" for reason in group.reasons] for group in groups]
     return {
         "reward/mean": sum(sum(group.rewards) for group in groups) / responses,
         **{f"reward/{reason}": reasons[reason] for reason in REASONS},
         "groups/sampled": len(groups),
         "groups/zero_variance": sum(len(set(group.rewards)) == 1 for group in groups) / len(groups),
-        "groups/all_right": all_right / len(groups),
-        "groups/all_wrong": all_wrong / len(groups),
+        "groups/all_right": sum(map(all, right)) / len(groups),
+        "groups/all_wrong": sum(not any(group) for group in right) / len(groups),
         "response/length": tokens / responses,
         "tokens/sampled": tokens,
         "policy/entropy": -sum(group.logprob_sum for group in groups) / tokens,

@@ -44,3 +44,8 @@ class PromptBuilder:
         """Token ids of the prompt for a context (UTF-8; a character cut at its start becomes U+FFFD)."""
         text = context.decode("utf-8", errors="replace")
         return [*self.prefix_ids, *self._corpus_tokenizer.encode(text).tolist(), *self.suffix_ids]
+
+    def bare_ids(self, text: str) -> list[int]:
+        """Token ids of a text as such, after the token that the tokenizer declares for a beginning, if any."""
+        beginning = [] if self._corpus_tokenizer.bos_id is None else [self._corpus_tokenizer.bos_id]
+        return [*beginning, *self._corpus_tokenizer.encode(text).tolist()]

@@ -12,10 +12,11 @@ from pipeline.core.config import Recipe
 from pipeline.grpo.advantage import Advantage
 from pipeline.grpo.curriculum import Draw
 from pipeline.grpo.prompt import PromptBuilder
-from pipeline.grpo.sampler import Sampler, rollout_seed
-from pipeline.grpo.types import Group, Response
+from pipeline.grpo.reward import Answered, Outcomes
+from pipeline.grpo.sampler import rollout_seed
+from pipeline.grpo.types import Group, ResponseSampler
 from pipeline.shards.reader import Site
-from pipeline.task.reward import Outcome, score_response
+from pipeline.task.reward import Outcome
 
 ROLLOUTS = pa.schema(
     [
@@ -47,10 +48,15 @@ class Rollout:
     group: Group
     outcomes: tuple[Outcome, ...]
 
+    @property
+    def text(self) -> str:
+        """The true text around the site: its context and what follows; characters cut at either end are left out."""
+        return (self.site.context + self.site.continuation).decode("utf-8", errors="ignore")
+
 
 def roll_out(
-    sampler: Sampler, prompts: PromptBuilder, draws: Sequence[Draw], recipe: Recipe, step: int
-) -> list[tuple[tuple[int, ...], list[Response]]]:
+    sampler: ResponseSampler, prompts: PromptBuilder, draws: Sequence[Draw], recipe: Recipe, step: int
+) -> list[Answered]:
     """The prompt of each drawn site, and its responses, each with the noise of (seed, step, site, sample)."""
     size = recipe.rollout.group_size
     ids = [tuple(prompts.ids(draw.site.context)) for draw in draws]
@@ -60,25 +66,20 @@ def roll_out(
         for g in range(size)
     ]
     responses = sampler.sample(ids, size, recipe.rollout.temperature, recipe.rollout.max_new_tokens, seeds)
-    return [(prompt, responses[p * size : (p + 1) * size]) for p, prompt in enumerate(ids)]
-
-
-def score(
-    draws: Sequence[Draw], answered: Sequence[tuple[tuple[int, ...], list[Response]]], advantage: Advantage
-) -> list[Rollout]:
-    """Reward every response, and compare it with its group."""
-    outcomes_PG = [
-        [score_response(r.text, r.finished, draw.site.continuation, draw.site.boundaries) for r in responses]
-        for draw, (_, responses) in zip(draws, answered, strict=True)
+    return [
+        Answered(draw.site, prompt, tuple(responses[p * size : (p + 1) * size]))
+        for p, (draw, prompt) in enumerate(zip(draws, ids, strict=True))
     ]
-    if not outcomes_PG:
+
+
+def compared(answered: Sequence[Answered], outcomes_PG: Outcomes, advantage: Advantage) -> list[Rollout]:
+    """Groups whose responses are compared with each other by what they earned."""
+    if not answered:
         return []
     advantages_PG = advantage(np.array([[outcome.reward for outcome in group] for group in outcomes_PG]))
     return [
-        Rollout(draw.site, Group(prompt, tuple(responses), tuple(advantages)), tuple(outcomes))
-        for draw, (prompt, responses), advantages, outcomes in zip(
-            draws, answered, advantages_PG.tolist(), outcomes_PG, strict=True
-        )
+        Rollout(a.site, Group(a.prompt, a.responses, tuple(advantages)), tuple(outcomes))
+        for a, advantages, outcomes in zip(answered, advantages_PG.tolist(), outcomes_PG, strict=True)
     ]
 
 

@@ -177,12 +177,33 @@ class Sampler:
             contexts: token ids, with the token the model expects at a start where it expects one; none is empty.
         """
         best = [0] * len(contexts)
-        by_length = sorted(range(len(contexts)), key=lambda p: len(contexts[p]))
-        for chosen in _chunks(by_length, [len(context) for context in contexts], self._prefill_tokens):
-            logits_PV = self._read([contexts[p] for p in chosen], len(contexts[chosen[-1]]), None)
+        for chosen, logits_PV in self._next(contexts):
             for p, token in zip(chosen, logits_PV.argmax(dim=-1).tolist(), strict=True):
                 best[p] = token
         return best
+
+    @torch.inference_mode()
+    def next_logprobs(self, contexts: Sequence[Sequence[int]], ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities (nats, temperature 1) of given next tokens after each of P contexts.
+
+        Args:
+            contexts: as for `direct`.
+            ids: of every context, the tokens asked for.
+        """
+        found: list[list[float]] = [[]] * len(contexts)
+        for chosen, logits_PV in self._next(contexts):
+            for p, logprobs_V in zip(chosen, logits_PV.float().log_softmax(dim=-1), strict=True):
+                found[p] = logprobs_V[list(ids[p])].tolist()
+        return found
+
+    def _next(self, contexts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        """Numbers of some of the contexts and the logits [P, V] after them, until all were read."""
+        by_length = sorted(range(len(contexts)), key=lambda p: len(contexts[p]))
+        for chosen in _chunks(by_length, [len(context) for context in contexts], self._prefill_tokens):
+            yield chosen, self._read([contexts[p] for p in chosen], len(contexts[chosen[-1]]), None)
+
+    def close(self) -> None:
+        """Nothing to release: the model is plain memory."""
 
     def _read(self, contexts: Sequence[Sequence[int]], width: int, cache: Cache | None) -> Tensor:
         """Run contexts, left-padded to `width`, into `cache`; logits [P, V] after their last tokens."""

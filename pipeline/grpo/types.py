@@ -6,7 +6,9 @@ responses, V vocabulary, E hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +26,27 @@ class Response:
     """It ended by itself, not for lack of room."""
     logprobs: tuple[float, ...]
     """Log-probability [T] (nats) of each id under the distribution it was sampled from."""
+
+
+class ResponseSampler(Protocol):
+    """What samples: `sampler.Sampler`, built in, or `vllm_sampler.VllmSampler`. Their methods are described there."""
+
+    eos_ids: frozenset[int]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group_size: int,
+        temperature: float,
+        max_new_tokens: int,
+        seeds: Sequence[int],
+    ) -> list[Response]: ...
+
+    def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +88,8 @@ class Batch:
     """The response."""
     mask_RT: Tensor
     """True where `targets_RT` is a token of a response."""
+    learned_RT: Tensor
+    """Where of `mask_RT` there is something to learn: all of it, unless the objective leaves tokens out."""
     sampled_logprobs_RT: Tensor
     """Of the targets, as the sampler had them: to see whether it and the trainer agree."""
     advantages_R: Tensor

@@ -1,16 +1,16 @@
-"""The prefix-matching reward (arXiv 2506.08007, Eq. 3), on bytes."""
+"""Rewards of a prediction, on bytes: prefix matching (arXiv 2506.08007, Eq. 3), and the two of its appendix A."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from pipeline.task.extraction import extract_prediction
 
 Reason = Literal["match", "mismatch", "off_boundary", "longer_than_continuation", "empty", "missing", "unfinished"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
-"""Every reason an outcome can have: `match` is rewarded 1, all others 0."""
+"""Every reason an outcome can have. Prefix matching rewards `match` with 1, all others with 0."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,14 @@ class Outcome:
     """What a prediction earned, and why."""
 
     reward: float
-    """1.0 or 0.0."""
     reason: Reason
     prediction: bytes | None = None
     """What was judged; None where there was nothing to judge (`missing`, `unfinished`)."""
+
+    @property
+    def right(self) -> bool:
+        """The prediction is true."""
+        return self.reason == "match"
 
 
 def prefix_reward(prediction: bytes | None, continuation: bytes, boundaries: Sequence[int]) -> Outcome:
@@ -53,6 +57,38 @@ def prefix_reward(prediction: bytes | None, continuation: bytes, boundaries: Seq
     if len(prediction) not in boundaries:
         return Outcome(0.0, "off_boundary", prediction)
     return Outcome(1.0, "match", prediction)
+
+
+def first_token_reward(prediction: bytes | None, first_token: bytes, target: bytes) -> Outcome:
+    """Reward 1 iff the prediction's first token is the true next token (appendix A): what follows is not judged.
+
+    Args:
+        prediction: bytes in the box; None if there was none.
+        first_token: bytes of the first of the tokens that the policy's tokenizer makes of the prediction.
+        target: bytes of the true next token.
+
+    Example:
+        >>> first_token_reward(b" 4 pears", b" 4", b" 4").reason, first_token_reward(b" 45", b" 45", b" 4").reason
+        ('match', 'mismatch')
+    """
+    if not prediction:
+        return Outcome(0.0, "missing" if prediction is None else "empty", prediction)
+    right = target in (first_token, prediction)
+    return Outcome(float(right), "match" if right else "mismatch", prediction)
+
+
+def dense_reward(outcome: Outcome, probability: float) -> Outcome:
+    """Appendix A's dense reward: 1 for the right first token, else what the language model thought of the wrong one.
+
+    Args:
+        outcome: of `first_token_reward`.
+        probability: of the predicted first token after the bare context, read directly.
+
+    Example:
+        >>> dense_reward(first_token_reward(b" 5", b" 5", b" 4"), 0.25).reward
+        0.25
+    """
+    return replace(outcome, reward=probability) if outcome.reason == "mismatch" else outcome
 
 
 def score_response(response: bytes, finished: bool, continuation: bytes, boundaries: Sequence[int]) -> Outcome:

@@ -22,14 +22,18 @@ ranks.prepare_environment()
 import deepspeed  # noqa: E402
 
 from pipeline.grpo import engine as ds  # noqa: E402
-from pipeline.grpo.batch import batch_of, micro_batches  # noqa: E402
-from pipeline.grpo.loss import grpo  # noqa: E402
+from pipeline.grpo.batch import batch_of, micro_batches, text_batches  # noqa: E402
+from pipeline.grpo.loss import LOSSES, Bounds  # noqa: E402
+from pipeline.grpo.objective import Objective  # noqa: E402
 from pipeline.grpo.sampler import Sampler, eos_ids_of  # noqa: E402
 from pipeline.grpo.topology import read_topology  # noqa: E402
 from tests.grpo.models import TEMPERATURE, some_groups  # noqa: E402
 from tests.grpo.test_sampler import TOKENIZER  # noqa: E402
 
 LR, BETAS, MICRO_BATCH = 1e-2, (0.9, 0.95), 90
+OBJECTIVE = Objective(LOSSES["dapo"], Bounds(0.2, 0.2), TEMPERATURE, room=8)
+EVERYTHING = Objective(LOSSES["grpo"], Bounds(0.2, 0.2), TEMPERATURE, 8, kl=0.3, entropy=0.1, next_token=0.2)
+TEXTS = [list(range(4, 4 + length)) for length in (9, 5, 12)]
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11]]
 
 
@@ -40,7 +44,7 @@ def main(folder: Path, topology: Path, out: Path, gradient_checkpointing: bool) 
     # This rate is not used: each update is given its own. No clipping: the first moment after one step is then
     # (1 − β₁) times the gradient.
     optimizer = OptimizerConfig(lr=9.0, betas=BETAS, weight_decay=0.0, clip_norm=1e9)
-    engine = ds.build(folder, policy, optimizer, TEMPERATURE, read_topology(topology))
+    engine = ds.build(folder, policy, optimizer, read_topology(topology))
     model = Sampler.load(folder, TOKENIZER).model
     sampler = Sampler(model, TOKENIZER, eos_ids_of(model))
     seen = {"gap": ds.verify(engine, model, list(range(3, 20)), TEMPERATURE), "responses": [], "updates": []}
@@ -53,22 +57,28 @@ def main(folder: Path, topology: Path, out: Path, gradient_checkpointing: bool) 
     gradients = None
     for seed in (0, 1):
         batches = micro_batches(ranks.share(some_groups(5, 3, seed)), MICRO_BATCH)
-        seen["updates"].append(ds.update(engine, batches, grpo, 0.2, LR).metrics())
+        seen["updates"].append(ds.update(engine, batches, OBJECTIVE, LR).metrics())
         if gradients is None:
             gradients = {
                 name: first_moment(engine, parameter) / (1 - BETAS[0])
                 for name, parameter in engine.module.model.named_parameters()
             }
         sample()
-    nothing = ds.update(engine, [], grpo, 0.2, LR)
+    nothing = ds.update(engine, [], OBJECTIVE, LR)
     seen["gap_after"] = ds.verify(engine, model, list(range(3, 20)), TEMPERATURE)
     weights = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
     with torch.no_grad():
-        logprobs = engine(batch_of(some_groups(5, 3)))
+        logprobs, _ = engine(batch_of(some_groups(5, 3)), TEMPERATURE)
     ds.export(engine, _NoTokenizer(), out / "policy")
+    shared = ranks.share(some_groups(5, 3))
+    reference, batches = ds.build_reference(folder, policy, read_topology(topology)), micro_batches(shared, MICRO_BATCH)
+    for name, share in {"everything": 1.0, "uncertain": 0.3}.items():
+        objective, text = replace(EVERYTHING, top_entropy=share), text_batches(ranks.share(TEXTS), 30)
+        update = ds.update(engine, batches, objective, 0.0, text=text, reference=reference)
+        seen[name] = update.metrics()
     endless = [replace(group, advantages=(math.inf,) * 3) for group in some_groups(2, 3)]
     try:
-        ds.update(engine, [batch_of(endless)], grpo, 0.2, LR)
+        ds.update(engine, [batch_of(endless)], OBJECTIVE, LR)
     except UserError as error:
         seen["refused"] = str(error)
     if ranks.rank() == 0:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.grpo.advantage import ADVANTAGES, EPSILON, group_std, mean_only
+from pipeline.core.config import ObjectiveConfig
+from pipeline.grpo.advantage import ADVANTAGES, EPSILON, group_std, mean_only, rloo
 
 REWARDS = arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 9)), elements=st.sampled_from([0.0, 0.1, 1.0]))
 
@@ -19,6 +22,18 @@ def test_group_std_by_hand() -> None:
 
 def test_mean_only_by_hand() -> None:
     np.testing.assert_allclose(mean_only(np.array([[1.0, 1, 0, 0, 0]])), [[0.6, 0.6, -0.4, -0.4, -0.4]], rtol=1e-12)
+
+
+@given(rewards_PG=REWARDS)
+def test_rloo_is_the_reward_less_the_mean_of_the_others(rewards_PG: np.ndarray) -> None:
+    advantages_PG = rloo(rewards_PG)
+    for rewards_G, advantages_G in zip(rewards_PG, advantages_PG, strict=True):
+        for g, reward in enumerate(rewards_G):
+            assert advantages_G[g] == pytest.approx(reward - np.delete(rewards_G, g).mean(), abs=1e-9)
+
+
+def test_every_name_of_the_recipe_is_there() -> None:
+    assert set(get_args(ObjectiveConfig.model_fields["advantage"].annotation)) == set(ADVANTAGES)
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline.grpo.batch import batch_of
-from tests.grpo.engine_worker import BETAS, LR, PROMPTS
+from tests.grpo.engine_worker import BETAS, LR, PROMPTS, TEXTS
 from tests.grpo.models import TEMPERATURE, plain_gradients, plain_logprobs, saved, some_groups, tiny
 from tests.grpo.test_sampler import sampler_of
 
@@ -128,6 +129,37 @@ def test_rank_count_and_zero_change_no_gradient(outcomes: dict[str, Outcome]) ->
     for name in ("zero3 two ranks", "zero0 two ranks"):
         for parameter, gradient in outcomes[name].tensors["gradients"].items():
             torch.testing.assert_close(gradient, reference[parameter], rtol=0, atol=1e-5, msg=f"{name}: {parameter}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_everything_an_objective_can_add_equals_the_plain_computation(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    policy, reference = AutoModelForCausalLM.from_pretrained(outcome.policy).eval(), tiny(tied=outcome.tied)
+    rows = [
+        (group.prompt, r.ids, a)
+        for group in some_groups(5, 3)
+        for r, a in zip(group.responses, group.advantages, strict=True)
+    ]
+    loss, kl, entropy = 0.0, [], []
+    with torch.no_grad():
+        for prompt, response, advantage in rows:
+            own_T, other_T = (plain_logprobs(model, prompt, response, TEMPERATURE) for model in (policy, reference))
+            logits_TV = policy(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
+            kl.append((other_T - own_T).exp() - (other_T - own_T) - 1)
+            entropy.append(torch.distributions.Categorical(logits=logits_TV).entropy())
+            loss += float(-advantage + 0.3 * kl[-1].mean() - 0.1 * entropy[-1].mean()) / len(rows)
+        text = torch.cat([plain_logprobs(policy, ids[:2], ids[2:], 1.0) for ids in TEXTS])
+    loss += 0.2 * float(-text.mean())
+    seen = outcome.seen["everything"]
+    assert seen["loss"] == pytest.approx(loss, abs=1e-4)
+    assert seen["loss/kl"] == pytest.approx(float(torch.cat(kl).mean()), rel=1e-3) and seen["loss/kl"] > 1e-3
+    assert seen["loss/entropy"] == pytest.approx(float(torch.cat(entropy).mean()), rel=1e-3)
+    assert seen["loss/next_token"] == pytest.approx(float(-text.mean()), rel=1e-3)
+    tokens = len(torch.cat(entropy))
+    assert seen["tokens/trained"] == tokens
+    assert outcome.seen["uncertain"]["tokens/trained"] == math.ceil(0.3 * tokens)
+    most = torch.cat(entropy).topk(math.ceil(0.3 * tokens)).values.mean()
+    assert outcome.seen["uncertain"]["loss/entropy"] == pytest.approx(float(most), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", CASES)

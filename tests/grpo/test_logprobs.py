@@ -6,9 +6,11 @@ import torch
 from pipeline.core.errors import UserError
 from pipeline.grpo.batch import batch_of, idle_batch, micro_batches
 from pipeline.grpo.logprobs import HeadLogprobs, PolicyLogprobs
-from pipeline.grpo.loss import grpo
+from pipeline.grpo.loss import LOSSES, Bounds
+from pipeline.grpo.objective import Objective
 from tests.grpo.models import TEMPERATURE, plain_gradients, plain_logprobs, some_groups, tiny
 
+OBJECTIVE = Objective(LOSSES["dapo"], Bounds(0.2, 0.2), TEMPERATURE, room=8)
 KINDS = [("qwen2", True), ("qwen2", False), ("llama", False), ("gpt2", True), ("sliding", True)]
 
 
@@ -21,13 +23,12 @@ def test_loss_and_every_gradient_equal_the_plain_computation(
     groups, model = some_groups(5, 3), tiny(kind, tied=tied)
     expected_loss, expected = plain_gradients(model, groups, TEMPERATURE)
     model.zero_grad()
-    policy, loss = PolicyLogprobs(model, TEMPERATURE, **options), 0.0
+    policy, loss = PolicyLogprobs(model, **options), 0.0
     batches = micro_batches(groups, tokens)
     assert (len(batches) > 1) == (tokens == 90)
     count = sum(int(batch.mask_RT.sum()) for batch in batches)
     for batch in batches:
-        logprobs_RT = policy(batch)
-        part = grpo(logprobs_RT, logprobs_RT.detach(), batch.advantages_R, batch.mask_RT, 0.2) / count
+        part = OBJECTIVE.summed(batch, *policy(batch, TEMPERATURE)) / count
         part.backward()
         loss += part.item()
     assert loss == pytest.approx(expected_loss, abs=1e-6)
@@ -41,7 +42,7 @@ def test_logprobs_are_at_the_given_temperature_and_in_place() -> None:
     model, groups = tiny(), some_groups(3, 2)
     batch = batch_of(groups)
     with torch.no_grad():
-        logprobs_RT = PolicyLogprobs(model, 0.5)(batch)
+        logprobs_RT, _ = PolicyLogprobs(model)(batch, 0.5)
         rows = [(group.prompt, response.ids) for group in groups for response in group.responses]
         for row, (prompt, response) in enumerate(rows):
             expected = plain_logprobs(model, prompt, response, 0.5)
@@ -54,21 +55,44 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     model.zero_grad()
     model.train().gradient_checkpointing_enable({"use_reentrant": False})
     batch = batch_of(groups)
-    logprobs_RT = PolicyLogprobs(model, TEMPERATURE, share_contexts=False)(batch)
-    loss = grpo(logprobs_RT, logprobs_RT.detach(), batch.advantages_R, batch.mask_RT, 0.2) / batch.mask_RT.sum()
+    policy = PolicyLogprobs(model, share_contexts=False)
+    loss = OBJECTIVE.summed(batch, *policy(batch, TEMPERATURE)) / batch.mask_RT.sum()
     loss.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("logits_at_once", [200, 1 << 20])
+def test_entropy_and_its_gradient_equal_the_plain_computation(logits_at_once: int) -> None:
+    groups, model = some_groups(3, 2), tiny(tied=False)
+    rows = [(group.prompt, response.ids) for group in groups for response in group.responses]
+    plain, expected = [], 0.0
+    for prompt, response in rows:
+        logits_TV = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
+        plain.append(torch.distributions.Categorical(logits=logits_TV).entropy())
+        picked = logits_TV.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)]
+        expected = expected + (plain[-1] * torch.arange(len(response))).sum() - 0.3 * picked.sum()
+    expected.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    batch = batch_of(groups)
+    logprobs_RT, entropy_RT = PolicyLogprobs(model, logits_at_once=logits_at_once)(batch, TEMPERATURE, True)
+    for row, entropy_T in enumerate(plain):
+        torch.testing.assert_close(entropy_RT[row][batch.mask_RT[row]], entropy_T, rtol=1e-4, atol=1e-5)
+    weights_T = torch.arange(batch.mask_RT.shape[1])
+    (entropy_RT * weights_T - 0.3 * logprobs_RT).masked_fill(~batch.mask_RT, 0.0).sum().backward()
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=largest * 2e-6, msg=name)
+
+
 def test_an_idle_batch_has_a_zero_gradient() -> None:
     model, batch = tiny(), idle_batch()
-    logprobs_RT = PolicyLogprobs(model, TEMPERATURE)(batch)
-    grpo(logprobs_RT, logprobs_RT.detach(), batch.advantages_R, batch.mask_RT, 0.2).backward()
+    OBJECTIVE.summed(batch, *PolicyLogprobs(model)(batch, TEMPERATURE)).backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
 def test_an_output_head_with_a_bias_is_refused() -> None:
     with pytest.raises(UserError, match="output head"):
-        HeadLogprobs(torch.nn.Linear(4, 7, bias=True), 1.0, 100)
+        HeadLogprobs(torch.nn.Linear(4, 7, bias=True), 100)

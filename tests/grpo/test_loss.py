@@ -1,47 +1,174 @@
+"""Every loss against its equation written out for single tokens."""
+
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
-from pipeline.grpo.loss import grpo
+from pipeline.core.config import ObjectiveConfig
+from pipeline.grpo.loss import LOSSES, Bounds, k3
 
-MASK = torch.tensor([[True]])
+LOW, HIGH, ROOM = 0.2, 0.28, 9
+
+
+@dataclass
+class Tokens:
+    """R responses of given lengths, padded with garbage."""
+
+    new_RT: Tensor
+    old_RT: Tensor
+    advantages_R: Tensor
+    lengths: list[int]
+
+    @property
+    def mask_RT(self) -> Tensor:
+        return torch.arange(self.new_RT.shape[1]) < torch.tensor(self.lengths)[:, None]
+
+
+@st.composite
+def tokens(draw: st.DrawFn) -> Tokens:
+    groups, size = draw(st.integers(1, 3)), draw(st.integers(2, 4))
+    lengths = draw(st.lists(st.integers(0, 6), min_size=groups * size, max_size=groups * size))
+    lengths[0] = max(lengths[0], 1)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    shape = (len(lengths), max(lengths) + draw(st.integers(0, 2)))
+    old_RT = -torch.rand(shape, generator=generator, dtype=torch.float64) * 3
+    new_RT = old_RT + torch.randn(shape, generator=generator, dtype=torch.float64) * draw(
+        st.sampled_from([0.0, 0.3, 1])
+    )
+    made = Tokens(new_RT, old_RT, torch.randn(len(lengths), generator=generator, dtype=torch.float64), lengths)
+    for padded in (made.new_RT, made.old_RT):
+        padded[~made.mask_RT] = draw(st.sampled_from([-math.inf, math.inf, 7.0]))
+    made.new_RT.requires_grad_(True)
+    return made
+
+
+def clipped(ratio: Tensor, advantage: Tensor) -> Tensor:
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - LOW, 1 + HIGH) * advantage)
+
+
+Row = tuple[Tensor, Tensor, Tensor]
+"""new [T], old [T] and advantage of one response that has a token."""
+
+
+def grpo(rows: list[Row]) -> Tensor:
+    means = [
+        torch.stack([clipped((n - o).exp(), a) for n, o in zip(new, old, strict=True)]).mean() for new, old, a in rows
+    ]
+    return -torch.stack(means).mean()
+
+
+def dapo(rows: list[Row]) -> Tensor:
+    return -torch.stack(
+        [clipped((n - o).exp(), a) for new, old, a in rows for n, o in zip(new, old, strict=True)]
+    ).mean()
+
+
+def dr_grpo(rows: list[Row]) -> Tensor:
+    terms = [clipped((n - o).exp(), a) for new, old, a in rows for n, o in zip(new, old, strict=True)]
+    return -torch.stack(terms).sum() / (len(rows) * ROOM)
+
+
+def gspo(rows: list[Row]) -> Tensor:
+    return -torch.stack([clipped((new - old).mean().exp(), a) for new, old, a in rows]).mean()
+
+
+def cispo(rows: list[Row]) -> Tensor:
+    terms = []
+    for new, old, a in rows:
+        weight = (new - old).exp().clamp(1 - LOW, 1 + HIGH).detach()
+        terms += list(weight * a * new)
+    return -torch.stack(terms).mean()
+
+
+TWINS: dict[str, Callable[[list[Row]], Tensor]] = {
+    "grpo": grpo,
+    "dapo": dapo,
+    "dr_grpo": dr_grpo,
+    "gspo": gspo,
+    "cispo": cispo,
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(made=tokens(), parts=st.integers(1, 3))
+def test_loss_and_gradient_equal_the_equation(name: str, made: Tokens, parts: int) -> None:
+    rows = [
+        (made.new_RT[r, :length], made.old_RT[r, :length], made.advantages_R[r])
+        for r, length in enumerate(made.lengths)
+        if length
+    ]
+    expected = TWINS[name](rows)
+    (gradient,) = torch.autograd.grad(expected, made.new_RT)
+
+    loss, summed, count = LOSSES[name], torch.zeros(()), 0
+    for rows_of_part in torch.arange(len(made.lengths)).chunk(parts):  # micro-batches: sum first, divide once
+        mask_RT = made.mask_RT[rows_of_part]
+        new_RT, old_RT, advantages_R = (
+            tensor[rows_of_part] for tensor in (made.new_RT, made.old_RT, made.advantages_R)
+        )
+        terms_RT = loss.terms(new_RT, old_RT, advantages_R, mask_RT, Bounds(LOW, HIGH))
+        summed = summed + (terms_RT * loss.weights(mask_RT, ROOM)).sum()
+        count += loss.count(mask_RT)
+    found = summed / count
+    torch.testing.assert_close(found, expected.to(found.dtype))
+    found.backward()
+    torch.testing.assert_close(made.new_RT.grad, gradient)
+
+
+@given(made=tokens())
+def test_on_policy_all_differ_by_weights_alone(made: Tokens) -> None:
+    mask_RT = made.mask_RT
+    gradients = {}
+    for name, loss in LOSSES.items():
+        made.new_RT.grad = None
+        loss.terms(made.new_RT, made.new_RT.detach(), made.advantages_R, mask_RT, Bounds(LOW, HIGH)).sum().backward()
+        gradients[name] = made.new_RT.grad
+    expected = (-made.advantages_R[:, None] * mask_RT).to(torch.float64)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected, msg=name)
 
 
 @pytest.mark.parametrize(
     ("ratio", "advantage", "surrogate"),
     [
         (1.0, 2.0, 2.0),
-        (1.5, 2.0, 2.4),  # clipped: no reason to push further up
+        (1.5, 2.0, 2.56),  # clipped: no reason to push further up
+        (1.25, 2.0, 2.5),  # not clipped: the upper bound is higher than the lower one is low
         (1.5, -2.0, -3.0),  # not clipped: the bad token became likelier
         (0.5, 2.0, 1.0),  # not clipped: the good token became less likely
         (0.5, -2.0, -1.6),  # clipped: no reason to push further down
     ],
 )
 def test_clipping_by_hand(ratio: float, advantage: float, surrogate: float) -> None:
-    new = torch.tensor([[math.log(0.3 * ratio)]], requires_grad=True)
-    loss = grpo(new, torch.tensor([[math.log(0.3)]]), torch.tensor([advantage]), MASK, clip=0.2)
-    assert loss.item() == pytest.approx(-surrogate, rel=1e-6)
-    loss.backward()
-    clipped = surrogate != pytest.approx(ratio * advantage)
-    assert new.grad is not None
-    assert new.grad.item() == pytest.approx(0.0 if clipped else -ratio * advantage, rel=1e-6)
+    new, mask = torch.tensor([[math.log(0.3 * ratio)]], requires_grad=True), torch.tensor([[True]])
+    for name in ("grpo", "gspo"):
+        new.grad = None
+        old, bounds = torch.tensor([[math.log(0.3)]]), Bounds(LOW, HIGH)
+        loss = LOSSES[name].terms(new, old, torch.tensor([advantage]), mask, bounds).sum()
+        assert loss.item() == pytest.approx(-surrogate, rel=1e-6)
+        loss.backward()
+        is_clipped = surrogate != pytest.approx(ratio * advantage)
+        assert new.grad is not None
+        assert new.grad.item() == pytest.approx(0.0 if is_clipped else -ratio * advantage, rel=1e-6)
 
 
-def test_it_is_a_sum_over_tokens_of_responses_only() -> None:
-    logprobs_RT = torch.randn(3, 4, requires_grad=True)
-    mask_RT = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
-    advantages_R = torch.tensor([1.0, -2.0, 0.5])
-    loss = grpo(logprobs_RT, logprobs_RT.detach(), advantages_R, mask_RT, 0.2)
-    assert loss.item() == pytest.approx(-(3 * 1.0 + 1 * -2.0 + 4 * 0.5))
-    loss.backward()
-    assert logprobs_RT.grad is not None
-    torch.testing.assert_close(logprobs_RT.grad, -advantages_R[:, None] * mask_RT)
+def test_k3_is_unbiased_and_never_negative() -> None:
+    generator = torch.Generator().manual_seed(0)
+    policy_V, reference_V = torch.randn(2, 6, generator=generator).log_softmax(dim=-1)
+    estimates_V = k3(policy_V[None], reference_V[None], torch.ones(1, 6, dtype=torch.bool))[0]
+    assert (estimates_V >= 0).all()
+    exact = (policy_V.exp() * (policy_V - reference_V)).sum()
+    torch.testing.assert_close((policy_V.exp() * estimates_V).sum(), exact)
 
 
-def test_garbage_outside_the_mask_does_no_harm() -> None:
-    logprobs = torch.tensor([[-1.0, math.inf]], requires_grad=True)
-    loss = grpo(logprobs, logprobs.detach(), torch.tensor([1.0]), torch.tensor([[True, False]]), 0.2)
-    assert loss.item() == -1.0
+def test_every_name_of_the_recipe_is_there() -> None:
+    assert set(get_args(ObjectiveConfig.model_fields["loss"].annotation)) == set(LOSSES) == set(TWINS)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
 from pipeline.grpo.advantage import group_std
-from pipeline.grpo.curriculum import Draw
 from pipeline.grpo.metrics import GroupSummary, ProgressLine, Stopwatch, rollout_metrics
-from pipeline.grpo.rollout import ROLLOUTS, rollout_rows, score
+from pipeline.grpo.reward import Answered, Reader, prefix
+from pipeline.grpo.rollout import ROLLOUTS, compared, rollout_rows
 from pipeline.grpo.types import Response
 from pipeline.shards.reader import Site
 
@@ -21,8 +23,8 @@ CUT = said(b"</think>\\boxed{ 4}", finished=False)
 
 
 def test_a_group_by_hand() -> None:
-    answered = [((7, 8), [RIGHT, WRONG, NONE, CUT]), ((7,), [RIGHT] * 4)]
-    first, second = score([Draw(SITE, 0), Draw(SITE, 1)], answered, group_std)
+    answered = [Answered(SITE, (7, 8), (RIGHT, WRONG, NONE, CUT)), Answered(SITE, (7,), (RIGHT,) * 4)]
+    first, second = compared(answered, prefix(cast("Reader", None), answered), group_std)
     assert [outcome.reason for outcome in first.outcomes] == ["match", "mismatch", "missing", "unfinished"]
     assert first.group.advantages == pytest.approx((1.5, -0.5, -0.5, -0.5), abs=1e-5)
     assert first.group.has_gradient and not second.group.has_gradient
@@ -44,7 +46,7 @@ def test_a_group_by_hand() -> None:
 
 
 def test_no_site_is_no_rollout() -> None:
-    assert score([], [], group_std) == []
+    assert compared([], [], group_std) == []
 
 
 def test_progress_line_says_what_is_known() -> None:

@@ -1,0 +1,75 @@
+"""What an update minimises: a policy loss, and what the recipe adds to it. Shape names as in `types.py`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.core.config import Recipe
+from pipeline.grpo.loss import LOSSES, Bounds, Loss, k3
+from pipeline.grpo.types import Batch
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Σ weights · (loss + kl · k3 − entropy · H) / count + next_token · (mean −log p of the sites' text)."""
+
+    loss: Loss
+    bounds: Bounds
+    temperature: float
+    """Of the rollouts: log-probabilities and entropies are taken at it; those of text at 1."""
+    room: int
+    """Tokens a response has room for."""
+    kl: float = 0.0
+    """Weight of the divergence from the reference policy."""
+    entropy: float = 0.0
+    """Weight of the bonus for the policy's entropy H (nats)."""
+    top_entropy: float = 1.0
+    """Share of tokens that learn, those of highest entropy."""
+    next_token: float = 0.0
+    """Weight of the auxiliary next-token loss."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Objective:
+        """As a recipe names it."""
+        config = recipe.objective
+        return cls(
+            loss=LOSSES[config.loss],
+            bounds=Bounds(config.clip, config.clip if config.clip_high is None else config.clip_high),
+            temperature=recipe.rollout.temperature,
+            room=recipe.rollout.max_new_tokens,
+            kl=config.kl,
+            entropy=config.entropy,
+            top_entropy=config.top_entropy,
+            next_token=config.next_token,
+        )
+
+    def summed(
+        self, batch: Batch, logprobs_RT: Tensor, entropy_RT: Tensor, reference_RT: Tensor | None = None
+    ) -> Tensor:
+        """The sum over a micro-batch that the global count divides, without the next-token loss."""
+        mask_RT = batch.learned_RT
+        old_logprobs_RT = logprobs_RT.detach()  # one update on what this policy sampled: the ratio is 1
+        terms_RT = self.loss.terms(logprobs_RT, old_logprobs_RT, batch.advantages_R, mask_RT, self.bounds)
+        if reference_RT is not None:
+            terms_RT = terms_RT + self.kl * k3(logprobs_RT, reference_RT, mask_RT)
+        if self.entropy:
+            terms_RT = terms_RT - self.entropy * entropy_RT.masked_fill(~mask_RT, 0.0)
+        return (terms_RT * self.loss.weights(mask_RT, self.room)).sum()
+
+
+def entropy_threshold(entropies_N: Tensor, share: float) -> float:
+    """The entropy that a token must reach to be among the `share` most uncertain of N (at least one; ties are in).
+
+    Learning from the forking tokens alone: "80/20", arXiv 2506.01939, equation 6.
+
+    Example:
+        >>> entropy_threshold(torch.tensor([0.1, 2.0, 0.3, 1.0, 0.2]), 0.4)
+        1.0
+    """
+    if not len(entropies_N):
+        return math.inf
+    return float(torch.topk(entropies_N, math.ceil(share * len(entropies_N))).values[-1])

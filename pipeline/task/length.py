@@ -1,0 +1,40 @@
+"""What a response's length earns or costs, in tokens."""
+
+from __future__ import annotations
+
+
+def token_budget(step: int, first: int, decay: float, over_steps: int, least: int) -> float:
+    """RMT's budget of a step (arXiv 2509.24375): max(least, first · decay^(step / over_steps)).
+
+    Example:
+        >>> [round(token_budget(step, 800, 0.2, 100, 1)) for step in (0, 50, 100)]
+        [800, 358, 160]
+    """
+    return max(float(least), first * decay ** (step / over_steps))
+
+
+def triangular(length: int, budget: float) -> float:
+    """RMT's length reward: 1 at the budget, falling linearly to 0 at no token and at twice the budget.
+
+    The paper names a triangle over the length; that it ends at twice the budget is our reading.
+
+    Example:
+        >>> [triangular(length, 100.0) for length in (0, 50, 100, 150, 200, 300)]
+        [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
+    """
+    return max(0.0, 1.0 - abs(length - budget) / budget)
+
+
+def overlong_penalty(length: int, room: int, margin: int) -> float:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13): 0, then linearly down to −1 at `room` tokens.
+
+    Args:
+        length: of the response.
+        room: tokens a response may have.
+        margin: the last tokens of the room, over which it falls.
+
+    Example:
+        >>> [overlong_penalty(length, room=100, margin=20) for length in (80, 85, 100)]
+        [0.0, -0.25, -1.0]
+    """
+    return min(0.0, (room - margin - length) / margin)
