@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import IntegrityError
+from pipeline.selection.classes import TOKEN_CLASSES, token_classes
 from pipeline.selection.text import TextBytes
 
 DOCUMENT_COLUMNS = ["doc_id", "text"]
@@ -17,6 +18,7 @@ SCORE_TABLE_COLUMNS = ["doc_id", "split", "token_ends", "field", "entropy", "ent
 """What `positions` reads of the two tables."""
 
 POSITIONS_AT_ONCE = 1_000_000
+TOKEN_CLASS = pl.Enum(TOKEN_CLASSES)
 
 
 def positions(documents: pa.Table, scores: pa.Table, *, at_once: int = POSITIONS_AT_ONCE) -> Iterator[pl.DataFrame]:
@@ -28,8 +30,8 @@ def positions(documents: pa.Table, scores: pa.Table, *, at_once: int = POSITIONS
         at_once: positions a frame holds, more only where one document does (memory, not results).
 
     Yields:
-        Frames with the columns of `SCORE_COLUMNS` and `inside_character`: whether the token begins within a
-        character of the text. Rows are in document order, then by position.
+        Frames with the columns of `SCORE_COLUMNS` (`token_class` is a `TOKEN_CLASS`) and `inside_character`: whether
+        the token begins within a character of the text. Rows are in document order, then by position.
 
     Raises:
         IntegrityError: scores of a document that the shard does not have.
@@ -43,14 +45,24 @@ def positions(documents: pa.Table, scores: pa.Table, *, at_once: int = POSITIONS
     frame = pl.DataFrame(pl.from_arrow(scores)).with_columns(text_start=pl.Series(starts, dtype=pl.Int64))
     for begin, end in _batches(lengths, at_once):
         exploded = _explode(frame[begin:end])
-        at = (exploded["text_start"] + exploded["byte_offset"]).to_numpy()
-        yield exploded.with_columns(inside_character=pl.Series(text.inside_character(at))).drop("text_start")
+        begin_P, end_P, document_P = _places(exploded)
+        codes = pl.Series(token_classes(text, begin_P, end_P, document_P), dtype=pl.UInt8)
+        yield exploded.with_columns(
+            inside_character=pl.Series(text.inside_character(begin_P)),
+            token_class=codes.cat.to(TOKEN_CLASS),
+        ).drop("text_start", "byte_end")
+
+
+def _places(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each token begins and ends, and where its document begins, in the bytes of all documents."""
+    document = frame["text_start"]
+    return (document + frame["byte_offset"]).to_numpy(), (document + frame["byte_end"]).to_numpy(), document.to_numpy()
 
 
 def _explode(frame: pl.DataFrame) -> pl.DataFrame:
     """One row a token. A token begins where the one before it ends."""
     length = pl.col("token_ends").list.len()
-    per_position = ["position", "byte_offset", "field", "entropy", "entropy_partial", "nll", "rank"]
+    per_position = ["position", "byte_offset", "byte_end", "field", "entropy", "entropy_partial", "nll", "rank"]
     return (
         frame.lazy()
         .filter(length > 0)
@@ -58,6 +70,7 @@ def _explode(frame: pl.DataFrame) -> pl.DataFrame:
             tokens=length.cast(pl.Int32),
             position=pl.int_ranges(0, length, dtype=pl.Int32),
             byte_offset=pl.col("token_ends").list.shift(1),
+            byte_end=pl.col("token_ends"),
         )
         .drop("token_ends")
         .explode(per_position)

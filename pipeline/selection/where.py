@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.core.errors import UserError
+from pipeline.selection.classes import TOKEN_CLASSES
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ SCORE_COLUMNS: Mapping[str, Column] = {
     "entropy_partial": Column(pl.Float32(), "nats, over the same top-k without renormalising"),
     "nll": Column(pl.Float32(), "nats, negative log-probability of the true token"),
     "rank": Column(pl.Int32(), "how many tokens the proxy thought likelier than the true one"),
+    "token_class": Column(pl.Enum(TOKEN_CLASSES), "kind of text: digit, word_start, … (pipeline/selection/classes.py)"),
     "tokens": Column(pl.Int32(), "length of the document in tokens"),
     "split": Column(pl.String(), "train or validation"),
 }
@@ -78,7 +80,8 @@ def row_filter(where: str, columns: Mapping[str, Column], key: str) -> pl.Expr:
         >>> row_filter("entropi > 1", SCORE_COLUMNS, "where")
         Traceback (most recent call last):
         pipeline.core.errors.UserError: `where` names `entropi`, which is no column: entropi > 1 (did you mean \
-`entropy`? Columns: doc_id, position, byte_offset, field, entropy, entropy_partial, nll, rank, tokens, split)
+`entropy`? Columns: doc_id, position, byte_offset, field, entropy, entropy_partial, nll, rank, token_class, tokens, \
+split)
     """
     try:
         expression = pl.sql_expr(where)
@@ -122,6 +125,7 @@ _EXAMPLES: Mapping[type[pl.DataType], list[Any]] = {
     pl.Float32: [0.25, 1.5, None],
     pl.Int32: [1, 2, None],
     pl.Boolean: [True, False, None],
+    pl.Enum: ["digit", "word_start", None],
 }
 """Values to try an expression on; strings that are numbers, since a cast is the corpus' business."""
 
