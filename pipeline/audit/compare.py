@@ -1,0 +1,128 @@
+"""Two selections: the sites that the second one gained and lost, by band, class, field and source, with examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import polars as pl
+
+from pipeline.audit.decisions import SPLITS, AuditedShard, decisions, shards
+from pipeline.audit.lineage import Lineage
+from pipeline.selection.keys import key_of, keys
+
+FORMAT = 1
+"""Of `compare.json`; raised when a key changes its meaning."""
+OUTCOMES = ("both", "gained", "lost")
+GROUPS = ("band", "token_class", "field", "source_file")
+EXAMPLES = 30
+"""Sites shown of those gained, and of those lost."""
+BYTES_BEFORE, BYTES_AFTER = 160, 60
+
+_KEY = ["doc_id", "byte_offset"]
+_COLUMNS = [*_KEY, "byte_end", "position", "split", "band", "token_class", "field", "entropy", "nll", "rank"]
+
+
+def compare(before: Lineage, after: Lineage) -> dict[str, Any]:
+    """What `after` keeps and `before` does not, and the other way round. Memory: sites of a shard, or all of them
+    where the two are not of the same documents.
+
+    Returns:
+        The content of `compare.json`. A site is the same in both if it begins at the same byte of the same document.
+    """
+    counted: dict[str, pl.DataFrame] = {}
+    examples: dict[str, pl.DataFrame] = {}
+    changed = 0
+    for old, new in _pairs(before, after):
+        joined = _joined(old, new)
+        for name in GROUPS:
+            counts = joined.group_by("split", "outcome", pl.col(name).alias("value")).len()
+            counted[name] = _summed(counts, counted.get(name))
+        differing = joined.filter(pl.col("outcome") != "both")
+        changed += differing["doc_id"].n_unique()
+        for outcome in OUTCOMES[1:]:
+            drawn = _drawn(differing.filter(pl.col("outcome") == outcome), examples.get(outcome))
+            examples[outcome] = drawn
+    return {
+        "format": FORMAT,
+        "before": _side(before),
+        "after": _side(after),
+        "totals": {split: _totals(counted["band"], split) for split in SPLITS},
+        "groups": {name: _rows(frame) for name, frame in counted.items()},
+        "documents_changed": changed,
+        "examples": {outcome: frame.drop("key", "byte_end").to_dicts() for outcome, frame in examples.items()},
+    }
+
+
+def _pairs(before: Lineage, after: Lineage) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Sites of both, of the same documents: a shard's where the two are cut alike."""
+    if before.ingest.content == after.ingest.content:
+        for old, new in zip(shards(before), shards(after), strict=True):
+            yield _sites(before, old), _sites(after, new)
+    else:
+        old_sites = [_sites(before, shard) for shard in shards(before)]
+        yield pl.concat(old_sites), pl.concat(_sites(after, shard) for shard in shards(after))
+
+
+def _sites(lineage: Lineage, shard: AuditedShard) -> pl.DataFrame:
+    """The shard's sites, with the text around each."""
+    frames = [frame.filter("kept").select(_COLUMNS) for frame in decisions(lineage, shard)]
+    documents = pl.DataFrame(pl.from_arrow(shard.documents.select(["doc_id", "text", "source_file"])))
+    sites = pl.concat(frames).join(documents, on="doc_id", how="left", maintain_order="left")
+    begin, text = pl.col("byte_offset"), pl.col("text").cast(pl.Binary)
+    end = pl.col("byte_end").fill_null(text.bin.size()).cast(pl.Int64)
+    first = pl.max_horizontal(begin - BYTES_BEFORE, 0)
+    return sites.with_columns(
+        before=text.bin.slice(first, begin - first),
+        target=text.bin.slice(begin, end - begin),
+        after=text.bin.slice(end, BYTES_AFTER),
+    ).drop("text")
+
+
+def _joined(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    """A row a site of either, with its `outcome`; what both say of it is the second one's."""
+    outer = old.with_columns(old=True).join(new.with_columns(new=True), on=_KEY, how="full", coalesce=True)
+    outcome = (
+        pl.when(pl.col("old").is_null()).then(pl.lit("gained")).when(pl.col("new").is_null()).then(pl.lit("lost"))
+    ).otherwise(pl.lit("both"))
+    rest = [name for name in old.columns if name not in _KEY]
+    return outer.select(*_KEY, *(pl.coalesce(f"{name}_right", name).alias(name) for name in rest), outcome=outcome)
+
+
+def _drawn(sites: pl.DataFrame, drawn: pl.DataFrame | None) -> pl.DataFrame:
+    """The `EXAMPLES` sites with the smallest random keys."""
+    ids = sites["doc_id"].unique(maintain_order=True)
+    base = pl.Series([key_of("compare", doc_id) for doc_id in ids], dtype=pl.UInt64)
+    bases = sites["doc_id"].replace_strict(ids, base, return_dtype=pl.UInt64).to_numpy()
+    keyed = sites.with_columns(key=pl.Series(keys(bases, sites["byte_offset"].to_numpy()), dtype=pl.UInt64))
+    both = keyed if drawn is None else pl.concat([drawn, keyed])
+    return both.sort("key").head(EXAMPLES)
+
+
+def _summed(counts: pl.DataFrame, total: pl.DataFrame | None) -> pl.DataFrame:
+    both = counts if total is None else pl.concat([total, counts])
+    return both.group_by("split", "outcome", "value").agg(pl.col("len").sum())
+
+
+def _rows(counts: pl.DataFrame) -> list[dict[str, Any]]:
+    """A row a value: `both`, `gained`, `lost` of each split; those with most sites first."""
+    order = counts.group_by("value").agg(pl.col("len").sum()).sort("len", "value", descending=[True, False])
+    by = {(value, split, outcome): n for split, outcome, value, n in counts.iter_rows()}
+    return [
+        {"value": value} | {split: {o: by.get((value, split, o), 0) for o in OUTCOMES} for split in SPLITS}
+        for value in order["value"]
+    ]
+
+
+def _totals(counts: pl.DataFrame, split: str) -> dict[str, int]:
+    of_split = counts.filter(pl.col("split") == split)
+    return {outcome: int(of_split.filter(pl.col("outcome") == outcome)["len"].sum()) for outcome in OUTCOMES}
+
+
+def _side(lineage: Lineage) -> Mapping[str, Any]:
+    return {
+        "manifest": lineage.name,
+        "selection": lineage.select.fingerprint,
+        "scores": lineage.score.fingerprint,
+        "rule": dict(lineage.select.config),
+    }

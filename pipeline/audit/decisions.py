@@ -1,0 +1,100 @@
+"""Every position of a corpus with what was decided about it: what distributions, examples and comparisons look at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import polars as pl
+import pyarrow as pa
+
+from pipeline.audit.lineage import Lineage
+from pipeline.core.artifact import InputFile, Record
+from pipeline.core.parquet import read_table
+from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
+from pipeline.selection.sites import REASONS, difficulty, wanted
+from pipeline.selection.where import filter_rows
+
+ORIGIN = ["source_file", "source_row", "meta"]
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class AuditedShard:
+    """A shard's tables, checked against their hashes."""
+
+    index: int
+    documents: pa.Table
+    scores: pa.Table
+    sites: pl.DataFrame
+
+
+def shards(lineage: Lineage, only: Collection[int] | None = None) -> Iterator[AuditedShard]:
+    """The shards of a selection, or some of them, one in memory at a time."""
+    for done in lineage.select.completions:
+        if only is not None and done.shard not in only:
+            continue
+        yield AuditedShard(
+            done.shard,
+            read_table(_file(lineage.ingest, "documents", done.shard), ["doc_id", "text", *ORIGIN]),
+            read_table(_file(lineage.score, "scores", done.shard), [*SCORE_TABLE_COLUMNS, "token_ids"]),
+            pl.DataFrame(pl.from_arrow(read_table(_file(lineage.select, "sites", done.shard)))),
+        )
+
+
+def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
+    """A shard's positions, in frames of whole documents.
+
+    Yields:
+        Frames with the columns of `SCORE_COLUMNS`, `inside_character`, `token_id`, `byte_end` (null: the text's), and
+        `kept`: is a site; `selectable`: has scores and begins a character, so that a rule can keep it;
+        `decision`: `kept`, or the first reason of `REASONS` that applies; `band`: the hardest one it belongs to.
+    """
+    expression = wanted(lineage.rule)
+    site = shard.sites.select("doc_id", "position", kept=pl.lit(True))
+    token_ids = pl.Series(pl.from_arrow(shard.scores["token_ids"].combine_chunks().flatten()))
+    begin = 0
+    for frame in positions(shard.documents, shard.scores.drop_columns(["token_ids"])):
+        ids = token_ids[begin : begin + frame.height]
+        begin += frame.height
+        marked = frame.with_columns(
+            token_id=ids,
+            token_class=pl.col("token_class").cast(pl.String),
+            byte_end=pl.col("byte_offset").shift(-1).over("doc_id"),
+            selectable=pl.col("entropy").is_finite().fill_null(False) & ~pl.col("inside_character"),
+            band=difficulty(lineage.rule.bands),
+        ).join(site, on=["doc_id", "position"], how="left", maintain_order="left")
+        passing = filter_rows(marked.with_row_index("row"), expression, "`select.where`").select("row", passes=True)
+        yield (
+            marked.with_row_index("row")
+            .join(passing, on="row", how="left", maintain_order="left")
+            .with_columns(kept=pl.col("kept").fill_null(False), passes=pl.col("passes").fill_null(False))
+            .with_columns(decision=_decision(later_reason(lineage.select)))
+            .drop("row", "passes")
+        )
+
+
+def later_reason(select: Record) -> str:
+    """What dropped positions that `where` keeps: the counted reasons after it."""
+    later = REASONS[REASONS.index("where") + 1 :]
+    return " or ".join(name for name in later if select.counters.get(f"dropped.{name}")) or "not selected"
+
+
+def _decision(later: str) -> pl.Expr:
+    return (
+        pl.when("kept")
+        .then(pl.lit("kept"))
+        .when(~pl.col("entropy").is_finite().fill_null(False))
+        .then(pl.lit("not_scorable"))
+        .when("inside_character")
+        .then(pl.lit("inside_character"))
+        .when(~pl.col("passes"))
+        .then(pl.lit("where"))
+        .otherwise(pl.lit(later))
+    )
+
+
+def _file(record: Record, table: str, shard: int) -> InputFile:
+    file = record.file(table, shard)
+    assert file is not None, f"{record.directory}: shard {shard} has no {table}"
+    return file

@@ -1,0 +1,113 @@
+"""Histograms as SVG, without a style attribute: colours are classes of assets/report.css."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 190, 48, 26, 30
+NAMES = {"entropy": "entropy, nats", "nll": "loss, nats", "rank": "rank of the true token"}
+
+
+def histogram(
+    metric: str, edges: Sequence[float], counts: Mapping[str, Any], rules: Sequence[float], bands: Mapping[str, float]
+) -> Markup:
+    """Bars of selectable and kept positions; heights are square roots, so that the rare and the common both show.
+
+    Args:
+        metric: of `NAMES`.
+        edges: where the bars begin; the last one is open.
+        counts: `selectable` and `kept`, a number a bar.
+        rules: thresholds of the rule, drawn as lines.
+        bands: where the difficulty bands begin, drawn below the axis.
+    """
+    highest = max([*counts["selectable"], 1])
+    bar = (WIDTH - LEFT - 4) / len(edges)
+    tall = HEIGHT - TOP - BOTTOM
+    total, kept = sum(counts["selectable"]), sum(counts["kept"])
+    parts = [
+        f'<svg class="histogram" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="'
+        f'{escape(NAMES[metric])}: {total:,} selectable positions, {kept:,} kept">'
+    ]
+    for tick in _ticks(highest):
+        y = HEIGHT - BOTTOM - tall * math.sqrt(tick / highest)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 4}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_short(tick)}</text>')
+    for name, start in bands.items():
+        x = LEFT + bar * _at(edges, start)
+        parts.append(f'<line class="band" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<text class="tick" x="{x + 3:.1f}" y="{TOP - 3}">{escape(name)}</text>')
+    for i, edge in enumerate(edges):
+        selectable, of_these = counts["selectable"][i], counts["kept"][i]
+        if not selectable:
+            continue
+        x = LEFT + bar * i
+        span = f"{_number(edge)} – {_number(edges[i + 1])}" if i + 1 < len(edges) else f"{_number(edge)} and more"
+        parts.append(f"<g><title>{span}: {selectable:,} selectable, {of_these:,} kept</title>")
+        for kind, count in (("all", selectable), ("kept", of_these)):
+            height = tall * math.sqrt(count / highest)
+            y = HEIGHT - BOTTOM - height
+            parts.append(f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{bar - 1:.1f}" height="{height:.1f}"/>')
+        parts.append("</g>")
+    for edge in _labelled(edges):
+        x = LEFT + bar * (_at(edges, edge) + (0.5 if metric == "rank" else 0))
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{_number(edge)}</text>')
+    for threshold in rules:
+        x = LEFT + bar * _at(edges, threshold)
+        parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 14}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<text class="rule" x="{x + 3:.1f}" y="{TOP - 16}">rule: {_number(threshold)}</text>')
+    base = HEIGHT - BOTTOM
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - 4}" y1="{base}" y2="{base}"/></svg>')
+    return Markup("".join(parts))
+
+
+def share(part: int, whole: int) -> Markup:
+    """A bar that is as full as `part` is of `whole`."""
+    width = 100 * part / whole if whole else 0
+    return Markup(
+        '<svg class="share" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect width="{width:.2f}" height="6"/></svg>'
+    )
+
+
+def _at(edges: Sequence[float], value: float) -> float:
+    """Where a value lies among the edges, in bars."""
+    for i in range(len(edges) - 1):
+        if value < edges[i + 1]:
+            return i + (value - edges[i]) / (edges[i + 1] - edges[i])
+    return len(edges) - 1
+
+
+def _ticks(highest: int) -> list[int]:
+    """Three round numbers up to `highest`.
+
+    Example:
+        >>> _ticks(43_000)
+        [400, 4000, 40000]
+    """
+    digit = 10 ** int(math.log10(highest))
+    top = highest // digit * digit
+    return sorted({max(1, top // 100), max(1, top // 10), top})
+
+
+def _labelled(edges: Sequence[float]) -> list[float]:
+    return list(edges[::10]) if edges[1] < 1 else list(edges[::2])
+
+
+def _short(count: int) -> str:
+    """
+    Example:
+        >>> _short(40_000), _short(2_000_000), _short(7)
+        ('40k', '2M', '7')
+    """
+    for size, unit in ((1_000_000, "M"), (1_000, "k")):
+        if count >= size:
+            return f"{count / size:g}{unit}"
+    return str(count)
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"

@@ -1,0 +1,122 @@
+"""Which records a selection stands on, and which shards were made of it: found by the content that each one names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.artifact import Record, read_record
+from pipeline.core.config import Manifest, SelectConfig
+from pipeline.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The records of one selection."""
+
+    name: str
+    """The manifest's."""
+    ingest: Record
+    score: Record
+    select: Record
+    materialize: Record | None
+    """None: the selection has not been made into shards."""
+    before: Mapping[str, Record]
+    """By stage: what those were made of (`read`, `assign`, `proxy`, …), as far as it is still there."""
+
+    @property
+    def rule(self) -> SelectConfig:
+        return SelectConfig.model_validate(self.select.config)
+
+    @property
+    def records(self) -> dict[str, Record]:
+        """By stage, from the source on."""
+        own = {"ingest": self.ingest, "score": self.score, "select": self.select, "materialize": self.materialize}
+        records = {**self.before, **{stage: record for stage, record in own.items() if record is not None}}
+        return {stage: records[stage] for stage in sorted(records, key=_order)}
+
+
+def lineage_of(work: Path, manifest: Manifest) -> Lineage:
+    """The records of the selection that `manifest` describes.
+
+    Args:
+        work: the manifest's folder.
+        manifest: with its overrides. Where several sources gave the same configuration, the current one counts.
+
+    Raises:
+        UserError: that selection has not been made.
+    """
+    wanted = manifest.select.identity()
+    found = [
+        lineage
+        for record in _records(work, "select")
+        if record.config == wanted and (lineage := _up_to(work, manifest, record)) is not None
+    ]
+    if not found:
+        raise UserError(
+            "this selection has not been made",
+            where=" ".join(manifest.select.where.split()),
+            mend="run `rpt data` (or `rpt select`) with this manifest and these overrides first",
+        )
+    return max(found, key=lambda lineage: (_current(work, lineage.ingest), _current(work, lineage.score)))
+
+
+def lineage_of_fingerprint(work: Path, manifest: Manifest, fingerprint: str) -> Lineage:
+    """The records of the selection in the folder `fingerprint`.
+
+    Raises:
+        UserError: there is none.
+    """
+    records = _records(work, "select")
+    for record in records:
+        if record.fingerprint == fingerprint and (lineage := _up_to(work, None, record, manifest.name)) is not None:
+            return lineage
+    known = ", ".join(record.fingerprint for record in records) or "none"
+    raise UserError("no such selection", where=work / "select" / fingerprint, mend=f"there are: {known}")
+
+
+def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = "") -> Lineage | None:
+    """The lineage of a selection, if its records are there and are the manifest's."""
+    ingest = _by_content(work, "ingest", select.inputs.get("documents"))
+    score = _by_content(work, "score", select.inputs.get("scores"))
+    if ingest is None or score is None:
+        return None
+    made = [record for record in _records(work, "materialize") if record.inputs.get("sites") == select.content]
+    if manifest is not None:
+        if ingest.config != manifest.corpus.identity() or score.config["score"] != manifest.score.identity():
+            return None
+        made = [record for record in made if record.config == manifest.materialize.identity()]
+        name = manifest.name
+    before: dict[str, Record] = {}
+    known = {"ingest", "score", "select", "materialize"}
+    for record in (ingest, score, select):
+        for content in record.inputs.values():
+            for stage in _stages(work):
+                if stage not in known and (source := _by_content(work, stage, content)) is not None:
+                    before[stage] = source
+    return Lineage(name, ingest, score, select, max(made, key=lambda r: _current(work, r), default=None), before)
+
+
+def _by_content(work: Path, stage: str, content: str | None) -> Record | None:
+    found = [record for record in _records(work, stage) if record.content == content]
+    return max(found, key=lambda record: _current(work, record), default=None)
+
+
+def _records(work: Path, stage: str) -> list[Record]:
+    folders = sorted(path.parent for path in (work / stage).glob("*/record.json"))
+    return [record for folder in folders if (record := read_record(folder)) is not None]
+
+
+def _stages(work: Path) -> Iterator[str]:
+    yield from sorted({path.parent.parent.name for path in work.glob("*/*/record.json")})
+
+
+def _current(work: Path, record: Record) -> bool:
+    pointer = work / record.stage / "current"
+    return pointer.exists() and pointer.read_text().strip() == record.fingerprint
+
+
+def _order(stage: str) -> int:
+    known = ("read", "near", "assign", "ingest", "proxy", "score", "select_cap", "select", "materialize")
+    return known.index(stage) if stage in known else 0

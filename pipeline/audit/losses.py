@@ -1,0 +1,77 @@
+"""What did not become a document: quarantined records, duplicates, and what matched an evaluation set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from pipeline.audit.lineage import Lineage
+from pipeline.core.artifact import Record
+from pipeline.core.parquet import read_table
+
+ROWS_SHOWN = 50
+BYTES_SHOWN = 400
+"""Of a quarantined record."""
+
+
+def quarantine(lineage: Lineage) -> dict[str, Any]:
+    """By stage and reason how many records there are, and the first of each reason with their bytes."""
+    reasons: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
+    for stage, record in (("ingest", lineage.ingest), ("score", lineage.score)):
+        counts: dict[str, int] = {}
+        for file in record.files("quarantine"):
+            for row in read_table(file).to_pylist():
+                seen = counts.get(row["reason"], 0)
+                counts[row["reason"]] = seen + 1
+                if seen < ROWS_SHOWN // 5 and len(shown) < ROWS_SHOWN:
+                    raw = row["raw"]
+                    shown.append(row | {"stage": stage, "raw": raw[:BYTES_SHOWN], "bytes": len(raw)})
+        reasons += [{"stage": stage, "reason": name, "records": count} for name, count in sorted(counts.items())]
+    return {"reasons": reasons, "rows": shown}
+
+
+def duplicates(lineage: Lineage) -> dict[str, Any]:
+    """How many documents were dropped as copies of another, and the largest groups of equal ones with their sources."""
+    counters = lineage.ingest.counters
+    counts = {
+        n.removeprefix("dropped."): c for n, c in counters.items() if n.startswith("dropped.") and "duplicate" in n
+    }
+    read = lineage.before.get("read")
+    groups: list[dict[str, Any]] = []
+    if read is not None and counts.get("duplicate"):
+        source = pl.struct("source_file", "source_row")
+        candidates = pl.scan_parquet([file.verified() for file in read.files("documents")])
+        groups = (
+            candidates.group_by("doc_id")
+            .agg(pl.len().alias("copies"), source.head(5).alias("sources"))
+            .filter(pl.col("copies") > 1)
+            .sort("copies", "doc_id", descending=[True, False])
+            .head(ROWS_SHOWN)
+            .collect(engine="streaming")
+            .to_dicts()
+        )
+    return {"counts": counts, "groups": groups}
+
+
+def matches(lineage: Lineage) -> dict[str, Any]:
+    """What matched what: near-duplicates and evaluation sets, from the `matches` tables, where ingest made some."""
+    tables = [read_table(file) for record in _with_matches(lineage) for file in record.files("matches")]
+    if not tables:
+        return {"made": False, "columns": [], "total": 0, "rows": []}
+    table = pa.concat_tables(tables)
+    return {
+        "made": True,
+        "columns": table.column_names,
+        "total": table.num_rows,
+        "rows": table.slice(0, ROWS_SHOWN).to_pylist(),
+    }
+
+
+def _with_matches(lineage: Lineage) -> Sequence[Record]:
+    """The record that has them: ingest's own, else that of a pass before it."""
+    records = [lineage.ingest, *lineage.before.values()]
+    return [record for record in records if record.files("matches")][:1]

@@ -1,0 +1,329 @@
+"""The report of `rpt audit`: every number as one JSON object, and a page made of it that opens from a file.
+
+The page holds its styles, its script and its data; nothing is loaded, and its Content-Security-Policy says so: the one
+script and the one style are allowed by their hashes. Corpus text reaches it escaped by Jinja or as JSON in data blocks.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.audit import drawing
+from pipeline.audit.decisions import SPLITS, decisions, shards
+from pipeline.audit.distributions import NEAR, Distributions
+from pipeline.audit.examples import Example, Sample, TopTokens, heat_maps
+from pipeline.audit.funnel import funnel, kept, shard_bytes
+from pipeline.audit.lineage import Lineage
+from pipeline.audit.losses import duplicates, matches, quarantine
+from pipeline.audit.visible import visible
+from pipeline.core.artifact import InputFile
+from pipeline.core.parquet import read_table
+from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.selection.sites import BANDS
+
+FORMAT = 1
+"""Of `audit.json`; raised when a key changes its meaning."""
+PAGE_BYTES = 5_000_000
+"""A page is never larger: browsers stall on more."""
+DOCUMENTS = 100
+ROWS_SHOWN = 50
+TEXT_SHOWN, CELL_SHOWN = 60, 240
+"""Characters of a token in a table, and of any other value."""
+
+_FOLDER = Path(__file__).parent
+_STYLES = ("base.css", "heatmap.css", "report.css")
+_SCRIPTS = ("theme.js", "heatmap.js", "report.js")
+
+
+def audit(
+    lineage: Lineage, *, documents: int = DOCUMENTS, proxy: CorpusTokenizer | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Look at every position once, and at a sample of documents.
+
+    Args:
+        lineage: the selection.
+        documents: how many heat maps.
+        proxy: names the proxy's most likely tokens, where the scores hold them.
+
+    Returns:
+        The content of `audit.json`, and the documents' heat maps.
+
+    Raises:
+        IntegrityError: a file is not the one that was recorded.
+    """
+    counted, sample = Distributions(lineage.rule), Sample(documents)
+    for shard in shards(lineage):
+        for frame in decisions(lineage, shard):
+            counted.add(shard, frame)
+            sample.add(shard.index, frame)
+    chosen = sample.chosen()
+    summary = {
+        "format": FORMAT,
+        "manifest": lineage.name,
+        "selection": lineage.select.fingerprint,
+        "rule": dict(lineage.select.config),
+        "funnel": [vars(step) for step in funnel(lineage)],
+        "documents": {split: lineage.ingest.counters[split] for split in SPLITS},
+        "sites": {split: lineage.select.counters[f"kept.{split}"] for split in SPLITS},
+        "examples": kept(lineage.materialize.counters) if lineage.materialize else None,
+        "bytes": shard_bytes(lineage.materialize),
+        "totals": counted.totals(),
+        "histograms": counted.histograms(),
+        "near": counted.near(),
+        "groups": counted.groups(),
+        "many_values": counted.many_values(),
+        "tokens": counted.tokens(),
+        "shown": [vars(example) for example in chosen],
+        "quarantine": quarantine(lineage),
+        "duplicates": duplicates(lineage),
+        "matches": matches(lineage),
+        "lineage": _records(lineage),
+    }
+    return summary, _heat_maps(lineage, chosen, proxy)
+
+
+def _heat_maps(lineage: Lineage, chosen: Sequence[Example], proxy: CorpusTokenizer | None) -> list[dict[str, Any]]:
+    """In the order in which they were chosen."""
+    ids = {example.doc_id for example in chosen}
+    wanted = {example.shard for example in chosen}
+    made: dict[str, dict[str, Any]] = {}
+    for shard in shards(lineage, only=wanted):
+        tops = _top_tokens(lineage, shard.index, ids, proxy) if proxy else None
+        for frame in decisions(lineage, shard):
+            made |= heat_maps(shard, frame, ids, tops)
+    return [made[example.doc_id] for example in chosen]
+
+
+def _top_tokens(lineage: Lineage, shard: int, doc_ids: set[str], proxy: CorpusTokenizer) -> TopTokens | None:
+    if not lineage.score.config["score"]["store_top"]:
+        return None
+    file = lineage.score.file("scores", shard)
+    assert file is not None
+    rows = [
+        row for row in read_table(file, ["doc_id", "top_ids", "top_logprobs"]).to_pylist() if row["doc_id"] in doc_ids
+    ]
+    return TopTokens(proxy, *({row["doc_id"]: row[name] for row in rows} for name in ("top_ids", "top_logprobs")))
+
+
+def _records(lineage: Lineage) -> list[dict[str, Any]]:
+    """The records from the source on, each file's bytes compared with its hash now."""
+    rows = []
+    for stage, record in lineage.records.items():
+        entries = [entry for done in record.completions for entry in done.files.values()]
+        for entry in entries:
+            InputFile(record.directory / entry.path, entry.sha256).verified()
+        rows.append(
+            {
+                "stage": stage,
+                "version": record.version,
+                "fingerprint": record.fingerprint,
+                "content": record.content,
+                "inputs": dict(record.inputs),
+                "config": dict(record.config),
+                "shards": len(record.completions),
+                "files": len(entries),
+                "rows": sum(entry.rows for entry in entries),
+                "bytes": sum(entry.bytes for entry in entries),
+                "seconds": round(record.seconds, 3),
+                "counters": record.counters,
+                "verified": True,
+            }
+        )
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------ the page
+
+
+def page(summary: Mapping[str, Any], heat_maps: Sequence[Mapping[str, Any]]) -> str:
+    """The report as one HTML file of at most `PAGE_BYTES`: documents that do not fit are left out, and it says so."""
+    documents = [
+        _listed(example, heat_map) | {"block": embedded(heat_map)}
+        for example, heat_map in zip(summary["shown"], heat_maps, strict=True)
+    ]
+    html = render("report.html.j2", **_view(summary), documents=documents)
+    while (over := len(html.encode()) - PAGE_BYTES) > 0 and documents:
+        while over > 0 and documents:
+            over -= len(documents.pop()["block"].encode())
+        html = render("report.html.j2", **_view(summary), documents=documents)
+    return html
+
+
+def comparison_page(comparison: Mapping[str, Any]) -> str:
+    """The comparison of two selections as one HTML file."""
+    titles = {"band": "Difficulty band", "token_class": "Token class", "field": "Field", "source_file": "Source file"}
+    groups = [(title, _group(name, comparison["groups"][name])) for name, title in titles.items()]
+    return render("compare.html.j2", **{**comparison, "groups": groups})
+
+
+def _view(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of `audit.json`, arranged."""
+    size, examples = summary["bytes"], summary["examples"]
+    cards = [(_number(step["count"]), step["name"]) for step in summary["funnel"][:4]]
+    cards += [(_number(summary["sites"][split]), f"{split} sites") for split in SPLITS]
+    cards += [(_number(size / examples, 1), "bytes an example")] if examples else []
+    widest = {"documents": 0, "positions": 0}
+    for step in summary["funnel"]:
+        widest[step["unit"]] = max(widest[step["unit"]], step["count"])
+    cuts = {
+        split: {
+            metric: sorted(
+                {
+                    t["threshold"]
+                    for t in summary["near"]
+                    if (t["split"], t["column"], t["source"]) == (split, metric, "where")
+                }
+            )
+            for metric in drawing.NAMES
+        }
+        for split in SPLITS
+    }
+    return {
+        "audit": summary,
+        "totals": summary["totals"],
+        "cards": cards,
+        "widest": widest,
+        "cuts": cuts,
+        "near_widths": NEAR,
+        "near": [summary["near"][i : i + len(NEAR)] for i in range(0, len(summary["near"]), len(NEAR))],
+        "groups": [
+            (title, rows) for name, title in _titles(summary) if (rows := _group(name, summary["groups"][name]))
+        ],
+    }
+
+
+def _titles(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    named = {
+        "field": "Field",
+        "token_class": "Token class",
+        "decile": "Position in the document",
+        "band": "Difficulty band",
+    }
+    meta = {n: n.removeprefix("meta.") for n in summary["groups"] if n.startswith("meta.")}
+    return list((named | meta | {"source_file": "Source file"}).items())
+
+
+def _group(name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with a label, in the order in which they are read."""
+    order = {"decile": [str(d) for d in range(10)], "band": ["none", *BANDS]}.get(name)
+    if order is not None:
+        rows = sorted(rows, key=lambda row: order.index(row["value"]))
+    empty = {"field": "(template)"}.get(name, "(none)")
+    labels = {str(d): f"{10 * d} – {10 * d + 10} %" for d in range(10)} if name == "decile" else {}
+    return [dict(row) | {"label": labels.get(row["value"], row["value"] or empty)} for row in rows[:ROWS_SHOWN]]
+
+
+def _listed(example: Mapping[str, Any], heat_map: Mapping[str, Any]) -> dict[str, Any]:
+    """A document in the list of documents."""
+    share = example["kept"] / max(example["selectable"], 1)
+    beginning = " ".join("".join(heat_map["tokens"][:60]).split())[:160]
+    return dict(example) | {"share": f"{share:.6f}", "beginning": beginning}
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of `templates/`, with the shared styles and script and the policy that allows only them."""
+    style, script = (_joined(names) for names in (_STYLES, _SCRIPTS))
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "visible": visible,
+        "number": _number,
+        "percent": _percent,
+        "words": _words,
+        "token": _token,
+        "cell": _cell,
+        "yaml": _yaml,
+    }
+    environment.globals |= {"histogram": drawing.histogram, "share": drawing.share, "splits": SPLITS}
+    policy = (
+        f"default-src 'none'; script-src '{_source(script)}'; style-src '{_source(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return environment.get_template(template).render(style=style, script=script, policy=policy, **values)
+
+
+def embedded(value: Any) -> str:
+    """JSON for a data block of a page: nothing in it ends the block or a line.
+
+    Example:
+        >>> embedded({"token": "</script>" + chr(0x2028)})
+        '{"token":"\\\\u003c/script>\\\\u2028"}'
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=as_json)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def as_json(value: Any) -> str:
+    """Bytes of a source as JSON has them: text, with \\xNN where they are none."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="backslashreplace")
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _joined(names: Sequence[str]) -> str:
+    return "\n".join((_FOLDER / "assets" / name).read_text(encoding="utf-8") for name in names)
+
+
+def _source(text: str) -> str:
+    """A source expression that allows exactly this text inline."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    """
+    Example:
+        >>> _number(1234567), _number(0.456), _number(None)
+        ('1,234,567', '0.46', '–')
+    """
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def _percent(part: float, whole: float) -> str:
+    """
+    Example:
+        >>> _percent(1, 8), _percent(0, 0), _percent(1, 100_000)
+        ('12.5 %', '–', '0.001 %')
+    """
+    if not whole:
+        return "–"
+    value = 100 * part / whole
+    return f"{value:.1f} %" if value >= 0.1 or not value else f"{value:.3f} %"
+
+
+def _token(text: str) -> str:
+    """A token on its own: what is invisible in it has a shape, spaces and line ends too.
+
+    Example:
+        >>> _token(" the"), _token("\\n")
+        ('␣the', '⏎')
+    """
+    shown = text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]} … {len(text):,} characters"
+    return visible(shown.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"))
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else as_json(value) if isinstance(value, bytes) else str(value)
+    return visible(text[:CELL_SHOWN] + "…" * (len(text) > CELL_SHOWN))
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
