@@ -259,6 +259,42 @@ def _launch(module: str, arguments: list[str], ranks: int) -> None:
 
 
 @app.command()
+def audit(
+    manifest: ManifestPath,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Also write what another selection gains and loses: a manifest, a selection's folder name, or "
+            "`key=value` on top of this manifest (repeat for several).",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    out: Annotated[Path | None, typer.Option(help="Where to.  [default: WORK/NAME/audit/SELECTION]")] = None,
+) -> None:
+    """A page that opens offline: what a selection kept and dropped, and why; every number as JSON beside it.
+
+    The selection must have been made (`rpt data` or `rpt select`); nothing is computed anew.
+
+    Examples:
+
+        rpt audit data_manifests/demo.yaml
+
+        rpt audit data_manifests/demo.yaml --compare select.where="entropy > 1.5"
+
+        rpt audit data_manifests/demo.yaml --compare data_manifests/other.yaml
+    """
+    from stages.audit import audit as write_report
+    from stages.audit import compare as write_comparison
+
+    read = load(Manifest, manifest, overrides or ())
+    print(write_report(read, work=work, out=out))
+    if compare:
+        print(write_comparison(read, compare, path=manifest, overrides=overrides or (), work=work, out=out))
+
+
+@app.command()
 def browse(
     manifest: ManifestPath,
     recipe: Annotated[
