@@ -73,7 +73,7 @@ def serve(library: Library, port: int) -> None:
     """
     import uvicorn
 
-    with socket.socket() as taken:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as taken:  # named: no Nagle delay
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             taken.bind(("127.0.0.1", port))

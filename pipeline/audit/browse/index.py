@@ -140,7 +140,8 @@ def _block(frame: pl.DataFrame, doc_ids: pl.Series, counters: Counter[str], spre
     counters["inside_character"] += scorable.height - block.height
     counters["positions"] += block.height
     row = pl.col("doc_id").replace_strict(doc_ids, pl.int_range(len(doc_ids), eager=True), return_dtype=pl.UInt32)
-    ordered = [pl.col(name).cast(pl.Enum(block[name].unique().sort())) for name in CELL]
+    names = block.select(pl.col(CELL).cast(pl.String))
+    ordered = [names[name].cast(pl.Enum(names[name].unique().sort())) for name in CELL]
     block = block.with_columns(row.alias("document"), *ordered).sort(*CELL, "entropy", "document", "position")
     spread.add(block["document"].to_numpy(), block["entropy"].to_numpy())
     return block

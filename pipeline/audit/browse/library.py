@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.audit.browse.compare import Comparison, compare
@@ -236,10 +237,11 @@ class Library:
             AutoTokenizer.from_pretrained(folder), self.policy_tokenizer, template_named(self.task.template)
         )
 
-    @property
+    @cached_property
     def has_top(self) -> bool:
         """Whether the proxy's most likely tokens were stored."""
-        return bool(self.records.scores.config["score"].get("store_top"))
+        files = self.records.scores.files("scores")
+        return bool(files) and "top_ids" in pq.read_schema(files[0].path).names
 
 
 def _sites_by_document(store: Store, sites: Record) -> NDArray[np.int64]:

@@ -90,7 +90,8 @@ class Where:
         return cls(where, tuple(sorted(cuts)), *both)
 
     def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
-        grid = cells.select(CELL).join(pl.DataFrame({"entropy": entropy_G}), how="cross", maintain_order="left_right")
+        typed = cells.select(pl.col(name).cast(STORED[name].dtype) for name in CELL)
+        grid = typed.join(pl.DataFrame({"entropy": entropy_G}), how="cross", maintain_order="left_right")
         kept = grid.with_columns(kept=self.simple.fill_null(False))["kept"].to_numpy()
         decided = np.where(kept, YES if self.rest is None else ASK, NO)
         return decided.reshape(cells.height, len(entropy_G)).astype(np.int8)
@@ -104,7 +105,9 @@ class Where:
             document = store.read("document", slices)
             columns |= {name: store.documents[name].gather(document) for name in beyond}
         frame = pl.DataFrame(columns)
-        frame = frame.with_columns(pl.lit(cell[name]).alias(name) for name in CELL if name in needed)
+        frame = frame.with_columns(
+            pl.lit(cell[name], STORED[name].dtype).alias(name) for name in CELL if name in needed
+        )
         try:
             return frame.with_columns(kept=self.rest.fill_null(False))["kept"].to_numpy()
         except pl.exceptions.PolarsError as error:

@@ -1,0 +1,72 @@
+"""A live page on a free port of this machine, over a small hostile corpus; and a browser where there is one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from pipeline.audit.browse.library import Library
+from pipeline.audit.browse.server import create_app
+from pipeline.core.config import Manifest
+from stages.browse import open_library
+from tests.browser.corpus import Built, build
+from tests.stages.published import InProcess
+
+
+@dataclass(frozen=True)
+class Live:
+    """A server that is up."""
+
+    built: Built
+    library: Library
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.built.manifest
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """The server, in a thread of the tests' process."""
+    built = build(tmp_path_factory.mktemp("browse"))
+    library = open_library(built.manifest, work=built.work, executor=InProcess(), run=built.run)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server = uvicorn.Server(uvicorn.Config(create_app(library), log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
+        thread.start()
+        yield Live(built, library, listening.getsockname()[1])
+        server.should_exit = True
+        thread.join(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium, or a skip that says how to get one."""
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not found:
+        pytest.skip("no chromium on the PATH (apt install chromium, or CHROMIUM=path): browser tests are skipped")
+    return found
+
+
+@pytest.fixture(scope="session")
+def axe(repository: Path) -> str:
+    """The source of axe-core, or a skip that says how to get it."""
+    path = Path(os.environ.get("AXE_PATH") or repository / "node_modules" / "axe-core" / "axe.min.js")
+    if not path.is_file():
+        pytest.skip("no axe-core (npm install --no-save axe-core, or AXE_PATH=file): accessibility tests are skipped")
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,183 @@
+"""What a client that is no browser sees: headers, hosts, refusals, and that only flags are written."""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import io
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.audit.browse.flags import FLAGS, Flags
+from tests.browser.conftest import Live
+from tests.browser.corpus import HOSTILE
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+def ask(live: Live, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Answer:
+    connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=60)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    content = Answer(answer.status, answer.headers, answer.read())
+    connection.close()
+    return content
+
+
+@pytest.fixture(scope="module")
+def doc_id(live: Live) -> str:
+    return live.built.site_with_rollouts.rpartition("-")[0]
+
+
+def pages(doc_id: str) -> list[str]:
+    return [
+        "/documents", "/documents?text=red&split=train&least=1", f"/documents/{doc_id}", f"/documents/{doc_id}?position=7",
+        f"/documents/{doc_id}/heat-map", "/what-if", "/what-if?where=nll+%3E+1&split=validation", "/compare",
+        f"/compare/{doc_id}?b=entropy+%3E+2", "/flags", "/flags.csv", "/flags.parquet", "/assets/browse.js",
+    ]  # fmt: skip
+
+
+def test_every_answer_has_the_headers_and_no_page_has_anything_inline(live: Live, doc_id: str) -> None:
+    for path in [*pages(doc_id), "/nowhere", "/documents/nothing", "/what-if?split=neither"]:
+        answer = ask(live, path)
+        assert answer.status == (200 if path in pages(doc_id) else 400 if "split" in path else 404), path
+        policy = answer.headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'") and "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy and "base-uri 'none'" in policy
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        if "html" in answer.headers["Content-Type"]:
+            assert not re.search(r"<script(?![^>]* src=)|\sstyle=|\son\w+=", answer.text), path
+            assert not re.search(r"(?:src|href)=\"(?:https?:)?//", answer.text), path
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::1", "localhost.evil"]
+)
+def test_a_host_that_is_not_this_machine_is_not_answered(live: Live, host: str) -> None:
+    answer = ask(live, "/documents", Host=host)
+    assert answer.status in (400, 421)
+    assert b"Documents" not in answer.body
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:1234", "127.0.0.1", "[::1]:8000"])
+def test_names_of_this_machine_are_answered(live: Live, host: str) -> None:
+    assert ask(live, "/documents", Host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/assets/../server.py", "/assets/..%2Fserver.py", "/assets/%2Fetc%2Fpasswd", "/documents/../../etc/passwd",
+     "/documents/..%2F..%2Fetc%2Fpasswd", "/documents/%00", "/assets/", "/compare/nothing", "/documents/x/heat-map"],
+)  # fmt: skip
+def test_a_path_is_never_a_file(live: Live, path: str) -> None:
+    answer = ask(live, path)
+    assert answer.status == 404
+    assert "list of documents" in answer.text
+
+
+def test_a_position_that_is_not_there_says_which_are(live: Live, doc_id: str) -> None:
+    answer = ask(live, f"/documents/{doc_id}?position=99999")
+    assert answer.status == 404 and "positions 0 to" in answer.text
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_nothing_but_flags_can_be_written(live: Live, method: str) -> None:
+    for path in ("/documents", "/what-if", "/compare", "/assets/browse.js", *([] if method == "POST" else ["/flags"])):
+        assert ask(live, path, method).status == 405, path
+
+
+def token(live: Live, doc_id: str) -> str:
+    found = re.search(r'name="token" value="([^"]+)"', ask(live, f"/documents/{doc_id}?position=7").text)
+    assert found
+    return found[1]
+
+
+def flag(live: Live, headers: dict[str, str] | None = None, **fields: object) -> Answer:
+    return ask(live, "/flags", "POST", urlencode(fields), **(headers or {}))
+
+
+def test_a_flag_needs_the_token_and_our_own_origin(live: Live, doc_id: str) -> None:
+    fields = {"doc_id": doc_id, "position": 5, "note": "not ours"}
+    before = len(live.library.flags.all())
+    assert flag(live, **fields).status == 403
+    assert flag(live, token="guess", **fields).status == 403
+    right = token(live, doc_id)
+    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{live.port + 1}", "http://[", ""):
+        assert flag(live, {"Origin": origin}, token=right, **fields).status == 403, origin
+    assert len(live.library.flags.all()) == before
+    assert flag(live, {"Origin": live.url}, token=right, **fields).status == 303
+    assert flag(live, token=right, doc_id=doc_id, position=5, action="remove").status == 303
+    assert len(live.library.flags.all()) == before
+
+
+def test_a_flag_of_what_is_not_there_is_refused(live: Live, doc_id: str) -> None:
+    right = token(live, doc_id)
+    for wrong in ({"doc_id": "nothing", "position": 5}, {"doc_id": doc_id, "position": 10**6}, {"doc_id": doc_id}, {}):
+        assert flag(live, token=right, **wrong).status == 404
+    assert flag(live, token=right, doc_id=doc_id, position=5, note="x" * 40_000).status == 413
+
+
+def test_flags_are_exported_as_they_were_made(live: Live, doc_id: str) -> None:
+    right, note = token(live, doc_id), 'said "no", twice;\n</script>'
+    assert flag(live, token=right, doc_id=doc_id, position=6, note="first thought").status == 303
+    assert flag(live, token=right, doc_id=doc_id, position=6, note=note).status == 303
+    table = pq.read_table(io.BytesIO(ask(live, "/flags.parquet").body))
+    assert table.schema.equals(FLAGS)
+    rows = [row for row in table.to_pylist() if row["position"] == 6]
+    assert [(row["site_id"], row["doc_id"], row["note"]) for row in rows] == [(f"{doc_id}-6", doc_id, note)]
+    listed = list(csv.DictReader(io.StringIO(ask(live, "/flags.csv").text)))
+    assert [row["note"] for row in listed if row["position"] == "6"] == [note]
+    assert list(listed[0]) == FLAGS.names
+    flag(live, token=right, doc_id=doc_id, position=6, action="remove")
+
+
+def test_flags_survive_a_restart_and_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "flags.jsonl"
+    flags = Flags(path)
+    flags.set("a", 1, "one")
+    with path.open("ab") as file:
+        file.write(b'{"site_id": "a-2", "doc_')
+    flags.set("a", 3, "three")
+    flags.set("a", 1, None)
+    assert list(Flags(path).all()) == list(flags.all()) == ["a-3"]
+    assert Flags(tmp_path / "none").table().num_rows == 0
+
+
+def test_hostile_text_is_escaped_in_pages_and_whole_in_json(live: Live) -> None:
+    run, turn = live.built.hostile_ids[:2]
+    page = ask(live, f"/documents/{run}?position=4").text
+    assert "<script>window" not in page and "&lt;script&gt;window.pwned" in page
+    assert "\u202e" not in ask(live, f"/documents/{turn}?position=9").text
+    shown = json.loads(ask(live, f"/documents/{run}/heat-map").body)
+    assert "".join(shown["tokens"]) == HOSTILE[0]
+
+
+def test_a_rule_with_a_mistake_is_explained_where_it_was_written(live: Live) -> None:
+    answer = ask(live, "/what-if?where=entropi+%3E+1")
+    assert answer.status == 200 and "did you mean `entropy`" in answer.text.replace("&#39;", "'")
+    assert "no selection of these scores" in ask(live, "/compare?a=select:nothing").text
+
+
+def test_the_pages_only_show_what_was_opened_and_write_nothing_else(live: Live, doc_id: str) -> None:
+    def listed() -> dict[str, int]:
+        return {str(p): p.stat().st_size for p in live.built.work.rglob("*") if p.is_file() and p.name != "flags.jsonl"}
+
+    before = listed()
+    for path in pages(doc_id):
+        ask(live, path)
+    assert listed() == before

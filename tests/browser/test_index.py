@@ -1,0 +1,199 @@
+"""What the live page counts is what polars counts over the Parquet files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.audit.browse.compare import compare
+from pipeline.audit.browse.documents import Filter
+from pipeline.audit.browse.rules import Where
+from pipeline.audit.browse.whatif import chart
+from pipeline.core.artifact import Record
+from pipeline.core.config import BandsConfig
+from pipeline.core.errors import UserError
+from tests.browser.conftest import Live
+
+BANDS = BandsConfig()
+
+
+@pytest.fixture(scope="module")
+def positions(live: Live) -> pl.DataFrame:
+    """Every position that a rule can select, straight from the files."""
+    lists = ["entropy", "entropy_partial", "nll", "rank", "field"]
+    scores = pl.read_parquet([file.path for file in live.built.scores.files("scores")])
+    return (
+        scores.with_columns(
+            position=pl.int_ranges(0, pl.col("entropy").list.len()), tokens=pl.col("entropy").list.len()
+        )
+        .select("doc_id", "split", "tokens", "position", *lists)
+        .explode("position", *lists)
+        .drop_nulls("entropy")
+    )
+
+
+def sites_of(record: Record) -> pl.DataFrame:
+    return pl.read_parquet([file.path for file in record.files("sites")])
+
+
+RULES = st.sampled_from(
+    [
+        "entropy > {a}",
+        "entropy >= {a} AND field = 'solution'",
+        "entropy > {a} OR field = 'problem'",
+        "entropy BETWEEN {a} AND {b}",
+        "NOT (entropy > {a})",
+        "nll < {b} AND entropy > {a}",
+        "rank > 3 OR entropy > {b}",
+        "position > 5 AND tokens < 30",
+        "entropy_partial > {a} AND field <> 'problem'",
+        "entropy > {a} AND entropy < nll",
+        "doc_id LIKE 'a%'",
+        "true",
+    ]
+)
+NUMBERS = st.one_of(st.integers(0, 250).map(lambda n: n / 100), st.floats(0, 3).map(lambda x: round(x, 4)))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=RULES, second=RULES, a=NUMBERS, b=NUMBERS, split=st.sampled_from(["train", "validation"]))
+def test_two_rules_are_counted_as_polars_counts_them(
+    live: Live, positions: pl.DataFrame, first: str, second: str, a: float, b: float, split: str
+) -> None:
+    first, second = first.format(a=a, b=b), second.format(a=b, b=a)
+    made = compare(live.library.store, Where.parse(first), Where.parse(second), split, BANDS)
+    expected = positions.filter(pl.col("split") == split).with_columns(
+        first=pl.sql_expr(first).fill_null(False), second=pl.sql_expr(second).fill_null(False)
+    )
+    gained, lost = (expected.filter(pl.col(x) & ~pl.col(y)) for x, y in (("second", "first"), ("first", "second")))
+    assert (made.before, made.after) == (expected["first"].sum(), expected["second"].sum())
+    assert (made.total("gained"), made.total("lost")) == (gained.height, lost.height)
+    assert made.documents_changed == pl.concat([gained, lost])["doc_id"].n_unique()
+    kept = expected.filter(pl.col("second"))
+    assert _after(made.by("field"), "field") == _counts(kept["field"])
+    bands = [["none", "easy", "medium", "hard"][(e > 0.5) + (e > 1.0) + (e > 1.5)] for e in kept["entropy"]]
+    assert _after(made.by("difficulty"), "difficulty") == Counter(bands)
+    ids = live.library.store.documents["doc_id"]
+    of_documents = {ids[int(n)]: int(made.gained_D[n]) for n in np.flatnonzero(made.gained_D)}
+    assert of_documents == _counts(gained["doc_id"])
+
+
+def _after(table: pl.DataFrame, column: str) -> dict[str, int]:
+    counted = {row[column]: row["both"] + row["gained"] for row in table.iter_rows(named=True)}
+    return {name: count for name, count in counted.items() if count}
+
+
+def _counts(column: pl.Series) -> dict[str, int]:
+    return {value: count for value, count in column.value_counts().iter_rows()}
+
+
+def test_a_capped_selection_is_compared_by_its_own_sites(live: Live) -> None:
+    capped, current = sites_of(live.built.capped), sites_of(live.built.current)
+    name = f"select:{live.built.capped.fingerprint}"
+    assert live.library.selections[name].later == ["document_cap"]
+    made = live.library.compare(live.library.current.name, name, "train")
+    train = {
+        which: set(t.filter(pl.col("split") == "train")["site_id"]) for which, t in (("a", current), ("b", capped))
+    }
+    assert train["b"] < train["a"]
+    assert (made.before, made.after) == (len(train["a"]), len(train["b"]))
+    assert (made.total("gained"), made.total("lost")) == (0, len(train["a"] - train["b"]))
+
+
+def test_what_cell_and_entropy_decide_is_not_read(live: Live) -> None:
+    store = live.library.store
+    made = compare(
+        store, Where.parse("entropy > 1.0"), Where.parse("entropy > 1.25 AND field = 'solution'"), "train", BANDS
+    )
+    assert made.read == made.total("lost")  # to know their documents, and nothing else
+    assert compare(store, Where.parse("entropy > 1"), Where.parse("entropy > 1"), "train", BANDS).read == 0
+
+
+def test_every_position_is_in_the_index_or_counted(live: Live, positions: pl.DataFrame) -> None:
+    counters = live.library.store.counters
+    assert counters["positions"] == positions.height
+    assert counters["tokens"] == counters["positions"] + counters["not_scorable"] + counters["inside_character"]
+    assert (
+        sum(bar.count for bar in chart(live.library.store, "train", BANDS, 1.0).bars)
+        == positions.filter((pl.col("split") == "train") & (pl.col("entropy") <= 3)).height
+    )
+
+
+@pytest.mark.parametrize("where", ["entropi > 1", "entropy >", "MAX(entropy) > 1", "entropy", "(SELECT 1) > 0"])
+def test_what_is_no_rule_is_refused_as_select_refuses_it(live: Live, where: str) -> None:
+    with pytest.raises(UserError, match="where"):
+        live.library.compare(live.library.current.name, where, "train")
+
+
+# ------------------------------------------------------------------------------------------------- documents
+
+
+@pytest.fixture(scope="module")
+def corpus(live: Live) -> pl.DataFrame:
+    return pl.read_parquet([file.path for file in live.built.documents.files("documents")])
+
+
+def found(live: Live, **wanted: object) -> set[str]:
+    numbers = live.library.finder.find(Filter(**wanted))  # type: ignore[arg-type]
+    return set(live.library.store.documents["doc_id"].gather(numbers))
+
+
+@pytest.mark.parametrize("text", ["café", "CAFÉ", "How many", "</SCRIPT>", "7*7", ".", "\\", "数学", "nowhere at all"])
+def test_a_search_finds_what_contains_the_text_in_any_case(live: Live, corpus: pl.DataFrame, text: str) -> None:
+    expected = [row["doc_id"] for row in corpus.iter_rows(named=True) if text.lower() in row["text"].lower()]
+    assert found(live, text=text) == set(expected)
+
+
+def test_filters_of_split_source_and_metadata(live: Live, corpus: pl.DataFrame) -> None:
+    both = corpus.filter((pl.col("split") == "validation") & (pl.col("source_file") == "part-1.jsonl"))
+    assert found(live, split="validation", source="part-1.jsonl") == set(both["doc_id"])
+    second = corpus.filter(pl.col("meta").str.contains('"difficulty": 2', literal=True))
+    assert found(live, meta="difficulty=2") == set(second["doc_id"]) == found(live, meta='"difficulty": 2')
+    assert found(live, meta="difficulty=22") == set()
+
+
+def test_filter_by_the_share_that_is_kept(live: Live, positions: pl.DataFrame) -> None:
+    kept = sites_of(live.built.current).group_by("doc_id").len("kept")
+    shares = positions.group_by("doc_id").len("all").join(kept, on="doc_id", how="left").fill_null(0)
+    expected = shares.filter(100 * pl.col("kept") / pl.col("all") >= 15)["doc_id"]
+    assert found(live, least=15.0) == set(expected)
+    numbers = live.library.finder.find(Filter(order="kept"))
+    ordered = live.library.finder.share_D[numbers]
+    assert list(ordered) == sorted(ordered, reverse=True)
+
+
+def test_a_document_shows_the_reason_of_every_position(live: Live) -> None:
+    sites = sites_of(live.built.current)
+    number = live.library.store.document_of[sites["doc_id"][0]]
+    document = live.library.document(number)
+    shown = document.heat_map(live.library.verdict(document, live.library.current.name), 0, None)
+    kept = sites.filter(pl.col("doc_id") == shown["doc_id"])["position"].to_list()
+    assert [t for t, state in enumerate(shown["state"]) if state == 0] == kept
+    assert [shown["reasons"][state - 1] for state in shown["state"][:3]] == ["not_scorable"] * 3
+    assert "".join(shown["tokens"]) == document.meta["text"]
+    capped = live.library.verdict(document, f"select:{live.built.capped.fingerprint}")
+    reasons = [capped.reasons[state - 1] for state in (capped.state_T[t] for t in kept) if state]
+    assert set(reasons) <= {"document_cap"} and len(kept) - len(reasons) == min(2, len(kept))
+
+
+def test_a_site_is_the_row_that_materialize_writes(live: Live, tmp_path: Path) -> None:
+    from stages.materialize import materialize
+    from tests.stages.published import InProcess
+
+    built = live.built
+    record = materialize(
+        built.manifest, built.documents, built.scores, built.current, work=built.work, executor=InProcess()
+    )
+    rows = pl.read_parquet([file.path for split in ("train", "validation") for file in record.files(split)])
+    for row in rows.sample(12, seed=0).iter_rows(named=True):
+        document = live.library.document(live.library.store.document_of[row["doc_id"]])
+        example = document.example(row["position"], built.manifest.materialize, live.library.policy_tokenizer)
+        assert isinstance(example, dict)
+        for name in ("context", "target", "continuation", "boundaries", "context_truncated"):
+            assert example[name] == row[name]
