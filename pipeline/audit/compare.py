@@ -50,7 +50,7 @@ def compare(before: Lineage, after: Lineage) -> dict[str, Any]:
         "totals": {split: _totals(counted["band"], split) for split in SPLITS},
         "groups": {name: _rows(frame) for name, frame in counted.items()},
         "documents_changed": changed,
-        "examples": {outcome: frame.drop("key", "byte_end").to_dicts() for outcome, frame in examples.items()},
+        "examples": {outcome: [_example(row) for row in frame.to_dicts()] for outcome, frame in examples.items()},
     }
 
 
@@ -97,6 +97,13 @@ def _drawn(sites: pl.DataFrame, drawn: pl.DataFrame | None) -> pl.DataFrame:
     keyed = sites.with_columns(key=pl.Series(keys(bases, sites["byte_offset"].to_numpy()), dtype=pl.UInt64))
     both = keyed if drawn is None else pl.concat([drawn, keyed])
     return both.sort("key").head(EXAMPLES)
+
+
+def _example(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A site with its bytes as text: what is cut at an end loses the character that was cut."""
+    around = {name: row[name].decode("utf-8", errors="ignore") for name in ("before", "after")}
+    target = row["target"].decode("utf-8", errors="backslashreplace")
+    return {n: v for n, v in row.items() if n not in ("key", "byte_end")} | around | {"target": target}
 
 
 def _summed(counts: pl.DataFrame, total: pl.DataFrame | None) -> pl.DataFrame:

@@ -59,7 +59,7 @@ def lineage_of(work: Path, manifest: Manifest) -> Lineage:
             where=" ".join(manifest.select.where.split()),
             mend="run `rpt data` (or `rpt select`) with this manifest and these overrides first",
         )
-    return max(found, key=lambda lineage: (_current(work, lineage.ingest), _current(work, lineage.score)))
+    return max(found, key=lambda lineage: _preference(work, lineage))
 
 
 def lineage_of_fingerprint(work: Path, manifest: Manifest, fingerprint: str) -> Lineage:
@@ -96,6 +96,11 @@ def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = ""
                 if stage not in known and (source := _by_content(work, stage, content)) is not None:
                     before[stage] = source
     return Lineage(name, ingest, score, select, max(made, key=lambda r: _current(work, r), default=None), before)
+
+
+def _preference(work: Path, lineage: Lineage) -> tuple[bool, bool, int]:
+    """What was made last comes first, then what was made by a later version of the code."""
+    return _current(work, lineage.ingest), _current(work, lineage.score), lineage.select.version
 
 
 def _by_content(work: Path, stage: str, content: str | None) -> Record | None:
