@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from tests.stages.published import InProcess, cut, publish_tables
 from tests.toys import byte_level_tokenizer, problems
 
 HOSTILE = (
-    "</script><script>window.pwned = 1</script> <img src=x onerror=window.pwned=2> <b onmouseover=pwned=3>bold</b> {{ 7*7 }}",
+    "</script><script>window.pwned=1</script> <img src=x onerror=window.pwned=2> <b onclick=pwned=3>b</b> {{ 7*7 }}",
     "right to left: \u202eevil\u202c \u2066isolate\u2069 שלום עולם and back, with \u200bzero\u200d width\ufeff marks",
-    "control: \x1b[31mred\x1b[0m \x07 bell \x7f delete \x0c form feed \x85 next line, lone combining \u0301\u0301\u0301",
+    "control: \x1b[31mred\x1b[0m \x07 bell \x7f delete \x0c form feed \x85 next line, combining \u0301\u0301\u0301",
     "long: " + "A" * 10_240 + " end of the long token, and some words after it so that it has a site",
 )
 """Texts that try to run, to turn the page around, or to break its layout."""
@@ -83,7 +84,7 @@ def _documents(texts: list[str]) -> pa.Table:
             "fields": [],
             "source_file": HOSTILE_NAME if text in HOSTILE else f"part-{i % 2}.jsonl",
             "source_row": i,
-            "meta": '{"difficulty": %d, "note": "</script><script>window.pwned=5</script>"}' % (i % 3),
+            "meta": json.dumps({"difficulty": i % 3, "note": "</script><script>window.pwned=5</script>"}),
         }
         for i, text in enumerate(texts)
     ]
@@ -133,8 +134,8 @@ def _write_rollouts(run: Path, site_id: str) -> None:
     }
     empty = {field.name: blank.get(field.type) for field in ROLLOUTS}
     rows = [
-        empty | {"step": 7, "site_id": site_id, "response": "<script>window.pwned=6</script> so \\boxed{x}", "reward": 1.0,
-                 "reason": "correct", "advantage": 1.5, "length": 9},
+        empty | {"step": 7, "site_id": site_id, "response": "<script>window.pwned=6</script> so \\boxed{x}",
+                 "reward": 1.0, "reason": "correct", "advantage": 1.5, "length": 9},
         empty | {"step": 7, "site_id": site_id, "sample": 1, "response": "no", "reason": "no_answer", "length": 2},
         empty | {"step": 7, "site_id": "another-1", "response": "elsewhere"},
     ]  # fmt: skip

@@ -90,7 +90,7 @@ def _after(table: pl.DataFrame, column: str) -> dict[str, int]:
 
 
 def _counts(column: pl.Series) -> dict[str, int]:
-    return {value: count for value, count in column.value_counts().iter_rows()}
+    return dict(column.value_counts().iter_rows())
 
 
 def test_a_capped_selection_is_compared_by_its_own_sites(live: Live) -> None:
