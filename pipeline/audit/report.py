@@ -218,6 +218,8 @@ def _group(name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         rows = sorted(rows, key=lambda row: order.index(row["value"]))
     empty = {"field": "(template)"}.get(name, "(none)")
     labels = {str(d): f"{10 * d} – {10 * d + 10} %" for d in range(10)} if name == "decile" else {}
+    if name == "token_class":
+        labels = {row["value"]: _words(row["value"]) for row in rows}
     return [dict(row) | {"label": labels.get(row["value"], row["value"] or empty)} for row in rows[:ROWS_SHOWN]]
 
 
@@ -296,13 +298,15 @@ def _number(value: float | None, digits: int = 2) -> str:
 def _percent(part: float, whole: float) -> str:
     """
     Example:
-        >>> _percent(1, 8), _percent(0, 0), _percent(1, 100_000)
-        ('12.5 %', '–', '0.001 %')
+        >>> _percent(1, 8), _percent(0, 0), _percent(1, 100_000), _percent(3, 3)
+        ('12.5 %', '–', '< 0.1 %', '100 %')
     """
     if not whole:
         return "–"
     value = 100 * part / whole
-    return f"{value:.1f} %" if value >= 0.1 or not value else f"{value:.3f} %"
+    if part == whole:
+        return "100 %"
+    return f"{value:.1f} %" if value >= 0.1 or not value else "< 0.1 %"
 
 
 def _token(text: str) -> str:
