@@ -68,7 +68,7 @@ def test_every_answer_has_the_headers_and_no_page_has_anything_inline(live: Live
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'") and "unsafe" not in policy
         assert "frame-ancestors 'none'" in policy and "base-uri 'none'" in policy
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["Referrer-Policy"] == "same-origin"
         if "html" in answer.headers["Content-Type"]:
             for tag, attributes in elements(answer.text):
                 assert tag != "style" and (tag != "script" or attributes["src"].startswith("/assets/")), path

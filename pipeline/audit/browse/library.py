@@ -24,6 +24,7 @@ from pipeline.core.artifact import Record, read_record
 from pipeline.core.config import BandsConfig, Manifest, TaskConfig
 from pipeline.core.errors import UserError
 from pipeline.scoring.tokens import CorpusTokenizer, resolve_model
+from pipeline.shards.schema import boundaries_of
 
 SPLITS = ("train", "validation")
 BY_RECORD = "select:"
@@ -209,7 +210,7 @@ class Library:
         return answer | {
             "prompt": prompt_parts(self.prompts, self.policy_tokenizer, example["context"]),
             "target": example["target"],
-            "continuation": continuation_parts(example["continuation"], example["boundaries"]),
+            "continuation": continuation_parts(example["continuation"], boundaries_of(example["token_lengths"])),
             "truncated": example["context_truncated"],
         }
 

@@ -1,0 +1,314 @@
+"""The live page in a real browser: by mouse, by keyboard alone, on a phone, with a corpus that wants to break it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from typing import Literal
+from urllib.parse import quote_plus
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.browser.conftest import Live
+
+PHONE = {"width": 390, "height": 800}
+RULE = "entropy > 0.5 AND nll < 2"
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        started = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Browser, live: Live) -> Iterator[Page]:
+    """A fresh page at 1280 px. Whatever a test does, nothing may be logged and no script of the corpus may run."""
+    context = browser.new_context(base_url=live.url, viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    opened = context.new_page()
+    problems: list[str] = []
+    opened.on(
+        "console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None
+    )
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    yield opened
+    assert opened.evaluate("window.pwned") is None
+    assert problems == []
+    context.close()
+
+
+@pytest.fixture
+def site(live: Live) -> tuple[str, int]:
+    doc_id, _, position = live.built.site_with_rollouts.rpartition("-")
+    return doc_id, int(position)
+
+
+def number(page: Page, name: str) -> int:
+    return int(re.sub(r"[^\d]", "", page.locator(f"[data-count={name}]").inner_text()))
+
+
+def settled(page: Page) -> None:
+    """Wait until nothing is being loaded into the page."""
+    page.wait_for_function("!document.querySelector('.loading, [aria-busy]')")
+
+
+def positions(live: Live, split: str = "train") -> pl.DataFrame:
+    """Scored positions straight from the files."""
+    scores = pl.read_parquet([file.path for file in live.built.scores.files("scores")])
+    lists = ["entropy", "nll", "field"]
+    return scores.filter(pl.col("split") == split).select("doc_id", *lists).explode(lists).drop_nulls("entropy")
+
+
+def test_open_filter_and_go_to_a_document(page: Page, live: Live) -> None:
+    page.goto("/")
+    expect(page).to_have_title(re.compile("Documents"))
+    page.get_by_label("Text").fill("CAFÉ")
+    page.get_by_role("button", name="Find").click()
+    texts = pl.read_parquet([file.path for file in live.built.documents.files("documents")])["text"]
+    matching = sum("café" in text.lower() for text in texts)
+    expect(page.locator(".found")).to_have_text(f"{matching} of {len(texts)} documents")
+    assert "text=CAF" in page.url
+    page.locator(".documents a.title").first.click()
+    expect(page.locator(".hm-token").first).to_be_visible()
+
+
+def test_hover_shows_what_the_proxy_thought(page: Page, site: tuple[str, int]) -> None:
+    page.goto(f"/documents/{site[0]}")
+    page.locator(".hm-token").nth(site[1]).hover()
+    details = page.locator(".hm-details")
+    expect(details).to_contain_text(f"Position {site[1]} of")
+    expect(details).to_contain_text("kept")
+    expect(details.locator(".hm-top li")).to_have_count(4)
+    page.locator(".hm-token").nth(1).hover()
+    expect(details).to_contain_text("not scorable")
+    page.get_by_role("button", name="Loss").click()
+    assert "metric=nll" in page.url
+    page.reload()
+    expect(page.get_by_role("button", name="Loss")).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_site_shows_prompt_continuation_and_rollouts(page: Page, live: Live, site: tuple[str, int]) -> None:
+    page.goto(f"/documents/{site[0]}")
+    page.locator(".hm-token").nth(site[1]).click()
+    expect(page.locator("#site-title")).to_have_text(f"Position {site[1]}")
+    document = live.library.document(live.library.store.document_of[site[0]])
+    example = document.example(site[1], live.manifest.materialize, live.library.policy_tokenizer)
+    assert isinstance(example, dict)
+    expect(page.locator(".prompt bdi")).to_have_text(example["context"].decode())
+    assert "Complete the text" in page.locator(".prompt").inner_text()
+    expect(page.locator(".continuation bdi")).to_have_count(len(example["boundaries"]))
+    expect(page.locator(".rollouts li")).to_have_count(2)
+    expect(page.locator(".rollouts .won pre")).to_have_text("<script>window.pwned=6</script> so \\boxed{x}")
+    assert page.url.endswith(f"?position={site[1]}")
+
+
+def test_the_slider_counts_at_once_what_polars_counts(page: Page, live: Live) -> None:
+    page.goto("/what-if")
+    slider = page.get_by_label("Entropy threshold")
+    slider.evaluate("(s) => { s.value = 0.4; s.dispatchEvent(new Event('input', { bubbles: true })); }")
+    expect(page.locator("#where")).to_have_value("entropy > 0.4 AND field = 'solution'")
+    frame = positions(live).filter(pl.col("field") == "solution")
+    now, then = (frame.filter(pl.col("entropy") > t) for t in (1.0, 0.4))
+    assert (number(page, "before"), number(page, "after")) == (now.height, then.height)
+    assert number(page, "gained") == then.height - now.height
+    assert (
+        number(page, "documents")
+        == frame.filter(pl.col("entropy").is_between(0.4, 1.0))
+        .filter((pl.col("entropy") > 0.4) & (pl.col("entropy") <= 1.0))["doc_id"]
+        .n_unique()
+    )
+    assert page.locator("#lines").inner_text() == "select:\n  where: entropy > 0.4 AND field = 'solution'\n"
+    assert "entropy+%3E+0.4" in page.url
+
+
+def test_a_rule_of_ones_own_and_its_mistakes(page: Page, live: Live) -> None:
+    page.goto("/what-if")
+    page.locator("#where").fill(RULE)
+    page.locator("#where").press("Enter")
+    expect(page.locator("#lines")).to_contain_text("nll < 2")
+    expected = positions(live).filter((pl.col("entropy") > 0.5) & (pl.col("nll") < 2))
+    assert number(page, "after") == expected.height
+    page.locator("#where").fill("entropi > 1")
+    page.locator("#where").press("Enter")
+    expect(page.locator(".problem")).to_contain_text("did you mean `entropy`")
+
+
+def test_deep_links_hold_everything(page: Page, live: Live, site: tuple[str, int]) -> None:
+    page.goto(f"/what-if?where={quote_plus(RULE)}")
+    expect(page.locator("#where")).to_have_value(RULE)
+    first = number(page, "after")
+    page.locator(".documents a.title").first.click()
+    expect(page.locator(".hm-text")).to_have_count(2)
+    page.go_back()
+    assert number(page, "after") == first
+    page.goto(f"/documents/{site[0]}?position={site[1]}&metric=rank")
+    expect(page.locator("#site-title")).to_have_text(f"Position {site[1]}")
+    expect(page.get_by_role("button", name="Rank")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".hm-token[aria-selected=true]")).to_have_attribute("data-i", str(site[1]))
+
+
+def test_compare_two_selections_that_were_made(page: Page, live: Live) -> None:
+    page.goto("/compare")
+    kept = [
+        pl.read_parquet([file.path for file in record.files("sites")]).filter(pl.col("split") == "train").height
+        for record in (live.built.current, live.built.capped)
+    ]
+    assert (number(page, "before"), number(page, "after")) == tuple(kept)
+    assert number(page, "lost") == kept[0] - kept[1]
+    page.locator(".documents a.title").first.click()
+    expect(page.locator(".hm-text")).to_have_count(2)
+    counts = page.locator(".hm-marks li:first-child b").all_inner_texts()
+    assert int(counts[0]) > int(counts[1]) == 2
+
+
+def test_flag_export_and_take_back(page: Page, live: Live, site: tuple[str, int]) -> None:
+    page.goto(f"/documents/{site[0]}?position={site[1]}")
+    page.get_by_label("Note").fill("a name <b>nobody</b> can guess")
+    page.get_by_role("button", name="Flag this site").click()
+    expect(page.get_by_role("button", name="Take the flag back")).to_be_visible()
+    page.get_by_role("navigation", name="Pages").get_by_text("Flags").click()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Parquet").click()
+    table = pq.read_table(io.BytesIO(download.value.path().read_bytes()))
+    assert table["site_id"].to_pylist() == [f"{site[0]}-{site[1]}"]
+    assert table["note"].to_pylist() == ["a name <b>nobody</b> can guess"]
+    page.get_by_role("button", name="Take back").click()
+    expect(page.locator(".empty")).to_be_visible()
+
+
+def test_keyboard_alone_is_enough(page: Page, live: Live, site: tuple[str, int]) -> None:
+    def tab_to(selector: str) -> None:
+        for _ in range(60):
+            if page.evaluate("(s) => document.activeElement.matches(s)", selector):
+                return
+            page.keyboard.press("Tab")
+        raise AssertionError(f"no Tab reaches {selector}")
+
+    page.goto("/documents")
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    tab_to("[name=text]")
+    page.keyboard.type(live.library.document(live.library.store.document_of[site[0]]).meta["text"][:24])
+    page.keyboard.press("Enter")
+    page.wait_for_url("**text=**")
+    page.wait_for_load_state()
+    tab_to(".documents a.title")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".hm-token")
+    tab_to(".hm-token")
+    page.keyboard.press("Home")
+    page.keyboard.press("n")  # the next kept position
+    expect(page.locator(".hm-token:focus")).to_have_class(re.compile("hm-kept"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#site-title")).to_be_visible()
+    tab_to("[name=note]")
+    page.keyboard.type("by keyboard")
+    tab_to("button[value=set]")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("button[value=remove]")
+    tab_to("button[value=remove]")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("button[value=remove]", state="detached")
+    page.goto("/what-if")
+    tab_to("[data-slider]")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#where")).to_have_value("entropy > 1.01 AND field = 'solution'")
+    expect(page.locator("#lines")).to_contain_text("1.01")
+
+
+def test_nothing_moves_when_answers_come(page: Page, site: tuple[str, int]) -> None:
+    page.add_init_script(
+        """window.moved = 0;
+        const add = (list) => list.getEntries().forEach((shift) => { window.moved += shift.value; });
+        new PerformanceObserver(add).observe({ type: "layout-shift", buffered: true });"""
+    )
+    for url in (f"/documents/{site[0]}?position={site[1]}", "/what-if", "/compare", "/documents"):
+        page.goto(url)
+        settled(page)
+        assert page.evaluate("window.moved") < 0.05, url
+
+
+def urls(live: Live) -> list[str]:
+    run, turn, control, long = (f"/documents/{doc_id}" for doc_id in live.built.hostile_ids)
+    documents = [f"{run}?position=5", f"{turn}?position=9", f"{control}?position=8", f"{long}?position=4"]
+    rollouts = f"/documents/{live.built.site_with_rollouts.replace('-', '?position=')}"
+    compared = f"{run.replace('documents', 'compare')}?b=entropy+%3E+0.2"
+    return [
+        "/documents",
+        *documents,
+        rollouts,
+        "/what-if?where=entropy+%3E+0.3",
+        "/compare",
+        compared,
+        "/flags",
+        "/nowhere",
+    ]
+
+
+def test_a_hostile_corpus_runs_nothing_and_breaks_no_layout(page: Page, live: Live) -> None:
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        for url in urls(live)[:-1]:
+            page.goto(url)
+            settled(page)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (url, width)
+            assert page.locator("script:not([src])").count() == 0
+            assert page.locator("main img, main b[onclick]").count() == 0
+    page.goto(f"/documents/{live.built.hostile_ids[1]}")
+    shown = page.locator(".hm-text").inner_text()
+    assert "U+202E" in shown and "U+200B" in shown and "\u202e" not in shown
+
+
+def test_the_policy_would_refuse_a_script_that_got_in(browser: Browser, live: Live) -> None:
+    page = browser.new_page(base_url=live.url)
+    page.goto("/documents")
+    with page.expect_console_message(lambda message: "Content Security Policy" in message.text):
+        page.evaluate("document.body.append(Object.assign(document.createElement('script'), { text: 'pwned = 9' }))")
+    assert page.evaluate("window.pwned") is None
+    page.close()
+
+
+def test_a_phone_reaches_and_reads_everything(browser: Browser, live: Live, site: tuple[str, int]) -> None:
+    context = browser.new_context(base_url=live.url, viewport=PHONE, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto("/documents")
+    for name in ("What if", "Compare", "Flags", "Documents"):
+        page.get_by_role("navigation", name="Pages").get_by_text(name).tap()
+        expect(page.get_by_role("heading", level=1)).to_have_text(name)
+    page.goto(f"/documents/{site[0]}")
+    page.locator(".hm-token").nth(site[1]).tap()
+    expect(page.locator("#site-title")).to_be_visible()
+    box = page.locator(".hm-text").bounding_box()
+    assert box and box["width"] > 0.85 * PHONE["width"]
+    context.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_serious_violation(
+    browser: Browser, live: Live, axe: str, theme: Literal["light", "dark"]
+) -> None:
+    context = browser.new_context(base_url=live.url, viewport={"width": 1280, "height": 900}, color_scheme=theme)
+    page = context.new_page()
+    found = []
+    for url in urls(live):
+        page.goto(url)
+        settled(page)
+        page.evaluate(axe)
+        rules = "{}" if theme == "light" else "{ runOnly: ['color-contrast'] }"  # all that a theme can change
+        violations = page.evaluate(f"axe.run({rules}).then((result) => result.violations)")
+        found += [
+            (url, v["id"], v["nodes"][0]["html"][:150], v["nodes"][0]["failureSummary"])
+            for v in violations
+            if v["impact"] in ("serious", "critical")
+        ]
+    assert found == []
+    context.close()
