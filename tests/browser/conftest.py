@@ -49,6 +49,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         server = uvicorn.Server(uvicorn.Config(create_app(library), log_level="warning", lifespan="off"))
         thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
         thread.start()
+        assert library.prompts  # imports `transformers`, as `rpt browse` does before anyone asks
         yield Live(built, library, listening.getsockname()[1])
         server.should_exit = True
         thread.join(timeout=20)

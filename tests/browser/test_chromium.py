@@ -56,7 +56,7 @@ def number(page: Page, name: str) -> int:
 
 def settled(page: Page) -> None:
     """Wait until nothing is being loaded into the page."""
-    page.wait_for_function("!document.querySelector('.loading, [aria-busy]')")
+    expect(page.locator(".loading, [aria-busy]")).to_have_count(0)
 
 
 def positions(live: Live, split: str = "train") -> pl.DataFrame:
@@ -103,7 +103,7 @@ def test_a_site_shows_prompt_continuation_and_rollouts(page: Page, live: Live, s
     assert isinstance(example, dict)
     expect(page.locator(".prompt bdi")).to_have_text(example["context"].decode())
     assert "Complete the text" in page.locator(".prompt").inner_text()
-    expect(page.locator(".continuation bdi")).to_have_count(len(example["boundaries"]))
+    expect(page.locator(".continuation bdi")).to_have_count(len(example["token_lengths"]))
     expect(page.locator(".rollouts li")).to_have_count(2)
     expect(page.locator(".rollouts .won pre")).to_have_text("<script>window.pwned=6</script> so \\boxed{x}")
     assert page.url.endswith(f"?position={site[1]}")

@@ -195,5 +195,5 @@ def test_a_site_is_the_row_that_materialize_writes(live: Live, tmp_path: Path) -
         document = live.library.document(live.library.store.document_of[row["doc_id"]])
         example = document.example(row["position"], built.manifest.materialize, live.library.policy_tokenizer)
         assert isinstance(example, dict)
-        for name in ("context", "target", "continuation", "boundaries", "context_truncated"):
+        for name in ("context", "target", "continuation", "token_lengths", "context_truncated"):
             assert example[name] == row[name]
