@@ -214,6 +214,34 @@ def train(
 
 
 @app.command()
+def screen(
+    recipe: RecipePath,
+    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    workers: Workers = None,
+) -> None:
+    """How often the policy is right at each training site, before training: a few responses a site.
+
+    A recipe can then choose sites whose rewards will differ: `sites: {where: pass_rate > 0 AND pass_rate < 1}`.
+
+    Examples:
+
+        rpt screen recipes/demo.yaml
+
+        rpt screen recipes/demo.yaml --set screen.samples=8 --set screen.where="difficulty = 'hard'"
+    """
+    from pipeline.core.artifact import current_record
+    from pipeline.core.executor import LocalExecutor
+    from stages.screen import screen as bring_up_to_date
+
+    read, folder = load(Recipe, recipe, overrides or ()), work / load(Manifest, manifest).name
+    shards = current_record(folder, "materialize")
+    record = bring_up_to_date(read, shards, work=folder, executor=LocalExecutor(workers))
+    print(f"pass rates: {record.directory}")
+
+
+@app.command()
 def evaluate(
     recipe: RecipePath,
     manifest: ManifestOption = Path("data_manifests/demo.yaml"),

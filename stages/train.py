@@ -33,6 +33,7 @@ from pipeline.core.parquet import write_rows
 from pipeline.core.progress import say
 from pipeline.grpo.metrics import GroupSummary, Metrics, ProgressLine, Stopwatch, rollout_metrics
 from pipeline.grpo.run import MetricsLog, describe, identity, is_complete, latest_checkpoint, lock
+from pipeline.grpo.screening import read_pass_rates, screening_of
 from pipeline.grpo.topology import read_topology, zero_stage
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 from pipeline.task.templates import template_named
@@ -54,6 +55,7 @@ def train(
     shards: Record,
     *,
     run: Path,
+    screening: Record | None = None,
     deepspeed_config: Path | None = None,
     vllm_server: str | None = None,
 ) -> Path | None:
@@ -66,6 +68,7 @@ def train(
         bands: difficulty bands of the evaluations during training.
         shards: record of `materialize`.
         run: the run's folder.
+        screening: record of `screen`, if the recipe chooses its sites by pass rate.
         deepspeed_config: topology; by default ZeRO-3 for the devices there are.
         vllm_server: with `rollout.sampler: vllm`, where it is; None: in this process.
 
@@ -76,7 +79,7 @@ def train(
         UserError: `run` holds another run, no site matches, the policy cannot be read, or the loss is not finite.
     """
     base = resolve_model(recipe.policy.model, recipe.policy.revision)
-    tokens, own = policy_tokenizer(base, shards), identity(recipe, shards, model_digest(base))
+    tokens, own = policy_tokenizer(base, shards), identity(recipe, shards, model_digest(base), screening)
     main, trained = os.environ.get("RANK", "0") == "0", run / "policy"
     if is_complete(run, recipe.budget.steps, own):
         if main:
@@ -92,7 +95,8 @@ def train(
     from pipeline.grpo.curriculum import Curriculum
 
     topology = read_topology(deepspeed_config or CONFIGS / ("zero3.json" if ranks.on_gpu() else "zero3_cpu.json"))
-    curriculum, held_out = Curriculum(shards.files("train"), recipe), progress_sites(shards, recipe)
+    rates = read_pass_rates(screening) if screening else None
+    curriculum, held_out = Curriculum(shards.files("train"), recipe, rates), progress_sites(shards, recipe)
     ds.start()
     policy = load_policy(recipe, base, topology, tokens, curriculum)
     if recipe.rollout.sampler == "vllm":
@@ -249,6 +253,7 @@ def take_step(
     from pipeline.grpo.objective import Objective
 
     clock, objective, room = Stopwatch(), Objective.of(recipe), recipe.optimizer.micro_batch_tokens
+    before = draws
     sampled, chosen, draws = collect(policy, curriculum, recipe, step, draws, clock)
     with clock("update"):
         groups = [rollout.group for rollout in chosen]
@@ -261,6 +266,7 @@ def take_step(
     with clock("sync"):
         policy.sampler.load_weights(ds.gathered_weights(policy.engine))
     metrics = rollout_metrics(ranks.gathered([GroupSummary.of(rollout) for rollout in sampled]))
+    metrics |= {"groups/draws": draws - before, "groups/trained": ranks.total(len(chosen))[0]}
     return sampled, draws, metrics | {"lr": lr} | update.metrics() | clock.metrics(metrics["tokens/sampled"])
 
 
@@ -325,7 +331,7 @@ def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:
         say("train        the shards have no held-out site: accuracy is not measured on the way")
         return []
     reader = ShardReader(files, recipe.evaluate.where)
-    site_ids = [reader[i].site_id for i in range(len(reader))]
+    site_ids = reader.site_ids()
     return [reader[i] for i in choose_sites(site_ids, recipe.evaluate.progress_sites, recipe.seed)]
 
 
@@ -409,11 +415,14 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, help="what the deepspeed launcher adds; the environment counts")
     arguments = parser.parse_args()
     recipe, manifest = load(Recipe, arguments.recipe, arguments.overrides), load(Manifest, arguments.manifest)
+    work = arguments.work / manifest.name
+    shards = current_record(work, "materialize")
     train(
         recipe,
         manifest.select.bands,
-        current_record(arguments.work / manifest.name, "materialize"),
+        shards,
         run=arguments.run or Path("runs") / recipe.name,
+        screening=screening_of(recipe, shards, work),
         deepspeed_config=arguments.deepspeed_config,
         vllm_server=arguments.vllm_server,
     )

@@ -261,7 +261,18 @@ class SitesConfig(Config):
     """Which rows of the shards are trained on, and when."""
 
     where: Expression = "true"
-    """SQL over the site columns, on top of the manifest's selection."""
+    """SQL over the site columns, on top of the manifest's selection; after `rpt screen` also over `pass_rate`."""
+
+
+class ScreenConfig(Config):
+    """How `rpt screen` estimates the policy's pass rate at each training site."""
+
+    where: Expression = "true"
+    """SQL over the site columns: which sites are screened."""
+    samples: int = Field(4, gt=0)
+    """Responses a site."""
+    max_new_tokens: int | None = Field(None, gt=0)
+    """Room for each; by default that of the rollouts."""
 
 
 class CurriculumPhase(Config):
@@ -356,6 +367,7 @@ class Recipe(Config):
     description: str = ""
     policy: PolicyConfig
     task: TaskConfig = TaskConfig()
+    screen: ScreenConfig = ScreenConfig()
     sites: SitesConfig = SitesConfig()
     curriculum: tuple[CurriculumPhase, ...] = ()
     rollout: RolloutConfig = RolloutConfig()

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import polars as pl
+
 from pipeline.core.artifact import InputFile
 from pipeline.core.config import Recipe
 from pipeline.shards.reader import ShardReader, Site, sites_of_step
@@ -27,12 +29,12 @@ class Curriculum:
         UserError: a phase names no column of a site, or matches none.
     """
 
-    def __init__(self, files: Sequence[InputFile], recipe: Recipe) -> None:
+    def __init__(self, files: Sequence[InputFile], recipe: Recipe, pass_rates: pl.DataFrame | None = None) -> None:
         phases = sorted(recipe.curriculum, key=lambda phase: phase.until_step)
         self._per_draw, self._seed = recipe.rollout.sites_per_step, recipe.seed
         self._until = [phase.until_step for phase in phases]
         expressions = [_both(recipe.sites.where, phase.where) for phase in phases] + [recipe.sites.where]
-        readers = {where: ShardReader(files, where) for where in dict.fromkeys(expressions)}
+        readers = {where: ShardReader(files, where, pass_rates=pass_rates) for where in dict.fromkeys(expressions)}
         self._readers = [readers[where] for where in expressions]
 
     def draw(self, step: int, number: int, before: Sequence[Draw] = ()) -> list[Draw]:

@@ -28,19 +28,21 @@ from pipeline.core.artifact import Record
 from pipeline.core.config import Recipe, differences
 from pipeline.core.errors import UserError
 
-MAY_CHANGE = ("name", "description", "budget", "evaluate")
+MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen")
 """Keys of a recipe that do not change what a step does: a run can be resumed to go on for longer."""
 
 
-def identity(recipe: Recipe, shards: Record, policy: str) -> dict[str, Any]:
+def identity(recipe: Recipe, shards: Record, policy: str, screening: Record | None = None) -> dict[str, Any]:
     """What must be equal for a resumed run to be the same run.
 
     Args:
         recipe: all of it that changes a step.
         shards: what is trained on.
         policy: digest of the policy that training starts from.
+        screening: what the recipe chooses its sites by, if it does.
     """
-    return {
+    screened = {} if screening is None else {"screening": screening.content}
+    return screened | {
         "recipe": recipe.model_dump(mode="json", exclude=set(MAY_CHANGE)),
         "shards": shards.content,
         "policy": policy,

@@ -23,10 +23,11 @@ from pipeline.core.config import canonical_json
 from pipeline.core.errors import IntegrityError, UserError
 from pipeline.selection.keys import key_of, keys
 from pipeline.selection.where import SCORE_COLUMNS, Column, filter_rows, row_filter
-from pipeline.shards.schema import SHARDS
+from pipeline.shards.schema import SHARDS, boundaries_of
 
-SITE_COLUMNS = {name: column for name, column in SCORE_COLUMNS.items() if name != "tokens"} | {
+SITE_COLUMNS = {name: column for name, column in SCORE_COLUMNS.items() if name in SHARDS.names} | {
     "site_id": Column(pl.String(), "<doc_id>-<position>"),
+    "token_class": Column(pl.String(), SCORE_COLUMNS["token_class"].meaning),
     "difficulty": Column(pl.String(), "hardest band: none, easy, medium or hard"),
     "context_truncated": Column(pl.Boolean(), "whether the context has lost its beginning"),
 }
@@ -49,6 +50,13 @@ class Site:
     boundaries: tuple[int, ...]
 
 
+PASS_RATE_COLUMNS = {
+    "pass_rate": Column(pl.Float32(), "share of the policy's screening responses that were right; null: not screened"),
+    "screened_length": Column(pl.Float32(), "mean tokens of those responses"),
+}
+"""What `where` may also name once the sites were screened (`rpt screen`)."""
+
+
 class ShardReader:
     """Random access to the rows of published shards that match `where`.
 
@@ -60,25 +68,34 @@ class ShardReader:
         sites = [reader[i] for i in sites_of_step(len(reader), seed, step, per_step=256)]
     """
 
-    def __init__(self, files: Sequence[InputFile], where: str = "true", *, cache_bytes: int = 1 << 29) -> None:
+    def __init__(
+        self,
+        files: Sequence[InputFile],
+        where: str = "true",
+        *,
+        pass_rates: pl.DataFrame | None = None,
+        cache_bytes: int = 1 << 29,
+    ) -> None:
         """
         Args:
             files: published shards of one split, in shard order; their sha256 is verified now, page checksums
                 whenever a page is read.
-            where: SQL over `SITE_COLUMNS`.
+            where: SQL over `SITE_COLUMNS`, and over `PASS_RATE_COLUMNS` if there are any.
+            pass_rates: what `rpt screen` found, by `site_id`; sites it lacks have none.
             cache_bytes: decoded row groups kept in memory, those used last.
 
         Raises:
             IntegrityError: a file is missing or changed, or no shard at all.
             UserError: `where` is no expression of a site, or matches none.
         """
-        expression = row_filter(where, SITE_COLUMNS, "where")
+        columns = SITE_COLUMNS if pass_rates is None else {**SITE_COLUMNS, **PASS_RATE_COLUMNS}
+        expression = row_filter(where, columns, "where")
         self._paths = [file.verified() for file in files]
         self._files = [_open(file) for file in files]
         counts = [[f.metadata.row_group(g).num_rows for g in range(f.num_row_groups)] for f in self._files]
         self._groups = [(f, g) for f, groups in enumerate(counts) for g in range(len(groups))]
         self._group_first = np.cumsum([0, *(count for groups in counts for count in groups)])
-        self._rows = self._matching(expression)
+        self._rows = self._matching(expression, pass_rates)
         if not len(self._rows):
             raise UserError(
                 "no site to read",
@@ -105,14 +122,21 @@ class ShardReader:
         group = int(np.searchsorted(self._group_first, row, side="right")) - 1
         columns = self._decoded(group)
         values = {name: column[row - self._group_first[group]].as_py() for name, column in columns.items()}
-        return Site(**values | {"boundaries": tuple(values["boundaries"])})
+        return Site(boundaries=boundaries_of(values.pop("token_lengths")), **values)
 
-    def _matching(self, expression: pl.Expr) -> NDArray[np.int64]:
+    def site_ids(self) -> list[str]:
+        """Of all rows that match, in their order; no context is decoded."""
+        ids = pa.concat_tables([self._read(f, g, ["site_id"]) for f, g in self._groups])["site_id"]
+        return ids.take(pa.array(self._rows)).to_pylist()
+
+    def _matching(self, expression: pl.Expr, pass_rates: pl.DataFrame | None) -> NDArray[np.int64]:
         """Numbers of the rows that match, counted over all files."""
         tables = [self._read(f, g, list(SITE_COLUMNS)) for f, g in self._groups]
         if not tables:
             return np.zeros(0, dtype=np.int64)
         frame = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).with_row_index("row")
+        if pass_rates is not None:
+            frame = frame.join(pass_rates, on="site_id", how="left", maintain_order="left")
         return filter_rows(frame, expression, "`where`")["row"].to_numpy().astype(np.int64)
 
     def _decoded(self, group: int) -> dict[str, pa.Array]:
@@ -150,7 +174,7 @@ def _size(columns: dict[str, pa.Array]) -> int:
     return sum(column.nbytes for column in columns.values())
 
 
-_NAMES = [field.name for field in fields(Site)]
+_NAMES = [field.name for field in fields(Site) if field.name != "boundaries"] + ["token_lengths"]
 
 
 # --------------------------------------------------------------------------------------------------- order

@@ -1,0 +1,135 @@
+"""Screen: how often the policy is right at each training site before it is trained, from a few cheap responses.
+
+Input:   the `train` shards of materialize; the recipe's policy.
+Output:  `pass_rates`, a row a site, in the same shards: `sites.where` and the curriculum may then name `pass_rate`.
+Command: rpt screen RECIPE --manifest MANIFEST [--set screen.samples=8]
+
+Sites that the policy always or never gets right have no gradient: `sites: {where: pass_rate > 0 AND pass_rate < 1}`
+spends rollouts on the others. At k samples a pass rate of 0 still leaves a chance of (1 − p)^k that it is p.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import polars as pl
+
+from pipeline.core.artifact import Counters, Record, Shard
+from pipeline.core.config import Config, Recipe, ScreenConfig
+from pipeline.core.errors import UserError
+from pipeline.core.executor import Executor
+from pipeline.core.parquet import read_table, write_rows
+from pipeline.core.stage import Stage, run_stage
+from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
+from pipeline.selection.where import filter_rows, row_filter
+from pipeline.shards.reader import SITE_COLUMNS
+from pipeline.task.templates import template_named
+
+if TYPE_CHECKING:
+    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.sampler import Sampler
+
+VERSION = 1
+COLUMNS = ("context", "continuation", "token_lengths")
+"""What judging a response takes, besides the columns that `where` may name."""
+
+
+class ScreenStageConfig(Config):
+    """What `run` needs of the recipe. The policy enters the fingerprint by its content, so not here."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"policy", "batch_rows"})
+
+    screen: ScreenConfig
+    template: str
+    template_version: int
+    temperature: float
+    max_new_tokens: int
+    dtype: str
+    seed: int
+    policy: str
+    batch_rows: int
+
+
+def screen(recipe: Recipe, shards: Record, *, work: Path, executor: Executor) -> Record:
+    """Bring the pass rates up to date.
+
+    Raises:
+        UserError: `screen.where` is no expression of a site or matches none, or the shards are another tokenizer's.
+    """
+    row_filter(recipe.screen.where, SITE_COLUMNS, "screen.where")
+    folder = resolve_model(recipe.policy.model, recipe.policy.revision)
+    if CorpusTokenizer.load(folder).digest != shards.inputs["policy_tokenizer"]:
+        raise UserError(
+            "the shards were cut with another tokenizer than the policy's",
+            where=folder,
+            mend=f"run `rpt data` with `materialize.policy_tokenizer={folder}`",
+        )
+    config = ScreenStageConfig(
+        screen=recipe.screen,
+        template=recipe.task.template,
+        template_version=template_named(recipe.task.template).version,
+        temperature=recipe.rollout.temperature,
+        max_new_tokens=recipe.screen.max_new_tokens or recipe.rollout.max_new_tokens,
+        dtype=recipe.policy.dtype,
+        seed=recipe.seed,
+        policy=str(folder),
+        batch_rows=recipe.rollout.batch_rows,
+    )
+    plan = [Shard(i, {"train": file}, {}) for i, file in enumerate(shards.files("train"))]
+    inputs = {"shards": shards.content, "policy": model_digest(folder)}
+    stage = Stage("screen", VERSION, run, unit="tokens", accelerated=True)
+    record = run_stage(stage, config, plan, inputs, work, executor)
+    if not record.counters["sites"]:
+        raise UserError("no site to screen", where=recipe.screen.where, mend="widen `screen.where`")
+    return record
+
+
+def run(config: ScreenStageConfig, shard: Shard, out: Path) -> Counters:
+    """One shard: its sites in, their pass rates out."""
+    from pipeline.grpo.screening import PASS_RATES, pass_rates
+
+    table = pl.DataFrame(pl.from_arrow(read_table(shard.files["train"], [*SITE_COLUMNS, *COLUMNS])))
+    sites = filter_rows(table, row_filter(config.screen.where, SITE_COLUMNS, "screen.where"), "`screen.where`")
+    sampler, prompts = _policy(config.policy, config.template, config.dtype, config.batch_rows)
+    rows = list(
+        pass_rates(
+            sampler,
+            prompts,
+            sites.select("site_id", *COLUMNS).to_dicts(),
+            samples=config.screen.samples,
+            temperature=config.temperature,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            batch_rows=config.batch_rows,
+        )
+    )
+    write_rows(out / "pass_rates.parquet", PASS_RATES, rows)
+    pass_rate_S = np.array([row["pass_rate"] for row in rows], dtype=float)
+    length_S = np.array([row["screened_length"] for row in rows], dtype=float)
+    never, always = int((pass_rate_S == 0).sum()), int((pass_rate_S == 1).sum())
+    return {
+        "sites": len(rows),
+        "never_right": never,
+        "sometimes_right": len(rows) - never - always,
+        "always_right": always,
+        "tokens": round(float(length_S.sum()) * config.screen.samples),
+        "dropped.screen_where": len(table) - len(rows),
+    }
+
+
+@lru_cache(maxsize=1)
+def _policy(folder: str, template: str, dtype: str, batch_rows: int) -> tuple[Sampler, PromptBuilder]:
+    """Loaded once a worker process."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.sampler import Sampler
+
+    tokens = CorpusTokenizer.load(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sampler = Sampler.load(Path(folder), tokens, dtype=getattr(torch, dtype), device=device, batch_rows=batch_rows)
+    return sampler, PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, template_named(template))
