@@ -153,7 +153,7 @@ def held_out_sites(shards: Record, recipe: Recipe) -> tuple[list[Site], dict[str
     chosen: dict[str, list[Site]] = {}
     for name, expression in (where | {"all": "true"}).items():
         reader = ShardReader(files, expression)
-        site_ids = [reader[i].site_id for i in range(len(reader))]
+        site_ids = reader.site_ids()
         chosen[name] = [reader[i] for i in choose_sites(site_ids, recipe.evaluate.sites, recipe.seed)]
     by_id = {site.site_id: site for part in chosen.values() for site in part}
     sites = sorted(by_id.values(), key=lambda site: (site.doc_id, site.position))

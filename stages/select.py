@@ -26,7 +26,7 @@ from pipeline.core.stage import Stage, run_stage
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import SITES, select_sites, wanted
 
-VERSION = 1
+VERSION = 2
 CANDIDATES = pa.schema([pa.field("key", pa.uint64(), nullable=False)])
 
 

@@ -32,7 +32,7 @@ def write_rows(
         rows: mappings with exactly the schema's columns.
         metadata: schema metadata (tokenizer, proxy, versions, fingerprint).
         row_group: rows a row group.
-        encodings: Parquet encoding by leaf column (`context`, `boundaries.list.element`); the others use dictionaries.
+        encodings: Parquet encoding by leaf column (`context`, `token_lengths.list.element`); others use dictionaries.
     """
     count, buffer = 0, []
     with parquet_writer(path, schema, metadata=metadata, encodings=encodings) as writer:

@@ -21,9 +21,9 @@ SITES = pa.schema(
         pa.field("byte_offset", pa.int32(), nullable=False),
         pa.field("field", pa.string(), nullable=False),
         pa.field("entropy", pa.float32(), nullable=False),
-        pa.field("entropy_partial", pa.float32(), nullable=False),
         pa.field("nll", pa.float32(), nullable=False),
         pa.field("rank", pa.int32(), nullable=False),
+        pa.field("token_class", pa.string(), nullable=False),
         pa.field("difficulty", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
     ]
@@ -96,7 +96,11 @@ def _select(
     if largest_key is not None:
         allowed = (pl.col("split") != "train") | (pl.col("key") <= pl.lit(largest_key, dtype=pl.UInt64))
         frame = drop("corpus_cap", frame.filter(allowed), frame)
-    named = frame.with_columns(site_id=pl.format("{}-{}", "doc_id", "position"), difficulty=difficulty(config.bands))
+    named = frame.with_columns(
+        site_id=pl.format("{}-{}", "doc_id", "position"),
+        token_class=pl.col("token_class").cast(pl.String),
+        difficulty=difficulty(config.bands),
+    )
     return named.select(*SITES.names, "key")
 
 

@@ -1,7 +1,7 @@
-"""From sites to training examples: contexts, targets, continuations and boundaries in the policy's tokens.
+"""From sites to training examples: contexts, targets, continuations and token lengths in the policy's tokens.
 
 Everything is cut out of the documents' bytes, laid end to end. Shape names: D documents, T policy tokens of all
-documents together, S sites, B bytes, L token boundaries of all continuations together.
+documents together, S sites, B bytes, L tokens of all continuations together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.core.config import MaterializeConfig
 from pipeline.core.errors import IntegrityError, UserError
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.text import TextBytes
-from pipeline.shards.schema import SHARDS, SPLITS
+from pipeline.shards.schema import SCORE_STEP, SHARDS, SPLITS
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -76,7 +76,9 @@ class Examples:
             "context": _gather(self.text, self.cuts.context_S[rows], site),
             "target": _gather(self.text, site, self.cuts.target_end_S[rows]),
             "continuation": _gather(self.text, site, self.cuts.continuation_end_S[rows]),
-            "boundaries": _boundaries(self.tokens, self.cuts.token_S[rows], self.cuts.past_S[rows], site),
+            "token_lengths": _token_lengths(self.tokens, self.cuts.token_S[rows], self.cuts.past_S[rows]),
+            "entropy": _rounded_up(taken["entropy"]),
+            "nll": _rounded_up(taken["nll"]),
             "context_truncated": pa.array(self.cuts.truncated_S[rows]),
         }
         return pa.table({name: columns[name] for name in SHARDS.names}, schema=SHARDS)
@@ -185,11 +187,17 @@ def _gather(text: TextBytes, begin_S: Int64, end_S: Int64) -> pa.BinaryArray:
     return pa.Array.from_buffers(pa.binary(), len(size_S), buffers)
 
 
-def _boundaries(tokens: PolicyTokens, token_S: Int64, past_S: Int64, site_S: Int64) -> pa.ListArray:
-    """ends_T[token:past] of every row, counted from its site."""
+def _rounded_up(scores: pa.ChunkedArray) -> pa.Array:
+    """To a multiple of `SCORE_STEP`, which fp32 holds exactly: x > t stays what it was for every t on that grid."""
+    step = np.float32(SCORE_STEP)
+    return pa.array(np.ceil(scores.to_numpy() / step) * step)
+
+
+def _token_lengths(tokens: PolicyTokens, token_S: Int64, past_S: Int64) -> pa.ListArray:
+    """Byte lengths of tokens token:past of every row."""
     size_S = past_S - token_S
     offsets = np.concatenate([[0], np.cumsum(size_S)])
     token_L = np.arange(offsets[-1]) + np.repeat(token_S - offsets[:-1], size_S)
-    length_L = tokens.ends_T[token_L] - np.repeat(site_S, size_S)
+    length_L = tokens.ends_T[token_L] - tokens.starts_T[token_L]
     values = pa.array(length_L.astype(np.int32))
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values).cast(SHARDS.field("boundaries").type)
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values).cast(SHARDS.field("token_lengths").type)

@@ -18,12 +18,12 @@ ENCODINGS = {
     "position": "DELTA_BINARY_PACKED",
     "byte_offset": "DELTA_BINARY_PACKED",
     "entropy": "BYTE_STREAM_SPLIT",
-    "entropy_partial": "BYTE_STREAM_SPLIT",
     "nll": "BYTE_STREAM_SPLIT",
     "context": "DELTA_BYTE_ARRAY",
     "target": "DELTA_LENGTH_BYTE_ARRAY",
     "continuation": "DELTA_LENGTH_BYTE_ARRAY",
-    "boundaries.list.element": "BYTE_STREAM_SPLIT",
+    "rank": "BYTE_STREAM_SPLIT",
+    "token_lengths.list.element": "BYTE_STREAM_SPLIT",
 }
 ZSTD_LEVEL = 5
 

@@ -5,6 +5,7 @@ lookup: a bigram model written by hand into the weights.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from pipeline.shards.reader import Site
@@ -97,7 +98,7 @@ def as_row(one: Site) -> dict[str, object]:
         "byte_offset": len(one.context),
         "field": one.field,
         "entropy": one.entropy,
-        "entropy_partial": one.entropy,
+        "token_class": "word_start",
         "nll": 1.0,
         "rank": 1,
         "difficulty": one.difficulty,
@@ -105,6 +106,6 @@ def as_row(one: Site) -> dict[str, object]:
         "context": one.context,
         "target": one.target,
         "continuation": one.continuation,
-        "boundaries": list(one.boundaries),
+        "token_lengths": [end - begin for begin, end in pairwise((0, *one.boundaries))],
         "context_truncated": False,
     }

@@ -86,7 +86,7 @@ def publish_shards(work: Path, policy: Path, sites: int = 30, held_out: int = 12
             "byte_offset": len(context(index)),
             "field": "text",
             "entropy": 1.0 + index % 3,
-            "entropy_partial": 1.0,
+            "token_class": "word_start",
             "nll": 1.0,
             "rank": 1,
             "difficulty": ("easy", "hard", "hard")[index % 3],
@@ -94,7 +94,7 @@ def publish_shards(work: Path, policy: Path, sites: int = 30, held_out: int = 12
             "context": context(index).encode(),
             "target": target.encode(),
             "continuation": (target + ".").encode(),
-            "boundaries": tokens.ends(tokens.encode(target + ".")).tolist(),
+            "token_lengths": [len(tokens.token_bytes[i]) for i in tokens.encode(target + ".")],
             "context_truncated": False,
         }
 

@@ -42,11 +42,11 @@ def test_hand_worked() -> None:
     )
     doc_id = documents["doc_id"][0].as_py()
     sites, counters = select(SelectConfig(where="entropy > 0.7"), documents, scores)
-    names = ("position", "byte_offset", "field", "entropy", "entropy_partial", "nll", "rank", "difficulty")
+    names = ("position", "byte_offset", "field", "entropy", "nll", "rank", "token_class", "difficulty")
     assert [tuple(site[name] for name in names) for site in sites] == [
-        (1, 1, "a", 1.75, 0.875, 3.5, 14, "hard"),  # the 1st byte of é begins a character
-        (3, 3, "b", 0.75, 0.375, 1.5, 6, "easy"),
-        (5, 7, "b", 1.5, 0.75, 3.0, 12, "medium"),  # exactly the threshold of hard, and does not exceed it
+        (1, 1, "a", 1.75, 3.5, 14, "word_part", "hard"),  # the 1st byte of é begins a character
+        (3, 3, "b", 0.75, 1.5, 6, "ideograph", "easy"),
+        (5, 7, "b", 1.5, 3.0, 12, "punctuation", "medium"),  # exactly the threshold of hard, and does not exceed it
     ]
     assert {(site["doc_id"], site["split"]) for site in sites} == {(doc_id, "train")}
     assert [site["site_id"] for site in sites] == [f"{doc_id}-1", f"{doc_id}-3", f"{doc_id}-5"]

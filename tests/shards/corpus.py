@@ -32,7 +32,7 @@ def made(folder: Path, share: float = 0.2, max_context_tokens: int = 200) -> Exa
         data, starts = text.encode(), [0, *tokenizer.ends(tokenizer.encode(text)).tolist()[:-1]]
         for t, start in enumerate(starts):
             if data[start] & 0xC0 != 0x80 and rng.random() < share:
-                scores = {"entropy": 1 + rng.random(), "entropy_partial": rng.random(), "nll": rng.expovariate(1)}
+                scores = {"entropy": 1 + rng.random(), "nll": rng.expovariate(1)}
                 rows.append(
                     scores
                     | {
@@ -42,6 +42,7 @@ def made(folder: Path, share: float = 0.2, max_context_tokens: int = 200) -> Exa
                         "byte_offset": start,
                         "field": "solution",
                         "rank": rng.randrange(5),
+                        "token_class": rng.choice(["word_start", "word_part", "digit"]),
                         "difficulty": "hard" if scores["entropy"] > 1.5 else "medium",
                         "split": "validation" if n % 10 == 0 else "train",
                     }

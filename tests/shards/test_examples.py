@@ -37,9 +37,9 @@ def sites_of(offsets: dict[str, list[int]], split: str = "train") -> pa.Table:
             "byte_offset": offset,
             "field": "solution",
             "entropy": t / 8,
-            "entropy_partial": t / 16,
             "nll": t / 4,
             "rank": t,
+            "token_class": "word_start",
             "difficulty": "none",
             "split": split,
         }
@@ -79,10 +79,10 @@ def test_hand_worked() -> None:
         config_of(max_context_tokens=4, continuation_tokens=3), tokenizer, documents_of([TEXT]), sites
     )
     assert [(row["byte_offset"], *(row[name] for name in ADDED)) for row in rows] == [
-        (0, b"", b"n", "né ".encode(), [1, 2, 4], False),
-        (1, b"n", b"\xc3", "é ".encode() + b"\xe6\x95", [1, 3, 5], False),
-        (4, "né ".encode(), b"\xe6\x95", "数!".encode() + b"\xe6\x95", [2, 4, 6], False),
-        (8, "é 数!".encode(), b"\xe6\x95", "数b".encode(), [2, 3, 4], True),
+        (0, b"", b"n", "né ".encode(), [1, 1, 2], False),
+        (1, b"n", b"\xc3", "é ".encode() + b"\xe6\x95", [1, 2, 2], False),
+        (4, "né ".encode(), b"\xe6\x95", "数!".encode() + b"\xe6\x95", [2, 2, 2], False),
+        (8, "é 数!".encode(), b"\xe6\x95", "数b".encode(), [2, 1, 1], True),
         (11, "数!数".encode(), b"b", b"b", [1], True),
     ]
     # the space and the ! begin inside a policy token
@@ -147,7 +147,7 @@ def plain(
         t = starts.index(site["byte_offset"])
         context = b"".join(tokens[max(0, t - config.max_context_tokens) : t]).lstrip(bytes(range(0x80, 0xC0)))
         following = tokens[t : t + config.continuation_tokens]
-        lengths = [len(b"".join(following[: n + 1])) for n in range(len(following))]
+        lengths = [len(token) for token in following]
         cut = t > config.max_context_tokens
         counters.update({"context_truncated": int(cut), f"kept.{site['split']}": 1})
         made = (context, tokens[t], b"".join(following), lengths, cut)
@@ -179,5 +179,5 @@ def test_makes_what_a_plain_loop_makes(
     assert (rows, counters) == plain(config, *corpus)
     for row in rows:
         row["context"].decode()  # whole characters only
-        assert row["target"] == row["continuation"][: row["boundaries"][0]]
-        assert row["boundaries"][-1] == len(row["continuation"])
+        assert row["target"] == row["continuation"][: row["token_lengths"][0]]
+        assert sum(row["token_lengths"]) == len(row["continuation"])

@@ -38,8 +38,9 @@ def files(shard: Path) -> list[InputFile]:
 def rows_of(files: list[InputFile]) -> list[Site]:
     """The plain way: everything at once."""
     rows = [row for file in files for row in pq.read_table(file.path).to_pylist()]
-    kept = [{name: row[name] for name in Site.__dataclass_fields__} for row in rows]
-    return [Site(**row | {"boundaries": tuple(row["boundaries"])}) for row in kept]
+    for row in rows:
+        row["boundaries"] = tuple(np.cumsum(row["token_lengths"]).tolist())
+    return [Site(**{name: row[name] for name in Site.__dataclass_fields__}) for row in rows]
 
 
 @pytest.mark.parametrize("cache_bytes", [1, 100_000, 1 << 29])
@@ -49,6 +50,7 @@ def test_any_row_at_any_time(files: list[InputFile], cache_bytes: int) -> None:
     order = np.random.default_rng(0).permutation(len(rows))[:200]
     assert [reader[i] for i in order] == [rows[i] for i in order]
     assert [reader[0], reader[len(rows) - 1], reader[0]] == [rows[0], rows[-1], rows[0]]
+    assert reader.site_ids() == [row.site_id for row in rows]
     for outside in (-1, len(rows)):
         with pytest.raises(IndexError):
             reader[outside]
@@ -67,7 +69,7 @@ def test_only_the_rows_that_match(files: list[InputFile]) -> None:
 
 
 def test_where_may_name_the_columns_of_a_site_but_not_its_bytes(files: list[InputFile]) -> None:
-    assert set(SITE_COLUMNS) == set(SHARDS.names) - {"context", "target", "continuation", "boundaries"}
+    assert set(SITE_COLUMNS) == set(SHARDS.names) - {"context", "target", "continuation", "token_lengths"}
     ShardReader(files, " AND ".join(f"{name} IS NOT NULL" for name in SITE_COLUMNS))
     with pytest.raises(UserError, match="names `context`, which is no column"):
         ShardReader(files, "context = 'a'")
@@ -114,7 +116,7 @@ def test_no_flipped_byte_changes_a_row_that_is_read(shard: Path, tmp_path: Path)
     group = pq.ParquetFile(path).metadata.row_group(0)
     columns = {group.column(c).path_in_schema: group.column(c) for c in range(group.num_columns)}
     found = 0
-    for name in ("context", "continuation", "boundaries.list.element", "entropy"):
+    for name in ("context", "continuation", "token_lengths.list.element", "entropy"):
         begin, size = columns[name].data_page_offset, columns[name].total_compressed_size
         for at in range(begin, begin + size, size // 25):
             path.write_bytes(original)
