@@ -160,6 +160,7 @@ class Document:
         row = self.frame[position].with_columns(
             *(pl.col(name).fill_null(value) for name, value in unknown.items()),
             site_id=pl.format("{}-{}", "doc_id", "position"),
+            token_class=pl.col("token_class").cast(pl.String),
             difficulty=pl.lit("none"),
         )
         made = examples(config, tokenizer, self.record, row.select(SITES.names).to_arrow().cast(SITES))

@@ -75,7 +75,13 @@ class Where:
             >>> where.cuts, where.rest.meta.root_names()
             ((1.25,), ['nll'])
         """
-        expression = row_filter(where, STORED, "where")
+        expression = row_filter(where, SCORE_COLUMNS, "where")
+        if beyond := set(expression.meta.root_names()) - STORED.keys():
+            raise UserError(
+                f"`where` names {', '.join(sorted(beyond))}, which the live page has no index of",
+                where=where,
+                mend=f"`rpt select` counts it; here: {', '.join(STORED)}",
+            )
         simple, rest = [], []
         cuts: set[float] = set()
         for tree in _conjuncts(json.loads(expression.meta.serialize(format="json"))):
