@@ -83,7 +83,7 @@ def build(folder: Path) -> Audited:
     path.write_text(json.dumps(_manifest(source, tokenizer, WHERE)), encoding="utf-8")
     first, second = manifest(WHERE), manifest(OTHER)
     documents = ingest(first, source=None, work=work / "toy", executor=InProcess())
-    scores = _score(first, documents, CorpusTokenizer.load(tokenizer), work / "toy")
+    scores = score(first, documents, work / "toy")
     select(second, documents, scores, work=work / "toy", executor=InProcess())
     sites = select(first, documents, scores, work=work / "toy", executor=InProcess())
     materialize(first, documents, scores, sites, work=work / "toy", executor=InProcess())
@@ -119,8 +119,9 @@ def _rows() -> list[dict[str, Any]]:
     return rows
 
 
-def _score(manifest: Manifest, documents: Record, tokenizer: CorpusTokenizer, work: Path) -> Record:
+def score(manifest: Manifest, documents: Record, work: Path) -> Record:
     """Publish scores as the stage would: its configuration, its counters, its table."""
+    tokenizer = CorpusTokenizer.load(manifest.proxy.model or "")
 
     def run(config: ScoreStageConfig, shard: Shard, out: Path) -> Counters:
         rows = [_scored(row, tokenizer) for row in read_table(shard.files["documents"]).to_pylist()]
