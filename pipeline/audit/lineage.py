@@ -98,9 +98,10 @@ def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = ""
     return Lineage(name, ingest, score, select, max(made, key=lambda r: _current(work, r), default=None), before)
 
 
-def _preference(work: Path, lineage: Lineage) -> tuple[bool, bool, int]:
-    """What was made last comes first, then what was made by a later version of the code."""
-    return _current(work, lineage.ingest), _current(work, lineage.score), lineage.select.version
+def _preference(work: Path, lineage: Lineage) -> tuple[bool, bool, int, bool]:
+    """What was made last comes first, and what a later version of the code made."""
+    ingest, score = (_current(work, record) for record in (lineage.ingest, lineage.score))
+    return ingest, score, lineage.select.version, _current(work, lineage.select)
 
 
 def _by_content(work: Path, stage: str, content: str | None) -> Record | None:
