@@ -209,9 +209,12 @@ class Distributions:
             )
         )
         new = counted.filter(~pl.col("token_id").is_in(list(self._token_text)))
-        text_of = dict(zip(shard.documents["doc_id"].to_pylist(), shard.documents["text"], strict=True))
-        for token_id, doc_id, begin, end in new.select("token_id", "doc_id", "byte_offset", "byte_end").iter_rows():
-            self._token_text[token_id] = text_of[doc_id].as_py().encode()[begin:end]
+        texts = pl.DataFrame(pl.from_arrow(shard.documents.select(["doc_id", "text"])))
+        new = new.join(texts, on="doc_id", how="left").sort("doc_id")
+        for (text,), tokens in new.group_by(["text"], maintain_order=True):
+            data = str(text).encode()
+            for token_id, begin, end in tokens.select("token_id", "byte_offset", "byte_end").iter_rows():
+                self._token_text[token_id] = data[begin:end]
         total = pl.concat([self._tokens, counted.drop("doc_id", "byte_offset", "byte_end")])
         self._tokens = total.group_by("token_id").agg(pl.all().sum())
 
