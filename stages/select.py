@@ -4,75 +4,105 @@ Input:   `documents` (text, to see where characters begin) and `scores`, shard b
 Output:  `sites`, a row a selected position, in the same shards and the same document order.
 Command: rpt select data_manifests/<name>.yaml [--set select.where="entropy > 1.5"]    (nothing is scored again)
 
-Every scored position is kept or counted under exactly one `dropped.<reason>`. `max_sites` needs to know all the
-corpus' candidates before it can keep the right ones: a first pass (`select_cap`) lists their random keys.
+Every scored position is kept or counted under exactly one `dropped.<reason>`. Rules over the whole corpus (`thin`,
+`top_fraction`, `strata`, `max_sites`) need two passes more: `select_candidates` lists what they look at,
+`select_verdicts` judges it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.core.artifact import Counters, InputFile, Record, Shard
+from pipeline.core.artifact import Counters, InputFile, Record, Shard, content_hash
 from pipeline.core.config import Manifest, SelectConfig
 from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
-from pipeline.core.parquet import parquet_writer, read_table
+from pipeline.core.parquet import parquet_writer, read_rows, read_table
 from pipeline.core.stage import Stage, run_stage
+from pipeline.selection.corpus_rules import CANDIDATES, looks_at_the_corpus, verdicts
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import SITES, select_sites, wanted
 
-VERSION = 2
-CANDIDATES = pa.schema([pa.field("key", pa.uint64(), nullable=False)])
+VERSION = 3
+VERDICTS = pa.schema([pa.field("verdict", pa.uint8(), nullable=False)])
 
 
 def run(config: SelectConfig, shard: Shard, out: Path) -> Counters:
     """One shard: its documents and scores in, its sites out."""
-    sites, counters = select_sites(config, *_tables(shard), largest_key=shard.details["largest_key"])
+    judged = None
+    if "verdicts" in shard.files:
+        judged = read_rows(shard.files["verdicts"], *shard.details["rows"])["verdict"].to_numpy()
+    sites, counters = select_sites(config, *_tables(config, shard), flagged=_flagged(shard), verdicts=judged)
     with parquet_writer(out / "sites.parquet", SITES) as writer:
         writer.write_table(sites.select(SITES.names).to_arrow().cast(SITES))
     return counters
 
 
-def run_cap(config: SelectConfig, shard: Shard, out: Path) -> Counters:
-    """One shard's training candidates before `max_sites`: their keys, no more of them than could be kept."""
-    sites, counters = select_sites(config, *_tables(shard))
-    keys = np.sort(sites.filter(pl.col("split") == "train")["key"].to_numpy())[: config.max_sites]
+def run_candidates(config: SelectConfig, shard: Shard, out: Path) -> Counters:
+    """One shard: what the rules over the corpus need of its training sites."""
+    sites, counters = select_sites(config, *_tables(config, shard), flagged=_flagged(shard))
+    train = sites.filter(pl.col("split") == "train")
+    twin = train["twin"] if config.thin else pl.lit(0, dtype=pl.UInt64)
+    stratum = train["stratum"] if config.strata else pl.lit("")
+    candidates = train.select("key", "entropy", twin=twin, stratum=stratum)
     with parquet_writer(out / "candidates.parquet", CANDIDATES) as writer:
-        writer.write_table(pa.table({"key": keys}, schema=CANDIDATES))
-    return {"tokens": counters["tokens"], "candidates": counters["kept.train"]}
+        writer.write_table(candidates.to_arrow().cast(CANDIDATES))
+    return {"tokens": counters["tokens"], "candidates": candidates.height}
+
+
+def run_verdicts(config: SelectConfig, shard: Shard, out: Path) -> Counters:
+    """All shards' candidates in, a verdict on each out."""
+    candidates = pa.concat_tables([read_table(file) for file in shard.files.values()])
+    judged = verdicts(config, pl.DataFrame(pl.from_arrow(candidates)))
+    with parquet_writer(out / "verdicts.parquet", VERDICTS) as writer:
+        writer.write_table(pa.table({"verdict": judged}, schema=VERDICTS))
+    return {"candidates": len(judged), "kept": int((judged == 0).sum())}
 
 
 SELECT = Stage("select", VERSION, run, unit="tokens")
-CAP = Stage("select_cap", VERSION, run_cap, unit="tokens")
+CANDIDATE = Stage("select_candidates", VERSION, run_candidates, unit="tokens")
+VERDICT = Stage("select_verdicts", VERSION, run_verdicts, unit="candidates")
 
 
 def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path, executor: Executor) -> Record:
     """Bring the sites up to date.
 
     Raises:
-        UserError: `where` is not an expression of a position (before anything runs), or selects no training site.
+        UserError: `where` is not an expression of a position (before anything runs), `exclude` is no list of sites, or
+            no training site is selected.
     """
     config = manifest.select
     wanted(config)
     inputs = {"documents": documents.content, "scores": scores.content}
-    files = [_files(documents, scores, done.shard) for done in scores.completions]
-    largest_key = None
-    if config.max_sites is not None:
-        candidates = run_stage(CAP, config, _plan(files, {}), inputs, work, executor)
-        largest_key = _largest_key(candidates, config.max_sites)
-    record = run_stage(SELECT, config, _plan(files, {"largest_key": largest_key}), inputs, work, executor)
+    shared: dict[str, InputFile] = {}
+    if config.exclude is not None:
+        shared["flags"] = _flag_file(Path(config.exclude))
+        inputs["flags"] = str(shared["flags"].sha256)
+    shards = [Shard(done.shard, _files(documents, scores, done.shard) | shared, {}) for done in scores.completions]
+    if looks_at_the_corpus(config):
+        candidates = run_stage(CANDIDATE, config, shards, inputs, work, executor)
+        listed = {f"candidates-{i}": file for i, file in enumerate(candidates.files("candidates"))}
+        # The sites' own inputs are in the candidates' content.
+        judged = run_stage(VERDICT, config, [Shard(0, listed, {})], {"candidates": candidates.content}, work, executor)
+        shards = _with_verdicts(shards, candidates, judged.files("verdicts")[0])
+    record = run_stage(SELECT, config, shards, inputs, work, executor)
     if not record.counters["kept.train"]:
         raise _nothing_selected(config, scores)
     return record
 
 
-def _plan(files: Sequence[dict[str, InputFile]], details: dict[str, int | None]) -> list[Shard]:
-    return [Shard(index, tables, details) for index, tables in enumerate(files)]
+def _with_verdicts(shards: list[Shard], candidates: Record, judged: InputFile) -> list[Shard]:
+    """The shards, each with its rows of the verdicts."""
+    counts = [done.counters["candidates"] for done in candidates.completions]
+    ends = np.cumsum(counts).tolist()
+    return [
+        Shard(shard.index, {**shard.files, "verdicts": judged}, {"rows": [end - count, end]})
+        for shard, count, end in zip(shards, counts, ends, strict=True)
+    ]
 
 
 def _files(documents: Record, scores: Record, shard: int) -> dict[str, InputFile]:
@@ -80,17 +110,31 @@ def _files(documents: Record, scores: Record, shard: int) -> dict[str, InputFile
     return {name: file for name, file in tables.items() if file is not None}
 
 
-def _tables(shard: Shard) -> tuple[pa.Table, pa.Table]:
-    documents = read_table(shard.files["documents"], DOCUMENT_COLUMNS)
-    return documents, read_table(shard.files["scores"], SCORE_TABLE_COLUMNS)
+def _tables(config: SelectConfig, shard: Shard) -> tuple[pa.Table, pa.Table]:
+    of_document = [*DOCUMENT_COLUMNS, *(["source_file", "meta"] if config.strata else [])]
+    of_score = [*SCORE_TABLE_COLUMNS, *(["token_ids"] if config.thin else [])]
+    return read_table(shard.files["documents"], of_document), read_table(shard.files["scores"], of_score)
 
 
-def _largest_key(candidates: Record, most: int) -> int | None:
-    """The largest key that is kept, so that exactly `most` are; None if there are no more than that."""
-    if candidates.counters["candidates"] <= most:
-        return None
-    keys = np.concatenate([read_table(file)["key"].to_numpy() for file in candidates.files("candidates")])
-    return int(np.partition(keys, most - 1)[most - 1])
+def _flag_file(path: Path) -> InputFile:
+    """The exclusion list, found to be one."""
+    try:
+        found = _read_flags(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError("cannot be read as Parquet or CSV", where=path, mend=str(error).splitlines()[0]) from error
+    if "site_id" not in found.columns:
+        raise UserError("an exclusion list needs a column `site_id`", where=path, mend=f"it has {found.columns}")
+    return InputFile(path, content_hash(path))
+
+
+def _read_flags(path: Path) -> pl.DataFrame:
+    return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
+
+
+def _flagged(shard: Shard) -> frozenset[str]:
+    if "flags" not in shard.files:
+        return frozenset()
+    return frozenset(_read_flags(shard.files["flags"].verified())["site_id"].drop_nulls().to_list())
 
 
 def _nothing_selected(config: SelectConfig, scores: Record) -> UserError:

@@ -57,6 +57,30 @@ class ValidationConfig(Config):
         return self
 
 
+class NearDuplicatesConfig(Config):
+    """Which documents are nearly the same. Training documents that nearly duplicate a validation document leave."""
+
+    threshold: float = Field(0.8, gt=0, le=1)
+    """Jaccard similarity of two documents' sets of word n-grams from which on they are near-duplicates."""
+    words: int = Field(5, gt=0)
+    """Words an n-gram. In scripts without spaces, a character counts as one."""
+    within_training: bool = False
+    """Training documents that nearly duplicate another one leave as well; of a set of them, one stays."""
+
+
+class EvaluationSetConfig(Config):
+    """A set that models are evaluated on: training documents that share an n-gram with it are contaminated."""
+
+    source: str = Field(exclude=True)
+    """As `corpus.source`. Its content enters the fingerprint, its place does not."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text"] = "auto"
+    revision: str | None = Field(None, exclude=True)
+    text: str = "{text}"
+    """Template over the record's columns."""
+    ngram: int = Field(13, gt=0)
+    """Words that must be the same, one after the other. In scripts without spaces, a character counts as one."""
+
+
 class CorpusConfig(Config):
     """Where the records come from and how a record becomes a document."""
 
@@ -84,6 +108,10 @@ class CorpusConfig(Config):
     min_document_bytes: int = Field(1, gt=0)
     """Shorter documents are quarantined as `too_short`."""
     validation: ValidationConfig = ValidationConfig(fraction=0.05)
+    near_duplicates: NearDuplicatesConfig | None = NearDuplicatesConfig()
+    """null: they are not looked for."""
+    decontaminate: tuple[EvaluationSetConfig, ...] = ()
+    """Evaluation sets that training documents are kept apart from."""
     max_quarantine_fraction: float = Field(0.2, ge=0, le=1)
     """The run stops when a larger share of the records cannot be used."""
     shard_documents: int = Field(1000, gt=0)
@@ -175,15 +203,46 @@ class BandsConfig(Config):
         return self
 
 
+class ThinConfig(Config):
+    """Of sites with the same last tokens before them and the same token, keep a few."""
+
+    suffix_tokens: int = Field(8, gt=0)
+    """Proxy tokens before the site that must be the same."""
+    most: int = Field(1, gt=0)
+    """Kept of each such set, over the whole corpus, chosen by a hash of (seed, site_id)."""
+
+
+class StrataConfig(Config):
+    """A budget for every part of the corpus."""
+
+    by: str = Field(pattern=r"^\w+$")
+    """What tells the parts apart: `field`, `token_class`, `difficulty`, `source_file`, or a metadata column."""
+    sites: int = Field(gt=0)
+    """Most training sites of each, chosen by a hash of (seed, site_id)."""
+
+
 class SelectConfig(Config):
-    """Which scored positions become sites."""
+    """Which scored positions become sites. The rules apply in the order of the fields."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"exclude"})
 
     where: Expression = "entropy > 1.0"
     """SQL over the score columns (`rpt data --help` lists them): which training positions are kept."""
     validation_where: Expression = "entropy > 0.5"
     """The same for held-out documents; broader, so that evaluation can look at any subset."""
+    exclude: str | None = None
+    """A Parquet or CSV file with a column `site_id`: sites that are not wanted, as `rpt browse` exports its flags."""
     max_per_document: int | None = Field(None, gt=0)
     """Keep at most this many sites of a document, those of highest entropy (ties: first)."""
+    strategy: Literal["rule", "random"] = "rule"
+    """`random` is the control: in every field of every training document as many positions as the rules above keep
+    there, drawn by a hash of (seed, site_id) from all that have scores and begin a character."""
+    thin: ThinConfig | None = None
+    """Thin near-duplicates among the training sites."""
+    top_fraction: float | None = Field(None, gt=0, le=1)
+    """Of the training sites that are left, keep this share: those of highest entropy in the corpus."""
+    strata: StrataConfig | None = None
+    """Give each part of the corpus the same budget."""
     max_sites: int | None = Field(None, gt=0)
     """Keep at most about this many training sites of the corpus, chosen by a hash of (seed, site_id)."""
     bands: BandsConfig = BandsConfig()
@@ -337,6 +396,18 @@ class OptimizerConfig(Config):
     """Tokens (contexts counted once a group) of one backward on a rank: memory, not results."""
 
 
+class StopConfig(Config):
+    """When a run stops because more steps would not help; null turns a rule off. It always stops at a loss of NaN."""
+
+    grad_norm: float | None = Field(1e4, gt=0)
+    """The gradient's norm before clipping exceeds this."""
+    dead_reward_steps: int | None = Field(100, gt=0)
+    """No group had unequal rewards for so many steps in a row."""
+    entropy: float | None = Field(1e-4, gt=0)
+    """The policy's entropy (nats a token) was below this for `entropy_steps` in a row."""
+    entropy_steps: int = Field(20, gt=0)
+
+
 class BudgetConfig(Config):
     """How long to train and what to keep."""
 
@@ -344,7 +415,9 @@ class BudgetConfig(Config):
     evaluate_every: int = Field(100, gt=0)
     save_every: int = Field(100, gt=0)
     keep_last: int = Field(2, gt=0)
+    """Checkpoints that are kept; besides them the best of those at which accuracy was measured."""
     save_rollouts_every: int = Field(10, gt=0)
+    stop: StopConfig = StopConfig()
 
 
 class EvaluateConfig(Config):

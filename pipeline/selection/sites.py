@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.core.artifact import Counters
 from pipeline.core.config import BandsConfig, SelectConfig
+from pipeline.selection.corpus_rules import CORPUS_REASONS, strata_of, twins_of
 from pipeline.selection.keys import key_of, keys
-from pipeline.selection.positions import positions
+from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.where import SCORE_COLUMNS, filter_rows, row_filter
 
 SITES = pa.schema(
@@ -30,10 +34,20 @@ SITES = pa.schema(
 )
 """A row is a selected position; rows are in document order, then by position."""
 
-REASONS = ("not_scorable", "inside_character", "where", "document_cap", "corpus_cap")
+REASONS = (
+    "not_scorable",
+    "inside_character",
+    "where",
+    "flagged",
+    "document_cap",
+    "not_drawn",
+    *CORPUS_REASONS,
+)
 """Why a position is no site, in the order in which they are asked: the first that applies is the one counted."""
 
 BANDS = ("easy", "medium", "hard")
+NEAR = 0.01
+"""Nats: a position this close to a band's threshold is counted as `near.<band>`: rounding could move it."""
 
 
 def wanted(config: SelectConfig) -> pl.Expr:
@@ -48,29 +62,46 @@ def wanted(config: SelectConfig) -> pl.Expr:
 
 
 def select_sites(
-    config: SelectConfig, documents: pa.Table, scores: pa.Table, largest_key: int | None = None
+    config: SelectConfig,
+    documents: pa.Table,
+    scores: pa.Table,
+    *,
+    flagged: Collection[str] = (),
+    verdicts: NDArray[np.uint8] | None = None,
 ) -> tuple[pl.DataFrame, Counters]:
     """Select the sites of a shard.
 
-    A document's sites depend on that document alone (and on `largest_key`), so that it does not matter how a corpus
-    is cut into shards.
+    A document's sites depend on that document alone (and on `verdicts`), so that it does not matter how a corpus is
+    cut into shards.
 
     Args:
         config: what to keep.
-        documents: the shard's documents (`DOCUMENT_COLUMNS`).
-        scores: their scores (`SCORE_TABLE_COLUMNS`).
-        largest_key: training sites with a larger key are over `max_sites` (`cap_key`); None: there is no such cap.
+        documents: the shard's documents (`document_columns`).
+        scores: their scores (`score_columns`).
+        flagged: ids of sites that are not wanted.
+        verdicts: what the rules over the whole corpus say of the shard's training sites, in their order: 0 to keep,
+            else 1 + an index into `CORPUS_REASONS`. None: there are no such rules, or this finds what they look at.
 
     Returns:
-        A frame with the columns of `SITES` and `key`, a site's random number in [0, 2⁶⁴); and the counts:
-        `documents`, `tokens` = the sum of `dropped.<reason>` and `kept.<split>`, and `band.<name>`, nested, over
-        all that is kept.
+        A frame with the columns of `SITES`, `key`, a site's random number in [0, 2⁶⁴), and `twin` and `stratum` where
+        the configuration thins or has strata; and the counts: `documents`, `tokens` = the sum of `dropped.<reason>` and
+        `kept.<split>`, `band.<name>`, nested, over all that is kept, and `near.<name>`, over all that is scored.
     """
     expression = wanted(config)
     counters: Counter[str] = Counter({"documents": scores.num_rows, "tokens": 0})
-    counters.update({f"dropped.{reason}": 0 for reason in REASONS})
-    kept = [_select(config, expression, frame, largest_key, counters) for frame in positions(documents, scores)]
-    sites = pl.concat([_NOTHING, *kept])
+    counters.update({f"dropped.{reason}": 0 for reason in REASONS} | {f"near.{band}": 0 for band in BANDS})
+    twins = twins_of(scores, config.thin.suffix_tokens) if config.thin else None
+    kept, begin = [_NOTHING], 0
+    for frame in positions(documents, scores.select(SCORE_TABLE_COLUMNS)):
+        if twins is not None:
+            frame = frame.with_columns(twin=pl.Series(twins[begin : begin + frame.height]))
+            begin += frame.height
+        kept.append(_select(config, expression, frame, flagged, counters))
+    sites = pl.concat(kept, how="diagonal")
+    if config.strata:
+        sites = sites.with_columns(stratum=strata_of(config.strata.by, sites, documents))
+    if verdicts is not None:
+        sites = _judged(sites, verdicts, counters)
     for split in ("train", "validation"):
         counters[f"kept.{split}"] = int((sites["split"] == split).sum())
     for band in BANDS:
@@ -79,7 +110,7 @@ def select_sites(
 
 
 def _select(
-    config: SelectConfig, expression: pl.Expr, frame: pl.DataFrame, largest_key: int | None, counters: Counter[str]
+    config: SelectConfig, expression: pl.Expr, frame: pl.DataFrame, flagged: Collection[str], counters: Counter[str]
 ) -> pl.DataFrame:
     """The sites of some whole documents; what is dropped is added to `counters`."""
 
@@ -90,18 +121,60 @@ def _select(
     counters["tokens"] += frame.height
     frame = drop("not_scorable", frame.filter(pl.col("entropy").is_finite()), frame)
     frame = drop("inside_character", frame.filter(~pl.col("inside_character")), frame)
+    for band in BANDS:
+        distance = (frame["entropy"] - getattr(config.bands, band)).abs()
+        counters[f"near.{band}"] += int((distance <= NEAR).sum())
+    eligible = frame
     frame = drop("where", filter_rows(frame, expression, "`select.where` or `select.validation_where`"), frame)
+    if flagged:
+        frame = drop("flagged", frame.filter(~site_id().is_in(list(flagged))), frame)
     frame = drop("document_cap", _cap_documents(frame, config.max_per_document), frame)
     frame = _with_key(frame, config.seed)
-    if largest_key is not None:
-        allowed = (pl.col("split") != "train") | (pl.col("key") <= pl.lit(largest_key, dtype=pl.UInt64))
-        frame = drop("corpus_cap", frame.filter(allowed), frame)
+    if config.strategy == "random":
+        eligible = eligible.filter(~site_id().is_in(list(flagged)))
+        frame = _redrawn(frame, _with_key(eligible, config.seed), expression, counters)
     named = frame.with_columns(
-        site_id=pl.format("{}-{}", "doc_id", "position"),
+        site_id=site_id(),
         token_class=pl.col("token_class").cast(pl.String),
         difficulty=difficulty(config.bands),
     )
-    return named.select(*SITES.names, "key")
+    return named.select(*SITES.names, "key", *({"twin"} & set(frame.columns)))
+
+
+def _redrawn(ruled: pl.DataFrame, eligible: pl.DataFrame, expression: pl.Expr, counters: Counter[str]) -> pl.DataFrame:
+    """Instead of the training sites in `ruled`, as many eligible positions in every field of every document."""
+    place = ["doc_id", "field"]
+    budget = ruled.filter(pl.col("split") == "train").group_by(place).len("budget")
+    order = pl.col("key").rank("ordinal").over(place)
+    drawn = eligible.join(budget, on=place, maintain_order="left").filter(order <= pl.col("budget")).drop("budget")
+    passing = filter_rows(drawn, expression, "`select.where`").height
+    trained = int((ruled["split"] == "train").sum())
+    counters["dropped.not_drawn"] += trained - passing  # of what the rules keep
+    counters["dropped.where"] -= drawn.height - passing  # drawn although `where` would not have kept them
+    return pl.concat([drawn, ruled.filter(pl.col("split") != "train")]).sort(
+        pl.col("doc_id").replace_strict(*_ranks(eligible)), "position", maintain_order=True
+    )
+
+
+def _ranks(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
+    """Documents, and their places in the shard."""
+    ids = frame["doc_id"].unique(maintain_order=True)
+    return ids, pl.Series(range(len(ids)), dtype=pl.UInt32)
+
+
+def _judged(sites: pl.DataFrame, verdicts: NDArray[np.uint8], counters: Counter[str]) -> pl.DataFrame:
+    """The sites that the rules over the whole corpus keep."""
+    train = (sites["split"] == "train").to_numpy()
+    verdict = np.zeros(sites.height, dtype=np.uint8)
+    verdict[train] = verdicts
+    for code, reason in enumerate(CORPUS_REASONS, start=1):
+        counters[f"dropped.{reason}"] += int((verdict == code).sum())
+    return sites.filter(pl.Series(verdict == 0))
+
+
+def site_id() -> pl.Expr:
+    """A position's name."""
+    return pl.format("{}-{}", "doc_id", "position")
 
 
 def _cap_documents(frame: pl.DataFrame, most: int | None) -> pl.DataFrame:

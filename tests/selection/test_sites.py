@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ from tests.selection.tables import documents_of, scores_of
 
 
 def select(
-    config: SelectConfig, documents: pa.Table, scores: pa.Table, largest_key: int | None = None
+    config: SelectConfig, documents: pa.Table, scores: pa.Table, flagged: Collection[str] = ()
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Sites as dictionaries without the random key, and the counts that are not 0."""
     columns = documents.select(DOCUMENT_COLUMNS), scores.select(SCORE_TABLE_COLUMNS)
-    sites, counters = select_sites(config, *columns, largest_key=largest_key)
+    sites, counters = select_sites(config, *columns, flagged=flagged)
     table = sites.select(SITES.names).to_arrow().cast(SITES)
     assert sum(n for name, n in counters.items() if name.startswith(("dropped.", "kept."))) == counters["tokens"]
     return table.to_pylist(), {name: count for name, count in counters.items() if count}
@@ -59,6 +60,7 @@ def test_hand_worked() -> None:
         "band.easy": 3,
         "band.medium": 2,
         "band.hard": 1,
+        "near.hard": 1,
     }
 
 
@@ -155,9 +157,13 @@ def plain(
             position |= {"position": t, "byte_offset": start, "tokens": len(row["token_ends"])}
             counters["tokens"] += 1
             where = config.where if row["split"] == "train" else config.validation_where
+            inside = start < len(text) and text[start] in range(0b10000000, 0b11000000)
+            if position["entropy"] is not None and not inside:
+                near = [b for b in ("easy", "medium", "hard") if position["entropy"] == getattr(config.bands, b)]
+                counters.update(f"near.{band}" for band in near)  # eighths of a nat: at a threshold or far from it
             if position["entropy"] is None:
                 counters["dropped.not_scorable"] += 1
-            elif start < len(text) and text[start] in range(0b10000000, 0b11000000):
+            elif inside:
                 counters["dropped.inside_character"] += 1
             elif not WHERES[where](position):
                 counters["dropped.where"] += 1
@@ -194,14 +200,15 @@ def test_selects_what_a_plain_loop_selects(corpus: Corpus, config: SelectConfig)
     assert counters == expected | {"documents": corpus[1].num_rows}
 
 
-@given(corpora(), CONFIGS, st.integers(1, 3), st.integers(0, 2**64 - 1))
+@given(corpora(), CONFIGS, st.sampled_from(["rule", "random"]), st.integers(1, 3))
 def test_it_does_not_matter_how_a_corpus_is_cut(
-    corpus: Corpus, config: SelectConfig, per_shard: int, largest_key: int
+    corpus: Corpus, config: SelectConfig, strategy: str, per_shard: int
 ) -> None:
     documents, scores = corpus
-    whole, counters = select(config, documents, scores, largest_key)
+    config = config.model_copy(update={"strategy": strategy})
+    whole, counters = select(config, documents, scores)
     parts = [
-        select(config, documents.slice(begin, per_shard), scores.slice(begin, per_shard), largest_key)
+        select(config, documents.slice(begin, per_shard), scores.slice(begin, per_shard))
         for begin in range(0, documents.num_rows, per_shard)
     ]
     assert [site for sites, _ in parts for site in sites] == whole
@@ -223,16 +230,43 @@ def test_positions_have_the_columns_and_types_that_where_is_checked_against() ->
     assert types == {name: column.dtype for name, column in SCORE_COLUMNS.items()}
 
 
-# ------------------------------------------------------------------------------------------------- the caps
+# ------------------------------------------------------------------------------------- flags and the control
 
 
-@given(corpora(), st.integers(0, 2**64 - 1))
-def test_the_corpus_cap_drops_training_sites_with_larger_keys_and_no_others(corpus: Corpus, largest_key: int) -> None:
-    config = SelectConfig(where="true", validation_where="true", seed=3)
+@given(corpora(), st.data())
+def test_flagged_sites_are_left_out_and_counted(corpus: Corpus, data: st.DataObject) -> None:
+    config = SelectConfig(where="true", validation_where="true")
     everything, _ = select(config, *corpus)
-    sites, counters = select(config, *corpus, largest_key)
-    kept = [s for s in everything if s["split"] == "validation" or key(3, s) <= largest_key]
-    assert sites == kept and counters.get("dropped.corpus_cap", 0) == len(everything) - len(kept)
+    ids = [site["site_id"] for site in everything]
+    flagged = data.draw(st.sets(st.sampled_from(ids))) if ids else set()
+    sites, counters = select(config, *corpus, flagged={*flagged, "of another corpus"})
+    assert [site["site_id"] for site in sites] == [i for i in ids if i not in flagged]
+    assert counters.get("dropped.flagged", 0) == len(flagged)
+
+
+@given(corpora(), st.sampled_from(list(WHERES)), st.one_of(st.none(), st.integers(1, 3)))
+def test_random_positions_are_as_many_in_every_field_of_every_document(
+    corpus: Corpus, where: str, most: int | None
+) -> None:
+    rule = SelectConfig(where=where, validation_where="true", max_per_document=most)
+    chance = rule.model_copy(update={"strategy": "random"})
+    ruled, _ = select(rule, *corpus)
+    drawn, counters = select(chance, *corpus)
+
+    def place(site: dict[str, Any]) -> tuple[str, str, str]:
+        return site["split"], site["doc_id"], site["field"]
+
+    assert Counter(map(place, drawn)) == Counter(map(place, ruled))
+    held_out = [site for site in ruled if site["split"] == "validation"]
+    assert [site for site in drawn if site["split"] == "validation"] == held_out
+    eligible, _ = select(SelectConfig(where="true", validation_where="true"), *corpus)
+    chosen = {site["site_id"] for site in drawn}
+    for site in eligible:  # of a place, those with the smallest keys
+        others = [s for s in eligible if place(s) == place(site) and key(0, s) < key(0, site)]
+        if site["split"] == "train" and site["site_id"] in chosen:
+            assert {s["site_id"] for s in others} <= chosen
+    by_rule = {site["site_id"] for site in ruled}
+    assert counters.get("dropped.not_drawn", 0) == len(by_rule - chosen)
 
 
 def key(seed: int, site: dict[str, Any]) -> int:

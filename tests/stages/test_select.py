@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -61,7 +64,7 @@ def test_golden(tmp_path: Path) -> None:
     """Whatever changes the output must raise the stage's VERSION: it is all that tells old output from new."""
     record = run(tmp_path, max_per_document=9, max_sites=200)
     digest = hashlib.sha256(canonical_json([sites_of(record), record.counters]).encode()).hexdigest()[:16]
-    assert {VERSION: digest} == {2: "808ee50daa766da0"}
+    assert {VERSION: digest} == {3: "c7a45438e17dbcc3"}
 
 
 def test_shards_stay_aligned_and_counts_add_up(tmp_path: Path) -> None:
@@ -81,8 +84,20 @@ def test_shards_stay_aligned_and_counts_add_up(tmp_path: Path) -> None:
     assert min(counters["dropped.inside_character"], counters["kept.train"], counters["kept.validation"]) > 0
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_per_document": 3}, {"max_sites": 100}, {"max_sites": 10**9}])
-def test_it_does_not_matter_how_the_corpus_is_cut(tmp_path: Path, settings: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_per_document": 3},
+        {"max_sites": 100},
+        {"max_sites": 10**9},
+        {"top_fraction": 0.3, "strategy": "random"},
+        {"strata": {"by": "field", "sites": 20}, "max_sites": 30},
+        {"strata": {"by": "source_file", "sites": 20}, "top_fraction": 0.5},
+        {"thin": {"suffix_tokens": 1, "most": 2}, "max_per_document": 20},
+    ],
+)
+def test_it_does_not_matter_how_the_corpus_is_cut(tmp_path: Path, settings: dict[str, Any]) -> None:
     records = [run(tmp_path / str(per_shard), per_shard, **settings) for per_shard in (60, 20, 7)]
     assert sites_of(records[0]) == sites_of(records[1]) == sites_of(records[2])
     assert records[0].counters == records[1].counters == records[2].counters
@@ -99,10 +114,60 @@ def test_max_sites_is_exact_and_for_training_only(tmp_path: Path, most: int) -> 
 
 
 def test_max_sites_of_all_in_one_shard(tmp_path: Path) -> None:
-    """One candidate over the cap, so that the listing of candidates is itself cut short."""
+    """One candidate over the cap."""
     whole = run(tmp_path / "all", per_shard=60).counters["kept.train"]
     assert run(tmp_path / "one_less", per_shard=60, max_sites=whole - 1).counters["kept.train"] == whole - 1
     assert run(tmp_path / "enough", per_shard=60, max_sites=whole).counters["kept.train"] == whole
+
+
+def test_a_top_share_is_that_of_highest_entropy_in_the_corpus(tmp_path: Path) -> None:
+    everything, top = run(tmp_path / "all"), run(tmp_path / "top", top_fraction=0.25)
+    entropies = sorted((s["entropy"] for s in sites_of(everything) if s["split"] == "train"), reverse=True)
+    kept = sorted((s["entropy"] for s in sites_of(top) if s["split"] == "train"), reverse=True)
+    assert kept == entropies[: -(-len(entropies) // 4)]
+    assert top.counters["dropped.top_fraction"] == len(entropies) - len(kept)
+
+
+def test_every_stratum_has_the_same_budget(tmp_path: Path) -> None:
+    everything, budgeted = run(tmp_path / "all"), run(tmp_path / "some", strata={"by": "field", "sites": 25})
+    before = Counter(s["field"] for s in sites_of(everything) if s["split"] == "train")
+    after = Counter(s["field"] for s in sites_of(budgeted) if s["split"] == "train")
+    assert after == {field: min(25, count) for field, count in before.items()} and max(before.values()) > 25
+
+
+def test_near_duplicates_are_thinned_to_as_many_as_asked_for(tmp_path: Path) -> None:
+    _, scores = tables()
+    tokens = dict(zip(scores["doc_id"].to_pylist(), scores["token_ids"].to_pylist(), strict=True))
+
+    def twin(site: dict[str, Any]) -> tuple[int, ...]:
+        return tuple(tokens[site["doc_id"]][max(0, site["position"] - 2) : site["position"] + 1])
+
+    everything, thin = run(tmp_path / "all"), run(tmp_path / "thin", thin={"suffix_tokens": 2, "most": 3})
+    before = Counter(twin(s) for s in sites_of(everything) if s["split"] == "train")
+    after = Counter(twin(s) for s in sites_of(thin) if s["split"] == "train")
+    assert after == {suffix: min(3, count) for suffix, count in before.items()} and max(before.values()) > 3
+    assert thin.counters["dropped.near_duplicate"] == before.total() - after.total()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_an_exclusion_list_is_part_of_what_was_selected(tmp_path: Path, suffix: str) -> None:
+    ids = [site["site_id"] for site in sites_of(run(tmp_path))]
+    path = tmp_path / f"flags{suffix}"
+
+    def flag(rows: list[str]) -> None:
+        frame = pl.DataFrame({"site_id": rows, "note": ["1,5"] * len(rows)})
+        frame.write_parquet(path) if suffix == ".parquet" else frame.write_csv(path)
+
+    flag(ids[::3])
+    record = run(tmp_path, exclude=str(path))
+    assert [site["site_id"] for site in sites_of(record)] == [i for i in ids if i not in ids[::3]]
+    flag(ids[:1])
+    assert run(tmp_path, exclude=str(path)).fingerprint != record.fingerprint
+    pl.DataFrame({"site": ids}).write_csv(tmp_path / "other.csv")
+    with pytest.raises(UserError, match="needs a column `site_id`"):
+        run(tmp_path, exclude=str(tmp_path / "other.csv"))
+    with pytest.raises(UserError, match="cannot be read as Parquet or CSV"):
+        run(tmp_path, exclude=str(tmp_path / "missing.parquet"))
 
 
 def test_another_seed_keeps_other_sites(tmp_path: Path) -> None:
@@ -114,7 +179,7 @@ def test_a_second_run_does_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
     first = run(tmp_path, max_sites=50)
     capfd.readouterr()
     assert run(tmp_path, max_sites=50) == first
-    assert capfd.readouterr().err.count("up to date") == 4  # and the two upstream stages
+    assert capfd.readouterr().err.count("up to date") == 5  # two upstream stages, candidates, verdicts, sites
 
 
 @pytest.mark.parametrize("key", ["where", "validation_where"])
