@@ -31,6 +31,8 @@ class Objective:
     """Share of tokens that learn, those of highest entropy."""
     next_token: float = 0.0
     """Weight of the auxiliary next-token loss."""
+    importance_cap: float | None = None
+    """Bound of the weight that corrects for a sampler with other probabilities."""
 
     @classmethod
     def of(cls, recipe: Recipe) -> Objective:
@@ -45,6 +47,7 @@ class Objective:
             entropy=config.entropy,
             top_entropy=config.top_entropy,
             next_token=config.next_token,
+            importance_cap=config.importance_cap,
         )
 
     def summed(
@@ -54,11 +57,32 @@ class Objective:
         mask_RT = batch.learned_RT
         old_logprobs_RT = logprobs_RT.detach()  # one update on what this policy sampled: the ratio is 1
         terms_RT = self.loss.terms(logprobs_RT, old_logprobs_RT, batch.advantages_R, mask_RT, self.bounds)
+        if self.importance_cap is not None:
+            gap_RT = (old_logprobs_RT - batch.sampled_logprobs_RT).masked_fill(~mask_RT, 0.0)
+            terms_RT = terms_RT * importance(gap_RT, self.importance_cap)
         if reference_RT is not None:
             terms_RT = terms_RT + self.kl * k3(logprobs_RT, reference_RT, mask_RT)
         if self.entropy:
             terms_RT = terms_RT - self.entropy * entropy_RT.masked_fill(~mask_RT, 0.0)
         return (terms_RT * self.loss.weights(mask_RT, self.room)).sum()
+
+
+def importance(gap_RT: Tensor, cap: float) -> Tensor:
+    """min(e^gap, cap): what a token counts that the sampler drew with another probability than the policy gives it.
+
+    Truncated importance sampling: the estimate stays that of the policy's own distribution up to the bound, which keeps
+    its variance finite (Ionides 2008; for sampler and trainer, Yao et al. 2025, "Your efficient RL framework secretly
+    brings you off-policy RL training").
+
+    Args:
+        gap_RT: log-probability by the trainer minus that by the sampler.
+        cap: the bound.
+
+    Example:
+        >>> importance(torch.tensor([[0.0, 1.0, -1.0]]), 2.0)
+        tensor([[1.0000, 2.0000, 0.3679]])
+    """
+    return gap_RT.exp().clamp(max=cap)
 
 
 def entropy_threshold(entropies_N: Tensor, share: float) -> float:

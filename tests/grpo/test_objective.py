@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,21 @@ def test_kl_and_entropy_weigh_as_the_loss_does() -> None:
         expected += float((-batch.advantages_R[r] + 0.3 * kl_T - 0.1 * entropy_RT[r][mask_T]).mean())
     found = objective.summed(batch, logprobs_RT, entropy_RT, reference_RT)
     assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_tokens_that_the_sampler_overrated_count_less_and_none_counts_more_than_the_cap() -> None:
+    batch = batch_of(some_groups(3, 2))
+    generator = torch.Generator().manual_seed(1)
+    trainer_RT, sampler_RT = (-2 * torch.rand(batch.mask_RT.shape, generator=generator) for _ in range(2))
+    batch = replace(batch, sampled_logprobs_RT=sampler_RT)
+    objective = Objective(LOSSES["grpo"], Bounds(0.2, 0.2), 1.0, room=8, importance_cap=1.5)
+    expected, weights = 0.0, []
+    for r, mask_T in enumerate(batch.mask_RT):
+        ratios = [min(1.5, math.exp(gap)) for gap in (trainer_RT - sampler_RT)[r][mask_T].tolist()]
+        expected += sum(-float(batch.advantages_R[r]) * ratio for ratio in ratios) / len(ratios)
+        weights += ratios
+    assert objective.summed(batch, trainer_RT, trainer_RT).item() == pytest.approx(expected, rel=1e-5)
+    assert 1.5 in weights and min(weights) < 0.5
 
 
 def test_responses_cut_at_the_limit_are_compared_with_but_not_learned_from() -> None:
