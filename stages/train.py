@@ -31,10 +31,18 @@ from pipeline.core.config import BandsConfig, Manifest, OptimizerConfig, Recipe,
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import write_rows
 from pipeline.core.progress import say
-from pipeline.grpo.metrics import GroupSummary, Metrics, ProgressLine, Stopwatch, rollout_metrics
+from pipeline.grpo.metrics import (
+    GroupSummary,
+    Metrics,
+    ProgressLine,
+    Stopwatch,
+    held_out_accuracy,
+    rollout_metrics,
+)
 from pipeline.grpo.run import MetricsLog, describe, identity, is_complete, latest_checkpoint, lock
 from pipeline.grpo.screening import read_pass_rates, screening_of
 from pipeline.grpo.topology import read_topology, zero_stage
+from pipeline.grpo.watch import Watch
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 from pipeline.task.templates import template_named
 
@@ -76,7 +84,8 @@ def train(
         the folder of the trained policy; None if it was asked to stop (SIGTERM) and saved a checkpoint instead.
 
     Raises:
-        UserError: `run` holds another run, no site matches, the policy cannot be read, or the loss is not finite.
+        UserError: `run` holds another run, no site matches, the policy cannot be read, the loss is not finite, or
+            a rule of `budget.stop` applies.
     """
     base = resolve_model(recipe.policy.model, recipe.policy.revision)
     tokens, own = policy_tokenizer(base, shards), identity(recipe, shards, model_digest(base), screening)
@@ -106,9 +115,10 @@ def train(
     layout = {"zero_stage": zero_stage(topology), "ranks": ranks.world_size()}
     steps, budget = recipe.budget.steps, recipe.budget
 
-    done, draws, resumed = 0, 0, latest_checkpoint(run)
+    done, draws, watch, resumed = 0, 0, Watch(), latest_checkpoint(run)
     if resumed:
-        done, draws = checkpoint.resume(engine, resumed, own, layout)
+        state = checkpoint.resume(engine, resumed, own, layout)
+        done, draws, watch = state["step"], state["draws"], Watch(**state["watch"])
         sampler.load_weights(ds.gathered_weights(engine))
     if main:
         say(f"train        {f'resumes after step {done}' if resumed else 'starts'}: {steps} steps  {run}")
@@ -121,10 +131,11 @@ def train(
             if line := progress.line(step, metrics):
                 say(line)
 
-    def save(step: int) -> None:
-        checkpoint.save(engine, run, step, draws, own, layout, budget.keep_last)
+    def save(step: int, metrics: Metrics) -> None:
+        cursor = {"step": step, "draws": draws, "watch": watch.state()}
+        checkpoint.save(engine, run, cursor, own, layout, budget.keep_last, held_out_accuracy(metrics))
 
-    stopped = False
+    stopped, metrics = False, Metrics()
     with stop_signal() as stop_is_asked:
         if not resumed:
             record(0, evaluate(policy, held_out, bands, recipe))
@@ -136,12 +147,13 @@ def train(
             if done == steps or done % budget.evaluate_every == 0:
                 metrics |= evaluate(policy, held_out, bands, recipe)
             record(done, metrics)
+            watch.see(metrics, budget.stop)
             stopped = done < steps and ranks.largest(stop_is_asked()) > 0
             if stopped or (done < steps and done % budget.save_every == 0):
-                save(done)
+                save(done, metrics)
     if not stopped:
         ds.export(engine, policy.tokenizer, trained)
-        save(done)  # last: a checkpoint of the last step says that the run is complete
+        save(done, metrics)  # last: a checkpoint of the last step says that the run is complete
     ds.close(engine, sampler)
     if main:
         log.close()

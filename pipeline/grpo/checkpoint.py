@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,26 @@ from pipeline.grpo.run import must_be_same, read_state
 def save(
     engine: ds.Engine,
     run: Path,
-    step: int,
-    draws: int,
+    cursor: Mapping[str, Any],
     own: Mapping[str, Any],
     layout: Mapping[str, Any],
     keep: int,
+    accuracy: float | None = None,
 ) -> None:
-    """Write a checkpoint, then point `latest` at it, then delete all but the last `keep`. Every rank must call it.
+    """Write a checkpoint, then point `latest` at it, then delete all but the last `keep` and the best one.
+
+    Every rank must call it.
 
     Args:
         engine: weights and optimizer.
         run: the run's folder.
-        step: updates done.
-        draws: of sites done, the place in the data.
+        cursor: where the run is: `step`, updates done; `draws` of sites done; `watch`, what was seen of late.
         own: `identity` of the run.
         layout: how it is distributed; a checkpoint is read by as many ranks as wrote it.
-        keep: whole checkpoints to keep.
+        keep: whole checkpoints to keep, the last ones.
+        accuracy: on held-out sites, if it was measured at this step: the checkpoint with the highest stays.
     """
-    folder = run / "checkpoints" / f"step-{step:06d}"
+    folder = run / "checkpoints" / f"step-{cursor['step']:06d}"
     if ranks.rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote it
         folder.mkdir(parents=True)
@@ -48,7 +50,7 @@ def save(
     ds.save(engine, folder, {"torch_rng": torch.get_rng_state()})
     ranks.barrier()
     if ranks.rank() == 0:
-        state = {"step": step, "draws": draws, "identity": dict(own), "layout": dict(layout)}
+        state = {**cursor, "identity": dict(own), "layout": dict(layout), "accuracy": accuracy}
         (folder / "state.json").write_text(json.dumps(state, indent=1, ensure_ascii=False), encoding="utf-8")
         for file in folder.rglob("*"):
             _flush(file)
@@ -57,13 +59,21 @@ def save(
         _flush(temporary)
         os.replace(temporary, folder.parent / "latest")
         _flush(folder.parent)
-        for old in sorted(folder.parent.glob("step-*"))[:-keep]:
+        for old in superfluous(sorted(folder.parent.glob("step-*")), keep):
             shutil.rmtree(old)
     ranks.barrier()
 
 
-def resume(engine: ds.Engine, folder: Path, own: Mapping[str, Any], layout: Mapping[str, Any]) -> tuple[int, int]:
-    """Load a checkpoint into the engine. Returns the updates and the draws done. Every rank must call it.
+def superfluous(folders: Sequence[Path], keep: int) -> list[Path]:
+    """Of checkpoints in the order of their steps, those neither among the last `keep` nor the most accurate."""
+    accuracies = {folder: read_state(folder).get("accuracy") for folder in folders if (folder / "state.json").exists()}
+    measured = {folder: accuracy for folder, accuracy in accuracies.items() if accuracy is not None}
+    best = max(measured, key=measured.__getitem__, default=None)  # of equals the first
+    return [folder for folder in folders[:-keep] if folder != best]
+
+
+def resume(engine: ds.Engine, folder: Path, own: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
+    """Load a checkpoint into the engine. Returns its state, with the `cursor` it was saved at. Every rank must call it.
 
     Raises:
         UserError: it belongs to another run, or was written by another number of ranks.
@@ -71,7 +81,7 @@ def resume(engine: ds.Engine, folder: Path, own: Mapping[str, Any], layout: Mapp
     state = read_state(folder)
     must_be_same(state["identity"] | state["layout"], {**own, **layout}, folder.parent.parent)
     torch.set_rng_state(ds.load(engine, folder)["torch_rng"])
-    return state["step"], state["draws"]
+    return state
 
 
 def _flush(path: Path) -> None:

@@ -65,6 +65,17 @@ def rollout_metrics(groups: Sequence[GroupSummary]) -> Metrics:
     }
 
 
+def held_out_accuracy(metrics: Mapping[str, float]) -> float | None:
+    """By reasoning, over the widest band that was measured; None if none was.
+
+    Example:
+        >>> held_out_accuracy({"loss": 0.1, "eval/easy/reasoning": 0.5, "eval/hard/reasoning": 0.25})
+        0.5
+    """
+    bands = (metrics.get(f"eval/{band}/reasoning") for band in ("easy", "medium", "hard"))
+    return next((value for value in bands if value is not None), None)
+
+
 class Stopwatch:
     """Seconds of the parts of a step, and of all of it."""
 

@@ -1,0 +1,57 @@
+"""Watches a run for what no further step would mend, and stops it by the recipe's rules. Starts without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from pipeline.core.config import StopConfig
+from pipeline.core.errors import UserError
+
+
+@dataclass
+class Watch:
+    """How many steps in a row something has been wrong, up to now; part of a checkpoint."""
+
+    dead: int = 0
+    """Steps without a group of unequal rewards."""
+    collapsed: int = 0
+    """Steps with less entropy than the rules want."""
+
+    def see(self, metrics: Mapping[str, float], rules: StopConfig) -> None:
+        """Take in a step's metrics, the same on every rank.
+
+        Raises:
+            UserError: a rule says that the run stops; the message says what was seen, and what may mend it.
+        """
+        entropy, norm = metrics["policy/entropy"], metrics.get("grad_norm", 0.0)
+        self.dead = self.dead + 1 if metrics["groups/zero_variance"] == 1 else 0
+        self.collapsed = self.collapsed + 1 if rules.entropy is not None and entropy < rules.entropy else 0
+        if rules.grad_norm is not None and norm > rules.grad_norm:
+            raise _stopped(
+                f"the gradient explodes: its norm is {norm:.3g}",
+                "grad_norm",
+                "lower `optimizer.lr`, raise `optimizer.warmup_steps`, or look at the step's rollouts",
+            )
+        if rules.dead_reward_steps is not None and self.dead >= rules.dead_reward_steps:
+            always = "right" if metrics["groups/all_right"] > metrics["groups/all_wrong"] else "wrong"
+            raise _stopped(
+                f"no group had unequal rewards for {self.dead} steps: responses are always {always}",
+                "dead_reward_steps",
+                "run `rpt screen` and choose sites by `pass_rate`, raise `rollout.group_size`, or "
+                "check that the policy knows the prompt's format",
+            )
+        if self.collapsed >= rules.entropy_steps:
+            raise _stopped(
+                f"the policy's entropy has collapsed: {entropy:.2g} nats a token, and low for {self.collapsed} steps",
+                "entropy",
+                "give `objective.entropy` or `objective.kl` a weight, or lower `optimizer.lr`",
+            )
+
+    def state(self) -> dict[str, int]:
+        """As a checkpoint holds it: `Watch(**state)` goes on."""
+        return asdict(self)
+
+
+def _stopped(what: str, rule: str, mend: str) -> UserError:
+    return UserError(what, where=f"rule `budget.stop.{rule}`", mend=f"{mend}; the last checkpoint can be resumed from")

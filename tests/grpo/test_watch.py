@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.config import StopConfig
+from pipeline.core.errors import UserError
+from pipeline.grpo.checkpoint import superfluous
+from pipeline.grpo.watch import Watch
+
+FINE = {
+    "groups/zero_variance": 0.5,
+    "groups/all_right": 0.2,
+    "groups/all_wrong": 0.3,
+    "policy/entropy": 0.4,
+    "grad_norm": 1.0,
+}
+DEAD = FINE | {"groups/zero_variance": 1.0, "groups/all_right": 0.0, "groups/all_wrong": 1.0}
+FLAT = FINE | {"policy/entropy": 1e-6}
+RULES = StopConfig(grad_norm=50, dead_reward_steps=3, entropy=1e-3, entropy_steps=2)
+
+
+def seen(steps: list[dict[str, float]], rules: StopConfig = RULES) -> int:
+    """Steps until the run stops."""
+    watch = Watch()
+    for number, metrics in enumerate(steps, start=1):
+        watch = Watch(**json.loads(json.dumps(watch.state())))  # as a checkpoint between any two steps
+        try:
+            watch.see(metrics, rules)
+        except UserError:
+            return number
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "stops"),
+    [
+        ([FINE] * 9, 0),
+        ([FINE, FINE | {"grad_norm": 51.0}], 2),
+        ([DEAD] * 2 + [FINE] + [DEAD] * 2, 0),  # only steps in a row count
+        ([DEAD] * 2 + [FINE] + [DEAD] * 3, 6),
+        ([FLAT, FINE, FLAT, FLAT], 4),
+    ],
+)
+def test_rules_by_hand(steps: list[dict[str, float]], stops: int) -> None:
+    assert seen(steps) == stops
+    off = StopConfig(grad_norm=None, dead_reward_steps=None, entropy=None, entropy_steps=2)
+    assert seen(steps, off) == 0
+
+
+def test_the_message_names_the_rule_and_what_may_mend_it() -> None:
+    watch = Watch(dead=2)
+    with pytest.raises(UserError, match=r"for 3 steps: responses are always wrong.*dead_reward_steps.*rpt screen"):
+        watch.see(DEAD, RULES)
+    without_norm = {name: value for name, value in FINE.items() if name != "grad_norm"}
+    Watch().see(without_norm, RULES)  # fp32 without ZeRO does not tell
+
+
+def test_the_last_and_the_best_checkpoint_stay(tmp_path: Path) -> None:
+    folders = []
+    for step, accuracy in enumerate([None, 0.3, 0.5, 0.5, None, 0.4], start=1):
+        folders.append(tmp_path / f"step-{step}")
+        folders[-1].mkdir()
+        (folders[-1] / "state.json").write_text(json.dumps({"accuracy": accuracy}))
+    half = tmp_path / "step-0"  # of a run that was killed while it wrote it
+    half.mkdir()
+    gone = superfluous([half, *folders], keep=2)
+    assert [folder.name for folder in gone] == ["step-0", "step-1", "step-2", "step-4"]
