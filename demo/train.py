@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from demo.lessons import Lesson
+from pipeline.scoring.muon import Muon
 
 POOL = 16
 """Batches drawn at once and sorted by length, so that a batch holds sequences of similar length: little padding."""
@@ -84,43 +85,6 @@ def next_token_loss(model: LlamaForCausalLM, ids_BT: Tensor, learn_BT: Tensor) -
     return F.cross_entropy(model.lm_head(hidden_BTD[:, :-1][wanted]), ids_BT[:, 1:][wanted])
 
 
-def orthogonal(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration towards the nearest (semi-)orthogonal matrix, as Muon uses it; batched, in fp32.
-
-    `torch.optim.Muon` computes this in bf16, which is slow on CPUs without bf16 instructions.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
-    x = matrices_NRC.mT if tall else matrices_NRC
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
-
-
-class Muon:
-    """Momentum, then orthogonalised updates; matrices of one shape are handled in one batch."""
-
-    def __init__(self, matrices: list[nn.Parameter], momentum: float = 0.95) -> None:
-        self.momentum = momentum
-        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-        for matrix in matrices:
-            by_shape.setdefault(matrix.shape, []).append(matrix)
-        self.groups = [(group, torch.zeros(len(group), *shape)) for shape, group in by_shape.items()]
-
-    @torch.no_grad()
-    def step(self, lr: float) -> None:
-        for parameters, velocity_NRC in self.groups:
-            gradient_NRC = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
-            velocity_NRC.lerp_(gradient_NRC, 1 - self.momentum)
-            update_NRC = orthogonal(gradient_NRC.lerp(velocity_NRC, self.momentum))
-            scale = max(1.0, update_NRC.shape[1] / update_NRC.shape[2]) ** 0.5
-            for parameter, update_RC in zip(parameters, update_NRC, strict=True):
-                parameter.add_(update_RC, alpha=-lr * scale)
-                parameter.grad = None
-
-
 def learning_rate(progress: float) -> float:
     """Share of the peak: a short warm-up, a plateau, then a linear fall to zero over the last half."""
     return min(1.0, progress / 0.01 + 0.05, max(0.0, (1 - progress) / 0.5))
@@ -141,7 +105,8 @@ def train(
     torch.manual_seed(seed)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    muon, adam = Muon(matrices), torch.optim.Adam(rest, lr=adam_lr, betas=(0.9, 0.95))
+    muon, adam = Muon(matrices, lr=muon_lr), torch.optim.Adam(rest, lr=adam_lr, betas=(0.9, 0.95))
+    muon.param_groups[0]["weight_decay"] = 0.0  # no text is seen twice, and decay would undo the large queries and keys
     step, tokens, loss_sum, started = 0, 0, 0.0, time.monotonic()
     stream = batches(lambda: draw(step / steps), token_budget)
     model.train()
@@ -150,10 +115,10 @@ def train(
         loss = next_token_loss(model, ids_BT, learn_BT)
         loss.backward()
         share = learning_rate(step / steps)
-        muon.step(muon_lr * share)
-        adam.param_groups[0]["lr"] = adam_lr * share
-        adam.step()
-        adam.zero_grad()
+        for optimizer, peak in ((muon, muon_lr), (adam, adam_lr)):
+            optimizer.param_groups[0]["lr"] = peak * share
+            optimizer.step()
+            optimizer.zero_grad()
         tokens += ids_BT.numel()
         loss_sum += loss.item()
         if step % 200 == 0 or step == steps:
