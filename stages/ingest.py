@@ -5,10 +5,11 @@
 Input: the files of `corpus.source`. Output, in shards of `corpus.shard_documents` documents in source order:
 `documents` (text in NFC, without exact duplicates, split by document) and `quarantine` (bytes, origin, reason).
 
-Three passes, since de-duplication and split need the whole corpus, and memory holds only its ids:
+Four passes, since de-duplication and split need the whole corpus, and memory holds only its ids and band keys:
 
     read      a slice of a source file → candidate documents and rejected records
-    assign    all doc_ids              → which documents stay, in which split, in which shard
+    near      a table of candidates    → their MinHash bands, their overlaps with evaluation sets
+    assign    all ids, bands, overlaps → which documents stay, in which split, in which shard; `matches`: what left why
     ingest    a shard of that          → documents, quarantine
 """
 
@@ -17,29 +18,41 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.core.artifact import Counters, InputFile, Record, Shard
-from pipeline.core.config import CorpusConfig, Manifest
+from pipeline.core.config import CorpusConfig, EvaluationSetConfig, Manifest
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
 from pipeline.core.stage import Stage, run_stage
 from pipeline.corpus.assignment import assign, shard_starts, write_assignment
 from pipeline.corpus.checks import check_quarantine, check_source, check_split
+from pipeline.corpus.contamination import EvaluationIndex, as_corpus, evaluation_index
 from pipeline.corpus.documents import CANDIDATES, DOCUMENTS, count_control_characters, to_document, to_json
-from pipeline.corpus.plan import ingest_shards, read_shards, slice_of, source_digest
+from pipeline.corpus.matches import BANDS, MATCHES, OVERLAPS, after, find_matches, read_candidates, reasons
+from pipeline.corpus.near import band_rows, bands
+from pipeline.corpus.plan import (
+    assign_shard,
+    evaluations_of,
+    files_of,
+    ingest_shards,
+    near_shards,
+    read_shards,
+    slice_of,
+    source_digest,
+)
 from pipeline.corpus.quarantine import QUARANTINE, Rejected, Unusable
-from pipeline.corpus.readers import read_records
+from pipeline.corpus.readers import Slice, read_records
 from pipeline.corpus.sink import RowSink
 from pipeline.corpus.sources import find_files
-from pipeline.corpus.survey import SLICE_BYTES, survey
+from pipeline.corpus.survey import SLICE_BYTES, Survey, survey
 from pipeline.corpus.template import Template
+from pipeline.corpus.words import shingles, words
 
 
 def ingest(
@@ -64,18 +77,32 @@ def ingest(
     with ThreadPoolExecutor() as pool:
         surveys = list(pool.map(partial(survey, config=config, slice_bytes=slice_bytes), files))
     check_source(surveys, config, template)
+    evaluations = [_survey_evaluation(evaluation, slice_bytes) for evaluation in config.decontaminate]
 
     inputs = {"source": source_digest(surveys)}
     candidates = run_stage(READ, config, read_shards(surveys), inputs, work, executor)
     check_quarantine(candidates, config)
 
-    tables = {f"documents-{i:05d}": file for i, file in enumerate(candidates.files("documents"))}
     inputs = {"read": candidates.content}
-    assigned = run_stage(ASSIGN, config, [Shard(0, tables, {})], inputs, work, executor)
+    near = None
+    if config.near_duplicates or evaluations:
+        contents = {f"evaluation-{i}": source_digest(surveys) for i, surveys in enumerate(evaluations)}
+        near = run_stage(NEAR, config, near_shards(candidates, evaluations), inputs | contents, work, executor)
+        inputs["near"] = near.content
+
+    assigned = run_stage(ASSIGN, config, [assign_shard(candidates, near)], inputs, work, executor)
     check_split(assigned)
 
-    inputs = {"read": candidates.content, "assign": assigned.content}
+    inputs["assign"] = assigned.content
     return run_stage(INGEST, config, ingest_shards(candidates, assigned), inputs, work, executor)
+
+
+def _survey_evaluation(evaluation: EvaluationSetConfig, slice_bytes: int) -> list[Survey]:
+    corpus = as_corpus(evaluation)
+    files = find_files(corpus.source, corpus.format, corpus.revision)
+    surveys = [survey(file, corpus, slice_bytes) for file in files]
+    check_source(surveys, corpus, Template.parse(corpus.text))
+    return surveys
 
 
 # ------------------------------------------------------------------------------------------------ the passes
@@ -108,15 +135,47 @@ def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     return dict(counters)
 
 
+def run_near(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
+    """A table of candidates → the band keys of each, and which of them overlap with evaluation sets."""
+    sets = _evaluation_indexes(config.decontaminate, evaluations_of(shard))
+    rule = config.near_duplicates
+    rows = band_rows(rule.threshold) if rule else 0
+    table = read_table(shard.files["documents"], ["text"])
+    with RowSink(out / "bands.parquet", BANDS) as near, RowSink(out / "overlaps.parquet", OVERLAPS) as overlaps:
+        for row, text in enumerate(table["text"]):
+            document = words(text.as_py())
+            if rule:
+                keys = bands(shingles(document, rule.words), rows)
+                near.add({"bands": keys}, keys.nbytes)
+            if overlap := next(filter(None, (index.find(document) for index in sets)), None):
+                file, file_row, ngram = overlap
+                overlaps.add({"row": row, "file": file, "file_row": file_row, "ngram": ngram}, len(ngram))
+    total: Counter[str] = sum((index.counters for index in sets), Counter())
+    return {"documents": table.num_rows} | (dict(total) if shard.index == 0 else {})
+
+
+@lru_cache(1)
+def _evaluation_indexes(
+    sets: tuple[EvaluationSetConfig, ...], slices: tuple[tuple[Slice, ...], ...]
+) -> list[EvaluationIndex]:
+    """The same for all shards that a worker takes."""
+    return [evaluation_index(config, parts) for config, parts in zip(sets, slices, strict=True)]
+
+
 def run_assign(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
-    """The doc_ids of all candidates → the split of each, null for duplicates; a row group is a shard to be."""
-    tables = [read_table(file, ["doc_id", "held_out"]) for file in shard.files.values()]
-    candidates = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))
+    """Ids, band keys and overlaps of all candidates → the split of each, or why it leaves; a row group is a shard."""
+    documents = files_of(shard, "documents")
+    candidates = read_candidates(documents)
     split = assign(candidates["doc_id"], candidates["held_out"], config.validation, config.seed)
-    write_assignment(out / "assignment.parquet", split, shard_starts(split, config.shard_documents))
+    near, overlaps = (list(map(read_table, files_of(shard, table))) for table in ("bands", "overlaps"))
+    found = find_matches(config, candidates, split, near, overlaps, documents)
+    split, dropped = after(split, found)
+    write_assignment(out / "assignment.parquet", split, dropped, shard_starts(split, config.shard_documents))
+    with parquet_writer(out / "matches.parquet", MATCHES) as writer:
+        writer.write_table(found.select(MATCHES.names).to_arrow().cast(MATCHES))
     return {
         "documents": len(split) - split.null_count(),
-        "dropped.duplicate": split.null_count(),
+        **{f"dropped.{reason}": int((dropped == reason).sum()) for reason in reasons(config)},
         "train": int((split == "train").sum()),
         "validation": int((split == "validation").sum()),
     }
@@ -124,25 +183,26 @@ def run_assign(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
 
 def run_ingest(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     """A shard of the assignment → the documents that stay, and the rejected records of the slices that begin in it."""
-    split = _row_group(shard.files["assignment"], shard.index)
+    assigned = _row_group(shard.files["assignment"], shard.index)
     parts = [read_rows(shard.files[name], start, stop) for name, start, stop in shard.details["documents"]]
-    documents = pa.concat_tables(parts).append_column("split", split["split"])
+    documents = pa.concat_tables(parts).append_column("split", assigned["split"])
     documents = documents.filter(pc.is_valid(documents["split"])).select(DOCUMENTS.names)
     quarantine = [read_table(shard.files[name]) for name in shard.details["quarantine"]]
     rejected = pa.concat_tables(quarantine) if quarantine else QUARANTINE.empty_table()
     for name, table, schema in (("documents", documents, DOCUMENTS), ("quarantine", rejected, QUARANTINE)):
         with parquet_writer(out / f"{name}.parquet", schema, metadata={"rpt.version": str(INGEST.version)}) as writer:
             writer.write_table(table.cast(schema).combine_chunks(), row_group_size=ROW_GROUP)
-    reasons = Counter(rejected["reason"].to_pylist())
+    quarantined = Counter(rejected["reason"].to_pylist())
     splits = Counter(documents["split"].to_pylist())
+    dropped = Counter(assigned["dropped"].to_pylist())
     return {
-        "records": len(split) + rejected.num_rows,
+        "records": len(assigned) + rejected.num_rows,
         "documents": documents.num_rows,
         "train": splits["train"],
         "validation": splits["validation"],
-        "dropped.duplicate": len(split) - documents.num_rows,
+        **{f"dropped.{reason}": dropped[reason] for reason in reasons(config)},
         "control_characters": count_control_characters(documents["text"]),
-        **{f"quarantined.{reason}": count for reason, count in reasons.items()},
+        **{f"quarantined.{reason}": count for reason, count in quarantined.items()},
     }
 
 
@@ -152,5 +212,6 @@ def _row_group(file: InputFile, group: int) -> pa.Table:
 
 
 READ = Stage("read", 1, run_read, unit="records")
-ASSIGN = Stage("assign", 1, run_assign)
+NEAR = Stage("near", 1, run_near)
+ASSIGN = Stage("assign", 2, run_assign)
 INGEST = Stage("ingest", 1, run_ingest)

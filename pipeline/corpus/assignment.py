@@ -1,6 +1,7 @@
-"""Which documents stay, in which split, and in which shard: the two decisions that need the whole corpus at once.
+"""Which documents stay, in which split, and in which shard: the decisions that need the whole corpus at once.
 
-They need its `doc_id`s alone. De-duplication comes first, so that no text can be in both splits.
+They need its `doc_id`s and band keys, and the texts of the few that may be near-duplicates. De-duplication comes before
+the split, so that no text can be in both; what nearly duplicates a validation document leaves training after it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import pyarrow as pa
 from pipeline.core.config import ValidationConfig
 from pipeline.core.parquet import parquet_writer
 
-ASSIGNMENT = pa.schema([pa.field("split", pa.string())])
-"""One row per candidate document, in source order; null: a duplicate of an earlier one. A row group is a shard."""
+ASSIGNMENT = pa.schema([pa.field("split", pa.string()), pa.field("dropped", pa.string())])
+"""One row per candidate document, in source order: its split, or the reason why it leaves. A row group is a shard."""
 
 
 def assign(doc_ids: pl.Series, held_out: pl.Series, rule: ValidationConfig, seed: int) -> pl.Series:
@@ -68,9 +69,10 @@ def shard_starts(split: pl.Series, shard_documents: int) -> list[int]:
     return [0, *kept.gather_every(shard_documents)[1:].to_list()]
 
 
-def write_assignment(path: Path, split: pl.Series, starts: list[int]) -> None:
+def write_assignment(path: Path, split: pl.Series, dropped: pl.Series, starts: list[int]) -> None:
     """Write the assignment, a row group a shard."""
-    table = pa.Table.from_arrays([split.to_arrow().cast(pa.string())], schema=ASSIGNMENT)
+    columns = [column.to_arrow().cast(pa.string()) for column in (split, dropped)]
+    table = pa.Table.from_arrays(columns, schema=ASSIGNMENT)
     with parquet_writer(path, ASSIGNMENT) as writer:
         for start, stop in zip(starts, [*starts[1:], len(split)], strict=True):
             writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,7 +25,10 @@ def read_shards(surveys: Sequence[Survey]) -> list[Shard]:
 
 def slice_of(shard: Shard) -> Slice:
     """What `read_shards` put into a shard."""
-    details = shard.details["slice"]
+    return _slice(shard.details["slice"])
+
+
+def _slice(details: Mapping[str, Any]) -> Slice:
     return Slice(**{**details, "file": SourceFile(**details["file"])})
 
 
@@ -32,6 +36,32 @@ def source_digest(surveys: Sequence[Survey]) -> str:
     """Identity of the source: names below its root, content, and how it is cut. Not where it lies."""
     cuts = [[s.file.name, s.sha256, [[part.start, part.stop, part.row] for part in s.slices]] for s in surveys]
     return hashlib.sha256(canonical_json(cuts).encode()).hexdigest()
+
+
+def near_shards(candidates: Record, evaluations: Sequence[Sequence[Survey]]) -> list[Shard]:
+    """A shard for every table of candidates; the slices of each evaluation set are what all of them need."""
+    sets = [[asdict(part) for about in surveys for part in about.slices] for surveys in evaluations]
+    tables = [published(candidates, "documents", done.shard) for done in candidates.completions]
+    return [Shard(index, {"documents": file}, {"evaluations": sets}) for index, file in enumerate(tables)]
+
+
+def evaluations_of(shard: Shard) -> tuple[tuple[Slice, ...], ...]:
+    """What `near_shards` put into a shard: the slices of each evaluation set."""
+    return tuple(tuple(_slice(details) for details in parts) for parts in shard.details["evaluations"])
+
+
+def assign_shard(candidates: Record, near: Record | None) -> Shard:
+    """The one shard that decides for all candidates, with what was found of them in `near`."""
+    files: dict[str, InputFile] = {}
+    for record, tables in ((candidates, ["documents"]), (near, ["bands", "overlaps"])):
+        for done in record.completions if record else ():
+            files |= {f"{name}-{done.shard:05d}": published(record, name, done.shard) for name in tables if record}
+    return Shard(0, files, {})
+
+
+def files_of(shard: Shard, table: str) -> list[InputFile]:
+    """What `assign_shard` put into a shard of one table, in order."""
+    return [file for name, file in shard.files.items() if name.startswith(f"{table}-")]
 
 
 def ingest_shards(candidates: Record, assigned: Record) -> list[Shard]:

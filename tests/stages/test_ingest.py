@@ -175,6 +175,7 @@ def test_the_first_of_equal_texts_stays_wherever_it_comes_from(tmp_path: Path) -
         "train": 3,
         "validation": 0,
         "dropped.duplicate": 2,
+        "dropped.near_duplicate_of_validation": 0,
         "control_characters": 0,
     }
 

@@ -1,0 +1,93 @@
+"""Contamination: documents that share an n-gram of words with an evaluation set (Brown et al. 2020, appendix C)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core.config import CorpusConfig, EvaluationSetConfig, ValidationConfig
+from pipeline.corpus.quarantine import Unusable
+from pipeline.corpus.readers import Slice, read_records
+from pipeline.corpus.template import Template
+from pipeline.corpus.words import ngrams, words
+
+
+class Overlap(NamedTuple):
+    """What a document shares with an evaluation set: the first such n-gram, and a record that has it."""
+
+    file: str
+    row: int
+    ngram: str
+
+
+@dataclass(frozen=True)
+class EvaluationIndex:
+    """All n-grams of an evaluation set, by hash. Shape: G distinct n-grams."""
+
+    n: int
+    hash_G: NDArray[np.uint64]
+    """Ascending."""
+    record_G: NDArray[np.int64]
+    """Number in `origins` of the first record that has it."""
+    origins: Sequence[tuple[str, int]]
+    """File and row of every record."""
+    counters: Counter[str]
+    """`evaluation.records`, and those that cannot be found in any document: `evaluation.unusable` (they make no text)
+    and `evaluation.too_short` (fewer than n words)."""
+
+    def find(self, document: Sequence[str]) -> Overlap | None:
+        """The first n-gram of a document's words that the set has too."""
+        hash_D = ngrams(document, self.n)
+        if not len(self.hash_G):
+            return None
+        at_D = np.minimum(np.searchsorted(self.hash_G, hash_D), len(self.hash_G) - 1)
+        hits = np.flatnonzero(self.hash_G[at_D] == hash_D)
+        if not len(hits):
+            return None
+        first = int(hits[0])
+        file, row = self.origins[self.record_G[at_D[first]]]
+        return Overlap(file, row, " ".join(document[first : first + self.n]))
+
+
+def as_corpus(config: EvaluationSetConfig) -> CorpusConfig:
+    """An evaluation set as what the readers of corpora read."""
+    return CorpusConfig(
+        source=config.source,
+        format=config.format,
+        revision=config.revision,
+        text=config.text,
+        validation=ValidationConfig(documents=0),
+    )
+
+
+def evaluation_index(config: EvaluationSetConfig, slices: Iterable[Slice]) -> EvaluationIndex:
+    """Read an evaluation set.
+
+    Raises:
+        UserError: a file of it cannot be read.
+    """
+    corpus, template = as_corpus(config), Template.parse(config.text)
+    counters: Counter[str] = Counter()
+    origins: list[tuple[str, int]] = []
+    hashes: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+    for part in slices:
+        for row, _, _, value in read_records(part, corpus):
+            counters["evaluation.records"] += 1
+            try:
+                if isinstance(value, Unusable):
+                    raise value
+                found = ngrams(words(template.render(value)[0]), config.ngram)
+            except (Unusable, UnicodeEncodeError):
+                counters["evaluation.unusable"] += 1
+                continue
+            counters["evaluation.too_short"] += not len(found)
+            origins.append((part.file.name, row))
+            hashes.append(found)
+    record = np.repeat(np.arange(len(origins)), [len(found) for found in hashes[1:]])
+    hash_G, first = np.unique(np.concatenate(hashes), return_index=True)
+    return EvaluationIndex(config.ngram, hash_G, record[first], origins, counters)

@@ -1,0 +1,138 @@
+"""Near-duplicates: documents that share most of their word n-grams with another one.
+
+MinHash signatures in bands (datasketch; Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3) propose pairs,
+and the true Jaccard similarity of the two documents' shingle sets decides: no document is lost to a false positive.
+What stays depends on the texts alone, not on their order.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from datasketch import MinHash
+from numpy.typing import NDArray
+
+from pipeline.core.config import NearDuplicatesConfig
+
+UInt64 = NDArray[np.uint64]
+
+PERMUTATIONS = 128
+
+_RECALL = 0.999
+"""Of pairs exactly at the threshold this share at least is proposed; of more similar ones more."""
+
+_BLOCK = 1 << 13
+"""Shingles that are permuted at a time, so that a long document costs no more memory than that."""
+
+_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
+
+
+@lru_cache(1)
+def _empty() -> MinHash:
+    """The signature of nothing: making its permutations anew for every document would cost more than using them."""
+    return MinHash(PERMUTATIONS, seed=1, scheme="affine64", hashfunc=int)
+
+
+class Near(NamedTuple):
+    """Document `row` is nearly `other`, with this Jaccard similarity."""
+
+    row: int
+    other: int
+    similarity: float
+
+
+def band_rows(threshold: float) -> int:
+    """The most signature values a band may have: the more, the fewer false candidates.
+
+    Example:
+        >>> band_rows(0.8), band_rows(0.5)
+        (5, 2)
+    """
+    rows = [r for r in range(1, PERMUTATIONS) if 1 - (1 - threshold**r) ** (PERMUTATIONS // r) >= _RECALL]
+    return max(rows, default=1)
+
+
+def bands(shingles_S: UInt64, rows: int) -> UInt64:
+    """A document's band keys [PERMUTATIONS // rows]; documents that share one are candidates."""
+    if not len(shingles_S):
+        return shingles_S  # no words, no keys
+    minhash = _empty().copy()
+    for begin in range(0, len(shingles_S), _BLOCK):
+        minhash.update_batch(shingles_S[begin : begin + _BLOCK])
+    count = PERMUTATIONS // rows
+    values_BR = np.asarray(minhash.hashvalues, np.uint64)[: count * rows].reshape(count, rows)
+    keys_B = np.arange(count, dtype=np.uint64)
+    for r in range(rows):
+        keys_B = keys_B * _MULTIPLIER + values_BR[:, r]
+    return keys_B
+
+
+def similarity(a: UInt64, b: UInt64) -> float:
+    """Jaccard similarity of two shingle sets.
+
+    Example:
+        >>> similarity(np.array([1, 2, 3], np.uint64), np.array([2, 3, 4], np.uint64))
+        0.5
+    """
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared)
+
+
+def near_duplicates(
+    keys_NB: UInt64,
+    held_out_N: NDArray[np.bool_],
+    order: Sequence[int],
+    rule: NearDuplicatesConfig,
+    shingles_of: Callable[[Sequence[int]], Mapping[int, UInt64]],
+) -> list[Near]:
+    """The training documents that nearly duplicate a validation document or, if the rule says so, one another.
+
+    Args:
+        keys_NB: band keys of N documents.
+        held_out_N: whether each is a validation document; those always stay.
+        order: the training documents' numbers, in which the first of near-duplicates stays.
+        rule: threshold, and whether training documents are compared with one another.
+        shingles_of: reads the shingle sets of the documents with these numbers.
+
+    Returns:
+        Those that leave, in the order given, each with a validation document, or else one that stays, most like it.
+    """
+    suspect_N = _suspects(keys_NB, held_out_N, rule.within_training)
+    sets = shingles_of(np.flatnonzero(suspect_N).tolist())
+    index: defaultdict[int, list[int]] = defaultdict(list)
+
+    def insert(row: int) -> None:
+        for key in keys_NB[row].tolist():
+            index[key].append(row)
+
+    for row in np.flatnonzero(suspect_N & held_out_N).tolist():
+        insert(row)
+    found = []
+    for row in order:
+        if not suspect_N[row]:
+            continue
+        candidates = dict.fromkeys(other for key in keys_NB[row].tolist() for other in index.get(key, ()))
+        nears = [Near(row, other, similarity(sets[row], sets[other])) for other in candidates]
+        nears = [near for near in nears if near.similarity >= rule.threshold]
+        if nears:
+            found.append(max(nears, key=lambda near: (bool(held_out_N[near.other]), near.similarity)))
+        elif rule.within_training:
+            insert(row)
+    return found
+
+
+def _suspects(keys_NB: UInt64, held_out_N: NDArray[np.bool_], within_training: bool) -> NDArray[np.bool_]:
+    """[N] whether a document shares a band key with one that it is to be compared with."""
+    suspect_N = np.zeros(len(keys_NB), bool)
+    for key_N in keys_NB.T:
+        if within_training:
+            _, inverse, counts = np.unique(key_N, return_inverse=True, return_counts=True)
+            suspect_N |= counts[inverse] > 1
+        else:
+            shared = np.intersect1d(key_N[held_out_N], key_N[~held_out_N])
+            suspect_N |= np.isin(key_N, shared)
+    return suspect_N
