@@ -1,6 +1,11 @@
 """How uncertain a model is at a position, from its logits (design §5). Pure functions; all values in nats.
 
-Shape names: T positions, V vocabulary, H hidden size, K = min(top_k, V).
+The logits of a few hundred positions are made tile by tile of the vocabulary in one buffer, which is used again for the
+next positions. While a tile is warm in the cache, the maxima of its blocks are taken: the `top_k` blocks with the
+largest maxima hold the `top_k` largest logits, so the exact top-k is looked for in a hundredth of the vocabulary.
+
+Shape names: T positions, C positions of a chunk, H hidden size, V vocabulary, K = min(top_k, V); the buffer holds N tiles
+of W ids, each P blocks of `_BLOCK` ids.
 """
 
 from __future__ import annotations
@@ -11,9 +16,17 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-CHUNK_TOKENS = 256
-"""Positions whose logits are held at once: few enough for a cache where V is small, enough for a fast product with the
-output matrix where V is large (256 × 152k in fp32 are 148 MiB)."""
+CHUNK_TOKENS = 512
+"""Positions whose logits are held at once: enough for a fast product with the output matrix (× 152k in fp32: 297 MiB)."""
+
+TILE_IDS = 4096
+"""Ids of a tile: with a chunk's positions few enough for a cache (8 MiB), enough for a fast product."""
+
+_BLOCK = 128
+"""Ids of a block, whose largest logit stands for it."""
+
+WriteLogits = Callable[[Tensor, slice, Tensor], object]
+"""(hidden [C, H], ids, out [C, ids]) writes the logits of these ids, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +70,66 @@ def score_logits(logits_TV: Tensor, targets_T: Tensor, top_k: int, *, with_top: 
         >>> round(scores.entropy.item(), 4), round(scores.nll.item(), 4), scores.rank.item()  # 1.5 ln 2, ln 4
         (1.0397, 1.3863, 2)
     """
-    logits_TV = logits_TV.float()
-    lse_T = logits_TV.logsumexp(-1)
-    target_T1 = logits_TV.gather(-1, targets_T[:, None])
-    top_TK = logits_TV.topk(min(top_k, logits_TV.shape[-1]), dim=-1).values
-    return PositionScores(
-        entropy=_entropy(top_TK.log_softmax(-1)).cpu(),
-        entropy_partial=_entropy(top_TK - lse_T[:, None]).cpu(),
-        nll=(lse_T - target_T1[:, 0]).cpu(),
-        rank=_rank(logits_TV, target_T1, targets_T).int().cpu(),
-        top_ids=_top_ids(logits_TV, top_TK).int().cpu() if with_top else torch.empty(len(lse_T), 0, dtype=torch.int32),
-        top_logprobs=(top_TK - lse_T[:, None]).cpu() if with_top else torch.empty(len(lse_T), 0),
-    )
+    return score_hidden(logits_TV, copy_logits, logits_TV.shape[-1], targets_T, top_k, with_top=with_top)
+
+
+def copy_logits(logits_CV: Tensor, ids: slice, out: Tensor) -> None:
+    """`WriteLogits` of a model whose "hidden states" are its logits already."""
+    out.copy_(logits_CV[:, ids])
 
 
 def score_hidden(
     hidden_TH: Tensor,
-    head: Callable[[Tensor], Tensor],
+    write_logits: WriteLogits,
+    vocab_size: int,
     targets_T: Tensor,
     top_k: int,
     *,
     with_top: bool = False,
     chunk_tokens: int = CHUNK_TOKENS,
+    tile_ids: int = TILE_IDS,
 ) -> PositionScores:
-    """`score_logits(head(hidden))`, a chunk of positions at a time: the logits of all T never exist at once."""
+    """`score_logits` of the logits that `write_logits` makes of hidden states.
+
+    Besides the hidden states themselves, memory is `chunk_tokens` × `vocab_size` × 4 bytes, however many positions.
+    """
+    tiles = -(-vocab_size // tile_ids)
+    width = -(-vocab_size // (tiles * _BLOCK)) * _BLOCK
+    shape = (-(-vocab_size // width), min(chunk_tokens, len(hidden_TH)), width)
+    logits_NCW = torch.empty(shape, device=hidden_TH.device)
+    logits_NCW[-1].fill_(-torch.inf)  # where no id belongs it stays
     return PositionScores.concatenate(
         [
-            score_logits(head(hidden_CH), targets_C, top_k, with_top=with_top)
+            _score_chunk(
+                hidden_CH, write_logits, vocab_size, targets_C, top_k, with_top, logits_NCW[:, : len(targets_C)]
+            )
             for hidden_CH, targets_C in zip(hidden_TH.split(chunk_tokens), targets_T.split(chunk_tokens), strict=True)
         ]
+    )
+
+
+def _score_chunk(
+    hidden_CH: Tensor, write_logits: WriteLogits, vocab_size: int, targets_C: Tensor, top_k: int, with_top: bool,
+    logits_NCW: Tensor,
+) -> PositionScores:  # fmt: skip
+    N, C, W = logits_NCW.shape
+    maxima_NCP = logits_NCW.new_empty(N, C, W // _BLOCK)
+    for n in range(N):
+        ids = slice(n * W, min((n + 1) * W, vocab_size))
+        write_logits(hidden_CH, ids, logits_NCW[n, :, : ids.stop - ids.start])
+        torch.amax(logits_NCW[n].view(C, -1, _BLOCK), -1, out=maxima_NCP[n])
+    blocks_NCPB = logits_NCW.view(N, C, -1, _BLOCK)
+    top_CK, top_ids_CK = _top(blocks_NCPB, maxima_NCP, min(top_k, vocab_size))
+    target_C1 = logits_NCW[targets_C // W, torch.arange(C, device=targets_C.device), targets_C % W][:, None]
+    lse_C1, rank_C = _normaliser_and_rank(logits_NCW, maxima_NCP.amax((0, 2))[:, None], target_C1, targets_C[:, None])
+    logprobs_CK = top_CK - lse_C1
+    return PositionScores(
+        entropy=_entropy(top_CK.log_softmax(-1)).cpu(),
+        entropy_partial=_entropy(logprobs_CK).cpu(),
+        nll=(lse_C1 - target_C1)[:, 0].cpu(),
+        rank=rank_C.int().cpu(),
+        top_ids=top_ids_CK[:, : None if with_top else 0].int().cpu(),
+        top_logprobs=logprobs_CK[:, : None if with_top else 0].cpu(),
     )
 
 
@@ -93,24 +137,51 @@ def _entropy(logprobs_TK: Tensor) -> Tensor:
     return torch.special.entr(logprobs_TK.exp()).sum(-1)
 
 
-def _rank(logits_TV: Tensor, target_T1: Tensor, targets_T: Tensor) -> Tensor:
-    """[T] how many tokens come before the true one. Comparisons are written as fp32, which sums several times faster
-    than booleans do (and exactly below 2²⁴); rows with ties are few and looked at one by one."""
-    verdicts_TV = torch.empty_like(logits_TV)
-    rank_T = torch.gt(logits_TV, target_T1, out=verdicts_TV).sum(-1)
-    tied_T = (torch.eq(logits_TV, target_T1, out=verdicts_TV).sum(-1) > 1).nonzero()[:, 0]
-    ids_V = torch.arange(logits_TV.shape[-1], device=logits_TV.device)
-    rank_T[tied_T] += (verdicts_TV[tied_T] * (ids_V < targets_T[tied_T, None])).sum(-1)
-    return rank_T
+def _top(blocks_NCPB: Tensor, maxima_NCP: Tensor, K: int) -> tuple[Tensor, Tensor]:
+    """The K largest logits [C, K] and their ids, ties by id.
+
+    No logit of a block that is not among the K best can be: K others, the maxima of those blocks, come before it.
+    """
+    N, C, P, B = blocks_NCPB.shape
+    maxima_CM = maxima_NCP.transpose(0, 1).reshape(C, N * P)
+    block_CM = _first(maxima_CM, torch.arange(N * P, device=maxima_CM.device), min(K, N * P))
+    rows_C1 = torch.arange(C, device=maxima_CM.device)[:, None]
+    candidates_CL = blocks_NCPB[block_CM // P, rows_C1, block_CM % P].flatten(1)
+    ids_CL = (block_CM[:, :, None] * B + torch.arange(B, device=maxima_CM.device)).flatten(1)
+    ids_CK = _first(candidates_CL, ids_CL, K)
+    tile_CK, column_CK = ids_CK // (P * B), ids_CK % (P * B)
+    return blocks_NCPB[tile_CK, rows_C1, column_CK // B, column_CK % B], ids_CK
 
 
-def _top_ids(logits_TV: Tensor, top_TK: Tensor) -> Tensor:
-    """Ids of the K largest logits, ties by id. `topk` leaves open which of equal logits it returns, so rows in which
-    the last of the K is tied with one left out are sorted in full; there are next to none."""
-    K = top_TK.shape[-1]
-    ids_TK = logits_TV.topk(K, dim=-1).indices.sort(-1).values
-    order_TK = logits_TV.gather(-1, ids_TK).sort(dim=-1, descending=True, stable=True).indices
-    ids_TK = ids_TK.gather(-1, order_TK)
-    tied_T = ((logits_TV >= top_TK[:, -1:]).sum(-1) > K).nonzero()[:, 0]
-    ids_TK[tied_T] = logits_TV[tied_T].sort(dim=-1, descending=True, stable=True).indices[:, :K]
-    return ids_TK
+def _first(values_CL: Tensor, ids_CL: Tensor, K: int) -> Tensor:
+    """Ids [C, K] of the K largest values in falling order, equal ones by id.
+
+    `topk` leaves open which of equal values it returns, so it is asked for whole numbers that differ: a float's bits,
+    read as an integer that rises with the float, above the id.
+    """
+    bits_CL = (values_CL + 0.0).view(torch.int32).long()  # −0.0 + 0.0 is 0.0
+    rising_CL = torch.where(bits_CL < 0, bits_CL ^ 0x7FFFFFFF, bits_CL)
+    return 0xFFFFFFFF - ((rising_CL << 32) + (0xFFFFFFFF - ids_CL)).topk(K, dim=-1).values.bitwise_and(0xFFFFFFFF)
+
+
+def _normaliser_and_rank(
+    logits_NCW: Tensor, largest_C1: Tensor, target_C1: Tensor, targets_C1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """ln Σ exp of the logits [C, 1], and how many tokens come before the true one [C].
+
+    Comparisons are written as fp32, which sums several times faster than booleans do, and exactly below 2²⁴.
+    """
+    N, C, W = logits_NCW.shape
+    shift_C1 = largest_C1.clamp(min=torch.finfo(torch.float32).min)
+    before_C1 = target_C1.nextafter(torch.full_like(target_C1, -torch.inf))  # x ≥ target where x > before
+    own_C1 = targets_C1 // W
+    sum_C, rank_C = torch.zeros_like(target_C1[:, 0]), torch.zeros_like(target_C1[:, 0])
+    scratch_CW = torch.empty_like(logits_NCW[0])
+    for n in range(N):
+        sum_C += torch.sub(logits_NCW[n], shift_C1, out=scratch_CW).exp_().sum(-1)
+        bound_C1 = torch.where(own_C1 > n, before_C1, target_C1)
+        rank_C += torch.gt(logits_NCW[n], bound_C1, out=scratch_CW).sum(-1)
+    own_CW = logits_NCW[own_C1[:, 0], torch.arange(C, device=own_C1.device)]
+    lower_CW = torch.arange(W, device=own_CW.device) < targets_C1 % W
+    rank_C += ((own_CW == target_C1) & lower_CW).sum(-1)
+    return shift_C1 + sum_C[:, None].log(), rank_C

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pipeline.core.config import ScoreConfig
 from pipeline.core.errors import UserError
-from pipeline.scoring.entropy import PositionScores, score_hidden
+from pipeline.core.progress import say
+from pipeline.scoring.entropy import PositionScores, WriteLogits, copy_logits, score_hidden
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.scoring.windows import Window, WindowPlan, batches, plan_windows, windows
 
@@ -27,10 +28,10 @@ _SPARE_ROWS = 1024
 
 @dataclass(frozen=True)
 class Proxy:
-    """A loaded model. `hidden` maps (ids, attention mask, position ids), each [B, T], to what `head` maps to logits."""
+    """A loaded model. `hidden` maps ids [B, T] to what `write_logits` makes logits of."""
 
-    hidden: Callable[[Tensor, Tensor, Tensor], Tensor]
-    head: Callable[[Tensor], Tensor]
+    hidden: Callable[[Tensor], Tensor]
+    write_logits: WriteLogits
     vocab_size: int
     """Rows of the output matrix V; the tokenizer's ids are fewer."""
     limit: int | None
@@ -77,38 +78,48 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
 def as_proxy(model: Any, bos_id: int | None) -> Proxy:
     """A `transformers` causal LM as a proxy.
 
-    The output matrix is applied to chunks of hidden states where that gives the model's own logits. Some
+    The output matrix is applied to tiles of the vocabulary where that gives the model's own logits. Some
     architectures do more after it (a soft cap, a scale); one comparison on a short input finds them, and their full
     logits are used.
     """
     body, output = model.base_model, model.get_output_embeddings()
 
-    def hidden(ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        return body(
-            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=False
-        ).last_hidden_state
+    def hidden(ids_BT: Tensor) -> Tensor:
+        return body(input_ids=ids_BT, use_cache=False).last_hidden_state
 
-    def logits(ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        return model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=False).logits
+    def logits(ids_BT: Tensor) -> Tensor:
+        return model(input_ids=ids_BT, use_cache=False).logits
 
     device = next(model.parameters()).device
-    rows = model.get_input_embeddings().num_embeddings
-    probe = torch.arange(8, device=device)[None] % rows
-    inputs = (probe, torch.ones_like(probe), torch.arange(8, device=device)[None])
+    probe_BT = torch.arange(8, device=device)[None] % model.get_input_embeddings().num_embeddings
     with torch.inference_mode():
-        whole_BTV = logits(*inputs)
-        separable = body is not model and output is not None
+        whole_BTV = logits(probe_BT)
+        separable = body is not model and isinstance(output, torch.nn.Linear)
         if separable:
             tolerance = 1e-5 if whole_BTV.dtype == torch.float32 else 1e-2
-            separable = torch.allclose(output(hidden(*inputs)), whole_BTV, rtol=tolerance, atol=tolerance)
+            separable = torch.allclose(output(hidden(probe_BT)), whole_BTV, rtol=tolerance, atol=tolerance)
     return Proxy(
         hidden=hidden if separable else logits,
-        head=output if separable else torch.nn.Identity(),
+        write_logits=output_matrix(output.weight, output.bias) if separable else copy_logits,
         vocab_size=whole_BTV.shape[-1],
         limit=getattr(model.config.get_text_config(), "max_position_embeddings", None),
         bos_id=bos_id,
         device=device,
     )
+
+
+def output_matrix(weight_VH: Tensor, bias_V: Tensor | None) -> WriteLogits:
+    """Logits of hidden states by the output matrix, made in its own type."""
+
+    def write(hidden_CH: Tensor, ids: slice, out: Tensor) -> None:
+        if weight_VH.dtype == out.dtype:
+            torch.mm(hidden_CH, weight_VH[ids].T, out=out)
+        else:
+            out.copy_(hidden_CH @ weight_VH[ids].T)
+        if bias_V is not None:
+            out += bias_V[ids]
+
+    return write
 
 
 def _check_vocabulary(folder: Path, rows: int, tokenizer: CorpusTokenizer) -> None:
@@ -133,7 +144,8 @@ def score_documents(
 ) -> list[PositionScores]:
     """Scores of every document's positions 1 … T−1 (position 0 has no context).
 
-    The values do not depend on what shares a batch, up to rounding; the same call gives the same bits.
+    The values do not depend on what shares a batch, up to rounding; the same call gives the same bits. When memory
+    runs out, the rest of the call goes on with half the tokens a batch, and says so.
 
     Args:
         proxy: the model.
@@ -142,29 +154,29 @@ def score_documents(
         config: windows, batches, top_k.
 
     Raises:
-        UserError: NaN or infinite values in the model's output; the message names the document.
+        UserError: NaN or infinite values in the model's output, or a window too large for the memory; the message
+            names the document.
     """
     bos = proxy.bos_id is not None
     plan: WindowPlan = plan_windows(config, proxy.limit, bos=bos)
     todo = [window for d, ids in enumerate(documents) for window in windows(len(ids), plan, d)]
     parts: dict[Window, PositionScores] = {}
-    for batch in batches(todo, config.batch_tokens, bos=bos):
-        hidden_BTH = proxy.hidden(*_padded(batch, documents, proxy))
-        # The last fed token of a window predicts its last position, the one before it the one before, …
-        rows = [hidden_BTH[b, w.first - 1 - w.start + bos : w.stop - w.start + bos] for b, w in enumerate(batch)]
-        targets = np.concatenate([documents[w.document][w.first : w.stop + 1] for w in batch])
-        targets_T = torch.from_numpy(targets).long().to(proxy.device)
-        scores = score_hidden(torch.cat(rows), proxy.head, targets_T, config.top_k, with_top=config.store_top)
-        begin = 0
-        for window, row in zip(batch, rows, strict=True):
-            parts[window] = scores.take(slice(begin, begin + len(row)))
-            begin += len(row)
-            if not torch.isfinite(parts[window].nll).all():
+    budget, batch = config.batch_tokens, todo[:1]
+    while len(parts) < len(todo):
+        try:
+            for batch in batches([w for w in todo if w not in parts], budget, bos=bos):
+                parts |= _score_batch(proxy, batch, documents, names, config)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            if len(batch) == 1:
                 raise UserError(
-                    "the proxy's output is NaN or infinite",
-                    where=f"document {names[window.document]}",
-                    mend="check its weights, or score with `proxy.dtype: float32`",
-                )
+                    f"a window of {batch[0].stop - batch[0].start:,} tokens does not fit in memory",
+                    where=f"document {names[batch[0].document]}",
+                    mend="lower `score.window`",
+                ) from error
+            budget = max(w.stop - w.start + bos for w in batch) * len(batch) // 2
+            say(f"score        out of memory: {budget:,} tokens a batch from here (`score.batch_tokens`)")
     by_document: list[list[PositionScores]] = [[] for _ in documents]
     for window in todo:
         by_document[window.document].append(parts[window])
@@ -172,17 +184,50 @@ def score_documents(
     return [PositionScores.concatenate(found) if found else nothing for found in by_document]
 
 
-def _padded(
-    batch: Sequence[Window], documents: Sequence[NDArray[np.int32]], proxy: Proxy
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, attention mask and position ids [B, T] of a batch: BOS in front, padding on the right."""
+def _score_batch(
+    proxy: Proxy,
+    batch: Sequence[Window],
+    documents: Sequence[NDArray[np.int32]],
+    names: Sequence[str],
+    config: ScoreConfig,
+) -> dict[Window, PositionScores]:
+    bos = proxy.bos_id is not None
+    hidden_BTH = proxy.hidden(_padded(batch, documents, proxy))
+    # The last fed token of a window predicts its last position, the one before it the one before, …
+    rows = [hidden_BTH[b, w.first - 1 - w.start + bos : w.stop - w.start + bos] for b, w in enumerate(batch)]
+    targets = np.concatenate([documents[w.document][w.first : w.stop + 1] for w in batch])
+    targets_T = torch.from_numpy(targets).long().to(proxy.device)
+    scores = score_hidden(
+        torch.cat(rows), proxy.write_logits, proxy.vocab_size, targets_T, config.top_k, with_top=config.store_top
+    )
+    parts, begin = {}, 0
+    for window, row in zip(batch, rows, strict=True):
+        parts[window] = scores.take(slice(begin, begin + len(row)))
+        begin += len(row)
+        if not torch.isfinite(parts[window].nll).all():
+            raise UserError(
+                "the proxy's output is NaN or infinite",
+                where=f"document {names[window.document]}",
+                mend="check its weights, or score with `proxy.dtype: float32`",
+            )
+    return parts
+
+
+def _padded(batch: Sequence[Window], documents: Sequence[NDArray[np.int32]], proxy: Proxy) -> Tensor:
+    """Ids [B, T] of a batch: BOS in front, and on the right what fills a row up.
+
+    A causal model's token sees none to its right, so no mask is needed, and without one attention takes its fastest
+    way; windows of a batch are about as long, so there is next to nothing to fill up.
+    """
     front = [] if proxy.bos_id is None else [proxy.bos_id]
     rows = [[*front, *documents[w.document][w.start : w.stop].tolist()] for w in batch]
     width = max(map(len, rows))
-    ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=proxy.device)
-    lengths_B1 = torch.tensor([[len(row)] for row in rows], device=proxy.device)
-    positions_BT = torch.arange(width, device=proxy.device).expand(len(rows), width)
-    return ids_BT, (positions_BT < lengths_B1).long(), positions_BT
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=proxy.device)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an accelerator (`torch.OutOfMemoryError`) or the machine had no memory left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _no_scores(config: ScoreConfig, vocab_size: int) -> PositionScores:

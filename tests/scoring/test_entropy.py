@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.scoring.entropy import PositionScores, score_hidden, score_logits
+from pipeline.scoring.proxy import output_matrix
 
 LN2 = math.log(2)
 
@@ -102,7 +103,8 @@ def test_chunks_of_positions_change_nothing(chunk_tokens: int) -> None:
     hidden, head, targets = torch.randn(23, 8), torch.nn.Linear(8, 50), torch.randint(50, (23,))
     with torch.no_grad():
         whole = score_logits(head(hidden), targets, 16, with_top=True)
-        chunked = score_hidden(hidden, head, targets, 16, with_top=True, chunk_tokens=chunk_tokens)
+        write = output_matrix(head.weight, head.bias)
+        chunked = score_hidden(hidden, write, 50, targets, 16, with_top=True, chunk_tokens=chunk_tokens)
     for name in ("entropy", "entropy_partial", "nll", "rank", "top_ids", "top_logprobs"):
         torch.testing.assert_close(getattr(chunked, name), getattr(whole, name))
     assert (chunked.top_ids.dtype, chunked.rank.dtype, chunked.entropy.dtype) == (

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 
 from pipeline.core.config import ScoreConfig
 from pipeline.core.errors import UserError
-from pipeline.scoring.entropy import PositionScores, score_logits
+from pipeline.scoring.entropy import PositionScores, copy_logits, score_logits
 from pipeline.scoring.proxy import as_proxy, load_proxy, score_documents
 from pipeline.scoring.tokens import CorpusTokenizer
 from tests.scoring.models import TEXTS, qwen, rewrite_config, save
@@ -96,8 +96,8 @@ def test_more_than_the_output_matrix_is_noticed() -> None:
     torch.manual_seed(0)
     capped = Gemma2ForCausalLM(Gemma2Config(**shape, final_logit_softcapping=0.5, initializer_range=0.5)).eval()
     plain = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32)).eval()
-    assert isinstance(as_proxy(capped, None).head, torch.nn.Identity)
-    assert as_proxy(plain, None).head is plain.lm_head
+    assert as_proxy(capped, None).write_logits is copy_logits
+    assert as_proxy(plain, None).write_logits is not copy_logits
     config = ScoreConfig(window=32, overlap=8, min_context_tokens=1)
     for model in (capped, plain):
         ids = random_documents(1, [20], 50)[0]
@@ -121,10 +121,8 @@ def test_loads_what_transformers_saved(tmp_path: Path) -> None:
     config = ScoreConfig(window=64, overlap=8)
     found = score_documents(proxy, [ids], ["d"], config)[0]
     assert_close(found, one_at_a_time(model, ids, proxy.bos_id, config, 64))
-    assert (
-        load_proxy(tmp_path, tokenizer, "bfloat16").hidden(*[torch.ones(1, 3, dtype=torch.long)] * 3).dtype
-        == torch.bfloat16
-    )
+    half = load_proxy(tmp_path, tokenizer, "bfloat16")
+    assert half.hidden(torch.ones(1, 3, dtype=torch.long)).dtype == torch.bfloat16
 
 
 def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(tmp_path: Path) -> None:
