@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.artifact import Record, read_record
 from pipeline.core.config import Manifest, SelectConfig
 from pipeline.core.errors import UserError
+
+_STAGES = ("read", "near", "assign", "proxy")
+"""Stages whose output others are made of, beside the four of `rpt data`, in the order in which they run."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Lineage:
     def records(self) -> dict[str, Record]:
         """By stage, from the source on."""
         own = {"ingest": self.ingest, "score": self.score, "select": self.select, "materialize": self.materialize}
-        records = {**self.before, **{stage: record for stage, record in own.items() if record is not None}}
-        return {stage: records[stage] for stage in sorted(records, key=_order)}
+        made = {stage: record for stage, record in own.items() if record is not None}
+        return {stage: self.before[stage] for stage in _STAGES if stage in self.before} | made
 
 
 def lineage_of(work: Path, manifest: Manifest) -> Lineage:
@@ -89,12 +92,13 @@ def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = ""
         made = [record for record in made if record.config == manifest.materialize.identity()]
         name = manifest.name
     before: dict[str, Record] = {}
-    known = {"ingest", "score", "select", "materialize"}
-    for record in (ingest, score, select):
-        for content in record.inputs.values():
-            for stage in _stages(work):
-                if stage not in known and (source := _by_content(work, stage, content)) is not None:
+    sources = [ingest, score, select]
+    while sources:
+        for content in sources.pop().inputs.values():
+            for stage in _STAGES:
+                if stage not in before and (source := _by_content(work, stage, content)) is not None:
                     before[stage] = source
+                    sources.append(source)
     return Lineage(name, ingest, score, select, max(made, key=lambda r: _current(work, r), default=None), before)
 
 
@@ -114,15 +118,6 @@ def _records(work: Path, stage: str) -> list[Record]:
     return [record for folder in folders if (record := read_record(folder)) is not None]
 
 
-def _stages(work: Path) -> Iterator[str]:
-    yield from sorted({path.parent.parent.name for path in work.glob("*/*/record.json")})
-
-
 def _current(work: Path, record: Record) -> bool:
     pointer = work / record.stage / "current"
     return pointer.exists() and pointer.read_text().strip() == record.fingerprint
-
-
-def _order(stage: str) -> int:
-    known = ("read", "near", "assign", "ingest", "proxy", "score", "select_cap", "select", "materialize")
-    return known.index(stage) if stage in known else 0

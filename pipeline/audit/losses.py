@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
 from pipeline.audit.lineage import Lineage
-from pipeline.core.artifact import Record
 from pipeline.core.parquet import read_table
 
 ROWS_SHOWN = 50
@@ -58,20 +56,14 @@ def duplicates(lineage: Lineage) -> dict[str, Any]:
 
 
 def matches(lineage: Lineage) -> dict[str, Any]:
-    """What matched what: near-duplicates and evaluation sets, from the `matches` tables, where ingest made some."""
-    tables = [read_table(file) for record in _with_matches(lineage) for file in record.files("matches")]
-    if not tables:
-        return {"made": False, "columns": [], "total": 0, "rows": []}
-    table = pa.concat_tables(tables)
+    """What matched what: documents that left since they nearly are another, or overlap with an evaluation set."""
+    sought = any(lineage.ingest.config.get(rule) for rule in ("near_duplicates", "decontaminate"))
+    assigned = lineage.before.get("assign")
+    tables = [read_table(file) for file in assigned.files("matches")] if assigned else []
+    table = pa.concat_tables(tables) if tables else pa.table({})
     return {
-        "made": True,
+        "sought": sought,
         "columns": table.column_names,
         "total": table.num_rows,
         "rows": table.slice(0, ROWS_SHOWN).to_pylist(),
     }
-
-
-def _with_matches(lineage: Lineage) -> Sequence[Record]:
-    """The record that has them: ingest's own, else that of a pass before it."""
-    records = [lineage.ingest, *lineage.before.values()]
-    return [record for record in records if record.files("matches")][:1]

@@ -26,7 +26,7 @@ from stages.materialize import materialize
 from stages.score import ScoreStageConfig
 from stages.select import select
 from tests.stages.published import InProcess
-from tests.toys import byte_level_tokenizer, problems
+from tests.toys import byte_level_tokenizer, problems, write_jsonl
 
 RUN = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=2><b onclick=pwned=3>b</b> {{ 7*7 }}"
 HOSTILE = (
@@ -42,6 +42,8 @@ QUARANTINED = (
     b'{"problem": "\\ud800", "solution": "a lone surrogate"}',
     b"\xff\xfe not UTF-8 \xe2\x80",
 )
+LEAKED = "how many moons <b> circle the seventh planet of a red star"
+"""In the evaluation set, and in two documents, one of which the other nearly is."""
 WHERE = "entropy > 1.0 AND field = 'solution'"
 OTHER = "entropy > 1.3"
 TOP = 4
@@ -71,6 +73,7 @@ def build(folder: Path) -> Audited:
     rows = _rows()
     lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
     lines[10:10] = QUARANTINED
+    write_jsonl(folder / "evaluation.jsonl", [{"text": LEAKED}])
     source = folder / "corpus <b>.jsonl"
     source.write_bytes(b"\n".join([*lines, *lines[:2]]) + b"\n")
     tokenizer = byte_level_tokenizer(folder / "tokenizer", [row["problem"] + row["solution"] for row in rows])
@@ -101,6 +104,8 @@ def _manifest(source: Path, tokenizer: Path, where: str) -> dict[str, Any]:
             "text": "{problem}\n{solution}",
             "validation": {"documents": 12},
             "shard_documents": 15,
+            "near_duplicates": {"threshold": 0.8, "words": 3, "within_training": True},
+            "decontaminate": [{"source": str(source.parent / "evaluation.jsonl"), "ngram": 5}],
         },
         "proxy": {"model": str(tokenizer)},
         "score": {"store_top": True, "min_context_tokens": 3},
@@ -115,6 +120,10 @@ def _rows() -> list[dict[str, Any]]:
     ]
     rare = "".join(chr(0x4E00 + 97 * i) for i in range(40))  # characters that are several tokens
     rows.append({"problem": rare, "solution": f"{rare[::-1]}.", "level": "0", "score": 0, "note": "rare"})
+    for i, end in enumerate(("seven", "eight")):
+        tale = " ".join(f"{word} {n}" for n, word in enumerate("abcdefghijklmnopqrstuvwxyz"))
+        rows.append({"problem": tale, "solution": end, "level": "0", "score": 0, "note": f"tale {i}"})
+        rows.append({"problem": LEAKED, "solution": end * 3, "level": "0", "score": 0, "note": f"leak {i}"})
     rows += [{"problem": text, "solution": RUN, "level": RUN[:40], "score": 7, "note": RUN} for text in HOSTILE]
     return rows
 

@@ -54,6 +54,7 @@ def db(audited: Audited) -> Iterator[duckdb.DuckDBPyConnection]:
         "documents": paths(lineage.ingest, "documents"),
         "quarantine": paths(lineage.ingest, "quarantine"),
         "candidates": paths(lineage.before["read"], "documents"),
+        "matches": paths(lineage.before["assign"], "matches"),
         "scores": paths(lineage.score, "scores"),
         "sites": paths(lineage.select, "sites"),
         "shards": paths(lineage.materialize, "train", "validation"),
@@ -92,9 +93,14 @@ def test_the_corpus_has_what_is_counted(db: duckdb.DuckDBPyConnection) -> None:
         assert one(db, f"select count(*) from p where decision = '{decision}'") > 0, decision
 
 
+def counted_ones(counts: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count}
+
+
 def test_the_funnel(audited: Audited, db: duckdb.DuckDBPyConnection) -> None:
     rejected = one(db, "select count(*) from quarantine")
-    duplicates = one(db, "select (select count(*) from candidates) - (select count(*) from documents)")
+    left = dict(db.execute("select reason, count(*) from matches group by all").fetchall())
+    left |= {"duplicate": one(db, "select count(*) - count(distinct doc_id) from candidates")}
     by_reason = dict(db.execute("select reason, count(*) from quarantine group by all").fetchall())
     lost = dict(db.execute("select decision, count(*) from p where not kept group by all").fetchall())
     sites, shards = one(db, "select count(*) from sites"), one(db, "select count(*) from shards")
@@ -107,16 +113,26 @@ def test_the_funnel(audited: Audited, db: duckdb.DuckDBPyConnection) -> None:
         sites,
         shards,
     ]
-    assert steps[1]["lost"] == {"duplicate": duplicates} | {f"quarantined: {r}": n for r, n in by_reason.items()}
-    assert {name: count for name, count in steps[4]["lost"].items() if count} == lost
+    assert counted_ones(steps[1]["lost"]) == left | {f"quarantined: {r}": n for r, n in by_reason.items()}
+    assert counted_ones(steps[4]["lost"]) == lost
     assert sum(steps[5]["lost"].values()) == sites - shards
     assert audited.summary["examples"] == shards
     assert audited.summary["quarantine"]["reasons"] == [
         {"stage": "ingest", "reason": reason, "records": count} for reason, count in sorted(by_reason.items())
     ]
-    assert audited.summary["duplicates"]["counts"] == {"duplicate": duplicates}
+    assert counted_ones(audited.summary["duplicates"]["counts"]) == {n: c for n, c in left.items() if "duplicate" in n}
     copies = db.execute("select doc_id, count(*) n from candidates group by all having n > 1 order by 1").fetchall()
     assert [(g["doc_id"], g["copies"]) for g in audited.summary["duplicates"]["groups"]] == copies
+
+
+def test_matches(audited: Audited, db: duckdb.DuckDBPyConnection) -> None:
+    matches = audited.summary["matches"]
+    assert matches["sought"]
+    assert matches["total"] == one(db, "select count(*) from matches")
+    rows = db.execute("select * from matches").fetchall()
+    assert [tuple(row.values()) for row in matches["rows"]] == rows
+    assert {row["reason"] for row in matches["rows"]} >= {"contaminated"}
+    assert any("near_duplicate" in row["reason"] for row in matches["rows"])
 
 
 def test_totals(audited: Audited, db: duckdb.DuckDBPyConnection) -> None:
@@ -221,7 +237,7 @@ def test_documents_shown(audited: Audited, db: duckdb.DuckDBPyConnection) -> Non
 def test_lineage(audited: Audited) -> None:
     records = audited.lineage.records
     listed = {row["stage"]: row for row in audited.summary["lineage"]}
-    assert list(listed) == ["read", "assign", "ingest", "score", "select", "materialize"]
+    assert list(listed) == ["read", "near", "assign", "ingest", "score", "select", "materialize"]
     for stage, row in listed.items():
         files = sorted(records[stage].directory.glob("*.parquet"))
         rows = duckdb.connect().execute(
