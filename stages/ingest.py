@@ -156,10 +156,10 @@ def run_near(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
 
 @lru_cache(1)
 def _evaluation_indexes(
-    sets: tuple[EvaluationSetConfig, ...], slices: tuple[tuple[Slice, ...], ...]
+    sets: tuple[EvaluationSetConfig, ...], read: tuple[tuple[str, tuple[Slice, ...]], ...]
 ) -> list[EvaluationIndex]:
     """The same for all shards that a worker takes."""
-    return [evaluation_index(config, parts) for config, parts in zip(sets, slices, strict=True)]
+    return [evaluation_index(config, slices) for config, (_, slices) in zip(sets, read, strict=True)]
 
 
 def run_assign(config: CorpusConfig, shard: Shard, out: Path) -> Counters:

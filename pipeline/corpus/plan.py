@@ -39,15 +39,18 @@ def source_digest(surveys: Sequence[Survey]) -> str:
 
 
 def near_shards(candidates: Record, evaluations: Sequence[Sequence[Survey]]) -> list[Shard]:
-    """A shard for every table of candidates; the slices of each evaluation set are what all of them need."""
-    sets = [[asdict(part) for about in surveys for part in about.slices] for surveys in evaluations]
+    """A shard for every table of candidates; content and slices of each evaluation set are what all of them need."""
+    sets = [
+        [source_digest(surveys), [asdict(part) for about in surveys for part in about.slices]]
+        for surveys in evaluations
+    ]
     tables = [published(candidates, "documents", done.shard) for done in candidates.completions]
     return [Shard(index, {"documents": file}, {"evaluations": sets}) for index, file in enumerate(tables)]
 
 
-def evaluations_of(shard: Shard) -> tuple[tuple[Slice, ...], ...]:
-    """What `near_shards` put into a shard: the slices of each evaluation set."""
-    return tuple(tuple(_slice(details) for details in parts) for parts in shard.details["evaluations"])
+def evaluations_of(shard: Shard) -> tuple[tuple[str, tuple[Slice, ...]], ...]:
+    """What `near_shards` put into a shard: hash and slices of each evaluation set."""
+    return tuple((content, tuple(map(_slice, parts))) for content, parts in shard.details["evaluations"])
 
 
 def assign_shard(candidates: Record, near: Record | None) -> Shard:
