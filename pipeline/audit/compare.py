@@ -86,7 +86,7 @@ def _joined(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
         pl.when(pl.col("old").is_null()).then(pl.lit("gained")).when(pl.col("new").is_null()).then(pl.lit("lost"))
     ).otherwise(pl.lit("both"))
     rest = [name for name in old.columns if name not in _KEY]
-    return outer.select(*_KEY, *(pl.coalesce(f"{name}_right", name).alias(name) for name in rest), outcome=outcome)
+    return outer.select(*_KEY, *(pl.coalesce(name, f"{name}_right").alias(name) for name in rest), outcome=outcome)
 
 
 def _drawn(sites: pl.DataFrame, drawn: pl.DataFrame | None) -> pl.DataFrame:

@@ -377,7 +377,7 @@ class ObjectiveConfig(Config):
     learn_unfinished: bool = True
     """Whether responses cut at the length limit are learned from, or only compared with (overlong filtering)."""
     importance_cap: float | None = Field(None, gt=0)
-    """Weigh tokens by what trainer and sampler think of them, up to this (2 is usual): for a sampler in lower precision.
+    """Weigh tokens by what trainer and sampler think of them, up to this (2 is usual): for low-precision samplers.
     By default it is only measured (`sampler/logprob_gap`)."""
     next_token: float = Field(0.0, ge=0)
     """Weight of an auxiliary next-token loss on the text around the sites drawn (RMT: 0.1)."""

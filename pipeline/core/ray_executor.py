@@ -263,7 +263,7 @@ def _connect(address: str | None) -> Any:
     ray._private.worker.print_to_stdstream = _relay
     if ray.is_initialized():
         return ray
-    quiet = {"logging_level": "critical", "log_to_driver": True}
+    quiet: dict[str, Any] = {"logging_level": "critical", "log_to_driver": True}
     try:
         if address is None:
             ray.init(
@@ -283,7 +283,7 @@ def _connect(address: str | None) -> Any:
     return ray
 
 
-def _relay(data: Mapping[str, Any], **_: Any) -> None:
+def _relay(data: Any, ignore_prefix: bool) -> None:
     """What workers say on their standard error, as they said it; Ray's own notices of deaths are ours to give."""
     if data["pid"] != "raylet" and data["is_err"]:
         for line in data["lines"]:

@@ -4,8 +4,8 @@ The logits of a few hundred positions are made tile by tile of the vocabulary in
 next positions. While a tile is warm in the cache, the maxima of its blocks are taken: the `top_k` blocks with the
 largest maxima hold the `top_k` largest logits, so the exact top-k is looked for in a hundredth of the vocabulary.
 
-Shape names: T positions, C positions of a chunk, H hidden size, V vocabulary, K = min(top_k, V); the buffer holds N tiles
-of W ids, each P blocks of `_BLOCK` ids.
+Shape names: T positions, C positions of a chunk, H hidden size, V vocabulary, K = min(top_k, V); the buffer holds N
+tiles of W ids, each P blocks of B ids.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 CHUNK_TOKENS = 512
-"""Positions whose logits are held at once: enough for a fast product with the output matrix (× 152k in fp32: 297 MiB)."""
+"""Positions whose logits are held at once, enough for a fast product with the output matrix (297 MiB if V is 152k)."""
 
 TILE_IDS = 4096
 """Ids of a tile: with a chunk's positions few enough for a cache (8 MiB), enough for a fast product."""

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ from pipeline.audit.browse.store import Slices, Store
 from pipeline.core.config import BandsConfig
 from pipeline.selection.sites import BANDS
 
-AT_ONCE = 1_000_000
+AT_ONCE = 1 << 18
 """Positions read at once by a thread (memory, not results)."""
 
-BOTH, GAINED, LOST = 0, 1, 2
-OUTCOMES = ("both", "gained", "lost")
+LOST, GAINED, BOTH = 1, 2, 3
+OUTCOMES = {"both": BOTH, "gained": GAINED, "lost": LOST}
+"""What becomes of a position: a bit for the first rule, a bit for the second; 0 if neither keeps it."""
+
 DIFFICULTIES = ("none", *BANDS)
 
 
@@ -60,10 +63,10 @@ class Comparison:
 
     def by(self, column: str) -> pl.DataFrame:
         """`both`, `gained`, `lost` by one column, most kept first; difficulties by difficulty."""
-        sums = self.counts.group_by(column).agg(pl.col(OUTCOMES).sum())
+        sums = self.counts.group_by(column).agg(pl.col(list(OUTCOMES)).sum())
         if column == "difficulty":
             return sums.sort(pl.col(column).cast(pl.Enum(DIFFICULTIES)))
-        return sums.sort(pl.sum_horizontal(OUTCOMES), column, descending=[True, False])
+        return sums.sort(pl.sum_horizontal(list(OUTCOMES)), column, descending=[True, False])
 
 
 def compare(store: Store, first: Rule, second: Rule, split: str, bands: BandsConfig) -> Comparison:
@@ -78,67 +81,105 @@ def compare(store: Store, first: Rule, second: Rule, split: str, bands: BandsCon
     difficulty_G = np.sum([entropy_G > np.float32(limit) for limit in limits], axis=0)
     cells = store.cells.filter(pl.col("split") == split)
     first_CG, second_CG = first.decide(cells, entropy_G), second.decide(cells, entropy_G)
-    count = np.zeros((store.cells.height, len(DIFFICULTIES), len(OUTCOMES)), dtype=np.int64)
-    by_document = np.zeros((len(OUTCOMES), store.documents.height), dtype=np.int64)
+    count = np.zeros((store.cells.height, len(DIFFICULTIES), 4), dtype=np.int64)
+    by_document = np.zeros((4, store.documents.height), dtype=np.int64)
 
     changed: dict[int, list[Slices]] = {GAINED: [], LOST: []}
-    asked: list[_Question] = []
-    for cell, states_G in zip(cells.iter_rows(named=True), np.stack([first_CG, second_CG], axis=-1), strict=True):
-        rows = np.flatnonzero(store.cell_R == cell["cell"])
+    asked: dict[tuple[int, int, int], list[tuple[Slices, int]]] = {}
+    mixed = -1 if not (first.asks_cell or second.asks_cell) else None
+    for cell, states_G in zip(cells["cell"], np.stack([first_CG, second_CG], axis=-1), strict=True):
+        rows = np.flatnonzero(store.cell_R == cell)
         for g, (a, b) in enumerate(states_G.tolist()):
             runs = store.runs(rows, edge_RG[rows, g], edge_RG[rows, g + 1])
             if not runs.rows or a == b == NO:
                 continue
             if ASK in (a, b):
-                asked += [_Question(cell, int(difficulty_G[g]), a, b, part) for part in _parts(runs)]
+                kind = (cell if mixed is None else mixed, a, b)
+                asked.setdefault(kind, []).append((runs, cell * len(DIFFICULTIES) + int(difficulty_G[g])))
                 continue
-            outcome = BOTH if a == b else GAINED if b == YES else LOST
-            count[cell["cell"], difficulty_G[g], outcome] += runs.rows
+            outcome = (LOST if a == YES else 0) | (GAINED if b == YES else 0)
+            count[cell, difficulty_G[g], outcome] += runs.rows
             if outcome != BOTH:
                 changed[outcome].append(runs)
 
+    questions = [
+        _Question(store.cells.row(max(cell, 0), named=True), a, b, part, group)
+        for (cell, a, b), pieces in asked.items()
+        for part, group in _pieces(pieces)
+    ]
     looked_at = [(outcome, part) for outcome, runs in changed.items() for part in _parts(Slices.join(runs))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for question, outcome_N, document_N in pool.map(lambda q: _answer(store, first, second, q), asked):
-            kept = np.bincount(outcome_N, minlength=len(OUTCOMES) + 1)[: len(OUTCOMES)]
-            count[question.cell["cell"], question.difficulty] += kept
-            for outcome in (GAINED, LOST):
-                _count_documents(by_document[outcome], document_N[outcome_N == outcome])
+        for question, answer in zip(
+            questions, pool.map(lambda q: _answer(store, first, second, q), questions), strict=True
+        ):
+            for outcome, (count_P, document_N) in answer.items():
+                np.add.at(count[:, :, outcome], np.divmod(question.group_P, len(DIFFICULTIES)), count_P)
+                _count_documents(by_document[outcome], document_N)
         for (outcome, _), document_N in zip(
             looked_at, pool.map(lambda item: store.read("document", item[1]), looked_at), strict=True
         ):
             _count_documents(by_document[outcome], document_N)
-    read = sum(question.runs.rows for question in asked) + sum(part.rows for _, part in looked_at)
+    read = sum(question.runs.rows for question in questions) + sum(part.rows for _, part in looked_at)
     return Comparison(_table(store, count), by_document[GAINED], by_document[LOST], read)
 
 
 @dataclass(frozen=True)
 class _Question:
-    """Positions of one cell and difficulty that at least one rule has to read."""
+    """Positions on which each rule has one answer, and at least one has to read. Shape: P pieces, N positions."""
 
     cell: Mapping[str, Any]
-    difficulty: int
+    """Theirs, if a rule asks for it; else any."""
     first: int
     second: int
-    runs: Slices
+    pieces: Slices
+    """In the order of the index; neighbours may be of different groups."""
+    group_P: NDArray[np.int64]
+    """Of every piece: cell · difficulties + difficulty."""
+
+    @cached_property
+    def runs(self) -> Slices:
+        """The pieces, neighbours made one."""
+        return Slices.join([self.pieces])
 
 
-NEITHER = len(OUTCOMES)
+def _pieces(pieces: list[tuple[Slices, int]]) -> Iterator[tuple[Slices, NDArray[np.int64]]]:
+    """Pieces of all groups in the order of the index, in parts of about `AT_ONCE` rows."""
+    shard, begin, end = (
+        np.concatenate([getattr(runs, name) for runs, _ in pieces]) for name in ("shard_N", "begin_N", "end_N")
+    )
+    group = np.concatenate([np.full(len(runs.begin_N), group) for runs, group in pieces])
+    order = np.lexsort((begin, shard))
+    together = Slices(shard[order], begin[order], end[order])
+    part_P = (np.cumsum(together.end_N - together.begin_N) - 1) // AT_ONCE
+    for part in np.unique(part_P):
+        yield together.take(part_P == part), group[order][part_P == part]
 
 
 def _answer(
     store: Store, first: Rule, second: Rule, question: _Question
-) -> tuple[_Question, NDArray[np.int8], NDArray[np.uint32]]:
-    """The outcome and the document of every position of a question."""
+) -> dict[int, tuple[NDArray[np.int64], NDArray[np.uint32]]]:
+    """By outcome: positions of every piece [P] that have it, and (for changes) the documents they are of."""
+    runs = question.runs
     in_first, in_second = (
-        rule.ask(store, question.runs, question.cell) if state == ASK else np.full(question.runs.rows, state == YES)
+        rule.ask(store, runs, question.cell) if state == ASK else np.full(runs.rows, state == YES)
         for rule, state in ((first, question.first), (second, question.second))
     )
-    outcome_N = np.full(question.runs.rows, NEITHER, dtype=np.int8)
-    outcome_N[in_first & in_second] = BOTH
-    outcome_N[~in_first & in_second] = GAINED
-    outcome_N[in_first & ~in_second] = LOST
-    return question, outcome_N, store.read("document", question.runs)
+    end_P = np.cumsum(question.pieces.end_N - question.pieces.begin_N).tolist()
+    pieces = list(zip([0, *end_P], end_P, strict=False))
+    document_N = None
+    answer = {}
+    for outcome, has_N in (
+        (BOTH, in_first & in_second),
+        (GAINED, in_second & ~in_first),
+        (LOST, in_first & ~in_second),
+    ):
+        count_P = np.array([np.count_nonzero(has_N[begin:end]) for begin, end in pieces])
+        of = np.zeros(0, dtype=np.uint32)
+        if outcome != BOTH and count_P.any():
+            document_N = store.read("document", runs) if document_N is None else document_N
+            of = document_N[has_N]
+        answer[outcome] = count_P, of
+    return answer
 
 
 def _count_documents(count_D: NDArray[np.int64], document_N: NDArray[np.uint32]) -> None:
@@ -164,8 +205,8 @@ def _parts(runs: Slices) -> Iterator[Slices]:
 
 def _table(store: Store, count: NDArray[np.int64]) -> pl.DataFrame:
     """`Comparison.counts` of counts by (cell, difficulty, outcome)."""
-    cell, difficulty = np.nonzero(count.sum(axis=2))
+    cell, difficulty = np.nonzero(count[:, :, 1:].sum(axis=2))
     names = store.cells[cell].select("field", "token_class")
-    counts = {name: count[cell, difficulty, outcome] for outcome, name in enumerate(OUTCOMES)}
+    counts = {name: count[cell, difficulty, outcome] for name, outcome in OUTCOMES.items()}
     difficulties = pl.Series("difficulty", [DIFFICULTIES[d] for d in difficulty], dtype=pl.String)
     return names.with_columns(difficulties, **{name: pl.Series(values) for name, values in counts.items()})

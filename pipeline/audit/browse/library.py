@@ -24,6 +24,7 @@ from pipeline.core.artifact import Record, read_record
 from pipeline.core.config import BandsConfig, Manifest, TaskConfig
 from pipeline.core.errors import UserError
 from pipeline.scoring.tokens import CorpusTokenizer, resolve_model
+from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 from pipeline.shards.schema import boundaries_of
 
 SPLITS = ("train", "validation")
@@ -128,7 +129,8 @@ class Library:
         self.rollouts = Rollouts(run)
         self._policy, self._proxy = policy, proxy
         self._documents = Rows(records.documents.files("documents"))
-        self._scores = Rows(records.scores.files("scores"))
+        top = ["top_ids", "top_logprobs"] if self.has_top else []
+        self._scores = Rows(records.scores.files("scores"), [*SCORE_TABLE_COLUMNS, *top])
         self._comparisons: dict[tuple[str, str, str], Comparison] = {}
         self._lock = threading.Lock()
 

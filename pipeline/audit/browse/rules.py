@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,12 +45,17 @@ class Rule(Protocol):
         """Entropies it compares with."""
         ...
 
+    @property
+    def asks_cell(self) -> bool:
+        """Whether `ask` looks at the cell, so that it must be asked about one cell at a time."""
+        ...
+
     def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
         """[C, G]: NO, YES or ASK, for a value within every segment."""
         ...
 
     def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> Bool:
-        """Of every position in some runs of one cell, all decided as ASK: whether it is kept."""
+        """Of every position in some runs, all decided as ASK, whether it is kept; `cell` is theirs if `asks_cell`."""
         ...
 
 
@@ -95,6 +101,10 @@ class Where:
         both = (pl.all_horizontal(everything, *simple), pl.all_horizontal(everything, *rest) if rest else None)
         return cls(where, tuple(sorted(cuts)), *both)
 
+    @cached_property
+    def asks_cell(self) -> bool:
+        return self.rest is not None and not set(self.rest.meta.root_names()).isdisjoint(CELL)
+
     def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
         typed = cells.select(pl.col(name).cast(STORED[name].dtype) for name in CELL)
         grid = typed.join(pl.DataFrame({"entropy": entropy_G}), how="cross", maintain_order="left_right")
@@ -127,6 +137,7 @@ class Kept:
     record: Record
     """Of `kept.py`."""
     cuts: tuple[float, ...] = ()
+    asks_cell: bool = False
 
     def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
         return np.full((cells.height, len(entropy_G)), ASK, dtype=np.int8)

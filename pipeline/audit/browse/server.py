@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlencode
@@ -120,43 +121,34 @@ class Pages:
 
     def document(self, request: Request) -> Response:
         """A document, and with `position` one of its tokens as the trainer meets it."""
-        number, document, rule = self._asked(request)
-        site = self._site(request, document)
-        return self._page(
-            "document.html",
-            request,
-            document=document,
-            row=self._library.row(number),
-            rule=rule,
-            site=site,
-            shown=TOKENS_SHOWN,
-        )
+        row, rule = self._asked(request)
+        self._library.rule(rule, row["split"])
+        site = self._site(request, row)
+        return self._page("document.html", request, row=row, rule=rule, site=site, shown=TOKENS_SHOWN)
 
     def heat_map(self, request: Request) -> Response:
         """What the heat-map component shows, as JSON."""
-        _, document, rule = self._asked(request)
+        row, rule = self._asked(request)
+        document = self._library.document(row["document"])
         verdict = self._library.verdict(document, rule)
         first = min(int(_number(request.query_params, "first", 0, 1e9)), max(len(document) - 1, 0))
         proxy = self._library.proxy_tokenizer if self._library.has_top else None
         return JSONResponse(document.heat_map(verdict, first, proxy))
 
-    def _asked(self, request: Request) -> tuple[int, Any, str]:
-        """The document that a URL names, and the rule it is to be seen under."""
+    def _asked(self, request: Request) -> tuple[dict[str, Any], str]:
+        """The row of the document that a URL names, and the rule it is to be seen under."""
         number = self._library.store.document_of.get(request.path_params["doc_id"])
         if number is None:
             raise HTTPException(404, "No document of this corpus has that id.")
-        rule = request.query_params.get("rule") or self._library.current.name
-        return number, self._library.document(number), rule
+        return self._library.row(number), request.query_params.get("rule") or self._library.current.name
 
-    def _site(self, request: Request, document: Any) -> dict[str, Any] | None:
-        position = request.query_params.get("position", "")
+    def _site(self, request: Request, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        position, tokens = request.query_params.get("position", ""), row["tokens"]
         if not position:
             return None
-        if not position.isdecimal() or int(position) >= len(document):
-            raise HTTPException(
-                404, f"This document has {len(document):,} tokens: positions 0 to {len(document) - 1:,}."
-            )
-        return self._library.site(document, int(position))
+        if not _is_position(position, tokens):
+            raise HTTPException(404, f"This document has {tokens:,} tokens: positions 0 to {tokens - 1:,}.")
+        return self._library.site(self._library.document(row["document"]), int(position))
 
     # -------------------------------------------------------------------------------------- rules, compared
 
@@ -199,15 +191,12 @@ class Pages:
 
     def compare_document(self, request: Request) -> Response:
         """One document under two rules."""
-        number, document, _ = self._asked(request)
+        row, _ = self._asked(request)
         first = request.query_params.get("a") or self._library.current.name
-        second = request.query_params.get("b") or self._library.current.where(document.meta["split"])
+        second = request.query_params.get("b") or self._library.current.where(row["split"])
         for rule in (first, second):
-            self._library.rule(rule, document.meta["split"])
-        return self._page(
-            "compare_document.html", request, document=document, row=self._library.row(number), first=first,
-            second=second,
-        )  # fmt: skip
+            self._library.rule(rule, row["split"])
+        return self._page("compare_document.html", request, row=row, first=first, second=second)
 
     # ------------------------------------------------------------------------------------------------- flags
 
@@ -224,7 +213,7 @@ class Pages:
             )
         doc_id, position = form.get("doc_id", ""), form.get("position", "")
         number = self._library.store.document_of.get(doc_id)
-        if number is None or not position.isdecimal() or int(position) >= self._library.row(number)["tokens"]:
+        if number is None or not _is_position(position, self._library.store.documents["tokens"][number]):
             raise HTTPException(404, "No such position in this corpus.")
         note = None if form.get("action") == "remove" else form.get("note", "").strip()
         self._library.flags.set(doc_id, int(position), note)
@@ -288,6 +277,10 @@ def url(path: str, **parameters: Any) -> str:
 
 def _page_number(asked: QueryParams) -> int:
     return max(int(_number(asked, "page", 1, 1e9)), 1)
+
+
+def _is_position(position: str, tokens: int) -> bool:
+    return re.fullmatch(r"[0-9]{1,9}", position) is not None and int(position) < tokens
 
 
 def _split(asked: QueryParams) -> str:

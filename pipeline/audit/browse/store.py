@@ -120,7 +120,7 @@ class Store:
             self._read(column, shard, begin, end)
             for shard, begin, end in zip(slices.shard_N, slices.begin_N, slices.end_N, strict=True)
         ]
-        values = np.concatenate(parts) if parts else np.zeros(0, COLUMNS[column])
+        values = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, COLUMNS[column]), *parts])
         if column == "document":
             first_N = self.first_document_S[slices.shard_N]
             return values + np.repeat(first_N, slices.end_N - slices.begin_N).astype(np.uint32)

@@ -1,0 +1,343 @@
+"""Scoring against what it is made of and against the ways it is usually done: tokens a second and peak memory.
+
+Sides, all on the same documents, token ids, weights and threads, each in a process of its own, taking turns, medians:
+
+- `rpt`: `score_documents`, top-16 entropies, nll and rank of every position.
+- `forward`: the bare forward pass of the same model with its output projection, on the very same batches.
+- `usual`: padded batches of 8 documents in their order, full logits, `log_softmax`, `topk` (`transformers`).
+- `lm-eval`: `loglikelihood_rolling` (only with `--lm-eval-python`, the interpreter of an environment with lm-eval).
+- `vllm`: `prompt_logprobs=16` (only with `--vllm-python`, the interpreter of an environment with vLLM).
+
+The model has the shape of Qwen2.5-0.5B and random weights, saved for the run; `--layers` makes it shallower. A last
+process scores the documents ten times over.
+
+    python benchmarks/score.py --documents corpus.jsonl --tokenizer FOLDER [--tokens 8192] [--layers 24]
+
+Last line: JSON with seconds, tokens/s, ratios, peak memory, bars and whether they hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 151_936
+BARS = {
+    "rpt / forward, tokens/s": 0.9,
+    "rpt / usual, tokens/s": 4.0,
+    "peak memory over the weights, GiB": 1.0,
+    "ten times the documents, time / 10": 1.05,
+    "ten times the documents, peak memory": 1.05,
+}
+SIDES = ("rpt", "forward", "usual", "lm-eval", "vllm")
+GIB = 2**30
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--documents", type=Path, help="JSON lines; random ids of the same lengths without it")
+    parser.add_argument("--field", nargs="+", default=["problem", "solution"])
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--tokens", type=int, default=8192, help="of the documents of one repeat")
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--lm-eval-python", type=Path)
+    parser.add_argument("--vllm-python", type=Path)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        serve(arguments)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(arguments, Path(folder))
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> None:
+    """Save model and documents, let every side take its turns, print figures and bars."""
+    pythons = {"lm-eval": arguments.lm_eval_python, "vllm": arguments.vllm_python}
+    sides = [side for side in SIDES if side not in pythons or pythons[side]]
+    weights = save_model(folder / "model", arguments.layers, arguments.dtype)
+    documents = token_ids(arguments)
+    (folder / "ids.json").write_text(json.dumps(documents))
+    tokens = sum(map(len, documents))
+    print(f"{len(documents)} documents, {tokens:,} tokens; weights {weights / GIB:.2f} GiB; sides {', '.join(sides)}")
+
+    running = {side: start(side, pythons.get(side), folder) for side in sides}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    load = []
+    for _ in range(arguments.repeats):
+        for side in sides:
+            seconds[side].append(ask(running[side], 1)["seconds"])
+            print(f"{side:>8}: {tokens / seconds[side][-1]:,.0f} tokens/s", flush=True)
+        load.append(os.getloadavg()[0])
+    peaks = {side: ask(process, 0)["peak"] for side, process in running.items()}
+    ten = ask(running["rpt"], 10)  # in the process that has done its turns: its peak can only rise
+    once = statistics.median([*seconds["rpt"], ask(running["rpt"], 1)["seconds"]])
+    for process in running.values():
+        process.communicate()
+
+    median = {side: statistics.median(values) for side, values in seconds.items()}
+    found = {
+        "rpt / forward, tokens/s": ratio(seconds["forward"], seconds["rpt"]),
+        "rpt / usual, tokens/s": ratio(seconds["usual"], seconds["rpt"]),
+        "peak memory over the weights, GiB": round((peaks["rpt"] - weights) / GIB, 2),
+        "ten times the documents, time / 10": round(ten["seconds"] / once / 10, 3),
+        "ten times the documents, peak memory": round(ten["peak"] / peaks["rpt"], 3),
+    }
+    at_least = {name for name in BARS if name.startswith("rpt")}
+    holds = {name: found[name] >= bar if name in at_least else found[name] <= bar for name, bar in BARS.items()}
+    report = {
+        "shape": f"Qwen2.5-0.5B, random weights, {arguments.layers} of 24 layers, {arguments.dtype}",
+        "documents": len(documents),
+        "tokens": tokens,
+        "threads": arguments.threads,
+        "batch_tokens": arguments.batch_tokens,
+        "load": round(statistics.median(load), 1),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "seconds": {side: round(value, 2) for side, value in median.items()},
+        "tokens/s": {side: round(tokens / value, 1) for side, value in median.items()},
+        "peak GiB": {side: round(value / GIB, 2) for side, value in peaks.items()},
+        "rpt's speed over": {side: ratio(seconds[side], seconds["rpt"]) for side in sides if side != "rpt"},
+        "skipped": [side for side in SIDES if side not in sides],
+        "found": found,
+        "bars": BARS,
+        "holds": holds,
+    }
+    print(json.dumps(report))
+
+
+def ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
+    """Median of the turns' ratios: both sides of a turn ran under about the same load."""
+    return round(statistics.median(a / b for a, b in zip(slower, faster, strict=True)), 3)
+
+
+def save_model(folder: Path, layers: int, dtype: str) -> int:
+    """Write config and random weights; returns the bytes of the weights."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    shape = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=layers,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+        dtype=dtype,
+    )
+    model = Qwen2ForCausalLM(shape).to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def token_ids(arguments: argparse.Namespace) -> list[list[int]]:
+    """Documents of about `--tokens` tokens together, in the order of a seeded shuffle."""
+    rng = random.Random(0)
+    documents: list[list[int]] = []
+    if arguments.documents:
+        from pipeline.scoring.tokens import CorpusTokenizer
+
+        rows = [json.loads(line) for line in arguments.documents.read_text(encoding="utf-8").splitlines()]
+        texts = ["\n\n".join(row[name] for name in arguments.field) for row in rng.sample(rows, len(rows))]
+        encode = CorpusTokenizer.load(arguments.tokenizer).encode
+        made = (encode(text).tolist() for text in texts)
+    else:
+        sizes = (min(4000, 20 + int(rng.lognormvariate(6, 0.8))) for _ in iter(int, 1))
+        made = ([rng.randrange(VOCABULARY) for _ in range(size)] for size in sizes)
+    for ids in made:
+        documents.append(ids)
+        if sum(map(len, documents)) >= arguments.tokens:
+            break
+    return documents
+
+
+# ------------------------------------------------------------------------------------------------- the sides
+
+
+def start(side: str, python: Path | None, folder: Path) -> subprocess.Popen[str]:
+    """A side's process, loaded and warm."""
+    given = sys.argv[1:]
+    process = subprocess.Popen(
+        [str(python or sys.executable), __file__, *given, "--side", side, "--folder", str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )  # fmt: skip
+    answer(process)
+    return process
+
+
+def ask(process: subprocess.Popen[str], times: int) -> dict[str, float]:
+    """Let a side score the documents so many times over; its seconds, and its peak memory so far."""
+    assert process.stdin is not None
+    print(times, file=process.stdin, flush=True)
+    return answer(process)
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, float]:
+    """The next line that is one; libraries print on the same stream."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("RPT "):
+            return json.loads(line[4:])
+    raise RuntimeError(f"a side has died: {process.args}")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """In a side's process: load, then a turn for every line of standard input."""
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    documents = json.loads((arguments.folder / "ids.json").read_text())
+    make = {"rpt": rpt, "forward": forward, "usual": usual, "lm-eval": lm_eval, "vllm": vllm}[arguments.side]
+    run = make(arguments)
+    run(documents[:1])
+    print("RPT {}", flush=True)
+    for line in sys.stdin:
+        begin = time.perf_counter()
+        if int(line):
+            run(documents * int(line))
+        seconds = time.perf_counter() - begin
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        print("RPT " + json.dumps({"seconds": seconds, "peak": max(peak, children)}), flush=True)
+
+
+Run = Callable[[list[list[int]]], Any]
+
+
+def rpt(arguments: argparse.Namespace) -> Run:
+    """What `rpt score` calls."""
+    import numpy as np
+
+    from pipeline.core.config import ScoreConfig
+    from pipeline.scoring.proxy import as_proxy, score_documents
+
+    proxy = as_proxy(load(arguments), None)
+    config = ScoreConfig(batch_tokens=arguments.batch_tokens)
+    return lambda documents: score_documents(
+        proxy, [np.array(ids, dtype=np.int32) for ids in documents], [""] * len(documents), config
+    )
+
+
+def forward(arguments: argparse.Namespace) -> Run:
+    """`model(ids).logits` on the batches that `rpt` makes."""
+    import torch
+
+    from pipeline.core.config import ScoreConfig
+    from pipeline.scoring.windows import batches, plan_windows, windows
+
+    model = load(arguments)
+    plan = plan_windows(ScoreConfig(), None, bos=False)
+
+    @torch.inference_mode()
+    def run(documents: list[list[int]]) -> None:
+        todo = [window for d, ids in enumerate(documents) for window in windows(len(ids), plan, d)]
+        for batch in batches(todo, arguments.batch_tokens, bos=False):
+            rows = [documents[w.document][w.start : w.stop] for w in batch]
+            width = max(map(len, rows))
+            model(input_ids=torch.tensor([row + [0] * (width - len(row)) for row in rows]), use_cache=False)
+
+    return run
+
+
+def usual(arguments: argparse.Namespace) -> Run:
+    """The loop most people write."""
+    import torch
+
+    model = load(arguments)
+
+    @torch.inference_mode()
+    def run(documents: list[list[int]]) -> None:
+        for begin in range(0, len(documents), 8):
+            rows = documents[begin : begin + 8]
+            width = max(map(len, rows))
+            ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+            mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+            logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits
+            logprobs_BTV = logits_BTV.float().log_softmax(-1)
+            logprobs_BTV[:, :-1].gather(-1, ids_BT[:, 1:, None])
+            top_BTK = logprobs_BTV.topk(16, dim=-1).values.log_softmax(-1)
+            -(top_BTK.exp() * top_BTK).sum(-1)
+
+    return run
+
+
+def load(arguments: argparse.Namespace) -> Any:
+    """The model, as `load_proxy` loads it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    torch.set_num_threads(arguments.threads)
+    return AutoModelForCausalLM.from_pretrained(
+        arguments.folder / "model", dtype=getattr(torch, arguments.dtype), local_files_only=True
+    ).eval()
+
+
+def lm_eval(arguments: argparse.Namespace) -> Run:
+    """lm-eval's rolling log-likelihood: nll alone, of the same ids (`encode` is given them as text)."""
+    import torch
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    torch.set_num_threads(arguments.threads)
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.folder / "model", dtype=getattr(torch, arguments.dtype), local_files_only=True
+    )
+    side = HFLM(
+        pretrained=model, tokenizer=PreTrainedTokenizerFast(tokenizer_object=numbers(), eos_token="0"),
+        backend="causal", max_length=4096, batch_size=8, add_bos_token=False,
+    )  # fmt: skip
+    return lambda documents: side.loglikelihood_rolling(
+        [
+            Instance("loglikelihood_rolling", {}, (" ".join(map(str, ids)),), n)
+            for n, ids in enumerate(documents)
+        ],
+        disable_tqdm=True,
+    )  # fmt: skip
+
+
+def numbers() -> Any:
+    """A tokenizer whose text is the ids in figures."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({str(n): n for n in range(VOCABULARY)}, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def vllm(arguments: argparse.Namespace) -> Run:
+    """vLLM's log-probabilities of prompts."""
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(
+        str(arguments.folder / "model"), skip_tokenizer_init=True, dtype=arguments.dtype, max_model_len=8192,
+        enforce_eager=True, max_num_batched_tokens=8192, enable_prefix_caching=False,
+    )  # fmt: skip
+    sampling = SamplingParams(max_tokens=1, prompt_logprobs=16, detokenize=False)
+    return lambda documents: engine.generate([{"prompt_token_ids": ids} for ids in documents], sampling, use_tqdm=False)
+
+
+if __name__ == "__main__":
+    main()
