@@ -308,8 +308,11 @@ class TaskConfig(Config):
 
     template: str = "v0"
     """Name of a prompt template (`pipeline/task/templates.py`); the paper trains with `v0`."""
-    reward: Literal["prefix", "first_token", "dense", "information_gain"] = "prefix"
+    reward: Literal["prefix", "first_token", "dense", "information_gain", "format_only"] = "prefix"
     """What a response earns (`pipeline/grpo/reward.py`); accuracy is always that of prefix matching."""
+    targets: Literal["own", "shuffled"] = "own"
+    """`shuffled` is a control: each time a site is drawn for training, what follows it is taken from another training
+    site of its band. Only the form of answers and what is likely at any site can then be learned."""
     length_reward: LengthRewardConfig | None = None
     """Pays right answers also for keeping to a token budget that shrinks (RMT)."""
     overlong_penalty_tokens: int | None = Field(None, gt=0)
@@ -457,6 +460,12 @@ class Recipe(Config):
     def _sampler_can_read(self) -> Recipe:
         if self.rollout.sampler != "built_in" and self.task.reward in ("dense", "information_gain"):
             raise ValueError(f"task.reward: {self.task.reward} reads probabilities: it needs rollout.sampler: built_in")
+        return self
+
+    @model_validator(mode="after")
+    def _text_is_true(self) -> Recipe:
+        if self.task.targets == "shuffled" and self.objective.next_token:
+            raise ValueError("objective.next_token would learn shuffled text: with task.targets: shuffled it must be 0")
         return self
 
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from pipeline.core.artifact import InputFile
 from pipeline.core.config import Recipe
+from pipeline.grpo.controls import ShuffledTargets
 from pipeline.shards.reader import ShardReader, Site, sites_of_step
 
 
@@ -36,6 +37,7 @@ class Curriculum:
         expressions = [_both(recipe.sites.where, phase.where) for phase in phases] + [recipe.sites.where]
         readers = {where: ShardReader(files, where, pass_rates=pass_rates) for where in dict.fromkeys(expressions)}
         self._readers = [readers[where] for where in expressions]
+        self._shuffled = ShuffledTargets(files, recipe, pass_rates) if recipe.task.targets == "shuffled" else None
 
     def draw(self, step: int, number: int, before: Sequence[Draw] = ()) -> list[Draw]:
         """The sites of one draw.
@@ -50,7 +52,7 @@ class Curriculum:
         draws = []
         for index in sites_of_step(len(reader), self._seed, number, self._per_draw):
             site = reader[int(index)]
-            draws.append(Draw(site, seen[site.site_id]))
+            draws.append(Draw(self._shuffled(site, number) if self._shuffled else site, seen[site.site_id]))
             seen[site.site_id] += 1
         return draws
 

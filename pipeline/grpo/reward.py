@@ -88,11 +88,24 @@ def information_gain(reader: Reader, answered: Sequence[Answered]) -> Outcomes:
     ]
 
 
+def format_only(reader: Reader, answered: Sequence[Answered]) -> Outcomes:
+    """A control: 1 iff the response has ended and boxes something after the end of thinking, whatever that is.
+
+    What training on it gains is the form of answers, not what they say. Outcomes' reasons are `prefix`'s.
+    """
+    formless = ("missing", "empty", "unfinished")
+    return [
+        [replace(outcome, reward=float(outcome.reason not in formless)) for outcome in group]
+        for group in prefix(reader, answered)
+    ]
+
+
 REWARDS: dict[str, Callable[[Reader, Sequence[Answered]], Outcomes]] = {
     "prefix": prefix,
     "first_token": first_token,
     "dense": dense,
     "information_gain": information_gain,
+    "format_only": format_only,
 }
 """By the names of `task.reward`."""
 

@@ -90,6 +90,13 @@ def test_first_token_and_dense_by_hand(reader: Reader) -> None:
     assert [[o.reason for o in outcomes[1]] for outcomes in (prefix, first, dense)] == [["unfinished"]] * 3
 
 
+def test_the_form_alone_is_paid_whatever_is_predicted(reader: Reader) -> None:
+    given = [answered(reader, *TEXTS), answered(reader, *TEXTS[:1], finished=False)]
+    form, prefix = REWARDS["format_only"](reader, given), REWARDS["prefix"](reader, given)
+    assert [[o.reward for o in group] for group in form] == [[1, 1, 1, 1, 0, 0], [0]]
+    assert [[o.reason for o in group] for group in form] == [[o.reason for o in group] for group in prefix]
+
+
 def test_information_gain_is_a_difference_of_log_likelihoods(reader: Reader) -> None:
     (outcomes,) = REWARDS["information_gain"](reader, [answered(reader, "a thought</think> the rest", "no end")])
     target = reader.tokenizer.encode(" pear").tolist()[0]
