@@ -31,6 +31,7 @@ from pipeline.core.config import BandsConfig, Manifest, OptimizerConfig, Recipe,
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import write_rows
 from pipeline.core.progress import say
+from pipeline.grpo.compute import ModelSize, Spent, grpo_flops
 from pipeline.grpo.metrics import (
     GroupSummary,
     Metrics,
@@ -115,10 +116,11 @@ def train(
     layout = {"zero_stage": zero_stage(topology), "ranks": ranks.world_size()}
     steps, budget = recipe.budget.steps, recipe.budget
 
-    done, draws, watch, resumed = 0, 0, Watch(), latest_checkpoint(run)
+    done, draws, watch, spent, resumed = 0, 0, Watch(), Spent(), latest_checkpoint(run)
     if resumed:
         state = checkpoint.resume(engine, resumed, own, layout)
         done, draws, watch = state["step"], state["draws"], Watch(**state["watch"])
+        spent = Spent(**state["spent"])
         sampler.load_weights(ds.gathered_weights(engine))
     if main:
         say(f"train        {f'resumes after step {done}' if resumed else 'starts'}: {steps} steps  {run}")
@@ -127,12 +129,12 @@ def train(
 
     def record(step: int, metrics: Metrics) -> None:
         if main:
-            log.write(step, metrics)
+            log.write(step, metrics | spent.metrics())
             if line := progress.line(step, metrics):
                 say(line)
 
     def save(step: int, metrics: Metrics) -> None:
-        cursor = {"step": step, "draws": draws, "watch": watch.state()}
+        cursor = {"step": step, "draws": draws, "watch": watch.state(), "spent": spent.state()}
         checkpoint.save(engine, run, cursor, own, layout, budget.keep_last, held_out_accuracy(metrics))
 
     stopped, metrics = False, Metrics()
@@ -141,6 +143,8 @@ def train(
             record(0, evaluate(policy, held_out, bands, recipe))
         while done < steps and not stopped:
             sampled, draws, metrics = take_step(policy, curriculum, recipe, done, draws)
+            seconds = metrics["seconds/step"] * ranks.world_size()
+            spent = spent.plus(metrics["compute/step"], seconds, metrics["tokens/trained"])
             if done % budget.save_rollouts_every == 0:
                 write_rollouts(run, done, ranks.gathered(sampled))
             done += 1
@@ -176,6 +180,7 @@ class Policy:
     tokens: CorpusTokenizer
     reference: Any
     """The policy as it was before training, where the objective keeps to it."""
+    size: ModelSize
 
 
 def policy_tokenizer(base: Path, shards: Record) -> CorpusTokenizer:
@@ -213,7 +218,7 @@ def load_policy(
     probe = prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
     ds.verify(engine, sampler.model, probe, recipe.rollout.temperature)
     reference = ds.build_reference(base, recipe.policy, topology) if recipe.objective.kl else None
-    return Policy(engine, sampler, prompts, tokenizer, tokens, reference)
+    return Policy(engine, sampler, prompts, tokenizer, tokens, reference, ModelSize.of(base))
 
 
 def sampling_with_vllm(
@@ -278,7 +283,8 @@ def take_step(
     with clock("sync"):
         policy.sampler.load_weights(ds.gathered_weights(policy.engine))
     metrics = rollout_metrics(ranks.gathered([GroupSummary.of(rollout) for rollout in sampled]))
-    metrics |= {"groups/draws": draws - before, "groups/trained": ranks.total(len(chosen))[0]}
+    flops, trained = ranks.total(grpo_flops(policy.size, recipe, sampled, chosen, texts), len(chosen))
+    metrics |= {"groups/draws": draws - before, "groups/trained": trained, "compute/step": flops}
     return sampled, draws, metrics | {"lr": lr} | update.metrics() | clock.metrics(metrics["tokens/sampled"])
 
 
