@@ -14,20 +14,15 @@ Libraries that take seconds to load are imported where they are used: a run that
 
 from __future__ import annotations
 
-import argparse
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.core.artifact import Record, current_record
-from pipeline.core.config import BandsConfig, Manifest, OptimizerConfig, Recipe, load
+from pipeline.core.config import BandsConfig, Manifest, Recipe, load
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import write_rows
 from pipeline.core.progress import say
@@ -40,9 +35,10 @@ from pipeline.grpo.metrics import (
     held_out_accuracy,
     rollout_metrics,
 )
+from pipeline.grpo.process import command_line, end_with_launcher, learning_rate, stop_signal
 from pipeline.grpo.run import MetricsLog, describe, identity, is_complete, latest_checkpoint, lock
 from pipeline.grpo.screening import read_pass_rates, screening_of
-from pipeline.grpo.topology import read_topology, zero_stage
+from pipeline.grpo.topology import choose_topology, zero_stage
 from pipeline.grpo.watch import Watch
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 from pipeline.task.templates import template_named
@@ -54,8 +50,6 @@ if TYPE_CHECKING:
     from pipeline.grpo.sampler import Sampler
     from pipeline.grpo.types import ResponseSampler
     from pipeline.shards.reader import Site
-
-CONFIGS = Path(__file__).parent.parent / "deepspeed_configs"
 
 
 def train(
@@ -104,7 +98,7 @@ def train(
     from pipeline.grpo import engine as ds
     from pipeline.grpo.curriculum import Curriculum
 
-    topology = read_topology(deepspeed_config or CONFIGS / ("zero3.json" if ranks.on_gpu() else "zero3_cpu.json"))
+    topology = choose_topology(deepspeed_config, on_gpu=ranks.on_gpu())
     rates = read_pass_rates(screening) if screening else None
     curriculum, held_out = Curriculum(shards.files("train"), recipe, rates), progress_sites(shards, recipe)
     ds.start()
@@ -124,7 +118,7 @@ def train(
         sampler.load_weights(ds.gathered_weights(engine))
     if main:
         say(f"train        {f'resumes after step {done}' if resumed else 'starts'}: {steps} steps  {run}")
-        describe(run, recipe, shards, base, own, layout)
+        describe(run, recipe, {"shards": shards}, base, own, layout)
         log, progress = MetricsLog(run, done if resumed else None), ProgressLine(done, steps)
 
     def record(step: int, metrics: Metrics) -> None:
@@ -329,16 +323,6 @@ def collect(
     return sampled, chosen, draws
 
 
-def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Of an update: rises linearly over `warmup_steps`, then stays.
-
-    Example:
-        >>> [learning_rate(OptimizerConfig(lr=1.0, warmup_steps=4), step) for step in (0, 1, 3, 4, 100)]
-        [0.25, 0.5, 1.0, 1.0, 1.0]
-    """
-    return config.lr * min(1.0, (step + 1) / max(config.warmup_steps, 1))
-
-
 def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:
     """The held-out sites that the evaluations during training look at; none if nothing was held out."""
     from pipeline.evaluation.readings import choose_sites
@@ -393,44 +377,11 @@ def write_rollouts(run: Path, step: int, rollouts: Sequence[Rollout]) -> None:
         os.replace(temporary, path)
 
 
-@contextmanager
-def stop_signal() -> Iterator[Callable[[], int]]:
-    """Within, SIGTERM does not kill: the yielded function says 1 once it came, so that the step can be ended."""
-    asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
-    try:
-        yield lambda: int(bool(asked))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def end_with_parent() -> None:
-    """Leave when the parent is gone, even if it was killed."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main() -> None:
     """One rank, as `rpt train`, `torchrun` or `deepspeed` starts it."""
-    if (
-        "TORCHELASTIC_RUN_ID" in os.environ
-    ):  # torchrun's ranks have sessions of their own: killing its group spares them
-        end_with_parent()
-    parser = argparse.ArgumentParser(prog="stages.train", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--manifest", type=Path, default=Path("data_manifests/demo.yaml"))
-    parser.add_argument("--work", type=Path, default=Path("work"))
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--deepspeed-config", type=Path)
+    end_with_launcher()
+    parser = command_line("stages.train", (__doc__ or "").partition("\n")[0])
     parser.add_argument("--vllm-server")
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    parser.add_argument("--local_rank", type=int, help="what the deepspeed launcher adds; the environment counts")
     arguments = parser.parse_args()
     recipe, manifest = load(Recipe, arguments.recipe, arguments.overrides), load(Manifest, arguments.manifest)
     work = arguments.work / manifest.name

@@ -88,9 +88,23 @@ def is_complete(run: Path, steps: int, own: Mapping[str, Any]) -> bool:
 
 
 def describe(
-    run: Path, recipe: Recipe, shards: Record, base: Path, own: Mapping[str, Any], layout: Mapping[str, Any]
+    run: Path,
+    recipe: Recipe,
+    made_from: Mapping[str, Record],
+    base: Path,
+    own: Mapping[str, Any],
+    layout: Mapping[str, Any],
 ) -> None:
-    """Write `recipe.yaml` and `run.json`."""
+    """Write `recipe.yaml` and `run.json`.
+
+    Args:
+        run: the run's folder.
+        recipe: as resolved.
+        made_from: by name, the stages whose output is trained on.
+        base: where the policy was read from.
+        own: `identity` of the run.
+        layout: how it is distributed.
+    """
     run.mkdir(parents=True, exist_ok=True)
     tree = recipe.model_dump(mode="json")
     _replace(run / "recipe.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
@@ -101,7 +115,10 @@ def describe(
             "digest": own["policy"],
             "read_from": str(base),
         },
-        "shards": {"fingerprint": shards.fingerprint, "content": shards.content, "directory": str(shards.directory)},
+        **{
+            name: {"fingerprint": record.fingerprint, "content": record.content, "directory": str(record.directory)}
+            for name, record in made_from.items()
+        },
         "layout": dict(layout),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("rpt", "torch", "deepspeed", "transformers", "tokenizers")},

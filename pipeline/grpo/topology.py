@@ -23,6 +23,14 @@ RECIPE_KEYS = (
 """What a topology must not set: results follow from the recipe, however it is distributed."""
 
 
+CONFIGS = Path(__file__).parent.parent.parent / "deepspeed_configs"
+
+
+def choose_topology(path: Path | None, *, on_gpu: bool) -> dict[str, Any]:
+    """The one asked for; by default ZeRO-3 for the devices there are."""
+    return read_topology(path or CONFIGS / ("zero3.json" if on_gpu else "zero3_cpu.json"))
+
+
 def read_topology(path: Path) -> dict[str, Any]:
     """A DeepSpeed JSON.
 

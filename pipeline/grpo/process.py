@@ -1,0 +1,67 @@
+"""A rank as a process: its command line, when it stops, when it leaves, how fast it learns. Starts without torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.core.config import OptimizerConfig
+
+
+def command_line(page: str, purpose: str) -> argparse.ArgumentParser:
+    """What every page that trains takes, as `rpt`, `torchrun` or `deepspeed` starts it.
+
+    Args:
+        page: the module's name.
+        purpose: a line for its help.
+    """
+    parser = argparse.ArgumentParser(prog=page, description=purpose)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--manifest", type=Path, default=Path("data_manifests/demo.yaml"))
+    parser.add_argument("--work", type=Path, default=Path("work"))
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--deepspeed-config", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--local_rank", type=int, help="what the deepspeed launcher adds; the environment counts")
+    return parser
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], int]]:
+    """Within, SIGTERM does not kill: the yielded function says 1 once it came, so that the step can be ended."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        yield lambda: int(bool(asked))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_with_launcher() -> None:
+    """Leave when torchrun is gone, even if it was killed: its ranks have sessions of their own and would go on."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def learning_rate(config: OptimizerConfig, step: int) -> float:
+    """Of an update: rises linearly over `warmup_steps`, then stays.
+
+    Example:
+        >>> [learning_rate(OptimizerConfig(lr=1.0, warmup_steps=4), step) for step in (0, 1, 3, 4, 100)]
+        [0.25, 0.5, 1.0, 1.0, 1.0]
+    """
+    return config.lr * min(1.0, (step + 1) / max(config.warmup_steps, 1))
