@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from pipeline.core.config import Config, Manifest, Recipe, load
+from pipeline.core.config import Config, Manifest, Recipe, TaskConfig, load
 from pipeline.core.errors import UserError, disk_is_full
 from pipeline.core.progress import say
 
@@ -348,6 +348,35 @@ def browse(
     read, read_recipe = load(Manifest, manifest, overrides or ()), load(Recipe, recipe) if recipe else None
     folder = work / read.name
     serve(open_library(read, work=folder, executor=LocalExecutor(workers), recipe=read_recipe, run=run), port)
+
+
+@app.command()
+def export(
+    format: Annotated[
+        Literal["verl", "trl", "openrlhf", "nemo-rl", "jsonl"], typer.Argument(help="Whose format.", show_default=False)
+    ],
+    manifest: ManifestPath,
+    out: Annotated[Path, typer.Option(help="A folder that is not there yet.", show_default=False)],
+    template: Annotated[str, typer.Option(help="Prompt template around each context.")] = TaskConfig().template,
+    where: Annotated[str, typer.Option(help="SQL over the site columns: which sites.")] = "true",
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+) -> None:
+    """The shards in another trainer's format, with the reward as a file that it loads.
+
+    Examples:
+
+        rpt export verl data_manifests/demo.yaml --out exports/demo-verl
+
+        rpt export trl data_manifests/demo.yaml --out exports/demo-trl --template brief --where "difficulty = 'hard'"
+    """
+    from pipeline.core.artifact import current_record
+    from stages.export import export as write
+
+    read = load(Manifest, manifest, overrides or ())
+    shards = current_record(work / read.name, "materialize")
+    write(read.name, shards, format=format, template=template, out=out, policy=read.materialize, where=where)
+    print(out)
 
 
 @app.command()

@@ -1,0 +1,205 @@
+"""Formats of other trainers: what a site becomes in each, and how its rows are written.
+
+verl: docs/preparation/prepare_data.rst of verl 0.9; TRL: "Dataset formats" of TRL 1.16; OpenRLHF: `--data.input_key`,
+`--data.label_key` of OpenRLHF 0.11; NeMo-RL: `ResponseDataset` of NeMo-RL 0.5.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.core.parquet import parquet_writer
+from pipeline.export.judging import ground_truth
+
+ROWS = 512
+"""Rows held in memory, and of a row group: contexts are long."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A site as every format needs it."""
+
+    index: int
+    """Its number within the split."""
+    source: str
+    """`rpt/<manifest>`"""
+    prompt: str
+    """The prompt template around the context: one user message."""
+    truth: str
+    """What a response is judged by (`judging.ground_truth`)."""
+    row: Mapping[str, Any]
+    """Columns of the shard."""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], index: int, source: str, before: str, after: str) -> Example:
+        """`row` has at least the columns `COLUMNS`."""
+        truth = ground_truth(row["continuation"], row["token_lengths"])
+        return cls(index, source, before + row["context"].decode() + after, truth, row)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Flat columns for curricula and for looking things up; `target` is for reading."""
+        return {name: self.row[name] for name in ABOUT} | {"target": self.row["target"].decode(errors="replace")}
+
+
+ABOUT = ("site_id", "doc_id", "position", "field", "entropy", "difficulty")
+COLUMNS = (*ABOUT, "split", "context", "target", "continuation", "token_lengths")
+
+_ABOUT_FIELDS = [
+    pa.field("site_id", pa.string()),
+    pa.field("doc_id", pa.string()),
+    pa.field("position", pa.int64()),
+    pa.field("field", pa.string()),
+    pa.field("entropy", pa.float32()),
+    pa.field("difficulty", pa.string()),
+    pa.field("target", pa.string()),
+]
+_MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
+_EXTRA = pa.struct([pa.field("split", pa.string()), pa.field("index", pa.int64()), *_ABOUT_FIELDS])
+_REWARD_MODEL = pa.struct([pa.field("style", pa.string()), pa.field("ground_truth", pa.string())])
+
+VERL = pa.schema(
+    [
+        pa.field("data_source", pa.string()),
+        pa.field("prompt", _MESSAGES),
+        pa.field("ability", pa.string()),
+        pa.field("reward_model", _REWARD_MODEL),
+        pa.field("extra_info", _EXTRA),
+    ]
+)
+TRL = pa.schema([pa.field("prompt", _MESSAGES), pa.field("ground_truth", pa.string()), *_ABOUT_FIELDS])
+_ENCODINGS = {"prompt.list.element.role": "DELTA_BYTE_ARRAY", "prompt.list.element.content": "DELTA_BYTE_ARRAY"}
+"""Neighbouring prompts share their beginnings, as in the shards."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A trainer's format: what a row is, and how to use the folder."""
+
+    row: Callable[[Example], dict[str, Any]]
+    schema: pa.Schema | None
+    """Of Parquet; None: JSON lines."""
+    use: str
+    """Markdown, with `{folder}` for the export's folder."""
+
+    @property
+    def suffix(self) -> str:
+        return "jsonl" if self.schema is None else "parquet"
+
+    def write(self, path: Path, examples: Iterable[Example]) -> int:
+        """Stream the examples into a file; returns how many there were."""
+        rows, count = map(self.row, examples), 0
+        if self.schema is None:
+            with path.open("w", encoding="utf-8") as file:
+                for count, row in enumerate(rows, 1):  # noqa: B007
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            return count
+        with parquet_writer(path, self.schema, encodings=_ENCODINGS) as writer:
+            while buffer := list(islice(rows, ROWS)):
+                writer.write_table(pa.Table.from_pylist(buffer, schema=self.schema), row_group_size=ROWS)
+                count += len(buffer)
+        return count
+
+
+def _messages(example: Example) -> list[dict[str, str]]:
+    return [{"role": "user", "content": example.prompt}]
+
+
+def _verl(example: Example) -> dict[str, Any]:
+    return {
+        "data_source": example.source,
+        "prompt": _messages(example),
+        "ability": "next_token",
+        "reward_model": {"style": "rule", "ground_truth": example.truth},
+        "extra_info": {"split": example.row["split"], "index": example.index, **example.about},
+    }
+
+
+def _trl(example: Example) -> dict[str, Any]:
+    return {"prompt": _messages(example), "ground_truth": example.truth, **example.about}
+
+
+def _openrlhf(example: Example) -> dict[str, Any]:
+    return {"input": example.prompt, "label": example.truth, "datasource": example.source, **example.about}
+
+
+def _nemo_rl(example: Example) -> dict[str, Any]:
+    return {"input": example.prompt, "output": example.truth, "task_name": example.source, **example.about}
+
+
+def _jsonl(example: Example) -> dict[str, Any]:
+    return {
+        "prompt": example.prompt,
+        "context": example.row["context"].decode(),
+        "ground_truth": example.truth,
+        **example.about,
+    }
+
+
+_VERL_USE = """\
+```bash
+python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo \\
+    data.train_files={folder}/train.parquet data.val_files={folder}/validation.parquet \\
+    reward.custom_reward_function.path={folder}/rpt_reward.py reward.custom_reward_function.name=compute_score …
+```
+
+verl hands over decoded text and does not tell whether a response was cut: a cut one is judged by what stands in it,
+and a prediction that ends inside a character earns 0."""
+
+_TRL_USE = """\
+```python
+import sys
+
+from datasets import load_dataset
+from trl import GRPOTrainer
+
+sys.path.insert(0, "{folder}")
+from rpt_reward import next_token_reward
+
+train = load_dataset("parquet", data_files="{folder}/train.parquet", split="train")
+trainer = GRPOTrainer(model=…, reward_funcs=next_token_reward, train_dataset=train, args=…)
+```
+
+The reward reads token ids (`policy.json` has their bytes), so it is that of `rpt train`, cut responses included."""
+
+_OPENRLHF_USE = """\
+```bash
+python -m openrlhf.cli.train_ppo_ray --data.prompt_dataset {folder}/train.jsonl --data.input_key input \\
+    --data.label_key label --data.apply_chat_template --reward.remote_url {folder}/rpt_reward.py …
+```
+
+Responses come decoded with their end-of-sequence token, so a cut one is known; a prediction that ends inside a
+character earns 0."""
+
+_NEMO_RL_USE = """\
+`ResponseDataset` reads `train.jsonl` and `validation.jsonl` with `input_key: input` and `output_key: output`. The
+environment's `step` gets each row's `output` as its ground truth and asks for the reward with
+
+```python
+from rpt_reward import judge
+
+reward = judge(response, ground_truth).reward
+```"""
+
+_JSONL_USE = """\
+```python
+from rpt_reward import judge
+
+judge(response, row["ground_truth"]).reward  # a response as text, or better as bytes
+```"""
+
+FORMATS: dict[str, Format] = {
+    "verl": Format(_verl, VERL, _VERL_USE),
+    "trl": Format(_trl, TRL, _TRL_USE),
+    "openrlhf": Format(_openrlhf, None, _OPENRLHF_USE),
+    "nemo-rl": Format(_nemo_rl, None, _NEMO_RL_USE),
+    "jsonl": Format(_jsonl, None, _JSONL_USE),
+}
+"""By the names of `rpt export`."""

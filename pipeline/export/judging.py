@@ -1,0 +1,116 @@
+"""The reward as other trainers call it. With `pipeline/task` it becomes the one file `rpt_reward.py` of an export.
+
+Standard library only. A trainer that hands over text has decoded it: a prediction that ends inside a character is
+U+FFFD there and earns 0. One that hands over token ids (TRL) is judged on their bytes, as `rpt train` judges.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from pipeline.task.reward import Outcome, score_response
+
+POLICY_FILE = "policy.json"
+"""Beside the exported module: what ends a response, and the bytes of every token id."""
+
+
+def ground_truth(continuation: bytes, token_lengths: Sequence[int]) -> str:
+    """What a response is judged by, as one string: JSON of the continuation (base64) and its tokens' byte lengths.
+
+    Example:
+        >>> ground_truth(b" 4 apples", [2, 7])
+        '{"continuation": "IDQgYXBwbGVz", "token_lengths": [2, 7]}'
+    """
+    return json.dumps({"continuation": b64encode(continuation).decode(), "token_lengths": list(token_lengths)})
+
+
+def judge(response: bytes | str, truth: str, finished: bool = True) -> Outcome:
+    """The outcome of a response.
+
+    Args:
+        response: without the end-of-sequence token; text counts as its UTF-8 bytes.
+        truth: a `ground_truth`.
+        finished: it ended by itself. Where a trainer does not tell, a cut response is judged by what stands in it.
+
+    Example:
+        >>> judge(r"</think>\\boxed{ 4}", ground_truth(b" 4 apples", [2, 7])).reward
+        1.0
+    """
+    tree = json.loads(truth)
+    continuation = b64decode(tree["continuation"])
+    data = response.encode("utf-8", "surrogatepass") if isinstance(response, str) else response
+    return score_response(data, finished, continuation, tuple(accumulate(tree["token_lengths"])))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a policy's responses end, and what its tokens are in bytes."""
+
+    end_ids: frozenset[int]
+    end_texts: tuple[str, ...]
+    token_bytes: tuple[bytes, ...]
+
+    def response(self, ids: Sequence[int]) -> tuple[bytes, bool]:
+        """Bytes of sampled ids without the end-of-sequence token, and whether there was one."""
+        finished = bool(ids) and ids[-1] in self.end_ids
+        return b"".join(self.token_bytes[i] for i in (ids[:-1] if finished else ids)), finished
+
+    def without_end(self, text: str) -> tuple[str, bool]:
+        """The same of a response that was decoded with its special tokens."""
+        ending = next((end for end in self.end_texts if text.endswith(end)), "")
+        return text.removesuffix(ending), bool(ending)
+
+
+@lru_cache(maxsize=1)
+def read_policy(path: Path) -> Policy:
+    """`policy.json` of an export."""
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    token_bytes = tuple(map(bytes.fromhex, tree["token_bytes"]))
+    return Policy(frozenset(tree["end_ids"]), tuple(token_bytes[i].decode() for i in tree["end_ids"]), token_bytes)
+
+
+# ------------------------------------------------------------------------------------- what the trainers call
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **_: Any
+) -> dict[str, Any]:
+    """For verl: `reward.custom_reward_function.path=.../rpt_reward.py`. It does not tell whether a response was cut."""
+    outcome = judge(solution_str, ground_truth)
+    return {"score": outcome.reward, "acc": float(outcome.right), "reason": outcome.reason}
+
+
+def next_token_reward(completion_ids: Sequence[Sequence[int]], ground_truth: Sequence[str], **_: Any) -> list[float]:
+    """For TRL: `GRPOTrainer(reward_funcs=next_token_reward)`. Exact: it reads token ids."""
+    policy = read_policy(Path(__file__).with_name(POLICY_FILE))
+    rewards = []
+    for ids, truth in zip(completion_ids, ground_truth, strict=True):
+        response, finished = policy.response(ids)
+        rewards.append(judge(response, truth, finished).reward)
+    return rewards
+
+
+def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str], **_: Any) -> dict[str, Any]:
+    """For OpenRLHF: `--reward.remote_url .../rpt_reward.py`. A query is the prompt with the response to it.
+
+    Raises:
+        ValueError: a query does not begin with its prompt, as when the prompt was cut to fit.
+    """
+    import torch
+
+    policy = read_policy(Path(__file__).with_name(POLICY_FILE))
+    rewards = []
+    for query, prompt, label in zip(queries, prompts, labels, strict=True):
+        if not query.startswith(prompt):
+            raise ValueError("a query does not begin with its prompt: allow longer prompts, or export shorter contexts")
+        response, finished = policy.without_end(query[len(prompt) :])
+        rewards.append(judge(response, label, finished).reward)
+    scores = torch.tensor(rewards)
+    return {"rewards": scores, "scores": scores, "extra_logs": {"accuracy": scores}}

@@ -1,0 +1,152 @@
+"""Export: the shards in another trainer's format, with the reward as a file it can load.
+
+Input:   the shards of materialize; the policy's tokenizer.
+Output:  a folder: `train` and `validation` as Parquet or JSON lines (pipeline/export/formats.py), `rpt_reward.py`,
+         `policy.json`, `export.json` (where everything comes from), `README.md` (how to use it). It appears whole or
+         not at all.
+Command: rpt export verl|trl|openrlhf|nemo-rl|jsonl data_manifests/<name>.yaml --out FOLDER
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core.artifact import InputFile, Record, content_hash
+from pipeline.core.config import MaterializeConfig
+from pipeline.core.errors import IntegrityError, UserError
+from pipeline.core.progress import say
+from pipeline.export.formats import COLUMNS, FORMATS, ROWS, Example, Format
+from pipeline.export.judging import POLICY_FILE
+from pipeline.export.policy import policy_json
+from pipeline.export.standalone import reward_file
+from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.selection.where import filter_rows, row_filter
+from pipeline.shards.reader import SITE_COLUMNS
+from pipeline.shards.schema import SPLITS
+from pipeline.task.templates import Template, template_named
+
+REWARD_FILE = "rpt_reward.py"
+
+
+def export(
+    name: str,
+    shards: Record,
+    *,
+    format: str,
+    template: str,
+    out: Path,
+    policy: MaterializeConfig,
+    where: str = "true",
+) -> dict[str, int]:
+    """Write the shards as `format` into `out`.
+
+    Args:
+        name: the manifest's.
+        shards: record of `materialize`.
+        format: one of `FORMATS`.
+        template: name of the prompt template around each context.
+        out: a folder that is not there yet, or empty.
+        policy: whose tokenizer it is.
+        where: SQL over `SITE_COLUMNS`: which sites.
+
+    Returns:
+        rows by split.
+
+    Raises:
+        UserError: `out` holds something, no site matches, or the tokenizer is not the shards'.
+        IntegrityError: a shard was changed.
+    """
+    kind, text = FORMATS[format], template_named(template)
+    tokenizer = CorpusTokenizer.load(policy.policy_tokenizer, policy.policy_tokenizer_revision)
+    if tokenizer.digest != shards.inputs["policy_tokenizer"]:
+        raise UserError(
+            "the shards were cut with another tokenizer", where=policy.policy_tokenizer, mend="run `rpt data` again"
+        )
+    row_filter(where, SITE_COLUMNS, "--where")
+    with whole_folder(out) as folder:
+        rows = {split: _write(kind, folder, split, examples(name, shards, split, text, where)) for split in SPLITS}
+        if not rows["train"]:
+            raise UserError("no training site to export", where=where, mend="widen --where")
+        (folder / REWARD_FILE).write_text(reward_file(), encoding="utf-8")
+        (folder / POLICY_FILE).write_text(policy_json(tokenizer, policy), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(name, format, out), encoding="utf-8")
+        about = {
+            "manifest": name,
+            "format": format,
+            "rows": rows,
+            "where": where,
+            "template": {"name": text.name, "version": text.version},
+            "shards": {"fingerprint": shards.fingerprint, "content": shards.content},
+            "policy_tokenizer": tokenizer.digest,
+            "files": {file.name: content_hash(file) for file in sorted(folder.iterdir())},
+        }
+        (folder / "export.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    counts = ", ".join(f"{split} {count:,}" for split, count in rows.items())
+    say(f"export       {format}: {counts}  {out}")
+    return rows
+
+
+def examples(name: str, shards: Record, split: str, template: Template, where: str) -> Iterator[Example]:
+    """The split's sites that match, in shard order; memory holds `ROWS` of them."""
+    expression, index = row_filter(where, SITE_COLUMNS, "--where"), itertools.count()
+    for file in shards.files(split):
+        for table in _batches(file):
+            for row in filter_rows(pl.DataFrame(pl.from_arrow(table)), expression, "`--where`").iter_rows(named=True):
+                yield Example.of(row, next(index), f"rpt/{name}", template.before, template.after)
+
+
+def _batches(file: InputFile) -> Iterator[pa.Table]:
+    columns = list(dict.fromkeys([*SITE_COLUMNS, *COLUMNS]))
+    try:
+        with pq.ParquetFile(file.verified(), page_checksum_verification=True) as table:
+            for batch in table.iter_batches(batch_size=ROWS, columns=columns):
+                yield pa.Table.from_batches([batch])
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError("damaged Parquet file", where=file.path, mend=str(error).splitlines()[0]) from error
+
+
+def _write(kind: Format, folder: Path, split: str, rows: Iterator[Example]) -> int:
+    """One split's file; none for a split without rows."""
+    first = next(rows, None)
+    if first is None:
+        return 0
+    return kind.write(folder / f"{split}.{kind.suffix}", itertools.chain([first], rows))
+
+
+def _readme(name: str, format: str, out: Path) -> str:
+    use = FORMATS[format].use.replace("{folder}", str(out))
+    return (
+        f"# Next-token sites of `{name}` for {format}\n\n"
+        "Each row asks for the next token of a text; `rpt_reward.py` rewards an answer with 1 if it is a prefix of\n"
+        "the true continuation that ends where one of its tokens ends (arXiv 2506.08007, Eq. 3), else with 0.\n"
+        f"`export.json` says which shards the rows come from.\n\n{use}\n"
+    )
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` that becomes `out` when the block ends without an error.
+
+    Raises:
+        UserError: `out` holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("there is something already", where=out, mend="remove it, or choose another --out")
+    scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        os.replace(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

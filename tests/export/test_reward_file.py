@@ -1,0 +1,122 @@
+"""The exported reward is ours: on random responses, loaded as trainers load it, by the standard library alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+from itertools import accumulate
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pipeline.export.judging import ground_truth
+from pipeline.export.standalone import reward_file
+from pipeline.task.reward import REASONS, score_response
+
+PIECES = [" 4", "é", "数", "学", "🙂", "}", "^{", "}{", "\\", " ", "\n", "a", "Łu", "\\boxed"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """`rpt_reward.py` as OpenRLHF loads it: by path, never registered as a module."""
+    path = tmp_path_factory.mktemp("export") / "rpt_reward.py"
+    path.write_text(reward_file(), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("reward_func", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_case(rng: random.Random) -> tuple[bytes, bytes, list[int]]:
+    """A response, and a continuation whose tokens are cut anywhere, inside characters too."""
+    continuation = "".join(rng.choices(PIECES, k=rng.randint(1, 8))).encode()
+    cuts = sorted(rng.sample(range(1, len(continuation)), k=min(rng.randint(0, 6), len(continuation) - 1)))
+    lengths = [end - start for start, end in zip([0, *cuts], [*cuts, len(continuation)], strict=True)]
+    cut = rng.choice([*cuts, len(continuation), rng.randint(0, len(continuation))])
+    wrong = "".join(rng.choices(PIECES, k=rng.randint(0, 3))).encode()
+    prediction = rng.choice([continuation[:cut], continuation[:cut], wrong, continuation[:cut] + wrong, continuation])
+    thought = rng.choice([b"Hm.</think>", b"", "数</think>".encode(), b"</think>a</think>"])
+    after = rng.choice([b"", b"", b"\n", b" is it.", b"$."])
+    box = rng.choice([b"\\boxed{", b"\\boxed{", b"\\boxed{no} \\boxed{", b""])
+    return thought + box + prediction + rng.choice([b"}", b"}", b""]) + after, continuation, lengths
+
+
+def test_equal_on_ten_thousand_random_responses(exported: ModuleType) -> None:
+    rng, seen = random.Random(0), dict.fromkeys(("match", "mismatch", "off_boundary", "empty", "missing"), 0)
+    split = 0
+    for _ in range(10_000):
+        response, continuation, lengths = random_case(rng)
+        finished, truth = rng.random() < 0.9, ground_truth(continuation, lengths)
+        ours = score_response(response, finished, continuation, list(accumulate(lengths)))
+        theirs = exported.judge(response, truth, finished)
+        assert (theirs.reward, theirs.reason, theirs.prediction) == (ours.reward, ours.reason, ours.prediction)
+        seen[ours.reason] = seen.get(ours.reason, 0) + 1
+        direct = score_response(response, True, continuation, list(accumulate(lengths)))
+        try:
+            text = response.decode()
+        except UnicodeDecodeError:  # a trainer that decodes has lost these bytes: a reward may be missed, never made up
+            lossy = exported.compute_score("rpt/x", response.decode(errors="replace"), truth)
+            assert lossy["score"] <= direct.reward
+            split += ours.right
+            continue
+        scored = exported.compute_score("rpt/x", text, truth, extra_info={"index": 0}, something_new=1)
+        assert scored == {"score": direct.reward, "acc": direct.reward, "reason": direct.reason}
+    assert len(seen) == len(REASONS) and min(seen.values()) > 100 and split > 200, (seen, split)
+
+
+def test_against_a_plain_twin_of_equation_3(exported: ModuleType) -> None:
+    """Hand-worked: 数 is e6 95 b0, cut into tokens of 2 and 1 bytes."""
+    truth = ground_truth("数 4".encode(), [2, 1, 2])
+    cases = {"数": 1.0, "数 4": 1.0, "数 ": 0.0, "学": 0.0, "数 45": 0.0, "": 0.0}
+    for prediction, reward in cases.items():
+        assert exported.judge(f"</think>\\boxed{{{prediction}}}", truth).reward == reward, prediction
+    for data, reward in {b"\xe6\x95": 1.0, b"\xe6": 0.0, b"\xe6\x96": 0.0}.items():
+        assert exported.judge(b"</think>\\boxed{" + data + b"}", truth).reward == reward, data
+
+
+POLICY = {
+    "end_ids": [3],
+    "token_bytes": [data.hex() for data in (b"</think>", b"\\boxed{", b"\xe6\x95", b"<|end|>", b"}", b"\xb0")],
+}
+
+
+def test_trl_is_judged_on_token_ids(exported: ModuleType) -> None:
+    Path(exported.__file__ or "").with_name("policy.json").write_text(json.dumps(POLICY))
+    truth = ground_truth("数 4".encode(), [2, 1, 2])
+    completions = {(0, 1, 2, 4, 3): 1.0, (0, 1, 2, 5, 4, 3): 1.0, (0, 1, 2, 4): 0.0, (0, 1, 5, 4, 3): 0.0, (): 0.0}
+    rewards = exported.next_token_reward(
+        prompts=None,
+        completions=["text is not read"] * len(completions),
+        completion_ids=[list(ids) for ids in completions],
+        ground_truth=[truth] * len(completions),
+        trainer_state=None,
+    )
+    assert rewards == list(completions.values())
+
+
+def test_openrlhf_takes_the_prompt_and_the_end_off(exported: ModuleType) -> None:
+    Path(exported.__file__ or "").with_name("policy.json").write_text(json.dumps(POLICY))
+    truth, prompt = ground_truth(b"}", [1]), "a prompt with </think>\\boxed{x}"
+    answers = {"</think>\\boxed{}}<|end|>": 1.0, "</think>\\boxed{}}": 0.0, "\\boxed{}}<|end|>": 0.0}
+    result = exported.reward_func([prompt + a for a in answers], [prompt] * 3, [truth] * 3)
+    assert result["rewards"].tolist() == list(answers.values()) == result["scores"].tolist()
+    with pytest.raises(ValueError, match="does not begin with its prompt"):
+        exported.reward_func(["cut" + prompt], [prompt], [truth])
+
+
+def test_it_imports_nothing_but_the_standard_library(exported: ModuleType, tmp_path: Path) -> None:
+    code = "import sys; before = set(sys.modules); import rpt_reward; print(*(set(sys.modules) - before))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        cwd=Path(exported.__file__ or "").parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {name.split(".")[0] for name in done.stdout.split()} - {"rpt_reward"}
+    assert loaded <= set(sys.stdlib_module_names), loaded - set(sys.stdlib_module_names)
