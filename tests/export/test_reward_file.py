@@ -88,7 +88,14 @@ POLICY = {
 def test_trl_is_judged_on_token_ids(exported: ModuleType) -> None:
     Path(exported.__file__ or "").with_name("policy.json").write_text(json.dumps(POLICY))
     truth = ground_truth("数 4".encode(), [2, 1, 2])
-    completions = {(0, 1, 2, 4, 3): 1.0, (0, 1, 2, 5, 4, 3): 1.0, (0, 1, 2, 4): 0.0, (0, 1, 5, 4, 3): 0.0, (): 0.0}
+    completions = {
+        (0, 1, 2, 4, 3): 1.0,
+        (0, 1, 2, 5, 4, 3): 1.0,
+        (0, 1, 2, 4): 0.0,
+        (0, 1, 2, 4, 4): 0.0,
+        (0, 1, 5, 4, 3): 0.0,
+        (): 0.0,
+    }
     rewards = exported.next_token_reward(
         prompts=None,
         completions=["text is not read"] * len(completions),
