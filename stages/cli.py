@@ -56,6 +56,18 @@ NumGpus = Annotated[
     float | None, typer.Option(min=0, help="With ray: a scoring worker's share of GPUs.  [default: 1 if there are any]")
 ]
 
+Ranks = Annotated[int, typer.Option(min=1, help="Processes on this machine (one a GPU).")]
+Topology = Annotated[
+    Path | None,
+    typer.Option(help="DeepSpeed topology.  [default: zero3.json on GPUs, zero3_cpu.json without]"),
+]
+PolicyFolder = Annotated[Path | None, typer.Option(help="Start from this policy.  [default: the recipe's]")]
+FlopsOf = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="End when as many FLOPs are spent as that run has spent.")
+]
+Flops = Annotated[float | None, typer.Option(help="End when so many FLOPs are spent.")]
+Tokens = Annotated[int | None, typer.Option(help="End when so many tokens are learned from.")]
+
 DATA_STAGES = ("ingest", "score", "select", "materialize")
 
 
@@ -182,10 +194,8 @@ def _print_funnel(name: str, records: dict[str, Record], seconds: dict[str, floa
 def train(
     recipe: RecipePath,
     manifest: ManifestOption = Path("data_manifests/demo.yaml"),
-    ranks: Annotated[int, typer.Option(min=1, help="Processes on this machine (one a GPU).")] = 1,
-    deepspeed: Annotated[
-        Path | None, typer.Option(help="Topology.  [default: zero3.json on GPUs, zero3_cpu.json without]")
-    ] = None,
+    ranks: Ranks = 1,
+    deepspeed: Topology = None,
     vllm_server: Annotated[
         str | None, typer.Option(help="With `rollout.sampler: vllm`: http://host:port.  [default: in this process]")
     ] = None,
@@ -203,13 +213,8 @@ def train(
 
         rpt train recipes/demo.yaml --ranks 2 --set budget.steps=20 --run runs/short
     """
-    load(Recipe, recipe, overrides or ())  # a misspelt key fails here, before anything heavy starts
-    arguments = [str(recipe), "--manifest", str(manifest), "--work", str(work)]
-    arguments += ["--run", str(run)] if run else []
-    arguments += ["--deepspeed-config", str(deepspeed)] if deepspeed else []
+    arguments = _of_run(recipe, manifest, work, run, deepspeed, overrides)
     arguments += ["--vllm-server", vllm_server] if vllm_server else []
-    for override in overrides or ():
-        arguments += ["--set", override]
     _launch("stages.train", arguments, ranks)
 
 
@@ -245,19 +250,33 @@ def screen(
 def evaluate(
     recipe: RecipePath,
     manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="A policy to read (repeat for several; the others are compared with the first).  "
+            "[default: the recipe's and the run's, before and after]",
+        ),
+    ] = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
     run: Run = None,
 ) -> None:
     """Next-token accuracy on held-out documents: direct and by reasoning, before and after training.
 
-    Example:
+    Examples:
 
         rpt evaluate recipes/demo.yaml
+
+        rpt evaluate recipes/demo.yaml --set evaluate.samples=8 --set evaluate.bands_by=some/larger-model
+
+        rpt evaluate recipes/demo.yaml --run runs/three --policy base=demo/policy --policy ntp=runs/ntp/policy
     """
     load(Recipe, recipe, overrides or ())
     arguments = [str(recipe), "--manifest", str(manifest), "--work", str(work)]
     arguments += ["--run", str(run)] if run else []
+    for named in policy or ():
+        arguments += ["--policy", named]
     for override in overrides or ():
         arguments += ["--set", override]
     _launch("stages.evaluate", arguments, ranks=1)
@@ -377,6 +396,93 @@ def export(
     shards = current_record(work / read.name, "materialize")
     write(read.name, shards, format=format, template=template, out=out, policy=read.materialize, where=where)
     print(out)
+
+
+@app.command()
+def ntp(
+    recipe: RecipePath,
+    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    policy: PolicyFolder = None,
+    flops_of: FlopsOf = None,
+    flops: Flops = None,
+    tokens: Tokens = None,
+    ranks: Ranks = 1,
+    deepspeed: Topology = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    run: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME-ntp]")] = None,
+) -> None:
+    """Baseline: next-token training of the policy on the corpus' plain text, by the same engine. Resumes by itself.
+
+    Ends after the recipe's `budget.steps`, or when as much is spent as an option says.
+
+    Examples:
+
+        rpt ntp recipes/demo.yaml --set optimizer.lr=1e-4
+
+        rpt ntp recipes/demo.yaml --flops-of runs/demo
+    """
+    arguments = _of_run(recipe, manifest, work, run, deepspeed, overrides, policy)
+    _launch("stages.ntp", [*arguments, *_of_budget(flops_of, flops, tokens)], ranks)
+
+
+@app.command()
+def sft(
+    recipe: RecipePath,
+    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    rollouts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN", help="Imitate the right responses that this run saved.  [default: true tokens, no thought]"
+        ),
+    ] = None,
+    policy: PolicyFolder = None,
+    flops_of: FlopsOf = None,
+    flops: Flops = None,
+    tokens: Tokens = None,
+    ranks: Ranks = 1,
+    deepspeed: Topology = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    run: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME-sft]")] = None,
+) -> None:
+    """Baseline: supervised training on contexts, thoughts and what follows, by the same engine. Resumes by itself.
+
+    Ends after the recipe's `budget.steps`, or when as much is spent as an option says.
+
+    Examples:
+
+        rpt sft recipes/demo.yaml
+
+        rpt sft recipes/demo.yaml --rollouts runs/demo --flops-of runs/demo --set supervised.plain_text=0.5
+    """
+    arguments = _of_run(recipe, manifest, work, run, deepspeed, overrides, policy)
+    arguments += [word for path in rollouts or () for word in ("--rollouts", str(path))]
+    _launch("stages.sft", [*arguments, *_of_budget(flops_of, flops, tokens)], ranks)
+
+
+def _of_run(
+    recipe: Path,
+    manifest: Path,
+    work: Path,
+    run: Path | None,
+    deepspeed: Path | None,
+    overrides: list[str] | None,
+    policy: Path | None = None,
+) -> list[str]:
+    """The arguments of a page that trains. A misspelt key fails here, before anything heavy starts."""
+    instead = [f"policy.model={policy}", "policy.revision=null"] if policy else []
+    changed = [*(overrides or ()), *instead]
+    load(Recipe, recipe, changed)
+    arguments = [str(recipe), "--manifest", str(manifest), "--work", str(work)]
+    arguments += ["--run", str(run)] if run else []
+    arguments += ["--deepspeed-config", str(deepspeed)] if deepspeed else []
+    return arguments + [word for override in changed for word in ("--set", override)]
+
+
+def _of_budget(flops_of: Path | None, flops: float | None, tokens: int | None) -> list[str]:
+    given = {"--flops-of": flops_of, "--flops": flops, "--tokens": tokens}
+    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
 
 @app.command()

@@ -23,6 +23,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import read_table, write_rows
 from pipeline.core.stage import Stage, run_stage
+from pipeline.grpo.run import policy_tokenizer
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 from pipeline.selection.where import filter_rows, row_filter
 from pipeline.shards.reader import SITE_COLUMNS
@@ -61,12 +62,7 @@ def screen(recipe: Recipe, shards: Record, *, work: Path, executor: Executor) ->
     """
     row_filter(recipe.screen.where, SITE_COLUMNS, "screen.where")
     folder = resolve_model(recipe.policy.model, recipe.policy.revision)
-    if CorpusTokenizer.load(folder).digest != shards.inputs["policy_tokenizer"]:
-        raise UserError(
-            "the shards were cut with another tokenizer than the policy's",
-            where=folder,
-            mend=f"run `rpt data` with `materialize.policy_tokenizer={folder}`",
-        )
+    policy_tokenizer(folder, shards)
     config = ScreenStageConfig(
         screen=recipe.screen,
         template=recipe.task.template,

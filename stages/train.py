@@ -36,11 +36,19 @@ from pipeline.grpo.metrics import (
     rollout_metrics,
 )
 from pipeline.grpo.process import command_line, end_with_launcher, learning_rate, stop_signal
-from pipeline.grpo.run import MetricsLog, describe, identity, is_complete, latest_checkpoint, lock
+from pipeline.grpo.run import (
+    MetricsLog,
+    describe,
+    identity,
+    is_complete,
+    latest_checkpoint,
+    lock,
+    policy_tokenizer,
+)
 from pipeline.grpo.screening import read_pass_rates, screening_of
 from pipeline.grpo.topology import choose_topology, zero_stage
 from pipeline.grpo.watch import Watch
-from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
+from pipeline.scoring.tokens import model_digest, resolve_model
 from pipeline.task.templates import template_named
 
 if TYPE_CHECKING:
@@ -49,6 +57,7 @@ if TYPE_CHECKING:
     from pipeline.grpo.rollout import Rollout
     from pipeline.grpo.sampler import Sampler
     from pipeline.grpo.types import ResponseSampler
+    from pipeline.scoring.tokens import CorpusTokenizer
     from pipeline.shards.reader import Site
 
 
@@ -175,22 +184,6 @@ class Policy:
     reference: Any
     """The policy as it was before training, where the objective keeps to it."""
     size: ModelSize
-
-
-def policy_tokenizer(base: Path, shards: Record) -> CorpusTokenizer:
-    """The tokenizer of the policy in `base`.
-
-    Raises:
-        UserError: the shards' targets and boundaries are another tokenizer's tokens.
-    """
-    tokens = CorpusTokenizer.load(base)
-    if tokens.digest != shards.inputs["policy_tokenizer"]:
-        raise UserError(
-            "the shards were cut with another tokenizer than the policy's",
-            where=base,
-            mend=f"run `rpt data` with `materialize.policy_tokenizer={base}`",
-        )
-    return tokens
 
 
 def load_policy(

@@ -437,6 +437,30 @@ class EvaluateConfig(Config):
     """SQL over the site columns: the headline table. All validation sites stand beside it."""
     temperature: float = Field(0.0, ge=0)
     """0 is greedy."""
+    samples: int = Field(0, ge=0)
+    """Responses to each site besides that one, for mean accuracy and pass@k."""
+    sample_temperature: float = Field(0.8, gt=0)
+    """At which those are drawn."""
+    bands_by: str | None = None
+    """Folder or hub id of a model whose entropy decides the difficulty bands; by default the manifest's proxy's."""
+    bands_by_revision: str | None = None
+
+
+class SupervisedConfig(Config):
+    """What a step of `rpt ntp` and `rpt sft` learns from. They end after `budget.steps`, or as their command says."""
+
+    batch_tokens: int = Field(65536, gt=1)
+    """About so many tokens a step, prompts included, over all ranks."""
+    window: int = Field(4096, gt=1)
+    """Documents are read in pieces of at most so many tokens; none attends to another."""
+    plain_text: float = Field(0.0, ge=0, lt=1)
+    """`rpt sft`: this share of a step's tokens is text of the training documents."""
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> SupervisedConfig:
+        if self.window > self.batch_tokens:
+            raise ValueError(f"window ({self.window}) must not be larger than batch_tokens ({self.batch_tokens})")
+        return self
 
 
 class Recipe(Config):
@@ -451,6 +475,7 @@ class Recipe(Config):
     curriculum: tuple[CurriculumPhase, ...] = ()
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    supervised: SupervisedConfig = SupervisedConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     budget: BudgetConfig = BudgetConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -15,12 +15,15 @@ memory, evaluations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.config import Recipe
+from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.grpo.rollout import Rollout
@@ -127,3 +130,62 @@ class Spent:
     def state(self) -> dict[str, float]:
         """As a checkpoint holds it: `Spent(**state)` goes on."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a run ends, if not after its recipe's steps: after so many tokens learned from, or FLOPs."""
+
+    tokens: int | None = None
+    flops: float | None = None
+
+    @classmethod
+    def add_to(cls, parser: argparse.ArgumentParser) -> None:
+        """The options of a command line that `of` reads."""
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument("--tokens", type=int)
+        group.add_argument("--flops", type=float)
+        group.add_argument("--flops-of", type=Path, metavar="RUN")
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Budget:
+        """What a command line says.
+
+        Raises:
+            UserError: `--flops-of` names no run whose compute was counted.
+        """
+        return cls(arguments.tokens, flops_of(arguments.flops_of) if arguments.flops_of else arguments.flops)
+
+    def steps(self, spending: Iterable[tuple[int, int]], *, otherwise: int) -> int:
+        """The first number of steps after which the budget is spent.
+
+        Args:
+            spending: FLOPs and tokens of one step after the other, without end.
+            otherwise: the answer where there is no budget.
+
+        Example:
+            >>> Budget(flops=25).steps([(10, 1)] * 9, otherwise=7), Budget().steps([(10, 1)] * 9, otherwise=7)
+            (3, 7)
+        """
+        if self.tokens is None and self.flops is None:
+            return otherwise
+        spent = Spent()
+        for step, (flops, tokens) in enumerate(spending):
+            if spent.flops >= (self.flops or 0) and spent.tokens >= (self.tokens or 0):
+                return step
+            spent = spent.plus(flops, 0, tokens)
+        raise AssertionError("spending has an end")
+
+
+def flops_of(run: Path) -> float:
+    """What a run has spent up to its last step.
+
+    Raises:
+        UserError: there is no run, or one whose compute was not counted.
+    """
+    path = run / "metrics.jsonl"
+    rows = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    last = json.loads(rows[-1]) if rows else {}
+    if "compute/flops" not in last:
+        raise UserError("no run whose compute was counted", where=path, mend="give the folder of a run of `rpt`")
+    return float(last["compute/flops"])

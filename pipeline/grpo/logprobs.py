@@ -53,7 +53,8 @@ class PolicyLogprobs(nn.Module):
             log-probabilities [R, T] of the targets, and entropies [R, T] of the distributions they were drawn from
             (nats, fp32).
         """
-        hidden_RTE = self._shared(batch) if self._share_contexts else self._plain(batch)
+        shared = self._share_contexts and batch.context_ids_PC.shape[1] > 0
+        hidden_RTE = self._shared(batch) if shared else self._plain(batch)
         return self.head(hidden_RTE, batch.targets_RT, temperature, entropy)
 
     def _shared(self, batch: Batch) -> Tensor:

@@ -98,12 +98,12 @@ class Stopwatch:
 
     def metrics(self, tokens: float) -> Metrics:
         """`seconds/<part>`; `seconds/step` since the start; `tokens` a second of the step, and of its sampling."""
-        step = time.monotonic() - self._begin
+        step, sample = time.monotonic() - self._begin, self._parts.get("sample")
         return {
             **self.seconds(),
             "seconds/step": round(step, 4),
             "tokens/per_second": round(tokens / step, 1),
-            "tokens/per_second_sampling": round(tokens / self._parts["sample"], 1),
+            **({"tokens/per_second_sampling": round(tokens / sample, 1)} if sample else {}),
         }
 
 
@@ -127,12 +127,14 @@ class ProgressLine:
         self._said = now
         parts = [f"step {step}/{self._steps}"]
         if "reward/mean" in metrics:
-            left = (now - self._begin) / max(step - self._first, 1) * (self._steps - step)
             parts += [
                 f"reward {metrics['reward/mean']:.3f}",
                 f"entropy {metrics['policy/entropy']:.3f}",
                 f"length {metrics['response/length']:.1f}",
-                f"{metrics['tokens/per_second']:,.0f} tokens/s",
-                f"{timedelta(seconds=round(left))} left",
             ]
+        elif "loss" in metrics:
+            parts.append(f"loss {metrics['loss']:.3f}")
+        if "tokens/per_second" in metrics:
+            left = (now - self._begin) / max(step - self._first, 1) * (self._steps - step)
+            parts += [f"{metrics['tokens/per_second']:,.0f} tokens/s", f"{timedelta(seconds=round(left))} left"]
         return " · ".join([*parts, self._accuracy] if self._accuracy else parts)

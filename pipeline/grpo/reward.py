@@ -76,7 +76,7 @@ def information_gain(reader: Reader, answered: Sequence[Answered]) -> Outcomes:
     outcomes = prefix(reader, answered)
     targets = [_token_of(reader.tokenizer, a.site.target, a.site.target) for a in answered]
     bare = reader.sampler.next_logprobs([_bare(reader, a.site) for a in answered], [[target] for target in targets])
-    box = _encoded(reader.tokenizer, BOX)
+    box = encoded(reader.tokenizer, BOX)
     thought = reader.sampler.next_logprobs(
         [[*a.prompt, *_thought(reader.tokenizer, r), *box] for a in answered for r in a.responses],
         [[target] for a, target in zip(answered, targets, strict=True) for _ in a.responses],
@@ -160,7 +160,7 @@ def _token_of(tokenizer: CorpusTokenizer, text: bytes, target: bytes) -> int:
     return int(tokenizer.encode(text.decode("utf-8", errors="replace"))[0])
 
 
-def _encoded(tokenizer: CorpusTokenizer, literal: bytes) -> list[int]:
+def encoded(tokenizer: CorpusTokenizer, literal: bytes) -> list[int]:
     """The ids of a literal: its own token if it has one."""
     own = tokenizer.id_of(literal.decode())
     return tokenizer.encode(literal.decode()).tolist() if own is None else [own]
@@ -173,4 +173,4 @@ def _thought(tokenizer: CorpusTokenizer, response: Response) -> list[int]:
         text += known[token] if token < len(known) else b""
         if END_OF_THINKING in text:
             return list(response.ids[:count])
-    return [*(response.ids[:-1] if response.finished else response.ids), *_encoded(tokenizer, END_OF_THINKING)]
+    return [*(response.ids[:-1] if response.finished else response.ids), *encoded(tokenizer, END_OF_THINKING)]

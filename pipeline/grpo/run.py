@@ -27,8 +27,9 @@ import yaml
 from pipeline.core.artifact import Record
 from pipeline.core.config import Recipe, differences
 from pipeline.core.errors import UserError
+from pipeline.scoring.tokens import CorpusTokenizer
 
-MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen")
+MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised")
 """Keys of a recipe that do not change what a step does: a run can be resumed to go on for longer."""
 
 
@@ -85,6 +86,22 @@ def is_complete(run: Path, steps: int, own: Mapping[str, Any]) -> bool:
     state = read_state(checkpoint)
     must_be_same(state["identity"], own, run)
     return state["step"] >= steps and (run / "policy").is_dir()
+
+
+def policy_tokenizer(base: Path, shards: Record) -> CorpusTokenizer:
+    """The tokenizer of the policy in `base`.
+
+    Raises:
+        UserError: the shards' targets and boundaries are another tokenizer's tokens.
+    """
+    tokens = CorpusTokenizer.load(base)
+    if tokens.digest != shards.inputs["policy_tokenizer"]:
+        raise UserError(
+            "the shards were cut with another tokenizer than the policy's",
+            where=base,
+            mend=f"run `rpt data` with `materialize.policy_tokenizer={base}`",
+        )
+    return tokens
 
 
 def describe(

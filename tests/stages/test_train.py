@@ -22,7 +22,7 @@ from pipeline.core.artifact import Record, current_record
 from pipeline.core.config import Recipe, load
 from pipeline.core.errors import UserError
 from pipeline.grpo.rollout import ROLLOUTS
-from stages.train import policy_tokenizer
+from pipeline.grpo.run import policy_tokenizer
 from tests.grpo.colours import make_policy, metrics_of, publish_shards, write_manifest, write_recipe
 from tests.toys import byte_level_tokenizer
 
@@ -75,8 +75,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """One run undisturbed; one on two ranks whose launcher was killed and which went on as two nodes; one that was told
-    to stop and killed twice."""
+    """One run undisturbed; one on two ranks whose launcher was killed, which went on as one and, killed again, as two
+    nodes; one that was told to stop and killed twice."""
     folder = tmp_path_factory.mktemp("world")
     world, policy = World(folder), make_policy(folder / "policy")
     publish_shards(folder / "work", policy)
@@ -86,6 +86,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     undisturbed, two_ranks = world.start("undisturbed"), world.start("two-ranks", ranks=2)
     world.wait_for_step(two_ranks, "two-ranks", 3)
     two_ranks.kill()  # the launcher alone: its ranks must follow, or two runs would write into one folder
+    one_rank = world.start("two-ranks")
+    world.wait_for_step(one_rank, "two-ranks", 5)
+    one_rank.kill()
+    one_rank.wait()
     two_nodes = world.start_nodes("two-ranks", 2)
     process = world.start("disturbed")
     world.wait_for_step(process, "disturbed", 0)
@@ -116,7 +120,7 @@ def test_a_run_that_was_stopped_and_killed_takes_the_same_steps(world: World) ->
     assert trained[0].read_bytes() == trained[1].read_bytes()
 
 
-def test_two_ranks_take_the_steps_of_one(world: World) -> None:
+def test_any_number_of_ranks_takes_the_steps_of_one(world: World) -> None:
     one, two = metrics_of(world.folder / "undisturbed"), metrics_of(world.folder / "two-ranks")
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()

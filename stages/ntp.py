@@ -1,0 +1,88 @@
+"""Next-token pre-training: a corpus' training documents and a policy → the policy, trained on the plain text.
+
+Input:   the `documents` of ingest; a `transformers` folder of the policy.
+Output:  `runs/<recipe>-ntp/`, laid out as a run of `rpt train`: `metrics.jsonl`, checkpoints, `policy/`.
+Command: rpt ntp RECIPE --manifest MANIFEST [--flops-of RUN] [--ranks N]
+
+The baseline that RPT has to beat with the same text and the same compute. Documents are read in pieces of at most
+`supervised.window` tokens, each from its own beginning; a step takes about `supervised.batch_tokens` of them. Steps are
+a function of (recipe, documents, policy, step): a killed run goes on from its last checkpoint and takes the same ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipeline.core.artifact import Record, current_record
+from pipeline.core.config import Manifest, Recipe, load
+from pipeline.core.errors import UserError
+from pipeline.core.progress import say
+from pipeline.grpo.compute import Budget
+from pipeline.grpo.process import command_line, end_with_launcher
+from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
+
+
+def ntp(
+    recipe: Recipe, documents: Record, *, run: Path, budget: Budget, deepspeed_config: Path | None = None
+) -> Path | None:
+    """Train the recipe's policy on the training documents, from the last checkpoint in `run` if there is one.
+
+    Every rank calls it; a single one needs no launcher.
+
+    Args:
+        recipe: its `policy`, `optimizer`, `supervised`, `budget` and `seed` count.
+        documents: record of `ingest`.
+        run: the run's folder.
+        budget: when to end.
+        deepspeed_config: topology; by default ZeRO-3 for the devices there are.
+
+    Returns:
+        the folder of the trained policy; None if it was asked to stop (SIGTERM) and saved a checkpoint instead.
+
+    Raises:
+        UserError: `run` holds another run, there is no training document, or the loss is not finite.
+    """
+    from pipeline.grpo import ranks
+
+    ranks.prepare_environment()
+    from transformers import AutoTokenizer
+
+    from pipeline.grpo.examples import Stream, some, text_examples
+    from pipeline.grpo.supervised import Course, learn
+
+    base, supervised = resolve_model(recipe.policy.model, recipe.policy.revision), recipe.supervised
+    tokens, end = CorpusTokenizer.load(base), AutoTokenizer.from_pretrained(base).eos_token_id
+    files, window = documents.files("documents"), supervised.window
+    training, held_out = (text_examples(files, split, tokens, end, window) for split in ("train", "validation"))
+    course = Course(
+        streams=(Stream(training, recipe.seed, supervised.batch_tokens, "the training documents"),),
+        held_out=some(held_out, recipe.evaluate.progress_sites, recipe.seed),
+        made_from={"documents": documents},
+    )
+    own = {
+        "recipe": recipe.model_dump(mode="json", include={"policy", "optimizer", "supervised", "seed"}),
+        "documents": documents.content,
+        "policy": model_digest(base),
+    }
+    return learn("ntp", recipe, course, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
+
+
+def main() -> None:
+    """One rank, as `rpt ntp`, `torchrun` or `deepspeed` starts it."""
+    end_with_launcher()
+    parser = command_line("stages.ntp", (__doc__ or "").partition("\n")[0])
+    Budget.add_to(parser)
+    arguments = parser.parse_args()
+    recipe, manifest = load(Recipe, arguments.recipe, arguments.overrides), load(Manifest, arguments.manifest)
+    documents = current_record(arguments.work / manifest.name, "ingest")
+    run = arguments.run or Path("runs") / f"{recipe.name}-ntp"
+    ntp(recipe, documents, run=run, budget=Budget.of(arguments), deepspeed_config=arguments.deepspeed_config)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)

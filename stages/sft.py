@@ -1,0 +1,145 @@
+"""Supervised fine-tuning: contexts, thoughts and what follows → a policy that imitates them.
+
+Input:   the right responses among a run's rollouts (`--rollouts RUN`); without any, the `train` shards of materialize,
+         whose true tokens are learned without a thought; with `supervised.plain_text` also the `documents` of ingest.
+Output:  `runs/<recipe>-sft/`, laid out as a run of `rpt train`: `metrics.jsonl`, checkpoints, `policy/`.
+Command: rpt sft RECIPE --manifest MANIFEST [--rollouts RUN] [--flops-of RUN] [--ranks N]
+
+The prompt is what `rpt train` shows the policy, and is not learned. `eval/next_token_loss` is that of held-out
+documents' plain text: what imitation costs it. A killed run goes on from its last checkpoint and takes the same steps.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.core.artifact import Record, content_hash, current_record
+from pipeline.core.config import Manifest, Recipe, load
+from pipeline.core.errors import UserError
+from pipeline.core.progress import say
+from pipeline.grpo.compute import Budget
+from pipeline.grpo.process import command_line, end_with_launcher
+from pipeline.grpo.run import policy_tokenizer
+from pipeline.grpo.screening import read_pass_rates, screening_of
+from pipeline.scoring.tokens import model_digest, resolve_model
+from pipeline.task.templates import template_named
+
+
+def sft(
+    recipe: Recipe,
+    documents: Record,
+    shards: Record,
+    rollouts: Sequence[Path],
+    *,
+    run: Path,
+    budget: Budget,
+    screening: Record | None = None,
+    deepspeed_config: Path | None = None,
+) -> Path | None:
+    """Train the recipe's policy to give right responses, from the last checkpoint in `run` if there is one.
+
+    Every rank calls it; a single one needs no launcher.
+
+    Args:
+        recipe: its `policy`, `task.template`, `sites`, `optimizer`, `supervised`, `budget` and `seed` count.
+        documents: record of `ingest`.
+        shards: record of `materialize`.
+        rollouts: tables of rollouts; none: the shards' true tokens are learned.
+        run: the run's folder.
+        budget: when to end.
+        screening: record of `screen`, if the recipe chooses its sites by pass rate.
+        deepspeed_config: topology; by default ZeRO-3 for the devices there are.
+
+    Returns:
+        the folder of the trained policy; None if it was asked to stop (SIGTERM) and saved a checkpoint instead.
+
+    Raises:
+        UserError: `run` holds another run, no rollout is right, no site matches, or the loss is not finite.
+    """
+    from pipeline.grpo import ranks
+
+    ranks.prepare_environment()
+    from transformers import AutoTokenizer
+
+    from pipeline.grpo.examples import Stream, answer_examples, some, text_examples, thought_examples
+    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.supervised import Course, learn
+    from pipeline.shards.reader import ShardReader
+
+    base, supervised = resolve_model(recipe.policy.model, recipe.policy.revision), recipe.supervised
+    tokens, tokenizer = policy_tokenizer(base, shards), AutoTokenizer.from_pretrained(base)
+    prompts, end = PromptBuilder(tokenizer, tokens, template_named(recipe.task.template)), tokenizer.eos_token_id
+    if rollouts:
+        answers, what = thought_examples(rollouts, prompts, tokens), "the rollouts"
+    else:
+        rates = read_pass_rates(screening) if screening else None
+        sites = ShardReader(shards.files("train"), recipe.sites.where, pass_rates=rates)
+        answers, what = answer_examples(sites, prompts, tokens, end), "the shards"
+
+    files, window = documents.files("documents"), supervised.window
+    text_tokens = round(supervised.plain_text * supervised.batch_tokens)
+    streams = [Stream(answers, recipe.seed, supervised.batch_tokens - text_tokens, what)]
+    if text_tokens:
+        text = text_examples(files, "train", tokens, end, window)
+        streams.append(Stream(text, recipe.seed, text_tokens, "the training documents"))
+    held_out = text_examples(files, "validation", tokens, end, window)
+    course = Course(
+        streams=tuple(streams),
+        held_out=some(held_out, recipe.evaluate.progress_sites, recipe.seed),
+        made_from={"shards": shards, "documents": documents},
+    )
+    kept = {"policy", "task", "sites", "optimizer", "supervised", "seed"}
+    own = {
+        "recipe": recipe.model_dump(mode="json", include=kept),
+        "shards": shards.content,
+        "documents": documents.content,
+        "rollouts": [content_hash(file) for file in rollouts],
+        "policy": model_digest(base),
+    }
+    return learn("sft", recipe, course, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
+
+
+def tables_of(rollouts: Path) -> list[Path]:
+    """The tables of rollouts that a run has saved, or the table itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [rollouts] if rollouts.is_file() else sorted((rollouts / "rollouts").glob("*.parquet"))
+    if not found:
+        raise UserError(
+            "no rollouts", where=rollouts, mend="give the folder of a run of `rpt train`, or a Parquet file"
+        )
+    return found
+
+
+def main() -> None:
+    """One rank, as `rpt sft`, `torchrun` or `deepspeed` starts it."""
+    end_with_launcher()
+    parser = command_line("stages.sft", (__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rollouts", type=Path, action="append", default=[], metavar="RUN")
+    Budget.add_to(parser)
+    arguments = parser.parse_args()
+    recipe, manifest = load(Recipe, arguments.recipe, arguments.overrides), load(Manifest, arguments.manifest)
+    work = arguments.work / manifest.name
+    shards = current_record(work, "materialize")
+    sft(
+        recipe,
+        current_record(work, "ingest"),
+        shards,
+        [table for rollouts in arguments.rollouts for table in tables_of(rollouts)],
+        run=arguments.run or Path("runs") / f"{recipe.name}-sft",
+        budget=Budget.of(arguments),
+        screening=screening_of(recipe, shards, work),
+        deepspeed_config=arguments.deepspeed_config,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
