@@ -11,7 +11,7 @@ Sides, all on the same documents, token ids, weights and threads, each in a proc
 The model has the shape of Qwen2.5-0.5B and random weights, saved for the run; `--layers` makes it shallower. A last
 process scores the documents ten times over.
 
-    python benchmarks/score.py --documents corpus.jsonl --tokenizer FOLDER [--tokens 8192] [--layers 24]
+    python -m benchmarks.score --documents corpus.jsonl --tokenizer FOLDER [--tokens 8192] [--layers 24]
 
 Last line: JSON with seconds, tokens/s, ratios, peak memory, bars and whether they hold.
 """
@@ -178,8 +178,8 @@ def start(side: str, python: Path | None, folder: Path) -> subprocess.Popen[str]
     """A side's process, loaded and warm."""
     given = sys.argv[1:]
     process = subprocess.Popen(
-        [str(python or sys.executable), __file__, *given, "--side", side, "--folder", str(folder)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [str(python or sys.executable), "-m", "benchmarks.score", *given, "--side", side, "--folder", str(folder)],
+        cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     answer(process)

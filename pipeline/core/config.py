@@ -157,7 +157,10 @@ class ProxyConfig(Config):
     tokenizer: str | None = None
     """Folder or hub id, if not the model's own."""
     train: TrainProxyConfig | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 if this machine has a GPU that computes with it, else float32. With float32, the strict mode, the
+    scores are exact to about 1e-5; bfloat16's move with the batches, by more than that (`near.<band>` counts the
+    positions that could cross a band's threshold)."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ProxyConfig:

@@ -5,6 +5,7 @@ Shape names: B windows of a batch, T tokens of a window or document, H hidden si
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ _SPARE_ROWS = 1024
 """Models round their vocabulary up (Qwen by up to 399 rows); more spare rows than this mean another tokenizer."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Proxy:
     """A loaded model. `hidden` maps ids [B, T] to what `write_logits` makes logits of."""
 
@@ -38,6 +39,16 @@ class Proxy:
     """Most tokens the model sees at once (`max_position_embeddings`), BOS included."""
     bos_id: int | None
     device: torch.device
+    most_tokens: int = sys.maxsize
+    """Of a batch. Falls when memory runs out, and stays there for the rest of the process."""
+
+
+def resolve_dtype(dtype: str) -> str:
+    """What `proxy.dtype: auto` means on this machine."""
+    if dtype != "auto":
+        return dtype
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_bf16 else "float32"
 
 
 def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
@@ -56,7 +67,7 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=getattr(torch, dtype),
+            dtype=getattr(torch, resolve_dtype(dtype)),
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
@@ -145,7 +156,7 @@ def score_documents(
     """Scores of every document's positions 1 … T−1 (position 0 has no context).
 
     The values do not depend on what shares a batch, up to rounding; the same call gives the same bits. When memory
-    runs out, the rest of the call goes on with half the tokens a batch, and says so.
+    runs out, this proxy goes on with half the tokens a batch, and says so.
 
     Args:
         proxy: the model.
@@ -161,8 +172,9 @@ def score_documents(
     plan: WindowPlan = plan_windows(config, proxy.limit, bos=bos)
     todo = [window for d, ids in enumerate(documents) for window in windows(len(ids), plan, d)]
     parts: dict[Window, PositionScores] = {}
-    budget, batch = config.batch_tokens, todo[:1]
+    batch = todo[:1]
     while len(parts) < len(todo):
+        budget = min(config.batch_tokens, proxy.most_tokens)
         try:
             for batch in batches([w for w in todo if w not in parts], budget, bos=bos):
                 parts |= _score_batch(proxy, batch, documents, names, config)
@@ -175,8 +187,8 @@ def score_documents(
                     where=f"document {names[batch[0].document]}",
                     mend="lower `score.window`",
                 ) from error
-            budget = max(w.stop - w.start + bos for w in batch) * len(batch) // 2
-            say(f"score        out of memory: {budget:,} tokens a batch from here (`score.batch_tokens`)")
+            proxy.most_tokens = max(w.stop - w.start + bos for w in batch) * len(batch) // 2
+            say(f"score        out of memory: {proxy.most_tokens:,} tokens a batch from here (`score.batch_tokens`)")
     by_document: list[list[PositionScores]] = [[] for _ in documents]
     for window in todo:
         by_document[window.document].append(parts[window])

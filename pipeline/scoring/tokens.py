@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -259,3 +260,14 @@ def model_digest(path: Path) -> str:
     """sha256 over a model folder's configuration and weights (names and contents; nothing else in the folder)."""
     members = sorted(p for pattern in ("config.json", *WEIGHT_FILES) for p in path.glob(pattern))
     return hashlib.sha256(canonical_json([[p.name, content_hash(p)] for p in members]).encode()).hexdigest()
+
+
+def weights(path: Path) -> int:
+    """Number of weights in a model folder, from the headers of its safetensors; tied matrices lie there once."""
+    from safetensors import safe_open
+
+    count = 0
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, framework="np") as tensors:
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
