@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pipeline.core.errors import UserError
 from pipeline.grpo import engine as ds
 from pipeline.grpo import ranks
 from pipeline.grpo.run import must_be_same, read_state
@@ -38,7 +39,7 @@ def save(
         run: the run's folder.
         cursor: where the run is: `step`, updates done; `draws` of sites done; `watch`, what was seen of late.
         own: `identity` of the run.
-        layout: how it is distributed; a checkpoint is read by as many ranks as wrote it.
+        layout: how it is distributed: `ranks`, and `zero_stage`, which must stay the same.
         keep: whole checkpoints to keep, the last ones.
         accuracy: on held-out sites, if it was measured at this step: the checkpoint with the highest stays.
     """
@@ -73,14 +74,28 @@ def superfluous(folders: Sequence[Path], keep: int) -> list[Path]:
 
 
 def resume(engine: ds.Engine, folder: Path, own: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
-    """Load a checkpoint into the engine. Returns its state, with the `cursor` it was saved at. Every rank must call it.
+    """Load a checkpoint, of any number of ranks, into the engine. Every rank must call it.
+
+    Returns:
+        its state, with the `cursor` it was saved at.
 
     Raises:
-        UserError: it belongs to another run, or was written by another number of ranks.
+        UserError: it belongs to another run, was partitioned by another ZeRO stage, or by ZeRO-1 or 2 over another
+            number of ranks, which DeepSpeed's universal format cannot read here.
     """
     state = read_state(folder)
-    must_be_same(state["identity"] | state["layout"], {**own, **layout}, folder.parent.parent)
-    torch.set_rng_state(ds.load(engine, folder)["torch_rng"])
+    was, now = state["layout"], dict(layout)
+    stages = {"zero_stage": was["zero_stage"]}, {"zero_stage": now["zero_stage"]}
+    must_be_same(state["identity"] | stages[0], {**own, **stages[1]}, folder.parent.parent)
+    same_ranks = was["ranks"] == now["ranks"]
+    if not same_ranks and was["zero_stage"] in (1, 2):
+        raise UserError(
+            f"ZeRO-{was['zero_stage']} resumes on as many ranks as it saved on: {was['ranks']}, not {now['ranks']}",
+            where=folder.parent.parent,
+            mend=f"resume with --ranks {was['ranks']}; ZeRO-3 resumes on any number",
+        )
+    saved = ds.load(engine, folder) if same_ranks else ds.load_redistributed(engine, folder)
+    torch.set_rng_state(saved["torch_rng"])
     return state
 
 

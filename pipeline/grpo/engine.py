@@ -7,11 +7,13 @@ ZeRO-3 would be initialised on empty tensors, so what was loaded is compared wit
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 import warnings
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
+from deepspeed.checkpoint import ds_to_universal
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -295,6 +298,41 @@ def load(engine: Engine, folder: Path) -> dict[str, Any]:
     if path is None:
         raise UserError("the checkpoint cannot be read", where=folder, mend="delete it to resume from an earlier one")
     return dict(state["run"])
+
+
+def load_redistributed(engine: Engine, folder: Path) -> dict[str, Any]:
+    """`load` what another number of ranks saved, by way of DeepSpeed's universal format. Every rank must call it.
+
+    The weights and moments are those saved, to the bit; what follows differs by the order of sums over ranks.
+    """
+    if engine.zero_optimization_stage() == 0:
+        return load(engine, folder)  # every rank holds the whole
+    universal = folder.with_name(f".{folder.name}-universal")
+    if ranks.rank() == 0:
+        shutil.rmtree(universal, ignore_errors=True)
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            ds_to_universal.main(
+                Namespace(
+                    input_folder=str(folder),
+                    output_folder=str(universal),
+                    num_extract_workers=1,
+                    num_merge_workers=1,
+                    keep_temp_folder=False,
+                    inject_missing_state=False,
+                    strict=True,
+                )
+            )
+    ranks.barrier()
+    engine._config.load_universal_checkpoint = True
+    try:
+        state = load(engine, universal)
+    finally:
+        engine._config.load_universal_checkpoint = False
+    ranks.barrier()
+    if ranks.rank() == 0:
+        shutil.rmtree(universal)
+        (folder.parent / "latest_universal").unlink()
+    return state
 
 
 def export(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
