@@ -3,61 +3,48 @@
 Input:   the `validation` shards of materialize; the policies, as `transformers` folders; the run's `metrics.jsonl`.
 Output:  in `runs/<recipe>/evaluation/`: `evaluation.json`, `evaluation.md`, `responses.parquet` (what each policy
          answered at each site), `accuracy.png` and `.svg` (accuracy over training steps); tables on standard output.
-Command: rpt evaluate RECIPE --manifest MANIFEST
+Command: rpt evaluate RECIPE --manifest MANIFEST [--policy NAME=FOLDER …]
 
 Every policy is read in two ways at the same sites: *direct* is the most likely next token after the bare context,
-*reasoning* a response to the prompt. Accuracy is given for the sites that `evaluate.where` names and, beside it, for
-all validation sites; by nested difficulty band; with intervals clustered by document.
+*reasoning* a response to the prompt; with `evaluate.samples`, several responses as well. Accuracy is given for the
+sites that `evaluate.where` names and, beside it, for all validation sites; by nested difficulty band; with intervals
+clustered by document.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
 import typer
 from rich.console import Console
 
 from pipeline.core.artifact import Record, current_record, fingerprint, write_json
-from pipeline.core.config import BandsConfig, Manifest, Recipe, load
+from pipeline.core.config import BandsConfig, Manifest, Recipe, ScoreConfig, load
 from pipeline.core.errors import UserError
-from pipeline.core.parquet import write_rows
+from pipeline.core.parquet import read_table
 from pipeline.core.progress import Meter, progress, say
 from pipeline.evaluation.accuracy import summarize
 from pipeline.evaluation.picture import draw_progress, read_progress
-from pipeline.evaluation.readings import Reading, choose_sites, read_by_reasoning, read_directly
+from pipeline.evaluation.published import published_rows
+from pipeline.evaluation.readings import (
+    Reading,
+    Samples,
+    choose_sites,
+    read_by_reasoning,
+    read_directly,
+    read_samples,
+)
 from pipeline.evaluation.report import Table, blocks, markdown
+from pipeline.evaluation.responses import write_responses
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 from pipeline.shards.reader import ShardReader, Site
 from pipeline.task.templates import template_named
 
-VERSION = 1
-
-RESPONSES = pa.schema(
-    [
-        pa.field("site_id", pa.string(), nullable=False),
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("field", pa.string(), nullable=False),
-        pa.field("entropy", pa.float32(), nullable=False),
-        pa.field("sets", pa.list_(pa.string()), nullable=False),
-        pa.field("policy", pa.string(), nullable=False),
-        pa.field("reading", pa.string(), nullable=False),
-        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("response_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("response", pa.large_string(), nullable=False),
-        pa.field("prediction", pa.binary()),
-        pa.field("hit", pa.bool_(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("length", pa.int32(), nullable=False),
-    ]
-)
-"""A row is one answer. `sets`: the sets of sites (`headline`, `all`) it counts in. `response` is for reading: bytes
-that are no UTF-8 appear as U+FFFD there, while `prediction` (null if there is none) and the ids are exact."""
+VERSION = 2
 
 
 def evaluate(
@@ -68,16 +55,18 @@ def evaluate(
     *,
     out: Path,
     metrics: Path | None = None,
+    published: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Read every policy at the same held-out sites, write the report and print it.
 
     Args:
-        policies: `transformers` folders by name, in the order of training (`before`, `after`).
+        policies: `transformers` folders by name; the others are compared with the first (`before`, `after`).
         recipe: its `evaluate`, `task`, `seed`, `rollout.max_new_tokens` and `policy.dtype` count.
         manifest_bands: thresholds of the difficulty bands.
         shards: record of `materialize`.
         out: folder to write to. An evaluation of the same things that lies there already is printed again.
         metrics: JSON lines of the training run, for the picture.
+        published: rows of the paper to print beside the measured ones.
 
     Returns:
         The report, as in `evaluation.json`.
@@ -85,6 +74,8 @@ def evaluate(
     Raises:
         UserError: there is no held-out site, or none matches `evaluate.where`; or a policy cannot be read.
     """
+    other, revision = recipe.evaluate.bands_by, recipe.evaluate.bands_by_revision
+    bands_by = resolve_model(other, revision) if other else None
     identity = fingerprint(
         "evaluate",
         VERSION,
@@ -94,7 +85,9 @@ def evaluate(
             "dtype": recipe.policy.dtype,
             "bands": manifest_bands.identity(),
         },
-        {"shards": shards.content} | {name: model_digest(folder) for name, folder in policies.items()},
+        {"shards": shards.content}
+        | {f"policy {name}": model_digest(folder) for name, folder in policies.items()}
+        | ({"bands_by": model_digest(bands_by)} if bands_by else {}),
     )
     done = out / "evaluation.json"
     if done.exists() and (report := json.loads(done.read_text(encoding="utf-8")))["fingerprint"] == identity:
@@ -103,10 +96,15 @@ def evaluate(
         return report
 
     sites, sets = held_out_sites(shards, recipe)
+    classes = token_classes(shards, sites)
+    if bands_by:
+        sites = banded_by(bands_by, sites, recipe)
     readings: dict[str, Reading] = {}
+    samples: dict[str, Samples] = {}
     for name, folder in policies.items():
-        for reading in read_policy(name, folder, recipe, sites):
-            readings[reading.name] = reading
+        direct, reasoning, drawn = read_policy(name, folder, recipe, sites)
+        readings |= {direct.name: direct, reasoning.name: reasoning}
+        samples |= {name: drawn} if drawn else {}
     template = template_named(recipe.task.template)
     report = {
         "recipe": recipe.name,
@@ -114,11 +112,17 @@ def evaluate(
         "policies": list(policies),
         "template": f"{template.name}, version {template.version}",
         "temperature": recipe.evaluate.temperature,
+        "samples": recipe.evaluate.samples,
+        "sample_temperature": recipe.evaluate.sample_temperature,
+        "bands_by": recipe.evaluate.bands_by,
         "seed": recipe.seed,
+        "published": published,
         "sets": {
             name: summarize(
                 [sites[i] for i in chosen],
+                [classes[i] for i in chosen],
                 {key: reading.at(chosen) for key, reading in readings.items()},
+                {name: drawn.at(chosen) for name, drawn in samples.items()},
                 list(policies),
                 manifest_bands,
                 recipe.evaluate.where if name == "headline" else "true",
@@ -128,7 +132,9 @@ def evaluate(
     }
     out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)  # written last: while it is missing, what lies beside it may be another evaluation's
-    write_responses(out / "responses.parquet", sites, sets, list(readings.values()))
+    answers = [(r.policy, r.kind, [(answer,) for answer in r.answers_N]) for r in readings.values()]
+    answers += [(drawn.policy, "sampled", drawn.answers_NS) for drawn in samples.values()]
+    write_responses(out / "responses.parquet", sites, classes, sets, answers)
     pictures = _draw(report, metrics, out)
     (out / "evaluation.md").write_text(markdown(report, tuple(path.name for path in pictures[:1])), encoding="utf-8")
     write_json(done, report)
@@ -161,8 +167,28 @@ def held_out_sites(shards: Record, recipe: Recipe) -> tuple[list[Site], dict[str
     return sites, {name: sorted(index[site.site_id] for site in part) for name, part in chosen.items()}
 
 
-def read_policy(name: str, folder: Path, recipe: Recipe, sites: Sequence[Site]) -> list[Reading]:
-    """Both readings of one policy at the sites."""
+def token_classes(shards: Record, sites: Sequence[Site]) -> list[str]:
+    """The class of each site's token, from the shards."""
+    tables = [read_table(file, ["site_id", "token_class"]) for file in shards.files("validation")]
+    found = {row["site_id"]: row["token_class"] for table in tables for row in table.to_pylist()}
+    return [found[site.site_id] for site in sites]
+
+
+def banded_by(folder: Path, sites: Sequence[Site], recipe: Recipe) -> list[Site]:
+    """The sites with the entropy of another model than the one that selected them."""
+    from pipeline.evaluation.difficulty import with_entropy_of
+    from pipeline.scoring.proxy import load_proxy
+
+    tokenizer = CorpusTokenizer.load(folder)
+    proxy, top_k = load_proxy(folder, tokenizer, recipe.policy.dtype), ScoreConfig().top_k
+    with progress("bands", Meter(len(sites), "tokens", steps="sites")) as advance:
+        return with_entropy_of(proxy, tokenizer, sites, top_k=top_k, batch=recipe.rollout.batch_rows, advance=advance)
+
+
+def read_policy(
+    name: str, folder: Path, recipe: Recipe, sites: Sequence[Site]
+) -> tuple[Reading, Reading, Samples | None]:
+    """One policy's direct reading at the sites, its reasoning, and several responses if the recipe asks for them."""
     import torch
     from transformers import AutoTokenizer
 
@@ -188,37 +214,22 @@ def read_policy(name: str, folder: Path, recipe: Recipe, sites: Sequence[Site]) 
             batch=batch,
             advance=advance,
         )
-    return [Reading(name, "direct", tuple(direct)), Reading(name, "reasoning", tuple(reasoning))]
-
-
-def write_responses(
-    path: Path, sites: Sequence[Site], sets: Mapping[str, Sequence[int]], readings: Sequence[Reading]
-) -> None:
-    """Every answer at every site, a reading after the other."""
-    members = {name: set(chosen) for name, chosen in sets.items()}
-    rows = (
-        {
-            "site_id": site.site_id,
-            "doc_id": site.doc_id,
-            "field": site.field,
-            "entropy": site.entropy,
-            "sets": [name for name, chosen in members.items() if i in chosen],
-            "policy": reading.policy,
-            "reading": reading.kind,
-            "prompt_ids": answer.prompt_ids,
-            "response_ids": answer.response_ids,
-            "response": answer.response.decode("utf-8", errors="replace"),
-            "prediction": answer.outcome.prediction,
-            "hit": answer.hit,
-            "reason": answer.outcome.reason,
-            "length": len(answer.response_ids),
-        }
-        for reading in readings
-        for i, (site, answer) in enumerate(zip(sites, reading.answers_N, strict=True))
-    )
-    temporary = path.with_name(f".{path.name}")
-    write_rows(temporary, RESPONSES, rows)
-    os.replace(temporary, path)
+    drawn, count = None, recipe.evaluate.samples
+    if count:
+        with progress(f"sampled {name}", Meter(len(sites), "tokens", steps="sites")) as advance:
+            answers = read_samples(
+                policy,
+                prompts,
+                sites,
+                samples=count,
+                temperature=recipe.evaluate.sample_temperature,
+                max_new_tokens=recipe.rollout.max_new_tokens,
+                seed=recipe.seed,
+                batch=batch,
+                advance=advance,
+            )
+        drawn = Samples(name, count, tuple(answers))
+    return Reading(name, "direct", tuple(direct)), Reading(name, "reasoning", tuple(reasoning)), drawn
 
 
 def _draw(report: Mapping[str, Any], metrics: Path | None, out: Path) -> list[Path]:
@@ -247,22 +258,44 @@ def main(
     manifest: Annotated[Path, typer.Option()] = Path("data_manifests/demo.yaml"),
     work: Annotated[Path, typer.Option()] = Path("work"),
     run: Annotated[Path | None, typer.Option()] = None,
+    policy: Annotated[list[str] | None, typer.Option("--policy")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
-    """What `rpt evaluate` starts in a process of its own: the recipe's policy before training, the run's after it."""
+    """What `rpt evaluate` starts in a process of its own."""
     config, corpus = load(Recipe, recipe, overrides or ()), load(Manifest, manifest)
     folder = run or Path("runs") / config.name
-    trained = folder / "policy"
-    if not trained.is_dir():
-        raise UserError("the run has no trained policy yet", where=trained, mend="run `rpt train` first")
     evaluate(
-        {"before": resolve_model(config.policy.model, config.policy.revision), "after": trained},
+        named_policies(policy) if policy else before_and_after(config, folder),
         config,
         corpus.select.bands,
         current_record(work / corpus.name, "materialize"),
         out=folder / "evaluation",
         metrics=folder / "metrics.jsonl",
+        published=published_rows(corpus.corpus, corpus.select.bands),
     )
+
+
+def before_and_after(recipe: Recipe, run: Path) -> dict[str, Path]:
+    """The recipe's policy before training and the run's after it."""
+    trained = run / "policy"
+    if not trained.is_dir():
+        raise UserError("the run has no trained policy yet", where=trained, mend="run `rpt train` first")
+    return {"before": resolve_model(recipe.policy.model, recipe.policy.revision), "after": trained}
+
+
+def named_policies(arguments: Sequence[str]) -> dict[str, Path]:
+    """Policies given as `NAME=FOLDER` (or a hub id), in their order.
+
+    Raises:
+        UserError: one has no name, or two have the same.
+    """
+    policies: dict[str, Path] = {}
+    for argument in arguments:
+        name, separator, folder = argument.partition("=")
+        if not separator or not name.strip() or name.strip() in policies:
+            raise UserError("policies are given as NAME=FOLDER, each name once", where=argument)
+        policies[name.strip()] = resolve_model(folder)
+    return policies
 
 
 if __name__ == "__main__":

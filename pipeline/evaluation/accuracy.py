@@ -1,11 +1,10 @@
-"""Accuracy of readings by difficulty band and by field, their differences, and why they failed.
+"""Accuracy of readings by difficulty band, field and token class, their differences, and why they failed.
 
 Shape name: N sites.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,17 @@ from numpy.typing import NDArray
 
 from pipeline.core.config import BandsConfig
 from pipeline.evaluation.intervals import Difference, Estimate, difference, proportion
+from pipeline.evaluation.samples import sampled_accuracy
 from pipeline.task.reward import REASONS
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.readings import Reading
+    from pipeline.evaluation.readings import Reading, Samples
     from pipeline.shards.reader import Site
+
+FORMAT_FAILURES = ("missing", "empty")
+"""Reasons of responses that ended without a prediction in a box."""
+LENGTH_QUANTILES = (0.5, 0.95, 1.0)
+"""Of response lengths: median, long, longest."""
 
 
 def band_members(entropy_N: Sequence[float], bands: BandsConfig) -> dict[str, NDArray[np.bool_]]:
@@ -42,13 +47,13 @@ def accuracy_by_band(
     return {band: proportion(hits_N[member_N], documents_N[member_N]) for band, member_N in members.items()}
 
 
-def accuracy_by_field(hits_N: NDArray[np.bool_], sites_N: Sequence[Site]) -> dict[str, Estimate | None]:
-    """Accuracy in each column of the corpus; `""` is the template's own text."""
-    documents_N = np.array([site.doc_id for site in sites_N], dtype=str)
-    field_N = np.array([site.field for site in sites_N], dtype=str)
-    return {
-        str(field): proportion(hits_N[field_N == field], documents_N[field_N == field]) for field in np.unique(field_N)
-    }
+def accuracy_by_label(
+    hits_N: NDArray[np.bool_], documents_N: NDArray[np.str_], labels_N: Sequence[str]
+) -> dict[str, Estimate | None]:
+    """Accuracy at the sites of each label, such as the column of the corpus they lie in."""
+    label_N = np.array(labels_N, dtype=str)
+    members = {str(label): label_N == label for label in np.unique(label_N)}
+    return {label: proportion(hits_N[own_N], documents_N[own_N]) for label, own_N in members.items()}
 
 
 def progress_metrics(by_band: Mapping[str, Estimate | None], kind: str = "reasoning") -> dict[str, float]:
@@ -78,32 +83,45 @@ def table_order(policies: Sequence[str]) -> list[str]:
 
 
 def comparisons(policies: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs (reading, baseline) whose difference matters: the last policy's reasoning against the first's two readings.
+    """Pairs (reading, baseline) whose difference matters: what each later policy reads against the first's readings.
 
     Example:
-        >>> comparisons(["before", "after"])
+        >>> comparisons(["before", "after"])[:2]
         [('reasoning after', 'reasoning before'), ('reasoning after', 'direct before')]
+        >>> comparisons(["before", "after"])[2:], comparisons(["model"])
+        ([('direct after', 'direct before')], [('reasoning model', 'direct model')])
     """
-    first, last = policies[0], policies[-1]
-    baselines = [f"reasoning {first}", f"direct {first}"] if len(policies) > 1 else [f"direct {first}"]
-    return [(f"reasoning {last}", baseline) for baseline in baselines]
+    first, *later = policies
+    if not later:
+        return [(f"reasoning {first}", f"direct {first}")]
+    pairs = (("reasoning", "reasoning"), ("reasoning", "direct"), ("direct", "direct"))
+    return [(f"{own} {name}", f"{other} {first}") for name in later for own, other in pairs]
 
 
 def summarize(
-    sites_N: Sequence[Site], readings: Mapping[str, Reading], policies: Sequence[str], bands: BandsConfig, where: str
+    sites_N: Sequence[Site],
+    classes_N: Sequence[str],
+    readings: Mapping[str, Reading],
+    samples: Mapping[str, Samples],
+    policies: Sequence[str],
+    bands: BandsConfig,
+    where: str,
 ) -> dict[str, Any]:
     """Everything an evaluation says about one set of sites, as JSON values.
 
     Args:
         sites_N: the set; may be empty.
+        classes_N: of the sites' tokens.
         readings: by name, each with its answers at exactly these sites in this order.
+        samples: by policy, the same for several responses to each site; empty if none were drawn.
         policies: names in the order of training.
         bands: thresholds in nats.
         where: the expression that chose the set, for the record.
 
     Returns:
-        `sites`, `documents`; `bands` (threshold and size of each); `readings` (accuracy by band and field, reasons,
-        mean response length in tokens); `differences` (with paired intervals, and whether the two intervals overlap).
+        `sites`, `documents`; `bands` (threshold and size of each); `readings` (accuracy by band, field and token class,
+        reasons, format failures, truncation, response lengths in tokens); `samples` (mean accuracy and pass@k by band);
+        `differences` (with paired intervals and p-values, and whether the two intervals overlap).
     """
     documents_N = np.array([site.doc_id for site in sites_N], dtype=str)
     members = band_members([site.entropy for site in sites_N], bands)
@@ -120,10 +138,21 @@ def summarize(
         "readings": {
             name: {
                 "accuracy": {band: _plain(estimate) for band, estimate in by_band.items()},
-                "by_field": {f: _plain(e) for f, e in accuracy_by_field(hits[name], sites_N).items()},
-                **_responses(readings[name]),
+                "by_field": _by_label(hits[name], documents_N, [site.field for site in sites_N]),
+                "by_class": _by_label(hits[name], documents_N, classes_N),
+                **_responses(readings[name], documents_N),
             }
             for name, by_band in accuracy.items()
+        },
+        "samples": {
+            f"sampled {policy}": {
+                band: {
+                    name: _plain(estimate)
+                    for name, estimate in sampled_accuracy(drawn.hits_NS[member_N], documents_N[member_N]).items()
+                }
+                for band, member_N in members.items()
+            }
+            for policy, drawn in samples.items()
         },
         "differences": [
             {
@@ -149,13 +178,20 @@ def _compared(own: Estimate | None, other: Estimate | None, change: Difference |
     return asdict(change) | {"intervals_overlap": own.overlaps(other)}
 
 
-def _responses(reading: Reading) -> dict[str, Any]:
-    reasons = Counter(answer.outcome.reason for answer in reading.answers_N)
-    lengths = [len(answer.response_ids) for answer in reading.answers_N]
+def _responses(reading: Reading, documents_N: NDArray[np.str_]) -> dict[str, Any]:
+    reason_N = [answer.outcome.reason for answer in reading.answers_N]
+    lengths = np.array([len(answer.response_ids) for answer in reading.answers_N])
     return {
-        "reasons": {reason: reasons[reason] for reason in REASONS},
-        "mean_length": sum(lengths) / len(lengths) if lengths else None,
+        "reasons": {reason: reason_N.count(reason) for reason in REASONS},
+        "format_failures": _plain(proportion(np.isin(reason_N, FORMAT_FAILURES), documents_N)),
+        "truncated": _plain(proportion(np.isin(reason_N, ["unfinished"]), documents_N)),
+        "mean_length": float(lengths.mean()) if len(lengths) else None,
+        "length_quantiles": np.quantile(lengths, LENGTH_QUANTILES).tolist() if len(lengths) else None,
     }
+
+
+def _by_label(hits_N: NDArray[np.bool_], documents_N: NDArray[np.str_], labels_N: Sequence[str]) -> dict[str, Any]:
+    return {label: _plain(estimate) for label, estimate in accuracy_by_label(hits_N, documents_N, labels_N).items()}
 
 
 def _plain(estimate: Estimate | None) -> dict[str, Any] | None:

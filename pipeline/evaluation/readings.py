@@ -1,6 +1,6 @@
 """Two ways of reading a policy's prediction at a site: directly (arg-max of the next token) and by reasoning.
 
-Both are judged by the same prefix-matching reward. Shape name: N sites.
+Both are judged by the same prefix-matching reward. Shape names: N sites, S samples a site.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.selection.keys import key_of
+from pipeline.task.answers import Judge
 from pipeline.task.reward import Outcome, prefix_reward, score_response
 
 if TYPE_CHECKING:
@@ -61,6 +62,25 @@ class Reading:
     def at(self, indices: Sequence[int]) -> Reading:
         """The reading at some of its sites."""
         return replace(self, answers_N=tuple(self.answers_N[i] for i in indices))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One policy's responses to N sites, S to each, drawn at a temperature."""
+
+    policy: str
+    samples: int
+    answers_NS: tuple[tuple[Answer, ...], ...]
+
+    @property
+    def hits_NS(self) -> NDArray[np.bool_]:
+        """Whether each answer was rewarded [N, S]."""
+        hits = [answer.hit for answers in self.answers_NS for answer in answers]
+        return np.array(hits, dtype=bool).reshape(-1, self.samples)
+
+    def at(self, indices: Sequence[int]) -> Samples:
+        """The samples at some of the sites."""
+        return replace(self, answers_NS=tuple(self.answers_NS[i] for i in indices))
 
 
 def choose_sites(site_ids: Sequence[str], count: int, seed: int) -> list[int]:
@@ -114,27 +134,68 @@ def read_by_reasoning(
     seed: int,
     batch: int,
     advance: Advance,
+    judge: Judge = score_response,
 ) -> list[Answer]:
-    """One response to the prompt of each site.
+    """One response to the prompt of each site: `read_samples` with a single one."""
+    answers_N1 = read_samples(
+        policy,
+        prompts,
+        sites_N,
+        samples=1,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        batch=batch,
+        advance=advance,
+        judge=judge,
+    )
+    return [answer for (answer,) in answers_N1]
+
+
+def read_samples(
+    policy: ResponseSampler,
+    prompts: PromptBuilder,
+    sites_N: Sequence[Site],
+    *,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    batch: int,
+    advance: Advance,
+    judge: Judge = score_response,
+) -> list[tuple[Answer, ...]]:
+    """Responses [N, S] to the prompts of the sites.
 
     Args:
         policy: its sampler.
         prompts: builds the prompt of a context.
         sites_N: where.
+        samples: S.
         temperature: 0 is greedy.
         max_new_tokens: room for a response; one that has not ended by then is unfinished, and no hit.
-        seed: with the site's id, decides what is drawn at temperatures above 0.
-        batch: sites between two calls of `advance`.
+        seed: with the site's id and the sample's number, decides what is drawn at temperatures above 0.
+        batch: responses between two calls of `advance`.
         advance: told of progress.
+        judge: says which response is right; prefix matching, unless the sites are questions.
     """
-    answers: list[Answer] = []
-    for part in _batches(sites_N, batch):
+    answers: list[tuple[Answer, ...]] = []
+    for part in _batches(sites_N, max(1, batch // samples)):
         prompt_ids = [prompts.ids(site.context) for site in part]
-        seeds = [key_of("evaluate", seed, site.site_id) for site in part]
-        responses = policy.sample(prompt_ids, 1, temperature, max_new_tokens, seeds)
-        for site, prompt, response in zip(part, prompt_ids, responses, strict=True):
-            outcome = score_response(response.text, response.finished, site.continuation, site.boundaries)
-            answers.append(Answer(tuple(prompt), tuple(response.ids), response.text, outcome))
+        seeds = [key_of("evaluate", seed, site.site_id, sample) for site in part for sample in range(samples)]
+        responses = policy.sample(prompt_ids, samples, temperature, max_new_tokens, seeds)
+        for i, (site, prompt) in enumerate(zip(part, prompt_ids, strict=True)):
+            answers.append(
+                tuple(
+                    Answer(
+                        tuple(prompt),
+                        tuple(response.ids),
+                        response.text,
+                        judge(response.text, response.finished, site.continuation, site.boundaries),
+                    )
+                    for response in responses[i * samples : (i + 1) * samples]
+                )
+            )
         advance(len(part), sum(len(response.ids) for response in responses))
     return answers
 

@@ -54,8 +54,13 @@ def blocks(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
         yield accuracy_table(summary)
         yield difference_table(summary)
         yield tuple(sentences(summary))
-    yield field_table(summaries[-1])
+        if summary["samples"]:
+            yield sample_table(summary)
+    yield label_table(summaries[-1], "by_field", "field")
+    yield label_table(summaries[-1], "by_class", "token class")
     yield reason_table(summaries[-1])
+    if report["published"]:
+        yield published_table(report["published"])
 
 
 def title_of(summary: Mapping[str, Any]) -> str:
@@ -90,15 +95,33 @@ def difference_table(summary: Mapping[str, Any]) -> Table:
     return Table(f"{title_of(summary)}: differences, points [95 % interval]", ("", *summary["bands"]), rows)
 
 
-def field_table(summary: Mapping[str, Any]) -> Table:
-    """A row a reading, a column a column of the corpus."""
-    fields = next(iter(summary["readings"].values()))["by_field"]
-    header = tuple(f"{name or '(template text)'}\n{count(field['sites'], 'site')}" for name, field in fields.items())
+def sample_table(summary: Mapping[str, Any]) -> Table:
+    """A row a policy and a statistic of several responses to each site, a column a band."""
     rows = tuple(
-        (name, *(percent(estimate) for estimate in reading["by_field"].values()))
-        for name, reading in summary["readings"].items()
+        (f"{name}\n{statistic}", *(percent(by_band[band].get(statistic)) for band in by_band))
+        for name, by_band in summary["samples"].items()
+        for statistic in next(iter(by_band.values()))
     )
-    return Table(f"{title_of(summary)}: accuracy by field, % [95 % interval]", ("", *header), rows)
+    return Table(f"{title_of(summary)}: several responses, % [95 % interval]", ("", *summary["bands"]), rows)
+
+
+def label_table(summary: Mapping[str, Any], key: str, noun: str) -> Table:
+    """A row a label (a column of the corpus, a class of tokens), a column a reading."""
+    readings = summary["readings"].values()
+    rows = tuple(
+        (
+            f"{label.replace('_', ' ') or '(template text)'}\n{count(estimate['sites'], 'site')}",
+            *(percent(reading[key][label]) for reading in readings),
+        )
+        for label, estimate in next(iter(readings))[key].items()
+    )
+    return Table(f"{title_of(summary)}: accuracy by {noun}, % [95 % interval]", ("", *summary["readings"]), rows)
+
+
+def published_table(published: Mapping[str, Any]) -> Table:
+    """The paper's rows, without intervals: it gives none."""
+    rows = tuple((name, *(f"{value:.2f}" for value in row.values())) for name, row in published["rows"].items())
+    return Table(f"{published['title']}: accuracy, %", ("", *next(iter(published["rows"].values()))), rows)
 
 
 def reason_table(summary: Mapping[str, Any]) -> Table:
@@ -106,9 +129,11 @@ def reason_table(summary: Mapping[str, Any]) -> Table:
     readings = summary["readings"].values()
     reasons = next(iter(readings))["reasons"]
     rows = [(reason.replace("_", " "), *(f"{r['reasons'][reason]:,}" for r in readings)) for reason in reasons]
-    rows.append(
-        ("mean tokens", *(NOTHING if r["mean_length"] is None else f"{r['mean_length']:.1f}" for r in readings))
-    )
+    for name in ("format_failures", "truncated"):
+        rows.append((f"{name.replace('_', ' ')}, %", *(number(r[name] and 100 * r[name]["value"]) for r in readings)))
+    rows.append(("tokens, mean", *(number(r["mean_length"]) for r in readings)))
+    for i, name in enumerate(("median", "95th percentile", "longest")):
+        rows.append((f"tokens, {name}", *(number((r["length_quantiles"] or [None] * 3)[i]) for r in readings)))
     return Table(f"{title_of(summary)}: responses", ("", *summary["readings"]), tuple(rows))
 
 
@@ -126,7 +151,7 @@ def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
             overlap = "overlap" if difference["intervals_overlap"] else "do not overlap"
             yield (
                 f"{band}: {change['reading']} ({100 * own['value']:.1f} %) is {relation} {change['baseline']} "
-                f"({100 * other['value']:.1f} %); the two intervals {overlap}."
+                f"({100 * other['value']:.1f} %); the two intervals {overlap}, {p_value(difference['p_value'])}."
             )
 
 
@@ -150,11 +175,19 @@ def about(report: Mapping[str, Any]) -> Iterator[str]:
         documents = count(summary["documents"], "held-out document")
         yield f"{title_of(summary)}: {count(summary['sites'], 'site')} of {documents}."
     yield (
-        "Bands are nested; their thresholds are nats of the proxy's entropy. Direct: the most likely next token after "
-        f"the bare context. Reasoning: a response to the prompt (template `{report['template']}`) at temperature "
-        f"{report['temperature']:g}, its boxed prediction judged by the prefix-matching reward. Intervals are "
-        "clustered by document."
+        f"Bands are nested; their thresholds are nats of the entropy of {report['bands_by'] or 'the proxy'}. Direct: "
+        "the most likely next token after the bare context. Reasoning: a response to the prompt (template "
+        f"`{report['template']}`) at temperature {report['temperature']:g}, its boxed prediction judged by the "
+        "prefix-matching reward. Intervals are clustered by document; p-values are those of an exact sign-flip test "
+        "over documents, paired by site, and not corrected for the number of comparisons."
     )
+    if report["samples"]:
+        yield (
+            f"Several responses: {report['samples']} to each site at temperature {report['sample_temperature']:g}; "
+            "pass@k by the unbiased estimator."
+        )
+    if report["published"]:
+        yield report["published"]["caveat"]
 
 
 def count(number: int, noun: str) -> str:
@@ -175,6 +208,24 @@ def percent(estimate: Mapping[str, Any] | None) -> str:
     if estimate is None:
         return NOTHING
     return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+
+
+def p_value(value: float) -> str:
+    """
+    Example:
+        >>> p_value(0.0421), p_value(1.2e-9)
+        ('p = 0.042', 'p < 0.001')
+    """
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def number(value: float | None) -> str:
+    """
+    Example:
+        >>> number(22.96), number(None)
+        ('23.0', '–')
+    """
+    return NOTHING if value is None else f"{value:.1f}"
 
 
 def points(difference: Mapping[str, Any] | None) -> str:

@@ -68,6 +68,20 @@ def save_policy(folder: Path, after: Mapping[str, str], otherwise: str, answers:
     return folder
 
 
+def tie(folder: Path, token: str, followers: tuple[str, ...]) -> None:
+    """Change a saved policy: after `token` all `followers` are as likely."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for follower in followers:
+            model.lm_head.weight[tokenizer.token_to_id(follower), tokenizer.token_to_id(token)] = 1.0
+    model.save_pretrained(folder)
+
+
 def reasoner(folder: Path, answer: str, direct: Mapping[str, str], otherwise: str) -> Path:
     """A policy that thinks nothing and boxes `answer` at every site; read directly it does as `direct` says."""
     box = rf"\boxed{{{answer}}}"

@@ -1,13 +1,15 @@
 """Clustered intervals: hand-computed numbers, degenerate cases, and how often they cover the truth."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
-from pipeline.evaluation.intervals import Estimate, difference, proportion
+from pipeline.evaluation.intervals import Estimate, difference, proportion, sign_flip_test
 
 
 def sites(hits_by_document):
@@ -41,7 +43,7 @@ def test_hand_computed_clusters():
     assert half == pytest.approx(0.37976, abs=1e-5)
     estimate = proportion(*sites(["111", "110", "100", "000"]))
     assert estimate.value == 0.5
-    assert (estimate.low, estimate.high) == pytest.approx((0.5 - half, 0.5 + half), abs=2e-4)  # t(3) is an expansion
+    assert (estimate.low, estimate.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-5)
 
 
 def test_doubling_every_site_tells_nothing_new_about_documents():
@@ -142,3 +144,24 @@ def test_intervals_cover_the_truth_in_95_of_100_corpora(mean):
     assert covered / 400 == pytest.approx(0.95, abs=0.03)
     assert difference_covered / 400 == pytest.approx(0.95, abs=0.03)
     assert naive / 400 < 0.88, "the simulation must be hard enough to tell clustered from independent sites"
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(8, 2), (5, 5), (12, 0), (1, 0), (0, 0), (3, 17)])
+def test_sign_flips_of_single_sites_are_mcnemars_exact_test(wins, losses):
+    expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    gains = np.array([1] * wins + [-1] * losses + [0] * 5)
+    assert sign_flip_test(gains) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
+def test_sign_flips_by_enumeration(gains):
+    sums = [abs(sum(g * s for g, s in zip(gains, signs, strict=True))) for signs in product((-1, 1), repeat=len(gains))]
+    assert sign_flip_test(np.array(gains)) == pytest.approx(sum(s >= abs(sum(gains)) for s in sums) / len(sums))
+
+
+def test_a_difference_has_the_p_value_of_its_documents():
+    after, documents = sites(["11", "10", "11", "1"])
+    before, _ = sites(["00", "10", "01", "0"])
+    # gains 2, 0, 1, 1 sum to 4: only all three signs equal reach it, 2 of 8
+    assert difference(after, before, documents).p_value == 0.25
+    assert difference(after, after, documents).p_value == 1.0

@@ -5,20 +5,21 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.core.config import BandsConfig
+from pipeline.core.config import BandsConfig, CorpusConfig
 from pipeline.evaluation.accuracy import summarize, table_order
+from pipeline.evaluation.published import published_rows
 from pipeline.evaluation.report import (
     Table,
     accuracy_table,
     blocks,
     difference_table,
-    field_table,
+    label_table,
     markdown,
     reason_table,
     sentences,
 )
 from tests.evaluation.scripted import site
-from tests.evaluation.test_accuracy import READINGS, SITES, reading
+from tests.evaluation.test_accuracy import CLASSES, READINGS, SAMPLES, SITES, reading
 
 POLICIES = ["before", "after"]
 
@@ -31,15 +32,21 @@ def report():
         "policies": POLICIES,
         "template": "brief, version 1",
         "temperature": 0.0,
+        "samples": 4,
+        "sample_temperature": 0.8,
+        "bands_by": None,
+        "published": published_rows(CorpusConfig(source="Omni-MATH.jsonl"), BandsConfig()),
         "sets": {
             "headline": summarize(
                 [SITES[i] for i in headline],
+                [CLASSES[i] for i in headline],
                 {name: r.at(headline) for name, r in READINGS.items()},
+                {"after": SAMPLES.at(headline)},
                 POLICIES,
                 BandsConfig(),
                 "field = 'solution'",
             ),
-            "all": summarize(SITES, READINGS, POLICIES, BandsConfig(), "true"),
+            "all": summarize(SITES, CLASSES, READINGS, {}, POLICIES, BandsConfig(), "true"),
         },
     }
 
@@ -58,22 +65,27 @@ def test_accuracy_table_has_a_row_a_reading_and_a_column_a_band(report):
 
 def test_differences_are_in_points(report):
     table = difference_table(report["sets"]["all"])
-    assert [row[0] for row in table.rows] == ["reasoning after\n− reasoning before", "reasoning after\n− direct before"]
+    assert [row[0] for row in table.rows] == [
+        "reasoning after\n− reasoning before", "reasoning after\n− direct before", "direct after\n− direct before",
+    ]  # fmt: skip
     assert [cell.split()[0] for cell in table.rows[0][1:]] == ["+60.0", "+33.3", "+0.0"]
 
 
 def test_fields_and_reasons(report):
-    fields = field_table(report["sets"]["all"])
-    assert fields.header == ("", "(template text)\n1 site", "problem\n2 sites", "solution\n3 sites")
-    assert [cell.split()[0] for cell in fields.rows[2][1:]] == ["100.0", "50.0", "100.0"]
+    fields = label_table(report["sets"]["all"], "by_field", "field")
+    assert [row[0] for row in fields.rows] == ["(template text)\n1 site", "problem\n2 sites", "solution\n3 sites"]
+    assert [row[3].split()[0] for row in fields.rows] == ["100.0", "50.0", "100.0"]  # reasoning after
+    classes = label_table(report["sets"]["all"], "by_class", "token class")
+    assert [row[0].split("\n")[0] for row in classes.rows] == ["number", "space", "word"]
     reasons = {name: cells for name, *cells in reason_table(report["sets"]["all"]).rows}
     assert reasons["match"] == ["3", "1", "5", "2"] and reasons["mismatch"] == ["3", "5", "1", "4"]
-    assert reasons["mean tokens"] == ["3.5"] * 4
+    assert reasons["tokens, mean"] == ["3.5"] * 4 and reasons["tokens, longest"] == ["6.0"] * 4
+    assert reasons["truncated, %"] == ["0.0"] * 4
 
 
 def test_bands_without_sites_are_dashes():
     readings = {name: r.at([0, 1]) for name, r in READINGS.items()}
-    summary = summarize(SITES[:2], readings, POLICIES, BandsConfig(), "true")
+    summary = summarize(SITES[:2], CLASSES[:2], readings, {}, POLICIES, BandsConfig(), "true")
     assert accuracy_table(summary).rows[0][2:] == ("–", "–")
     assert difference_table(summary).rows[0][2:] == ("–", "–")
     assert "hard: no sites." in list(sentences(summary))
@@ -81,24 +93,26 @@ def test_bands_without_sites_are_dashes():
 
 def test_words_say_whether_intervals_overlap(report):
     lines = list(sentences(report["sets"]["headline"]))
-    assert len(lines) == 6, "two comparisons, three bands"
+    assert len(lines) == 9, "three comparisons, three bands"
     assert lines[0] == (
-        "easy: reasoning after (100.0 %) is above reasoning before (33.3 %); the two intervals overlap."
+        "easy: reasoning after (100.0 %) is above reasoning before (33.3 %); the two intervals overlap, p = 0.500."
     )
     assert lines[2].startswith("hard: reasoning after (100.0 %) is equal to reasoning before (100.0 %)")
     many = [site(f"d{i}", 0, 2.0, "context", ["x"]) for i in range(40)]
     hits = dict.fromkeys(table_order(POLICIES), "1" * 40) | {"reasoning after": "0" * 40}
     readings = {name: reading(*name.split()[::-1], row) for name, row in hits.items()}
-    (line, *_) = sentences(summarize(many, readings, POLICIES, BandsConfig(), "true"))
+    (line, *_) = sentences(summarize(many, ["word"] * 40, readings, {}, POLICIES, BandsConfig(), "true"))
     assert "reasoning after (0.0 %) is below reasoning before (100.0 %)" in line
-    assert line.endswith("the two intervals do not overlap.")
+    assert line.endswith("the two intervals do not overlap, p < 0.001.")
 
 
 def test_terminal_and_markdown_hold_every_number(report):
     page = markdown(report, ("accuracy.png",))
     console = Console(file=io.StringIO(), width=88)
     tables = [block for block in blocks(report) if isinstance(block, Table)]
-    assert len(tables) == 6
+    assert len(tables) == 9
+    assert [table.title for table in tables].count("The paper's Table 1: accuracy, %") == 1
+    assert "| RPT-14B, reasoning | 45.11 | 33.56 | 23.75 |" in page
     for table in tables:
         console.print(table.terminal())
     printed = console.file.getvalue()

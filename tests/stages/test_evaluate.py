@@ -1,9 +1,11 @@
 """The evaluate page on real shards and policies whose answers are known: accuracies counted by hand."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import polars as pl
@@ -14,10 +16,11 @@ from pipeline.core.artifact import Record, Shard, publish, scratch_folder, write
 from pipeline.core.config import BandsConfig, Recipe
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import write_rows
+from pipeline.evaluation.responses import RESPONSES
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.shards.schema import SHARDS
-from stages.evaluate import RESPONSES, evaluate
-from tests.evaluation.scripted import as_row, reasoner, site
+from stages.evaluate import evaluate, named_policies
+from tests.evaluation.scripted import END, as_row, reasoner, save_policy, site, tie
 
 # A document a line; the policies below predict by the context's last byte, or always box the same answer.
 SITES = [
@@ -98,6 +101,8 @@ def test_accuracies_counted_by_hand(policies, shards, tmp_path, capsys):
         "direct after": [(0, 4), (0, 3), (0, 2)],
     }
     assert (report["sets"]["all"]["sites"], report["sets"]["headline"]["sites"]) == (7, 5)
+    by_class = report["sets"]["all"]["readings"]["reasoning after"]["by_class"]
+    assert {name: (e["value"], e["sites"]) for name, e in by_class.items()} == {"word_start": (3 / 7, 7)}
     assert (report["template"], report["temperature"], report["policies"]) == (
         "brief, version 1", 0.0, ["before", "after"],
     )  # fmt: skip
@@ -134,6 +139,47 @@ def test_responses_tell_every_answer(policies, shards, tmp_path):
     tokenizer = CorpusTokenizer.load(policies["after"])
     assert tokenizer.decode_bytes(row["prompt_ids"]) == b"Complete the text: 4 + 3 =<think>\n"
     assert rows.filter(site_id="d3-1", reading="direct")["prediction"].to_list() == [b"e", b"e"]
+
+
+def test_several_responses_of_a_policy_that_tosses_a_coin(shards, tmp_path):
+    boxes = (r"\boxed{4}", r"\boxed{7}")
+    coin = save_policy(tmp_path / "coin", {"\n": "</think>", "</think>": boxes[0], **dict.fromkeys(boxes, END)}, "e", boxes)
+    tie(coin, "</think>", boxes)
+    report = evaluate(
+        {"coin": coin}, recipe_with(samples=8, sample_temperature=0.3), BandsConfig(), shards, out=tmp_path / "out"
+    )
+    rows = pl.read_parquet(tmp_path / "out" / "responses.parquet").filter(pl.col("reading") == "sampled")
+    assert rows["sample"].unique().sort().to_list() == list(range(8))
+    assert set(rows["prediction"].to_list()) == {b"4", b"7"} and not (set(rows["reason"]) - {"match", "mismatch"})
+    hits = rows.filter(pl.col("entropy") > 1.0).group_by("site_id").agg(pl.col("hit").sum())["hit"].to_list()
+    assert len(hits) == 4 and 0 < sum(hits) < 32
+    medium = report["sets"]["all"]["samples"]["sampled coin"]["medium"]
+    assert medium["mean"]["value"] == pytest.approx(sum(hits) / 32)
+    for k in (2, 4, 8):
+        subsets = [list(combinations([1] * h + [0] * (8 - h), k)) for h in hits]
+        by_counting = sum(sum(map(any, drawn)) / len(drawn) for drawn in subsets) / 4
+        assert medium[f"pass@{k}"]["value"] == pytest.approx(by_counting)
+
+
+def test_bands_by_another_model(policies, shards, tmp_path):
+    # after "=" it holds two digits for as likely, ln 2 nats; elsewhere it is sure
+    other = save_policy(tmp_path / "other", {"=": "4"}, "e")
+    tie(other, "=", ("7",))
+    recipe = recipe_with(where="true", bands_by=str(other))
+    report = evaluate({"model": policies["after"]}, recipe, BandsConfig(), shards, out=tmp_path / "out")
+    rows = pl.read_parquet(tmp_path / "out" / "responses.parquet").filter(pl.col("reading") == "direct")
+    entropies = dict(rows.select("site_id", "entropy").iter_rows())
+    unsure = {"d0-5", "d1-5", "d2-4", "d2-9"}
+    assert entropies == pytest.approx({s.site_id: math.log(2) * (s.site_id in unsure) for s in SITES}, abs=1e-3)
+    assert [band["sites"] for band in report["sets"]["all"]["bands"].values()] == [4, 0, 0]
+    assert report["bands_by"] == str(other)
+
+
+def test_policies_are_named():
+    assert list(named_policies(["a=.", "b=."])) == ["a", "b"]
+    for bad in (["."], ["=."], ["a=.", "a=."]):
+        with pytest.raises(UserError, match="NAME=FOLDER"):
+            named_policies(bad)
 
 
 def test_the_same_evaluation_is_not_done_again(policies, shards, tmp_path, capsys):

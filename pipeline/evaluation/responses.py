@@ -1,0 +1,77 @@
+"""The table of an evaluation: what every policy answered at every site, from which all its figures follow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from pipeline.core.parquet import write_rows
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.readings import Answer
+    from pipeline.shards.reader import Site
+
+RESPONSES = pa.schema(
+    [
+        pa.field("site_id", pa.string(), nullable=False),
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("field", pa.string(), nullable=False),
+        pa.field("token_class", pa.string(), nullable=False),
+        pa.field("entropy", pa.float32(), nullable=False),
+        pa.field("sets", pa.list_(pa.string()), nullable=False),
+        pa.field("policy", pa.string(), nullable=False),
+        pa.field("reading", pa.string(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("response_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("response", pa.large_string(), nullable=False),
+        pa.field("prediction", pa.binary()),
+        pa.field("hit", pa.bool_(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+    ]
+)
+"""A row is one answer. `sets`: the sets of sites (`headline`, `all`) it counts in. `reading`: `direct`, `reasoning` or,
+for the `sample`-th of several responses, `sampled`. `response` is for reading: bytes that are no UTF-8 appear as U+FFFD
+there, while `prediction` (null if there is none) and the ids are exact."""
+
+
+def write_responses(
+    path: Path,
+    sites: Sequence[Site],
+    classes: Sequence[str],
+    sets: Mapping[str, Sequence[int]],
+    answers: Sequence[tuple[str, str, Sequence[Sequence[Answer]]]],
+) -> None:
+    """Every answer at every site: of each (policy, reading, answers [N, S]) in turn."""
+    members = {name: set(chosen) for name, chosen in sets.items()}
+    rows = (
+        {
+            "site_id": site.site_id,
+            "doc_id": site.doc_id,
+            "field": site.field,
+            "token_class": token_class,
+            "entropy": site.entropy,
+            "sets": [name for name, chosen in members.items() if i in chosen],
+            "policy": policy,
+            "reading": kind,
+            "sample": sample,
+            "prompt_ids": answer.prompt_ids,
+            "response_ids": answer.response_ids,
+            "response": answer.response.decode("utf-8", errors="replace"),
+            "prediction": answer.outcome.prediction,
+            "hit": answer.hit,
+            "reason": answer.outcome.reason,
+            "length": len(answer.response_ids),
+        }
+        for policy, kind, answers_NS in answers
+        for i, (site, token_class, drawn) in enumerate(zip(sites, classes, answers_NS, strict=True))
+        for sample, answer in enumerate(drawn)
+    )
+    temporary = path.with_name(f".{path.name}")
+    write_rows(temporary, RESPONSES, rows)
+    os.replace(temporary, path)
