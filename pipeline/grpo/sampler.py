@@ -1,8 +1,9 @@
 """The built-in sampler: plain PyTorch over any decoder of `transformers`, with its own inference copy of the policy.
 
-A context is read once for its G responses; keys and values then live in buffers that a step extends in place; rows that
-have ended leave the batch. A response is a function of (weights, prompt, seed): its noise does not depend on which
-other rows are in the batch, on their order, or on the number of ranks.
+A context is read once for its G responses, and where the model's attention allows (`shared_attention.py`) its keys and
+values are also held once; those of responses live in buffers that a step extends in place; rows that have ended leave
+the batch. A response is a function of (weights, prompt, seed): its noise does not depend on which other rows are in the
+batch, on their order, or on the number of ranks.
 
 Shape names: P prompts, G responses a prompt, R = P·G rows, W width of the left-padded contexts, H key-value heads,
 D head dimension, V vocabulary.
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pipeline.core.errors import UserError
+from pipeline.grpo.shared_attention import SharedContexts, can_share, sharing
 from pipeline.grpo.types import Response
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.keys import key_of, keys
@@ -61,12 +63,16 @@ def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tens
     Returns:
         ids [R] int64, logprobs [R] float32.
     """
-    logits_RV = logits_RV.float() / (temperature or 1.0)
-    log_total_R = logits_RV.logsumexp(dim=-1)
+    logits_RV = logits_RV.float()
+    if temperature not in (0, 1):
+        logits_RV = logits_RV / temperature
+    most_R1 = logits_RV.amax(dim=-1, keepdim=True)
+    weights_RV = (logits_RV - most_R1).exp_()
+    log_total_R = most_R1[:, 0] + weights_RV.sum(dim=-1).log_()
     if temperature == 0:
         ids_R = logits_RV.argmax(dim=-1)
     else:
-        cumulative_RV = (logits_RV - log_total_R[:, None]).exp_().cumsum(dim=-1)
+        cumulative_RV = weights_RV.cumsum(dim=-1)
         total_R = cumulative_RV[:, -1]
         # At most (1 − 2⁻²⁴) of the total, which fp32 rounds below it: the first column above has a probability.
         point_R = uniform_R * total_R
@@ -232,12 +238,10 @@ class Sampler:
             logits.append(self._read([prompts[p] for p in chosen], width, Cache(layers=part)))
             layers.append([(layer.keys, layer.values) for layer in part])
         logits_RV = torch.cat(logits).repeat_interleave(group_size, dim=0)
-        room_now = min(room, _ROOM)
-        cache = Cache(layers=[BufferLayer(parts, group_size, room_now) for parts in zip(*layers, strict=True)])
+        mask_PW = pad_left(prompts, width, device)[1]
+        decoding = (_Shared if can_share(self.model) else _Repeated)(self.model, layers, mask_PW, group_size, room)
         del layers, part, logits
-        mask_RW = pad_left(prompts, width, device)[1].repeat_interleave(group_size, dim=0)
         positions_R = torch.tensor(lengths, device=device).repeat_interleave(group_size)
-        mask_RT = torch.cat([mask_RW, mask_RW.new_ones(rows, room)], dim=1)
 
         ids_RT = np.zeros((rows, room), dtype=np.int64)
         logprobs_RT = np.zeros((rows, room), dtype=np.float32)
@@ -258,15 +262,9 @@ class Sampler:
                 break
             if going.sum() <= 0.75 * len(live):
                 keep = torch.from_numpy(np.flatnonzero(going)).to(device)
-                cache.batch_select_indices(keep)
-                ids_L, mask_RT, positions_R, live = ids_L[keep], mask_RT[keep], positions_R[keep], live[going]
-            logits_RV = self.model(
-                input_ids=ids_L[:, None],
-                attention_mask=mask_RT[:, : width + t + 1],
-                position_ids=(positions_R + t)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
+                decoding.select(keep)
+                ids_L, positions_R, live = ids_L[keep], positions_R[keep], live[going]
+            logits_RV = decoding.step(ids_L, positions_R + t)
         return [
             self._response(ids_RT[r, :n].tolist(), logprobs_RT[r, :n].tolist(), bool(finished_R[r]))
             for r, n in enumerate(length_R.tolist())
@@ -276,6 +274,78 @@ class Sampler:
         spoken, known = ids[:-1] if finished else ids, self._tokenizer.token_bytes
         text = b"".join([known[i] if i < len(known) else UNKNOWN for i in spoken])
         return Response(tuple(ids), text, finished, tuple(logprobs))
+
+
+class _Repeated:
+    """Decodes with a copy of its context's keys and values for every row: any attention."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        mask_PW: Tensor,
+        group_size: int,
+        room: int,
+    ) -> None:
+        """`layers`: keys and values [P, H, W, D] of some of the contexts, by layer; then of the next ones."""
+        buffers: list[Any] = [BufferLayer(parts, group_size, min(room, _ROOM)) for parts in zip(*layers, strict=True)]
+        self._model, self._cache, self._columns = model, Cache(layers=buffers), mask_PW.shape[1]
+        mask_RW = mask_PW.repeat_interleave(group_size, dim=0)
+        self._mask_RC = torch.cat([mask_RW, mask_RW.new_ones(len(mask_RW), room)], dim=1)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows."""
+        self._cache.batch_select_indices(rows)
+        self._mask_RC = self._mask_RC[rows]
+
+    def step(self, ids_R: Tensor, positions_R: Tensor) -> Tensor:
+        """Logits [R, V] after one more token a row."""
+        self._columns += 1
+        return self._model(
+            input_ids=ids_R[:, None],
+            attention_mask=self._mask_RC[:, : self._columns],
+            position_ids=positions_R[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits[:, -1]
+
+
+class _Shared:
+    """Decodes with its context's keys and values once a group, where `can_share`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        mask_PW: Tensor,
+        group_size: int,
+        room: int,
+    ) -> None:
+        """As `_Repeated`."""
+        whole = [
+            (torch.cat([keys for keys, _ in parts]), torch.cat([values for _, values in parts]))
+            for parts in zip(*layers, strict=True)
+        ]
+        empty = [(keys[:, :, :0], values[:, :, :0]) for keys, values in whole]
+        buffers: list[Any] = [BufferLayer([part], group_size, min(room, _ROOM)) for part in empty]
+        self._model, self._cache = model, Cache(layers=buffers)
+        self._contexts = SharedContexts(whole, mask_PW, group_size)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows."""
+        self._cache.batch_select_indices(rows)
+        self._contexts.select(rows)
+
+    def step(self, ids_R: Tensor, positions_R: Tensor) -> Tensor:
+        """Logits [R, V] after one more token a row."""
+        with sharing(self._model):
+            return self._model(
+                input_ids=ids_R[:, None],
+                position_ids=positions_R[:, None],
+                past_key_values=self._cache,
+                use_cache=True,
+                contexts=self._contexts,
+            ).logits[:, -1]
 
 
 class BufferLayer(DynamicLayer):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from pipeline.core.errors import UserError
 from pipeline.grpo.sampler import UNKNOWN, Sampler, draw, eos_ids_of, rollout_seed, uniform
+from pipeline.grpo.shared_attention import can_share
 from pipeline.scoring.tokens import CorpusTokenizer
 from tests.grpo.models import EOS, VOCAB, plain_logprobs, tiny
 
@@ -41,6 +42,19 @@ def test_logprobs_are_those_of_reading_the_response_alone(kind: str) -> None:
         with torch.no_grad():
             expected = plain_logprobs(model, prompts[row // 3], response.ids, 0.7)
         torch.testing.assert_close(torch.tensor(response.logprobs), expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2"])
+def test_contexts_held_once_and_contexts_repeated_give_the_same(kind: str) -> None:
+    model, prompts = tiny(kind), some_prompts(7)
+    assert can_share(model) and not can_share(tiny("sliding"))
+    shared = sampler_of(model).sample(prompts, 5, 1.0, 40, seeds_of(prompts, 5))
+    model._supports_attention_backend = False  # as of models whose attention cannot be exchanged
+    assert not can_share(model)
+    repeated = sampler_of(model).sample(prompts, 5, 1.0, 40, seeds_of(prompts, 5))
+    assert [response.ids for response in shared] == [response.ids for response in repeated]
+    for a, b in zip(shared, repeated, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=2e-4)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2", "sliding"])

@@ -1,0 +1,124 @@
+"""Attention of decoded responses to the contexts they share: a context's keys and values are held, and read, once.
+
+softmax over [context, own tokens] is split in two: each part gives its output o and L, the log of its sum of
+exponentials, and the whole is σ(L₁ − L₂) o₁ + σ(L₂ − L₁) o₂. The context's part is one matrix product a group
+("bifurcated attention", arXiv 2403.08845; Hydragen, arXiv 2402.05099).
+
+Shape names: P contexts, S slots for a context's responses, R rows, H key-value heads, N query heads of each, W width of
+the left-padded contexts, T tokens decoded so far, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+_NAME = "rpt_shared_contexts"
+
+Part = tuple[Tensor, Tensor]
+"""L [..., N, 1] and o [..., N, D] over some of the tokens, in fp32."""
+
+
+class SharedContexts:
+    """Keys and values of every layer's contexts, and which context each row belongs to.
+
+    Args:
+        layers: keys and values [P, H, W, D] of every layer.
+        mask_PW: what of the contexts is real.
+        group_size: rows of each context, in order.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], mask_PW: Tensor, group_size: int) -> None:
+        self._layers = list(layers)
+        bias_PW = torch.zeros(mask_PW.shape, device=mask_PW.device).masked_fill_(~mask_PW, -torch.inf)
+        self._bias = None if mask_PW.all() else bias_PW[:, None, None]
+        self._slots, self._context_R = group_size, torch.arange(len(mask_PW)).repeat_interleave(group_size)
+        self._slot_R: Tensor | None = None  # the rows fill all slots in order
+        self._device = mask_PW.device
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows, in rising order; contexts without one leave."""
+        context_R = self._context_R[rows.cpu()]
+        kept, context_R, counts = context_R.unique_consecutive(return_inverse=True, return_counts=True)
+        if len(kept) < len(self._layers[0][0]):
+            chosen = kept.to(self._device)
+            self._layers = [(keys[chosen], values[chosen]) for keys, values in self._layers]
+            self._bias = None if self._bias is None else self._bias[chosen]
+        first_P = counts.cumsum(0) - counts
+        self._context_R, self._slots = torch.arange(len(kept))[context_R], int(counts.max())
+        slot_R = context_R * self._slots + torch.arange(len(context_R)) - first_P[context_R]
+        self._slot_R = slot_R.to(self._device)
+
+    def attend(self, layer: int, query: Tensor, own_keys: Tensor, own_values: Tensor, scaling: float) -> Tensor:
+        """What each row's one token [R, H·N, 1, D] sees of its context and of its own tokens [R, H, T, D].
+
+        Returns:
+            [R, 1, H·N, D]
+        """
+        keys, values = self._layers[layer]
+        rows, heads, dimension = len(query), keys.shape[1], keys.shape[3]
+        query = (query * scaling).view(rows, heads, -1, dimension)  # [R, H, N, D]
+        shared = self._by_row(_part(self._by_context(query), keys, values, self._bias), query.shape[2])
+        out = _joined(shared, _part(query, own_keys, own_values, None))
+        return out.to(query.dtype).reshape(rows, 1, -1, dimension)
+
+    def _by_context(self, query: Tensor) -> Tensor:
+        """[R, H, N, D] → [P, H, S·N, D]; slots without a row hold zeros."""
+        if self._slot_R is not None:
+            filled = query.new_zeros(len(self._layers[0][0]) * self._slots, *query.shape[1:])
+            query = filled.index_copy_(0, self._slot_R, query)
+        return query.unflatten(0, (-1, self._slots)).transpose(1, 2).flatten(2, 3)
+
+    def _by_row(self, part: Part, queries: int) -> Part:
+        """Undo `_by_context` for what was made of it."""
+        log_total, out = (x.unflatten(2, (self._slots, queries)).transpose(1, 2).flatten(0, 1) for x in part)
+        return (log_total, out) if self._slot_R is None else (log_total[self._slot_R], out[self._slot_R])
+
+
+def can_share(model: PreTrainedModel) -> bool:
+    """Whether all of a model's layers see the whole context, by way of an attention function that can be exchanged."""
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(model.config, "sliding_window", None) and getattr(model.config, "use_sliding_window", True)
+    sdpa = model.config._attn_implementation == "sdpa"
+    return bool(sdpa and model._supports_attention_backend and kinds == {"full_attention"} and not windowed)
+
+
+@contextmanager
+def sharing(model: PreTrainedModel) -> Iterator[None]:
+    """Within, the model's attention is that of the `SharedContexts` it is called with, as `contexts=`."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, contexts: SharedContexts, **options: Any
+) -> tuple[Tensor, None]:
+    scaling = options.get("scaling")
+    return contexts.attend(module.layer_idx, query, key, value, scaling or query.shape[-1] ** -0.5), None
+
+
+AttentionInterface.register(_NAME, _attention)
+
+
+def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Part:
+    scores = (query @ keys.transpose(-1, -2)).float()
+    if bias is not None:
+        scores += bias
+    weights = scores.softmax(dim=-1)
+    # The largest score has weight 1 / Σ e^(s − m), and so log Σ e^s = m − log of that weight: no second exponential.
+    log_total = scores.amax(dim=-1, keepdim=True) - weights.amax(dim=-1, keepdim=True).log_()
+    return log_total, (weights.to(values.dtype) @ values).float()
+
+
+def _joined(a: Part, b: Part) -> Tensor:
+    share = torch.sigmoid(a[0] - b[0])
+    return share * a[1] + (1 - share) * b[1]
