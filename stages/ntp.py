@@ -11,15 +11,12 @@ a function of (recipe, documents, policy, step): a killed run goes on from its l
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from pipeline.core.artifact import Record, current_record
 from pipeline.core.config import Manifest, Recipe, load
-from pipeline.core.errors import UserError
-from pipeline.core.progress import say
 from pipeline.grpo.compute import Budget
-from pipeline.grpo.process import command_line, end_with_launcher
+from pipeline.grpo.process import command_line, end_with_launcher, run_to_exit
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 
 
@@ -81,8 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        say(f"error: {error}")
-        sys.exit(error.exit_code)
+    run_to_exit(main)

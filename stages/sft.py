@@ -11,16 +11,14 @@ documents' plain text: what imitation costs it. A killed run goes on from its la
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.artifact import Record, content_hash, current_record
 from pipeline.core.config import Manifest, Recipe, load
 from pipeline.core.errors import UserError
-from pipeline.core.progress import say
 from pipeline.grpo.compute import Budget
-from pipeline.grpo.process import command_line, end_with_launcher
+from pipeline.grpo.process import command_line, end_with_launcher, run_to_exit
 from pipeline.grpo.run import policy_tokenizer
 from pipeline.grpo.screening import read_pass_rates, screening_of
 from pipeline.scoring.tokens import model_digest, resolve_model
@@ -138,8 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        say(f"error: {error}")
-        sys.exit(error.exit_code)
+    run_to_exit(main)

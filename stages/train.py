@@ -15,13 +15,12 @@ Libraries that take seconds to load are imported where they are used: a run that
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.core.artifact import Record, current_record
+from pipeline.core.artifact import Record, current_record, published_record
 from pipeline.core.config import BandsConfig, Manifest, Recipe, load
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import write_rows
@@ -35,7 +34,7 @@ from pipeline.grpo.metrics import (
     held_out_accuracy,
     rollout_metrics,
 )
-from pipeline.grpo.process import command_line, end_with_launcher, learning_rate, stop_signal
+from pipeline.grpo.process import command_line, end_with_launcher, learning_rate, run_to_exit, stop_signal
 from pipeline.grpo.run import (
     MetricsLog,
     describe,
@@ -49,6 +48,7 @@ from pipeline.grpo.screening import read_pass_rates, screening_of
 from pipeline.grpo.topology import choose_topology, zero_stage
 from pipeline.grpo.watch import Watch
 from pipeline.scoring.tokens import model_digest, resolve_model
+from pipeline.task.answers import judge_of
 from pipeline.task.templates import template_named
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Recipe,
-    bands: BandsConfig,
+    bands: BandsConfig | None,
     shards: Record,
     *,
     run: Path,
@@ -77,7 +77,7 @@ def train(
 
     Args:
         recipe: what to train, and how.
-        bands: difficulty bands of the evaluations during training.
+        bands: difficulty bands of the evaluations during training; None: sites are not told apart.
         shards: record of `materialize`.
         run: the run's folder.
         screening: record of `screen`, if the recipe chooses its sites by pass rate.
@@ -330,11 +330,15 @@ def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:
     return [reader[i] for i in choose_sites(site_ids, recipe.evaluate.progress_sites, recipe.seed)]
 
 
-def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig, recipe: Recipe) -> Metrics:
-    """Accuracy by reasoning at held-out sites, by band, with intervals: `eval/<band>/reasoning`, `…_low`, `…_high`."""
+def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig | None, recipe: Recipe) -> Metrics:
+    """Accuracy by reasoning at held-out sites, by band, with intervals: `eval/<band>/reasoning`, `…_low`, `…_high`.
+
+    Without bands there is one, `all`.
+    """
     import numpy as np
 
     from pipeline.evaluation.accuracy import accuracy_by_band, progress_metrics
+    from pipeline.evaluation.intervals import proportion
     from pipeline.evaluation.readings import read_by_reasoning
     from pipeline.grpo import ranks
 
@@ -351,9 +355,11 @@ def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig, recipe: 
             seed=recipe.seed,
             batch=recipe.rollout.batch_rows,
             advance=lambda sites, tokens: None,
+            judge=judge_of(recipe.task.reward),
         )
         hits_N = np.array(ranks.gathered([answer.hit for answer in answers]))
-    by_band = accuracy_by_band(hits_N, sites, bands)
+    documents_N = [site.doc_id for site in sites]
+    by_band = accuracy_by_band(hits_N, sites, bands) if bands else {"all": proportion(hits_N, documents_N)}
     return {**progress_metrics(by_band), **clock.seconds()}
 
 
@@ -375,13 +381,20 @@ def main() -> None:
     end_with_launcher()
     parser = command_line("stages.train", (__doc__ or "").partition("\n")[0])
     parser.add_argument("--vllm-server")
+    parser.add_argument("--questions", type=Path, help="train on these questions instead of the manifest's shards")
     arguments = parser.parse_args()
     recipe, manifest = load(Recipe, arguments.recipe, arguments.overrides), load(Manifest, arguments.manifest)
-    work = arguments.work / manifest.name
-    shards = current_record(work, "materialize")
+    work, questions = arguments.work / manifest.name, arguments.questions
+    if (recipe.task.reward in ("answer", "math")) != bool(questions):
+        raise UserError(
+            "sites are not judged as answers are",
+            where=arguments.recipe,
+            mend="run `rpt finetune` for questions, `rpt train` for sites",
+        )
+    shards = published_record(questions) if questions else current_record(work, "materialize")
     train(
         recipe,
-        manifest.select.bands,
+        None if questions else manifest.select.bands,
         shards,
         run=arguments.run or Path("runs") / recipe.name,
         screening=screening_of(recipe, shards, work),
@@ -391,8 +404,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        say(f"error: {error}")
-        sys.exit(error.exit_code)
+    run_to_exit(main)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.core.config import OptimizerConfig
+from pipeline.core.errors import UserError
+from pipeline.core.progress import say
 
 
 def command_line(page: str, purpose: str) -> argparse.ArgumentParser:
@@ -55,6 +59,23 @@ def end_with_launcher() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def run_to_exit(main: Callable[[], None]) -> NoReturn:
+    """Run a page as a process, to its exit code; what a user can mend is a line, not a traceback.
+
+    Leaves without Python's teardown: with several ranks, threads of the process group that are still there then have
+    been seen to abort a rank whose work was done.
+    """
+    code = 0
+    try:
+        main()
+    except UserError as error:
+        say(f"error: {error}")
+        code = error.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
