@@ -8,11 +8,13 @@ holds one shard at a time, and the driver as many calls as there are workers.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import secrets
+import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pipeline.core.artifact import content_hash
+from pipeline.core.config import canonical_json
 from pipeline.core.errors import UserError
 from pipeline.core.executor import thread_settings
 from pipeline.core.hardware import cores, gpus
@@ -145,13 +148,13 @@ class _Crew:
 
     def run(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
         """Results as they come. A dead worker is replaced, and what it was at goes to the next one that is free."""
-        waiting = deque(range(len(items)))
+        fresh, again = iter(range(len(items))), list[int]()
         idle: list[Any] = []
         deaths: Counter[int | None] = Counter()
         left = len(items)
         while left:
-            while idle and waiting:
-                worker, item = idle.pop(), waiting.popleft()
+            while idle and (item := again.pop() if again else next(fresh, None)) is not None:
+                worker = idle.pop()
                 self._calls[worker.run.remote(function, items[item])] = worker, item
             call, worker, at = self._next_answer()
             try:
@@ -163,7 +166,7 @@ class _Crew:
                 if deaths[at] >= ATTEMPTS:
                     raise _gave_up(at, error) from error
                 if at is not None:
-                    waiting.appendleft(at)
+                    again.append(at)
                     say("ray          a worker died: its shard is done again by another")
                 self._let_go(worker)
                 self._hire()
@@ -233,7 +236,11 @@ class _Worker:
 def software() -> dict[str, str]:
     """What must be the same everywhere for the same bytes: versions, and the code itself."""
     found = {name: metadata.version(name) for name in _SOFTWARE}
-    return found | {"python": platform.python_version(), "rpt": content_hash(Path(__file__).parent)[:12]}
+    root = Path(__file__).parents[2]
+    code = sorted(path for package in ("pipeline", "stages") for path in (root / package).rglob("*.py"))
+    contents = canonical_json([[str(path.relative_to(root)), content_hash(path)] for path in code])
+    digest = hashlib.sha256(contents.encode()).hexdigest()[:12]
+    return found | {"python": platform.python_version(), "rpt": digest}
 
 
 def _gave_up(item: int | None, error: Exception) -> UserError:
@@ -254,7 +261,7 @@ def _gave_up(item: int | None, error: Exception) -> UserError:
 def _connect(address: str | None) -> Any:
     """Ray, connected. One that is started here listens on loopback only, asks for a token, has no dashboard."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None:  # read when Ray is loaded
+    if address is None and "ray" not in sys.modules:  # read when Ray is loaded: who did so before us has decided
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for: one machine, so loopback
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
