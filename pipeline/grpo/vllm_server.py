@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import ipaddress
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,9 +114,10 @@ def main() -> None:
         arguments.folder, arguments.dtype, arguments.max_tokens, arguments.batch_rows, arguments.memory_fraction
     )
     app = application(engine, token)
-    server = uvicorn.Server(uvicorn.Config(app, arguments.host, arguments.port, log_level="warning"))
+    family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+    listening = socket.create_server((arguments.host, arguments.port), family=family)  # before it is said to be ready
     print(f"ready: http://{arguments.host}:{arguments.port}", flush=True)
-    server.run()
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 
 if __name__ == "__main__":
