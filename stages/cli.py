@@ -422,7 +422,7 @@ def ntp(
 
         rpt ntp recipes/demo.yaml --flops-of runs/demo
     """
-    arguments = _of_run(recipe, manifest, work, run, deepspeed, overrides, policy)
+    arguments = _of_run(recipe, manifest, work, run, deepspeed, _from_policy(policy, overrides))
     _launch("stages.ntp", [*arguments, *_of_budget(flops_of, flops, tokens)], ranks)
 
 
@@ -456,9 +456,42 @@ def sft(
 
         rpt sft recipes/demo.yaml --rollouts runs/demo --flops-of runs/demo --set supervised.plain_text=0.5
     """
-    arguments = _of_run(recipe, manifest, work, run, deepspeed, overrides, policy)
+    arguments = _of_run(recipe, manifest, work, run, deepspeed, _from_policy(policy, overrides))
     arguments += [word for path in rollouts or () for word in ("--rollouts", str(path))]
     _launch("stages.sft", [*arguments, *_of_budget(flops_of, flops, tokens)], ranks)
+
+
+@app.command()
+def finetune(
+    recipe: RecipePath,
+    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    policy: PolicyFolder = None,
+    ranks: Ranks = 1,
+    deepspeed: Topology = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    run: Run = None,
+) -> None:
+    """Questions with known answers → policy, by the GRPO of `rpt train`; accuracy before and after. Resumes by itself.
+
+    The questions are kept beside the manifest's artifacts; nothing else of the manifest is used.
+
+    Examples:
+
+        python -m demo.questions && rpt finetune recipes/demo-finetune.yaml
+
+        rpt finetune recipes/demo-finetune.yaml --policy runs/demo/policy --run runs/demo-finetuned
+    """
+    from pipeline.core.executor import LocalExecutor
+    from stages.finetune import questions
+
+    changed = _from_policy(policy, overrides)
+    arguments = _of_run(recipe, manifest, work, run, deepspeed, changed)
+    folder = work / load(Manifest, manifest).name
+    record = questions(load(Recipe, recipe, changed), work=folder, executor=LocalExecutor(1))
+    arguments += ["--questions", str(record.directory)]
+    _launch("stages.train", arguments, ranks)
+    _launch("stages.finetune", arguments, 1)
 
 
 def _of_run(
@@ -468,16 +501,18 @@ def _of_run(
     run: Path | None,
     deepspeed: Path | None,
     overrides: list[str] | None,
-    policy: Path | None = None,
 ) -> list[str]:
     """The arguments of a page that trains. A misspelt key fails here, before anything heavy starts."""
-    instead = [f"policy.model={policy}", "policy.revision=null"] if policy else []
-    changed = [*(overrides or ()), *instead]
-    load(Recipe, recipe, changed)
+    load(Recipe, recipe, overrides or ())
     arguments = [str(recipe), "--manifest", str(manifest), "--work", str(work)]
     arguments += ["--run", str(run)] if run else []
     arguments += ["--deepspeed-config", str(deepspeed)] if deepspeed else []
-    return arguments + [word for override in changed for word in ("--set", override)]
+    return arguments + [word for override in overrides or () for word in ("--set", override)]
+
+
+def _from_policy(policy: Path | None, overrides: list[str] | None) -> list[str]:
+    """The overrides, and those that say where the policy comes from."""
+    return [*(overrides or ()), *([f"policy.model={policy}", "policy.revision=null"] if policy else [])]
 
 
 def _of_budget(flops_of: Path | None, flops: float | None, tokens: int | None) -> list[str]:

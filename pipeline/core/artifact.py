@@ -285,9 +285,21 @@ def current_record(work: Path, stage: str) -> Record:
         UserError: the stage has not run.
     """
     pointer = work / stage / "current"
-    record = read_record(work / stage / pointer.read_text().strip()) if pointer.exists() else None
-    if record is None:
+    if not pointer.exists():
         raise UserError(f"stage `{stage}` has no output yet", where=work / stage, mend="run `rpt data` first")
+    return published_record(pointer.parent / pointer.read_text().strip())
+
+
+def published_record(directory: Path) -> Record:
+    """The output of a stage in this folder.
+
+    Raises:
+        UserError: the stage is not complete.
+    """
+    record = read_record(directory)
+    if record is None:
+        stage = directory.parent.name
+        raise UserError(f"stage `{stage}` has no output yet", where=directory, mend="run `rpt data` first")
     return record
 
 

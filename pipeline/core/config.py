@@ -311,8 +311,9 @@ class TaskConfig(Config):
 
     template: str = "v0"
     """Name of a prompt template (`pipeline/task/templates.py`); the paper trains with `v0`."""
-    reward: Literal["prefix", "first_token", "dense", "information_gain", "format_only"] = "prefix"
-    """What a response earns (`pipeline/grpo/reward.py`); accuracy is always that of prefix matching."""
+    reward: Literal["prefix", "first_token", "dense", "information_gain", "format_only", "answer", "math"] = "prefix"
+    """What a response earns (`pipeline/grpo/reward.py`); accuracy is always that of prefix matching. But `answer` and
+    `math`, for `rpt finetune`, judge answers to questions, and accuracy is theirs."""
     targets: Literal["own", "shuffled"] = "own"
     """`shuffled` is a control: each time a site is drawn for training, what follows it is taken from another training
     site of its band. Only the form of answers and what is likely at any site can then be learned."""
@@ -466,6 +467,30 @@ class SupervisedConfig(Config):
         return self
 
 
+class QuestionsConfig(Config):
+    """Questions with known answers, for `rpt finetune`."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"source", "held_out_source", "format", "revision"})
+
+    source: str
+    """As a corpus' source: a path, a glob, a folder, `hf://datasets/owner/name[/file]`, any fsspec URL."""
+    held_out_source: str | None = None
+    """The held-out questions, if they are files of their own; `held_out` then says nothing."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "json"] = "auto"
+    revision: str | None = None
+    question: str = "{question}"
+    """Template over the record's columns."""
+    answer: str = "{answer}"
+    """The same for the answer."""
+    answer_after: str | None = None
+    """The final answer is what stands behind the last of these in that text; in GSM8K `####`."""
+    held_out: ValidationConfig = ValidationConfig(fraction=0.1)
+    """Which questions are held out."""
+    max_question_tokens: int = Field(1024, gt=0)
+    """Policy tokens; longer questions are left out."""
+    seed: int = 0
+
+
 class Recipe(Config):
     """A training run."""
 
@@ -482,12 +507,22 @@ class Recipe(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     budget: BudgetConfig = BudgetConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    questions: QuestionsConfig | None = None
     seed: int = 0
 
     @model_validator(mode="after")
     def _sampler_can_read(self) -> Recipe:
         if self.rollout.sampler != "built_in" and self.task.reward in ("dense", "information_gain"):
             raise ValueError(f"task.reward: {self.task.reward} reads probabilities: it needs rollout.sampler: built_in")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_have_questions(self) -> Recipe:
+        judged = self.task.reward in ("answer", "math")
+        if judged and self.questions is None:
+            raise ValueError(f"task.reward: {self.task.reward} judges answers: give `questions`")
+        if judged and self.objective.next_token:
+            raise ValueError("objective.next_token learns text around sites, questions have none: it must be 0")
         return self
 
     @model_validator(mode="after")

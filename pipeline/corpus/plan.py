@@ -25,10 +25,11 @@ def read_shards(surveys: Sequence[Survey]) -> list[Shard]:
 
 def slice_of(shard: Shard) -> Slice:
     """What `read_shards` put into a shard."""
-    return _slice(shard.details["slice"])
+    return as_slice(shard.details["slice"])
 
 
-def _slice(details: Mapping[str, Any]) -> Slice:
+def as_slice(details: Mapping[str, Any]) -> Slice:
+    """Undo `asdict` of a slice."""
     return Slice(**{**details, "file": SourceFile(**details["file"])})
 
 
@@ -50,7 +51,7 @@ def near_shards(candidates: Record, evaluations: Sequence[Sequence[Survey]]) -> 
 
 def evaluations_of(shard: Shard) -> tuple[tuple[str, tuple[Slice, ...]], ...]:
     """What `near_shards` put into a shard: hash and slices of each evaluation set."""
-    return tuple((content, tuple(map(_slice, parts))) for content, parts in shard.details["evaluations"])
+    return tuple((content, tuple(map(as_slice, parts))) for content, parts in shard.details["evaluations"])
 
 
 def assign_shard(candidates: Record, near: Record | None) -> Shard:

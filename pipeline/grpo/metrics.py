@@ -72,7 +72,7 @@ def held_out_accuracy(metrics: Mapping[str, float]) -> float | None:
         >>> held_out_accuracy({"loss": 0.1, "eval/easy/reasoning": 0.5, "eval/hard/reasoning": 0.25})
         0.5
     """
-    bands = (metrics.get(f"eval/{band}/reasoning") for band in ("easy", "medium", "hard"))
+    bands = (metrics.get(f"eval/{band}/reasoning") for band in ("all", "easy", "medium", "hard"))
     return next((value for value in bands if value is not None), None)
 
 

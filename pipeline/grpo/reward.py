@@ -12,6 +12,7 @@ from pipeline.grpo.sampler import Sampler
 from pipeline.grpo.types import Response
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.shards.reader import Site
+from pipeline.task.answers import Judge, score_answer, score_math
 from pipeline.task.extraction import BOX, END_OF_THINKING, extract_prediction
 from pipeline.task.length import overlong_penalty, token_budget, triangular
 from pipeline.task.reward import Outcome, dense_reward, first_token_reward, score_response
@@ -41,10 +42,7 @@ Outcomes = list[list[Outcome]]
 
 def prefix(reader: Reader, answered: Sequence[Answered]) -> Outcomes:
     """1 iff the prediction is a prefix of the continuation that ends where a token ends (arXiv 2506.08007, Eq. 3)."""
-    return [
-        [score_response(r.text, r.finished, a.site.continuation, a.site.boundaries) for r in a.responses]
-        for a in answered
-    ]
+    return _judged(score_response, answered)
 
 
 def first_token(reader: Reader, answered: Sequence[Answered]) -> Outcomes:
@@ -100,12 +98,24 @@ def format_only(reader: Reader, answered: Sequence[Answered]) -> Outcomes:
     ]
 
 
+def answer(reader: Reader, answered: Sequence[Answered]) -> Outcomes:
+    """1 iff the prediction is the answer to the question: the same text or the same number."""
+    return _judged(score_answer, answered)
+
+
+def math_answer(reader: Reader, answered: Sequence[Answered]) -> Outcomes:
+    """1 iff the prediction is the answer to the question by the rules of `math-verify`."""
+    return _judged(score_math, answered)
+
+
 REWARDS: dict[str, Callable[[Reader, Sequence[Answered]], Outcomes]] = {
     "prefix": prefix,
     "first_token": first_token,
     "dense": dense,
     "information_gain": information_gain,
     "format_only": format_only,
+    "answer": answer,
+    "math": math_answer,
 }
 """By the names of `task.reward`."""
 
@@ -128,6 +138,10 @@ def rewarded(task: TaskConfig, reader: Reader, answered: Sequence[Answered], ste
         ]
         for group, a in zip(outcomes, answered, strict=True)
     ]
+
+
+def _judged(judge: Judge, answered: Sequence[Answered]) -> Outcomes:
+    return [[judge(r.text, r.finished, a.site.continuation, a.site.boundaries) for r in a.responses] for a in answered]
 
 
 def _by_length(task: TaskConfig, outcome: Outcome, length: int, step: int, room: int) -> float:

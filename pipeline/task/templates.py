@@ -2,7 +2,7 @@
 
 `v0` to `v6` follow the seven kinds of wording of arXiv 2506.08007, Table 10, in our own words. By its Table 8 an
 untrained model does worst with `v0`, which the paper trains with all the same, and best with `v6`. `brief` is for small
-policies.
+policies. `question` and `math` are for questions instead of contexts (`rpt finetune`).
 """
 
 from __future__ import annotations
@@ -124,6 +124,8 @@ TEMPLATES: dict[str, Template] = {
         Template("v5", 1, _V5),
         Template("v6", 1, _V6),
         Template("brief", 1, f"Complete the text: {SLOT}"),
+        Template("question", 1, SLOT),
+        Template("math", 1, f"{SLOT}\nReason step by step, then give the final answer in \\boxed{{}}."),
     )
 }
 

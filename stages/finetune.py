@@ -1,0 +1,269 @@
+"""Finetune: a policy and questions with known answers → the policy after RLVR, and what it answers before and after.
+
+Input:   `questions` of the recipe (JSON lines, Parquet, CSV or JSON; a path, the hub, any URL); a policy's folder.
+Output:  `questions`, in rows of the shards' table; a run of `rpt train` on them, `runs/<recipe>/`, and in it
+         `finetune.json` and `answers.parquet`: accuracy on held-out questions before and after, and every answer.
+Command: rpt finetune RECIPE [--policy FOLDER] [--ranks N]
+         By hand: prepare here, `python -m stages.train RECIPE --questions FOLDER`, then `python -m stages.finetune`.
+
+The loop, the objective and the engine are those of `rpt train`; the reward is a rule (`task.reward: answer` or `math`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.artifact import Counters, Record, Shard, fingerprint, published_record, write_json
+from pipeline.core.config import Config, QuestionsConfig, Recipe, load
+from pipeline.core.errors import UserError
+from pipeline.core.executor import Executor
+from pipeline.core.parquet import write_rows
+from pipeline.core.progress import Meter, progress, say
+from pipeline.core.stage import Stage, run_stage
+from pipeline.corpus.plan import as_slice, source_digest
+from pipeline.corpus.sources import find_files
+from pipeline.corpus.survey import Survey, survey
+from pipeline.corpus.template import Template
+from pipeline.evaluation.intervals import difference, proportion
+from pipeline.grpo.process import command_line, run_to_exit
+from pipeline.grpo.questions import as_corpus, question_rows, read_questions
+from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
+from pipeline.shards.schema import SHARDS
+from pipeline.task.answers import judge_of
+from pipeline.task.templates import template_named
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.readings import Answer
+    from pipeline.shards.reader import Site
+
+VERSION = 1
+
+ANSWERS = pa.schema(
+    [
+        pa.field("policy", pa.string(), nullable=False),
+        pa.field("site_id", pa.string(), nullable=False),
+        pa.field("question", pa.large_string(), nullable=False),
+        pa.field("answer", pa.large_string(), nullable=False),
+        pa.field("response_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("response", pa.large_string(), nullable=False),
+        pa.field("prediction", pa.binary()),
+        pa.field("hit", pa.bool_(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+    ]
+)
+"""A row is an answer of a policy (`before` or `after`) to a held-out question."""
+
+
+# --------------------------------------------------------------------------------------------------- prepare
+
+
+class QuestionsStageConfig(Config):
+    """What `run` needs of the recipe. The tokenizer enters the fingerprint by its content, so not here."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"questions", "tokenizer"})
+
+    questions: QuestionsConfig
+    asked: dict[str, Any]
+    """What of `questions` decides the output."""
+    max_context_tokens: int
+    tokenizer: str
+
+
+def questions(recipe: Recipe, *, work: Path, executor: Executor) -> Record:
+    """Bring the recipe's questions up to date, as a record that `rpt train` can take for shards.
+
+    Raises:
+        UserError: the recipe has none or rewards something else than answers, a source or column is missing,
+            `math-verify` is not installed, or nothing is left to train on or to hold out.
+    """
+    config = recipe.questions
+    if config is None or recipe.task.reward not in ("answer", "math"):
+        mend = "give `questions` and `task.reward: answer` (texts and plain numbers) or `math` (LaTeX)"
+        raise UserError("the recipe has no questions to be judged", where=recipe.name, mend=mend)
+    if recipe.task.reward == "math" and importlib.util.find_spec("math_verify") is None:
+        raise UserError("math-verify is not installed", where="task.reward: math", mend="pip install 'rpt[eval]'")
+    folder = resolve_model(recipe.policy.model, recipe.policy.revision)
+    held_out = _surveys(config, config.held_out_source) if config.held_out_source else []
+    training = _surveys(config, config.source)
+    details = {
+        "train": [asdict(part) for about in training for part in about.slices],
+        "validation": [asdict(part) for about in held_out for part in about.slices],
+    }
+    inputs = {
+        "train": source_digest(training),
+        "validation": source_digest(held_out),
+        "policy_tokenizer": CorpusTokenizer.load(folder).digest,
+    }
+    stage_config = QuestionsStageConfig(
+        questions=config,
+        asked=config.identity(),
+        max_context_tokens=config.max_question_tokens,
+        tokenizer=str(folder),
+    )
+    stage = Stage("questions", VERSION, run, unit="records")
+    record = run_stage(stage, stage_config, [Shard(0, {}, details)], inputs, work, executor)
+    for split, what in (("train", "train on"), ("validation", "hold out")):
+        if not record.counters[split]:
+            counted = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)
+            raise UserError(f"no question to {what}", where=config.source, mend=f"counted: {counted}")
+    return record
+
+
+def _surveys(config: QuestionsConfig, source: str) -> list[Survey]:
+    corpus = as_corpus(config, source)
+    surveys = [survey(file, corpus) for file in find_files(source, config.format, config.revision)]
+    for about in surveys:
+        if about.columns:
+            for template in (config.question, config.answer):
+                Template.parse(template).check(about.columns, about.file.name)
+    return surveys
+
+
+def run(config: QuestionsStageConfig, shard: Shard, out: Path) -> Counters:
+    """All questions of the sources → rows of the shards' table, by split."""
+    counters: Counter[str] = Counter(records=0, train=0, validation=0)
+    found = [
+        question
+        for split in ("validation", "train")  # a question that is held out is not trained on as well
+        for question in read_questions(
+            config.questions, map(as_slice, shard.details[split]), counters, held_out=split == "validation"
+        )
+    ]
+    tokens = CorpusTokenizer.load(Path(config.tokenizer))
+    for split, rows in question_rows(found, config.questions, tokens, counters).items():
+        write_rows(out / f"{split}.parquet", SHARDS, rows)
+    return dict(counters)
+
+
+# ---------------------------------------------------------------------------------------------------- report
+
+
+def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
+    """Answer the held-out questions greedily before and after training, write `finetune.json` and say what changed.
+
+    Args:
+        recipe: its `policy` is the one before.
+        asked: what `questions` made.
+        run: the run's folder; its `policy/` is the one after.
+
+    Returns:
+        What `finetune.json` says.
+
+    Raises:
+        UserError: the run has no trained policy.
+    """
+    policies = {"before": resolve_model(recipe.policy.model, recipe.policy.revision), "after": run / "policy"}
+    if not policies["after"].is_dir():
+        raise UserError("the run has no trained policy yet", where=policies["after"], mend="run `rpt finetune` again")
+    settings = recipe.model_dump(mode="json", include={"evaluate", "task", "seed", "rollout"})
+    inputs = {"questions": asked.content} | {name: model_digest(folder) for name, folder in policies.items()}
+    identity, done = fingerprint("finetune", VERSION, settings, inputs), run / "finetune.json"
+    if done.exists() and (known := json.loads(done.read_text(encoding="utf-8")))["fingerprint"] == identity:
+        say(f"finetune     up to date  {done}")
+        return dict(known)
+
+    sites = held_out_questions(asked, recipe)
+    answers = {name: read_policy(name, folder, recipe, sites) for name, folder in policies.items()}
+    hits = {name: np.array([answer.hit for answer in read]) for name, read in answers.items()}
+    own_N = [site.doc_id for site in sites]
+    change = difference(hits["after"], hits["before"], own_N)
+    assert change is not None
+    found = {
+        "fingerprint": identity,
+        "questions": len(sites),
+        "accuracy": {name: asdict(share) for name in policies if (share := proportion(hits[name], own_N))},
+        "difference": asdict(change),
+        "reasons": {name: dict(Counter(answer.outcome.reason for answer in read)) for name, read in answers.items()},
+        "mean_length": {name: float(np.mean([len(a.response_ids) for a in read])) for name, read in answers.items()},
+    }
+    done.unlink(missing_ok=True)  # written last: while it is missing, the answers may be another report's
+    write_answers(run / "answers.parquet", sites, answers)
+    write_json(done, found)
+    for name, share in found["accuracy"].items():
+        say(f"{name:<12} {share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}] of {len(sites):,} questions")
+    say(f"difference   {change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]")
+    return found
+
+
+def held_out_questions(asked: Record, recipe: Recipe) -> list[Site]:
+    """At most `evaluate.sites` of them, chosen by hash."""
+    from pipeline.evaluation.readings import choose_sites
+    from pipeline.shards.reader import ShardReader
+
+    reader = ShardReader(asked.files("validation"), recipe.evaluate.where)
+    return [reader[i] for i in choose_sites(reader.site_ids(), recipe.evaluate.sites, recipe.seed)]
+
+
+def read_policy(name: str, folder: Path, recipe: Recipe, sites: Sequence[Site]) -> list[Answer]:
+    """A policy's answers to the questions, at `evaluate.temperature`."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from pipeline.evaluation.readings import read_by_reasoning
+    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.sampler import Sampler
+
+    tokens = CorpusTokenizer.load(folder)
+    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, template_named(recipe.task.template))
+    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
+    policy = Sampler.load(folder, tokens, dtype=dtype, device=device, batch_rows=batch)
+    with progress(f"answers {name}", Meter(len(sites), "tokens", steps="questions")) as advance:
+        return read_by_reasoning(
+            policy,
+            prompts,
+            sites,
+            temperature=recipe.evaluate.temperature,
+            max_new_tokens=recipe.rollout.max_new_tokens,
+            seed=recipe.seed,
+            batch=batch,
+            advance=advance,
+            judge=judge_of(recipe.task.reward),
+        )
+
+
+def write_answers(path: Path, sites: Sequence[Site], answers: dict[str, list[Answer]]) -> None:
+    """Every answer, a policy after the other."""
+    rows = (
+        {
+            "policy": name,
+            "site_id": site.site_id,
+            "question": site.context.decode(),
+            "answer": site.target.decode(),
+            "response_ids": answer.response_ids,
+            "response": answer.response.decode("utf-8", errors="replace"),
+            "prediction": answer.outcome.prediction,
+            "hit": answer.hit,
+            "reason": answer.outcome.reason,
+            "length": len(answer.response_ids),
+        }
+        for name, read in answers.items()
+        for site, answer in zip(sites, read, strict=True)
+    )
+    temporary = path.with_name(f".{path.name}")
+    write_rows(temporary, ANSWERS, rows)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    """What `rpt finetune` starts in a process of its own once the policy is trained: the report."""
+    parser = command_line("stages.finetune", (__doc__ or "").partition("\n")[0])
+    parser.add_argument("--questions", type=Path, required=True)
+    arguments = parser.parse_args()
+    recipe = load(Recipe, arguments.recipe, arguments.overrides)
+    report(recipe, published_record(arguments.questions), run=arguments.run or Path("runs") / recipe.name)
+
+
+if __name__ == "__main__":
+    run_to_exit(main)
