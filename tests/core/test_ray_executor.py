@@ -173,7 +173,6 @@ def test_workers_and_nodes_die_and_the_bytes_are_those_of_the_local_executor(
     undisturbed = score(manifest, documents, work=tmp_path / "local", executor=LocalExecutor(cores()))
     assert _files(disturbed) == _files(undisturbed)
     assert len(_files(disturbed)) == SHARDS
-    assert sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def _files(record: Record) -> dict[str, bytes]:
