@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.utils import logger as deepspeed_logger
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.utils.logging import disable_progress_bar
@@ -33,7 +33,7 @@ from pipeline.core.config import OptimizerConfig, PolicyConfig
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.batch import batch_of, idle_batch
-from pipeline.grpo.logprobs import PolicyLogprobs
+from pipeline.grpo.logprobs import PolicyLogprobs, disable_dropout
 from pipeline.grpo.loss import k3
 from pipeline.grpo.objective import Objective, entropy_threshold
 from pipeline.grpo.topology import zero_stage
@@ -133,7 +133,7 @@ def _module(folder: Path, policy: PolicyConfig, config: dict[str, Any]) -> Polic
     with _partitioned_loading(config):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, policy.dtype))
     model.train()
-    _disable_dropout(model)
+    disable_dropout(model)
     if policy.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return PolicyLogprobs(model, share_contexts=not policy.gradient_checkpointing)
@@ -358,15 +358,6 @@ def _partitioned_loading(config: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         del alive  # `transformers` holds a weak reference: other models are loaded whole again
-
-
-def _disable_dropout(model: nn.Module) -> None:
-    """The policy that learns must be the one that sampled."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def _must_be_finite(what: str, value: float) -> None:

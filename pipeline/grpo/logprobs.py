@@ -18,6 +18,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from pipeline.core.errors import UserError
 from pipeline.grpo.types import Batch
 
+LOGITS_AT_ONCE = 1 << 25
+"""128 MiB in fp32."""
+
 
 class PolicyLogprobs(nn.Module):
     """The policy as the objective sees it: a batch in, log-probabilities of its responses out.
@@ -26,7 +29,7 @@ class PolicyLogprobs(nn.Module):
         model: a causal language model of `transformers` whose logits are its output head's product.
         share_contexts: run a context once for its responses. Off under gradient checkpointing, which `transformers`
             does not do with a cache: each response is then read with its own copy of the context.
-        logits_at_once: logits that exist at a time, in fp32, and as many gradients of them (128 MiB each).
+        logits_at_once: logits that exist at a time, in fp32, and as many gradients of them.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class PolicyLogprobs(nn.Module):
         model: PreTrainedModel,
         *,
         share_contexts: bool = True,
-        logits_at_once: int = 1 << 25,
+        logits_at_once: int = LOGITS_AT_ONCE,
     ) -> None:
         super().__init__()
         self.model = model
@@ -165,6 +168,15 @@ class _HeadLogprobs(torch.autograd.Function):
             grad_hidden[rows] = grad_logits @ weight_VE
             grad_weight += grad_logits.t() @ hidden_NE[rows]
         return grad_hidden, grad_weight.to(weight_VE.dtype), None, None, None, None
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """The policy that learns must be the one that sampled."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def _chunks(tokens: int, chunk: int) -> list[slice]:

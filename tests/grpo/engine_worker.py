@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def main(folder: Path, topology: Path, out: Path, gradient_checkpointing: bool) 
                 for name, parameter in engine.module.model.named_parameters()
             }
         sample()
+    seen["bytes"] = held_bytes(engine)
     nothing = ds.update(engine, [], OBJECTIVE, LR)
     seen["gap_after"] = ds.verify(engine, model, list(range(3, 20)), TEMPERATURE)
     weights = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
@@ -86,6 +88,25 @@ def main(folder: Path, topology: Path, out: Path, gradient_checkpointing: bool) 
         torch.save({"gradients": gradients, "weights": weights, "logprobs": logprobs}, out / "tensors.pt")
         (out / "seen.json").write_text(json.dumps(seen))
     ds.close(engine)
+
+
+def held_bytes(engine: ds.Engine) -> dict[str, int]:
+    """What this rank's weights, gradients and optimizer take up, by DeepSpeed's own tensors."""
+    optimizer, parameters = engine.optimizer, list(engine.module.parameters())
+
+    def size(tensors: Iterable[object]) -> int:
+        whole = [t.untyped_storage() for t in tensors if isinstance(t, torch.Tensor) and t.dim()]  # no step counters
+        return sum({storage.data_ptr(): storage.nbytes() for storage in whole}.values())
+
+    moments = size(tensor for state in optimizer.state.values() for tensor in state.values())
+    if engine.zero_optimization_stage() == 0:
+        weights = size(parameters)
+        return {"weights": weights, "gradients": weights, "optimizer": moments}
+    return {
+        "weights": size(parameter.ds_tensor for parameter in parameters),
+        "gradients": size([optimizer.grad_partitions_flat_buffer]),
+        "optimizer": moments + size(optimizer.fp32_partitioned_groups_flat),
+    }
 
 
 def first_moment(engine: ds.Engine, parameter: torch.Tensor) -> torch.Tensor:

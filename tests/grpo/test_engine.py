@@ -15,7 +15,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from pipeline.core.config import PolicyConfig, Recipe
 from pipeline.grpo.batch import batch_of
+from pipeline.grpo.memory import layout_parts, parameter_sizes
+from pipeline.grpo.topology import read_topology
 from tests.grpo.engine_worker import BETAS, LR, PROMPTS, TEXTS
 from tests.grpo.models import TEMPERATURE, plain_gradients, plain_logprobs, saved, some_groups, tiny
 from tests.grpo.test_sampler import sampler_of
@@ -27,6 +30,7 @@ CASES = {
     "zero3": ("zero3_cpu", 1, True, ()),
     "zero3 untied, checkpointing": ("zero3_cpu", 1, False, ("checkpointing",)),
     "zero3 two ranks": ("zero3_cpu", 2, True, ()),
+    "zero3 four ranks": ("zero3_cpu", 4, True, ()),
     "zero0 two ranks": ("zero0", 2, True, ()),
 }
 
@@ -126,7 +130,7 @@ def test_the_exported_policy_has_the_logits_of_training(outcomes: dict[str, Outc
 
 def test_rank_count_and_zero_change_no_gradient(outcomes: dict[str, Outcome]) -> None:
     reference = outcomes["zero3"].tensors["gradients"]
-    for name in ("zero3 two ranks", "zero0 two ranks"):
+    for name in ("zero3 two ranks", "zero3 four ranks", "zero0 two ranks"):
         for parameter, gradient in outcomes[name].tensors["gradients"].items():
             torch.testing.assert_close(gradient, reference[parameter], rtol=0, atol=1e-5, msg=f"{name}: {parameter}")
 
@@ -160,6 +164,17 @@ def test_everything_an_objective_can_add_equals_the_plain_computation(outcomes: 
     assert outcome.seen["uncertain"]["tokens/trained"] == math.ceil(0.3 * tokens)
     most = torch.cat(entropy).topk(math.ceil(0.3 * tokens)).values.mean()
     assert outcome.seen["uncertain"]["loss/entropy"] == pytest.approx(float(most), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_memory_of_weights_and_optimizer_is_what_was_planned(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    recipe = Recipe(name="a", policy=PolicyConfig(model="tiny", dtype="float32"))
+    topology = read_topology(ROOT / "deepspeed_configs" / f"{CASES[name][0]}.json")
+    numbers = parameter_sizes(tiny(tied=outcome.tied).config)
+    planned = {part.name: part.bytes for part in layout_parts(numbers, recipe, topology, outcome.ranks)}
+    for part, measured in outcome.seen["bytes"].items():
+        assert planned[part] == pytest.approx(measured, rel=0.05), part
 
 
 @pytest.mark.parametrize("name", CASES)

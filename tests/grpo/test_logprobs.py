@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.grpo.batch import batch_of, idle_batch, micro_batches
 from pipeline.grpo.logprobs import HeadLogprobs, PolicyLogprobs
 from pipeline.grpo.loss import LOSSES, Bounds
 from pipeline.grpo.objective import Objective
-from tests.grpo.models import TEMPERATURE, plain_gradients, plain_logprobs, some_groups, tiny
+from tests.grpo.models import TEMPERATURE, VOCAB, plain_gradients, plain_logprobs, some_groups, tiny
 
 OBJECTIVE = Objective(LOSSES["dapo"], Bounds(0.2, 0.2), TEMPERATURE, room=8)
 KINDS = [("qwen2", True), ("qwen2", False), ("llama", False), ("gpt2", True), ("sliding", True)]
@@ -36,6 +38,35 @@ def test_loss_and_every_gradient_equal_the_plain_computation(
     assert largest > 0.01
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=largest * 2e-6, msg=name)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.integers(0, 1000),
+    st.integers(20, 400),
+    st.integers(VOCAB, 3000),
+    st.booleans(),
+)
+def test_any_groups_in_any_micro_batches_give_the_plain_gradients(
+    count: int, size: int, seed: int, tokens: int, logits_at_once: int, share: bool
+) -> None:
+    groups, model = some_groups(count, size, seed), tiny()
+    groups = [group for group in groups if group.has_gradient]
+    expected_loss, expected = plain_gradients(model, groups, TEMPERATURE)
+    model.zero_grad()
+    policy = PolicyLogprobs(model, share_contexts=share, logits_at_once=logits_at_once)
+    batches = micro_batches(groups, tokens)
+    valid, loss = sum(int(batch.mask_RT.sum()) for batch in batches), 0.0
+    for batch in batches:
+        part = OBJECTIVE.summed(batch, *policy(batch, TEMPERATURE)) / valid
+        part.backward()
+        loss += part.item()
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=2e-4, atol=largest * 1e-5, msg=name)
 
 
 def test_logprobs_are_at_the_given_temperature_and_in_place() -> None:

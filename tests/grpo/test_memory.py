@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.config import ObjectiveConfig, OptimizerConfig, PolicyConfig, Recipe, RolloutConfig
+from pipeline.grpo.logprobs import PolicyLogprobs, disable_dropout
+from pipeline.grpo.memory import (
+    activation_bytes,
+    layout_parts,
+    memory_table,
+    parameter_sizes,
+    recipe_memory,
+    saved_bytes,
+    working_parts,
+)
+from tests.grpo.models import saved, tiny
+
+
+def recipe(*, checkpointing: bool = False, **parts: object) -> Recipe:
+    policy = PolicyConfig(model="tiny", dtype="float32", gradient_checkpointing=checkpointing)
+    return Recipe(name="a", policy=policy, rollout=RolloutConfig(group_size=4), **parts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "checkpointing"), [("llama", False), ("gpt2", False), ("sliding", False), ("llama", True), ("gpt2", True)]
+)
+def test_activations_are_within_a_tenth_of_what_autograd_keeps(kind: str, checkpointing: bool) -> None:
+    shape, model = (6, 4, 60, 40), tiny(kind).train()
+    disable_dropout(model)
+    expected = activation_bytes(model.config, recipe(checkpointing=checkpointing), shape[0], *shape[2:])
+    plain = saved_bytes(PolicyLogprobs(model, share_contexts=not checkpointing), *shape)
+    kept = plain
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        kept = saved_bytes(PolicyLogprobs(model, share_contexts=False), *shape)
+        assert kept < 0.5 * plain
+        kept += (plain - kept) // 2  # of its two layers, one is run again at a time
+    assert expected == pytest.approx(kept, rel=0.1)
+
+
+def test_parts_by_hand() -> None:
+    small = recipe(objective=ObjectiveConfig(kl=0.1))
+    partitioned = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 1000, "stage3_max_live_parameters": 50}}
+    parts = {part.name: part.bytes for part in layout_parts([100, 31], small, partitioned, ranks=4)}
+    assert parts == {  # 25 + 8 numbers on a rank, two models
+        "weights": 33 * 4 * 2,
+        "gradients": 33 * 4,
+        "optimizer": 33 * 12,
+        "reduction bucket": 4000,
+        "weights gathered": 200,
+    }
+    whole = {part.name: part.bytes for part in layout_parts([100, 31], recipe(), {}, ranks=4)}
+    assert whole == {"weights": 131 * 4, "gradients": 131 * 4, "optimizer": 131 * 8}
+    offloaded = partitioned["zero_optimization"] | {"offload_optimizer": {}, "offload_param": {}}
+    on_host = [p.name for p in layout_parts([100], small, {"zero_optimization": offloaded}, ranks=1) if p.on_host]
+    assert on_host == ["weights", "gradients", "optimizer"]
+
+
+def test_the_cache_is_that_of_contexts_once_and_every_response() -> None:
+    config = tiny("llama").config  # 2 layers, 2 key-value heads of 8
+    rollout = RolloutConfig(group_size=4, sites_per_step=10, batch_rows=12, max_new_tokens=7)
+    own = Recipe(name="a", policy=PolicyConfig(model="tiny", dtype="float32"), rollout=rollout)
+    parts = {part.name: part.bytes for part in working_parts(config, own, ranks=1, context_tokens=20)}
+    assert parts["sampler's cache"] == 3 * (20 + 4 * 7) * 2 * 2 * 2 * 8 * 4
+    assert parts["sampler's weights"] == 4 * sum(parameter_sizes(config))
+    four = {part.name: part.bytes for part in working_parts(config, own, ranks=5, context_tokens=20)}
+    assert four["sampler's cache"] == parts["sampler's cache"] // 3 * 2, "two sites a rank"
+    vllm = own.model_copy(update={"rollout": rollout.model_copy(update={"sampler": "vllm"})})
+    assert {part.name for part in working_parts(config, vllm, 1, 20)} == {"activations", "logits"}
+
+
+def test_what_is_planned_is_shown(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "policy")
+    topologies = {"zero3": {"zero_optimization": {"stage": 3}}, "zero0": {}}
+    micro = recipe(optimizer=OptimizerConfig(micro_batch_tokens=100))
+    found = recipe_memory(micro, folder, topologies, ranks=2, context_tokens=30)
+    assert found["topologies"]["zero3"]["device"] > found["topologies"]["zero0"]["device"], "a bucket of half a billion"
+    assert found["topologies"]["zero3"]["host"] == 0
+    assert memory_table(found).row_count == len(found["topologies"]["zero3"]["parts"]) + 2
