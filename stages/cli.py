@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -32,10 +32,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Reinforcement Pre-Training: turn a corpus into hard next-token sites, and train a policy on them.",
+    epilog="Exit codes: 0 done, 2 a mistake to mend, 3 damaged artifacts, 130 interrupted.",
 )
+CORPUS, POLICY, LOOK = "Corpus → shards", "Shards → policy", "Look and question"
+ELSEWHERE, HOUSE = "To and from elsewhere", "Keep house"
 
-ManifestPath = Annotated[Path, typer.Argument(help="A YAML of `data_manifests/`.")]
-RecipePath = Annotated[Path, typer.Argument(help="A YAML of `recipes/`.")]
+ManifestPath = Annotated[Path, typer.Argument(help="A YAML file, or the name of one that comes with rpt: `demo`.")]
+RecipePath = Annotated[Path, typer.Argument(help="A YAML file, or the name of one that comes with rpt: `demo`.")]
 ManifestOption = Annotated[Path, typer.Option("--manifest", help="The manifest whose shards are used.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `select.max_sites=1000`.")
@@ -68,10 +71,13 @@ FlopsOf = Annotated[
 Flops = Annotated[float | None, typer.Option(help="End when so many FLOPs are spent.")]
 Tokens = Annotated[int | None, typer.Option(help="End when so many tokens are learned from.")]
 
+Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
 DATA_STAGES = ("ingest", "score", "select", "materialize")
 
 
-@app.command()
+@app.command(rich_help_panel=CORPUS)
 def data(
     manifest: ManifestPath,
     source: Source = None,
@@ -116,7 +122,7 @@ def _stage_command(stage: str) -> None:
         read = load(Manifest, manifest, overrides or ())
         run_data(read, stage, source, work, _executor(executor, work / read.name, workers, address, num_gpus))
 
-    app.command(stage, help=f"`rpt data` up to and including {stage}.")(command)
+    app.command(stage, rich_help_panel=CORPUS, help=f"`rpt data` up to and including {stage}.")(command)
 
 
 for _stage in DATA_STAGES:
@@ -190,7 +196,7 @@ def _print_funnel(name: str, records: dict[str, Record], seconds: dict[str, floa
     print(f"shards: {records[list(records)[-1]].directory}")
 
 
-@app.command()
+@app.command(rich_help_panel=POLICY)
 def train(
     recipe: RecipePath,
     manifest: ManifestOption = Path("data_manifests/demo.yaml"),
@@ -218,7 +224,7 @@ def train(
     _launch("stages.train", arguments, ranks)
 
 
-@app.command()
+@app.command(rich_help_panel=POLICY)
 def screen(
     recipe: RecipePath,
     manifest: ManifestOption = Path("data_manifests/demo.yaml"),
@@ -246,7 +252,7 @@ def screen(
     print(f"pass rates: {record.directory}")
 
 
-@app.command()
+@app.command(rich_help_panel=POLICY)
 def evaluate(
     recipe: RecipePath,
     manifest: ManifestOption = Path("data_manifests/demo.yaml"),
@@ -305,7 +311,7 @@ def _launch(module: str, arguments: list[str], ranks: int) -> None:
         raise typer.Exit(code if code > 0 else 128 - code)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def audit(
     manifest: ManifestPath,
     compare: Annotated[
@@ -341,7 +347,7 @@ def audit(
         print(write_comparison(read, compare, path=manifest, overrides=overrides or (), work=work, out=out))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def browse(
     manifest: ManifestPath,
     recipe: Annotated[
@@ -369,7 +375,7 @@ def browse(
     serve(open_library(read, work=folder, executor=LocalExecutor(workers), recipe=read_recipe, run=run), port)
 
 
-@app.command()
+@app.command(rich_help_panel=ELSEWHERE)
 def export(
     format: Annotated[
         Literal["verl", "trl", "openrlhf", "nemo-rl", "jsonl"], typer.Argument(help="Whose format.", show_default=False)
@@ -398,7 +404,7 @@ def export(
     print(out)
 
 
-@app.command()
+@app.command(rich_help_panel=POLICY)
 def ntp(
     recipe: RecipePath,
     manifest: ManifestOption = Path("data_manifests/demo.yaml"),
@@ -426,7 +432,7 @@ def ntp(
     _launch("stages.ntp", [*arguments, *_of_budget(flops_of, flops, tokens)], ranks)
 
 
-@app.command()
+@app.command(rich_help_panel=POLICY)
 def sft(
     recipe: RecipePath,
     manifest: ManifestOption = Path("data_manifests/demo.yaml"),
@@ -461,7 +467,7 @@ def sft(
     _launch("stages.sft", [*arguments, *_of_budget(flops_of, flops, tokens)], ranks)
 
 
-@app.command()
+@app.command(rich_help_panel=POLICY)
 def finetune(
     recipe: RecipePath,
     manifest: ManifestOption = Path("data_manifests/demo.yaml"),
@@ -520,7 +526,116 @@ def _of_budget(flops_of: Path | None, flops: float | None, tokens: int | None) -
     return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
 
-@app.command()
+@app.command(rich_help_panel=HOUSE)
+def status(
+    manifest: ManifestPath,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """What is built, what is stale and why, how large it is, and what the runs were trained on.
+
+    Examples:
+
+        rpt status data_manifests/demo.yaml
+
+        rpt status data_manifests/demo.yaml --set select.where="entropy > 1.5" --json
+    """
+    from stages.ingest import INGEST
+    from stages.materialize import MATERIALIZE
+    from stages.select import SELECT
+    from stages.status import status as look
+    from stages.status import tables
+
+    versions = {stage.name: stage.version for stage in (INGEST, SELECT, MATERIALIZE)}
+    found = look(load(Manifest, manifest, overrides or ()), work=work, runs=runs, versions=versions)
+    _report(found, tables, as_json)
+
+
+@app.command(rich_help_panel=HOUSE)
+def clean(
+    manifest: ManifestPath,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    work: Work = Path("work"),
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no record needs: earlier selections and scores, left-overs of killed workers. Asks first.
+
+    What each stage made last stays, what that was made from, and what runs were trained on. Unfinished outputs stay.
+
+    Examples:
+
+        rpt clean data_manifests/demo.yaml
+
+        rpt clean data_manifests/demo.yaml --yes
+    """
+    from stages.clean import remove, tables, waste
+
+    wasted = waste(load(Manifest, manifest), work=work, runs=runs)
+    found = [{"path": str(item.path), "bytes": item.bytes, "why": item.why} for item in wasted]
+    _report({"waste": found, "bytes": sum(item.bytes for item in wasted)}, tables, as_json)
+    if not wasted or not (yes or (sys.stdin.isatty() and typer.confirm("Remove all of this?", err=True))):
+        say("clean        nothing was removed" + ("" if not wasted or sys.stdin.isatty() else " (--yes removes it)"))
+        return
+    remove(wasted)
+    say(f"clean        {len(wasted)} removed")
+
+
+@app.command(rich_help_panel=HOUSE)
+def doctor(work: Work = Path("work"), as_json: AsJson = False) -> None:
+    """What this machine has: versions, devices, compilers, disk; and what is missing for which feature.
+
+    Example:
+
+        rpt doctor
+    """
+    from stages.doctor import doctor as examine
+    from stages.doctor import tables
+
+    found = examine(work)
+    _report(found, tables, as_json)
+    if not found["ok"]:
+        raise typer.Exit(UserError.exit_code)
+
+
+def _report(found: dict[str, Any], tables: Callable[[dict[str, Any]], list[Table]], as_json: bool) -> None:
+    """On standard output."""
+    from rich.console import Console
+
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for table in tables(found):
+        Console(markup=False).print(table)
+
+
+@app.command(rich_help_panel=CORPUS)
+def plan(
+    manifest: ManifestPath,
+    source: Source = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a manifest will cost, before anything runs: tokens, time on this machine, GPU- or core-hours, bytes.
+
+    A small random sample of the corpus is read and scored; nothing is kept.
+
+    Examples:
+
+        rpt plan data_manifests/demo.yaml
+
+        rpt plan data_manifests/omnimath.yaml --source ~/omni_math.jsonl --set proxy.model=Qwen/Qwen2.5-0.5B --json
+    """
+    from stages.plan import plan as estimate
+    from stages.plan import tables
+
+    _report(estimate(manifest, overrides or (), source=source, workers=workers), tables, as_json)
+
+
+@app.command(rich_help_panel=HOUSE)
 def schema(kind: Annotated[str, typer.Argument(help="`manifest` or `recipe`.")]) -> None:
     """Print the JSON Schema of manifests or recipes, for editors that complete YAML.
 
@@ -541,9 +656,10 @@ def main() -> None:
     except UserError as error:
         say(f"error: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        say("interrupted: run the same command again to resume")
-        sys.exit(130)
+    except SystemExit as over:
+        if over.code == 130:  # what typer makes of Ctrl-C
+            say("interrupted: run the same command again to resume")
+        raise
     except Exception as error:
         if not disk_is_full(error):
             raise

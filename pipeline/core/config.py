@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.core import packaged
 from pipeline.core.errors import UserError
 
 
@@ -542,22 +543,27 @@ def load(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> Conf
 
     Args:
         kind: `Manifest` or `Recipe`.
-        path: the YAML file.
+        path: the YAML file, or the name of one that comes with the package (`demo`).
         overrides: `dotted.key=value` strings; the value is parsed as YAML, so a template is quoted:
             `corpus.text="{question}"`.
 
     Raises:
         UserError: file missing, not YAML, unknown key (with the nearest known one), or a value out of range.
     """
-    if not path.is_file():
+    folder = {"Manifest": "data_manifests", "Recipe": "recipes"}.get(kind.__name__, "")
+    found = None if path.is_file() else packaged.find(path, folder)
+    if found is None and not path.is_file():
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{kind.__name__.lower()} not found", where=path, mend=f"YAML files there: {known}")
+        mend = f"YAML files there: {known}; packaged: {', '.join(packaged.names(folder))}"
+        raise UserError(f"{kind.__name__.lower()} not found", where=path, mend=mend)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load((found or path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError("not valid YAML", where=path, mend=" ".join(str(error).split())) from error
     if not isinstance(tree, dict):
         raise UserError("expected a mapping at the top", where=path, mend="start with `name: …`")
+    if found:
+        tree = packaged.anchored(tree)
     for override in overrides:
         tree = _with_override(tree, override)
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures as futures
+import contextlib
 import multiprocessing as mp
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -68,7 +70,9 @@ class LocalExecutor:
             workers, mp_context=spawn, initializer=_begin, initargs=(identities if mine else None,)
         )
         try:
-            for done in futures.as_completed([pool.submit(function, item) for item in items]):
+            with _interrupts_ignored():  # by workers that are only starting; each listens once it is there
+                running = [pool.submit(_call, function, item) for item in items]
+            for done in futures.as_completed(running):
                 yield done.result()
         except BrokenProcessPool as error:
             raise UserError(
@@ -85,8 +89,37 @@ def thread_settings(threads: int) -> dict[str, str]:
     return dict.fromkeys(names, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"}
 
 
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes that are started within do not hear Ctrl-C, nor does this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_interrupted = threading.Event()
+
+
+def _interrupt(*_: object) -> None:
+    """Ctrl-C in a worker: it leaves the shard it is at, whose scratch folder goes, and takes no other."""
+    _interrupted.set()
+    raise SystemExit(130)
+
+
+def _call(function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT:
+    if _interrupted.is_set():
+        raise SystemExit(130)
+    return function(item)
+
+
 def _begin(identities: Any) -> None:
     """A worker's first act: take a GPU of its own, if there are some, and arrange to leave with the parent."""
+    signal.signal(signal.SIGINT, _interrupt)
     if identities is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = identities.get()
     _die_with_parent()

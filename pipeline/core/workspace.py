@@ -1,0 +1,203 @@
+"""What lies in a manifest's work folder: outputs of stages, what they were made from, and what none of them needs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.artifact import Completion, Record, read_completion, read_record
+from pipeline.core.config import Manifest, differences
+
+IN_USE = 3600.0
+"""Seconds after its last change during which a left-over may still be a running worker's."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One folder `work/<manifest>/<stage>/<fingerprint>/`."""
+
+    stage: str
+    directory: Path
+    record: Record | None
+    """None: not complete."""
+    done: tuple[Completion, ...]
+    """Of the shards that are published."""
+    current: bool
+    """It is what its stage made last."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.directory.name
+
+    @property
+    def bytes(self) -> int:
+        """Of everything in the folder."""
+        return size_of(self.directory)
+
+    def left_over(self, now: float | None = None) -> list[Path]:
+        """Files that no completion names, and scratch folders, unless they changed within the last hour."""
+        named = {entry.path for done in self.done for entry in done.files.values()} | {"record.json", "done"}
+        before = (time.time() if now is None else now) - IN_USE
+        found = [path for path in sorted(self.directory.iterdir()) if path.name not in named]
+        return [path for path in found if _last_change(path) < before]
+
+
+def outputs(work: Path) -> list[Output]:
+    """All stages' outputs in a manifest's folder, by stage and fingerprint; other folders are none."""
+    found = []
+    for directory in sorted({path.parent for name in ("record.json", "done") for path in work.glob(f"*/[!.]*/{name}")}):
+        pointer = directory.parent / "current"
+        current = pointer.exists() and pointer.read_text().strip() == directory.name
+        record = read_record(directory)
+        numbers = sorted(int(path.stem) for path in (directory / "done").glob("*.json"))
+        done = record.completions if record else tuple(filter(None, (read_completion(directory, n) for n in numbers)))
+        found.append(Output(directory.parent.name, directory, record, done, current))
+    return found
+
+
+def unneeded(found: Iterable[Output], trained_on: Iterable[str] = ()) -> list[Output]:
+    """Complete outputs that neither a stage's last output nor a run was made from.
+
+    Args:
+        found: the outputs of one manifest.
+        trained_on: fingerprints of the shards that runs name.
+    """
+    complete = [output for output in found if output.record is not None]
+    runs = set(trained_on)
+    waiting = [output for output in complete if output.current or output.fingerprint in runs]
+    needed: set[Path] = set()
+    while waiting:
+        output = waiting.pop()
+        if output.directory in needed or output.record is None:
+            continue
+        needed.add(output.directory)
+        made_from = set(output.record.inputs.values())
+        waiting += [o for o in complete if o.record and {o.record.content, o.fingerprint} & made_from]
+    return [output for output in complete if output.directory not in needed]
+
+
+def shards_of_runs(runs: Path) -> dict[str, str]:
+    """Run folder → fingerprint of the shards it was trained on."""
+    found = {}
+    for path in sorted(runs.glob("*/run.json")):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        found[path.parent.name] = str(about["shards"]["fingerprint"])
+    return found
+
+
+# -------------------------------------------------------------------------------------------------- what is stale
+
+
+@dataclass(frozen=True)
+class State:
+    """Of a stage, for a manifest."""
+
+    stage: str
+    state: str
+    """`up to date`, `stale`, `unfinished` or `missing`."""
+    why: tuple[str, ...]
+    output: Output | None
+    """The one that is up to date, else the last one."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a stage's record holds, among other things, if it was made as a manifest says."""
+
+    stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Input's name → the stage it comes from."""
+
+
+def wanted(manifest: Manifest) -> list[Wanted]:
+    """The stages of `rpt data` for a manifest, in their order."""
+    fitted = manifest.proxy.train
+    score = {"score": manifest.score.identity()}
+    if manifest.proxy.dtype != "auto":  # what that is depends on where it runs
+        score["dtype"] = manifest.proxy.dtype
+    made_with = {"documents": "ingest"} | ({"proxy": "proxy"} if fitted else {})
+    return [
+        Wanted("ingest", manifest.corpus.identity(), {}),
+        *([Wanted("proxy", fitted.identity(), {"documents": "ingest"})] if fitted else []),
+        Wanted("score", score, made_with),
+        Wanted("select", manifest.select.identity(), {"documents": "ingest", "scores": "score"}),
+        Wanted("materialize", manifest.materialize.identity(), {"documents": "ingest", "sites": "select"}),
+    ]
+
+
+def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[State]:
+    """How each stage of `rpt data` stands, and why.
+
+    Configuration, code versions and what each output was made from are compared; the source's and the models' bytes are
+    not read: `rpt data` does that.
+
+    Args:
+        manifest: with its overrides.
+        work: the manifest's folder.
+        versions: of the stages' code, by name.
+    """
+    found, result = outputs(work), list[State]()
+    for want in wanted(manifest):
+        mine = [output for output in found if output.stage == want.stage]
+        upstream = {s.stage: s.output.record for s in result if s.state == "up to date" and s.output}
+        reasons = {output.directory: _reasons(want, output, upstream, versions) for output in mine if output.record}
+        mine.sort(key=lambda output: output.current)  # among equals, the last one counts
+        good = [output for output in mine if reasons.get(output.directory) == []]
+        last = [output for output in mine if output.record]
+        unfinished = [output for output in mine if not output.record]
+        if good:
+            result.append(State(want.stage, "up to date", (), good[-1]))
+        elif last:
+            result.append(State(want.stage, "stale", tuple(reasons[last[-1].directory]), last[-1]))
+        elif unfinished:
+            why = f"{len(unfinished[-1].done)} shards are done"
+            result.append(State(want.stage, "unfinished", (why,), unfinished[-1]))
+        else:
+            result.append(State(want.stage, "missing", (), None))
+    return result
+
+
+def _reasons(
+    want: Wanted, output: Output, upstream: Mapping[str, Record | None], versions: Mapping[str, int]
+) -> list[str]:
+    """Why a complete output is not what is wanted; none if it is."""
+    record = output.record
+    assert record is not None
+    reasons = differences({key: record.config.get(key) for key in want.config}, want.config)
+    version = versions.get(want.stage, record.version)
+    if version != record.version:
+        reasons.append(f"code version: {record.version} → {version}")
+    for name, stage in want.inputs.items():
+        source = upstream.get(stage)
+        if source is None:
+            reasons.append(f"`{stage}` is not up to date")
+        elif record.inputs.get(name) != source.content:
+            reasons.append(f"made from another `{stage}`")
+    return list(dict.fromkeys(reasons))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file or of a folder's files."""
+    return sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
+
+
+def human(size: float) -> str:
+    """
+    Example:
+        >>> human(0), human(1500), human(2_340_000)
+        ('0 B', '1.5 kB', '2.3 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _last_change(path: Path) -> float:
+    return max(p.stat().st_mtime for p in [path, *path.rglob("*")])

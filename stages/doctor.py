@@ -1,0 +1,130 @@
+"""Doctor: what this machine has, and what is missing for which feature.
+
+Input:   this environment and machine; the folder that artifacts go to.
+Output:  tables, or JSON. The exit code is 2 if `rpt data` or `rpt train` could not run.
+Command: rpt doctor [--json]
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.core.hardware import cores, gpus
+
+SHOWN = ("rpt", "torch", "deepspeed", "transformers", "tokenizers", "accelerate", "polars", "pyarrow", "pydantic")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something rpt can do, and what it takes."""
+
+    name: str
+    packages: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    extra: str | None = None
+    """Of rpt, that brings the packages."""
+    needed: bool = False
+    """Without it neither data nor training works."""
+    environment: str | None = None
+    """A variable that it wants, and need not have."""
+
+
+FEATURES = (
+    Feature("data", ("polars", "pyarrow", "tokenizers", "transformers", "torch", "datasketch"), needed=True),
+    Feature("train, evaluate", ("torch", "deepspeed", "transformers", "accelerate"), needed=True),
+    Feature("DeepSpeed's compiled ops", ("ninja",), ("c++",)),
+    Feature("DeepSpeed's ops for GPUs", (), ("nvcc", "nvidia-smi")),
+    Feature("vLLM as sampler", ("vllm",), extra="vllm"),
+    Feature("Ray clusters", ("ray",), extra="ray"),
+    Feature("benchmarks of others", ("lm-eval",), extra="eval"),
+    Feature("sources by s3://", ("s3fs",)),
+    Feature("push and pull", ("huggingface-hub",), environment="HF_TOKEN"),
+    Feature("Weights & Biases", ("wandb",), extra="wandb"),
+    Feature("trackio", ("trackio",), extra="trackio"),
+    Feature("MLflow", ("mlflow-skinny",), extra="mlflow"),
+    Feature("LoRA adapters", ("peft",), extra="lora"),
+    Feature("this documentation as a site", ("mkdocs-material",), extra="docs"),
+)
+
+
+def doctor(work: Path) -> dict[str, Any]:
+    """Everything, as JSON values. `work`: where artifacts go."""
+    features = [_checked(feature) for feature in FEATURES]
+    return {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "system": platform.platform(),
+        "versions": {name: version(name) for name in SHOWN},
+        "cores": cores(),
+        "memory_bytes": _memory(),
+        "devices": [gpu.name for gpu in gpus()] or ["CPU"],
+        "disk": _disk(work),
+        "features": features,
+        "ok": all(feature["missing"] == [] for feature in features if feature["needed"]),
+    }
+
+
+def _checked(feature: Feature) -> dict[str, Any]:
+    missing = [name for name in feature.packages if version(name) is None]
+    missing += [name for name in feature.programs if shutil.which(name) is None]
+    mend = f"pip install 'rpt[{feature.extra}]'" if feature.extra else f"install {', '.join(missing)}"
+    wants = feature.environment if feature.environment and feature.environment not in os.environ else None
+    return {
+        "feature": feature.name,
+        "needed": feature.needed,
+        "missing": missing,
+        "mend": mend if missing else f"{wants} is not set: what is private stays closed" if wants else "",
+    }
+
+
+def version(package: str) -> str | None:
+    """Of an installed package, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> int | None:
+    """Bytes that can still be taken, where the system says so."""
+    path = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", path.read_text()) if path.exists() else None
+    return int(found[1]) * 1024 if found else None
+
+
+def _disk(work: Path) -> dict[str, Any]:
+    there = next(path for path in [work.absolute(), *work.absolute().parents] if path.exists())
+    usage = shutil.disk_usage(there)
+    return {"path": str(there), "free_bytes": usage.free, "total_bytes": usage.total}
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """The same for people."""
+    machine = Table("", "", show_header=False)
+    machine.add_row("python", f"{found['python']}  {found['executable']}")
+    machine.add_row("system", found["system"])
+    machine.add_row("cores", str(found["cores"]))
+    if found["memory_bytes"]:
+        machine.add_row("memory", f"{found['memory_bytes'] / 1e9:.1f} GB free")
+    machine.add_row("devices", "\n".join(found["devices"]))
+    disk = found["disk"]
+    machine.add_row(
+        "disk", f"{disk['free_bytes'] / 1e9:.1f} of {disk['total_bytes'] / 1e9:.1f} GB free at {disk['path']}"
+    )
+    machine.add_row("versions", "\n".join(f"{name} {what or 'missing'}" for name, what in found["versions"].items()))
+    features = Table("feature", "", "to mend")
+    for feature in found["features"]:
+        state = "missing: " + ", ".join(feature["missing"]) if feature["missing"] else "ready"
+        features.add_row(feature["feature"], state, feature["mend"])
+    return [machine, features]

@@ -1,0 +1,113 @@
+"""`rpt doctor`, and the manners of the command line: JSON, exit codes, completion, Ctrl-C."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.core.artifact import content_hash, read_completion
+from pipeline.core.workspace import outputs
+from stages import doctor
+from tests.toys import byte_level_tokenizer, problems, write_jsonl
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def rpt(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.cli", *map(str, arguments)]
+    given = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | environment
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=given, check=False)
+
+
+def test_doctor_tells_what_is_there_as_json(tmp_path: Path) -> None:
+    done = rpt("doctor", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["versions"]["torch"] == importlib.metadata.version("torch")
+    assert found["disk"]["free_bytes"] > 0 and found["devices"]
+    assert {feature["feature"] for feature in found["features"]} == {feature.name for feature in doctor.FEATURES}
+
+
+def test_what_is_missing_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    absent = {"vllm", "polars"}
+    there = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: None if name in absent else there(name))
+    found = doctor.doctor(tmp_path)
+    features = {feature["feature"]: feature for feature in found["features"]}
+    assert features["vLLM as sampler"]["mend"] == "pip install 'rpt[vllm]'"
+    assert features["data"]["missing"] == ["polars"] and not found["ok"]
+
+
+def test_every_extra_that_doctor_names_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {feature.extra for feature in doctor.FEATURES if feature.extra} <= set(extras)
+
+
+def test_completion_knows_the_commands(tmp_path: Path) -> None:
+    words = {"COMP_WORDS": "rpt ma", "COMP_CWORD": "1", "_RPT_COMPLETE": "complete_bash"}
+    code = "from stages.cli import app; app(prog_name='rpt')"
+    given = os.environ | {"PYTHONPATH": str(ROOT)} | words
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=given, check=False)
+    assert done.stdout.split() == ["materialize"], done.stderr
+
+
+def test_help_is_grouped_and_names_the_exit_codes(tmp_path: Path) -> None:
+    shown = rpt("--help", cwd=tmp_path).stdout
+    assert "Keep house" in shown and "Corpus → shards" in shown and "130 interrupted" in shown
+
+
+def test_ctrl_c_leaves_nothing_half_published(tmp_path: Path) -> None:
+    """SIGINT to the whole group, as a terminal sends it, while shards are being written."""
+    rows = problems(600)
+    write_jsonl(tmp_path / "problems.jsonl", rows)
+    byte_level_tokenizer(tmp_path / "policy", [row["problem"] for row in rows[:200]])
+    tree = {
+        "name": "toy",
+        "corpus": {
+            "source": "problems.jsonl",
+            "text": "{problem}\n{solution}",
+            "shard_documents": 4,
+            "near_duplicates": None,
+        },
+        "proxy": {"train": {"max_steps": 1}},
+        "materialize": {"policy_tokenizer": "policy"},
+    }
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "stages.cli", "ingest", "toy.yaml", "--workers", "2"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("work/toy/ingest/*/done/*.json"))) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert told.strip().splitlines()[-1] == "interrupted: run the same command again to resume", told
+    assert "Traceback" not in told, told
+    (unfinished,) = [output for output in outputs(tmp_path / "work" / "toy") if output.record is None]
+    assert unfinished.stage == "ingest" and 3 <= len(unfinished.done) < 150
+    for done in unfinished.done:
+        assert read_completion(unfinished.directory, done.shard) == done
+        for entry in done.files.values():
+            assert content_hash(unfinished.directory / entry.path) == entry.sha256
+    assert not list(unfinished.directory.glob("tmp/*/*")), "a scratch folder was left"
+    again = rpt("ingest", "toy.yaml", "--workers", "2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f", {len(unfinished.done)} already done" in again.stderr, again.stderr
