@@ -4,10 +4,15 @@ Both sides train the same policy on the same prompts with the same group size, n
 rewards, loss (token mean), optimizer and no KL. Each runs in a process of its own, is warmed up, and takes its steps in
 turn with the other's: medians. TRL wants an environment of its own: `pip install trl==1.16.0 torch==2.13.0`.
 
+By default every group has unequal rewards, the most work there can be; `--informative 0.5` is what a run of the demo
+has: groups of equal rewards have no gradient, and ours leaves them out of the update. Each side starts as its users
+start it: `rpt train` sets the C allocator to keep freed memory; `--same-allocator` sets it for TRL too.
+
     python -m benchmarks.grpo_step --trl-python /path/to/env/bin/python [--contexts 64 512] [--threads 2]
 
-Last line: JSON with seconds, parts, tokens/s, peak memory, ratios, bars and whether they hold. Without --trl-python the
-other side is skipped, and no bar is judged.
+Last line: JSON with seconds of the step and of its parts, processor seconds of all threads (which others on the machine
+disturb less), tokens/s, peak memory, ratios, bars and whether they hold. Without --trl-python the other side is skipped,
+and no bar is judged.
 """
 
 from __future__ import annotations
@@ -31,6 +36,8 @@ ROOT = Path(__file__).parent.parent
 BARS = {64: 5.0, 512: 12.0}
 """Seconds of TRL's step over ours, by tokens of context."""
 LR = 1e-5
+MICRO_BATCH_TOKENS = 3072
+"""Of ours: about the memory of TRL's default of 32 rows, at a tenth more time than one large micro-batch."""
 
 
 def main() -> None:
@@ -44,6 +51,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="measured on each side, after one that warms up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl-python", help="interpreter of an environment with TRL")
+    parser.add_argument("--informative", type=float, default=1.0, help="share of groups whose rewards are unequal")
+    parser.add_argument("--same-allocator", action="store_true", help="TRL with the allocator's settings of ours")
     parser.add_argument("--trl-rows", type=int, default=32, help="rows of TRL's micro-batches")
     parser.add_argument("--worker", choices=["ours", "trl"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -61,12 +70,14 @@ def main() -> None:
         found = {name: side.finish(tokens) for name, side in sides.items()}
         if "trl" in found:
             found["ratio"] = round(found["trl"]["seconds"] / found["ours"]["seconds"], 2)
+            found["processor_ratio"] = round(found["trl"]["processor_seconds"] / found["ours"]["processor_seconds"], 2)
             found["memory_ratio"] = round(found["trl"]["peak_mib"] / found["ours"]["peak_mib"], 2)
             if context in BARS:
                 holds.append(found["ratio"] >= BARS[context] and found["memory_ratio"] > 1)
         results[str(context)] = found
         print(f"context {context}: {json.dumps(found)}", flush=True)
-    work = {name: getattr(arguments, name) for name in ("sites", "group", "new", "threads", "steps", "trl_rows")}
+    names = ("sites", "group", "new", "informative", "same_allocator", "threads", "steps", "trl_rows")
+    work = {name: getattr(arguments, name) for name in names}
     if "trl" not in sides:
         print("TRL was not measured: give --trl-python")
     print(json.dumps({"work": work, "contexts": results, "bars": BARS, "holds": all(holds) if holds else None}))
@@ -77,16 +88,16 @@ class Side:
 
     def __init__(self, name: str, python: str, arguments: argparse.Namespace, context: int) -> None:
         command = [python, "-m", "benchmarks.grpo_step", "--worker", name, "--contexts", str(context)]
-        for key in ("policy", "sites", "group", "new", "steps", "threads", "trl_rows"):
+        for key in ("policy", "sites", "group", "new", "steps", "threads", "trl_rows", "informative"):
             command += [f"--{key.replace('_', '-')}", str(getattr(arguments, key))]
         environment = os.environ | {
             "OMP_NUM_THREADS": str(arguments.threads),
             "OMP_WAIT_POLICY": "PASSIVE",
-            "MALLOC_MMAP_MAX_": "0",  # as `rpt train` sets them; both sides gain
-            "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
             "TOKENIZERS_PARALLELISM": "false",
             "CUDA_VISIBLE_DEVICES": "",
         }
+        if name == "ours" or arguments.same_allocator:  # as `rpt train` sets them
+            environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
@@ -115,8 +126,15 @@ class Side:
         self._process.communicate("")
         measured = self._reports[1:]
         median = {key: round(statistics.median(report[key] for report in measured), 4) for key in measured[0]}
-        seconds, peak = median.pop("step"), median.pop("peak_mib")
-        return {"seconds": seconds, "parts": median, "tokens/s": round(tokens / seconds), "peak_mib": round(peak)}
+        seconds, processor, peak = (median.pop(key) for key in ("step", "processor", "peak_mib"))
+        speed = round(tokens / seconds)
+        return {
+            "seconds": seconds,
+            "processor_seconds": processor,
+            "parts": median,
+            "tokens/s": speed,
+            "peak_mib": round(peak),
+        }
 
 
 def serve(step: Callable[[], dict[str, float]]) -> None:
@@ -124,9 +142,10 @@ def serve(step: Callable[[], dict[str, float]]) -> None:
     out = sys.stdout
     for _ in sys.stdin:
         with redirect_stdout(sys.stderr):
-            begin = time.perf_counter()
+            begin, processor = time.perf_counter(), time.process_time()
             parts = step()
-            report = {"step": time.perf_counter() - begin, **parts, "peak_mib": peak_mib()}
+            report = {"step": time.perf_counter() - begin, "processor": time.process_time() - processor, **parts}
+            report["peak_mib"] = peak_mib()
         print(json.dumps(report), file=out, flush=True)
 
 
@@ -152,9 +171,10 @@ def prompts_of(tokenizer: Any, arguments: argparse.Namespace) -> list[str]:
     return texts
 
 
-def reward(sample: int) -> float:
-    """Of a group's sample: every group has a gradient, on both sides alike."""
-    return float(sample % 4 == 0)
+def reward(index: int, arguments: argparse.Namespace) -> float:
+    """Of a response, counted over groups in order: unequal in the first groups, 0 in the others."""
+    group, sample = divmod(index, arguments.group)
+    return float(sample % 4 == 0 and group < arguments.informative * arguments.sites)
 
 
 # ------------------------------------------------------------------------------------------------------- ours
@@ -187,7 +207,7 @@ def ours(arguments: argparse.Namespace) -> None:
         policy=PolicyConfig(model=str(arguments.policy), dtype="float32"),
         rollout=RolloutConfig(temperature=1.0, max_new_tokens=arguments.new, group_size=arguments.group),
         objective=ObjectiveConfig(loss="dapo"),
-        optimizer=OptimizerConfig(lr=LR, clip_norm=1.0),
+        optimizer=OptimizerConfig(lr=LR, clip_norm=1.0, micro_batch_tokens=MICRO_BATCH_TOKENS),
     )
     engine = ds.build(
         arguments.policy, recipe.policy, recipe.optimizer, read_topology(ROOT / "deepspeed_configs" / "zero3_cpu.json")
@@ -196,7 +216,8 @@ def ours(arguments: argparse.Namespace) -> None:
     prompts = [tokenizer.encode(text, add_special_tokens=False) for text in prompts_of(tokenizer, arguments)]
     sampler = Sampler.load(arguments.policy, CorpusTokenizer.load(arguments.policy))
     sampler.eos_ids = frozenset()  # every response takes all its room: the work is the same
-    rewards_PG = np.array([[reward(g) for g in range(arguments.group)]] * arguments.sites)
+    rewards_R = [reward(i, arguments) for i in range(arguments.sites * arguments.group)]
+    advantages_PG = group_std(np.array(rewards_R).reshape(arguments.sites, arguments.group)).tolist()
     rng, objective = random.Random(0), Objective.of(recipe)
 
     def step() -> dict[str, float]:
@@ -210,7 +231,8 @@ def ours(arguments: argparse.Namespace) -> None:
                 Group(
                     tuple(prompt), tuple(responses[p * arguments.group : (p + 1) * arguments.group]), tuple(advantages)
                 )
-                for p, (prompt, advantages) in enumerate(zip(prompts, group_std(rewards_PG).tolist(), strict=True))
+                for p, (prompt, advantages) in enumerate(zip(prompts, advantages_PG, strict=True))
+                if any(advantages)
             ]
             ds.update(engine, micro_batches(groups, recipe.optimizer.micro_batch_tokens), objective, LR)
         with clock("sync"):
@@ -268,7 +290,7 @@ def trl(arguments: argparse.Namespace) -> None:
 
     def rewards(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         seen.extend(len(ids) for ids in completion_ids)
-        return [reward(i) for i in range(len(completions))]
+        return [reward(i, arguments) for i in range(len(completions))]
 
     class Turns(TrainerCallback):
         """Waits for its turn before a step and reports after it."""
@@ -277,13 +299,14 @@ def trl(arguments: argparse.Namespace) -> None:
             if not sys.stdin.readline():
                 os._exit(0)
             spent.clear()
-            self.begin = time.perf_counter()
+            self.begin, self.processor = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             step = time.perf_counter() - self.begin
             assert seen[-rows:] == [arguments.new] * rows, "the same work"
             report = {
                 "step": step,
+                "processor": time.process_time() - self.processor,
                 "rollout": spent["rollout"],
                 "update": step - spent["rollout"],
                 "peak_mib": peak_mib(),
