@@ -11,8 +11,8 @@ start it: `rpt train` sets the C allocator to keep freed memory; `--same-allocat
     python -m benchmarks.grpo_step --trl-python /path/to/env/bin/python [--contexts 64 512] [--threads 2]
 
 Last line: JSON with seconds of the step and of its parts, processor seconds of all threads (which others on the machine
-disturb less), tokens/s, peak memory, ratios, bars and whether they hold. Without --trl-python the other side is skipped,
-and no bar is judged.
+disturb less), tokens/s, peak memory, ratios, bars and whether they hold. Without --trl-python the other side is not
+measured, and no bar is judged.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The built-in sampler against `transformers` `generate`: tokens a second at the same work.
 
 Both sides get the same prompts (every site's context once a response for `generate`, which knows no groups), sample at
-temperature 1 and decode exactly as many tokens; one process, interleaved, medians. The C allocator keeps freed memory, as
-`rpt train` sets it: both sides gain.
+temperature 1 and decode exactly as many tokens; one process, interleaved, medians. The C allocator keeps freed memory,
+as `rpt train` sets it: both sides gain.
 
     python -m benchmarks.sampler [--policy FOLDER] [--contexts 64 512] [--device cpu]
 
