@@ -22,11 +22,11 @@ CHUNK_TOKENS = 512
 TILE_IDS = 4096
 """Ids of a tile: with a chunk's positions few enough for a cache (8 MiB), enough for a fast product."""
 
-_BLOCK = 128
+BLOCK = 128
 """Ids of a block, whose largest logit stands for it."""
 
 WriteLogits = Callable[[Tensor, slice, Tensor], object]
-"""(hidden [C, H], ids, out [C, ids]) writes the logits of these ids, in fp32."""
+"""(hidden [C, H], ids, out [C, ids]) writes the logits of these ids, in the type of `out`."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def score_hidden(
     Besides the hidden states themselves, memory is `chunk_tokens` × `vocab_size` × 4 bytes, however many positions.
     """
     tiles = -(-vocab_size // tile_ids)
-    width = -(-vocab_size // (tiles * _BLOCK)) * _BLOCK
+    width = -(-vocab_size // (tiles * BLOCK)) * BLOCK
     shape = (-(-vocab_size // width), min(chunk_tokens, len(hidden_TH)), width)
     logits_NCW = torch.empty(shape, device=hidden_TH.device)
     logits_NCW[-1].fill_(-torch.inf)  # where no id belongs it stays
@@ -113,15 +113,22 @@ def _score_chunk(
     logits_NCW: Tensor,
 ) -> PositionScores:  # fmt: skip
     N, C, W = logits_NCW.shape
-    maxima_NCP = logits_NCW.new_empty(N, C, W // _BLOCK)
+    maxima_NCP = logits_NCW.new_empty(N, C, W // BLOCK)
     for n in range(N):
         ids = slice(n * W, min((n + 1) * W, vocab_size))
         write_logits(hidden_CH, ids, logits_NCW[n, :, : ids.stop - ids.start])
-        torch.amax(logits_NCW[n].view(C, -1, _BLOCK), -1, out=maxima_NCP[n])
-    blocks_NCPB = logits_NCW.view(N, C, -1, _BLOCK)
-    top_CK, top_ids_CK = _top(blocks_NCPB, maxima_NCP, min(top_k, vocab_size))
+        torch.amax(logits_NCW[n].view(C, -1, BLOCK), -1, out=maxima_NCP[n])
+    blocks_NCPB = logits_NCW.view(N, C, -1, BLOCK)
+    top_CK, top_ids_CK = largest(blocks_NCPB, maxima_NCP, min(top_k, vocab_size))
     target_C1 = logits_NCW[targets_C // W, torch.arange(C, device=targets_C.device), targets_C % W][:, None]
     lse_C1, rank_C = _normaliser_and_rank(logits_NCW, maxima_NCP.amax((0, 2))[:, None], target_C1, targets_C[:, None])
+    return as_scores(top_CK, top_ids_CK, target_C1, lse_C1, rank_C, with_top)
+
+
+def as_scores(
+    top_CK: Tensor, top_ids_CK: Tensor, target_C1: Tensor, lse_C1: Tensor, rank_C: Tensor, with_top: bool
+) -> PositionScores:
+    """Scores from the largest logits and their ids, the true token's logit, ln Σ exp of all logits, and its rank."""
     logprobs_CK = top_CK - lse_C1
     return PositionScores(
         entropy=_entropy(top_CK.log_softmax(-1)).cpu(),
@@ -137,8 +144,8 @@ def _entropy(logprobs_TK: Tensor) -> Tensor:
     return torch.special.entr(logprobs_TK.exp()).sum(-1)
 
 
-def _top(blocks_NCPB: Tensor, maxima_NCP: Tensor, K: int) -> tuple[Tensor, Tensor]:
-    """The K largest logits [C, K] and their ids, ties by id.
+def largest(blocks_NCPB: Tensor, maxima_NCP: Tensor, K: int) -> tuple[Tensor, Tensor]:
+    """The K largest logits [C, K] in fp32 and their ids, ties by id.
 
     No logit of a block that is not among the K best can be: K others, the maxima of those blocks, come before it.
     """
@@ -150,16 +157,16 @@ def _top(blocks_NCPB: Tensor, maxima_NCP: Tensor, K: int) -> tuple[Tensor, Tenso
     ids_CL = (block_CM[:, :, None] * B + torch.arange(B, device=maxima_CM.device)).flatten(1)
     ids_CK = _first(candidates_CL, ids_CL, K)
     tile_CK, column_CK = ids_CK // (P * B), ids_CK % (P * B)
-    return blocks_NCPB[tile_CK, rows_C1, column_CK // B, column_CK % B], ids_CK
+    return blocks_NCPB[tile_CK, rows_C1, column_CK // B, column_CK % B].float(), ids_CK
 
 
 def _first(values_CL: Tensor, ids_CL: Tensor, K: int) -> Tensor:
     """Ids [C, K] of the K largest values in falling order, equal ones by id.
 
-    `topk` leaves open which of equal values it returns, so it is asked for whole numbers that differ: a float's bits,
-    read as an integer that rises with the float, above the id.
+    That is the order of a stable sort. `topk` leaves open which of equal values it returns, so it is asked for whole
+    numbers that differ: a float's bits, read as an integer that rises with the float, above the id.
     """
-    bits_CL = (values_CL + 0.0).view(torch.int32).long()  # −0.0 + 0.0 is 0.0
+    bits_CL = (values_CL.float() + 0.0).view(torch.int32).long()  # −0.0 + 0.0 is 0.0
     rising_CL = torch.where(bits_CL < 0, bits_CL ^ 0x7FFFFFFF, bits_CL)
     return 0xFFFFFFFF - ((rising_CL << 32) + (0xFFFFFFFF - ids_CL)).topk(K, dim=-1).values.bitwise_and(0xFFFFFFFF)
 

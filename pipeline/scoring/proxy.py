@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,7 @@ def _score_batch(
     rows = [hidden_BTH[b, w.first - 1 - w.start + bos : w.stop - w.start + bos] for b, w in enumerate(batch)]
     targets = np.concatenate([documents[w.document][w.first : w.stop + 1] for w in batch])
     targets_T = torch.from_numpy(targets).long().to(proxy.device)
-    scores = score_hidden(
+    scores = _scorer(proxy.device)(
         torch.cat(rows), proxy.write_logits, proxy.vocab_size, targets_T, config.top_k, with_top=config.store_top
     )
     parts, begin = {}, 0
@@ -223,6 +224,15 @@ def _score_batch(
                 mend="check its weights, or score with `proxy.dtype: float32`",
             )
     return parts
+
+
+def _scorer(device: torch.device) -> Callable[..., PositionScores]:
+    """`score_hidden`: the kernel for NVIDIA GPUs, plain PyTorch elsewhere and where Triton is not installed."""
+    if device.type == "cuda" and torch.version.cuda and find_spec("triton"):
+        from pipeline.scoring import entropy_triton
+
+        return entropy_triton.score_hidden
+    return score_hidden
 
 
 def _padded(batch: Sequence[Window], documents: Sequence[NDArray[np.int32]], proxy: Proxy) -> Tensor:

@@ -263,11 +263,18 @@ def model_digest(path: Path) -> str:
 
 
 def weights(path: Path) -> int:
-    """Number of weights in a model folder, from the headers of its safetensors; tied matrices lie there once."""
-    from safetensors import safe_open
+    """Number of weights in a model folder, from the headers of its safetensors; tied matrices lie there once.
+
+    Raises:
+        UserError: one of the files is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
 
     count = 0
     for file in path.glob("*.safetensors"):
-        with safe_open(file, framework="np") as tensors:
-            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        try:
+            with safe_open(file, framework="np") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError("not a safetensors file", where=file, mend=str(error)) from error
     return count

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from pipeline.scoring.entropy import PositionScores, score_hidden, score_logits
+from pipeline.scoring.entropy import PositionScores, copy_logits, score_hidden, score_logits
 from pipeline.scoring.proxy import output_matrix
+from tests.scoring.plain import NAMES, plain_scores
 
 LN2 = math.log(2)
 
@@ -97,21 +101,75 @@ def test_like_the_plain_twin(
     torch.testing.assert_close(scores.top_logprobs.double(), logprobs, atol=1e-5, rtol=1e-5)
 
 
+@given(
+    seed=st.integers(0, 2**31),
+    tokens=st.integers(1, 40),
+    vocab=st.integers(1, 1500),
+    top_k=st.sampled_from([1, 2, 7, 16, 130, 2000]),
+    levels=st.sampled_from([None, 1, 3, 40]),
+    chunk_tokens=st.integers(1, 50),
+    tile_ids=st.integers(1, 2000),
+    impossible=st.floats(0, 1),
+)
+def test_like_log_softmax_and_a_stable_sort(
+    seed: int, tokens: int, vocab: int, top_k: int, levels: int | None, chunk_tokens: int, tile_ids: int,
+    impossible: float,
+) -> None:  # fmt: skip
+    """Chunks, tiles, tied logits, impossible ids, more asked for than there are: plain fp32 says the same."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(tokens, vocab, generator=generator)
+    if levels:
+        logits = torch.randint(-levels, levels, (tokens, vocab), generator=generator) / 2.0
+    targets = torch.randint(vocab, (tokens,), generator=generator)
+    allowed = torch.rand(tokens, vocab, generator=generator) >= impossible
+    logits[~allowed.scatter(1, targets[:, None], True)] = -math.inf
+
+    scores = score_hidden(
+        logits, copy_logits, vocab, targets, top_k, with_top=True, chunk_tokens=chunk_tokens, tile_ids=tile_ids
+    )
+    expected = plain_scores(logits, targets, top_k)
+    for name in NAMES:
+        torch.testing.assert_close(getattr(scores, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("chunk_tokens", [1, 10, 1000])
-def test_chunks_of_positions_change_nothing(chunk_tokens: int) -> None:
+@pytest.mark.parametrize("tile_ids", [100, 300, 10_000])
+def test_the_output_matrix_by_chunks_and_tiles(chunk_tokens: int, tile_ids: int) -> None:
     torch.manual_seed(0)
-    hidden, head, targets = torch.randn(23, 8), torch.nn.Linear(8, 50), torch.randint(50, (23,))
+    hidden, head, targets = torch.randn(23, 8), torch.nn.Linear(8, 700), torch.randint(700, (23,))
     with torch.no_grad():
         whole = score_logits(head(hidden), targets, 16, with_top=True)
         write = output_matrix(head.weight, head.bias)
-        chunked = score_hidden(hidden, write, 50, targets, 16, with_top=True, chunk_tokens=chunk_tokens)
-    for name in ("entropy", "entropy_partial", "nll", "rank", "top_ids", "top_logprobs"):
-        torch.testing.assert_close(getattr(chunked, name), getattr(whole, name))
-    assert (chunked.top_ids.dtype, chunked.rank.dtype, chunked.entropy.dtype) == (
-        torch.int32,
-        torch.int32,
-        torch.float32,
-    )
+        found = score_hidden(
+            hidden, write, 700, targets, 16, with_top=True, chunk_tokens=chunk_tokens, tile_ids=tile_ids
+        )
+    for name in NAMES:
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name))
+    assert (found.top_ids.dtype, found.rank.dtype, found.entropy.dtype) == (torch.int32, torch.int32, torch.float32)
+
+
+def test_memory_is_that_of_a_chunk() -> None:
+    """Eight times the positions ask for no larger tensor, and none is larger than a chunk's logits."""
+
+    def largest(positions: int) -> int:
+        targets = torch.zeros(positions, dtype=torch.long)
+        with Sizes() as seen:
+            score_hidden(torch.randn(positions, 4), write, 5000, targets, 16, chunk_tokens=32, tile_ids=1000)
+        return seen.largest
+
+    write = output_matrix(torch.randn(5000, 4), None)
+    assert largest(32) == largest(256) <= 32 * 5120
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that an operation gives."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        self.largest = max([self.largest, *(t.numel() for t in tree_leaves(made) if isinstance(t, torch.Tensor))])
+        return made
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,11 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 
 from pipeline.core.config import ScoreConfig
 from pipeline.core.errors import UserError
-from pipeline.scoring.entropy import PositionScores, copy_logits, score_logits
-from pipeline.scoring.proxy import as_proxy, load_proxy, score_documents
+from pipeline.scoring.entropy import PositionScores, copy_logits
+from pipeline.scoring.proxy import Proxy, as_proxy, load_proxy, score_documents
 from pipeline.scoring.tokens import CorpusTokenizer
 from tests.scoring.models import TEXTS, qwen, rewrite_config, save
-
-NAMES = ("entropy", "entropy_partial", "nll", "rank", "top_ids", "top_logprobs")
+from tests.scoring.plain import NAMES, assert_close, plain_scores
 
 
 def one_at_a_time(model: Any, ids: np.ndarray, bos_id: int | None, config: ScoreConfig, limit: int) -> PositionScores:
@@ -39,13 +40,7 @@ def one_at_a_time(model: Any, ids: np.ndarray, bos_id: int | None, config: Score
                 fed = torch.tensor([[*bos, *ids[start : start + tokens].tolist()]])
                 logits_of_start[start] = model(fed).logits[0]
         logits.append(logits_of_start[start][len(bos) + t - start - 1])
-    return score_logits(torch.stack(logits), torch.from_numpy(ids[1:]).long(), config.top_k, with_top=True)
-
-
-def assert_close(found: PositionScores, expected: PositionScores) -> None:
-    for name in ("entropy", "entropy_partial", "nll"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=2e-5, rtol=2e-5)
-    assert (found.rank != expected.rank).float().mean() < 0.02  # two logits may change places by rounding
+    return plain_scores(torch.stack(logits), torch.from_numpy(ids[1:]).long(), config.top_k)
 
 
 def random_documents(seed: int, lengths: list[int], vocab_size: int) -> list[np.ndarray]:
@@ -56,6 +51,7 @@ def random_documents(seed: int, lengths: list[int], vocab_size: int) -> list[np.
 @settings(deadline=None, max_examples=12)
 @given(
     seed=st.integers(0, 1000),
+    vocab_size=st.sampled_from([5, 50, 700]),
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=5),
     window=st.integers(8, 60),
     overlap=st.floats(0.1, 0.7),
@@ -64,14 +60,15 @@ def random_documents(seed: int, lengths: list[int], vocab_size: int) -> list[np.
     bos=st.booleans(),
 )
 def test_scores_like_one_document_at_a_time(
-    seed: int, lengths: list[int], window: int, overlap: float, top_k: int, batch_tokens: int, bos: bool
-) -> None:
-    model, bos_id = qwen(50, context=24), 3 if bos else None
+    seed: int, vocab_size: int, lengths: list[int], window: int, overlap: float, top_k: int, batch_tokens: int,
+    bos: bool,
+) -> None:  # fmt: skip
+    model, bos_id = qwen(vocab_size, context=24, seed=seed), 3 if bos else None
     config = ScoreConfig(
         top_k=top_k, window=window, overlap=max(1, int(window * overlap)), min_context_tokens=2,
         batch_tokens=batch_tokens, store_top=True,
     )  # fmt: skip
-    documents = random_documents(seed, lengths, 50)
+    documents = random_documents(seed, lengths, vocab_size)
     found = score_documents(as_proxy(model, bos_id), documents, ["d"] * len(documents), config)
     for ids, scores in zip(documents, found, strict=True):
         assert len(scores.nll) == max(0, len(ids) - 1)
@@ -105,11 +102,70 @@ def test_more_than_the_output_matrix_is_noticed() -> None:
         assert_close(found, one_at_a_time(model, ids, None, config, 32))
 
 
-def test_nan_weights_are_named_with_the_document() -> None:
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_output_is_named_with_its_document(bad: float) -> None:
     model = qwen(50)
-    model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"NaN or infinite: document second"):
-        score_documents(as_proxy(model, None), random_documents(0, [1, 9], 50), ["first", "second"], ScoreConfig())
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.model.embed_tokens.weight.data[7] = bad
+    documents = [np.where(ids == 7, 8, ids) for ids in random_documents(0, [9, 9, 1, 9], 50)]
+    score_documents(as_proxy(model, None), documents, list("abcd"), ScoreConfig())
+    documents[1][4] = 7
+    with pytest.raises(UserError, match=r"NaN or infinite: document b"):
+        score_documents(as_proxy(model, None), documents, list("abcd"), ScoreConfig())
+
+
+def accelerator_is_full(tokens: int) -> None:
+    raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {tokens} GiB.")
+
+
+def machine_is_full(tokens: int) -> None:
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def small(proxy: Proxy, most: int, fail: Callable[[int], None]) -> tuple[Proxy, list[int]]:
+    """The proxy on a device that holds batches of at most so many tokens, and the sizes of the batches it was given."""
+    sizes: list[int] = []
+
+    def hidden(ids_BT: torch.Tensor) -> torch.Tensor:
+        sizes.append(ids_BT.numel())
+        if ids_BT.numel() > most:
+            fail(ids_BT.numel())
+        return proxy.hidden(ids_BT)
+
+    return replace(proxy, hidden=hidden), sizes
+
+
+@pytest.mark.parametrize("fail", [accelerator_is_full, machine_is_full])
+def test_out_of_memory_halves_the_batches(fail: Callable[[int], None], capsys: pytest.CaptureFixture[str]) -> None:
+    whole, documents = as_proxy(qwen(50), None), random_documents(0, [30, 7, 55, 12, 64, 3, 20], 50)
+    config = ScoreConfig(window=32, overlap=8, min_context_tokens=1, batch_tokens=128, store_top=True)
+    expected = score_documents(whole, documents, list("abcdefg"), config)
+    proxy, sizes = small(whole, 70, fail)
+    found = score_documents(proxy, documents, list("abcdefg"), config)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b)
+    assert [size for size in sizes if size > 70] == [128]
+    assert capsys.readouterr().err.count("out of memory: 64 tokens a batch from here (`score.batch_tokens`)") == 1
+
+    score_documents(proxy, documents, list("abcdefg"), config)  # the next group of documents is spared the lesson
+    assert [size for size in sizes if size > 70] == [128]
+    assert not capsys.readouterr().err
+
+
+def test_a_window_that_memory_cannot_hold_is_named() -> None:
+    proxy, _ = small(as_proxy(qwen(50), None), 20, accelerator_is_full)
+    with pytest.raises(UserError, match=r"a window of 29 tokens does not fit in memory: document b"):
+        score_documents(proxy, random_documents(0, [5, 30, 5], 50), list("abc"), ScoreConfig())
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    def broken(_: int) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    proxy, sizes = small(as_proxy(qwen(50), None), 0, broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        score_documents(proxy, random_documents(0, [5], 50), ["a"], ScoreConfig())
+    assert len(sizes) == 1
 
 
 def test_loads_what_transformers_saved(tmp_path: Path) -> None:
@@ -158,25 +214,19 @@ def test_pickled_missing_and_foreign_weights_are_refused(tmp_path: Path) -> None
         load_proxy(tmp_path, tokenizer, "float32")
 
 
-def test_real_weights_like_one_document_at_a_time(real_data: Path) -> None:
-    """stories260k, with its BOS and its limit of 512 tokens, on a story, on LaTeX and on a long document."""
+def test_real_weights_at_every_position(real_data: Path) -> None:
+    """stories260k, with its BOS and its limit of 512 tokens, on stories, LaTeX and Shakespeare, long and short."""
     folder = real_data / "models" / "stories260k"
     tokenizer = CorpusTokenizer.load(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    line = (real_data / "omnimath" / "omni_math_rule.jsonl").read_text(encoding="utf-8").split("\n")[0]
+    lines = (real_data / "omnimath" / "omni_math_rule.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+    plays = next((real_data / "tinyshakespeare").rglob("*.txt")).read_text(encoding="utf-8")
     story = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
-    texts = [story, json.loads(line)["solution"][:300], story * 20]
+    texts = [story, *(json.loads(line)["solution"] for line in lines), plays[:4000], story * 20]
     documents = tokenizer.encode_batch(texts)
-    assert len(documents[2]) > 600
-    config = ScoreConfig(window=512, overlap=128)
+    assert sum(len(ids) > 600 for ids in documents) > 5
+    config = ScoreConfig(window=512, overlap=128, batch_tokens=2048)
     found = score_documents(load_proxy(folder, tokenizer, "float32"), documents, texts, config)
     assert found[0].nll.mean() < 1.5 < 5 < found[1].nll.mean()
-    for ids, scores in zip(documents[:2], found[:2], strict=True):
-        assert_close(scores, one_at_a_time(model, ids, 1, config, 512))
-    tail = slice(505, 530)  # around the seam of the first two windows
-    with torch.no_grad():
-        first = model(torch.tensor([[1, *documents[2][:511].tolist()]])).logits[0]
-        second = model(torch.tensor([[1, *documents[2][383:894].tolist()]])).logits[0]
-    logits = torch.cat([first[506:512], second[512 - 383 : 531 - 383]])
-    expected = score_logits(logits, torch.from_numpy(documents[2][506:531]).long(), 16)
-    assert_close(found[2].take(tail), expected)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for ids, scores in zip(documents, found, strict=True):
+        assert_close(scores, one_at_a_time(model, ids, tokenizer.bos_id, config, 512))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pipeline.core.errors import UserError
-from pipeline.scoring.tokens import CorpusTokenizer, byte_characters, model_digest
+from pipeline.scoring.tokens import CorpusTokenizer, byte_characters, model_digest, weights
+from tests.scoring.models import qwen
 
 TEXT = "The cat sat on the mat. 猫は座った。 <think>no</think> café 🙂\n\n\tx = {1}^{2}"
 
@@ -186,6 +187,16 @@ def test_model_digest_is_of_weights_and_configuration(tmp_path: Path) -> None:
     assert model_digest(tmp_path) == digest
     (tmp_path / "model.safetensors").write_bytes(b"v")
     assert model_digest(tmp_path) != digest
+
+
+def test_weights_are_counted_in_the_headers(tmp_path: Path) -> None:
+    model = qwen(300)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert weights(tmp_path) == sum(p.numel() for p in model.parameters())
+    (tmp_path / "model.safetensors").write_bytes(b"{")
+    with pytest.raises(UserError, match="not a safetensors file"):
+        weights(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------- real tokenizers

@@ -21,6 +21,7 @@ from pipeline.core.config import Manifest
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import DOCUMENTS
+from pipeline.scoring.proxy import resolve_dtype
 from pipeline.scoring.sample import fold_of
 from pipeline.scoring.tokens import CorpusTokenizer
 from stages.score import score
@@ -100,6 +101,49 @@ def test_rows_are_documents_and_lists_are_positions(tmp_path: Path, model: Path)
     expected = {"documents": 60, "tokens": tokens, "scorable": scorable, "not_scorable": tokens - scorable}
     assert record.counters == expected
     assert max(len(row["token_ids"]) for row in rows) > 64
+
+
+def test_groups_of_documents_are_row_groups_and_change_nothing(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [text * (1 + n % 3) for n, text in enumerate(TEXTS[:25])]
+    toy = manifest({"model": str(model)})
+    _, whole = run(tmp_path / "whole", texts, toy)
+    monkeypatch.setattr("stages.score.GROUP_BYTES", 1000)
+    _, parts = run(tmp_path / "parts", texts, toy)
+    (first,), (second,) = whole.files("scores"), parts.files("scores")
+    sizes, rows = [], []
+    for text in texts:  # a group ends with the document that fills it
+        sizes.append(len(text))
+        if sum(sizes) >= 1000:
+            rows, sizes = [*rows, len(sizes)], []
+    written = pq.read_metadata(second.path)
+    found = [written.row_group(n).num_rows for n in range(written.num_row_groups)]
+    assert found == [*rows, *([len(sizes)] if sizes else [])]
+    assert len(found) > 3
+    assert whole.counters == parts.counters
+    a, b = (pl.DataFrame(read_table(file)) for file in (first, second))
+    exact = ["doc_id", "split", "token_ids", "token_ends", "field"]
+    assert a.select(exact).equals(b.select(exact))
+    for name in ("entropy", "entropy_partial", "nll"):
+        np.testing.assert_allclose(a[name].explode().to_numpy(), b[name].explode().to_numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_document_that_cannot_be_scored_leaves_no_shard_behind(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the third group, while the second is written and the fourth tokenized."""
+    monkeypatch.setattr("stages.score.GROUP_BYTES", 300)
+    broken = qwen(300)
+    broken.lm_head.weight = torch.nn.Parameter(broken.lm_head.weight.detach().clone())
+    broken.config.tie_word_embeddings = False
+    bad = CorpusTokenizer.load(model).encode("%")[0]
+    broken.model.embed_tokens.weight.data[bad] = float("inf")
+    texts = [*TEXTS[:9], "a sum of 20% of", *TEXTS[9:20]]
+    folder = save(tmp_path / "broken", broken)
+    with pytest.raises(UserError, match=r"NaN or infinite: document [0-9a-f]{32} \(texts, row 9\)"):
+        run(tmp_path, texts, manifest({"model": str(folder)}))
+    assert not list(tmp_path.glob("score/*/scores*"))
 
 
 def test_metadata_says_what_made_the_scores(tmp_path: Path, model: Path) -> None:
@@ -188,7 +232,10 @@ def test_what_enters_the_fingerprint(tmp_path: Path, model: Path) -> None:
         return score(toy, documents, work=tmp_path, executor=InProcess()).fingerprint
 
     assert fingerprint(manifest({"model": str(moved)})) == first.fingerprint
-    assert fingerprint(manifest({"model": str(moved), "dtype": "bfloat16"})) != first.fingerprint
+    settled = resolve_dtype("auto")
+    assert fingerprint(manifest({"model": str(moved), "dtype": settled})) == first.fingerprint
+    another = "float32" if settled == "bfloat16" else "bfloat16"
+    assert fingerprint(manifest({"model": str(moved), "dtype": another})) != first.fingerprint
     assert fingerprint(manifest({"model": str(model)}, top_k=3)) != first.fingerprint
     other = save(tmp_path / "other", qwen(300, seed=1))
     assert fingerprint(manifest({"model": str(other)})) != first.fingerprint
