@@ -18,7 +18,7 @@ import typer
 from rich.table import Table
 
 from pipeline.core.config import Config, Manifest, Recipe, TaskConfig, load
-from pipeline.core.errors import UserError, disk_is_full
+from pipeline.core.errors import IntegrityError, UserError, disk_is_full
 from pipeline.core.progress import say
 
 if TYPE_CHECKING:
@@ -526,6 +526,43 @@ def _of_budget(flops_of: Path | None, flops: float | None, tokens: int | None) -
     return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
 
+@app.command(rich_help_panel=ELSEWHERE)
+def push(
+    manifest: ManifestPath,
+    remote: Annotated[str, typer.Argument(help="`hf://datasets/owner/name`, or a folder.", show_default=False)],
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+) -> None:
+    """Shards to the hub or a folder, with a card, the audit, and Croissant metadata (sha256, provenance).
+
+    Examples:
+
+        rpt push data_manifests/demo.yaml hf://datasets/owner/demo-sites
+
+        rpt push data_manifests/demo.yaml /mnt/shared/demo-sites
+    """
+    from stages.push import push as put
+
+    put(load(Manifest, manifest, overrides or ()), remote, work=work)
+
+
+@app.command(rich_help_panel=ELSEWHERE)
+def pull(
+    remote: Annotated[str, typer.Argument(help="`hf://datasets/owner/name`, or a folder.", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="Commit of the hub's data set.")] = None,
+    work: Work = Path("work"),
+) -> None:
+    """Shards that were pushed, verified by sha256, to where `rpt train` finds them. Prints the manifest to train with.
+
+    Example:
+
+        rpt pull hf://datasets/owner/demo-sites
+    """
+    from stages.pull import pull as fetch
+
+    print(fetch(remote, work=work, revision=revision))
+
+
 @app.command(rich_help_panel=HOUSE)
 def status(
     manifest: ManifestPath,
@@ -617,22 +654,116 @@ def plan(
     source: Source = None,
     overrides: Overrides = None,
     workers: Workers = None,
+    ranks: Ranks = 1,
+    context_tokens: Annotated[int, typer.Option(help="Of a recipe: tokens of the longest prompt.")] = 4096,
     as_json: AsJson = False,
 ) -> None:
-    """What a manifest will cost, before anything runs: tokens, time on this machine, GPU- or core-hours, bytes.
+    """What a manifest or a recipe will cost, before anything runs.
 
-    A small random sample of the corpus is read and scored; nothing is kept.
+    A manifest: tokens, time on this machine, GPU- or core-hours, bytes; a small random sample of the corpus is read and
+    scored. A recipe: the memory of a rank, part by part, under each of the shipped topologies. Nothing is kept.
 
     Examples:
 
         rpt plan data_manifests/demo.yaml
 
         rpt plan data_manifests/omnimath.yaml --source ~/omni_math.jsonl --set proxy.model=Qwen/Qwen2.5-0.5B --json
+
+        rpt plan recipes/omnimath-14b.yaml --ranks 8
     """
     from stages.plan import plan as estimate
     from stages.plan import tables
 
-    _report(estimate(manifest, overrides or (), source=source, workers=workers), tables, as_json)
+    found = estimate(
+        manifest, overrides or (), source=source, workers=workers, ranks=ranks, context_tokens=context_tokens
+    )
+    _report(found, tables, as_json)
+
+
+SiteManifest = Annotated[Path, typer.Option("--manifest", help="The manifest whose selection is looked at.")]
+
+
+@app.command(rich_help_panel=LOOK)
+def show(
+    site_id: Annotated[str, typer.Argument(help="`<doc_id>-<position>`: a site, or any other position.")],
+    manifest: SiteManifest = Path("data_manifests/demo.yaml"),
+    recipe: Annotated[Path | None, typer.Option(help="The recipe whose prompt is shown.")] = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    as_json: AsJson = False,
+) -> None:
+    """A position in its document: the proxy's guesses, why it was kept or dropped, what the trainer makes of it.
+
+    Example:
+
+        rpt show 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41 --recipe recipes/demo.yaml
+    """
+    from stages.show import show as look
+    from stages.show import tables
+
+    read, read_recipe = load(Manifest, manifest, overrides or ()), load(Recipe, recipe) if recipe else None
+    _report(look(read, site_id, work=work, recipe=read_recipe), tables, as_json)
+
+
+@app.command(rich_help_panel=LOOK)
+def stats(
+    manifest: ManifestPath, overrides: Overrides = None, work: Work = Path("work"), as_json: AsJson = False
+) -> None:
+    """Funnel, bands, quantiles of the entropy, token classes and sizes of a selection.
+
+    Examples:
+
+        rpt stats data_manifests/demo.yaml
+
+        rpt stats data_manifests/demo.yaml --set select.where="entropy > 1.5" --json
+    """
+    from stages.stats import stats as count
+    from stages.stats import tables
+
+    _report(count(load(Manifest, manifest, overrides or ()), work=work), tables, as_json)
+
+
+@app.command(rich_help_panel=LOOK)
+def trace(
+    start: Annotated[str, typer.Argument(metavar="SITE_ID|SHARD:ROW", help="A site, or file and row of a shard.")],
+    manifest: SiteManifest = Path("data_manifests/demo.yaml"),
+    source: Source = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    as_json: AsJson = False,
+) -> None:
+    """From a training example back to its record in the source, which is read again and compared.
+
+    Examples:
+
+        rpt trace 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41
+
+        rpt trace work/demo/materialize/a5d7186ded6a/train-00000.0b3a7f6c2d1e.parquet:17 --json
+    """
+    from stages.trace import tables
+    from stages.trace import trace as follow
+
+    found = follow(load(Manifest, manifest, overrides or ()), start, work=work, source=source)
+    _report(found, tables, as_json)
+    if not found["source"]["agrees"]:
+        raise typer.Exit(IntegrityError.exit_code)
+
+
+@app.command(rich_help_panel=HOUSE)
+def verify(manifest: ManifestPath, work: Work = Path("work"), as_json: AsJson = False) -> None:
+    """Read every published file again: are its bytes those that were recorded, and is all there that it was made from?
+
+    Example:
+
+        rpt verify data_manifests/demo.yaml
+    """
+    from stages.verify import tables
+    from stages.verify import verify as check
+
+    found = check(load(Manifest, manifest), work=work)
+    _report(found, tables, as_json)
+    if not found["ok"]:
+        raise typer.Exit(IntegrityError.exit_code)
 
 
 @app.command(rich_help_panel=HOUSE)

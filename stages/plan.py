@@ -1,9 +1,11 @@
-"""Plan: what a manifest will cost, before anything runs.
+"""Plan: what a manifest or a recipe will cost, before anything runs.
 
-Input:   a manifest, and as much of its corpus and proxy as a small sample needs.
-Output:  a table, or JSON: tokens, time on this machine, GPU- or core-hours and bytes of each stage, and how sure they
-         are. Nothing is kept.
+Input:   a manifest, and as much of its corpus and proxy as a small sample needs; or a recipe, and its policy's
+         configuration.
+Output:  a table, or JSON: of a manifest tokens, time on this machine, GPU- or core-hours and bytes of each stage, and
+         how sure they are; of a recipe the memory of a rank under each shipped topology. Nothing is kept.
 Command: rpt plan data_manifests/<name>.yaml [--json]
+         rpt plan recipes/<name>.yaml [--ranks N] [--context-tokens N] [--json]
 
 A part of the corpus is read, a random sample of its documents goes through the functions of every stage in as many
 workers as a run would have, and the whole follows from the number of documents. What leaves as a duplicate of what was
@@ -25,14 +27,14 @@ import yaml
 from rich.filesize import decimal
 from rich.table import Table
 
-from pipeline.core.config import Manifest, TrainProxyConfig, load
-from pipeline.core.errors import UserError
+from pipeline.core.config import Manifest, Recipe, TrainProxyConfig, load
 from pipeline.core.executor import LocalExecutor
 from pipeline.core.hardware import cores, gpus
 from pipeline.core.progress import duration, say
 from pipeline.corpus.extent import Extent, extent, sample
 from pipeline.corpus.sources import find_files
 from pipeline.corpus.survey import SLICE_BYTES
+from pipeline.grpo.topology import read_topology
 from pipeline.scoring.tokens import TOKENIZER_FILES, resolve_model
 from pipeline.selection.corpus_rules import looks_at_the_corpus
 from pipeline.shards.cost import (
@@ -48,21 +50,45 @@ from pipeline.shards.cost import (
     wall,
 )
 
+CONFIGS = Path(__file__).parent.parent / "deepspeed_configs"
 SAMPLE = 512
 """Documents a scoring worker gets; a slow proxy scores as many of them as it can in `cost.TRY_SECONDS`."""
 
 
 def plan(
-    path: Path, overrides: Sequence[str] = (), *, source: str | None = None, workers: int | None = None
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    source: str | None = None,
+    workers: int | None = None,
+    ranks: int = 1,
+    context_tokens: int = 4096,
 ) -> dict[str, Any]:
     """The costs of what a YAML file describes, as JSON values; its content says what it is.
 
+    Args:
+        path: of a manifest or a recipe.
+        overrides: as for `load`.
+        source: of a manifest: read this instead of its corpus.
+        workers: of a manifest: processes.
+        ranks: of a recipe: processes that share the run.
+        context_tokens: of a recipe: tokens of the longest prompt.
+
     Raises:
-        UserError: it is no manifest, or its corpus, proxy or tokenizer cannot be read.
+        UserError: it is neither, or its corpus, proxy, tokenizer or policy cannot be read.
     """
     if path.is_file() and "policy" in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}):
-        raise UserError("this is a recipe: only the costs of manifests are known", where=path)
+        return plan_recipe(load(Recipe, path, overrides), ranks, context_tokens)
     return plan_manifest(load(Manifest, path, overrides), source=source, workers=workers)
+
+
+def plan_recipe(recipe: Recipe, ranks: int, context_tokens: int) -> dict[str, Any]:
+    """The memory of a rank of `rpt train` under each of the shipped topologies."""
+    from pipeline.grpo.memory import recipe_memory
+
+    folder = resolve_model(recipe.policy.model, recipe.policy.revision, files=("config.json",))
+    topologies = {path.stem: read_topology(path) for path in sorted(CONFIGS.glob("*.json"))}
+    return recipe_memory(recipe, folder, topologies, ranks, context_tokens)
 
 
 def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int | None = None) -> dict[str, Any]:
@@ -224,6 +250,10 @@ def _fit(config: TrainProxyConfig, found: Extent, scratch: Path, crew: Crew) -> 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """The same for people."""
+    if "recipe" in found:
+        from pipeline.grpo.memory import memory_table
+
+        return [memory_table(found)]
     tokens, sites, sample = found["tokens"], found["sites"], found["sample"]
     table = Table("stage", "makes", "time here", "hours", "bytes", title=_title(found), title_justify="left")
     for column in table.columns[1:]:

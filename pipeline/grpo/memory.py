@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from pipeline.core.config import Recipe
@@ -186,21 +187,30 @@ def activation_bytes(config: PreTrainedConfig, recipe: Recipe, groups: int, cont
     shape = groups, recipe.rollout.group_size, context, room
     models = [_model(config, recipe.policy.dtype, layers) for layers in (1, 2)]
     if not recipe.policy.gradient_checkpointing:
-        first, both = (_extrapolated(PolicyLogprobs(model), *shape) for model in models)
+        first, both = (_extrapolated(PolicyLogprobs(model), _shared, shape) for model in models)
         return round(first + (config.num_hidden_layers - 1) * (both - first))
     policies = [PolicyLogprobs(model, share_contexts=False) for model in models]
-    first, both = (_extrapolated(policy, *shape) for policy in policies)
+    first, both = (_extrapolated(policy, _apart, shape) for policy in policies)
     again = both - first
     for model in models:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    first, both = (_extrapolated(policy, *shape) for policy in policies)
+    first, both = (_extrapolated(policy, _apart, shape) for policy in policies)
     return round(first + (config.num_hidden_layers - 1) * (both - first) + again)
 
 
-def saved_bytes(policy: PolicyLogprobs, groups: int, size: int, context: int, room: int) -> int:
-    """Bytes of distinct storages that a forward leaves for its backward, the weights not counted."""
+Shape = tuple[int, int, int, int]
+"""P, G, C, T"""
+
+
+def saved_bytes(policy: PolicyLogprobs, shape: Shape) -> int:
+    """Bytes of distinct storages that a forward leaves for its backward, the weights not counted.
+
+    The first of several contexts is a token shorter, so that there is padding, as there nearly always is.
+    """
+    groups, size, context, room = shape
     response = Response((0,) * room, b"", True, (0.0,) * room)
-    batch = batch_of([Group((0,) * context, (response,) * size, (1.0,) * size)] * groups)
+    lengths = [context - (groups > 1)] + [context] * (groups - 1)
+    batch = batch_of([Group((0,) * length, (response,) * size, (1.0,) * size) for length in lengths])
     weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -215,19 +225,45 @@ def saved_bytes(policy: PolicyLogprobs, groups: int, size: int, context: int, ro
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def _extrapolated(policy: PolicyLogprobs, groups: int, size: int, context: int, room: int) -> float:
-    """`saved_bytes` of a batch too large to run: a sum of multiples of what `_products` lists, found on small ones."""
-    small = [(1, 1, 9, 8), (1, 1, 17, 8), (1, 2, 9, 8), (1, 2, 17, 16), (2, 1, 9, 16), (2, 2, 25, 8), (1, 3, 33, 24)]
-    found = [saved_bytes(policy, *shape) for shape in small]
-    products = np.array([_products(*shape) for shape in small], dtype=np.float64)
-    factors, *_ = np.linalg.lstsq(products, np.array(found, dtype=np.float64), rcond=None)
-    return float(np.array(_products(groups, size, context, room)) @ factors)
+def _extrapolated(policy: PolicyLogprobs, products: Callable[[Shape], list[int]], shape: Shape) -> float:
+    """`saved_bytes` of a batch too large to run: a sum of multiples of `products`, which small ones tell."""
+    small = [(2, 1, 20, 10), (2, 3, 20, 30), (4, 2, 60, 10), (3, 1, 90, 50), (2, 2, 130, 20), (3, 4, 10, 60)]
+    with _UncomputedLayers():
+        found = [saved_bytes(policy, one) for one in small]
+    lines = np.array([products(one) for one in small], dtype=np.float64)
+    factors, *_ = np.linalg.lstsq(lines, np.array(found, dtype=np.float64), rcond=None)
+    return float(np.array(products(shape)) @ factors)
 
 
-def _products(groups: int, size: int, context: int, room: int) -> list[int]:
-    """Contexts' tokens; their copies; responses' tokens; masks of responses; masks of contexts."""
+def _shared(shape: Shape) -> list[int]:
+    """Tokens of contexts, of their copies, of responses; masks of responses and of contexts."""
+    groups, size, context, room = shape
     rows = groups * size
     return [groups * context, rows * context, rows * room, rows * room * (context + room), groups * context**2]
+
+
+def _apart(shape: Shape) -> list[int]:
+    """Tokens of contexts, each with its responses; of responses; masks of both."""
+    groups, size, context, room = shape
+    rows = groups * size
+    return [rows * context, rows * room, rows * (context + room) ** 2]
+
+
+class _UncomputedLayers(TorchFunctionMode):
+    """Within, linear layers give what was in memory: what is kept for a backward is the same, and takes no time."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for every operation."""
+        if function is torch.nn.functional.linear:
+            return _Uncomputed.apply(*args[:2])
+        return function(*args, **(kwargs or {}))
+
+
+class _Uncomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs)
+        return inputs.new_zeros(*inputs.shape[:-1], len(weight))
 
 
 def _model(config: PreTrainedConfig, dtype: str, layers: int) -> Any:
@@ -236,6 +272,7 @@ def _model(config: PreTrainedConfig, dtype: str, layers: int) -> Any:
     small.pad_token_id = small.bos_token_id = small.eos_token_id = None
     if getattr(small, "layer_types", None):
         small.layer_types = small.layer_types[:layers]
-    model = AutoModelForCausalLM.from_config(small, dtype=getattr(torch, dtype), attn_implementation="sdpa").train()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(small, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     disable_dropout(model)
-    return model
+    return model.to_empty(device="cpu").train()  # no weight is ever looked at
