@@ -191,6 +191,7 @@ def make_scores(config: Config, shard: Shard, out: Path) -> Counters:
         "entropy_partial": pa.array((entropy * np.float32(0.9)).reshape(-1), mask=null),
         "nll": pa.array(nll.reshape(-1), mask=null),
         "rank": pa.array(np.expm1(np.minimum(nll.reshape(-1), 11)).astype(np.int32), mask=null),
+        "reference_nll": pa.nulls(entropy.size, pa.float32()),
     }
     ids = {"doc_id": pa.array(doc_ids(texts(shard.index))), "split": pa.array(splits())}
     lists = {name: pa.ListArray.from_arrays(offsets, value) for name, value in values.items()}

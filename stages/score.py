@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import pyarrow as pa
 
 from pipeline.core.artifact import Counters, InputFile, Record, Shard
-from pipeline.core.config import Config, Manifest, ProxyConfig, ScoreConfig, TrainProxyConfig
+from pipeline.core.config import Config, Manifest, ProxyConfig, ReferenceConfig, ScoreConfig, TrainProxyConfig
 from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import parquet_writer, read_table
@@ -71,12 +72,18 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
         tokenizer = resolve_tokenizer(proxy, folder)
         models, inputs = [InputFile(folder)], {"proxy": model_digest(folder)}
     inputs |= {"documents": documents.content, "tokenizer": CorpusTokenizer.load(tokenizer).digest}
+    extra: dict[str, InputFile] = {}
+    if manifest.reference is not None:
+        folder = reference_folder(manifest.reference, inputs["tokenizer"])
+        extra, inputs["reference"] = {"reference": InputFile(folder)}, model_digest(folder)
     config = ScoreStageConfig(score=manifest.score, dtype=resolve_dtype(proxy.dtype), tokenizer=str(tokenizer))
     proxies = {f"model-{fold}": model for fold, model in enumerate(models)}
     shards = [
-        Shard(index, {"documents": file} | proxies, inputs) for index, file in enumerate(documents.files("documents"))
+        Shard(index, {"documents": file} | proxies | extra, inputs)
+        for index, file in enumerate(documents.files("documents"))
     ]
-    stage = Stage("score", 2, run, unit="tokens", accelerated=True, flops=2.0 * weights(models[0].path))
+    per_token = 2.0 * sum(weights(model.path) for model in [models[0], *extra.values()])
+    stage = Stage("score", 3, run, unit="tokens", accelerated=True, flops=per_token)
     record = run_stage(stage, config, shards, inputs, work, executor)
     if not record.counters.get("documents"):
         raise UserError(
@@ -90,6 +97,21 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
 def resolve_tokenizer(proxy: ProxyConfig, folder: Path) -> Path:
     """Where the tokenizer lies: the manifest's, else the model's own."""
     return resolve_model(proxy.tokenizer, files=TOKENIZER_FILES) if proxy.tokenizer else folder
+
+
+def reference_folder(reference: ReferenceConfig, tokenizer: str) -> Path:
+    """Where the reference model lies.
+
+    Raises:
+        UserError: it does not have the proxy's tokenizer (by digest), so its losses are of other positions.
+    """
+    folder = resolve_model(reference.model, reference.revision)
+    if CorpusTokenizer.load(folder).digest != tokenizer:
+        raise UserError(
+            "the reference model has another tokenizer than the proxy", where=folder,
+            mend="choose two models of one family, or fit one on the other's tokens",
+        )  # fmt: skip
+    return folder
 
 
 # ------------------------------------------------------------------------------------------------- the proxy
@@ -128,7 +150,8 @@ def run(config: ScoreStageConfig, source: Shard, out: Path) -> Counters:
     """
     from pipeline.scoring.table import SCORES, SCORES_WITH_TOP, scores_table
 
-    folders = [str(file.path) for name, file in sorted(source.files.items()) if name != "documents"]
+    folders = [str(file.path) for name, file in source.files.items() if name.startswith("model-")]
+    reference = source.files.get("reference")
     tokenizer = _tokenizer(config.tokenizer or folders[0])
     counters = dict.fromkeys(("documents", "tokens", "scorable", "not_scorable"), 0)
     rejected: list[Rejected] = []
@@ -148,6 +171,8 @@ def run(config: ScoreStageConfig, source: Shard, out: Path) -> Counters:
         for kept, lossy in _ahead(partial(_tokenized, tokenizer), _groups(read_table(source.files["documents"]))):
             rejected += [_rejected(row) for row in lossy]
             scored = _scored([row for row, _ in kept], [ids for _, ids in kept], folders, tokenizer, config)
+            if reference is not None:
+                scored = _with_reference(scored, str(reference.path), config)
             written.result()
             written = background.submit(write, scored)
             tokens = sum(len(ids) for _, ids in kept)
@@ -219,6 +244,16 @@ def _scored(
         ScoredDocument(row["doc_id"], row["split"], i, tokenizer.ends(i), row["fields"], scores[n])
         for n, (row, i) in enumerate(zip(rows, ids, strict=True))
     ]
+
+
+def _with_reference(scored: Sequence[ScoredDocument], folder: str, config: ScoreStageConfig) -> list[ScoredDocument]:
+    """The same documents with the reference model's scores of the same tokens."""
+    from pipeline.scoring.proxy import score_documents
+
+    proxy = _proxy(folder, folder, config.dtype)
+    names = [f"{document.doc_id} (reference)" for document in scored]
+    scores = score_documents(proxy, [document.token_ids for document in scored], names, config.score)
+    return [replace(document, reference=of) for document, of in zip(scored, scores, strict=True)]
 
 
 def _rejected(row: Mapping[str, Any]) -> Rejected:

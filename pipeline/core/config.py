@@ -170,6 +170,17 @@ class ProxyConfig(Config):
         return self
 
 
+class ReferenceConfig(Config):
+    """A second, better model with the proxy's tokenizer. What the proxy still has to learn, and can: tokens whose loss
+    it exceeds the reference's by, `excess_loss`, of which noise has little (Rho-1, arXiv 2404.07965, equation 3)."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"model", "revision"})
+
+    model: str
+    """Folder or hub id."""
+    revision: str | None = None
+
+
 class ScoreConfig(Config):
     """How positions are scored (design §5)."""
 
@@ -275,9 +286,18 @@ class Manifest(Config):
     description: str = ""
     corpus: CorpusConfig
     proxy: ProxyConfig
+    reference: ReferenceConfig | None = None
+    """Gives positions `reference_nll` and `excess_loss`, which `select.where` may name."""
     score: ScoreConfig = ScoreConfig()
     select: SelectConfig = SelectConfig()
     materialize: MaterializeConfig
+
+    @model_validator(mode="after")
+    def _reference_is_there(self) -> Manifest:
+        rules = f"{self.select.where} {self.select.validation_where}"
+        if self.reference is None and (named := re.search(r"\b(excess_loss|reference_nll)\b", rules)):
+            raise ValueError(f"select.where names {named[0]}: it needs a second model, `reference: {{model: …}}`")
+        return self
 
 
 # -------------------------------------------------------------------------------------------------- recipe

@@ -20,6 +20,7 @@ _POSITIONS = {
     "entropy_partial": pa.float32(),
     "nll": pa.float32(),
     "rank": pa.int32(),
+    "reference_nll": pa.float32(),
 }
 SCORES = pa.schema(
     [
@@ -45,6 +46,8 @@ class ScoredDocument:
     fields: Sequence[Mapping[str, Any]]
     """The documents table's `fields`: byte spans of the template's columns."""
     scores: PositionScores
+    reference: PositionScores | None = None
+    """The same positions by the reference model, of which `nll` is kept."""
 
 
 def scores_table(documents: Sequence[ScoredDocument], *, min_context_tokens: int, with_top: bool) -> pa.Table:
@@ -65,6 +68,7 @@ def scores_table(documents: Sequence[ScoredDocument], *, min_context_tokens: int
     for name in ("entropy", "entropy_partial", "nll", "rank"):
         kind = _POSITIONS[name]
         columns[name] = pa.array(positions(name).astype(kind.to_pandas_dtype()), kind, mask=null)
+    columns["reference_nll"] = _reference_nll(documents, null)
     lists = {name: _lists(values, sizes) for name, values in columns.items()}
     schema = SCORES
     if with_top:
@@ -77,6 +81,16 @@ def scores_table(documents: Sequence[ScoredDocument], *, min_context_tokens: int
             lists[name] = _lists(flat, [n * K for n in sizes])
     ids = [pa.array([d.doc_id for d in documents]), pa.array([d.split for d in documents])]
     return pa.Table.from_arrays([*ids, *lists.values()], schema=schema)
+
+
+def _reference_nll(documents: Sequence[ScoredDocument], null: NDArray[np.bool_]) -> pa.Array:
+    """All null without a reference model."""
+    if any(d.reference is None for d in documents):
+        return pa.nulls(len(null), pa.float32())
+    parts = [
+        np.concatenate([np.zeros(min(1, len(d.token_ids))), d.reference.nll.numpy()]) for d in documents if d.reference
+    ]
+    return pa.array(_joined(parts, np.float32), mask=null)
 
 
 def token_fields(ends_T: NDArray[np.int64], fields: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -14,7 +14,8 @@ from pipeline.selection.classes import TOKEN_CLASSES, token_classes
 from pipeline.selection.text import TextBytes
 
 DOCUMENT_COLUMNS = ["doc_id", "text"]
-SCORE_TABLE_COLUMNS = ["doc_id", "split", "token_ends", "field", "entropy", "entropy_partial", "nll", "rank"]
+OF_POSITIONS = ["field", "entropy", "entropy_partial", "nll", "rank", "reference_nll"]
+SCORE_TABLE_COLUMNS = ["doc_id", "split", "token_ends", *OF_POSITIONS]
 """What `positions` reads of the two tables."""
 
 POSITIONS_AT_ONCE = 1_000_000
@@ -62,7 +63,7 @@ def _places(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _explode(frame: pl.DataFrame) -> pl.DataFrame:
     """One row a token. A token begins where the one before it ends."""
     length = pl.col("token_ends").list.len()
-    per_position = ["position", "byte_offset", "byte_end", "field", "entropy", "entropy_partial", "nll", "rank"]
+    per_position = ["position", "byte_offset", "byte_end", *OF_POSITIONS]
     return (
         frame.lazy()
         .filter(length > 0)
@@ -74,7 +75,7 @@ def _explode(frame: pl.DataFrame) -> pl.DataFrame:
         )
         .drop("token_ends")
         .explode(per_position)
-        .with_columns(pl.col("byte_offset").fill_null(0))
+        .with_columns(pl.col("byte_offset").fill_null(0), excess_loss=pl.col("nll") - pl.col("reference_nll"))
         .collect()
     )
 

@@ -35,6 +35,8 @@ SCORE_COLUMNS: Mapping[str, Column] = {
     "entropy_partial": Column(pl.Float32(), "nats, over the same top-k without renormalising"),
     "nll": Column(pl.Float32(), "nats, negative log-probability of the true token"),
     "rank": Column(pl.Int32(), "how many tokens the proxy thought likelier than the true one"),
+    "reference_nll": Column(pl.Float32(), "nats, the same of the manifest's `reference` model; null without one"),
+    "excess_loss": Column(pl.Float32(), "nats, nll − reference_nll: high where a better model knows more (Rho-1)"),
     "token_class": Column(pl.Enum(TOKEN_CLASSES), "kind of text: digit, word_start, … (pipeline/selection/classes.py)"),
     "tokens": Column(pl.Int32(), "length of the document in tokens"),
     "split": Column(pl.String(), "train or validation"),
@@ -80,8 +82,8 @@ def row_filter(where: str, columns: Mapping[str, Column], key: str) -> pl.Expr:
         >>> row_filter("entropi > 1", SCORE_COLUMNS, "where")
         Traceback (most recent call last):
         pipeline.core.errors.UserError: `where` names `entropi`, which is no column: entropi > 1 (did you mean \
-`entropy`? Columns: doc_id, position, byte_offset, field, entropy, entropy_partial, nll, rank, token_class, tokens, \
-split)
+`entropy`? Columns: doc_id, position, byte_offset, field, entropy, entropy_partial, nll, rank, reference_nll, \
+excess_loss, token_class, tokens, split)
     """
     try:
         expression = pl.sql_expr(where)

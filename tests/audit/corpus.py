@@ -165,6 +165,7 @@ def _scored(row: dict[str, Any], tokenizer: CorpusTokenizer) -> dict[str, Any]:
         "entropy_partial": [None if e is None else 0.9 * e for e in entropy],
         "nll": [None if e is None else e * rng.random() * 2 for e in entropy],
         "rank": [None if e is None else int(rng.expovariate(0.1)) for e in entropy],
+        "reference_nll": [None] * len(entropy),
         "top_ids": [None if e is None else 65 + k for e in entropy for k in range(TOP)],
         "top_logprobs": [None if e is None else -0.5 - k for e in entropy for k in range(TOP)],
     }

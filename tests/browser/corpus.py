@@ -113,6 +113,7 @@ def _scores(documents: pa.Table) -> pa.Table:
                 "entropy_partial": [None if e is None else 0.9 * e for e in entropy],
                 "nll": [None if e is None else round(e * rng.random() * 2, 4) for e in entropy],
                 "rank": [None if e is None else rng.randint(0, 20) for e in entropy],
+                "reference_nll": [None] * len(entropy),
                 "top_ids": [n for ids in top for n in ids],
                 "top_logprobs": [p for ps in likely for p in ps],
             }

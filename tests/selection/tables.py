@@ -32,8 +32,12 @@ def scores_of(
     ends: Sequence[Sequence[int]],
     entropies: Sequence[Sequence[float | None]],
     fields: Sequence[Sequence[str]] | None = None,
+    reference: Sequence[Sequence[float | None]] | None = None,
 ) -> pa.Table:
-    """The scores table of documents cut at `ends`; the other scores are simple functions of the entropy."""
+    """The scores table of documents cut at `ends`; the other scores are simple functions of the entropy.
+
+    A reference model's losses are none, or those of `reference`.
+    """
     rows = []
     for i, row in enumerate(documents.select(["doc_id", "split"]).to_pylist()):
         entropy = entropies[i]
@@ -48,6 +52,7 @@ def scores_of(
                 "entropy_partial": [None if e is None else e / 2 for e in entropy],
                 "nll": [None if e is None else e * 2 for e in entropy],
                 "rank": [None if e is None else int(e * 8) for e in entropy],
+                "reference_nll": list(reference[i]) if reference else [None] * len(entropy),
             }
         )
     return pa.Table.from_pylist(rows, schema=SCORES)

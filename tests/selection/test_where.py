@@ -18,6 +18,8 @@ FRAME = pl.DataFrame(
         "entropy_partial": [0.6, 1.0, 0.5, None],
         "nll": [0.1, 3.0, 9.0, None],
         "rank": [0, 4, 17, None],
+        "reference_nll": [0.1, 1.0, 9.5, None],
+        "excess_loss": [0.0, 2.0, -0.5, None],
         "token_class": ["digit", "word_start", "word_part", "latex_command"],
         "tokens": [10, 10, 20, 20],
         "split": ["train", "train", "train", "train"],
@@ -33,6 +35,7 @@ FRAME = pl.DataFrame(
         ("entropy > 1.0", [0, 1]),
         ("token_class IN ('digit', 'word_part') AND token_class <> 'digit'", [2]),
         ("entropy > 1.2", [1]),  # 1.2 is stored in 32 bits, above 1.2: the comparison is made in 32 bits
+        ("excess_loss > 0.5 OR reference_nll > 9", [1, 2]),
         ("entropy >= 1.2 AND field = 'solution'", [1]),
         ("field IN ('problem', 'solution') AND NOT rank BETWEEN 1 AND 9", [0, 2]),
         ("entropy IS NULL OR field LIKE 'prob%'", [0, 3]),

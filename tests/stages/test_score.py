@@ -17,13 +17,14 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from pipeline.core.artifact import Record
-from pipeline.core.config import Manifest
+from pipeline.core.config import Manifest, ReferenceConfig, SelectConfig
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import DOCUMENTS
 from pipeline.scoring.proxy import resolve_dtype
 from pipeline.scoring.sample import fold_of
 from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.selection.sites import select_sites
 from stages.score import score
 from tests.scoring.models import TEXTS, qwen, save
 from tests.selection.tables import documents_of
@@ -67,6 +68,41 @@ def run(work: Path, texts: list[str], toy: Manifest) -> tuple[Record, Record]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("proxy"), qwen(300))
+
+
+def test_a_reference_model_says_what_is_still_to_be_learned(
+    tmp_path: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Excess loss is the proxy's loss less the reference's, of the same position; windows are as for the proxy."""
+    better = save(tmp_path_factory.mktemp("reference"), qwen(300, seed=7))
+    made = manifest({"model": str(model)}).model_copy(update={"reference": ReferenceConfig(model=str(better))})
+    documents, record = run(tmp_path, TEXTS[:30], made)
+    plain = scores_of(run(tmp_path / "plain", TEXTS[:30], manifest({"model": str(model)}))[1]).to_pylist()
+    twin = scores_of(run(tmp_path / "twin", TEXTS[:30], manifest({"model": str(better)}))[1]).to_pylist()
+    for row, of_proxy, of_reference in zip(scores_of(record).to_pylist(), plain, twin, strict=True):
+        assert row["nll"] == of_proxy["nll"]
+        assert row["reference_nll"] == of_reference["nll"]
+        assert of_proxy["reference_nll"] == [None] * len(row["nll"])
+    tables = read_table(documents.files("documents")[0]), read_table(record.files("scores")[0])
+    sites, _ = select_sites(SelectConfig(where="excess_loss > 0.02"), *tables)
+    wanted = {
+        (row["doc_id"], t)
+        for row in tables[1].to_pylist()
+        for t, (ours, theirs) in enumerate(zip(row["nll"], row["reference_nll"], strict=True))
+        if ours is not None and ours - theirs > 0.02
+    }
+    train = sites.filter(pl.col("split") == "train")
+    assert 0 < train.height < sum(len(row["nll"]) for row in plain)
+    assert set(train.select("doc_id", "position").iter_rows()) <= wanted
+    with pytest.raises(ValueError, match="it needs a second model"):
+        Manifest.model_validate(made.model_dump() | {"reference": None, "select": {"where": "excess_loss > 1"}})
+
+
+def test_a_reference_with_another_tokenizer_is_refused(tmp_path: Path, model: Path) -> None:
+    other = save(tmp_path / "other", qwen(300, seed=7), vocab_size=299)
+    made = manifest({"model": str(model)}).model_copy(update={"reference": ReferenceConfig(model=str(other))})
+    with pytest.raises(UserError, match="another tokenizer"):
+        run(tmp_path, TEXTS[:4], made)
 
 
 def test_rows_are_documents_and_lists_are_positions(tmp_path: Path, model: Path) -> None:
