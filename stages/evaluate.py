@@ -31,6 +31,7 @@ from pipeline.evaluation.accuracy import summarize
 from pipeline.evaluation.picture import draw_progress, read_progress
 from pipeline.evaluation.published import published_rows
 from pipeline.evaluation.readings import (
+    Answer,
     Reading,
     Samples,
     choose_sites,
@@ -44,7 +45,7 @@ from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 from pipeline.shards.reader import ShardReader, Site
 from pipeline.task.templates import template_named
 
-VERSION = 2
+VERSION = 3
 
 
 def evaluate(
@@ -132,6 +133,7 @@ def evaluate(
     }
     out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)  # written last: while it is missing, what lies beside it may be another evaluation's
+    answers: list[tuple[str, str, Sequence[Sequence[Answer]]]]
     answers = [(r.policy, r.kind, [(answer,) for answer in r.answers_N]) for r in readings.values()]
     answers += [(drawn.policy, "sampled", drawn.answers_NS) for drawn in samples.values()]
     write_responses(out / "responses.parquet", sites, classes, sets, answers)

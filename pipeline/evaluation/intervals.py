@@ -136,7 +136,7 @@ def by_document(
 ) -> NDArray[np.float64]:
     """Sums [D] of the values of each document's sites."""
     _, document_N = np.unique(np.asarray(documents_N), return_inverse=True)
-    return np.bincount(document_N, weights=values_N)
+    return np.bincount(document_N, weights=np.asarray(values_N, dtype=np.float64)).astype(np.float64)
 
 
 def t_quantile(freedom: float) -> float:

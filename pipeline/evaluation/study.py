@@ -1,0 +1,284 @@
+"""What a study measured, recomputed from the responses, answers and metrics that its parts saved.
+
+Shape names: S seeds, N sites (or questions), of the same documents in every arm.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.core.config import BandsConfig, Recipe, StudyConfig
+from pipeline.core.errors import UserError
+from pipeline.evaluation.accuracy import band_members
+from pipeline.evaluation.claims import judge
+from pipeline.evaluation.intervals import Difference, Estimate
+from pipeline.evaluation.patterns import compare_patterns
+from pipeline.evaluation.scaling import fit_law, objections
+from pipeline.evaluation.seeds import difference_over_seeds, share_over_seeds
+
+Hits = NDArray[np.bool_]
+
+AHEAD = (2.0, 4.0, 10.0)
+"""Multiples of the compute spent at which the law is extrapolated."""
+TRACES = 3
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Where one arm's parts lie."""
+
+    name: str
+    evaluation: Path
+    """Holds `responses.parquet` of the policies of all seeds (of the one policy, if it was not trained)."""
+    runs: Sequence[Path] = ()
+    """By seed; holds `metrics.jsonl`."""
+    finetuned: Sequence[Path] = ()
+    """By seed; holds `answers.parquet`."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The held-out sites of a set, in one order for all arms."""
+
+    frame: pl.DataFrame
+    """`site_id`, `doc_id`, `entropy`, `target`, sorted by site_id."""
+
+    @property
+    def documents_N(self) -> NDArray[np.str_]:
+        """The sites' documents."""
+        return self.frame["doc_id"].to_numpy().astype(str)
+
+
+def summarize_study(config: StudyConfig, arms: Sequence[Arm], recipe: Recipe, bands: BandsConfig) -> dict[str, Any]:
+    """Every figure of the report, as JSON values.
+
+    Args:
+        config: the study.
+        arms: the policy before training first.
+        recipe: as evaluations used it.
+        bands: thresholds in nats.
+
+    Returns:
+        `sets` (accuracy and differences by set of sites and band), `chance`, `compute`, `scaling`, `finetuned`,
+        `patterns`, `traces`, and the `claims` with their verdicts.
+    """
+    responses = {arm.name: read_responses(arm.evaluation / "responses.parquet") for arm in arms}
+    base = arms[0].name
+    found: dict[str, Any] = {
+        "study": config.name,
+        "description": config.description,
+        "seeds": len(config.seeds),
+        "base": base,
+        "reference": config.reference,
+        "arms": [arm.name for arm in arms],
+        "where": recipe.evaluate.where,
+        "bands": bands.model_dump(),
+        "sets": {
+            name: _accuracy(responses, name, bands, config.reference, base)
+            for name in sorted(set(responses[base]["sets"].explode().drop_nulls().to_list()), reverse=True)
+        },
+        "compute": {arm.name: compute_of(arm.runs) for arm in arms if arm.runs},
+        "scaling": scaling_of(next(arm for arm in arms if arm.name == config.reference).runs, list(bands.model_dump())),
+        "finetuned": _finetuned({arm.name: arm.finetuned for arm in arms if arm.finetuned}, config.reference),
+        "patterns": patterns_of(responses[config.reference], responses[base]),
+        "traces": traces_of(responses[config.reference], responses[base]),
+    }
+    found["headline"] = next(iter(found["sets"]))
+    return found | {"claims": [asdict(claim) for claim in judge(found)]}
+
+
+def read_responses(path: Path) -> pl.DataFrame:
+    """The table of an evaluation."""
+    if not path.is_file():
+        raise UserError("an evaluation of the study is missing", where=path, mend="run `rpt study` again")
+    return pl.read_parquet(path)
+
+
+def hits_of(responses: pl.DataFrame, reading: str, sites: Sites) -> Hits:
+    """Hits [S, N] of an arm's policies, in the order of their names, at the sites."""
+    rows = responses.filter((pl.col("reading") == reading) & (pl.col("sample") == 0))
+    by_policy = rows.partition_by("policy", as_dict=True)
+    return np.stack(
+        [
+            sites.frame.join(by_policy[key], on="site_id", how="left", maintain_order="left")["hit"].to_numpy()
+            for key in sorted(by_policy)
+        ]
+    ).astype(bool)
+
+
+def sites_of(responses: pl.DataFrame, name: str) -> Sites:
+    """The sites of a set."""
+    rows = responses.filter(pl.col("sets").list.contains(name))
+    return Sites(rows.select("site_id", "doc_id", "entropy", "target").unique("site_id").sort("site_id"))
+
+
+def _accuracy(
+    responses: Mapping[str, pl.DataFrame], name: str, bands: BandsConfig, reference: str, base: str
+) -> dict[str, Any]:
+    """Accuracy of every arm at a set of sites, and its differences."""
+    sites = sites_of(responses[base], name)
+    members = band_members(sites.frame["entropy"].to_list(), bands)
+    hits = {
+        (arm, reading): hits_of(frame, reading, sites)
+        for arm, frame in responses.items()
+        for reading in ("direct", "reasoning")
+    }
+    documents_N = sites.documents_N
+
+    def share(key: tuple[str, str]) -> dict[str, Any]:
+        return {b: plain(share_over_seeds(hits[key][:, own_N], documents_N[own_N])) for b, own_N in members.items()}
+
+    def gain(own: tuple[str, str], other: tuple[str, str]) -> dict[str, Any]:
+        return {
+            b: plain(difference_over_seeds(hits[own][:, own_N], hits[other][:, own_N], documents_N[own_N]))
+            for b, own_N in members.items()
+        }
+
+    def by_seed(key: tuple[str, str]) -> dict[str, list[float]]:
+        return {b: hits[key][:, own_N].mean(axis=1).tolist() if own_N.any() else [] for b, own_N in members.items()}
+
+    pairs = [((base, "reasoning"), (base, "direct"))]
+    pairs += [((reference, "reasoning"), (base, reading)) for reading in ("direct", "reasoning")]
+    pairs += [((arm, "reasoning"), (base, "reasoning")) for arm in responses if arm not in (base, reference)]
+    pairs += [((arm, "direct"), (base, "direct")) for arm in responses if arm != base]
+    pairs += [((reference, "reasoning"), (a, r)) for a, r in hits if a not in (base, reference) and r == "reasoning"]
+    pairs += [((reference, "reasoning"), (arm, "direct")) for arm in responses if arm not in (base, reference)]
+    return {
+        "sites": len(sites.frame),
+        "documents": len(set(documents_N)),
+        "band_sites": {band: int(own_N.sum()) for band, own_N in members.items()},
+        "chance": {band: chance_of(sites.frame["target"].filter(pl.Series(own_N))) for band, own_N in members.items()},
+        "accuracy": {f"{reading} {arm}": share((arm, reading)) for arm, reading in hits},
+        "by_seed": {f"{reading} {arm}": by_seed((arm, reading)) for arm, reading in hits},
+        "differences": [
+            {"reading": f"{own[1]} {own[0]}", "baseline": f"{other[1]} {other[0]}", "bands": gain(own, other)}
+            for own, other in pairs
+        ],
+    }
+
+
+def chance_of(targets_N: pl.Series) -> float | None:
+    """What the best constant answer earns: the share of the most frequent target; None without sites.
+
+    Example:
+        >>> chance_of(pl.Series([b"7", b"7", b" red", b"4"])), chance_of(pl.Series([], dtype=pl.Binary))
+        (0.5, None)
+    """
+    counts = Counter(targets_N.to_list())
+    return max(counts.values()) / len(targets_N) if counts else None
+
+
+def compute_of(runs: Sequence[Path]) -> dict[str, float]:
+    """FLOPs, device-seconds and tokens learned from, as means over seeds of runs' last lines of metrics."""
+    last = [_metrics(run)[-1] for run in runs]
+    return {name: float(np.mean([row[f"compute/{name}"] for row in last])) for name in ("flops", "seconds", "tokens")}
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line.strip()]
+
+
+def scaling_of(runs: Sequence[Path], bands: Sequence[str]) -> dict[str, Any]:
+    """Accuracy by compute at the evaluations during training, mean over seeds, and the law fitted to it, by band."""
+    rows = [[row for row in _metrics(run) if "compute/flops" in row] for run in runs]
+    found: dict[str, Any] = {}
+    for band in bands:
+        key = f"eval/{band}/reasoning"
+        series = [{row["step"]: (row["compute/flops"], row[key]) for row in own if key in row} for own in rows]
+        steps = sorted(set.intersection(*map(set, series))) if series else []
+        points = [[float(np.mean([s[step][i] for s in series])) for i in (0, 1)] for step in steps]
+        found[band] = {"steps": steps, "points": points, "law": None, "objections": []}
+        try:
+            law = fit_law([c for c, _ in points], [p for _, p in points])
+        except UserError as error:
+            found[band]["objections"] = [str(error)]
+            continue
+        found[band]["objections"] = objections(law)
+        found[band]["law"] = {
+            **{name: asdict(getattr(law, name)) for name in ("amplitude", "alpha", "plateau")},
+            "unit": law.unit,
+            "r2": law.r2,
+            "ahead": {
+                f"{times:g}": asdict(at) for times, at in zip(AHEAD, law.at([t * law.unit for t in AHEAD]), strict=True)
+            },
+        }
+    return found
+
+
+def _finetuned(runs: Mapping[str, Sequence[Path]], reference: str) -> dict[str, Any]:
+    """Accuracy at held-out questions before and after RL on questions, and what the reference arm has over others."""
+    answers = {arm: [pl.read_parquet(run / "answers.parquet") for run in own] for arm, own in runs.items()}
+    if not answers:
+        return {}
+    common = set.intersection(*(set(frame["site_id"]) for own in answers.values() for frame in own))
+    order = pl.DataFrame({"site_id": sorted(common)})
+    hits = {
+        (arm, when): np.stack(
+            [
+                order.join(frame.filter(policy=when), on="site_id", how="left", maintain_order="left")["hit"].to_numpy()
+                for frame in own
+            ]
+        ).astype(bool)
+        for arm, own in answers.items()
+        for when in ("before", "after")
+    }
+    questions_N = np.array(sorted(common))
+    others = [arm for arm in answers if arm != reference and reference in answers]
+    return {
+        "questions": len(common),
+        "accuracy": {
+            arm: {when: plain(share_over_seeds(hits[arm, when], questions_N)) for when in ("before", "after")}
+            for arm in answers
+        },
+        "gains": {
+            arm: plain(difference_over_seeds(hits[arm, "after"], hits[arm, "before"], questions_N)) for arm in answers
+        },
+        "differences": {
+            arm: {
+                when: plain(difference_over_seeds(hits[reference, when], hits[arm, when], questions_N))
+                for when in ("before", "after")
+            }
+            for arm in others
+        },
+    }
+
+
+def patterns_of(reference: pl.DataFrame, base: pl.DataFrame) -> dict[str, Any]:
+    """Keyword groups in the reasoning of the reference arm's first policy and of the policy before training."""
+    after, before = (_reasoning(frame) for frame in (reference, base))
+    return compare_patterns(after["response"].to_list(), before["response"].to_list(), after["doc_id"].to_list())
+
+
+def traces_of(reference: pl.DataFrame, base: pl.DataFrame) -> list[dict[str, Any]]:
+    """A few sites of the highest entropies, at which only the trained policy is right, with what both answered."""
+    both = _reasoning(reference).join(_reasoning(base), on="site_id", suffix="_before")
+    chosen = both.filter(pl.col("hit") & ~pl.col("hit_before")).sort("entropy", "site_id", descending=[True, False])
+    return [
+        {
+            "site_id": row["site_id"],
+            "entropy": row["entropy"],
+            "after": row["response"],
+            "before": row["response_before"],
+        }
+        for row in chosen.head(TRACES).to_dicts()
+    ]
+
+
+def _reasoning(responses: pl.DataFrame) -> pl.DataFrame:
+    rows = responses.filter((pl.col("reading") == "reasoning") & (pl.col("sample") == 0))
+    return rows.filter(pl.col("policy") == rows["policy"].min()).sort("site_id")
+
+
+def plain(value: Estimate | Difference | None) -> dict[str, Any] | None:
+    """As JSON."""
+    return None if value is None else asdict(value)

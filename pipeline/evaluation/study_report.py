@@ -1,0 +1,181 @@
+"""A study as people read it: Markdown and one HTML file that opens offline, with the same tables, words and pictures.
+
+Everything here is a pure function of `study.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.pages import Block, Heading, Picture, Trace, Words, as_html, markdown
+from pipeline.evaluation.report import NOTHING, Table, count, number, p_value, percent, points
+from pipeline.evaluation.study_pictures import draw_arms, draw_scaling
+
+
+def write_report(study: Mapping[str, Any], out: Path) -> Path:
+    """Draw the pictures, write `report.md` and `report.html`, and return the latter's path."""
+    draw_scaling(study, out / "scaling.svg")
+    draw_arms(study, out / "arms.svg")
+    found = list(blocks(study))
+    (out / "report.md").write_text(markdown(found), encoding="utf-8")
+    page = out / "report.html"
+    page.write_text(as_html(found, out), encoding="utf-8")
+    return page
+
+
+def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
+    """The report from top to bottom."""
+    head = study["sets"][study["headline"]]
+    yield Heading(f"Study {study['study']}")
+    yield Words(study["description"])
+    yield Words(
+        f"{count(study['seeds'], 'seed')}; {count(head['sites'], 'held-out site')} of "
+        f"{count(head['documents'], 'document')} where {study['where']}. Bands are nested. Intervals are 95 %: "
+        "Student's t over documents and seeds. Every figure is recomputed from the responses that the parts of the study saved. "
+        "This is a policy of 0.8 million parameters on a made-up language: it shows that the machinery does what it "
+        "says and what the method does there, and nothing about models of 14 billion parameters."
+    )
+    yield Heading("What holds")
+    yield claims_table(study)
+    yield Words(
+        "Verdicts are computed. Reproduced: in every band the interval of the difference lies on the claimed side of "
+        "0; in part: in some; not reproduced: in none; not testable: no material, or fewer than three seeds. p-values "
+        "and intervals are not corrected for the number of comparisons."
+    )
+    yield Heading("Next-token accuracy (Table 1)")
+    yield Picture("arms.svg", "accuracy of every arm by band, with intervals")
+    for name in study["sets"]:
+        yield accuracy_table(study, name)
+        yield difference_table(study, name)
+    yield Heading("Compute")
+    yield compute_table(study)
+    yield Heading("Scaling (Figure 5)")
+    yield Picture("scaling.svg", "accuracy of reasoning over training compute, with the fitted law")
+    yield scaling_table(study)
+    yield from (Words(f"{band}: {line}.") for band, line in objections_of(study))
+    yield Heading("RL on questions (Table 2)")
+    if study["finetuned"]:
+        yield finetuned_table(study)
+        yield finetuned_differences(study)
+    else:
+        yield Words("No arm went on to questions.")
+    yield Heading("Reasoning patterns (Figure 6, Tables 4 and 9)")
+    yield pattern_table(study)
+    for trace in study["traces"]:
+        title = f"{trace['site_id']}, {trace['entropy']:.2f} nats"
+        yield Trace(f"{title}: {study['reference']}", trace["after"])
+        yield Trace(f"{title}: {study['base']}", trace["before"])
+
+
+def claims_table(study: Mapping[str, Any]) -> Table:
+    """A row a claim."""
+    rows = tuple((c["claim"], c["source"], c["verdict"], c["why"]) for c in study["claims"])
+    return Table("Claims", ("claim", "source", "verdict", "why"), rows)
+
+
+def title_of(study: Mapping[str, Any], name: str) -> str:
+    """What a set of sites is called."""
+    return "All positions" if name == "all" else f"Positions where {study['where']}"
+
+
+def accuracy_table(study: Mapping[str, Any], name: str) -> Table:
+    """A row a reading of an arm, a column a band; the last row is the best constant answer."""
+    summary = study["sets"][name]
+    header = tuple(f"{b} > {study['bands'][b]:g}\n{count(n, 'site')}" for b, n in summary["band_sites"].items())
+    rows = [(reading, *(percent(band) for band in bands.values())) for reading, bands in summary["accuracy"].items()]
+    rows.append(("best constant answer", *(number(c and 100 * c) for c in summary["chance"].values())))
+    return Table(f"{title_of(study, name)}: accuracy, % [95 % interval]", ("", *header), tuple(rows))
+
+
+def difference_table(study: Mapping[str, Any], name: str) -> Table:
+    """A row a comparison, a column a band."""
+    rows = tuple(
+        (
+            f"{change['reading']} − {change['baseline']}",
+            *(f"{points(band)}, {p_value(band['p_value'])}" if band else NOTHING for band in change["bands"].values()),
+        )
+        for change in study["sets"][name]["differences"]
+    )
+    header = ("", *study["sets"][name]["band_sites"])
+    return Table(f"{title_of(study, name)}: differences, points [95 % interval]", header, rows)
+
+
+def compute_table(study: Mapping[str, Any]) -> Table:
+    """A row an arm."""
+    rows = tuple(
+        (arm, f"{c['flops']:.3g}", f"{c['seconds']:,.0f}", f"{c['tokens']:,.0f}") for arm, c in study["compute"].items()
+    )
+    header = ("", "FLOPs", "processor seconds", "tokens learned from")
+    return Table("Training compute a run, mean over seeds", header, rows)
+
+
+def scaling_table(study: Mapping[str, Any]) -> Table:
+    """A row a band with the fitted law, whether or not it may be claimed."""
+    rows = []
+    for band, found in study["scaling"].items():
+        law = found["law"]
+        if law is None:
+            rows.append((band, str(len(found["points"])), *[NOTHING] * 5, "no"))
+            continue
+        own = (
+            f"{law[n]['value']:.3f} [{law[n]['low']:.3f}, {law[n]['high']:.3f}]"
+            for n in ("amplitude", "alpha", "plateau")
+        )
+        ahead = law["ahead"]["4"]
+        rows.append(
+            (
+                band,
+                str(len(found["points"])),
+                *own,
+                f"{law['r2']:.3f}",
+                percent(ahead),
+                "no" if found["objections"] else "yes",
+            )
+        )
+    header = ("", "points", "A", "α", "P*", "R²", "at 4 × the compute, %", "a law?")
+    return Table("P(C) = A / C^α + P*, C in units of the compute spent [95 % interval]", header, tuple(rows))
+
+
+def objections_of(study: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Why no law is claimed, band by band."""
+    for band, found in study["scaling"].items():
+        if found["objections"]:
+            yield band, f"no law is claimed: {'; '.join(found['objections'])}"
+
+
+def finetuned_table(study: Mapping[str, Any]) -> Table:
+    """A row an arm."""
+    found = study["finetuned"]
+    rows = tuple(
+        (arm, percent(own["before"]), percent(own["after"]), points(found["gains"][arm]))
+        for arm, own in found["accuracy"].items()
+    )
+    title = f"{count(found['questions'], 'held-out question')}: accuracy, % [95 % interval]"
+    return Table(title, ("", "before", "after", "gain, points"), rows)
+
+
+def finetuned_differences(study: Mapping[str, Any]) -> Table:
+    """A row an arm that the reference is compared with."""
+    rows = tuple(
+        (f"{study['reference']} − {arm}", *(f"{points(d)}, {p_value(d['p_value'])}" for d in own.values()))
+        for arm, own in study["finetuned"]["differences"].items()
+    )
+    return Table("Differences, points [95 % interval]", ("", "before", "after"), rows)
+
+
+def pattern_table(study: Mapping[str, Any]) -> Table:
+    """A row a group of keywords."""
+    rows = tuple(
+        (
+            group,
+            percent(own["before"]),
+            percent(own["after"]),
+            points(own["difference"]),
+            NOTHING if own["relative"] is None else f"{100 * own['relative']:+.0f} %",
+        )
+        for group, own in study["patterns"].items()
+    )
+    header = ("", study["base"], study["reference"], "difference, points", "relative")
+    return Table("Responses with a keyword of the group, % [95 % interval]", header, rows)

@@ -1,0 +1,165 @@
+"""Study: arms that start from one policy, before and after RL on questions → what of the paper's claims holds here.
+
+Input:   a study (recipes/study-demo.yaml), its manifest and recipes.
+Output:  `runs/<study>/`: a folder a part (runs, evaluations), `study.json`, `report.md`, `report.html`, pictures.
+Command: rpt study STUDY [--quick] [--workers N]
+
+Every part is one `rpt` command in a folder of its own. What is done is not done again, so a killed study goes on where
+it was. Every figure of the report is computed from the responses that evaluations saved (`responses.parquet`,
+`answers.parquet`) and from runs' `metrics.jsonl`; verdicts follow stated rules (`pipeline/evaluation/claims.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.core.artifact import current_record, write_json
+from pipeline.core.config import ArmConfig, Manifest, Recipe, StudyConfig, canonical_json, load
+from pipeline.core.errors import UserError
+from pipeline.core.progress import say
+from pipeline.evaluation.parts import Part, run_parts
+from pipeline.evaluation.study import Arm, summarize_study
+from pipeline.evaluation.study_report import write_report
+from pipeline.scoring.tokens import model_digest, resolve_model
+
+BASE = "base"
+"""The policy that no arm has trained."""
+
+
+def read_study(path: Path, overrides: Sequence[str], *, quick: bool) -> StudyConfig:
+    """The study, its quick variant if asked for, and every recipe that it will use checked.
+
+    Raises:
+        UserError: a key or value that a study, or a recipe with its overrides, does not have.
+    """
+    config = load(StudyConfig, path, overrides)
+    if quick:
+        config = load(StudyConfig, path, [*config.quick, *overrides])
+    load(Manifest, Path(config.manifest))
+    for arm in config.arms.values():
+        load(Recipe, Path(config.recipe), [*config.set, *arm.set])
+        load(Manifest, Path(config.manifest), arm.manifest)
+    load(Recipe, Path(config.finetune), config.finetune_set)
+    return config
+
+
+def study(config: StudyConfig, *, work: Path, out: Path, workers: int) -> dict[str, Any]:
+    """Run what is not done and write the report. Returns what `study.json` says.
+
+    Args:
+        config: the study.
+        work: folder of the data stages' artifacts.
+        out: the study's folder.
+        workers: commands at a time.
+
+    Raises:
+        UserError: a part failed.
+    """
+    manifests = prepare_data(config, work, out)
+    parts = plan(config, manifests, work)
+    run_parts(list(parts.values()), out, workers=workers)
+    recipe = load(Recipe, Path(config.recipe), config.set)
+    bands = load(Manifest, Path(config.manifest)).select.bands
+    found = summarize_study(config, arms_of(config, parts, out), recipe, bands)
+    (out / "study.json").unlink(missing_ok=True)
+    write_json(out / "study.json", found)
+    say(f"study        {write_report(found, out)}")
+    return found
+
+
+def prepare_data(config: StudyConfig, work: Path, out: Path) -> dict[str, Path]:
+    """Bring every arm's shards up to date, and the questions. Returns the manifest of each arm, and of the base."""
+    paths = {BASE: Path(config.manifest)}
+    for name, arm in config.arms.items():
+        paths[name] = paths[BASE]
+        if arm.manifest:
+            own = load(Manifest, paths[BASE], arm.manifest)
+            tree = own.model_dump(mode="json", exclude_none=True) | {"name": f"{own.name}-{name.replace('_', '-')}"}
+            paths[name] = out / "manifests" / f"{name}.yaml"
+            paths[name].parent.mkdir(parents=True, exist_ok=True)
+            paths[name].write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    for path in dict.fromkeys(paths.values()):
+        _call("-m", "stages.cli", "data", str(path), "--work", str(work))
+    questions = load(Recipe, Path(config.finetune)).questions
+    if questions and questions.source == "work/demo-questions.jsonl" and not Path(questions.source).exists():
+        _call("-m", "demo.questions")
+    return paths
+
+
+def _call(*words: str) -> None:
+    if subprocess.run([sys.executable, *words]).returncode:
+        raise UserError("a command of the study failed", where=" ".join(words), mend="see what it said above")
+
+
+def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[str, Part]:
+    """All parts by name: `<arm>-<seed>`, `<arm>-<seed>-rlvr`, `<arm>-evaluation`; those that others need first."""
+    recipe, policy = Path(config.recipe), load(Recipe, Path(config.recipe)).policy
+    base = resolve_model(policy.model, policy.revision)
+    known = {"policy": model_digest(base)}
+    shards = {name: current_record(work / load(Manifest, path).name, "materialize") for name, path in manifests.items()}
+    places = ("--work", str(work), "--run", "{out}")
+    parts: dict[str, Part] = {}
+
+    def add(name: str, words: Sequence[str], needs: Sequence[str], decides: dict[str, str]) -> None:
+        parts[name] = Part(name, tuple(words), tuple(parts[need] for need in needs), known | decides, places)
+
+    for name, arm in _in_order(config.arms):
+        for seed in config.seeds:
+            needs = [f"{other}-{seed}" for other in dict.fromkeys((arm.compute_of, arm.imitates)) if other]
+            words = [arm.command, str(recipe), "--manifest", str(manifests[name])]
+            words += ["--flops-of", f"{{{arm.compute_of}-{seed}}}"] if arm.compute_of else []
+            words += ["--rollouts", f"{{{arm.imitates}-{seed}}}"] if arm.imitates else []
+            own = [*config.set, *arm.set, f"seed={seed}"]
+            settings = {"shards": shards[name].content, "recipe": canonical_json(load(Recipe, recipe, own))}
+            add(f"{name}-{seed}", [*words, *_set(own)], needs, settings)
+
+    for name, arm in {BASE: ArmConfig(finetune=True), **config.arms}.items():
+        runs = [f"{name}-{seed}" for seed in config.seeds if name in config.arms]
+        policies = {run: f"{{{run}}}/policy" for run in runs} or {BASE: str(base)}
+        words = ["evaluate", str(recipe), "--manifest", config.manifest]
+        words += [word for run, folder in policies.items() for word in ("--policy", f"{run}={folder}")]
+        settings = {"shards": shards[BASE].content, "recipe": canonical_json(load(Recipe, recipe, config.set))}
+        add(f"{name}-evaluation", [*words, *_set(config.set)], runs, settings)
+        for seed in config.seeds if arm.finetune else ():
+            own = [*config.finetune_set, f"seed={seed}"]
+            settings = {"recipe": canonical_json(load(Recipe, Path(config.finetune), own))}
+            words = ["finetune", config.finetune, "--manifest", config.manifest]
+            words += ["--policy", policies.get(f"{name}-{seed}", str(base)), *_set(own)]
+            add(f"{name}-{seed}-rlvr", words, [run for run in runs if run == f"{name}-{seed}"], settings)
+    return parts
+
+
+def _in_order(arms: dict[str, ArmConfig]) -> list[tuple[str, ArmConfig]]:
+    """Arms after those whose runs they need."""
+    return sorted(arms.items(), key=lambda item: bool(item[1].compute_of or item[1].imitates))
+
+
+def _set(overrides: Sequence[str]) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def arms_of(config: StudyConfig, parts: dict[str, Part], out: Path) -> list[Arm]:
+    """Where the report reads each arm's responses, answers and metrics."""
+    return [
+        Arm(
+            name,
+            evaluation=parts[f"{name}-evaluation"].folder(out) / "evaluation",
+            runs=[parts[f"{name}-{seed}"].folder(out) for seed in config.seeds if name in config.arms],
+            finetuned=[
+                parts[f"{name}-{seed}-rlvr"].folder(out) for seed in config.seeds if f"{name}-{seed}-rlvr" in parts
+            ],
+        )
+        for name in (BASE, *config.arms)
+    ]
+
+
+def default_workers() -> int:
+    """Two commands at a time where there are two cores: toy models use one core better than two."""
+    return min(4, os.cpu_count() or 1)
