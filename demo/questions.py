@@ -1,7 +1,8 @@
 """Questions about the corpus' problems with their final answers, for `rpt finetune`.
 
-A question names a problem and asks where one of its walks ends; the answer is that state. Operands are held out as in
-the corpus: those of validation questions are in no training document, question or lesson. Deterministic.
+A question names a problem and asks where one of its walks ends; the answer is that state. Its wording is in no lesson
+of the policy (`demo.lessons`), which can walk but does not know which walk is meant: what RL has to find out. Operands
+are held out as in the corpus: those of validation questions are in no training document, question or lesson.
 
     python -m demo.questions --out work/demo-questions.jsonl
 """
@@ -14,10 +15,17 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from demo.corpus import FAMILIES, SEED, VALIDATION_SEED, draw_instance, write_document
+from demo.corpus import SEED, VALIDATION_SEED, draw_instance, write_document
 
 TRAIN_QUESTIONS = 2000
 VALIDATION_QUESTIONS = 500
+
+ASKED = {
+    "+": ("Add up: the result?", "Going on, it ends at?"),
+    "-": ("Take away: the result?", "Going back, it ends at?"),
+    "*": ("Double and add: the result?", "Twice each time, it ends at?"),
+}
+"""By walk: wordings of the question."""
 
 
 def questions(seed: int, count: int, *, validation: bool) -> Iterator[dict[str, str]]:
@@ -25,8 +33,9 @@ def questions(seed: int, count: int, *, validation: bool) -> Iterator[dict[str, 
 
     Example:
         >>> first = next(questions(1, 1, validation=False))
-        >>> print(first["question"], "→", first["answer"])
-        TODO
+        >>> print(first["question"], first["answer"])
+        On the zodiac Omar begins with 🐅 and goes A1 B7 C3 D7.
+        Going back, it ends at? 🐒
     """
     rng = random.Random(f"questions/{seed}/{validation}")
     seen: set[str] = set()
@@ -34,7 +43,7 @@ def questions(seed: int, count: int, *, validation: bool) -> Iterator[dict[str, 
         instance = draw_instance(rng, validation=validation)
         walk = rng.choice(instance.walks)
         problem = write_document(rng, instance).problem
-        question = f"{problem}\n{rng.choice(FAMILIES[instance.family].questions[walk])}"
+        question = f"{problem}\n{rng.choice(ASKED[walk])}"
         if question not in seen:
             seen.add(question)
             split = "validation" if validation else "train"
