@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.audit.compare import compare as compare_lineages
-from pipeline.audit.lineage import Lineage, lineage_of, lineage_of_fingerprint
+from pipeline.audit.lineage import Lineage, lineage_of, lineage_of_fingerprint, proxy_tokenizer
 from pipeline.audit.report import as_json, comparison_page, page
 from pipeline.audit.report import audit as look
 from pipeline.core.config import Manifest, load
 from pipeline.core.progress import say
-from pipeline.scoring.tokens import CorpusTokenizer
 
 
 def audit(manifest: Manifest, *, work: Path, out: Path | None = None) -> Path:
@@ -37,7 +36,7 @@ def audit(manifest: Manifest, *, work: Path, out: Path | None = None) -> Path:
     """
     lineage = lineage_of(work / manifest.name, manifest)
     folder = out or _folder(work, lineage)
-    summary, heat_maps = look(lineage, proxy=_proxy_tokenizer(manifest, lineage))
+    summary, heat_maps = look(lineage, proxy=proxy_tokenizer(manifest, lineage))
     _write(folder / "audit.json", _json(summary))
     _write(folder / "report.html", page(summary, heat_maps))
     say(f"audit        {folder / 'report.html'}")
@@ -85,16 +84,6 @@ def _other(manifest: Manifest, other: Sequence[str], path: Path, overrides: Sequ
         return lineage_of_fingerprint(work / manifest.name, manifest, other[0])
     changed = load(Manifest, path, [*overrides, *other])
     return lineage_of(work / changed.name, changed)
-
-
-def _proxy_tokenizer(manifest: Manifest, lineage: Lineage) -> CorpusTokenizer | None:
-    """Names the proxy's most likely tokens, where they were stored."""
-    if not lineage.score.config["score"]["store_top"]:
-        return None
-    fitted = lineage.before.get("proxy")
-    return CorpusTokenizer.load(
-        fitted.files("model")[0].path if fitted else manifest.proxy.tokenizer or manifest.proxy.model or ""
-    )
 
 
 def _folder(work: Path, lineage: Lineage) -> Path:

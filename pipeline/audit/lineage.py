@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.core.artifact import Record, read_record
+from pipeline.core.artifact import Record, content_hash, read_record
 from pipeline.core.config import Manifest, SelectConfig
 from pipeline.core.errors import UserError
+from pipeline.scoring.tokens import CorpusTokenizer
 
 _STAGES = ("read", "near", "assign", "proxy")
 """Stages whose output others are made of, beside the four of `rpt data`, in the order in which they run."""
@@ -50,11 +51,12 @@ def lineage_of(work: Path, manifest: Manifest) -> Lineage:
     Raises:
         UserError: that selection has not been made.
     """
-    wanted = manifest.select.identity()
+    wanted, flags = manifest.select.identity(), _flags(manifest)
     found = [
         lineage
         for record in _records(work, "select")
-        if record.config == wanted and (lineage := _up_to(work, manifest, record)) is not None
+        if (record.config, record.inputs.get("flags")) == (wanted, flags)
+        and (lineage := _up_to(work, manifest, record)) is not None
     ]
     if not found:
         raise UserError(
@@ -77,6 +79,29 @@ def lineage_of_fingerprint(work: Path, manifest: Manifest, fingerprint: str) -> 
             return lineage
     known = ", ".join(record.fingerprint for record in records) or "none"
     raise UserError("no such selection", where=work / "select" / fingerprint, mend=f"there are: {known}")
+
+
+def lineage_of_shards(work: Path, manifest: Manifest, shards: Record) -> Lineage:
+    """The records that shards were made of.
+
+    Raises:
+        UserError: they are not there any more.
+    """
+    select = _by_content(work, "select", shards.inputs.get("sites"))
+    lineage = _up_to(work, None, select, manifest.name) if select is not None else None
+    if lineage is None:
+        raise UserError("what the shards were made of is gone", where=shards.directory, mend="run `rpt data` again")
+    return replace(lineage, materialize=shards)
+
+
+def proxy_tokenizer(manifest: Manifest, lineage: Lineage) -> CorpusTokenizer | None:
+    """Names the proxy's most likely tokens, where they were stored."""
+    if not lineage.score.config["score"]["store_top"]:
+        return None
+    fitted = lineage.before.get("proxy")
+    return CorpusTokenizer.load(
+        fitted.files("model")[0].path if fitted else manifest.proxy.tokenizer or manifest.proxy.model or ""
+    )
 
 
 def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = "") -> Lineage | None:
@@ -106,6 +131,16 @@ def _preference(work: Path, lineage: Lineage) -> tuple[bool, bool, int, bool]:
     """What was made last comes first, and what a later version of the code made."""
     ingest, score = (_current(work, record) for record in (lineage.ingest, lineage.score))
     return ingest, score, lineage.select.version, _current(work, lineage.select)
+
+
+def _flags(manifest: Manifest) -> str | None:
+    """Hash of the sites that the manifest leaves out by name."""
+    if manifest.select.exclude is None:
+        return None
+    path = Path(manifest.select.exclude)
+    if not path.is_file():
+        raise UserError("no such file", where=path, mend="check select.exclude")
+    return content_hash(path)
 
 
 def _by_content(work: Path, stage: str, content: str | None) -> Record | None:

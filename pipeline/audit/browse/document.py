@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.audit.visible import visible
 from pipeline.core.artifact import InputFile
 from pipeline.core.config import MaterializeConfig
 from pipeline.core.parquet import read_rows
-from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.scoring.tokens import CorpusTokenizer, resolve_model
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.sites import SITES
 from pipeline.selection.where import SCORE_COLUMNS, filter_rows, row_filter
 from pipeline.shards.examples import examples
+from pipeline.shards.schema import boundaries_of
 
 if TYPE_CHECKING:
     from pipeline.grpo.prompt import PromptBuilder
@@ -140,10 +140,10 @@ class Document:
             "state": verdict.state_T[shown],
             "reasons": verdict.reasons,
             "site_ids": [f"{doc_id}-{position}" for position in frame["position"]],
-            "top": self._top(shown, top) if top and "top_ids" in self._scores.column_names else None,
+            "top": self.top(shown, top) if top and "top_ids" in self._scores.column_names else None,
         }
 
-    def _top(self, shown: slice, tokenizer: CorpusTokenizer) -> list[list[list[Any]] | None]:
+    def top(self, shown: slice, tokenizer: CorpusTokenizer) -> list[list[list[Any]] | None]:
         """Of every position the proxy's most likely tokens, each with its log-probability."""
         ids, logprobs = (self._scores[name].chunk(0).flatten().to_pylist() for name in ("top_ids", "top_logprobs"))
         K = len(ids) // max(len(self), 1)
@@ -171,19 +171,54 @@ class Document:
         )
 
 
-def prompt_parts(prompts: PromptBuilder, tokenizer: CorpusTokenizer, context: bytes) -> dict[str, Any]:
-    """A prompt as its three parts, to read, and how many tokens it is for the policy."""
+def as_trained(
+    document: Document,
+    position: int,
+    config: MaterializeConfig,
+    tokenizer: CorpusTokenizer,
+    prompts: Callable[[], PromptBuilder],
+) -> dict[str, Any]:
+    """A position as the trainer meets it, made by the code that makes shards and prompts.
+
+    Args:
+        config, tokenizer: how sites become examples: the manifest's, and the policy's tokenizer.
+        prompts: the trainer's `PromptBuilder`, asked for only if there is an example.
+
+    Returns:
+        `dropped`: the reason for which the position makes no example, or None; then `prompt` (its parts `before`,
+        `context` and `after`, and how many `tokens` it is), `target`, `continuation` (its tokens) and `truncated`.
+        Texts are as they are; bytes that are not whole characters as \\xNN.
+    """
+    example = document.example(position, config, tokenizer)
+    if isinstance(example, str):
+        return {"dropped": example}
+    builder, context = prompts(), example["context"]
+    ends = boundaries_of(example["token_lengths"])
     return {
-        "before": visible(tokenizer.decode_bytes(prompts.prefix_ids)),
-        "context": visible(context.decode("utf-8", errors="replace")),
-        "after": visible(tokenizer.decode_bytes(prompts.suffix_ids, continues=True)),
-        "tokens": len(prompts.ids(context)),
+        "dropped": None,
+        "prompt": {
+            "before": _text(tokenizer.decode_bytes(builder.prefix_ids)),
+            "context": _text(context),
+            "after": _text(tokenizer.decode_bytes(builder.suffix_ids, continues=True)),
+            "tokens": len(builder.ids(context)),
+        },
+        "target": _text(example["target"]),
+        "continuation": [
+            _text(example["continuation"][begin:end]) for begin, end in zip([0, *ends], ends, strict=False)
+        ],
+        "truncated": example["context_truncated"],
     }
 
 
-def continuation_parts(continuation: bytes, boundaries: Sequence[int]) -> list[str]:
-    """The continuation, token by token of the policy."""
-    return [visible(continuation[begin:end]) for begin, end in zip([0, *boundaries], boundaries, strict=False)]
+def prompt_builder(policy: str, tokenizer: CorpusTokenizer, template: str) -> PromptBuilder:
+    """The trainer's, for a policy (folder or hub id). Takes seconds: `transformers` is imported."""
+    from transformers import AutoTokenizer
+
+    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.task.templates import template_named
+
+    folder = resolve_model(policy)
+    return PromptBuilder(AutoTokenizer.from_pretrained(folder), tokenizer, template_named(template))
 
 
 class Rollouts:

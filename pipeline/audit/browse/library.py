@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.audit.browse.compare import Comparison, compare
-from pipeline.audit.browse.document import Document, Rollouts, Rows, Verdict, continuation_parts, prompt_parts
+from pipeline.audit.browse.document import Document, Rollouts, Rows, Verdict, as_trained, prompt_builder
 from pipeline.audit.browse.documents import Finder
 from pipeline.audit.browse.flags import Flags
 from pipeline.audit.browse.rules import Kept, Rule, Where
@@ -23,9 +23,11 @@ from pipeline.audit.browse.store import Store
 from pipeline.core.artifact import Record, read_record
 from pipeline.core.config import BandsConfig, Manifest, TaskConfig
 from pipeline.core.errors import UserError
-from pipeline.scoring.tokens import CorpusTokenizer, resolve_model
+from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS
-from pipeline.shards.schema import boundaries_of
+
+if TYPE_CHECKING:
+    from pipeline.grpo.prompt import PromptBuilder
 
 SPLITS = ("train", "validation")
 BY_RECORD = "select:"
@@ -204,17 +206,9 @@ class Library:
 
     def site(self, document: Document, position: int) -> dict[str, Any]:
         """A position as the trainer meets it: prompt, continuation, and the responses that a run has stored."""
-        example = document.example(position, self.manifest.materialize, self.policy_tokenizer)
         site_id = f"{document.meta['doc_id']}-{position}"
-        answer: dict[str, Any] = {"site_id": site_id, "rollouts": self.rollouts.of(site_id), "dropped": None}
-        if isinstance(example, str):
-            return answer | {"dropped": example}
-        return answer | {
-            "prompt": prompt_parts(self.prompts, self.policy_tokenizer, example["context"]),
-            "target": example["target"],
-            "continuation": continuation_parts(example["continuation"], boundaries_of(example["token_lengths"])),
-            "truncated": example["context_truncated"],
-        }
+        met = as_trained(document, position, self.manifest.materialize, self.policy_tokenizer, lambda: self.prompts)
+        return met | {"site_id": site_id, "rollouts": self.rollouts.of(site_id)}
 
     # ------------------------------------------------------------------------------------------- tokenizers
 
@@ -228,17 +222,9 @@ class Library:
         return CorpusTokenizer.load(self._proxy)
 
     @cached_property
-    def prompts(self) -> Any:
-        """The trainer's `PromptBuilder`. The first use takes seconds: `transformers` is imported."""
-        from transformers import AutoTokenizer
-
-        from pipeline.grpo.prompt import PromptBuilder
-        from pipeline.task.templates import template_named
-
-        folder = resolve_model(self._policy)
-        return PromptBuilder(
-            AutoTokenizer.from_pretrained(folder), self.policy_tokenizer, template_named(self.task.template)
-        )
+    def prompts(self) -> PromptBuilder:
+        """The trainer's `PromptBuilder`."""
+        return prompt_builder(self._policy, self.policy_tokenizer, self.task.template)
 
     @cached_property
     def has_top(self) -> bool:

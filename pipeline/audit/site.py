@@ -1,0 +1,69 @@
+"""One position of a corpus: its text, its scores, the decision on it, and what the trainer makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from pipeline.audit.browse.document import Document, as_trained
+from pipeline.audit.decisions import decisions
+from pipeline.audit.lineage import Lineage
+from pipeline.audit.place import Place
+from pipeline.core.config import MaterializeConfig
+from pipeline.scoring.tokens import CorpusTokenizer
+
+if TYPE_CHECKING:
+    from pipeline.grpo.prompt import PromptBuilder
+
+BYTES_BEFORE, BYTES_AFTER = 600, 240
+"""Of the document, around the position."""
+SCORES = ("entropy", "entropy_partial", "nll", "rank")
+
+
+def site(
+    lineage: Lineage,
+    where: Place,
+    config: MaterializeConfig,
+    *,
+    policy: CorpusTokenizer,
+    prompts: Callable[[], PromptBuilder],
+    proxy: CorpusTokenizer | None,
+) -> dict[str, Any]:
+    """Everything that is known of a position.
+
+    Args:
+        lineage: the selection.
+        where: the position.
+        config: how sites become examples.
+        policy: its tokenizer.
+        prompts: the trainer's `PromptBuilder`.
+        proxy: the proxy's tokenizer, which names its most likely tokens; None where they were not stored.
+
+    Returns:
+        JSON values: where it is from; `before`, `token`, `after`, as text; the scores in nats, `rank` (0: the proxy
+        thought nothing likelier) and `top` (text, probability), null where there are none; `decision`: `kept`, or the
+        reason of the rejection; `trained`: `as_trained`.
+    """
+    document = Document(where.document.values, where.scores.values)
+    row = pl.concat(decisions(lineage, where.audited)).row(where.position, named=True)
+    begin = row["byte_offset"]
+    end = begin + len(document.tokens[where.position])
+    shown = slice(where.position, where.position + 1)
+    top = document.top(shown, proxy)[0] if proxy else None
+    return {
+        "site_id": where.site_id,
+        "selection": lineage.select.fingerprint,
+        **{name: document.meta[name] for name in ("doc_id", "split", "source_file", "source_row", "meta")},
+        "position": where.position,
+        "tokens": len(document),
+        "bytes": [begin, end],
+        "before": document.text[max(0, begin - BYTES_BEFORE) : begin].decode(errors="ignore"),
+        "token": document.text[begin:end].decode(errors="backslashreplace"),
+        "after": document.text[end : end + BYTES_AFTER].decode(errors="ignore"),
+        **{name: row[name] for name in ("field", "token_class", *SCORES, "band", "decision")},
+        "rule": str(lineage.select.config["where" if document.meta["split"] == "train" else "validation_where"]),
+        "top": top,
+        "trained": as_trained(document, where.position, config, policy, prompts),
+    }

@@ -1,0 +1,73 @@
+"""The numbers of a selection at a glance: funnel, bands, quantiles of the entropy, token classes, sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from pipeline.audit.decisions import SPLITS
+from pipeline.audit.funnel import funnel, shard_bytes
+from pipeline.audit.lineage import Lineage
+from pipeline.selection.sites import BANDS
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def stats(lineage: Lineage) -> dict[str, Any]:
+    """Count what a selection published. Only `sites`, and two columns of `scores`, are read.
+
+    Returns:
+        `funnel`, `sites` (by split), `bands` and `token_classes` (by name, then split: a site counts in the hardest
+        band that it belongs to), `entropy` (by split, of all `scored` positions and of `sites`: count, mean,
+        quantiles; nats), `sizes` (by stage: shards, files, rows, bytes), `bytes_per_site` of the shards.
+    """
+    sites = pl.scan_parquet([file.verified() for file in lineage.select.files("sites")])
+    scored = pl.scan_parquet([file.verified() for file in lineage.score.files("scores")])
+    scored = scored.select("split", pl.col("entropy")).explode("entropy").filter(pl.col("entropy").is_finite())
+    entropy = {"scored": _quantiles(scored), "sites": _quantiles(sites)}
+    made = lineage.materialize
+    examples = sum(e.rows for done in made.completions for e in done.files.values()) if made else 0
+    return {
+        "manifest": lineage.name,
+        "selection": lineage.select.fingerprint,
+        "rule": dict(lineage.select.config),
+        "funnel": [vars(step) for step in funnel(lineage)],
+        "sites": {split: lineage.select.counters[f"kept.{split}"] for split in SPLITS},
+        "bands": _counts(sites, "difficulty", ("none", *BANDS)),
+        "token_classes": _counts(sites, "token_class"),
+        "entropy": {split: {of: entropy[of].get(split) for of in entropy} for split in SPLITS},
+        "sizes": _sizes(lineage),
+        "bytes_per_site": shard_bytes(made) / examples if examples else None,
+    }
+
+
+def _quantiles(rows: pl.LazyFrame) -> dict[str, dict[str, Any]]:
+    """By split."""
+    column = pl.col("entropy")
+    named = [column.quantile(q, "nearest").alias(f"{q:g}") for q in QUANTILES]
+    counted = rows.group_by("split").agg(pl.len().alias("count"), column.cast(pl.Float64).mean().alias("mean"), *named)
+    return {row.pop("split"): row for row in counted.collect(engine="streaming").to_dicts()}
+
+
+def _counts(sites: pl.LazyFrame, column: str, order: tuple[str, ...] = ()) -> dict[str, dict[str, int]]:
+    """Sites by value and split; the values in this order, or those with most sites first."""
+    counted = sites.group_by(column, "split").len().collect(engine="streaming")
+    by = {(value, split): count for value, split, count in counted.iter_rows()}
+    values = {value for value, _ in by}
+    total = {value: sum(by.get((value, split), 0) for split in SPLITS) for value in values}
+    named = [v for v in order if v in values] if order else sorted(values, key=lambda v: (-total[v], v))
+    return {value: {split: by.get((value, split), 0) for split in SPLITS} for value in named}
+
+
+def _sizes(lineage: Lineage) -> dict[str, dict[str, int]]:
+    sizes = {}
+    for stage, record in lineage.records.items():
+        entries = [entry for done in record.completions for entry in done.files.values()]
+        sizes[stage] = {
+            "shards": len(record.completions),
+            "files": len(entries),
+            "rows": sum(entry.rows for entry in entries),
+            "bytes": sum(entry.bytes for entry in entries),
+        }
+    return sizes

@@ -1,0 +1,277 @@
+"""rpt show, stats, trace, verify: over artifacts that the real stages published, and over damaged ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pipeline.core.artifact import Record
+from pipeline.core.errors import UserError
+from pipeline.selection.positions import positions
+from pipeline.shards.schema import boundaries_of
+from stages import show as show_page
+from stages import stats as stats_page
+from stages import trace as trace_page
+from stages import verify as verify_page
+from stages.cli import app
+from tests.audit.corpus import RUN, TOP, WHERE, Audited
+
+
+@pytest.fixture
+def damaged(audited: Audited, tmp_path: Path) -> Path:
+    """A copy of the artifacts to damage."""
+    return Path(shutil.copytree(audited.work, tmp_path / "work"))
+
+
+def rpt(audited: Audited, work: Path, *arguments: str) -> tuple[int, Any]:
+    """Exit code and JSON of a command over a work folder."""
+    manifest = arguments[:1] if arguments[0] == "verify" else arguments
+    named = [str(audited.path)] if len(manifest) == 1 else ["--manifest", str(audited.path)]
+    done = CliRunner().invoke(app, [*arguments, *named, "--work", str(work), "--json"])
+    return done.exit_code, json.loads(done.stdout)
+
+
+def file_of(record: Record, table: str, work: Path, shard: int = 0) -> Path:
+    """Of a record's table, in a copied work folder."""
+    file = record.file(table, shard)
+    assert file is not None
+    return work / "toy" / record.stage / record.fingerprint / file.path.name
+
+
+def rows(record: Record | None, table: str) -> list[dict[str, Any]]:
+    assert record is not None
+    return [row for file in record.files(table) for row in pq.read_table(file.path).to_pylist()]
+
+
+def printed(tables: list[Any]) -> str:
+    console = Console(width=200, markup=False, no_color=True)
+    with console.capture() as capture:
+        for table in tables:
+            console.print(table)
+    return capture.get()
+
+
+# ---------------------------------------------------------------------------------------------------- verify
+
+
+def test_what_was_published_is_found_whole_and_linked(audited: Audited) -> None:
+    code, found = rpt(audited, audited.work, "verify")
+    assert (code, found["ok"], found["damage"]) == (0, True, [])
+    made_from = {(row["stage"], row["fingerprint"]): row["made_from"] for row in found["stages"]}
+    lineage = audited.lineage
+    ingest, select = lineage.ingest.fingerprint, lineage.select.fingerprint
+    assert {stage for stage, _ in made_from} == {"read", "near", "assign", "ingest", "score", "select", "materialize"}
+    assert made_from["select", select] == {
+        "documents": f"ingest/{ingest}",
+        "scores": f"score/{lineage.score.fingerprint}",
+    }
+    assert made_from["select", audited.other.select.fingerprint] == made_from["select", select]
+    assert made_from["ingest", ingest].keys() == {"read", "near", "assign"}
+    assert None not in made_from["ingest", ingest].values()
+    assert "select/" + select in printed(verify_page.tables(found))
+    files = list((audited.work / "toy").glob("*/*/*-*.parquet"))
+    assert sum(row["files"] for row in found["stages"]) == len(files)
+    assert sum(row["bytes"] for row in found["stages"]) == sum(path.stat().st_size for path in files)
+
+
+@pytest.mark.parametrize("table", ["documents", "scores", "sites", "train"])
+def test_a_flipped_byte_is_found_and_named(audited: Audited, damaged: Path, table: str) -> None:
+    stage = {"documents": "ingest", "scores": "score", "sites": "select", "train": "materialize"}[table]
+    path = file_of(audited.lineage.records[stage], table, damaged, shard=1)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    code, found = rpt(audited, damaged, "verify")
+    assert code == 3
+    assert found["damage"] == [{"where": str(path), "what": "published file was changed after the fact"}]
+    assert str(path) in printed(verify_page.tables(found)).replace("\n", "")
+
+
+def test_all_that_is_missing_or_cut_off_is_named_and_nothing_else(audited: Audited, damaged: Path) -> None:
+    missing = file_of(audited.lineage.ingest, "documents", damaged, shard=2)
+    missing.unlink()
+    short = file_of(audited.lineage.ingest, "documents", damaged, shard=0)
+    short.write_bytes(short.read_bytes()[:-1])
+    code, found = rpt(audited, damaged, "verify")
+    assert code == 3
+    assert {item["where"] for item in found["damage"]} == {str(missing), str(short)}
+    assert [row["stage"] for row in found["stages"] if row["damage"]] == ["ingest"]
+
+
+def test_a_record_that_was_edited_is_found(audited: Audited, damaged: Path) -> None:
+    path = damaged / "toy" / "select" / audited.lineage.select.fingerprint / "record.json"
+    tree = json.loads(path.read_text())
+    tree["config"]["where"] = "true"
+    path.write_text(json.dumps(tree))
+    code, found = rpt(audited, damaged, "verify")
+    assert (code, [item["where"] for item in found["damage"]]) == (3, [str(path)])
+    path.write_text("{")
+    code, found = rpt(audited, damaged, "verify")
+    assert (code, found["damage"]) == (3, [{"where": str(path), "what": "not valid JSON"}])
+
+
+def test_an_output_without_what_it_was_made_from_is_found(audited: Audited, damaged: Path) -> None:
+    shutil.rmtree(damaged / "toy" / "score")
+    code, found = rpt(audited, damaged, "verify")
+    broken = {Path(item["where"]).parent.name for item in found["damage"]}
+    lineage = audited.lineage
+    assert lineage.materialize is not None
+    of_scores = {lineage.select.fingerprint, audited.other.select.fingerprint, lineage.materialize.fingerprint}
+    assert (code, broken) == (3, of_scores)
+
+
+# ----------------------------------------------------------------------------------------------------- trace
+
+
+def test_every_training_example_is_traced_to_its_record(audited: Audited) -> None:
+    source = audited.folder / "corpus <b>.jsonl"
+    whole, lines = source.read_bytes(), source.read_bytes().split(b"\n")
+    assert audited.lineage.materialize is not None
+    traced = 0
+    for file in audited.lineage.materialize.files("train"):
+        examples = pq.read_table(file.path).to_pylist()
+        for number in range(0, len(examples), 9):
+            found = trace_page.trace(audited.manifest, f"{file.path}:{number}", work=audited.work)
+            example, record, document = examples[number], found["source"], found["document"]
+            assert found["site_id"] == example["site_id"]
+            assert [row["table"] for row in found["rows"]] == ["train", "sites", "scores", "documents"]
+            assert found["rows"][0]["row"] == number
+            for row in found["rows"]:
+                listed = pq.read_table(row["file"]).to_pylist()[row["row"]]
+                assert listed.get("site_id", example["site_id"]) == example["site_id"]
+                assert listed["doc_id"] == example["doc_id"]
+            begin, end = record["bytes"]
+            assert whole[begin:end].rstrip(b"\n") == lines[record["row"]] == record["record"].encode()
+            assert record["agrees"] and record["doc_id"] == example["doc_id"]
+            column = json.loads(record["record"])[document["column"]].encode()
+            begin, end = document["bytes_of_column"]
+            assert column[begin:end].decode(errors="backslashreplace") == document["token"]
+            assert found == trace_page.trace(audited.manifest, example["site_id"], work=audited.work)
+            traced += 1
+    assert traced > 10
+
+
+def test_a_source_that_changed_is_noticed(audited: Audited, tmp_path: Path) -> None:
+    site = rows(audited.lineage.select, "sites")[0]
+    row = trace_page.trace(audited.manifest, site["site_id"], work=audited.work)["source"]["row"]
+    changed = tmp_path / "corpus <b>.jsonl"
+    lines = (audited.folder / changed.name).read_bytes().split(b"\n")
+    lines[row] = lines[row].replace(b'"solution": "', b'"solution": "not ')
+    changed.write_bytes(b"\n".join(lines))
+    code, found = rpt(audited, audited.work, "trace", site["site_id"], "--source", str(changed))
+    assert (code, found["source"]["agrees"]) == (3, False)
+    changed.write_bytes(b"\n".join(lines[:row]))
+    with pytest.raises(UserError, match="no such row") as error:
+        trace_page.trace(audited.manifest, site["site_id"], work=audited.work, source=str(changed))
+    assert error.value.exit_code == 3
+
+
+@pytest.mark.parametrize("start", ["no-site", f"{'0' * 32}-1", "no-such.parquet:1"])
+def test_what_is_no_site_is_refused(audited: Audited, start: str) -> None:
+    with pytest.raises(UserError):
+        trace_page.trace(audited.manifest, start, work=audited.work)
+
+
+# ------------------------------------------------------------------------------------------------------ show
+
+
+def test_a_site_is_shown_as_the_shard_has_it(audited: Audited) -> None:
+    examples = rows(audited.lineage.materialize, "train")
+    scores = {row["doc_id"]: row for row in rows(audited.lineage.score, "scores")}
+    for example in examples[:: len(examples) // 3]:
+        found = show_page.show(audited.manifest, example["site_id"], work=audited.work)
+        trained, position, own = found["trained"], example["position"], scores[example["doc_id"]]
+        assert found["decision"] == "kept"
+        assert trained["prompt"]["context"].encode() == example["context"]
+        tokens, ends = trained["continuation"], boundaries_of(example["token_lengths"])
+        if all(token.isprintable() for token in tokens):
+            assert "".join(tokens).encode() == example["continuation"]
+            assert tokens[0].encode() == example["target"]
+        assert len(tokens) == len(ends)
+        for name in ("entropy", "nll", "rank"):
+            assert found[name] == own[name][position]
+        assert [p for _, p in found["top"]] == own["top_logprobs"][position * TOP : (position + 1) * TOP]
+        assert (found["source_file"], found["split"]) == ("corpus <b>.jsonl", "train")
+
+
+def test_every_position_of_a_document_says_why_it_is_kept_or_not(audited: Audited) -> None:
+    documents = {row["doc_id"]: row for row in rows(audited.lineage.ingest, "documents")}
+    kept = {row["site_id"] for row in rows(audited.lineage.select, "sites")}
+    shard = next(file for file in audited.lineage.score.files("scores"))
+    table = pq.read_table(shard.path).slice(0, 1)
+    doc_id = table["doc_id"][0].as_py()
+    own = pq.read_table(audited.lineage.ingest.files("documents")[0].path).slice(0, 1)
+    (frame,) = positions(own, table.select(["doc_id", "split", "token_ends", "field", "entropy", "entropy_partial",
+                                            "nll", "rank"]))  # fmt: skip
+    rule = WHERE if documents[doc_id]["split"] == "train" else "0.5 < entropy"
+    passing = duckdb.sql(f"SELECT position FROM frame WHERE {rule}").fetchall()
+    asked = frame.iter_rows(named=True)
+    for row in asked:
+        site_id = f"{doc_id}-{row['position']}"
+        found = show_page.show(audited.manifest, site_id, work=audited.work)
+        expected = (
+            "kept"
+            if site_id in kept
+            else "not_scorable"
+            if row["entropy"] is None
+            else "document_cap"
+            if (row["position"],) in passing
+            else "where"
+        )
+        assert found["decision"] == expected, site_id
+
+
+def test_hostile_text_reaches_the_terminal_as_marks(audited: Audited) -> None:
+    hostile = [row for row in rows(audited.lineage.score, "scores") if max(row["token_ids"]) >= 1000]
+    assert hostile
+    for row in hostile:
+        site_id = f"{row['doc_id']}-{len(row['token_ids']) - 2}"
+        found = show_page.show(audited.manifest, site_id, work=audited.work)
+        traced = trace_page.trace(audited.manifest, site_id, work=audited.work)
+        text = printed([*show_page.tables(found), *trace_page.tables(traced)])
+        assert all(character.isprintable() or character == "\n" for character in text)
+        assert RUN[:20] in text
+
+
+def test_a_position_that_is_not_there_is_refused(audited: Audited) -> None:
+    doc_id = rows(audited.lineage.score, "scores")[0]["doc_id"]
+    with pytest.raises(UserError, match="no such position"):
+        show_page.show(audited.manifest, f"{doc_id}-999999", work=audited.work)
+
+
+# ----------------------------------------------------------------------------------------------------- stats
+
+
+def test_stats_equal_what_duckdb_counts(audited: Audited) -> None:
+    _, found = rpt(audited, audited.work, "stats")
+    sites = [str(file.path) for file in audited.lineage.select.files("sites")]
+    scores = [str(file.path) for file in audited.lineage.score.files("scores")]
+    counted = duckdb.sql(f"SELECT token_class, split, count(*) FROM read_parquet({sites}) GROUP BY ALL").fetchall()
+    assert {(c, s): n for c, row in found["token_classes"].items() for s, n in row.items() if n} == {
+        (c, s): n for c, s, n in counted
+    }
+    bands = duckdb.sql(f"SELECT difficulty, split, count(*) FROM read_parquet({sites}) GROUP BY ALL").fetchall()
+    assert {(b, s): n for b, row in found["bands"].items() for s, n in row.items() if n} == {
+        (b, s): n for b, s, n in bands
+    }
+    for of, table in (("sites", f"read_parquet({sites})"), ("scored", "exploded")):
+        exploded = duckdb.sql(f"SELECT split, unnest(entropy) AS entropy FROM read_parquet({scores})")  # noqa: F841
+        for split in ("train", "validation"):
+            total, mean, median = duckdb.sql(
+                f"SELECT count(entropy), avg(entropy::DOUBLE), quantile_disc(entropy, 0.5) FROM {table} "
+                f"WHERE split = '{split}'"
+            ).fetchall()[0]
+            row = found["entropy"][split][of]
+            assert (row["count"], row["mean"]) == (total, pytest.approx(mean))
+            assert row["0.5"] == pytest.approx(median, abs=0.02)  # neighbours: polars and DuckDB round ranks otherwise
+    assert found["sites"] == {s: sum(n for _, split, n in bands if split == s) for s in ("train", "validation")}
+    text = printed(stats_page.tables(found))
+    assert "bytes a site" in text and "word start" in text and "quarantined: not_json" in text
