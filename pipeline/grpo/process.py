@@ -52,6 +52,8 @@ def end_with_launcher() -> None:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     parent = os.getppid()
+    if not _is_python(parent):
+        os._exit(1)  # it was gone before we looked, and what adopts orphans has taken its place
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -59,6 +61,14 @@ def end_with_launcher() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_python(process: int) -> bool:
+    """Whether a process is one of Python, as every launcher is; where that cannot be told, it is."""
+    try:
+        return b"python" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return not Path("/proc/self").exists()
 
 
 def run_to_exit(main: Callable[[], None]) -> NoReturn:
