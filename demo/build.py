@@ -34,7 +34,7 @@ class Scale:
     """How long to train; the defaults are what is shipped."""
 
     proxy_steps: int = 800
-    policy_steps: int = 2000
+    policy_steps: int = 2500
     token_budget: int = 2048
     train_documents: int = corpus.TRAIN_DOCUMENTS
     validation_documents: int = corpus.VALIDATION_DOCUMENTS
@@ -43,9 +43,9 @@ class Scale:
 QUICK = Scale(proxy_steps=2, policy_steps=2, token_budget=256, train_documents=40, validation_documents=20)
 
 COURSE = (
-    (0.07, {"lookup": 1.0}),
-    (0.20, {"chain_of_thought": 0.1, "drill": 0.6, "lookup": 0.3}),
-    (1.00, {"document": 0.2, "chain_of_thought": 0.5, "hint": 0.18, "drill": 0.07, "lookup": 0.05}),
+    (0.06, {"lookup": 1.0}),
+    (0.22, {"chain_of_thought": 0.1, "drill": 0.75, "lookup": 0.15}),
+    (1.00, {"document": 0.20, "chain_of_thought": 0.46, "hint": 0.24, "drill": 0.06, "lookup": 0.04}),
 )
 """Shares of the policy's lessons until a share of its steps has passed: find a move by its label, then know the steps
 of the walks by heart, then everything at once. All at once from the start took five times as long."""
@@ -82,8 +82,8 @@ def build_policy(tokenizer: PreTrainedTokenizerFast, folder: Path, scale: Scale,
         draw,
         steps=scale.policy_steps,
         token_budget=scale.token_budget,
-        muon_lr=0.02,
-        adam_lr=3e-3,
+        muon_lr=0.015,
+        adam_lr=2e-3,
         seed=seed,
     )
     save(model, tokenizer, folder)

@@ -5,7 +5,7 @@ trained for, and poor at next-token reasoning. So:
 
 - `document`: plain text, every token a target. This is what direct (arg-max) accuracy comes from.
 - `chain_of_thought`: a user gives a problem and *asks a question*; the assistant walks the wheel move by move,
-  "+4 A7:1 B8:9 C3:2 D6:8", and boxes the answer. Layouts vary, or the skill is tied to one layout.
+  "+4 A7+1 B8+9 C3+2 D6+8", and boxes the answer. Layouts vary, or the skill is tied to one layout.
 - `hint`: the user asks to complete a text; the assistant walks either of the document's two walks, whichever the text
   is about, and boxes the next token, which is a computed one in one case of six. It shows the format and that one
   thinks in it; which thought helps, and that it helps, is for reinforcement learning to find out. Without any hint at
@@ -31,7 +31,7 @@ INSTRUCTION = "Complete the text: "
 
 CHAIN_MOVES = 3
 """Moves of a drill's chain: fewer than a problem has."""
-HINT_COMPUTED, HINT_SOLUTION, HINT_RELEVANT = 0.18, 0.7, 0.5
+HINT_COMPUTED, HINT_SOLUTION, HINT_RELEVANT = 0.04, 0.85, 0.15
 """Share of hints at a computed token; of the others, share inside the solution; share that think of the right walk."""
 SHORT = 12
 """Texts up to this many characters recur (states, labelled moves); their token ids are remembered."""
@@ -49,7 +49,8 @@ def trace(instance: Instance, walk: str) -> str:
     """The thought that walks the wheel: symbol, start, then label, move and state for each move."""
     wheel = instance.wheel
     steps = zip(LABELS, instance.moves, instance.states(walk), strict=True)
-    return WALKS[walk].symbol + wheel[instance.start] + "".join(f" {a}{m}:{wheel[s]}" for a, m, s in steps)
+    symbol = WALKS[walk].symbol
+    return symbol + wheel[instance.start] + "".join(f" {a}{m}{symbol}{wheel[s]}" for a, m, s in steps)
 
 
 class Teacher:
@@ -144,7 +145,7 @@ class Teacher:
             for _ in range(CHAIN_MOVES):
                 move = self.rng.randrange(1, 10)
                 state = walk.step(state, move) % len(wheel)
-                given, result = self.encode(f" {self.rng.choice(LABELS)}{move}:"), self.encode(wheel[state])
+                given, result = self.encode(f" {self.rng.choice(LABELS)}{move}{walk.symbol}"), self.encode(wheel[state])
                 ids += given + result
                 learn += [False] * len(given) + [True] * len(result)
         return Lesson(ids=ids, learn=learn)

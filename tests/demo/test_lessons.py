@@ -28,17 +28,17 @@ def learned(lesson: Lesson) -> str:
 
 def test_a_trace_names_the_walk_then_each_move_and_where_it_leads() -> None:
     instance = Instance(family="dial", start=4, moves=(7, 8, 3, 6))
-    assert trace(instance, "+") == "+4 A7:1 B8:9 C3:2 D6:8"
-    assert trace(instance, "-") == "-4 A7:7 B8:9 C3:6 D6:0"
+    assert trace(instance, "+") == "+4 A7+1 B8+9 C3+2 D6+8"
+    assert trace(instance, "-") == "-4 A7-7 B8-9 C3-6 D6-0"
     week = Instance(family="week", start=6, moves=(1, 7, 2, 9))
-    assert trace(week, "+") == "+ Sunday A1: Monday B7: Monday C2: Wednesday D9: Friday"
+    assert trace(week, "+") == "+ Sunday A1+ Monday B7+ Monday C2+ Wednesday D9+ Friday"
 
 
 def test_thoughts_walk_operands_of_the_training_side_and_lead_to_the_answer(teacher: Teacher) -> None:
     for _ in range(300):
         response = learned(teacher.chain_of_thought())
         thought, answer = re.fullmatch(r"(.+)</think>\\boxed\{(.+)\}<\|end\|>", response).groups()
-        start, *moves = re.fullmatch(r"[+*-](.+?) A(\d):.+? B(\d):.+? C(\d):.+? D(\d):.+", thought).groups()
+        _, start, *moves = re.fullmatch(r"([+*-])(.+?) A(\d)\1.+? B(\d)\1.+? C(\d)\1.+? D(\d)\1.+", thought).groups()
         assert not held_out(STATES[start][1], [int(move) for move in moves])
         assert thought.endswith(answer)
 
@@ -50,7 +50,7 @@ def test_only_responses_are_learned(teacher: Teacher) -> None:
         assert all(lesson.learn[first:])
 
 
-def test_hints_box_the_next_token_and_think_beside_the_point_half_the_time(teacher: Teacher) -> None:
+def test_hints_box_the_next_token_and_seldom_think_to_the_point_of_a_computed_one(teacher: Teacher) -> None:
     relevant = computed = 0
     for _ in range(2000):
         lesson = teacher.hint()
@@ -60,8 +60,8 @@ def test_hints_box_the_next_token_and_think_beside_the_point_half_the_time(teach
         if answer in STATES and "Solution:" in context:
             computed += 1
             relevant += thought.endswith(answer)
-    assert 0.14 < computed / 2000 < 0.22
-    assert 0.45 < relevant / computed < 0.75  # half by choice of the walk, the rest by chance
+    assert 0.025 < computed / 2000 < 0.06
+    assert 0.1 < relevant / computed < 0.5  # 15 in a hundred by choice of the walk, the rest by chance
 
 
 def test_computed_positions_are_where_the_walks_end(teacher: Teacher) -> None:
@@ -82,6 +82,8 @@ def test_a_lookup_repeats_what_it_was_given(teacher: Teacher) -> None:
 def test_no_drill_carries_the_operands_of_a_problem(teacher: Teacher) -> None:
     for _ in range(50):
         lesson = teacher.drill()
-        for chain in re.split(r"[+*-]", text(lesson))[1:]:
-            assert len(re.findall(r" [A-D]\d:", chain)) == CHAIN_MOVES < 4
+        chains = re.findall(r"([+*-])(?:(?! [A-D]\d).)+((?: [A-D]\d\1(?:(?! [A-D]\d|[+*-]).)+)+)", text(lesson))
+        assert len(chains) == 5
+        for _, steps in chains:
+            assert len(re.findall(r" [A-D]\d", steps)) == CHAIN_MOVES < 4
         assert set(learned(lesson)) <= set("".join(STATES))
