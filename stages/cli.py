@@ -175,12 +175,12 @@ def run_data(manifest: Manifest, last: str, source: str | None, work: Path, exec
 
 
 def _print_funnel(name: str, records: dict[str, Record], seconds: dict[str, float]) -> None:
-    """What each stage counted, how long it took here, and what a site costs on disk."""
+    """What each stage counted (what it did not meet is left out), its seconds here, and what a site costs on disk."""
     table = Table("stage", "counted", "", "seconds", title=f"{name}: from records to shards", title_justify="left")
     for column in (2, 3):
         table.columns[column].justify = "right"
     for stage, record in records.items():
-        rows = [(counter, f"{count:,}") for counter, count in record.counters.items()]
+        rows = [(counter, f"{count:,}") for counter, count in record.counters.items() if count]
         for i, (counter, count) in enumerate(rows):
             table.add_row(stage if i == 0 else "", counter, count, f"{seconds[stage]:.1f}" if i == 0 else "")
         table.add_section()
