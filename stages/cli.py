@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from pipeline.core.config import Config, Manifest, Recipe, TaskConfig, load
+from pipeline.core.config import Config, Manifest, Recipe, StudyConfig, TaskConfig, load
 from pipeline.core.errors import IntegrityError, UserError, disk_is_full
 from pipeline.core.progress import say
 
@@ -766,17 +766,78 @@ def verify(manifest: ManifestPath, work: Work = Path("work"), as_json: AsJson = 
         raise typer.Exit(IntegrityError.exit_code)
 
 
+@app.command(rich_help_panel=POLICY)
+def study(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A YAML of arms, as recipes/study-demo.yaml.")],
+    quick: Annotated[bool, typer.Option("--quick", help="The study's own short variant.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Commands at a time.  [default: one a core, at most 4]")
+    ] = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    run: Run = None,
+) -> None:
+    """Arms that start from one policy, with controls and seeds → one report: what of the paper's claims holds here.
+
+    Every part is a command of its own in a folder of its own: what is done is not done again.
+
+    Examples:
+
+        rpt study recipes/study-demo.yaml --quick
+
+        rpt study recipes/study-demo.yaml --set seeds=[0,1,2,3,4] --run runs/five-seeds
+    """
+    from stages.study import default_workers, read_study
+    from stages.study import study as bring_up_to_date
+
+    config = read_study(study, overrides or (), quick=quick)
+    bring_up_to_date(config, work=work, out=run or Path("runs") / config.name, workers=workers or default_workers())
+
+
+@app.command(rich_help_panel=POLICY)
+def zeroshot(
+    policy: Annotated[str, typer.Argument(help="Folder or hub id of a policy.")],
+    benchmark: Annotated[Literal["mmlu-pro", "supergpqa"], typer.Option(help="Which questions.")] = "mmlu-pro",
+    source: Annotated[str | None, typer.Option(help="A copy of the benchmark.  [default: the hub's]")] = None,
+    mode: Annotated[Literal["direct", "reasoning"], typer.Option(help="Likeliest letter, or a response.")] = "direct",
+    questions: Annotated[int | None, typer.Option(min=1, help="How many, chosen by hash.  [default: all]")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Room for a response.")] = 12288,
+    seed: Annotated[int, typer.Option(help="Of the choice of questions.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to.")] = Path("runs/zeroshot"),
+) -> None:
+    """Accuracy on MMLU-Pro or SuperGPQA without examples, through lm-eval (`pip install 'rpt[eval]'`).
+
+    Examples:
+
+        rpt zeroshot runs/demo/policy --source mmlu_pro_test.jsonl --questions 200
+
+        rpt zeroshot runs/omnimath-14b/policy --benchmark supergpqa --mode reasoning
+    """
+    from stages.zeroshot import zeroshot as ask
+
+    ask(
+        policy,
+        benchmark=benchmark,
+        source=source,
+        mode=mode,
+        questions=questions,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        out=out,
+    )
+
+
 @app.command(rich_help_panel=HOUSE)
-def schema(kind: Annotated[str, typer.Argument(help="`manifest` or `recipe`.")]) -> None:
-    """Print the JSON Schema of manifests or recipes, for editors that complete YAML.
+def schema(kind: Annotated[str, typer.Argument(help="`manifest`, `recipe` or `study`.")]) -> None:
+    """Print the JSON Schema of manifests, recipes or studies, for editors that complete YAML.
 
     Example:
 
         rpt schema manifest > manifest.schema.json
     """
-    kinds: dict[str, type[Config]] = {"manifest": Manifest, "recipe": Recipe}
+    kinds: dict[str, type[Config]] = {"manifest": Manifest, "recipe": Recipe, "study": StudyConfig}
     if kind not in kinds:
-        raise UserError("no such schema", where=kind, mend="one of: manifest, recipe")
+        raise UserError("no such schema", where=kind, mend=f"one of: {', '.join(kinds)}")
     print(json.dumps(kinds[kind].model_json_schema(), indent=2, ensure_ascii=False))
 
 

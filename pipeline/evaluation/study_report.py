@@ -33,7 +33,7 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
     yield Words(
         f"{count(study['seeds'], 'seed')}; {count(head['sites'], 'held-out site')} of "
         f"{count(head['documents'], 'document')} where {study['where']}. Bands are nested. Intervals are 95 %: "
-        "Student's t over documents and seeds. Every figure is recomputed from the responses that the parts of the study saved. "
+        "Student's t over documents and seeds. Every figure is recomputed from the responses that the parts saved. "
         "This is a policy of 0.8 million parameters on a made-up language: it shows that the machinery does what it "
         "says and what the method does there, and nothing about models of 14 billion parameters."
     )
