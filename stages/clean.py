@@ -18,7 +18,7 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.core.config import Manifest
-from pipeline.core.workspace import human, outputs, shards_of_runs, size_of, unneeded
+from pipeline.core.workspace import human, made_from, outputs, runs_in, size_of, unneeded
 
 REMOVED = ".removed"
 
@@ -41,7 +41,7 @@ def waste(manifest: Manifest, *, work: Path, runs: Path) -> list[Waste]:
         runs: folder of all runs; the shards they were trained on stay, and what those were made from.
     """
     found = outputs(work / manifest.name)
-    superseded = unneeded(found, shards_of_runs(runs).values())
+    superseded = unneeded(found, [name for run in runs_in(runs) for name in made_from(run)])
     left = [(path, output) for output in found if output not in superseded for path in output.left_over()]
     whole = [Waste(o.directory, o.bytes, "nothing that is current was made from it") for o in superseded]
     parts = [Waste(path, size_of(path), f"left over from a killed worker of `{o.stage}`") for path, o in left]

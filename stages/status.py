@@ -15,7 +15,7 @@ import yaml
 from rich.table import Table
 
 from pipeline.core.config import Manifest
-from pipeline.core.workspace import human, outputs, shards_of_runs, size_of, states
+from pipeline.core.workspace import human, made_from, outputs, runs_in, size_of, states
 from pipeline.grpo.run import latest_checkpoint, read_state
 
 
@@ -54,9 +54,9 @@ def status(manifest: Manifest, *, work: Path, runs: Path, versions: Mapping[str,
 def _runs(runs: Path, known: set[str], shards: str) -> list[dict[str, Any]]:
     """The runs that were trained on shards of this folder."""
     found = []
-    for name, fingerprint in shards_of_runs(runs).items():
-        if fingerprint in known:
-            run = runs / name
+    for run in runs_in(runs):
+        mine = [fingerprint for fingerprint in made_from(run) if fingerprint in known]
+        if mine:
             checkpoint = latest_checkpoint(run)
             recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
             found.append(
@@ -65,8 +65,8 @@ def _runs(runs: Path, known: set[str], shards: str) -> list[dict[str, Any]]:
                     "step": read_state(checkpoint)["step"] if checkpoint else 0,
                     "steps": recipe["budget"]["steps"],
                     "policy": (run / "policy").is_dir(),
-                    "shards": fingerprint,
-                    "on_these_shards": fingerprint == shards,
+                    "made_from": mine,
+                    "on_these_shards": shards in mine,
                     "bytes": size_of(run),
                 }
             )
@@ -81,6 +81,6 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         stages.add_row(stage["stage"], stage["state"], why, human(stage["bytes"]), str(stage["outputs"]))
     runs = Table("run", "steps", "trained on", "size")
     for run in found["runs"]:
-        which = "these shards" if run["on_these_shards"] else f"earlier shards {run['shards']}"
+        which = "these shards" if run["on_these_shards"] else f"earlier outputs {', '.join(run['made_from'])}"
         runs.add_row(run["run"], f"{run['step']} of {run['steps']}", which, human(run["bytes"]))
     return [stages, *([runs] if found["runs"] else [])]

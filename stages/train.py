@@ -46,6 +46,7 @@ from pipeline.grpo.run import (
 )
 from pipeline.grpo.screening import read_pass_rates, screening_of
 from pipeline.grpo.topology import choose_topology, zero_stage
+from pipeline.grpo.trackers import tracked
 from pipeline.grpo.watch import Watch
 from pipeline.scoring.tokens import model_digest, resolve_model
 from pipeline.task.answers import judge_of
@@ -128,7 +129,7 @@ def train(
     if main:
         say(f"train        {f'resumes after step {done}' if resumed else 'starts'}: {steps} steps  {run}")
         describe(run, recipe, {"shards": shards}, base, own, layout)
-        log, progress = MetricsLog(run, done if resumed else None), ProgressLine(done, steps)
+        log, progress = tracked(MetricsLog(run, done if resumed else None), run, recipe), ProgressLine(done, steps)
 
     def record(step: int, metrics: Metrics) -> None:
         if main:

@@ -512,6 +512,15 @@ class QuestionsConfig(Config):
     seed: int = 0
 
 
+class TrackConfig(Config):
+    """Trackers beside `metrics.jsonl` and TensorBoard, which are always written."""
+
+    to: tuple[Literal["wandb", "trackio", "mlflow"], ...] = ()
+    """Each is an extra of its own: `pip install 'rpt[wandb]'`."""
+    project: str = "rpt"
+    """Where runs stand together."""
+
+
 class Recipe(Config):
     """A training run."""
 
@@ -529,6 +538,7 @@ class Recipe(Config):
     budget: BudgetConfig = BudgetConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     questions: QuestionsConfig | None = None
+    track: TrackConfig = TrackConfig()
     seed: int = 0
 
     @model_validator(mode="after")

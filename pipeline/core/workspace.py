@@ -64,7 +64,7 @@ def unneeded(found: Iterable[Output], trained_on: Iterable[str] = ()) -> list[Ou
 
     Args:
         found: the outputs of one manifest.
-        trained_on: fingerprints of the shards that runs name.
+        trained_on: fingerprints that runs name (`made_from`).
     """
     complete = [output for output in found if output.record is not None]
     runs = set(trained_on)
@@ -80,13 +80,15 @@ def unneeded(found: Iterable[Output], trained_on: Iterable[str] = ()) -> list[Ou
     return [output for output in complete if output.directory not in needed]
 
 
-def shards_of_runs(runs: Path) -> dict[str, str]:
-    """Run folder → fingerprint of the shards it was trained on."""
-    found = {}
-    for path in sorted(runs.glob("*/run.json")):
-        about = json.loads(path.read_text(encoding="utf-8"))
-        found[path.parent.name] = str(about["shards"]["fingerprint"])
-    return found
+def made_from(run: Path) -> list[str]:
+    """Fingerprints of the outputs that a run was trained on, as its `run.json` names them."""
+    about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    return [part["fingerprint"] for part in about.values() if isinstance(part, dict) and "fingerprint" in part]
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of runs."""
+    return sorted(path.parent for path in folder.glob("*/run.json"))
 
 
 # -------------------------------------------------------------------------------------------------- what is stale
@@ -117,7 +119,7 @@ class Wanted:
 def wanted(manifest: Manifest) -> list[Wanted]:
     """The stages of `rpt data` for a manifest, in their order."""
     fitted = manifest.proxy.train
-    score = {"score": manifest.score.identity()}
+    score: dict[str, Any] = {"score": manifest.score.identity()}
     if manifest.proxy.dtype != "auto":  # what that is depends on where it runs
         score["dtype"] = manifest.proxy.dtype
     made_with = {"documents": "ingest"} | ({"proxy": "proxy"} if fitted else {})

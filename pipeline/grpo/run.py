@@ -29,7 +29,7 @@ from pipeline.core.config import Recipe, differences
 from pipeline.core.errors import UserError
 from pipeline.scoring.tokens import CorpusTokenizer
 
-MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised", "questions")
+MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised", "questions", "track")
 """Keys of a recipe that do not change what a step does: a run can be resumed to go on for longer."""
 
 

@@ -30,6 +30,7 @@ from pipeline.grpo.objective import Objective
 from pipeline.grpo.process import learning_rate, stop_signal
 from pipeline.grpo.run import MetricsLog, describe, is_complete, latest_checkpoint, lock
 from pipeline.grpo.topology import choose_topology, zero_stage
+from pipeline.grpo.trackers import tracked
 from pipeline.grpo.types import Batch, Group, Response
 
 NEXT_TOKEN = Objective(LOSSES["dapo"], Bounds(0.2, 0.2), temperature=1.0, room=1, next_token=1.0)
@@ -113,7 +114,7 @@ def learn(
     if main:
         say(f"{command:<12} {f'resumes after step {done}' if resumed else 'starts'}: {steps} steps  {run}")
         describe(run, recipe, course.made_from, base, own, layout)
-        log, progress = MetricsLog(run, done if resumed else None), ProgressLine(done, steps)
+        log, progress = tracked(MetricsLog(run, done if resumed else None), run, recipe), ProgressLine(done, steps)
 
     def record(step: int, metrics: Metrics) -> None:
         if main:

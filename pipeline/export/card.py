@@ -1,0 +1,112 @@
+"""A data set's card, as the hub shows it: what the shards are, how they were chosen, and how to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from pipeline.audit.funnel import funnel, kept, shard_bytes
+from pipeline.audit.lineage import Lineage
+from pipeline.core.config import Manifest
+from pipeline.shards.schema import SPLITS
+
+COLUMNS = {
+    "site_id": "`<doc_id>-<position>`",
+    "doc_id": "the document, by a hash of its text",
+    "position": "index of the target among the proxy's tokens",
+    "byte_offset": "where the target begins in the document's UTF-8",
+    "field": "column of the source record that the token comes from",
+    "entropy": "nats over the proxy's most likely next tokens, renormalised; rounded up to 1/1024",
+    "nll": "−ln p of the true token by the proxy; rounded up to 1/1024",
+    "rank": "0 where the true token was the proxy's first guess",
+    "token_class": "what the true token is: a digit, a word's start, …",
+    "difficulty": "hardest band whose threshold the entropy exceeds",
+    "split": "train or validation, by document",
+    "context": "bytes of the document before the site: what the policy reads",
+    "target": "bytes of the policy's true next token; may end inside a character",
+    "continuation": "bytes of the target and the policy's tokens after it",
+    "token_lengths": "byte lengths of the continuation's tokens: a prediction may end at their cumulative sums",
+    "context_truncated": "whether the context has lost its beginning",
+}
+"""What each column of the shards means."""
+
+
+def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]], remote: str) -> str:
+    """`README.md` of a data set: YAML that the hub reads, then Markdown.
+
+    Args:
+        manifest: the corpus.
+        lineage: the selection's records; its shards must have been made.
+        examples: a few rows of the training shards.
+        remote: how the data set is called there.
+    """
+    shards = lineage.materialize
+    assert shards is not None
+    front = {
+        **({"license": manifest.corpus.license.lower()} if manifest.corpus.license else {}),
+        "pretty_name": f"Next-token sites of {manifest.name}",
+        "task_categories": ["text-generation"],
+        "tags": ["reinforcement-pre-training", "next-token-reasoning", "croissant"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": s, "path": f"data/{s}-*.parquet"} for s in SPLITS if shards.files(s)],
+            }
+        ],
+    }
+    rule = {k: v for k, v in manifest.select.identity().items() if v is not None}
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# Next-token sites of {manifest.name}",
+        manifest.description,
+        "Positions of a corpus at which the next token is hard to guess, for Reinforcement Pre-Training "
+        "(arXiv 2506.08007): a policy reads `context`, thinks, and predicts; it is rewarded if the prediction is a "
+        "prefix of `continuation` that ends where one of its tokens ends.",
+        "## Size",
+        _table(["split", "sites"], [[s, f"{shards.counters[f'kept.{s}']:,}"] for s in SPLITS]),
+        f"{shard_bytes(shards):,} bytes, {shard_bytes(shards) / max(kept(shards.counters), 1):.0f} a site: rows are "
+        "sorted, and neighbours share their contexts. Shuffle indices, not rows.",
+        "## How the sites were chosen",
+        f"```yaml\n{yaml.safe_dump(rule, sort_keys=False, allow_unicode=True)}```",
+        _table(["stage", "left", "unit", "lost, and why"], [_step(step) for step in funnel(lineage)]),
+        "## Columns",
+        _table(["column", "meaning"], [[f"`{name}`", meaning] for name, meaning in COLUMNS.items()]),
+        "## Examples",
+        _table(["context ends with", "next token", "entropy"], [_example(row) for row in examples]),
+        "## How to load",
+        f'```python\nfrom datasets import load_dataset\n\nsites = load_dataset("{remote}", split="train")\n```',
+        "```python\nimport polars as pl\n\n" + f'sites = pl.read_parquet("{remote}/data/train-*.parquet")\n```',
+        f"```bash\nrpt pull {remote} --work work    # verified by sha256, ready for rpt train\n```",
+        "## Licence",
+        manifest.corpus.license or "The manifest names none: ask whoever made the corpus.",
+        "## Provenance",
+        _table(
+            ["stage", "version", "fingerprint", "content"],
+            [[s, str(r.version), f"`{r.fingerprint}`", f"`{r.content[:16]}…`"] for s, r in lineage.records.items()],
+        ),
+        "`croissant.json` has the sha256 of every file, `manifest.yaml` what made them.",
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def _step(step: Any) -> list[str]:
+    lost = ", ".join(f"{reason} {count:,}" for reason, count in step.lost.items() if count)
+    return [step.name, f"{step.count:,}", step.unit, lost]
+
+
+def _example(row: dict[str, Any]) -> list[str]:
+    context = row["context"].decode(errors="replace")[-80:]
+    return [_cell(context), _cell(row["target"].decode(errors="replace")), f"{row['entropy']:.2f}"]
+
+
+def _cell(text: str) -> str:
+    """Text inside a table's cell, as code."""
+    shown = text.replace("\n", "↵").replace("|", "\\|").replace("`", "ˋ")
+    return f"`{shown}`"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,102 @@
+"""Push: shards to the hub or a folder, with a card, the audit, and metadata by which every byte can be checked.
+
+Input:   the shards of materialize, the records that they were made from; the audit's files, if it was written.
+Output:  at the remote: `data/*.parquet` as published, `README.md` (the card), `croissant.json` (sha256 of every file,
+         provenance), `manifest.yaml`, `record.json`, `audit.json` and `report.html`.
+Command: rpt push data_manifests/<name>.yaml hf://datasets/owner/name|FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.audit.lineage import Lineage, lineage_of
+from pipeline.core.artifact import Record, content_hash
+from pipeline.core.config import Manifest
+from pipeline.core.errors import UserError
+from pipeline.core.progress import say
+from pipeline.export.card import card
+from pipeline.export.croissant import croissant
+from pipeline.export.remote import repository, upload
+
+EXAMPLES = 5
+
+
+def push(manifest: Manifest, remote: str, *, work: Path) -> None:
+    """Put the shards of the selection that `manifest` describes at `remote`.
+
+    Args:
+        manifest: with its overrides.
+        remote: `hf://datasets/owner/name` or a folder.
+        work: folder of all manifests' artifacts.
+
+    Raises:
+        UserError: the shards have not been made, or the remote refuses.
+        IntegrityError: a shard was changed.
+    """
+    lineage = lineage_of(work / manifest.name, manifest)
+    if lineage.materialize is None:
+        raise UserError("the selection has not been made into shards", where=manifest.name, mend="run `rpt data` first")
+    name = repository(remote)
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        folder = Path(scratch) / "dataset"
+        assemble(
+            folder, manifest, lineage, audit=work / manifest.name / "audit" / lineage.select.fingerprint, name=name
+        )
+        upload(folder, remote, f"Shards {lineage.materialize.fingerprint} of {manifest.name}")
+    say(f"push         {remote}")
+
+
+def assemble(folder: Path, manifest: Manifest, lineage: Lineage, *, audit: Path, name: str | None) -> None:
+    """The data set's folder. `name`: what the hub calls it; None: a folder."""
+    shards = lineage.materialize
+    assert shards is not None
+    (folder / "data").mkdir(parents=True)
+    for done in shards.completions:
+        for table in done.files:
+            file = shards.file(table, done.shard)
+            assert file is not None
+            _link(file.verified(), folder / "data" / file.path.name)
+    _link(shards.directory / "record.json", folder / "record.json")
+    for report in ("audit.json", "report.html"):
+        if (audit / report).is_file():
+            _link(audit / report, folder / report)
+    tree = yaml.safe_dump(_public(manifest.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    (folder / "manifest.yaml").write_text(tree, encoding="utf-8")
+    (folder / "README.md").write_text(card(manifest, lineage, _first_rows(shards), name or "FOLDER"), encoding="utf-8")
+    files = {p.relative_to(folder).as_posix(): content_hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    url = f"https://huggingface.co/datasets/{name}" if name else "https://arxiv.org/abs/2506.08007"
+    metadata = croissant(manifest, lineage, files, datetime.now(UTC).date(), url)
+    (folder / "croissant.json").write_text(json.dumps(metadata, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _public(tree: Any) -> Any:
+    """A manifest's values without the folders of this machine: of an absolute path only the name."""
+    if isinstance(tree, dict):
+        return {key: _public(value) for key, value in tree.items()}
+    if isinstance(tree, str) and Path(tree).is_absolute():
+        return Path(tree).name
+    return tree
+
+
+def _first_rows(shards: Record) -> list[dict[str, Any]]:
+    file = shards.files("train")[0].verified()
+    batches = pq.ParquetFile(file).iter_batches(batch_size=EXAMPLES, columns=["context", "target", "entropy"])
+    return [row for batch in islice(batches, 1) for row in batch.to_pylist()]
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
