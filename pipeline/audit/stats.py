@@ -45,7 +45,7 @@ def stats(lineage: Lineage) -> dict[str, Any]:
 def _quantiles(rows: pl.LazyFrame) -> dict[str, dict[str, Any]]:
     """By split."""
     column = pl.col("entropy")
-    named = [column.quantile(q, "nearest").alias(f"{q:g}") for q in QUANTILES]
+    named = [column.quantile(q, "linear").alias(f"{q:g}") for q in QUANTILES]
     counted = rows.group_by("split").agg(pl.len().alias("count"), column.cast(pl.Float64).mean().alias("mean"), *named)
     return {row.pop("split"): row for row in counted.collect(engine="streaming").to_dicts()}
 

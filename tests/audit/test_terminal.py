@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from pipeline.audit.stats import QUANTILES
 from pipeline.core.artifact import Record
 from pipeline.core.errors import UserError
-from pipeline.selection.positions import positions
+from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.shards.schema import boundaries_of
 from stages import show as show_page
 from stages import stats as stats_page
@@ -209,8 +210,7 @@ def test_every_position_of_a_document_says_why_it_is_kept_or_not(audited: Audite
     table = pq.read_table(shard.path).slice(0, 1)
     doc_id = table["doc_id"][0].as_py()
     own = pq.read_table(audited.lineage.ingest.files("documents")[0].path).slice(0, 1)
-    (frame,) = positions(own, table.select(["doc_id", "split", "token_ends", "field", "entropy", "entropy_partial",
-                                            "nll", "rank"]))  # fmt: skip
+    (frame,) = positions(own, table.select(SCORE_TABLE_COLUMNS))
     rule = WHERE if documents[doc_id]["split"] == "train" else "0.5 < entropy"
     passing = duckdb.sql(f"SELECT position FROM frame WHERE {rule}").fetchall()
     asked = frame.iter_rows(named=True)
@@ -265,13 +265,13 @@ def test_stats_equal_what_duckdb_counts(audited: Audited) -> None:
     for of, table in (("sites", f"read_parquet({sites})"), ("scored", "exploded")):
         exploded = duckdb.sql(f"SELECT split, unnest(entropy) AS entropy FROM read_parquet({scores})")  # noqa: F841
         for split in ("train", "validation"):
-            total, mean, median = duckdb.sql(
-                f"SELECT count(entropy), avg(entropy::DOUBLE), quantile_disc(entropy, 0.5) FROM {table} "
+            total, mean, quantiles = duckdb.sql(
+                f"SELECT count(entropy), avg(entropy::DOUBLE), quantile_cont(entropy, {list(QUANTILES)}) FROM {table} "
                 f"WHERE split = '{split}'"
             ).fetchall()[0]
             row = found["entropy"][split][of]
             assert (row["count"], row["mean"]) == (total, pytest.approx(mean))
-            assert row["0.5"] == pytest.approx(median, abs=0.02)  # neighbours: polars and DuckDB round ranks otherwise
+            assert [row[f"{q:g}"] for q in QUANTILES] == pytest.approx(quantiles, abs=1e-6)
     assert found["sites"] == {s: sum(n for _, split, n in bands if split == s) for s in ("train", "validation")}
     text = printed(stats_page.tables(found))
     assert "bytes a site" in text and "word start" in text and "quarantined: not_json" in text
