@@ -1,4 +1,4 @@
-"""Text templates: literal text and the columns of a record, as in `"{problem}\\n\\n{solution}"`."""
+"""Text templates: literal text and columns of a record: `"{problem}\\n\\n{solution}"`, `"{prompt.0.content}"`."""
 
 from __future__ import annotations
 
@@ -85,22 +85,58 @@ class Template:
 
 
 def check_column(column: str, known: Sequence[str], file: str, key: str) -> None:
-    """Refuse a `column`, named by the manifest's `key`, that is not among a file's `known` ones."""
-    if column not in known:
+    """Refuse a `column`, named by the manifest's `key`, that is not among a file's `known` ones.
+
+    Of a nested column (`prompt.0.content`) the outermost name is what must be there.
+    """
+    if column not in known and column.partition(".")[0] not in known:
         near = difflib.get_close_matches(column, known, n=len(known), cutoff=0.0)
         listed = ", ".join(near + [name for name in known if name not in near])
         raise UserError(f"`{key}` names the column `{column}`, which is not there", where=file, mend=f"known: {listed}")
 
 
+def value_of(column: str, values: Mapping[str, Any]) -> Any:
+    """A column's value: of that very name, or else what lies at its dotted path through objects and lists.
+
+    Raises:
+        Unusable: there is none.
+
+    Example:
+        >>> record = {"prompt": [{"role": "user", "content": "Why?"}], "a.b": 1}
+        >>> value_of("prompt.0.content", record), value_of("prompt.-1.role", record), value_of("a.b", record)
+        ('Why?', 'user', 1)
+    """
+    if column in values:
+        return values[column]
+    found: Any = values
+    for step in column.split("."):
+        if isinstance(found, Mapping) and step in found:
+            found = found[step]
+        elif isinstance(found, Sequence) and not isinstance(found, (str, bytes)) and _is_index(step, found):
+            found = found[int(step)]
+        else:
+            raise Unusable("missing_column", f"no column `{column}`")
+    return found
+
+
+def _is_index(step: str, items: Sequence[Any]) -> bool:
+    return step.removeprefix("-").isdecimal() and -len(items) <= int(step) < len(items)
+
+
 def as_text(column: str, values: Mapping[str, Any]) -> str:
     """A column's value as text: strings and UTF-8 bytes as they are, numbers, booleans and dates as they print.
 
+    Messages of a chat (a list of objects with `role` and `content`) are their roles and contents, a blank line between
+    them.
+
     Raises:
         Unusable: the column is missing, null, not UTF-8, or a list, an object or another thing that is no text.
+
+    Example:
+        >>> as_text("chat", {"chat": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]})
+        'user: Why?\\n\\nassistant: So.'
     """
-    if column not in values:
-        raise Unusable("missing_column", f"no column `{column}`")
-    value = values[column]
+    value = value_of(column, values)
     if value is None:
         raise Unusable("null_column", f"`{column}` is null")
     if isinstance(value, str):
@@ -114,7 +150,20 @@ def as_text(column: str, values: Mapping[str, Any]) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, Decimal, date, time)) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
+    if _is_chat(value):
+        return "\n\n".join(f"{message['role']}: {message['content']}" for message in value)
     raise Unusable("wrong_type", f"`{column}` is a {type(value).__name__}, not text: {reprlib.repr(value)}")
+
+
+def _is_chat(value: Any) -> bool:
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and all(
+            isinstance(message, Mapping) and all(isinstance(message.get(part), str) for part in ("role", "content"))
+            for message in value
+        )
+    )
 
 
 def _size(text: str) -> int:

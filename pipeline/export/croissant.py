@@ -17,9 +17,9 @@ from pipeline.export.card import COLUMNS
 from pipeline.shards.schema import SHARDS, SPLITS
 
 _OWN = (
-    "citeAs column conformsTo data dataType equivalentProperty examples extract field fileProperty fileObject fileSet format includes "
-    "isLiveDataset jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate "
-    "separator source subField transform"
+    "citeAs column conformsTo data dataType equivalentProperty examples extract field fileProperty fileObject fileSet "
+    "format includes isLiveDataset jsonPath key md5 parentField path recordSet references regex repeated replace "
+    "samplingRate separator source subField transform"
 )
 CONTEXT: dict[str, Any] = {
     "@language": "en",

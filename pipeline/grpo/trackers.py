@@ -167,7 +167,9 @@ class TrackioTracker:
         self._trackio.log(dict(metrics), step=step)
 
     def table(self, step: int, rows: pl.DataFrame) -> None:
-        self._trackio.log({"rollouts": self._trackio.Table(dataframe=rows.to_pandas())}, step=step)
+        self._trackio.log(
+            {"rollouts": self._trackio.Table(columns=rows.columns, data=[list(row) for row in rows.rows()])}, step=step
+        )
 
     def artifact(self, file: Path) -> None:
         self._trackio.log({f"file/{file.name}": file.read_text(encoding="utf-8")})
