@@ -23,6 +23,7 @@ from pipeline.evaluation.intervals import proportion
 from pipeline.selection.keys import key_of
 
 LETTERS = "ABCDEFGHIJ"
+_REASON = r"Reason step by step, then give the right option's letter in \boxed{}."
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def letter_of(response: str) -> str | None:
     """The letter that a response settles on; None if it names none.
 
     Example:
-        >>> [letter_of(text) for text in ("so \\\\boxed{C}", "\\\\boxed{A} no, \\\\boxed{(B)}", "The answer is D.", "C")]
+        >>> [letter_of(text) for text in (r"so \\boxed{C}", r"\\boxed{A} no, \\boxed{(B)}", "The answer is D.", "C")]
         ['C', 'B', 'D', None]
     """
     boxed = re.findall(r"\\boxed\{\s*(?:\\text\{)?\(?([A-J])\)?\W", response)
