@@ -31,6 +31,7 @@ CASES = {
     "zero3 untied, checkpointing": ("zero3_cpu", 1, False, ("checkpointing",)),
     "zero3 two ranks": ("zero3_cpu", 2, True, ()),
     "zero3 four ranks": ("zero3_cpu", 4, True, ()),
+    "zero3 offload": ("zero3_offload", 1, True, ()),
     "zero0 two ranks": ("zero0", 2, True, ()),
 }
 
