@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.audit.browse.flags import FLAGS, Flags
+from stages.select import select
 from tests.browser.conftest import Live
 from tests.browser.corpus import HOSTILE
+from tests.stages.published import InProcess
 
 
 class Answer(NamedTuple):
@@ -156,6 +158,30 @@ def test_flags_are_exported_as_they_were_made(live: Live, doc_id: str) -> None:
     assert [row["note"] for row in listed if row["position"] == "6"] == [note]
     assert list(listed[0]) == FLAGS.names
     flag(live, token=right, doc_id=doc_id, position=6, action="remove")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_manifest_leaves_out_what_was_flagged(live: Live, tmp_path: Path, suffix: str) -> None:
+    """From the page to the shards' sites and back: `select.exclude` takes the export as it is."""
+    right = token(live, live.built.site_with_rollouts.rpartition("-")[0])
+    sites = pq.read_table([file.path for file in live.built.current.files("sites")]).to_pylist()
+    flagged = [sites[0], sites[len(sites) // 2], sites[-1]]
+    for site in flagged:
+        note = 'a comma, "quotes",\na line and </script>'
+        assert flag(live, token=right, doc_id=site["doc_id"], position=site["position"], note=note).status == 303
+    exported = tmp_path / f"flags.{suffix}"
+    exported.write_bytes(ask(live, f"/flags.{suffix}").body)
+    for site in flagged:
+        flag(live, token=right, doc_id=site["doc_id"], position=site["position"], action="remove")
+
+    built = live.built
+    rule = built.manifest.select.model_copy(update={"exclude": str(exported)})
+    manifest = built.manifest.model_copy(update={"select": rule})
+    record = select(manifest, built.documents, built.scores, work=tmp_path / "work", executor=InProcess())
+    kept = pq.read_table([file.path for file in record.files("sites")])["site_id"].to_pylist()
+    without = {site["site_id"] for site in flagged}
+    assert kept == [site["site_id"] for site in sites if site["site_id"] not in without]
+    assert record.counters["dropped.flagged"] == 3
 
 
 def test_flags_survive_a_restart_and_a_line_that_was_cut_off(tmp_path: Path) -> None:
