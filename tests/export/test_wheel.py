@@ -73,7 +73,7 @@ def test_rpt_data_by_name_from_an_empty_folder(installed: Path, tmp_path: Path) 
         command = [str(installed / "python"), "-c", run, *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
-    where = "import pipeline.core.packaged as p, stages.train as t; print(p.ROOT); print(*t.CONFIGS.glob('*.json'))"
+    where = "import pipeline.core.packaged as p, pipeline.grpo.topology as t; print(p.ROOT, *t.CONFIGS.glob('*.json'))"
     command = [str(installed / "python"), "-c", where]
     root = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert root.startswith(str(installed.parent)) and "zero3.json" in root

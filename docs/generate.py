@@ -1,0 +1,208 @@
+"""The pages that are made from the code whenever the site is built: every key, every table, every command.
+
+`mkdocs.yml` names this file as a hook; `python docs/generate.py reference.md` prints one of the pages.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))
+
+import pyarrow as pa  # noqa: E402
+import typer.main  # noqa: E402
+from pydantic_core import PydanticUndefined  # noqa: E402
+
+from pipeline.core import config  # noqa: E402
+from pipeline.core.config import Config, Manifest, Recipe  # noqa: E402
+
+
+def reference() -> str:
+    """Every key of manifests and recipes."""
+    parts = [
+        "# Every key",
+        "Of manifests (`data_manifests/*.yaml`) and recipes (`recipes/*.yaml`), as `pipeline/core/config.py` has them. "
+        "Unknown keys are refused with the nearest known one; `--set key.subkey=value` overrides one. `rpt schema "
+        "manifest` and `rpt schema recipe` print JSON Schemas, with which editors complete YAML.",
+    ]
+    for kind, title in ((Manifest, "Manifest"), (Recipe, "Recipe")):
+        parts += [f"## {title}"]
+        for path, model in models(kind, ""):
+            parts += [
+                f"### `{path}`" if path else f"### {title}: outermost keys",
+                inspect.getdoc(model) or "",
+                keys(model),
+            ]
+    return "\n\n".join(parts) + "\n"
+
+
+def models(kind: type[Config], path: str) -> Iterator[tuple[str, type[Config]]]:
+    """(dotted key, model) of a model and all below it, each where it stands first."""
+    yield path, kind
+    for name, field in kind.model_fields.items():
+        for below in _models_in(field.annotation):
+            many = "[]" if typing.get_origin(field.annotation) is tuple else ""
+            yield from models(below, f"{path}.{name}{many}".lstrip("."))
+
+
+def _models_in(annotation: Any) -> Iterator[type[Config]]:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+def keys(model: type[Config]) -> str:
+    """A table of a model's fields."""
+    said = field_docs()[model.__name__]
+    rows = []
+    for name, field in model.model_fields.items():
+        default = "required" if field.default is PydanticUndefined else _default(field.default)
+        rows.append([f"`{name}`", _cell(_type(field.annotation)), default, _cell(said.get(name, ""))])
+    return table(["key", "type", "default", ""], rows)
+
+
+def field_docs() -> dict[str, dict[str, str]]:
+    """Class → field → the string that stands under it."""
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(config)).body:
+        if isinstance(node, ast.ClassDef):
+            said = found[node.name] = {}
+            for field, below in zip(node.body, [*node.body[1:], None], strict=True):
+                text = (
+                    below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
+                )
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    said[field.target.id] = " ".join(str(text).split())
+    return found
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(argument) for argument in arguments)
+    if origin is tuple:
+        inner = [argument for argument in arguments if argument is not Ellipsis]
+        return f"list of {_type(inner[0])}"
+    if origin is typing.Annotated:
+        return _type(arguments[0])
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return "keys below"
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, Config):
+        return _cell(f"`{value.model_dump(exclude_unset=True)}`") if value.model_fields_set else "its defaults"
+    if isinstance(value, tuple):
+        value = list(value)
+    shown = {None: "null", "": '""'}.get(value, value) if not isinstance(value, list) else value
+    return f"`{str(shown).lower() if isinstance(shown, bool) else shown}`"
+
+
+def tables() -> str:
+    """Every table that a stage publishes."""
+    from pipeline.corpus.documents import DOCUMENTS
+    from pipeline.corpus.matches import MATCHES
+    from pipeline.corpus.quarantine import QUARANTINE
+    from pipeline.grpo.rollout import ROLLOUTS
+    from pipeline.grpo.screening import PASS_RATES
+    from pipeline.scoring.table import SCORES
+    from pipeline.selection.sites import SITES
+    from pipeline.shards.schema import SHARDS
+
+    listed = [
+        ("documents", "ingest", "a document", DOCUMENTS),
+        ("quarantine", "ingest, score", "a record that could not be used", QUARANTINE),
+        ("matches", "assign", "a document that left, and what it matched", MATCHES),
+        ("scores", "score", "a document; lists have a value a position", SCORES),
+        ("sites", "select", "a selected position", SITES),
+        ("train, validation", "materialize", "a training example", SHARDS),
+        ("pass_rates", "screen", "a screened site", PASS_RATES),
+        ("rollouts/step-*.parquet", "a run", "a response", ROLLOUTS),
+    ]
+    parts = [
+        "# Tables",
+        "Parquet, zstd, with page checksums, under `work/<manifest>/<stage>/<fingerprint>/`; a stage's `record.json` "
+        "lists them with their sha256. Binary columns hold exact bytes: tokens may split characters.",
+    ]
+    for name, stage, row, schema in listed:
+        rows = [
+            [f"`{field.name}`", f"`{_arrow(field.type)}`", "" if field.nullable else "never null"] for field in schema
+        ]
+        parts += [f"## {name}", f"Of {stage}. A row is {row}.", table(["column", "type", ""], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _arrow(kind: pa.DataType) -> str:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list of {_arrow(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        return "{" + ", ".join(f"{field.name}: {_arrow(field.type)}" for field in kind) + "}"
+    return str(kind)
+
+
+def commands() -> str:
+    """Every command, as its help says it."""
+    from stages.cli import app
+
+    group = typer.main.get_command(app)
+    assert hasattr(group, "commands")
+    parts = [
+        "# Commands",
+        "Exit codes: 0 done; 1 an error that is a bug; 2 a mistake to mend, told in one line; 3 damaged artifacts; 130 "
+        "interrupted (Ctrl-C). What is told while a command runs goes to standard error: a moving bar on a terminal, a "
+        "plain line every half minute elsewhere; results go to standard output. `rpt --install-completion` completes "
+        "commands and options in your shell.",
+    ]
+    for name, command in sorted(group.commands.items()):
+        if command.hidden:
+            continue
+        said = inspect.cleandoc(command.help or "")
+        usage = " ".join(command.collect_usage_pieces(command.context_class(command, info_name=f"rpt {name}")))
+        rows = [
+            [f"`{' '.join(option.opts + option.secondary_opts)}`", _cell(getattr(option, "help", None) or "")]
+            for option in command.params
+            if option.name != "help"
+        ]
+        about, _, examples = said.partition("Example")
+        shown = [line.strip() for line in examples.splitlines() if line.strip().startswith("rpt ")]
+        parts += [f"## rpt {name}", about.strip(), f"`rpt {name} {usage}`", table(["", ""], rows)]
+        parts += ["```bash\n" + "\n".join(shown) + "\n```"] if shown else []
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+PAGES = {"reference.md": reference, "tables.md": tables, "commands.md": commands}
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """MkDocs' hook: the pages join those that lie here."""
+    from mkdocs.structure.files import File
+
+    for name, write in PAGES.items():
+        files.append(File.generated(config, name, content=write()))
+    return files
+
+
+if __name__ == "__main__":
+    print(PAGES[sys.argv[1]]())
