@@ -2,7 +2,8 @@
 
 Input:   the `validation` shards of materialize; the policies, as `transformers` folders; the run's `metrics.jsonl`.
 Output:  in `runs/<recipe>/evaluation/`: `evaluation.json`, `evaluation.md`, `responses.parquet` (what each policy
-         answered at each site), `accuracy.png` and `.svg` (accuracy over training steps); tables on standard output.
+         answered at each site), `accuracy.png` and `.svg` (accuracy over training steps), `scaling.svg` (over
+         compute); tables on standard output.
 Command: rpt evaluate RECIPE --manifest MANIFEST [--policy NAME=FOLDER …]
 
 Every policy is read in two ways at the same sites: *direct* is the most likely next token after the bare context,
@@ -28,7 +29,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.core.progress import Meter, progress, say
 from pipeline.evaluation.accuracy import summarize
-from pipeline.evaluation.picture import draw_progress, read_progress
+from pipeline.evaluation.picture import draw_progress, draw_scaling, read_progress
 from pipeline.evaluation.published import published_rows
 from pipeline.evaluation.readings import (
     Answer,
@@ -41,11 +42,12 @@ from pipeline.evaluation.readings import (
 )
 from pipeline.evaluation.report import Table, blocks, markdown
 from pipeline.evaluation.responses import write_responses
+from pipeline.evaluation.scaling import scaling_of
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 from pipeline.shards.reader import ShardReader, Site
 from pipeline.task.templates import template_named
 
-VERSION = 3
+VERSION = 4
 
 
 def evaluate(
@@ -118,6 +120,7 @@ def evaluate(
         "bands_by": recipe.evaluate.bands_by,
         "seed": recipe.seed,
         "published": published,
+        "scaling": scaling_of([metrics], list(manifest_bands.model_dump())) if metrics and metrics.exists() else {},
         "sets": {
             name: summarize(
                 [sites[i] for i in chosen],
@@ -138,7 +141,11 @@ def evaluate(
     answers += [(drawn.policy, "sampled", drawn.answers_NS) for drawn in samples.values()]
     write_responses(out / "responses.parquet", sites, classes, sets, answers)
     pictures = _draw(report, metrics, out)
-    (out / "evaluation.md").write_text(markdown(report, tuple(path.name for path in pictures[:1])), encoding="utf-8")
+    if report["scaling"]:
+        draw_scaling(report["scaling"], out / "scaling.svg")
+        pictures.append(out / "scaling.svg")
+    shown = tuple(path.name for path in pictures if path.name != "accuracy.svg")
+    (out / "evaluation.md").write_text(markdown(report, shown), encoding="utf-8")
     write_json(done, report)
     _print(report)
     say(f"evaluate     written to {out}")

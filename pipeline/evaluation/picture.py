@@ -1,4 +1,4 @@
-"""The picture of a training run: held-out reasoning accuracy over steps, by band, above or below direct reading."""
+"""Pictures of training runs: held-out reasoning accuracy over steps, beside direct reading, and over compute."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 COLOURS = ("#0072b2", "#e69f00", "#d55e00", "#009e73")
 """Okabe and Ito's: told apart by colour-blind readers and in grey."""
@@ -85,3 +86,51 @@ def draw_progress(
         figure.savefig(paths[0], dpi=150, metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None})
     return paths
+
+
+def draw_scaling(scaling: Mapping[str, Any], path: Path) -> None:
+    """Points (mean over seeds), the fitted law, and its extrapolation dashed."""
+    import numpy as np
+
+    figure, axes = new_figure()
+    for (band, found), colour in zip(scaling.items(), COLOURS, strict=False):
+        points_N = [(c, p) for c, p in found["points"] if c > 0]
+        if not points_N:
+            continue
+        compute_N, accuracy_N = np.array(points_N).T
+        axes.plot(compute_N, 100 * accuracy_N, "o", color=colour, ms=4, label=band)
+        if law := found["law"]:
+            for begin, end, style in (
+                (compute_N.min(), compute_N.max(), "-"),
+                (compute_N.max(), 10 * compute_N.max(), ":"),
+            ):
+                at_M = np.geomspace(begin, end, 60)
+                curve_M = (
+                    law["amplitude"]["value"] * (at_M / law["unit"]) ** -law["alpha"]["value"] + law["plateau"]["value"]
+                )
+                axes.plot(at_M, 100 * curve_M, style, color=colour, lw=1.4)
+    axes.set(xlabel="training FLOPs (dotted: extrapolated)", ylabel="held-out reasoning accuracy, %", ylim=(0, 100))
+    if axes.lines:
+        axes.set_xscale("log")
+        axes.legend(frameon=False)
+    save_svg(figure, path)
+
+
+def new_figure(height: float = 4.8) -> tuple[Any, Any]:
+    """A figure and its axes, without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save_svg(figure: Any, path: Path) -> None:
+    """Write it; the same picture gives the same file."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "rpt"}):
+        figure.savefig(path, metadata={"Date": None})

@@ -59,6 +59,9 @@ def blocks(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
     yield label_table(summaries[-1], "by_field", "field")
     yield label_table(summaries[-1], "by_class", "token class")
     yield reason_table(summaries[-1])
+    if report["scaling"]:
+        yield scaling_table(report["scaling"])
+        yield tuple(f"{band}: {line}." for band, line in objections_of(report["scaling"]))
     if report["published"]:
         yield published_table(report["published"])
 
@@ -116,6 +119,40 @@ def label_table(summary: Mapping[str, Any], key: str, noun: str) -> Table:
         for label, estimate in next(iter(readings))[key].items()
     )
     return Table(f"{title_of(summary)}: accuracy by {noun}, % [95 % interval]", ("", *summary["readings"]), rows)
+
+
+def scaling_table(scaling: Mapping[str, Any]) -> Table:
+    """A row a band with the fitted law, whether or not it may be claimed."""
+    rows = []
+    for band, found in scaling.items():
+        law = found["law"]
+        if law is None:
+            rows.append((band, str(len(found["points"])), *[NOTHING] * 5, "no"))
+            continue
+        own = (
+            f"{law[n]['value']:.3f} [{law[n]['low']:.3f}, {law[n]['high']:.3f}]"
+            for n in ("amplitude", "alpha", "plateau")
+        )
+        ahead = law["ahead"]["4"]
+        rows.append(
+            (
+                band,
+                str(len(found["points"])),
+                *own,
+                f"{law['r2']:.3f}",
+                percent(ahead),
+                "no" if found["objections"] else "yes",
+            )
+        )
+    header = ("", "points", "A", "α", "P*", "R²", "at 4 × the compute, %", "a law?")
+    return Table("P(C) = A / C^α + P*, C in units of the compute spent [95 % interval]", header, tuple(rows))
+
+
+def objections_of(scaling: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Why no law is claimed, band by band."""
+    for band, found in scaling.items():
+        if found["objections"]:
+            yield band, f"no law is claimed: {'; '.join(found['objections'])}"
 
 
 def published_table(published: Mapping[str, Any]) -> Table:

@@ -14,8 +14,11 @@ Shape names: N points, G values of α, B bootstrap draws, M values of compute.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +31,8 @@ Floats = NDArray[np.float64]
 ALPHAS_G: Floats = np.geomspace(0.02, 8.0, 300)
 """Exponents that are tried, 2 % apart."""
 DRAWS = 400
+AHEAD = (2.0, 4.0, 10.0)
+"""Multiples of the compute spent at which the law is extrapolated."""
 PARAMETERS = 3
 
 LEAST_POINTS = 6
@@ -126,6 +131,44 @@ def objections(law: Law) -> list[str]:
     if law.plateau.high - law.plateau.low > WIDEST_PLATEAU or law.plateau.low > 1:
         found.append(f"P* is not determined: its interval is [{law.plateau.low:.2f}, {law.plateau.high:.2f}]")
     return found
+
+
+def scaling_of(metrics: Sequence[Path], bands: Sequence[str]) -> dict[str, Any]:
+    """Accuracy by compute at the evaluations during training, and the law fitted to it, by band, as JSON values.
+
+    Args:
+        metrics: `metrics.jsonl` of runs that differ by their seeds; means over them are fitted.
+        bands: which.
+    """
+    rows = [[row for row in read_metrics(path) if "compute/flops" in row] for path in metrics]
+    found: dict[str, Any] = {}
+    for band in bands:
+        key = f"eval/{band}/reasoning"
+        series = [{row["step"]: (row["compute/flops"], row[key]) for row in own if key in row} for own in rows]
+        steps = sorted(set.intersection(*map(set, series))) if series else []
+        points = [[float(np.mean([s[step][i] for s in series])) for i in (0, 1)] for step in steps]
+        found[band] = {"steps": steps, "points": points, "law": None, "objections": []}
+        try:
+            law = fit_law([c for c, _ in points], [p for _, p in points])
+        except UserError as error:
+            found[band]["objections"] = [str(error)]
+            continue
+        found[band]["objections"] = objections(law)
+        found[band]["law"] = {
+            **{name: asdict(getattr(law, name)) for name in ("amplitude", "alpha", "plateau")},
+            "unit": law.unit,
+            "r2": law.r2,
+            "ahead": {
+                f"{times:g}": asdict(at) for times, at in zip(AHEAD, law.at([t * law.unit for t in AHEAD]), strict=True)
+            },
+        }
+    return found
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, without the unfinished last one of a killed run."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line.strip()]
 
 
 def _predict(law_B3: Floats, relative_M: Floats) -> Floats:

@@ -5,7 +5,6 @@ Shape names: S seeds, N sites (or questions), of the same documents in every arm
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,13 +21,11 @@ from pipeline.evaluation.accuracy import band_members
 from pipeline.evaluation.claims import judge
 from pipeline.evaluation.intervals import Difference, Estimate
 from pipeline.evaluation.patterns import compare_patterns
-from pipeline.evaluation.scaling import fit_law, objections
+from pipeline.evaluation.scaling import read_metrics, scaling_of
 from pipeline.evaluation.seeds import difference_over_seeds, share_over_seeds
 
 Hits = NDArray[np.bool_]
 
-AHEAD = (2.0, 4.0, 10.0)
-"""Multiples of the compute spent at which the law is extrapolated."""
 TRACES = 3
 
 
@@ -87,7 +84,10 @@ def summarize_study(config: StudyConfig, arms: Sequence[Arm], recipe: Recipe, ba
             for name in sorted(set(responses[base]["sets"].explode().drop_nulls().to_list()), reverse=True)
         },
         "compute": {arm.name: compute_of(arm.runs) for arm in arms if arm.runs},
-        "scaling": scaling_of(next(arm for arm in arms if arm.name == config.reference).runs, list(bands.model_dump())),
+        "scaling": scaling_of(
+            [run / "metrics.jsonl" for arm in arms if arm.name == config.reference for run in arm.runs],
+            list(bands.model_dump()),
+        ),
         "finetuned": _finetuned({arm.name: arm.finetuned for arm in arms if arm.finetuned}, config.reference),
         "patterns": patterns_of(responses[config.reference], responses[base]),
         "traces": traces_of(responses[config.reference], responses[base]),
@@ -179,40 +179,8 @@ def chance_of(targets_N: pl.Series) -> float | None:
 
 def compute_of(runs: Sequence[Path]) -> dict[str, float]:
     """FLOPs, device-seconds and tokens learned from, as means over seeds of runs' last lines of metrics."""
-    last = [_metrics(run)[-1] for run in runs]
+    last = [read_metrics(run / "metrics.jsonl")[-1] for run in runs]
     return {name: float(np.mean([row[f"compute/{name}"] for row in last])) for name in ("flops", "seconds", "tokens")}
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line.strip()]
-
-
-def scaling_of(runs: Sequence[Path], bands: Sequence[str]) -> dict[str, Any]:
-    """Accuracy by compute at the evaluations during training, mean over seeds, and the law fitted to it, by band."""
-    rows = [[row for row in _metrics(run) if "compute/flops" in row] for run in runs]
-    found: dict[str, Any] = {}
-    for band in bands:
-        key = f"eval/{band}/reasoning"
-        series = [{row["step"]: (row["compute/flops"], row[key]) for row in own if key in row} for own in rows]
-        steps = sorted(set.intersection(*map(set, series))) if series else []
-        points = [[float(np.mean([s[step][i] for s in series])) for i in (0, 1)] for step in steps]
-        found[band] = {"steps": steps, "points": points, "law": None, "objections": []}
-        try:
-            law = fit_law([c for c, _ in points], [p for _, p in points])
-        except UserError as error:
-            found[band]["objections"] = [str(error)]
-            continue
-        found[band]["objections"] = objections(law)
-        found[band]["law"] = {
-            **{name: asdict(getattr(law, name)) for name in ("amplitude", "alpha", "plateau")},
-            "unit": law.unit,
-            "r2": law.r2,
-            "ahead": {
-                f"{times:g}": asdict(at) for times, at in zip(AHEAD, law.at([t * law.unit for t in AHEAD]), strict=True)
-            },
-        }
-    return found
 
 
 def _finetuned(runs: Mapping[str, Sequence[Path]], reference: str) -> dict[str, Any]:

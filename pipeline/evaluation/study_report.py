@@ -10,13 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.pages import Block, Heading, Picture, Trace, Words, as_html, markdown
-from pipeline.evaluation.report import NOTHING, Table, count, number, p_value, percent, points
-from pipeline.evaluation.study_pictures import draw_arms, draw_scaling
+from pipeline.evaluation.picture import draw_scaling
+from pipeline.evaluation.report import (
+    NOTHING,
+    Table,
+    count,
+    number,
+    objections_of,
+    p_value,
+    percent,
+    points,
+    scaling_table,
+)
+from pipeline.evaluation.study_pictures import draw_arms
 
 
 def write_report(study: Mapping[str, Any], out: Path) -> Path:
     """Draw the pictures, write `report.md` and `report.html`, and return the latter's path."""
-    draw_scaling(study, out / "scaling.svg")
+    draw_scaling(study["scaling"], out / "scaling.svg")
     draw_arms(study, out / "arms.svg")
     found = list(blocks(study))
     (out / "report.md").write_text(markdown(found), encoding="utf-8")
@@ -53,8 +64,8 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
     yield compute_table(study)
     yield Heading("Scaling (Figure 5)")
     yield Picture("scaling.svg", "accuracy of reasoning over training compute, with the fitted law")
-    yield scaling_table(study)
-    yield from (Words(f"{band}: {line}.") for band, line in objections_of(study))
+    yield scaling_table(study["scaling"])
+    yield from (Words(f"{band}: {line}.") for band, line in objections_of(study["scaling"]))
     yield Heading("RL on questions (Table 2)")
     if study["finetuned"]:
         yield finetuned_table(study)
@@ -109,40 +120,6 @@ def compute_table(study: Mapping[str, Any]) -> Table:
     )
     header = ("", "FLOPs", "processor seconds", "tokens learned from")
     return Table("Training compute a run, mean over seeds", header, rows)
-
-
-def scaling_table(study: Mapping[str, Any]) -> Table:
-    """A row a band with the fitted law, whether or not it may be claimed."""
-    rows = []
-    for band, found in study["scaling"].items():
-        law = found["law"]
-        if law is None:
-            rows.append((band, str(len(found["points"])), *[NOTHING] * 5, "no"))
-            continue
-        own = (
-            f"{law[n]['value']:.3f} [{law[n]['low']:.3f}, {law[n]['high']:.3f}]"
-            for n in ("amplitude", "alpha", "plateau")
-        )
-        ahead = law["ahead"]["4"]
-        rows.append(
-            (
-                band,
-                str(len(found["points"])),
-                *own,
-                f"{law['r2']:.3f}",
-                percent(ahead),
-                "no" if found["objections"] else "yes",
-            )
-        )
-    header = ("", "points", "A", "α", "P*", "R²", "at 4 × the compute, %", "a law?")
-    return Table("P(C) = A / C^α + P*, C in units of the compute spent [95 % interval]", header, tuple(rows))
-
-
-def objections_of(study: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Why no law is claimed, band by band."""
-    for band, found in study["scaling"].items():
-        if found["objections"]:
-            yield band, f"no law is claimed: {'; '.join(found['objections'])}"
 
 
 def finetuned_table(study: Mapping[str, Any]) -> Table:

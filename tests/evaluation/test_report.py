@@ -35,6 +35,7 @@ def report():
         "samples": 4,
         "sample_temperature": 0.8,
         "bands_by": None,
+        "scaling": {},
         "published": published_rows(CorpusConfig(source="Omni-MATH.jsonl"), BandsConfig()),
         "sets": {
             "headline": summarize(

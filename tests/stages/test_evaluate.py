@@ -111,9 +111,11 @@ def test_accuracies_counted_by_hand(policies, shards, tmp_path, capsys):
     assert "All positions: accuracy" in printed
     assert "the two intervals overlap" in printed
     assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text()) == report
+    assert report["scaling"]["hard"]["objections"], "a point is no law"
+    assert "no law is claimed" in printed
     assert "![held-out" in (tmp_path / "evaluation" / "evaluation.md").read_text()
     assert {p.name for p in (tmp_path / "evaluation").iterdir()} == {
-        "accuracy.png", "accuracy.svg", "evaluation.json", "evaluation.md", "responses.parquet",
+        "accuracy.png", "accuracy.svg", "evaluation.json", "evaluation.md", "responses.parquet", "scaling.svg",
     }  # fmt: skip
 
 
@@ -143,7 +145,9 @@ def test_responses_tell_every_answer(policies, shards, tmp_path):
 
 def test_several_responses_of_a_policy_that_tosses_a_coin(shards, tmp_path):
     boxes = (r"\boxed{4}", r"\boxed{7}")
-    coin = save_policy(tmp_path / "coin", {"\n": "</think>", "</think>": boxes[0], **dict.fromkeys(boxes, END)}, "e", boxes)
+    coin = save_policy(
+        tmp_path / "coin", {"\n": "</think>", "</think>": boxes[0], **dict.fromkeys(boxes, END)}, "e", boxes
+    )
     tie(coin, "</think>", boxes)
     report = evaluate(
         {"coin": coin}, recipe_with(samples=8, sample_temperature=0.3), BandsConfig(), shards, out=tmp_path / "out"
