@@ -179,7 +179,7 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
     own_N = [site.doc_id for site in sites]
     change = difference(hits["after"], hits["before"], own_N)
     assert change is not None
-    found = {
+    found: dict[str, Any] = {
         "fingerprint": identity,
         "questions": len(sites),
         "accuracy": {name: asdict(share) for name in policies if (share := proportion(hits[name], own_N))},
