@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -87,6 +88,7 @@ def data(
     executor: ExecutorName = "local",
     address: Address = None,
     num_gpus: NumGpus = None,
+    as_json: AsJson = False,
 ) -> None:
     """Corpus → Parquet shards of hard next-token sites: ingest, score, select, materialize.
 
@@ -103,7 +105,8 @@ def data(
         rpt data data_manifests/omnimath.yaml --executor ray --address head:6379 --work /shared/work
     """
     read = load(Manifest, manifest, overrides or ())
-    run_data(read, DATA_STAGES[-1], source, work, _executor(executor, work / read.name, workers, address, num_gpus))
+    by = _executor(executor, work / read.name, workers, address, num_gpus)
+    run_data(read, DATA_STAGES[-1], source, work, by, as_json)
 
 
 def _stage_command(stage: str) -> None:
@@ -118,9 +121,11 @@ def _stage_command(stage: str) -> None:
         executor: ExecutorName = "local",
         address: Address = None,
         num_gpus: NumGpus = None,
+        as_json: AsJson = False,
     ) -> None:
         read = load(Manifest, manifest, overrides or ())
-        run_data(read, stage, source, work, _executor(executor, work / read.name, workers, address, num_gpus))
+        by = _executor(executor, work / read.name, workers, address, num_gpus)
+        run_data(read, stage, source, work, by, as_json)
 
     app.command(stage, rich_help_panel=CORPUS, help=f"`rpt data` up to and including {stage}.")(command)
 
@@ -142,7 +147,9 @@ def _executor(name: str, folder: Path, workers: int | None, address: str | None,
     return LocalExecutor(workers)
 
 
-def run_data(manifest: Manifest, last: str, source: str | None, work: Path, executor: Executor) -> dict[str, Record]:
+def run_data(
+    manifest: Manifest, last: str, source: str | None, work: Path, executor: Executor, as_json: bool = False
+) -> dict[str, Record]:
     """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
     from pipeline.scoring.tokens import CorpusTokenizer
     from pipeline.selection.sites import wanted
@@ -170,30 +177,37 @@ def run_data(manifest: Manifest, last: str, source: str | None, work: Path, exec
         begin = time.monotonic()
         records[name] = steps[name]()
         seconds[name] = time.monotonic() - begin
-    _print_funnel(manifest.name, records, seconds)
+    stages = {
+        name: {"seconds": seconds[name], "directory": str(record.directory), "counters": record.counters}
+        for name, record in records.items()
+    }
+    found: dict[str, Any] = {"manifest": manifest.name, "stages": stages}
+    if "materialize" in records:
+        shards = [entry for done in records["materialize"].completions for entry in done.files.values()]
+        found["shards"] = {"sites": sum(e.rows for e in shards), "bytes": sum(e.bytes for e in shards)}
+    _report(found, _funnel, as_json)
+    if not as_json:
+        print(f"shards: {records[list(records)[-1]].directory}")
     return records
 
 
-def _print_funnel(name: str, records: dict[str, Record], seconds: dict[str, float]) -> None:
+def _funnel(found: dict[str, Any]) -> list[Table]:
     """What each stage counted (what it did not meet is left out), its seconds here, and what a site costs on disk."""
-    table = Table("stage", "counted", "", "seconds", title=f"{name}: from records to shards", title_justify="left")
+    title = f"{found['manifest']}: from records to shards"
+    table = Table("stage", "counted", "", "seconds", title=title, title_justify="left")
     for column in (2, 3):
         table.columns[column].justify = "right"
-    for stage, record in records.items():
-        rows = [(counter, f"{count:,}") for counter, count in record.counters.items() if count]
+    for stage, about in found["stages"].items():
+        rows = [(counter, f"{count:,}") for counter, count in about["counters"].items() if count]
         for i, (counter, count) in enumerate(rows):
-            table.add_row(stage if i == 0 else "", counter, count, f"{seconds[stage]:.1f}" if i == 0 else "")
+            table.add_row(stage if i == 0 else "", counter, count, f"{about['seconds']:.1f}" if i == 0 else "")
         table.add_section()
-    if "materialize" in records:
-        shards = [entry for done in records["materialize"].completions for entry in done.files.values()]
-        sites, size = sum(entry.rows for entry in shards), sum(entry.bytes for entry in shards)
+    if "shards" in found:
+        sites, size = found["shards"]["sites"], found["shards"]["bytes"]
         table.add_row("shards", "sites", f"{sites:,}", "")
         table.add_row("", "bytes", f"{size:,}", "")
         table.add_row("", "bytes per site", f"{size / max(sites, 1):.1f}", "")
-    from rich.console import Console
-
-    Console().print(table)
-    print(f"shards: {records[list(records)[-1]].directory}")
+    return [table]
 
 
 @app.command(rich_help_panel=POLICY)
@@ -302,6 +316,15 @@ def _launch(module: str, arguments: list[str], ranks: int) -> None:
         command = [sys.executable, *launcher, "--", module, *arguments]  # `--run` is not the launcher's --run-path
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     process = subprocess.Popen(command, env=environment)
+
+    def stop(number: int, _: object) -> None:
+        """Ask the ranks themselves, which save and end with 0: torchrun would end them after half a minute."""
+        import psutil
+
+        for rank in psutil.Process(process.pid).children() if ranks > 1 else [process]:
+            rank.send_signal(number)
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         code = process.wait()
     except KeyboardInterrupt:

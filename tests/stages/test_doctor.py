@@ -53,6 +53,15 @@ def test_every_extra_that_doctor_names_exists() -> None:
     assert {feature.extra for feature in doctor.FEATURES if feature.extra} <= set(extras)
 
 
+def test_an_optional_package_that_is_missing_is_one_line(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['ray'] = None; from stages.cli import main; main()"
+    command = [sys.executable, "-c", code, "data", "demo", "--executor", "ray", "--work", str(tmp_path)]
+    given = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=given, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == "error: Ray is not installed (pip install 'rpt[ray]')", done.stderr
+
+
 def test_completion_knows_the_commands(tmp_path: Path) -> None:
     words = {"COMP_WORDS": "rpt ma", "COMP_CWORD": "1", "_RPT_COMPLETE": "complete_bash"}
     code = "from stages.cli import app; app(prog_name='rpt')"
