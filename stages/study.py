@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.core.artifact import current_record, write_json
+from pipeline.core.artifact import content_hash, current_record, write_json
 from pipeline.core.config import ArmConfig, Manifest, Recipe, StudyConfig, canonical_json, load
 from pipeline.core.errors import UserError
 from pipeline.core.progress import say
@@ -87,9 +87,8 @@ def prepare_data(config: StudyConfig, work: Path, out: Path) -> dict[str, Path]:
             paths[name].write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
     for path in dict.fromkeys(paths.values()):
         _call("-m", "stages.cli", "data", str(path), "--work", str(work))
-    questions = load(Recipe, Path(config.finetune)).questions
-    if questions and questions.source == "work/demo-questions.jsonl" and not Path(questions.source).exists():
-        _call("-m", "demo.questions")
+    for module in config.prepare:
+        _call("-m", module)
     return paths
 
 
@@ -106,6 +105,9 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
     shards = {name: current_record(work / load(Manifest, path).name, "materialize") for name, path in manifests.items()}
     places = ("--work", str(work), "--run", "{out}")
     parts: dict[str, Part] = {}
+    questions = load(Recipe, Path(config.finetune)).questions
+    local = questions is not None and Path(questions.source).is_file()
+    asked = content_hash(Path(questions.source)) if questions and local else ""
 
     def add(name: str, words: Sequence[str], needs: Sequence[str], decides: dict[str, str]) -> None:
         parts[name] = Part(name, tuple(words), tuple(parts[need] for need in needs), known | decides, places)
@@ -129,7 +131,7 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
         add(f"{name}-evaluation", [*words, *_set(config.set)], runs, settings)
         for seed in config.seeds if arm.finetune else ():
             own = [*config.finetune_set, f"seed={seed}"]
-            settings = {"recipe": canonical_json(load(Recipe, Path(config.finetune), own))}
+            settings = {"recipe": canonical_json(load(Recipe, Path(config.finetune), own)), "questions": asked}
             words = ["finetune", config.finetune, "--manifest", config.manifest]
             words += ["--policy", policies.get(f"{name}-{seed}", str(base)), *_set(own)]
             add(f"{name}-{seed}-rlvr", words, [run for run in runs if run == f"{name}-{seed}"], settings)

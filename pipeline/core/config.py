@@ -593,6 +593,8 @@ class StudyConfig(Config):
     """Path of the recipe that all arms start from."""
     finetune: str
     """Path of the recipe of RL on questions."""
+    prepare: tuple[str, ...] = ()
+    """Python modules that make what the recipes read; they are run first."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     set: tuple[str, ...] = ()
     """`key=value` overrides of the recipe, for all arms and for the evaluation."""

@@ -22,7 +22,9 @@ Part = tuple[float, int]
 """A variance and its degrees of freedom."""
 
 
-def share_over_seeds(hits_SN: NDArray[np.bool_], documents_N: Sequence[str] | NDArray[np.str_]) -> Estimate | None:
+def share_over_seeds(
+    hits_SN: NDArray[np.bool_] | NDArray[np.float64], documents_N: Sequence[str] | NDArray[np.str_]
+) -> Estimate | None:
     """Mean share of hits over seeds and sites; None without sites.
 
     With one seed, or where nothing varies (no run has a hit, or each always), the interval is `proportion`'s.
@@ -66,7 +68,7 @@ def _between_documents(values_N: NDArray[np.float64], documents_N: Sequence[str]
     return documents / (documents - 1) * float(errors_D @ errors_D) / len(values_N) ** 2, documents - 1
 
 
-def _between_seeds(hits_SN: NDArray[np.bool_]) -> Part:
+def _between_seeds(hits_SN: NDArray[np.bool_] | NDArray[np.float64]) -> Part:
     seeds = len(hits_SN)
     return (float(hits_SN.mean(axis=1).var(ddof=1)) / seeds, seeds - 1) if seeds > 1 else (0.0, 0)
 

@@ -21,6 +21,7 @@ from pipeline.evaluation.accuracy import band_members
 from pipeline.evaluation.claims import judge
 from pipeline.evaluation.intervals import Difference, Estimate
 from pipeline.evaluation.patterns import compare_patterns
+from pipeline.evaluation.samples import pass_at, powers_of_two
 from pipeline.evaluation.scaling import read_metrics, scaling_of
 from pipeline.evaluation.seeds import difference_over_seeds, share_over_seeds
 
@@ -115,6 +116,20 @@ def hits_of(responses: pl.DataFrame, reading: str, sites: Sites) -> Hits:
     ).astype(bool)
 
 
+def sample_statistics(responses: pl.DataFrame, sites: Sites) -> dict[str, NDArray[np.float64]]:
+    """`mean` and `pass@k` [S, N] of several responses to each site by an arm's policies; empty without them."""
+    rows = responses.filter(pl.col("reading") == "sampled")
+    if rows.is_empty():
+        return {}
+    chosen = rows.join(sites.frame.select("site_id"), on="site_id").sort("policy", "site_id", "sample")
+    hits_SNK = chosen["hit"].to_numpy().reshape(rows["policy"].n_unique(), len(sites.frame), -1)
+    several = powers_of_two(hits_SNK.shape[2])[1:]
+    return {
+        "mean": hits_SNK.mean(axis=2),
+        **{f"pass@{k}": np.stack([pass_at(k, hits_NK) for hits_NK in hits_SNK]) for k in several},
+    }
+
+
 def sites_of(responses: pl.DataFrame, name: str) -> Sites:
     """The sites of a set."""
     rows = responses.filter(pl.col("sets").list.contains(name))
@@ -158,6 +173,13 @@ def _accuracy(
         "band_sites": {band: int(own_N.sum()) for band, own_N in members.items()},
         "chance": {band: chance_of(sites.frame["target"].filter(pl.Series(own_N))) for band, own_N in members.items()},
         "accuracy": {f"{reading} {arm}": share((arm, reading)) for arm, reading in hits},
+        "samples": {
+            f"{statistic} {arm}": {
+                b: plain(share_over_seeds(values_SN[:, own_N], documents_N[own_N])) for b, own_N in members.items()
+            }
+            for arm, frame in responses.items()
+            for statistic, values_SN in sample_statistics(frame, sites).items()
+        },
         "by_seed": {f"{reading} {arm}": by_seed((arm, reading)) for arm, reading in hits},
         "differences": [
             {"reading": f"{own[1]} {own[0]}", "baseline": f"{other[1]} {other[0]}", "bands": gain(own, other)}

@@ -59,6 +59,8 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
     yield Picture("arms.svg", "accuracy of every arm by band, with intervals")
     for name in study["sets"]:
         yield accuracy_table(study, name)
+        if study["sets"][name]["samples"]:
+            yield sample_table(study, name)
         yield difference_table(study, name)
     yield Heading("Compute")
     yield compute_table(study)
@@ -98,6 +100,13 @@ def accuracy_table(study: Mapping[str, Any], name: str) -> Table:
     rows = [(reading, *(percent(band) for band in bands.values())) for reading, bands in summary["accuracy"].items()]
     rows.append(("best constant answer", *(number(c and 100 * c) for c in summary["chance"].values())))
     return Table(f"{title_of(study, name)}: accuracy, % [95 % interval]", ("", *header), tuple(rows))
+
+
+def sample_table(study: Mapping[str, Any], name: str) -> Table:
+    """A row a statistic of several responses to each site by an arm, a column a band."""
+    summary = study["sets"][name]
+    rows = tuple((label, *(percent(band) for band in bands.values())) for label, bands in summary["samples"].items())
+    return Table(f"{title_of(study, name)}: several responses, % [95 % interval]", ("", *summary["band_sites"]), rows)
 
 
 def difference_table(study: Mapping[str, Any], name: str) -> Table:

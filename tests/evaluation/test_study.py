@@ -53,6 +53,8 @@ def write_responses(path: Path, arm: str, policies: list[str], rng: random.Rando
                         "length": 2,
                     }
                 )
+    drawn = [row for row in rows if row["reading"] == "reasoning"]
+    rows += [row | {"reading": "sampled", "sample": k, "hit": rng.random() < 0.4} for row in drawn for k in range(4)]
     path.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=RESPONSES), path / "responses.parquet")
 
@@ -132,6 +134,18 @@ def test_accuracies_are_those_of_the_responses(study, folder):
                 ).fetchall()[0]
                 assert (bands[band]["value"], bands[band]["sites"]) == (pytest.approx(rows[0]), rows[1])
                 assert bands[band]["low"] <= bands[band]["value"] <= bands[band]["high"]
+
+
+def test_several_responses(study, folder):
+    file = f"{folder}/rpt/evaluation/responses.parquet"
+    # Of c hits in 4, pass@2 is 1 − C(4 − c, 2) / 6: 0, 1/2, 5/6, 1, 1.
+    mean, two, four = duckdb.sql(
+        "SELECT avg(c / 4), avg([0, 1/2, 5/6, 1, 1][c + 1]), avg((c > 0)::INT) FROM (SELECT sum(hit::INT)::INT c FROM "
+        f"'{file}' WHERE reading = 'sampled' AND entropy > 1.5 AND list_contains(sets, 'all') GROUP BY site_id, policy)"
+    ).fetchall()[0]
+    found = study["sets"]["all"]["samples"]
+    values = [found[f"{statistic} rpt"]["hard"]["value"] for statistic in ("mean", "pass@2", "pass@4")]
+    assert values == pytest.approx([mean, float(two), four])
 
 
 def test_intervals_over_seeds_by_hand(study, folder):
