@@ -53,8 +53,9 @@ def write_responses(path: Path, arm: str, policies: list[str], rng: random.Rando
                         "length": 2,
                     }
                 )
+    coin = random.Random(arm)
     drawn = [row for row in rows if row["reading"] == "reasoning"]
-    rows += [row | {"reading": "sampled", "sample": k, "hit": rng.random() < 0.4} for row in drawn for k in range(4)]
+    rows += [row | {"reading": "sampled", "sample": k, "hit": coin.random() < 0.4} for row in drawn for k in range(4)]
     path.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=RESPONSES), path / "responses.parquet")
 
