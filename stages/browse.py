@@ -18,11 +18,13 @@ from pipeline.audit.browse.index import index
 from pipeline.audit.browse.kept import kept
 from pipeline.audit.browse.library import Library, Records, Selection, selections
 from pipeline.audit.browse.server import create_app
+from pipeline.audit.lineage import check_columns
 from pipeline.core.artifact import current_record
 from pipeline.core.config import Manifest, Recipe, TaskConfig
 from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
 from pipeline.core.progress import say
+from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 
 
 def open_library(
@@ -45,6 +47,7 @@ def open_library(
     made = selections(work, scores)
     if current.fingerprint not in [record.fingerprint for record in made]:
         raise UserError("the selection is of other scores", where=current.directory, mend="run `rpt select` again")
+    check_columns(scores, "scores", SCORE_TABLE_COLUMNS)
     indexed = index(documents, scores, work=work, executor=executor)
     made.sort(key=lambda record: record.fingerprint != current.fingerprint)
     shown = [Selection(record) for record in made]

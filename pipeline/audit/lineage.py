@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from pipeline.core.artifact import Record, content_hash, read_record
 from pipeline.core.config import Manifest, SelectConfig
 from pipeline.core.errors import UserError
 from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.selection.positions import SCORE_TABLE_COLUMNS
+from pipeline.selection.sites import SITES
 
 _STAGES = ("read", "near", "assign", "proxy")
 """Stages whose output others are made of, beside the four of `rpt data`, in the order in which they run."""
@@ -64,7 +68,10 @@ def lineage_of(work: Path, manifest: Manifest) -> Lineage:
             where=" ".join(manifest.select.where.split()),
             mend="run `rpt data` (or `rpt select`) with this manifest and these overrides first",
         )
-    return max(found, key=lambda lineage: _preference(work, lineage))
+    lineage = max(found, key=lambda lineage: _preference(work, lineage))
+    check_columns(lineage.score, "scores", SCORE_TABLE_COLUMNS)
+    check_columns(lineage.select, "sites", SITES.names)
+    return lineage
 
 
 def lineage_of_fingerprint(work: Path, manifest: Manifest, fingerprint: str) -> Lineage:
@@ -79,6 +86,19 @@ def lineage_of_fingerprint(work: Path, manifest: Manifest, fingerprint: str) -> 
             return lineage
     known = ", ".join(record.fingerprint for record in records) or "none"
     raise UserError("no such selection", where=work / "select" / fingerprint, mend=f"there are: {known}")
+
+
+def check_columns(record: Record, table: str, columns: Collection[str]) -> None:
+    """Refuse what an earlier version of the code made, in which a column is not there yet.
+
+    Raises:
+        UserError: it did.
+    """
+    for file in record.files(table)[:1]:
+        missing = [name for name in columns if name not in pq.read_schema(file.path).names]
+        if missing:
+            what = f"`{table}` of an earlier version of rpt, without {', '.join(missing)}"
+            raise UserError(what, where=record.directory, mend="run `rpt data` again")
 
 
 def lineage_of_shards(work: Path, manifest: Manifest, shards: Record) -> Lineage:

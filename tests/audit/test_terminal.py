@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from pipeline.audit.lineage import check_columns
 from pipeline.audit.stats import QUANTILES
 from pipeline.core.artifact import Record
 from pipeline.core.errors import UserError
@@ -24,6 +25,7 @@ from stages import trace as trace_page
 from stages import verify as verify_page
 from stages.cli import app
 from tests.audit.corpus import RUN, TOP, WHERE, Audited
+from tests.stages.published import publish_tables
 
 
 @pytest.fixture
@@ -127,6 +129,14 @@ def test_an_output_without_what_it_was_made_from_is_found(audited: Audited, dama
     assert lineage.materialize is not None
     of_scores = {lineage.select.fingerprint, audited.other.select.fingerprint, lineage.materialize.fingerprint}
     assert (code, broken) == (3, of_scores)
+
+
+def test_tables_of_an_earlier_version_say_so(audited: Audited, tmp_path: Path) -> None:
+    table = pq.read_table(audited.lineage.score.files("scores")[0].path)
+    earlier = publish_tables(tmp_path, "score", [{"scores": table.drop_columns(["nll"])}])
+    with pytest.raises(UserError, match="earlier version of rpt, without nll") as error:
+        check_columns(earlier, "scores", SCORE_TABLE_COLUMNS)
+    assert error.value.exit_code == 2
 
 
 # ----------------------------------------------------------------------------------------------------- trace
