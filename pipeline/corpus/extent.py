@@ -167,8 +167,8 @@ def _read(part: Slice, config: CorpusConfig, length: int | None) -> tuple[list[R
 def _expansion(file: SourceFile, length: int) -> float:
     """Bytes that a byte of a compressed file becomes, at its start."""
     with reachable(file.name), open_raw(file) as raw:
-        out = len(decompressed(raw, file.compression).read(length))
-        return out / max(raw.tell(), 1)
+        stream = decompressed(raw, file.compression)  # closes `raw` when it goes
+        return len(stream.read(length)) / max(raw.tell(), 1)
 
 
 def sample(
