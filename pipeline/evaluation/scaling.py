@@ -151,7 +151,7 @@ def scaling_of(metrics: Sequence[Path], bands: Sequence[str]) -> dict[str, Any]:
         try:
             law = fit_law([c for c, _ in points], [p for _, p in points])
         except UserError as error:
-            found[band]["objections"] = [str(error)]
+            found[band]["objections"] = [error.what]
             continue
         found[band]["objections"] = objections(law)
         found[band]["law"] = {

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.core.config import Manifest, Recipe, canonical_json, differences, load
+from pipeline.core.config import Manifest, Recipe, StudyConfig, canonical_json, differences, load
 from pipeline.core.errors import UserError
 
 MANIFEST = """
@@ -105,14 +105,17 @@ def test_differences_name_fields() -> None:
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == ["a.c: 2 → 3", "d: None → 4"]
 
 
-@pytest.mark.parametrize(("kind", "folder"), [(Manifest, "data_manifests"), (Recipe, "recipes")])
-def test_shipped_files_load_and_satisfy_the_schema(repository: Path, kind: type, folder: str) -> None:
-    files = sorted((repository / folder).glob("*.yaml"))
+@pytest.mark.parametrize(
+    ("kind", "folder", "name"),
+    [(Manifest, "data_manifests", "manifest"), (Recipe, "recipes", "recipe"), (StudyConfig, "recipes", "study")],
+)
+def test_shipped_files_load_and_satisfy_the_schema(repository: Path, kind: type, folder: str, name: str) -> None:
+    files = [p for p in (repository / folder).glob("*.yaml") if p.name.startswith("study-") == (name == "study")]
     assert files
     for path in files:
         load(kind, path)
         jsonschema.validate(yaml.safe_load(path.read_text()), kind.model_json_schema())
-    published = json.loads((repository / folder / f"{kind.__name__.lower()}.schema.json").read_text())
+    published = json.loads((repository / folder / f"{name}.schema.json").read_text())
     assert published == kind.model_json_schema(), "run `rpt schema` again: editors complete from the file"
 
 
