@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from pipeline.evaluation.intervals import Difference, Estimate, by_document, proportion, t_quantile
+from pipeline.evaluation.intervals import CONFIDENCE, Difference, Estimate, by_document, proportion, t_quantile
 
 Part = tuple[float, int]
 """A variance and its degrees of freedom."""
@@ -46,17 +46,23 @@ def difference_over_seeds(
     """Mean share of hits of one arm's runs minus that of another's at the same sites; None without sites.
 
     Sites are paired, seeds are not: the arms may have different numbers of them. A policy that was not trained is one
-    run, whose seeds have no variance. The p-value is that of Student's t.
+    run, whose seeds have no variance. The p-value is that of Student's t. Where
+    nothing varies, the interval reaches as far as a share of documents that would still not have been seen to differ.
     """
     if after_SN.shape[1] == 0:
         return None
     gains_N = after_SN.mean(axis=0) - before_SN.mean(axis=0)
     parts = [_between_documents(gains_N, documents_N), _between_seeds(after_SN), _between_seeds(before_SN)]
     error, freedom = _combined(parts)
-    value, reach = float(gains_N.mean()), t_quantile(freedom) * error
+    value, reach = float(gains_N.mean()), t_quantile(freedom) * error or _unseen(len(set(documents_N)))
     p_value = 2 * float(stdtr(freedom, -abs(value) / error)) if error else float(value == 0)
     documents = len(set(documents_N))
     return Difference(value, max(-1.0, value - reach), min(1.0, value + reach), error, len(gains_N), documents, p_value)
+
+
+def _unseen(documents: int) -> float:
+    """Share of documents that may differ although none of so many did: Clopper and Pearson's bound (1934)."""
+    return 1.0 - ((1 - CONFIDENCE) / 2) ** (1 / documents)
 
 
 def _between_documents(values_N: NDArray[np.float64], documents_N: Sequence[str] | NDArray[np.str_]) -> Part:

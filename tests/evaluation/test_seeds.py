@@ -38,6 +38,13 @@ def test_one_seed_and_no_variance_are_the_plain_interval():
     assert share_over_seeds(HITS[:, :0], []) is None and difference_over_seeds(HITS[:, :0], HITS[:, :0], []) is None
 
 
+def test_what_never_differed_may_differ_elsewhere():
+    same = difference_over_seeds(HITS[:1], HITS[:1], DOCUMENTS)
+    # three documents: (1 − bound)³ = 0.025
+    assert (same.value, same.p_value, same.high) == (0.0, 1.0, pytest.approx(1 - 0.025 ** (1 / 3)))
+    assert same.low == -same.high
+
+
 def test_intervals_hold_the_truth_for_other_seeds_and_documents():
     rng = np.random.default_rng(0)
     inside, trials = 0, 300
