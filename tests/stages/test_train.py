@@ -41,6 +41,9 @@ class World:
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--module", "--"]
         return self._start(launcher if ranks > 1 else [], run, *more)
 
+    def start_command(self, run: str, ranks: int) -> subprocess.Popen[str]:
+        return self._start([], run, "--ranks", str(ranks), page=("stages.cli", "train"))
+
     def start_nodes(self, run: str, nodes: int) -> list[subprocess.Popen[str]]:
         """As on several machines: a launcher on each, of one rank, that find one another by address."""
         with socket.socket() as probe:
@@ -50,10 +53,12 @@ class World:
         launcher += [f"--master-port={port}"]
         return [self._start([*launcher, f"--node-rank={node}", "--module", "--"], run) for node in range(nodes)]
 
-    def _start(self, launcher: list[str], run: str, *more: str) -> subprocess.Popen[str]:
+    def _start(
+        self, launcher: list[str], run: str, *more: str, page: tuple[str, ...] = ("stages.train",)
+    ) -> subprocess.Popen[str]:
         arguments = ["recipe.yaml", "--manifest", "manifest.yaml", "--work", "work", "--run", run, *more]
         return subprocess.Popen(
-            [sys.executable, "-m", *launcher, "stages.train", *arguments],
+            [sys.executable, "-m", *launcher, *page, *arguments],
             cwd=self.folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -75,8 +80,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """One run undisturbed; one on two ranks whose launcher was killed, which went on as one and, killed again, as two
-    nodes; one that was told to stop and killed twice."""
+    """One run undisturbed; one on two ranks whose launcher was killed, which went on as three and, told to stop, as
+    two nodes; one that was told to stop and killed twice."""
     folder = tmp_path_factory.mktemp("world")
     world, policy = World(folder), make_policy(folder / "policy")
     publish_shards(folder / "work", policy)
@@ -86,10 +91,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     undisturbed, two_ranks = world.start("undisturbed"), world.start("two-ranks", ranks=2)
     world.wait_for_step(two_ranks, "two-ranks", 3)
     two_ranks.kill()  # the launcher alone: its ranks must follow, or two runs would write into one folder
-    one_rank = world.start("two-ranks")
-    world.wait_for_step(one_rank, "two-ranks", 5)
-    one_rank.kill()
-    one_rank.wait()
+    three_ranks = world.start_command("two-ranks", ranks=3)
+    world.wait_for_step(three_ranks, "two-ranks", 4)
+    three_ranks.send_signal(signal.SIGTERM)  # to `rpt` alone, as a scheduler does
+    assert "run the same command again" in world.finish(three_ranks)
     two_nodes = world.start_nodes("two-ranks", 2)
     process = world.start("disturbed")
     world.wait_for_step(process, "disturbed", 0)
@@ -129,7 +134,8 @@ def test_any_number_of_ranks_takes_the_steps_of_one(world: World) -> None:
     columns = ["site_id", "sample", "response", "reward"]
     for file in (world.folder / "undisturbed" / "rollouts").iterdir():
         other = world.folder / "two-ranks" / "rollouts" / file.name
-        assert pl.read_parquet(file, columns=columns).equals(pl.read_parquet(other, columns=columns))
+        rows = [pl.read_parquet(f, columns=columns).sort("site_id", "sample") for f in (file, other)]
+        assert rows[0].equals(rows[1]), "the same, in the order of the ranks that sampled them"
 
 
 def test_the_recipe_was_followed(world: World) -> None:
