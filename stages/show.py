@@ -95,9 +95,16 @@ def _trained(trained: Mapping[str, Any]) -> list[Table]:
     if trained["dropped"]:
         return [_passage("no training example", Text(trained["dropped"].replace("_", " ")))]
     prompt, (target, *rest) = trained["prompt"], trained["continuation"]
-    parts = [(visible(prompt["before"]), "dim"), visible(prompt["context"]), (visible(prompt["after"]), "dim")]
+    parts: list[str | tuple[str, str]] = [
+        (visible(prompt["before"]), "dim"),
+        visible(prompt["context"]),
+        (visible(prompt["after"]), "dim"),
+    ]
     cut = ", the context has lost its beginning" if trained["truncated"] else ""
-    tokens = [(_alone(target), _MARKED), *(part for token in rest for part in (("|", "dim"), _alone(token)))]
+    tokens: list[str | tuple[str, str]] = [
+        (_alone(target), _MARKED),
+        *(part for token in rest for part in (("|", "dim"), _alone(token))),
+    ]
     return [
         _passage(f"prompt, {prompt['tokens']:,} tokens{cut}", Text.assemble(*parts)),
         _passage("continuation, token by token", Text.assemble(*tokens)),

@@ -50,8 +50,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     damage = Table(
         "damaged", "what is wrong", title="delete the stage's folder and run `rpt data`", title_justify="left"
     )
-    for column in damage.columns:
-        column.overflow = "fold"
+    damage.columns[0].overflow = damage.columns[1].overflow = "fold"
     for item in found["damage"]:
         damage.add_row(item["where"], item["what"])
     return [stages, *([damage] if found["damage"] else [])]

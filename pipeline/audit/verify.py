@@ -55,7 +55,7 @@ def verify(work: Path) -> dict[str, Any]:
     """
     checked = [_check(path.parent) for path in sorted(work.glob("*/[!.]*/record.json"))]
     made = {name: each for each in checked for name in each.names}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for each in checked:
         made_from, broken = _links(each, made)
         rows.append(
@@ -82,7 +82,7 @@ def _check(directory: Path) -> _Checked:
         damage[error.where] = error.what
     except (KeyError, TypeError):
         damage[str(directory / "record.json")] = "not a record"
-    done = record.completions if record else _completions(directory, damage)
+    done: tuple[Completion, ...] = record.completions if record else _completions(directory, damage)
     for entry in (entry for completion in done for entry in completion.files.values()):
         try:
             InputFile(directory / entry.path, entry.sha256).verified()
