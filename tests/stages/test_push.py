@@ -77,7 +77,7 @@ def test_polars_duckdb_and_datasets_read_it(made: tuple[Manifest, Path], pushed:
     by_polars = pl.read_parquet(pushed / "data" / "train-*.parquet")
     assert by_polars.sort("doc_id", "position").to_dicts() == sorted(train, key=lambda r: (r["doc_id"], r["position"]))
     query = f"SELECT count(*), sum(octet_length(context)) FROM '{pushed}/data/validation-*.parquet'"
-    assert duckdb.sql(query).fetchone() == (len(held_out), sum(len(row["context"]) for row in held_out))
+    assert duckdb.sql(query).fetchall() == [(len(held_out), sum(len(row["context"]) for row in held_out))]
     loaded = load_dataset(str(pushed), cache_dir=str(tmp_path))
     assert {split: len(loaded[split]) for split in loaded} == {"train": len(train), "validation": len(held_out)}
     assert loaded["train"][7] == train[7]
