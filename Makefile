@@ -6,7 +6,7 @@ ARGS     ?=
 RANKS    ?= 1
 STUDY    ?= recipes/study-demo.yaml
 QUICK    ?=
-BENCH    ?= select score sampler
+BENCH    ?= selection executors score sampler
 PYTHON   ?= python3
 RPT       = .venv/bin/rpt
 

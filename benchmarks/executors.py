@@ -1,6 +1,6 @@
 """Scoring by the Ray executor against the local one, on the same cores and without faults.
 
-    python -m benchmarks.ray --documents 1200 --repeats 3
+    python -m benchmarks.executors --documents 1200 --repeats 3
 
 Both score the demo corpus, repeated with a number in front so that no two documents are the same, with the demo's proxy
 and as many workers as there are cores, in turns; Ray is started once, as one cluster of this machine. A side's speed
