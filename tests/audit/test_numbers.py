@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.audit.distributions import COUNTS, NEAR, RARE, SPLITS, TOKENS_SHOWN
 from pipeline.core.artifact import Record
-from pipeline.selection.positions import positions
+from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from tests.audit.corpus import Audited
 
 POSITIONS = """
@@ -163,8 +163,7 @@ def test_groups_of_token_classes(audited: Audited, db: duckdb.DuckDBPyConnection
             r.file(t, done.shard) for r, t in ((lineage.ingest, "documents"), (lineage.score, "scores"))
         )
         assert documents and scores
-        columns = ["doc_id", "split", "token_ends", "field", "entropy", "entropy_partial", "nll", "rank"]
-        frames += positions(pq.read_table(documents.path), pq.read_table(scores.path, columns=columns))
+        frames += positions(pq.read_table(documents.path), pq.read_table(scores.path, columns=SCORE_TABLE_COLUMNS))
     classes = pl.concat(frames).select("doc_id", "position", pl.col("token_class").cast(pl.String)).to_arrow()
     db.register("classes", classes)
     db.execute("create table classed as select * from p join classes using (doc_id, position)")
