@@ -99,7 +99,7 @@ def test_equal_compute_ends_at_the_first_step_that_has_spent_it(runs: Path) -> N
 def test_sft_learns_the_right_responses_and_half_of_it_plain_text(runs: Path) -> None:
     first, *rows = metrics_of(runs / "sft")
     for row in rows:
-        assert row["loss"] < 5 and row["tokens/trained"] < SUPERVISED["batch_tokens"]
+        assert row["tokens/trained"] < SUPERVISED["batch_tokens"], "prompts are read, and count"
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
     assert rows[-1]["eval/next_token_loss"] < first["eval/next_token_loss"], "plain text was learned as well"
     about = json.loads((runs / "sft" / "run.json").read_text())
