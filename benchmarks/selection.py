@@ -1,6 +1,6 @@
 """Selecting and materialising sites against a naive `datasets.map` over the same documents.
 
-    python -m benchmarks.selection --documents omni_math.jsonl --tokenizer FOLDER      (without them: a synthetic corpus)
+    python -m benchmarks.selection --documents omni_math.jsonl --tokenizer FOLDER   (without: a synthetic corpus)
 
 Both sides get the same tokenised and scored documents and make the same training examples of every position that has
 scores (`where: true`, the dense case) and of those above 1.0 nat, on one core. The scores are drawn, not computed: what
