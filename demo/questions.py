@@ -1,7 +1,8 @@
 """Questions about the corpus' problems with their final answers, for `rpt finetune`.
 
-A question names a problem and asks where one of its walks ends; the answer is that state. Its wording is in no lesson
-of the policy (`demo.lessons`), which can walk but does not know which walk is meant: what RL has to find out. Operands
+A question names a problem and asks where one of its walks ends; the answer is that state. It calls the walk by a number
+that is in no lesson of the policy (`demo.lessons`), which can walk but does not know which walk is meant: what RL has
+to find out (the shipped policy guesses right in 58 % of 200 questions). Operands
 are held out as in the corpus: those of validation questions are in no training document, question or lesson.
 
     python -m demo.questions --out work/demo-questions.jsonl
@@ -21,9 +22,9 @@ TRAIN_QUESTIONS = 2000
 VALIDATION_QUESTIONS = 500
 
 ASKED = {
-    "+": ("Add up: the result?", "Going on, it ends at?"),
-    "-": ("Take away: the result?", "Going back, it ends at?"),
-    "*": ("Double and add: the result?", "Twice each time, it ends at?"),
+    "+": ("By the first rule?", "First way, last stop?"),
+    "-": ("By the second rule?", "Second way, last stop?"),
+    "*": ("By the third rule?", "Third way, last stop?"),
 }
 """By walk: wordings of the question."""
 
@@ -35,7 +36,7 @@ def questions(seed: int, count: int, *, validation: bool) -> Iterator[dict[str, 
         >>> first = next(questions(1, 1, validation=False))
         >>> print(first["question"], first["answer"])
         On the zodiac Omar begins with 🐅 and goes A1 B7 C3 D7.
-        Going back, it ends at? 🐒
+        Second way, last stop? 🐒
     """
     rng = random.Random(f"questions/{seed}/{validation}")
     seen: set[str] = set()
