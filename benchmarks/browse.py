@@ -36,6 +36,7 @@ from pipeline.core.parquet import parquet_writer
 from pipeline.core.stage import Stage, run_stage
 from pipeline.corpus.documents import DOCUMENTS
 from pipeline.scoring.table import SCORES
+from stages.score import ROW_GROUP
 
 DOCUMENTS_A_SHARD, TOKENS, BYTES = 1000, 500, 4
 """Documents of 500 tokens of four bytes: shards as `corpus.shard_documents` makes them."""
@@ -197,7 +198,8 @@ def make_scores(config: Config, shard: Shard, out: Path) -> Counters:
     lists = {name: pa.ListArray.from_arrays(offsets, value) for name, value in values.items()}
     with parquet_writer(out / "scores.parquet", SCORES) as writer:
         writer.write_table(
-            pa.table({name: (ids | lists)[name].cast(SCORES.field(name).type) for name in SCORES.names}, SCORES)
+            pa.table({name: (ids | lists)[name].cast(SCORES.field(name).type) for name in SCORES.names}, SCORES),
+            row_group_size=ROW_GROUP,
         )
     return {"documents": DOCUMENTS_A_SHARD, "tokens": DOCUMENTS_A_SHARD * TOKENS}
 

@@ -38,7 +38,10 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 GROUP_BYTES = 2_000_000
-"""Text scored and written at once: a row group. Enough that windows of about one length fill a batch."""
+"""Text scored and written at once. Enough that windows of about one length fill a batch."""
+
+ROW_GROUP = 128
+"""Documents of a row group of `scores`: what a reader of one document decodes."""
 
 
 class ScoreStageConfig(Config):
@@ -83,7 +86,7 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
         for index, file in enumerate(documents.files("documents"))
     ]
     per_token = 2.0 * sum(weights(model.path) for model in [models[0], *extra.values()])
-    stage = Stage("score", 3, run, unit="tokens", accelerated=True, flops=per_token)
+    stage = Stage("score", 4, run, unit="tokens", accelerated=True, flops=per_token)
     record = run_stage(stage, config, shards, inputs, work, executor)
     if not record.counters.get("documents"):
         raise UserError(
@@ -164,7 +167,8 @@ def run(config: ScoreStageConfig, source: Shard, out: Path) -> Counters:
 
         def write(scored: list[ScoredDocument]) -> None:
             writer.write_table(
-                scores_table(scored, min_context_tokens=rules.min_context_tokens, with_top=rules.store_top)
+                scores_table(scored, min_context_tokens=rules.min_context_tokens, with_top=rules.store_top),
+                row_group_size=ROW_GROUP,
             )
 
         written: Future[None] = background.submit(lambda: None)
