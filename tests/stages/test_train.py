@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -90,8 +91,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
     undisturbed, two_ranks = world.start("undisturbed"), world.start("two-ranks", ranks=2)
     world.wait_for_step(two_ranks, "two-ranks", 3)
+    ranks = psutil.Process(two_ranks.pid).children(recursive=True)
     two_ranks.kill()  # the launcher alone: its ranks must follow, or two runs would write into one folder
+    psutil.wait_procs(ranks)
+    metrics = world.folder / "two-ranks" / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
     three_ranks = world.start_command("two-ranks", ranks=3)
+    while metrics.stat().st_mtime_ns == before and three_ranks.poll() is None:
+        time.sleep(0.02)  # until what the killed run wrote is no longer taken for the steps of this one
     world.wait_for_step(three_ranks, "two-ranks", 4)
     three_ranks.send_signal(signal.SIGTERM)  # to `rpt` alone, as a scheduler does
     assert "run the same command again" in world.finish(three_ranks)
