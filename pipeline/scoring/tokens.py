@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from pipeline.core.artifact import content_hash
 from pipeline.core.config import canonical_json
 from pipeline.core.errors import UserError
+from pipeline.scoring import adapter
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template*")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
@@ -234,17 +235,31 @@ def _bos_id(tree: dict[str, Any], settings: dict[str, Any], added: dict[str, int
 def resolve_model(name: str, revision: str | None = None, *, files: Sequence[str] = MODEL_FILES) -> Path:
     """A local folder or file as it is, else the hub's snapshot of `name` with only `files` in it.
 
+    Of a LoRA adapter: the folder of the model that it makes of its base, where weights are asked for.
+
     Raises:
-        UserError: neither; the message says whether the hub could be asked.
+        UserError: neither; the message says whether the hub could be asked. Or an adapter that cannot be merged.
     """
+    folder = _locate(name, revision, files)
+    if not adapter.is_adapter(folder):
+        return folder
+    with_weights = bool(set(WEIGHT_FILES) & set(files))
+    if not with_weights and "tokenizer.json" in files and (folder / "tokenizer.json").is_file():
+        return folder
+    base = resolve_model(*adapter.base_of(folder), files=files)
+    return adapter.merged(folder, base, model_digest(base), TOKENIZER_FILES) if with_weights else base
+
+
+def _locate(name: str, revision: str | None, files: Sequence[str]) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
 
+    wanted = [*files, adapter.CONFIG]
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
     except HFValidationError as error:
         raise UserError("no such folder", where=name, mend="give a folder or a hub id `owner/name`") from error
     except (OSError, ValueError) as error:
@@ -257,7 +272,12 @@ def resolve_model(name: str, revision: str | None = None, *, files: Sequence[str
 
 
 def model_digest(path: Path) -> str:
-    """sha256 over a model folder's configuration and weights (names and contents; nothing else in the folder)."""
+    """sha256 over a model folder's configuration and weights (names and contents; nothing else in the folder).
+
+    Of a merged adapter: over what it was merged from.
+    """
+    if (path / adapter.MADE_FROM).is_file():
+        return content_hash(path / adapter.MADE_FROM)
     members = sorted(p for pattern in ("config.json", *WEIGHT_FILES) for p in path.glob(pattern))
     return hashlib.sha256(canonical_json([[p.name, content_hash(p)] for p in members]).encode()).hexdigest()
 
