@@ -88,6 +88,7 @@ def _claims(study: Mapping[str, Any]) -> Iterator[Claim]:
         )  # fmt: skip
     if "shuffled_targets" in study["arms"]:
         yield _at_chance(study)
+        yield _at_guess(study)
 
 
 def verdict_of(bands: Mapping[str, Mapping[str, Any] | None], sign: int) -> str:
@@ -178,6 +179,25 @@ def _at_chance(study: Mapping[str, Any]) -> Claim:
     return Claim(
         "With shuffled targets, reasoning does not rise above chance (the best constant answer).",
         "control", verdict, f"accuracy, %: {numbers}",
+    )  # fmt: skip
+
+
+def _at_guess(study: Mapping[str, Any]) -> Claim:
+    """What the policy that no arm trained says without a thought: the answer of the right kind that a context suggests.
+
+    Shuffled targets still tell of which kind answers are, and a policy that can already reason about them may then
+    give one of that kind; it must not become a better one than a guess.
+    """
+    summary, baseline = study["sets"][study["headline"]], f"direct {study['base']}"
+    pair = ("reasoning shuffled_targets", baseline)
+    found = [d for d in summary["differences"] if (d["reading"], d["baseline"]) == pair]
+    known = {name: band for name, band in found[0]["bands"].items() if band} if found else {}
+    holds = [band["low"] <= 0 for band in known.values()]
+    verdict = (REPRODUCED if all(holds) else IN_PART if any(holds) else NOT) if holds else UNTESTED
+    numbers = ", ".join(f"{name} {_points(band)}" for name, band in known.items())
+    return Claim(
+        "With shuffled targets, reasoning does not rise above a guess without a thought (direct prediction).",
+        "control", verdict, f"{pair[0]} − {baseline}, points: {numbers or 'no sites'}",
     )  # fmt: skip
 
 

@@ -164,6 +164,7 @@ def _accuracy(
     pairs = [((base, "reasoning"), (base, "direct"))]
     pairs += [((reference, "reasoning"), (base, reading)) for reading in ("direct", "reasoning")]
     pairs += [((arm, "reasoning"), (base, "reasoning")) for arm in responses if arm not in (base, reference)]
+    pairs += [((arm, "reasoning"), (base, "direct")) for arm in responses if arm not in (base, reference)]
     pairs += [((arm, "direct"), (base, "direct")) for arm in responses if arm != base]
     pairs += [((reference, "reasoning"), (a, r)) for a, r in hits if a not in (base, reference) and r == "reasoning"]
     pairs += [((reference, "reasoning"), (arm, "direct")) for arm in responses if arm not in (base, reference)]

@@ -234,7 +234,8 @@ def test_verdicts_follow_the_intervals(study):
     assert verdict("After RL on questions, RPT's policy answers more") == REPRODUCED
     assert verdict("After RL on questions, RPT's policy is above one with supervised") == NOT
     assert verdict("RPT's gain is more than learning the form") == REPRODUCED
-    assert verdict("With shuffled targets") == REPRODUCED
+    assert verdict("With shuffled targets, reasoning does not rise above chance") == REPRODUCED
+    assert verdict("With shuffled targets, reasoning does not rise above a guess") == REPRODUCED
     assert verdict("RPT-14B predicts as well") == verdict("RPT improves zero-shot") == UNTESTED
     assert IN_PART not in verdicts.values()
 
@@ -245,8 +246,11 @@ def test_a_control_above_chance_is_seen(study, folder, tmp_path):
     broken = json.loads(json.dumps(study))
     for band in broken["sets"]["headline"]["accuracy"]["reasoning shuffled_targets"].values():
         band["low"] = 0.9
-    (claim,) = [c for c in judge(broken) if c.claim.startswith("With shuffled")]
-    assert claim.verdict == NOT
+    for change in broken["sets"]["headline"]["differences"]:
+        if (change["reading"], change["baseline"]) == ("reasoning shuffled_targets", "direct base"):
+            change["bands"]["easy"]["low"] = 0.1
+    of_chance, of_a_guess = (c for c in judge(broken) if c.claim.startswith("With shuffled"))
+    assert (of_chance.verdict, of_a_guess.verdict) == (NOT, IN_PART)
 
 
 def test_two_seeds_test_nothing(folder):
