@@ -602,13 +602,14 @@ def status(
 
         rpt status data_manifests/demo.yaml --set select.where="entropy > 1.5" --json
     """
-    from stages.ingest import INGEST
-    from stages.materialize import MATERIALIZE
-    from stages.select import SELECT
+    from stages import ingest, materialize, score, select
     from stages.status import status as look
     from stages.status import tables
 
-    versions = {stage.name: stage.version for stage in (INGEST, SELECT, MATERIALIZE)}
+    stages = (ingest.READ, ingest.NEAR, ingest.ASSIGN, ingest.INGEST)
+    stages += (select.CANDIDATE, select.VERDICT, select.SELECT, materialize.MATERIALIZE)
+    versions = {stage.name: stage.version for stage in stages}
+    versions |= {"score": score.VERSION, "proxy": score.FIT_VERSION}
     found = look(load(Manifest, manifest, overrides or ()), work=work, runs=runs, versions=versions)
     _report(found, tables, as_json)
 

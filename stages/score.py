@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
+VERSION = 4
+FIT_VERSION = 1
+"""Of `score` and of `proxy`: raised whenever the output changes."""
+
 GROUP_BYTES = 2_000_000
 """Text scored and written at once. Enough that windows of about one length fill a batch."""
 
@@ -86,7 +90,7 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
         for index, file in enumerate(documents.files("documents"))
     ]
     per_token = 2.0 * sum(weights(model.path) for model in [models[0], *extra.values()])
-    stage = Stage("score", 4, run, unit="tokens", accelerated=True, flops=per_token)
+    stage = Stage("score", VERSION, run, unit="tokens", accelerated=True, flops=per_token)
     record = run_stage(stage, config, shards, inputs, work, executor)
     if not record.counters.get("documents"):
         raise UserError(
@@ -125,7 +129,7 @@ def fit(config: TrainProxyConfig, documents: Record, *, work: Path, executor: Ex
     files = {f"documents-{i}": file for i, file in enumerate(documents.files("documents"))}
     shards = [Shard(fold, files, {"fold": fold}) for fold in range(config.folds)]
     inputs = {"documents": documents.content}
-    return run_stage(Stage("proxy", 1, run_fit, unit="tokens"), config, shards, inputs, work, executor)
+    return run_stage(Stage("proxy", FIT_VERSION, run_fit, unit="tokens"), config, shards, inputs, work, executor)
 
 
 def run_fit(config: TrainProxyConfig, source: Shard, out: Path) -> Counters:

@@ -68,16 +68,22 @@ def unneeded(found: Iterable[Output], trained_on: Iterable[str] = ()) -> list[Ou
     """
     complete = [output for output in found if output.record is not None]
     runs = set(trained_on)
-    waiting = [output for output in complete if output.current or output.fingerprint in runs]
-    needed: set[Path] = set()
+    needed = behind([output for output in complete if output.current or output.fingerprint in runs], complete)
+    return [output for output in complete if output.directory not in needed]
+
+
+def behind(some: Iterable[Output], found: Iterable[Output]) -> dict[Path, Output]:
+    """Some outputs, and all of those found that they were made from, by their folders."""
+    complete = [output for output in found if output.record is not None]
+    waiting, reached = list(some), dict[Path, Output]()
     while waiting:
         output = waiting.pop()
-        if output.directory in needed or output.record is None:
+        if output.directory in reached or output.record is None:
             continue
-        needed.add(output.directory)
+        reached[output.directory] = output
         made_from = set(output.record.inputs.values())
         waiting += [o for o in complete if o.record and {o.record.content, o.fingerprint} & made_from]
-    return [output for output in complete if output.directory not in needed]
+    return reached
 
 
 def made_from(run: Path) -> list[str]:
@@ -143,11 +149,16 @@ def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[
         work: the manifest's folder.
         versions: of the stages' code, by name.
     """
-    found, result = outputs(work), list[State]()
-    for want in wanted(manifest):
+    found, result, listed = outputs(work), list[State](), wanted(manifest)
+    inner = [output for output in found if output.stage not in {want.stage for want in listed}]
+    for want in listed:
         mine = [output for output in found if output.stage == want.stage]
         upstream = {s.stage: s.output.record for s in result if s.state == "up to date" and s.output}
-        reasons = {output.directory: _reasons(want, output, upstream, versions) for output in mine if output.record}
+        reasons = {
+            output.directory: _reasons(want, output, upstream) + _older(behind([output], inner).values(), versions)
+            for output in mine
+            if output.record
+        }
         mine.sort(key=lambda output: output.current)  # among equals, the last one counts
         good = [output for output in mine if reasons.get(output.directory) == []]
         last = [output for output in mine if output.record]
@@ -164,16 +175,11 @@ def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[
     return result
 
 
-def _reasons(
-    want: Wanted, output: Output, upstream: Mapping[str, Record | None], versions: Mapping[str, int]
-) -> list[str]:
+def _reasons(want: Wanted, output: Output, upstream: Mapping[str, Record | None]) -> list[str]:
     """Why a complete output is not what is wanted; none if it is."""
     record = output.record
     assert record is not None
     reasons = differences({key: record.config.get(key) for key in want.config}, want.config)
-    version = versions.get(want.stage, record.version)
-    if version != record.version:
-        reasons.append(f"code version: {record.version} → {version}")
     for name, stage in want.inputs.items():
         source = upstream.get(stage)
         if source is None:
@@ -181,6 +187,12 @@ def _reasons(
         elif record.inputs.get(name) != source.content:
             reasons.append(f"made from another `{stage}`")
     return list(dict.fromkeys(reasons))
+
+
+def _older(made: Iterable[Output], versions: Mapping[str, int]) -> list[str]:
+    """Which of the outputs other versions of the stages' code have made."""
+    records = [(output.stage, output.record.version) for output in made if output.record]
+    return [f"code version of `{s}`: {v} → {versions[s]}" for s, v in records if versions.get(s, v) != v]
 
 
 def size_of(path: Path) -> int:

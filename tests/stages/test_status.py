@@ -72,7 +72,25 @@ def test_what_is_built_and_what_is_stale_and_why(tmp_path: Path) -> None:
     assert changed["materialize"] == ("stale", ("`select` is not up to date",))
 
     newer = found(manifest(), tmp_path, VERSIONS | {"ingest": 2})
-    assert newer["ingest"] == ("stale", ("code version: 1 → 2",))
+    assert newer["ingest"] == ("stale", ("code version of `ingest`: 1 → 2",))
+    assert newer["score"] == ("stale", ("`ingest` is not up to date",))
+
+
+def test_a_raised_version_of_a_stage_that_is_not_shown_is_told_by_the_one_that_is(tmp_path: Path) -> None:
+    """`ingest` stands on `read`: that is where it is told, and what follows says only that `ingest` is stale."""
+    records = made(tmp_path, manifest())
+
+    def run(config: Settings, shard: Shard, out: Path) -> Counters:
+        with parquet_writer(out / "rows.parquet", pa.schema([])):
+            pass
+        return {}
+
+    read = run_stage(Stage("read", 1, run), Settings(tree={}), [Shard(0, {}, {})], {}, tmp_path / "toy", InProcess())
+    path = records["ingest"].directory / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {"read": read.content}}))
+    assert set(found(manifest(), tmp_path, VERSIONS | {"read": 1}).values()) == {UP_TO_DATE}
+    newer = found(manifest(), tmp_path, VERSIONS | {"read": 2})
+    assert newer["ingest"] == ("stale", ("code version of `read`: 1 → 2",))
     assert newer["score"] == ("stale", ("`ingest` is not up to date",))
 
 
