@@ -640,13 +640,15 @@ def load(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> Conf
     if found is None and not path.is_file():
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
         mend = f"YAML files there: {known}; packaged: {', '.join(packaged.names(folder))}"
-        raise UserError(f"{kind.__name__.lower()} not found", where=path, mend=mend)
+        raise UserError(f"{_noun(kind)} not found", where=path, mend=mend)
     try:
         tree = yaml.safe_load((found or path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError("not valid YAML", where=path, mend=" ".join(str(error).split())) from error
     if not isinstance(tree, dict):
         raise UserError("expected a mapping at the top", where=path, mend="start with `name: …`")
+    if other := _other_kind(kind, tree):
+        raise UserError(f"this is a {other}, not a {_noun(kind)}", where=path, mend=f"give a {_noun(kind)} here")
     if found:
         tree = packaged.anchored(tree)
     for override in overrides:
@@ -655,6 +657,28 @@ def load(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> Conf
         return kind.model_validate(tree)
     except ValidationError as error:
         raise UserError("; ".join(_explain(kind, error)), where=path) from error
+
+
+def _noun(kind: type[Config]) -> str:
+    return kind.__name__.removesuffix("Config").lower()
+
+
+def _other_kind(kind: type[Config], tree: Mapping[str, Any]) -> str | None:
+    """What the file is, if none but its general keys are of `kind` and all are of another.
+
+    Example:
+        >>> _other_kind(Manifest, {"name": "demo", "policy": {}, "budget": {}})
+        'recipe'
+    """
+    for other in (Manifest, Recipe, StudyConfig):
+        shared = set(other.model_fields) & set(kind.model_fields)
+        if (
+            not set(tree) & (set(kind.model_fields) - shared)
+            and set(tree) - shared
+            and set(tree) <= {*other.model_fields}
+        ):
+            return _noun(other)
+    return None
 
 
 def _with_override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
