@@ -121,3 +121,16 @@ def test_shipped_files_load_and_satisfy_the_schema(repository: Path, kind: type,
 
 def test_a_bare_true_is_sql(manifest: Path) -> None:
     assert load(Manifest, manifest, ["select.where=true"]).select.where == "true"
+
+
+@pytest.mark.parametrize(
+    "kind, path, said",
+    [
+        (Manifest, "recipes/demo.yaml", "a recipe, not a manifest"),
+        (Recipe, "data_manifests/demo.yaml", "a manifest, not a recipe"),
+        (Recipe, "recipes/study-demo.yaml", "a study, not a recipe"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(kind, path, said):
+    with pytest.raises(UserError, match=said):
+        load(kind, Path(path))
