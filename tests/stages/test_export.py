@@ -197,3 +197,17 @@ def test_verl_reads_the_rows_and_calls_the_reward(made: tuple[Manifest, Record],
         assert there["raw_prompt"] == row["prompt"] and there["index"] == row["extra_info"]["index"]
         assert there["right"] == {"score": 1.0, "acc": 1.0, "reason": "match"}
         assert there["wrong"]["score"] == 0.0
+
+
+@pytest.mark.slow
+def test_openrlhf_reads_the_rows_and_calls_the_reward(made: tuple[Manifest, Record], tmp_path: Path) -> None:
+    """OpenRLHF's own dataset class, and its executor with its loader of reward functions."""
+    python = python_of("RPT_OPENRLHF_PYTHON")
+    folder = exported(made, "openrlhf", tmp_path / "out")
+    seen = run_in(python, "openrlhf_reads.py", folder, ROOT / "demo" / "policy")
+    rows = rows_of(folder, "train")
+    assert len(seen) == len(rows)
+    for row, there in zip(rows, seen, strict=True):
+        assert row["input"] in there["prompt"] and there["source"] == "rpt/toy"
+        assert there["right"] == {"reward": 1.0, "scores": 1.0}
+        assert there["cut"] == there["wrong"] == {"reward": 0.0, "scores": 0.0}
