@@ -85,7 +85,7 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
 def claims_table(study: Mapping[str, Any]) -> Table:
     """A row a claim."""
     rows = tuple((c["claim"], c["source"], c["verdict"], c["why"]) for c in study["claims"])
-    return Table("Claims", ("claim", "source", "verdict", "why"), rows)
+    return Table("Claims", ("claim", "source", "verdict", "why"), rows, of_words=True)
 
 
 def title_of(study: Mapping[str, Any], name: str) -> str:
