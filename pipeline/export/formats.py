@@ -179,8 +179,9 @@ Responses come decoded with their end-of-sequence token, so a cut one is known; 
 character earns 0."""
 
 _NEMO_RL_USE = """\
-`ResponseDataset` reads `train.jsonl` and `validation.jsonl` with `input_key: input` and `output_key: output`. The
-environment's `step` gets each row's `output` as its ground truth and asks for the reward with
+`ResponseDataset` reads `train.jsonl` and `validation.jsonl` with `input_key: input` and `output_key: output`. With
+`processor: math_hf_data_processor` an environment's `step` gets each row's `output` as `ground_truth` and asks for the
+reward with
 
 ```python
 from rpt_reward import judge
