@@ -2,8 +2,9 @@
 
     rpt data MANIFEST [--source PATH]          (the first stage of it)
 
-Input: the files of `corpus.source`. Output, in shards of `corpus.shard_documents` documents in source order:
-`documents` (text in NFC, without exact duplicates, split by document) and `quarantine` (bytes, origin, reason).
+Input: the files of `corpus.source`, or of each of `corpus.sources`. Output, in shards of `corpus.shard_documents`
+documents in source order: `documents` (text in NFC, without exact duplicates, split by document) and `quarantine`
+(bytes, origin, reason).
 
 Four passes, since de-duplication and split need the whole corpus, and memory holds only its ids and band keys:
 
@@ -33,7 +34,7 @@ from pipeline.core.stage import Stage, run_stage
 from pipeline.corpus.assignment import assign, shard_starts, write_assignment
 from pipeline.corpus.checks import check_quarantine, check_source, check_split
 from pipeline.corpus.contamination import EvaluationIndex, as_corpus, evaluation_index
-from pipeline.corpus.documents import CANDIDATES, DOCUMENTS, count_control_characters, to_document, to_json
+from pipeline.corpus.documents import CANDIDATES, CORPUS, DOCUMENTS, count_control_characters, to_document, to_json
 from pipeline.corpus.matches import BANDS, MATCHES, OVERLAPS, after, find_matches, read_candidates, reasons
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.plan import (
@@ -49,7 +50,7 @@ from pipeline.corpus.plan import (
 from pipeline.corpus.quarantine import QUARANTINE, Rejected, Unusable
 from pipeline.corpus.readers import Slice, read_records
 from pipeline.corpus.sink import RowSink
-from pipeline.corpus.sources import find_files
+from pipeline.corpus.sources import SourceFile, corpus_files, find_files
 from pipeline.corpus.survey import SLICE_BYTES, Survey, survey
 from pipeline.corpus.template import Template
 from pipeline.corpus.words import shingles, words
@@ -72,11 +73,11 @@ def ingest(
             a column that is not there; too much is quarantined; nothing is left.
     """
     config = manifest.corpus
-    template = Template.parse(config.text)
-    files = find_files(source or config.source, config.format, config.revision)
+    for name in [part.name for part in config.sources] or [""]:
+        Template.parse(config.of_source(name).text)
     with ThreadPoolExecutor() as pool:
-        surveys = list(pool.map(partial(survey, config=config, slice_bytes=slice_bytes), files))
-    check_source(surveys, config, template)
+        surveys = list(pool.map(partial(_survey, config, slice_bytes), corpus_files(config, source)))
+    check_source(surveys, config)
     evaluations = [_survey_evaluation(evaluation, slice_bytes) for evaluation in config.decontaminate]
 
     inputs = {"source": source_digest(surveys)}
@@ -97,11 +98,15 @@ def ingest(
     return run_stage(INGEST, config, ingest_shards(candidates, assigned), inputs, work, executor)
 
 
+def _survey(config: CorpusConfig, slice_bytes: int, file: SourceFile) -> Survey:
+    return survey(file, config.of_source(file.corpus), slice_bytes)
+
+
 def _survey_evaluation(evaluation: EvaluationSetConfig, slice_bytes: int) -> list[Survey]:
     corpus = as_corpus(evaluation)
     files = find_files(corpus.source, corpus.format, corpus.revision)
     surveys = [survey(file, corpus, slice_bytes) for file in files]
-    check_source(surveys, corpus, Template.parse(corpus.text))
+    check_source(surveys, corpus)
     return surveys
 
 
@@ -110,8 +115,10 @@ def _survey_evaluation(evaluation: EvaluationSetConfig, slice_bytes: int) -> lis
 
 def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     """A slice of a source file → its candidate documents and rejected records."""
-    template = Template.parse(config.text)
     part = slice_of(shard)
+    config = config.of_source(part.file.corpus)
+    template = Template.parse(config.text)
+    named = {CORPUS: part.file.corpus} if part.file.corpus else {}
     counters: Counter[str] = Counter(records=0, documents=0)
     with (
         RowSink(out / "documents.parquet", CANDIDATES) as kept,
@@ -122,7 +129,7 @@ def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
             try:
                 if isinstance(value, Unusable):
                     raise value
-                document = to_document(value, template, config)
+                document = to_document({**value, **named}, template, config)
             except Unusable as why:
                 raw = to_json(value).encode() if raw is None else raw
                 about = Rejected(part.file.name, row, raw, why.reason, f"{where}: {why.detail}")

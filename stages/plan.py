@@ -28,6 +28,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from pipeline.core.config import Manifest, Recipe, TrainProxyConfig, load
+from pipeline.core.errors import UserError
 from pipeline.core.executor import LocalExecutor
 from pipeline.core.hardware import cores, gpus
 from pipeline.core.progress import duration, say
@@ -94,6 +95,8 @@ def plan_recipe(recipe: Recipe, ranks: int, context_tokens: int) -> dict[str, An
 def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int | None = None) -> dict[str, Any]:
     """What `rpt data` will cost with local workers: documents, tokens, sites, and every stage's time and bytes."""
     config, crew = manifest.corpus, Crew(workers)
+    if config.sources:
+        raise UserError("a plan is of one source", where=manifest.name, mend="plan each of `corpus.sources` alone")
     files = find_files(source or config.source, config.format, config.revision)
     say("plan         reads a part of the corpus")
     found = extent(files, config)

@@ -5,7 +5,7 @@ Output:  `sites`, a row a selected position, in the same shards and the same doc
 Command: rpt select data_manifests/<name>.yaml [--set select.where="entropy > 1.5"]    (nothing is scored again)
 
 Every scored position is kept or counted under exactly one `dropped.<reason>`. Rules over the whole corpus (`thin`,
-`top_fraction`, `strata`, `max_sites`) need two passes more: `select_candidates` lists what they look at,
+`top_fraction`, `strata`, `mixture`, `max_sites`) need two passes more: `select_candidates` lists what they look at,
 `select_verdicts` judges it.
 """
 
@@ -24,10 +24,11 @@ from pipeline.core.executor import Executor
 from pipeline.core.parquet import parquet_writer, read_rows, read_table
 from pipeline.core.stage import Stage, run_stage
 from pipeline.selection.corpus_rules import CANDIDATES, looks_at_the_corpus, verdicts
+from pipeline.selection.metadata import check_metadata
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
-from pipeline.selection.sites import SITES, select_sites, wanted
+from pipeline.selection.sites import OF_SEVERAL, SITES, select_sites, wanted
 
-VERSION = 3
+VERSION = 4
 VERDICTS = pa.schema([pa.field("verdict", pa.uint8(), nullable=False)])
 
 
@@ -36,19 +37,25 @@ def run(config: SelectConfig, shard: Shard, out: Path) -> Counters:
     judged = None
     if "verdicts" in shard.files:
         judged = read_rows(shard.files["verdicts"], *shard.details["rows"])["verdict"].to_numpy()
-    sites, counters = select_sites(config, *_tables(config, shard), flagged=_flagged(shard), verdicts=judged)
-    with parquet_writer(out / "sites.parquet", SITES) as writer:
-        writer.write_table(sites.select(SITES.names).to_arrow().cast(SITES))
+    several = shard.details["several"]
+    sites, counters = select_sites(
+        config, *_tables(config, shard), flagged=_flagged(shard), verdicts=judged, several=several
+    )
+    schema = OF_SEVERAL if several else SITES
+    with parquet_writer(out / "sites.parquet", schema) as writer:
+        writer.write_table(sites.select(schema.names).to_arrow().cast(schema))
     return counters
 
 
 def run_candidates(config: SelectConfig, shard: Shard, out: Path) -> Counters:
     """One shard: what the rules over the corpus need of its training sites."""
-    sites, counters = select_sites(config, *_tables(config, shard), flagged=_flagged(shard))
+    several = shard.details["several"]
+    sites, counters = select_sites(config, *_tables(config, shard), flagged=_flagged(shard), several=several)
     train = sites.filter(pl.col("split") == "train")
     twin = train["twin"] if config.thin else pl.lit(0, dtype=pl.UInt64)
     stratum = train["stratum"] if config.strata else pl.lit("")
-    candidates = train.select("key", "entropy", twin=twin, stratum=stratum)
+    corpus = train["corpus"].fill_null("")
+    candidates = train.select("key", "entropy", twin=twin, stratum=stratum, corpus=corpus)
     with parquet_writer(out / "candidates.parquet", CANDIDATES) as writer:
         writer.write_table(candidates.to_arrow().cast(CANDIDATES))
     return {"tokens": counters["tokens"], "candidates": candidates.height}
@@ -72,17 +79,19 @@ def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path,
     """Bring the sites up to date.
 
     Raises:
-        UserError: `where` is not an expression of a position (before anything runs), `exclude` is no list of sites, or
-            no training site is selected.
+        UserError: `where` is not an expression of a position, or names metadata that no document has (before anything
+            runs), `exclude` is no list of sites, or no training site is selected.
     """
     config = manifest.select
     wanted(config)
+    check_metadata(config.metadata, (read_table(file, ["meta"]) for file in documents.files("documents")))
     inputs = {"documents": documents.content, "scores": scores.content}
     shared: dict[str, InputFile] = {}
     if config.exclude is not None:
         shared["flags"] = _flag_file(Path(config.exclude))
         inputs["flags"] = str(shared["flags"].sha256)
-    shards = [Shard(done.shard, _files(documents, scores, done.shard) | shared, {}) for done in scores.completions]
+    details = {"several": bool(manifest.corpus.sources)}
+    shards = [Shard(done.shard, _files(documents, scores, done.shard) | shared, details) for done in scores.completions]
     if looks_at_the_corpus(config):
         candidates = run_stage(CANDIDATE, config, shards, inputs, work, executor)
         listed = {f"candidates-{i}": file for i, file in enumerate(candidates.files("candidates"))}
@@ -100,7 +109,7 @@ def _with_verdicts(shards: list[Shard], candidates: Record, judged: InputFile) -
     counts = [done.counters["candidates"] for done in candidates.completions]
     ends = np.cumsum(counts).tolist()
     return [
-        Shard(shard.index, {**shard.files, "verdicts": judged}, {"rows": [end - count, end]})
+        Shard(shard.index, {**shard.files, "verdicts": judged}, {**shard.details, "rows": [end - count, end]})
         for shard, count, end in zip(shards, counts, ends, strict=True)
     ]
 
@@ -111,7 +120,7 @@ def _files(documents: Record, scores: Record, shard: int) -> dict[str, InputFile
 
 
 def _tables(config: SelectConfig, shard: Shard) -> tuple[pa.Table, pa.Table]:
-    of_document = [*DOCUMENT_COLUMNS, *(["source_file", "meta"] if config.strata else [])]
+    of_document = [*DOCUMENT_COLUMNS, "source_file", "meta"]
     of_score = [*SCORE_TABLE_COLUMNS, *(["token_ids"] if config.thin else [])]
     return read_table(shard.files["documents"], of_document), read_table(shard.files["scores"], of_score)
 

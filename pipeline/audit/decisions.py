@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.audit.lineage import Lineage
 from pipeline.core.artifact import InputFile, Record
 from pipeline.core.parquet import read_table
+from pipeline.selection.metadata import named_in, with_metadata
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.sites import REASONS, difficulty, wanted
 from pipeline.selection.where import filter_rows
@@ -46,15 +47,18 @@ def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
     """A shard's positions, in frames of whole documents.
 
     Yields:
-        Frames with the columns of `SCORE_COLUMNS`, `inside_character`, `token_id`, `byte_end` (null: the text's), and
-        `kept`: is a site; `selectable`: has scores and begins a character, so that a rule can keep it;
+        Frames with the columns of `SCORE_COLUMNS`, `inside_character`, `token_id`, `byte_end` (null: the text's),
+        the metadata that the rule names, and `kept`: is a site; `selectable`: has scores and begins a character, so
+        that a rule can keep it;
         `decision`: `kept`, or the first reason of `REASONS` that applies; `band`: the hardest one it belongs to.
     """
     expression = wanted(lineage.rule)
     site = shard.sites.select("doc_id", "position", kept=pl.lit(True))
     token_ids = pl.Series(pl.from_arrow(shard.scores["token_ids"].combine_chunks().flatten()))
+    named = named_in(expression, lineage.rule.metadata)
+    scores = with_metadata(shard.scores.drop_columns(["token_ids"]), shard.documents, named)
     begin = 0
-    for frame in positions(shard.documents, shard.scores.drop_columns(["token_ids"])):
+    for frame in positions(shard.documents, scores):
         ids = token_ids[begin : begin + frame.height]
         begin += frame.height
         marked = frame.with_columns(

@@ -14,7 +14,7 @@ from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import to_document, to_json
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Record, Slice, read_records
-from pipeline.corpus.sources import find_files
+from pipeline.corpus.sources import SourceFile, corpus_files
 from pipeline.corpus.template import Template
 
 
@@ -64,8 +64,13 @@ def trace(where: Place, config: CorpusConfig, source: str | None) -> dict[str, A
     ends = where.scores.values["token_ends"][0].as_py()
     begin, end = ends[where.position - 1] if where.position else 0, ends[where.position]
     columns = [f for f in meta["fields"] if f["start"] <= begin < f["end"]]
-    record = _source_record(config, source, meta["source_file"], meta["source_row"])
-    doc_id = _doc_id(record, config)
+    files = {file.name: file for file in corpus_files(config, source)}
+    file = files.get(meta["source_file"])
+    if file is None:
+        mend = "give the corpus with --source"
+        raise IntegrityError("the source has no such file any more", where=meta["source_file"], mend=mend)
+    record = _source_record(file, config.of_source(file.corpus), meta["source_row"])
+    doc_id = _doc_id(record, config.of_source(file.corpus))
     raw = record.raw
     if raw is None and not isinstance(record.value, Unusable):
         raw = to_json(record.value).encode()
@@ -97,16 +102,12 @@ def _at(row: Row) -> dict[str, Any]:
     return {"table": row.table, "file": str(row.file.path), "row": row.row, "sha256": row.file.sha256}
 
 
-def _source_record(config: CorpusConfig, source: str | None, name: str, row: int) -> Record:
-    """Record `row` of the source's file `name`: the records before it are read and let go."""
-    files = find_files(source or config.source, config.format, config.revision)
-    file = next((file for file in files if file.name == name), None)
-    if file is None:
-        raise IntegrityError("the source has no such file any more", where=name, mend="give the corpus with --source")
+def _source_record(file: SourceFile, config: CorpusConfig, row: int) -> Record:
+    """Record `row` of a file of the source: the records before it are read and let go."""
     for record in read_records(Slice(file), config):
         if record.row == row:
             return record
-    raise IntegrityError("the source file has no such row any more", where=f"{name}, row {row}")
+    raise IntegrityError("the source file has no such row any more", where=f"{file.name}, row {row}")
 
 
 def _offset(record: Record) -> int | None:

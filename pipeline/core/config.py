@@ -82,6 +82,20 @@ class EvaluationSetConfig(Config):
     """Words that must be the same, one after the other. In scripts without spaces, a character counts as one."""
 
 
+class SourceConfig(Config):
+    """One of several sources of a corpus. Everything that it does not say is the corpus' own."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    """Stands as `corpus` in its documents' metadata, and before the names of its files."""
+    source: str = Field(exclude=True)
+    """As `corpus.source`. Its content enters the fingerprint, its place does not."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text"] = "auto"
+    revision: str | None = Field(None, exclude=True)
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", exclude=True)
+    license: str | None = Field(None, exclude=True)
+    text: str = "{text}"
+
+
 class CorpusConfig(Config):
     """Where the records come from and how a record becomes a document."""
 
@@ -89,8 +103,10 @@ class CorpusConfig(Config):
         {"source", "revision", "sha256", "license", "max_quarantine_fraction"}
     )
 
-    source: str
+    source: str = ""
     """A path, a glob, a folder, `hf://datasets/owner/name[/file]`, `s3://…` or any fsspec URL."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Instead of `source`: several corpora, each with a template of its own, one after the other."""
     format: Literal["auto", "jsonl", "parquet", "csv", "json", "text"] = "auto"
     """`auto` goes by the file name (`.jsonl`, `.jsonl.gz`, `.parquet`, `.csv.zst`, `.txt`, …)."""
     revision: str | None = None
@@ -118,6 +134,23 @@ class CorpusConfig(Config):
     shard_documents: int = Field(1000, gt=0)
     """Documents a shard: the unit of work and of resume."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _source_or_sources(self) -> CorpusConfig:
+        if bool(self.source) == bool(self.sources):
+            raise ValueError("give exactly one of source, sources")
+        names = [source.name for source in self.sources]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two of sources are named {doubled[0]}")
+        return self
+
+    def of_source(self, name: str) -> CorpusConfig:
+        """The configuration that one of `sources` is read with; "" is the corpus that has one source."""
+        for source in self.sources:
+            if source.name == name:
+                own = {field: getattr(source, field) for field in SourceConfig.model_fields if field != "name"}
+                return self.model_copy(update=own | {"sources": ()})
+        return self
 
 
 class TrainProxyConfig(Config):
@@ -236,11 +269,22 @@ class StrataConfig(Config):
     """Most training sites of each, chosen by a hash of (seed, site_id)."""
 
 
+class MixtureConfig(Config):
+    """In which proportions the sources of a corpus make up the training sites."""
+
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """By the name of each of `corpus.sources`. As many sites are drawn as these proportions allow (at most `max_sites`),
+    those of a source by a hash of (seed, site_id)."""
+
+
 class SelectConfig(Config):
     """Which scored positions become sites. The rules apply in the order of the fields."""
 
     locations: ClassVar[frozenset[str]] = frozenset({"exclude"})
 
+    metadata: dict[str, Literal["text", "number", "boolean"]] = {}
+    """Metadata of documents that `where` may name, and what they hold: `{difficulty: number}`. `corpus`, the name of one
+    of `corpus.sources`, may be named without."""
     where: Expression = "entropy > 1.0"
     """SQL over the score columns (`rpt data --help` lists them): which training positions are kept."""
     validation_where: Expression = "entropy > 0.5"
@@ -258,6 +302,8 @@ class SelectConfig(Config):
     """Of the training sites that are left, keep this share: those of highest entropy in the corpus."""
     strata: StrataConfig | None = None
     """Give each part of the corpus the same budget."""
+    mixture: MixtureConfig | None = None
+    """Draw the training sites from the sources of the corpus by weight."""
     max_sites: int | None = Field(None, gt=0)
     """Keep at most about this many training sites of the corpus, chosen by a hash of (seed, site_id)."""
     bands: BandsConfig = BandsConfig()
@@ -291,6 +337,13 @@ class Manifest(Config):
     score: ScoreConfig = ScoreConfig()
     select: SelectConfig = SelectConfig()
     materialize: MaterializeConfig
+
+    @model_validator(mode="after")
+    def _mixture_is_of_the_sources(self) -> Manifest:
+        names, mixture = [source.name for source in self.corpus.sources], self.select.mixture
+        if mixture is not None and mixture.weights.keys() != set(names):
+            raise ValueError(f"select.mixture.weights are of {', '.join(mixture.weights)}, corpus.sources: {names}")
+        return self
 
     @model_validator(mode="after")
     def _reference_is_there(self) -> Manifest:

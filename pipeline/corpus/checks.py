@@ -10,13 +10,20 @@ from pipeline.core.artifact import Record
 from pipeline.core.config import CorpusConfig
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
+from pipeline.corpus.documents import CORPUS
 from pipeline.corpus.plan import published
 from pipeline.corpus.survey import Survey
 from pipeline.corpus.template import Template, check_column
 
 
-def check_source(surveys: Sequence[Survey], config: CorpusConfig, template: Template) -> None:
-    """Stop at a wrong sha256, and at a file that lacks a column the manifest names."""
+def check_source(surveys: Sequence[Survey], config: CorpusConfig) -> None:
+    """Stop at a wrong sha256, and at a file that lacks a column the manifest names; of each source by itself."""
+    if config.sources:
+        for source in config.sources:
+            own = [about for about in surveys if about.file.corpus == source.name]
+            check_source(own, config.of_source(source.name))
+        return
+    template = Template.parse(config.text)
     if config.sha256 is not None:
         if len(surveys) > 1:
             found = f"{len(surveys)} files, from {surveys[0].file.name} to {surveys[-1].file.name}"
@@ -27,6 +34,9 @@ def check_source(surveys: Sequence[Survey], config: CorpusConfig, template: Temp
     for about in surveys:
         if about.columns:
             template.check(about.columns, about.file.name)
+            if about.file.corpus and CORPUS in about.columns:
+                mend = "rename it: the name of the source stands there in the metadata"
+                raise UserError(f"a column named `{CORPUS}`", where=about.file.name, mend=mend)
             if config.validation.column is not None:
                 check_column(config.validation.column, about.columns, about.file.name, "corpus.validation.column")
 
@@ -36,7 +46,11 @@ def check_quarantine(candidates: Record, config: CorpusConfig) -> None:
     counters = candidates.counters
     records, documents = counters["records"], counters["documents"]
     if not records:
-        raise UserError("the corpus has no records", where=config.source, mend="check corpus.source and corpus.format")
+        raise UserError(
+            "the corpus has no records",
+            where=config.source or "corpus.sources",
+            mend="check corpus.source and corpus.format",
+        )
     share = 1 - documents / records
     if documents and share <= config.max_quarantine_fraction:
         return

@@ -32,6 +32,9 @@ FIELD = pa.struct(
 )
 """A template column's place in a document: bytes [start, end) of the UTF-8 text."""
 
+CORPUS = "corpus"
+"""Metadata of documents of several sources: the name of theirs."""
+
 _TEXT = [
     pa.field("doc_id", pa.string(), nullable=False),
     pa.field("text", pa.large_string(), nullable=False),

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -16,6 +16,7 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from pipeline.core.config import CorpusConfig
 from pipeline.core.errors import UserError
 from pipeline.core.progress import say
 
@@ -45,6 +46,31 @@ class SourceFile:
     url: str
     format: str
     compression: str | None
+    corpus: str = ""
+    """Name of the one of `corpus.sources` that it belongs to, if there are several."""
+
+
+def corpus_files(config: CorpusConfig, source: str | None = None) -> list[SourceFile]:
+    """The files of a corpus, sorted by name; those of several sources one after the other, with the source's name
+    before theirs.
+
+    Args:
+        config: the manifest's.
+        source: read this instead of `corpus.source`.
+
+    Raises:
+        UserError: as `find_files`, or one place is given for several sources.
+    """
+    if not config.sources:
+        return find_files(source or config.source, config.format, config.revision)
+    if source is not None:
+        names = ", ".join(part.name for part in config.sources)
+        raise UserError("--source is for a manifest with one source", where=source, mend=f"this one has {names}")
+    return [
+        replace(file, name=f"{part.name}/{file.name}", corpus=part.name)
+        for part in config.sources
+        for file in find_files(part.source, part.format, part.revision)
+    ]
 
 
 def find_files(source: str, format: str = "auto", revision: str | None = None) -> list[SourceFile]:

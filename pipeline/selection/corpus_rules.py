@@ -1,4 +1,4 @@
-"""Rules that look at the whole corpus: near-duplicate sites, a top share, strata, a cap.
+"""Rules that look at the whole corpus: near-duplicate sites, a top share, strata, a mixture, a cap.
 
 A first pass lists what these rules need of every training site that the rules of one document leave (`CANDIDATES`),
 this judges them all at once, and the selection drops what it is told to. Shape names: C candidates, T tokens.
@@ -6,15 +6,19 @@ this judges them all at once, and the selection drops what it is told to. Shape 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from fractions import Fraction
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.core.config import SelectConfig
+from pipeline.core.errors import UserError
 from pipeline.selection.keys import key_of, keys
 
-CORPUS_REASONS = ("near_duplicate", "top_fraction", "strata", "corpus_cap")
+CORPUS_REASONS = ("near_duplicate", "top_fraction", "strata", "mixture", "corpus_cap")
 """Reasons of these rules, in the order in which they apply."""
 
 CANDIDATES = pa.schema(
@@ -23,15 +27,17 @@ CANDIDATES = pa.schema(
         pa.field("entropy", pa.float32(), nullable=False),
         pa.field("twin", pa.uint64(), nullable=False),
         pa.field("stratum", pa.string(), nullable=False),
+        pa.field("corpus", pa.string(), nullable=False),
     ]
 )
 """A row is a training site before these rules; in the order of shards, documents and positions. `twin` is the same for
-sites with the same suffix and token, `stratum` the part of the corpus; 0 and "" where no rule asks for them."""
+sites with the same suffix and token, `stratum` the part of the corpus, `corpus` the source of the document; 0 and ""
+where no rule asks for them."""
 
 
 def looks_at_the_corpus(config: SelectConfig) -> bool:
     """Whether there is any such rule."""
-    return any((config.thin, config.top_fraction, config.strata, config.max_sites))
+    return any((config.thin, config.top_fraction, config.strata, config.mixture, config.max_sites))
 
 
 def verdicts(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint8]:
@@ -44,11 +50,14 @@ def verdicts(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint8
     Returns:
         [C] 0 to keep, else 1 + an index into `CORPUS_REASONS`. A candidate's does not depend on their order.
 
+    Raises:
+        UserError: the mixture wants sites of a source that has none left.
+
     Example:
         >>> columns = {"key": [3, 1, 2], "entropy": [2.0, 1.0, 3.0], "twin": [0] * 3, "stratum": [""] * 3}
         >>> candidates = pl.DataFrame(columns, schema_overrides={"key": pl.UInt64})
         >>> verdicts(SelectConfig(top_fraction=0.6, max_sites=1), candidates).tolist()  # 2 of 3, then the smallest key
-        [4, 2, 0]
+        [5, 2, 0]
     """
     left = candidates.with_row_index("row")
     verdict_C = np.zeros(candidates.height, dtype=np.uint8)
@@ -65,9 +74,43 @@ def verdicts(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint8
         left = keep("top_fraction", left.sort(["entropy", "key"], descending=[True, False]).head(most))
     if config.strata:
         left = keep("strata", _draw(left, "stratum", config.strata.sites))
+    if config.mixture:
+        available = dict(left["corpus"].value_counts().iter_rows())
+        most = shares(config.mixture.weights, available, config.max_sites)
+        place = pl.col("key").rank("ordinal").over("corpus")
+        share = pl.col("corpus").replace_strict(most, default=0, return_dtype=pl.Int64)
+        left = keep("mixture", left.filter(place <= share))
     if config.max_sites:
         left = keep("corpus_cap", left.sort("key").head(config.max_sites))
     return verdict_C
+
+
+def shares(weights: Mapping[str, float], available: Mapping[str, int], most: int | None) -> dict[str, int]:
+    """How many sites of each source make the largest mixture in these proportions, of at most `most` sites.
+
+    What does not divide evenly goes to the largest remainders, among equals to the first name.
+
+    Raises:
+        UserError: a source has no site.
+
+    Example:
+        >>> shares({"a": 3, "b": 1}, {"a": 100, "b": 2}, None), shares({"a": 3, "b": 1}, {"a": 100, "b": 2}, 7)
+        ({'a': 6, 'b': 2}, {'a': 5, 'b': 2})
+    """
+    if empty := [name for name in weights if not available.get(name)]:
+        raise UserError(
+            f"no training site of the source `{empty[0]}` is left for the mixture",
+            where="select.mixture",
+            mend=", ".join(f"{name} has {available.get(name, 0):,}" for name in weights),
+        )
+    exact = {name: Fraction(str(weight)) for name, weight in sorted(weights.items())}  # 0.1 is a tenth
+    part = {name: weight / sum(exact.values()) for name, weight in exact.items()}
+    size = min(int(available[name] / part[name]) for name in part)
+    size = size if most is None else min(size, most)
+    share = {name: int(size * part[name]) for name in part}
+    for name in sorted(part, key=lambda name: share[name] - size * part[name])[: size - sum(share.values())]:
+        share[name] += 1
+    return share
 
 
 def _draw(frame: pl.DataFrame, among: str, most: int) -> pl.DataFrame:

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from pipeline.core.artifact import Counters
 from pipeline.core.config import BandsConfig, SelectConfig
+from pipeline.corpus.documents import CORPUS
 from pipeline.selection.corpus_rules import CORPUS_REASONS, strata_of, twins_of
 from pipeline.selection.keys import key_of, keys
+from pipeline.selection.metadata import named_in, rule_columns, with_metadata
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
-from pipeline.selection.where import SCORE_COLUMNS, filter_rows, row_filter
+from pipeline.selection.where import filter_rows, row_filter
 
 SITES = pa.schema(
     [
@@ -33,6 +35,9 @@ SITES = pa.schema(
     ]
 )
 """A row is a selected position; rows are in document order, then by position."""
+
+OF_SEVERAL = SITES.append(pa.field(CORPUS, pa.string(), nullable=False))
+"""With the name of the source, where a manifest names several."""
 
 REASONS = (
     "not_scorable",
@@ -56,8 +61,9 @@ def wanted(config: SelectConfig) -> pl.Expr:
     Raises:
         UserError: one of them is no such expression (`row_filter`).
     """
-    train = row_filter(config.where, SCORE_COLUMNS, "select.where")
-    validation = row_filter(config.validation_where, SCORE_COLUMNS, "select.validation_where")
+    columns = rule_columns(config.metadata)
+    train = row_filter(config.where, columns, "select.where")
+    validation = row_filter(config.validation_where, columns, "select.validation_where")
     return pl.when(pl.col("split") == "train").then(train).otherwise(validation)
 
 
@@ -68,6 +74,7 @@ def select_sites(
     *,
     flagged: Collection[str] = (),
     verdicts: NDArray[np.uint8] | None = None,
+    several: bool = False,
 ) -> tuple[pl.DataFrame, Counters]:
     """Select the sites of a shard.
 
@@ -76,23 +83,26 @@ def select_sites(
 
     Args:
         config: what to keep.
-        documents: the shard's documents (`document_columns`).
+        documents: the shard's documents (`document_columns`); with `meta`, if a rule names metadata.
         scores: their scores (`score_columns`).
         flagged: ids of sites that are not wanted.
         verdicts: what the rules over the whole corpus say of the shard's training sites, in their order: 0 to keep,
             else 1 + an index into `CORPUS_REASONS`. None: there are no such rules, or this finds what they look at.
+        several: the documents are of several sources, which their metadata names.
 
     Returns:
-        A frame with the columns of `SITES`, `key`, a site's random number in [0, 2⁶⁴), and `twin` and `stratum` where
-        the configuration thins or has strata; and the counts: `documents`, `tokens` = the sum of `dropped.<reason>` and
-        `kept.<split>`, `band.<name>`, nested, over all that is kept, and `near.<name>`, over all that is scored.
+        A frame with the columns of `OF_SEVERAL` (`corpus` null if there is one source), `key`, a site's random number
+        in [0, 2⁶⁴), and `twin` and `stratum` where the configuration thins or has strata; and the counts: `documents`,
+        `tokens` = the sum of `dropped.<reason>` and `kept.<split>`, `band.<name>`, nested, over all that is kept, and
+        `near.<name>`, over all that is scored.
     """
     expression = wanted(config)
     counters: Counter[str] = Counter({"documents": scores.num_rows, "tokens": 0})
     counters.update({f"dropped.{reason}": 0 for reason in REASONS} | {f"near.{band}": 0 for band in BANDS})
     twins = twins_of(scores, config.thin.suffix_tokens) if config.thin else None
     kept, begin = [_NOTHING], 0
-    for frame in positions(documents, scores.select(SCORE_TABLE_COLUMNS)):
+    named = named_in(expression, config.metadata) | ({CORPUS: "text"} if several else {})
+    for frame in positions(documents, with_metadata(scores.select(SCORE_TABLE_COLUMNS), documents, named)):
         if twins is not None:
             frame = frame.with_columns(twin=pl.Series(twins[begin : begin + frame.height]))
             begin += frame.height
@@ -138,7 +148,7 @@ def _select(
         token_class=pl.col("token_class").cast(pl.String),
         difficulty=difficulty(config.bands),
     )
-    return named.select(*SITES.names, "key", *({"twin"} & set(frame.columns)))
+    return named.select(*SITES.names, "key", *({"twin", CORPUS} & set(frame.columns)))
 
 
 def _redrawn(ruled: pl.DataFrame, eligible: pl.DataFrame, expression: pl.Expr, counters: Counter[str]) -> pl.DataFrame:
@@ -148,9 +158,11 @@ def _redrawn(ruled: pl.DataFrame, eligible: pl.DataFrame, expression: pl.Expr, c
     order = pl.col("key").rank("ordinal").over(place)
     drawn = eligible.join(budget, on=place, maintain_order="left").filter(order <= pl.col("budget")).drop("budget")
     passing = filter_rows(drawn, expression, "`select.where`").height
+    stayed = drawn.join(ruled, on=["doc_id", "position"], how="semi").height
     trained = int((ruled["split"] == "train").sum())
-    counters["dropped.not_drawn"] += trained - passing  # of what the rules keep
+    counters["dropped.not_drawn"] += trained - stayed  # of what the rules keep
     counters["dropped.where"] -= drawn.height - passing  # drawn although `where` would not have kept them
+    counters["dropped.document_cap"] -= passing - stayed  # or the cap
     return pl.concat([drawn, ruled.filter(pl.col("split") != "train")]).sort(
         pl.col("doc_id").replace_strict(*_ranks(eligible)), "position", maintain_order=True
     )
@@ -206,4 +218,4 @@ def difficulty(bands: BandsConfig) -> pl.Expr:
     )
 
 
-_NOTHING = pl.DataFrame(pl.from_arrow(SITES.empty_table())).with_columns(key=pl.lit(None, dtype=pl.UInt64))
+_NOTHING = pl.DataFrame(pl.from_arrow(OF_SEVERAL.empty_table())).with_columns(key=pl.lit(None, dtype=pl.UInt64))

@@ -125,6 +125,7 @@ def filter_rows(frame: pl.DataFrame, expression: pl.Expr, name: str) -> pl.DataF
 _EXAMPLES: Mapping[type[pl.DataType], list[Any]] = {
     pl.String: ["1", "2", None],
     pl.Float32: [0.25, 1.5, None],
+    pl.Float64: [0.25, 1.5, None],
     pl.Int32: [1, 2, None],
     pl.Boolean: [True, False, None],
     pl.Enum: ["digit", "word_start", None],

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from pipeline.core.artifact import Counters
 from pipeline.core.config import MaterializeConfig
 from pipeline.core.errors import IntegrityError, UserError
+from pipeline.corpus.documents import CORPUS
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.text import TextBytes
-from pipeline.shards.schema import SCORE_STEP, SHARDS, SPLITS
+from pipeline.shards.schema import SCORE_STEP, SHARDS, SHARDS_OF_SEVERAL, SPLITS
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -63,8 +64,13 @@ class Examples:
     counters: Counters
     """`sites` = the sum of `dropped.<reason>` and `kept.<split>`; `documents` tokenised; `context_truncated`."""
 
+    @property
+    def schema(self) -> pa.Schema:
+        """`SHARDS`, with the name of the source if the sites have it."""
+        return SHARDS_OF_SEVERAL if CORPUS in self.sites.column_names else SHARDS
+
     def tables(self, split: str, row_group: int) -> Iterator[pa.Table]:
-        """The split's rows as tables of `SHARDS` of `row_group` rows, made one at a time."""
+        """The split's rows as tables of `schema`, of `row_group` rows, made one at a time."""
         rows = np.flatnonzero(pc.equal(self.sites["split"], split).to_numpy())
         for begin in range(0, len(rows), row_group):
             yield self._table(rows[begin : begin + row_group])
@@ -81,7 +87,7 @@ class Examples:
             "nll": _rounded_up(taken["nll"]),
             "context_truncated": pa.array(self.cuts.truncated_S[rows]),
         }
-        return pa.table({name: columns[name] for name in SHARDS.names}, schema=SHARDS)
+        return pa.table({name: columns[name] for name in self.schema.names}, schema=self.schema)
 
 
 def examples(config: MaterializeConfig, tokenizer: CorpusTokenizer, documents: pa.Table, sites: pa.Table) -> Examples:

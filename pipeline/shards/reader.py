@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from pipeline.core.artifact import InputFile, content_hash
 from pipeline.core.config import canonical_json
 from pipeline.core.errors import IntegrityError, UserError
+from pipeline.corpus.documents import CORPUS
 from pipeline.selection.keys import key_of, keys
 from pipeline.selection.where import SCORE_COLUMNS, Column, filter_rows, row_filter
-from pipeline.shards.schema import SHARDS, boundaries_of
+from pipeline.shards.schema import SHARDS, SHARDS_OF_SEVERAL, boundaries_of
 
 SITE_COLUMNS = {name: column for name, column in SCORE_COLUMNS.items() if name in SHARDS.names} | {
     "site_id": Column(pl.String(), "<doc_id>-<position>"),
@@ -32,6 +33,9 @@ SITE_COLUMNS = {name: column for name, column in SCORE_COLUMNS.items() if name i
     "context_truncated": Column(pl.Boolean(), "whether the context has lost its beginning"),
 }
 """What `where` of a recipe may name."""
+
+CORPUS_COLUMN = {CORPUS: Column(pl.String(), "which of the manifest's `corpus.sources` the site is of")}
+"""What it may also name if there are several."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class ShardReader:
         Args:
             files: published shards of one split, in shard order; their sha256 is verified now, page checksums
                 whenever a page is read.
-            where: SQL over `SITE_COLUMNS`, and over `PASS_RATE_COLUMNS` if there are any.
+            where: SQL over `SITE_COLUMNS`, and over `CORPUS_COLUMN` and `PASS_RATE_COLUMNS` if there are any.
             pass_rates: what `rpt screen` found, by `site_id`; sites it lacks have none.
             cache_bytes: decoded row groups kept in memory, those used last.
 
@@ -88,10 +92,11 @@ class ShardReader:
             IntegrityError: a file is missing or changed, or no shard at all.
             UserError: `where` is no expression of a site, or matches none.
         """
-        columns = SITE_COLUMNS if pass_rates is None else {**SITE_COLUMNS, **PASS_RATE_COLUMNS}
-        expression = row_filter(where, columns, "where")
         self._paths = [file.verified() for file in files]
         self._files = [_open(file) for file in files]
+        several = all(file.schema_arrow.equals(SHARDS_OF_SEVERAL) for file in self._files)
+        self._columns = SITE_COLUMNS | (CORPUS_COLUMN if several and files else {})
+        expression = row_filter(where, self._columns | (PASS_RATE_COLUMNS if pass_rates is not None else {}), "where")
         counts = [[f.metadata.row_group(g).num_rows for g in range(f.num_row_groups)] for f in self._files]
         self._groups = [(f, g) for f, groups in enumerate(counts) for g in range(len(groups))]
         self._group_first = np.cumsum([0, *(count for groups in counts for count in groups)])
@@ -131,7 +136,7 @@ class ShardReader:
 
     def _matching(self, expression: pl.Expr, pass_rates: pl.DataFrame | None) -> NDArray[np.int64]:
         """Numbers of the rows that match, counted over all files."""
-        tables = [self._read(f, g, list(SITE_COLUMNS)) for f, g in self._groups]
+        tables = [self._read(f, g, list(self._columns)) for f, g in self._groups]
         if not tables:
             return np.zeros(0, dtype=np.int64)
         frame = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).with_row_index("row")
@@ -161,7 +166,7 @@ def _open(file: InputFile) -> pq.ParquetFile:
         opened = pq.ParquetFile(file.path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(file.path, error) from error
-    if not opened.schema_arrow.equals(SHARDS):
+    if not any(opened.schema_arrow.equals(schema) for schema in (SHARDS, SHARDS_OF_SEVERAL)):
         raise UserError("not a table of shards", where=file.path, mend="run `rpt data` with this version")
     return opened
 

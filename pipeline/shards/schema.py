@@ -7,7 +7,8 @@ from itertools import accumulate
 
 import pyarrow as pa
 
-from pipeline.selection.sites import SITES
+from pipeline.corpus.documents import CORPUS
+from pipeline.selection.sites import OF_SEVERAL, SITES
 
 SPLITS = ("train", "validation")
 """The tables of shards, named as the split they hold."""
@@ -32,6 +33,9 @@ token_lengths: byte lengths of the continuation's tokens. Their cumulative sums 
 entropy, nll: rounded up to the next `SCORE_STEP`, which no threshold on that grid can tell from the exact values of the
     sites table, and which halves what they cost.
 """
+
+SHARDS_OF_SEVERAL = SHARDS.append(OF_SEVERAL.field(CORPUS))
+"""With the name of the source, where a manifest names several."""
 
 SCORE_STEP = 1 / 1024
 """Nats."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.core.parquet import parquet_writer
 from pipeline.shards.examples import Examples
-from pipeline.shards.schema import SHARDS, SPLITS
+from pipeline.shards.schema import SPLITS
 
 ENCODINGS = {
     "site_id": "DELTA_BYTE_ARRAY",
@@ -41,6 +41,6 @@ def write_shards(out: Path, examples: Examples, row_group: int, metadata: Mappin
         if not examples.counters[f"kept.{split}"]:
             continue
         path = out / f"{split}.parquet"
-        with parquet_writer(path, SHARDS, metadata=metadata, encodings=ENCODINGS, level=ZSTD_LEVEL) as writer:
+        with parquet_writer(path, examples.schema, metadata=metadata, encodings=ENCODINGS, level=ZSTD_LEVEL) as writer:
             for table in examples.tables(split, row_group):
                 writer.write_table(table, row_group_size=row_group)

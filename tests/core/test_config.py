@@ -64,8 +64,8 @@ def test_mistakes_are_named(manifest: Path, override: str, words: list[str]) -> 
 
 
 def test_a_missing_required_key_is_named(tmp_path: Path) -> None:
-    (tmp_path / "m.yaml").write_text("name: x\ncorpus: {}\nproxy: {train: {}}\nmaterialize: {policy_tokenizer: t}\n")
-    with pytest.raises(UserError, match=r"`corpus.source` is required"):
+    (tmp_path / "m.yaml").write_text("name: x\ncorpus: {source: s}\nproxy: {train: {}}\nmaterialize: {}\n")
+    with pytest.raises(UserError, match=r"`materialize.policy_tokenizer` is required"):
         load(Manifest, tmp_path / "m.yaml")
 
 
