@@ -20,7 +20,7 @@ from rich.table import Table
 
 from pipeline.core.config import Config, Manifest, Recipe, StudyConfig, TaskConfig, load
 from pipeline.core.errors import IntegrityError, UserError, disk_is_full
-from pipeline.core.progress import say
+from pipeline.core.progress import quiet_libraries, say
 
 if TYPE_CHECKING:
     from pipeline.core.artifact import Record
@@ -867,6 +867,7 @@ def schema(kind: Annotated[str, typer.Argument(help="`manifest`, `recipe` or `st
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 a mistake to mend, 3 damaged artifacts, 130 interrupted."""
+    quiet_libraries()
     try:
         app()
     except UserError as error:

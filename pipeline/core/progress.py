@@ -10,9 +10,11 @@ is known (`hardware.PEAK_FLOPS`).
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -137,3 +139,12 @@ def say(line: str) -> None:
     """One line to the person who runs this (standard error: standard output is for results)."""
     console.print(line, markup=False, soft_wrap=True)
     sys.stderr.flush()
+
+
+def quiet_libraries() -> None:
+    """Switch off what libraries tell that says nothing to who runs this; real warnings and errors stay.
+
+    Must come before they are imported. Processes that are started from here inherit the variables.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of weights that are read or written, too
+    warnings.filterwarnings("ignore", category=FutureWarning)  # from one library to the next

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from pipeline.core.config import OptimizerConfig
 from pipeline.core.errors import UserError
-from pipeline.core.progress import say
+from pipeline.core.progress import quiet_libraries, say
 
 
 def command_line(page: str, purpose: str) -> argparse.ArgumentParser:
@@ -25,6 +25,7 @@ def command_line(page: str, purpose: str) -> argparse.ArgumentParser:
         page: the module's name.
         purpose: a line for its help.
     """
+    quiet_libraries()
     parser = argparse.ArgumentParser(prog=page, description=purpose)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--manifest", type=Path, default=Path("data_manifests/demo.yaml"))

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from pipeline.core.artifact import content_hash
 from pipeline.core.config import canonical_json
 from pipeline.core.errors import UserError
+from pipeline.core.progress import console
 from pipeline.scoring import adapter
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template*")
@@ -256,10 +257,12 @@ def _locate(name: str, revision: str | None, files: Sequence[str]) -> Path:
         return path
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError
+    from tqdm import tqdm
 
-    wanted = [*files, adapter.CONFIG]
+    wanted, bars = [*files, adapter.CONFIG], tqdm if console.is_terminal else None
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted, tqdm_class=bars)
+        return Path(folder)
     except HFValidationError as error:
         raise UserError("no such folder", where=name, mend="give a folder or a hub id `owner/name`") from error
     except (OSError, ValueError) as error:
