@@ -238,7 +238,7 @@ def _scored(
     config: ScoreStageConfig,
 ) -> list[ScoredDocument]:  # fmt: skip
     """The documents in the order of the rows, each scored by its fold's proxy."""
-    from pipeline.scoring.proxy import score_documents
+    from pipeline.scoring.documents import score_documents
     from pipeline.scoring.table import ScoredDocument
 
     scores: dict[int, Any] = {}
@@ -256,7 +256,7 @@ def _scored(
 
 def _with_reference(scored: Sequence[ScoredDocument], folder: str, config: ScoreStageConfig) -> list[ScoredDocument]:
     """The same documents with the reference model's scores of the same tokens."""
-    from pipeline.scoring.proxy import score_documents
+    from pipeline.scoring.documents import score_documents
 
     proxy = _proxy(folder, folder, config.dtype)
     names = [f"{document.doc_id} (reference)" for document in scored]

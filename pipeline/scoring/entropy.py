@@ -31,7 +31,7 @@ WriteLogits = Callable[[Tensor, slice, Tensor], object]
 
 @dataclass(frozen=True)
 class PositionScores:
-    """Scores of T positions, fp32 and int32, on the CPU. Rows of `top_*` are empty unless they were asked for."""
+    """Scores of T positions, fp32 and int32. Rows of `top_*` are empty unless they were asked for."""
 
     entropy: Tensor
     """[T] −Σ p̂ ln p̂, p̂ the K most likely next tokens renormalised."""
@@ -49,6 +49,10 @@ class PositionScores:
     def take(self, rows: slice) -> PositionScores:
         """The scores of some positions."""
         return PositionScores(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def to_cpu(self) -> PositionScores:
+        """The same on the CPU; from an accelerator, only there once it has done all that it was asked for before."""
+        return PositionScores(*(getattr(self, f.name).to("cpu", non_blocking=True) for f in fields(self)))
 
     @staticmethod
     def concatenate(parts: list[PositionScores]) -> PositionScores:
@@ -131,12 +135,12 @@ def as_scores(
     """Scores from the largest logits and their ids, the true token's logit, ln Σ exp of all logits, and its rank."""
     logprobs_CK = top_CK - lse_C1
     return PositionScores(
-        entropy=_entropy(top_CK.log_softmax(-1)).cpu(),
-        entropy_partial=_entropy(logprobs_CK).cpu(),
-        nll=(lse_C1 - target_C1)[:, 0].cpu(),
-        rank=rank_C.int().cpu(),
-        top_ids=top_ids_CK[:, : None if with_top else 0].int().cpu(),
-        top_logprobs=logprobs_CK[:, : None if with_top else 0].cpu(),
+        entropy=_entropy(top_CK.log_softmax(-1)),
+        entropy_partial=_entropy(logprobs_CK),
+        nll=(lse_C1 - target_C1)[:, 0],
+        rank=rank_C.int(),
+        top_ids=top_ids_CK[:, : None if with_top else 0].int(),
+        top_logprobs=logprobs_CK[:, : None if with_top else 0],
     )
 
 

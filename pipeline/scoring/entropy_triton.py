@@ -1,10 +1,11 @@
-"""`score_hidden` on NVIDIA GPUs: a product by cuBLAS, a kernel that reads its logits once, a top-k in what is left.
+"""`score_hidden` on NVIDIA GPUs: a product by cuBLAS, a kernel that reads its logits once, one for the top-k.
 
-The kernel makes of a position's logits what `entropy.score_hidden` makes in five passes: the normaliser, the rank of
-the true token and the maxima of the blocks; the same functions finish from there. Logits stay in the model's own type
-and are computed with in fp32.
+The first makes of a position's logits what `entropy.score_hidden` makes in five passes: the normaliser, the rank of the
+true token and the maxima of the blocks. The second finds the best blocks and the best logits in them, as
+`entropy.largest` does. Logits stay in the model's own type and are computed with in fp32.
 
-It gives what plain PyTorch gives (tests, in Triton's interpreter, without a GPU). How fast it is has not been measured.
+They give what plain PyTorch gives (tests, in Triton's interpreter, without a GPU). How fast they are has not been
+measured.
 
 Shape names as in `entropy`: T positions, C positions of a chunk, H hidden size, V vocabulary, W = V rounded up to whole
 blocks, P blocks.
@@ -22,8 +23,11 @@ from pipeline.scoring.entropy import BLOCK, PositionScores, WriteLogits, as_scor
 CHUNK_TOKENS = 2048
 """Positions whose logits are held at once: 0.6 GiB in bf16 if V is 152k, and a large product."""
 
+MOST_SELECTED = 32
+"""Tokens of a top-k up to which a kernel looks for them: the logits of so many blocks fit a program's registers."""
+
 _TILE = 32 * BLOCK
-"""Ids that one step of the kernel reads."""
+"""Ids that one step of the first kernel reads."""
 
 
 def score_hidden(
@@ -45,8 +49,7 @@ def score_hidden(
         C = len(targets_C)
         write_logits(hidden_CH, slice(0, vocab_size), logits_CW[:C, :vocab_size])
         target_C, lse_C, rank_C, maxima_CP = _reduce(logits_CW[:C], targets_C)
-        blocks_NCPB = logits_CW[:C].view(1, C, -1, BLOCK)
-        top_CK, top_ids_CK = largest(blocks_NCPB, maxima_CP[None], min(top_k, vocab_size))
+        top_CK, top_ids_CK = _largest(logits_CW[:C], maxima_CP, min(top_k, vocab_size))
         parts.append(as_scores(top_CK, top_ids_CK, target_C[:, None], lse_C[:, None], rank_C, with_top))
     return PositionScores.concatenate(parts)
 
@@ -62,6 +65,21 @@ def _reduce(logits_CW: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tenso
             logits_CW, targets_C, target_C, lse_C, rank_C, maxima_CP, W, logits_CW.stride(0), BLOCK, _TILE, num_warps=8
         )
     return target_C, lse_C, rank_C, maxima_CP
+
+
+def _largest(logits_CW: Tensor, maxima_CP: Tensor, K: int) -> tuple[Tensor, Tensor]:
+    """The K largest logits [C, K] in fp32 and their ids, ties by id."""
+    C, P = maxima_CP.shape
+    if K > MOST_SELECTED:
+        return largest(logits_CW.view(1, C, P, BLOCK), maxima_CP[None], K)
+    top_CK = maxima_CP.new_empty(C, K)
+    ids_CK = torch.empty_like(top_CK, dtype=torch.int64)
+    if C:
+        sizes = triton.next_power_of_2(K), triton.next_power_of_2(P)
+        _select_row[(C,)](
+            logits_CW, maxima_CP, top_CK, ids_CK, P, logits_CW.stride(0), K, *sizes, BLOCK, num_warps=4
+        )  # fmt: skip
+    return top_CK, ids_CK
 
 
 @triton.jit
@@ -91,3 +109,48 @@ def _reduce_row(  # type: ignore[no-untyped-def]
     tl.store(target_C + c, own)
     tl.store(lse_C + c, shift + tl.log(total))
     tl.store(rank_C + c, rank)
+
+
+@triton.jit
+def _select_row(  # type: ignore[no-untyped-def]
+    logits_CW, maxima_CP, top_CK, ids_CK, P, stride,
+    K: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program a position: the K blocks with the largest maxima, then the K largest logits in them.
+
+    Both are taken one after the other, the largest key first. A key is a logit's place in the order of floats above
+    what its id lacks to 2³² − 1, so no two are the same; `_NONE` is below them all.
+    """
+    c = tl.program_id(0).to(tl.int64)
+    rows = tl.arange(0, ROWS)
+    blocks = tl.arange(0, BLOCKS)
+    maxima = tl.load(maxima_CP + c * P + blocks, mask=blocks < P, other=-float("inf"))
+    keys = tl.where(blocks < P, _key(maxima, blocks), _NONE)
+    chosen = tl.full((ROWS,), _LOW, tl.int64)
+    for k in range(K):
+        best = tl.max(keys, axis=0)
+        chosen = tl.where(rows == k, _LOW - (best & _LOW), chosen)
+        keys = tl.where(keys == best, _NONE, keys)
+    ids = chosen[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    there = chosen[:, None] < P
+    logits = tl.load(logits_CW + c * stride + ids, mask=there, other=-float("inf")).to(tl.float32)
+    candidates = tl.where(there, _key(logits, ids), _NONE)
+    for k in range(K):
+        best = tl.max(tl.max(candidates, axis=1), axis=0)
+        rising = (best >> 32).to(tl.int32)
+        logit = tl.where(rising < 0, rising ^ 0x7FFFFFFF, rising).to(tl.float32, bitcast=True)
+        tl.store(top_CK + c * K + k, logit)
+        tl.store(ids_CK + c * K + k, _LOW - (best & _LOW))
+        candidates = tl.where(candidates == best, _NONE, candidates)
+
+
+@triton.jit
+def _key(logits, ids):  # type: ignore[no-untyped-def]
+    """As `entropy._first` makes it."""
+    bits = tl.where(logits == 0.0, 0.0, logits).to(tl.int32, bitcast=True)  # −0.0 is 0.0
+    rising = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+    return (rising << 32) + (_LOW - ids)
+
+
+_LOW: tl.constexpr = tl.constexpr((1 << 32) - 1)
+_NONE: tl.constexpr = tl.constexpr(1 - (1 << 63))

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from pipeline.core.config import ScoreConfig, TrainProxyConfig
+from pipeline.scoring.documents import score_documents
 from pipeline.scoring.muon import Muon
-from pipeline.scoring.proxy import as_proxy, score_documents
+from pipeline.scoring.proxy import as_proxy
 from pipeline.scoring.sample import Texts
 from pipeline.scoring.tokens import CorpusTokenizer
 

@@ -1,28 +1,28 @@
-"""The proxy: a `transformers` causal LM whose uncertainty selects the sites, and its scores of documents.
+"""The proxy: a `transformers` causal LM whose uncertainty selects the sites.
 
-Shape names: B windows of a batch, T tokens of a window or document, H hidden size, V rows of the output matrix.
+Shape names: B rows, T tokens, H hidden size, V rows of the output matrix.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.core.config import ScoreConfig
 from pipeline.core.errors import UserError
-from pipeline.core.progress import say
-from pipeline.scoring.entropy import PositionScores, WriteLogits, copy_logits, score_hidden
+from pipeline.scoring.entropy import WriteLogits, copy_logits
+from pipeline.scoring.head import same, tiled_head
 from pipeline.scoring.tokens import CorpusTokenizer
-from pipeline.scoring.windows import Window, WindowPlan, batches, plan_windows, windows
+
+FLASH = ("flash_attention_3", "flash_attention_2")
+"""Attention of `transformers` that takes sequences of any lengths end to end; the best first."""
 
 _SPARE_ROWS = 1024
 """Models round their vocabulary up (Qwen by up to 399 rows); more spare rows than this mean another tokenizer."""
@@ -30,9 +30,11 @@ _SPARE_ROWS = 1024
 
 @dataclass
 class Proxy:
-    """A loaded model. `hidden` maps ids [B, T] to what `write_logits` makes logits of."""
+    """A loaded model."""
 
-    hidden: Callable[[Tensor], Tensor]
+    hidden: Callable[..., Tensor]
+    """(ids [B, T], lengths) → what `write_logits` makes logits of. With lengths, so many sequences lie end to end in
+    the only row, and none sees another."""
     write_logits: WriteLogits
     vocab_size: int
     """Rows of the output matrix V; the tokenizer's ids are fewer."""
@@ -40,6 +42,8 @@ class Proxy:
     """Most tokens the model sees at once (`max_position_embeddings`), BOS included."""
     bos_id: int | None
     device: torch.device
+    packs: bool = False
+    """Windows are fed end to end in one row; else each in a row of its own, padded."""
     most_tokens: int = sys.maxsize
     """Of a batch. Falls when memory runs out, and stays there for the rest of the process."""
 
@@ -56,8 +60,8 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
     """Load a model from a folder: safetensors only, no remote code, on the accelerator if the machine has one.
 
     Raises:
-        UserError: no safetensors, an architecture `transformers` does not know, weights that are missing, or a
-            vocabulary that is not the tokenizer's.
+        UserError: no safetensors, an architecture `transformers` does not know, weights that are missing, a
+            vocabulary that is not the tokenizer's, or a model that sees later tokens too.
     """
     if not any(folder.glob("*.safetensors")):
         pickled = "; its pickled weights are not read" if any(folder.glob("*.bin")) else ""
@@ -82,56 +86,98 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
     if loading["missing_keys"] or loading["mismatched_keys"]:
         absent = sorted(map(str, loading["missing_keys"] or loading["mismatched_keys"]))
         raise UserError(f"weights are missing or misshapen ({len(absent)}, first {absent[0]})", where=folder)
-    _check_vocabulary(folder, model.get_input_embeddings().num_embeddings, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return as_proxy(model.to(device).eval(), tokenizer.bos_id)
+    proxy = as_proxy(_with_flash_attention(model.to(device).eval()), tokenizer.bos_id)
+    for rows in (model.get_input_embeddings().num_embeddings, proxy.vocab_size):
+        _check_vocabulary(folder, rows, tokenizer)
+    return proxy
 
 
+def _with_flash_attention(model: Any) -> Any:
+    """The model with it, where it is installed and knows the model; else with PyTorch's own, which is as fast but for
+    the padding."""
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    installed = (is_flash_attn_3_available, is_flash_attn_2_available)
+    if model.device.type == "cuda" and model.dtype != torch.float32:
+        for name in (name for name, there in zip(FLASH, installed, strict=True) if there()):
+            with contextlib.suppress(ValueError, ImportError):
+                model.set_attn_implementation(name)
+                break
+    return model
+
+
+@torch.inference_mode()
 def as_proxy(model: Any, bos_id: int | None) -> Proxy:
     """A `transformers` causal LM as a proxy.
 
-    The output matrix is applied to tiles of the vocabulary where that gives the model's own logits. Some
-    architectures do more after it (a soft cap, a scale); one comparison on a short input finds them, and their full
-    logits are used.
+    The output matrix is applied to tiles of the vocabulary where that gives the model's own logits, and windows are
+    packed where its attention takes them so; a short input shows both. Elsewhere its full logits are used, or padding.
+
+    Raises:
+        UserError: the model sees later tokens too.
     """
-    body, output = model.base_model, model.get_output_embeddings()
+    body = model.base_model
 
-    def hidden(ids_BT: Tensor) -> Tensor:
-        return body(input_ids=ids_BT, use_cache=False).last_hidden_state
+    def hidden(ids_BT: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        return body(input_ids=ids_BT, use_cache=False, **_packing(lengths, ids_BT.device)).last_hidden_state
 
-    def logits(ids_BT: Tensor) -> Tensor:
-        return model(input_ids=ids_BT, use_cache=False).logits
+    def logits(ids_BT: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        return model(input_ids=ids_BT, use_cache=False, **_packing(lengths, ids_BT.device)).logits
 
-    device = next(model.parameters()).device
-    probe_BT = torch.arange(8, device=device)[None] % model.get_input_embeddings().num_embeddings
-    with torch.inference_mode():
-        whole_BTV = logits(probe_BT)
-        separable = body is not model and isinstance(output, torch.nn.Linear)
-        if separable:
-            tolerance = 1e-5 if whole_BTV.dtype == torch.float32 else 1e-2
-            separable = torch.allclose(output(hidden(probe_BT)), whole_BTV, rtol=tolerance, atol=tolerance)
-    return Proxy(
-        hidden=hidden if separable else logits,
-        write_logits=output_matrix(output.weight, output.bias) if separable else copy_logits,
-        vocab_size=whole_BTV.shape[-1],
-        limit=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+    limit, rows = _limit(model.config.get_text_config()), model.get_input_embeddings().num_embeddings
+    probe_BT = torch.arange(min(8, limit or 8), device=model.device)[None] % rows
+    write = None if body is model else tiled_head(model, hidden, probe_BT)
+    proxy = Proxy(
+        hidden=hidden if write else logits,
+        write_logits=write or copy_logits,
+        vocab_size=model.get_output_embeddings().out_features if write else logits(probe_BT).shape[-1],
+        limit=limit,
         bos_id=bos_id,
-        device=device,
+        device=model.device,
     )
+    other_BT = probe_BT.clone()
+    other_BT[:, -1] = (other_BT[:, -1] + 1) % rows
+    if not same(proxy.hidden(probe_BT)[:, :-1], proxy.hidden(other_BT)[:, :-1]):
+        raise UserError(
+            "the model sees later tokens too", where=model.config.name_or_path, mend="choose a causal language model"
+        )
+    proxy.packs = model.config._attn_implementation in FLASH and packs_exactly(proxy, probe_BT)
+    return proxy
 
 
-def output_matrix(weight_VH: Tensor, bias_V: Tensor | None) -> WriteLogits:
-    """Logits of hidden states by the output matrix, made in its own type."""
+def packs_exactly(proxy: Proxy, probe_BT: Tensor) -> bool:
+    """Whether the model gives two sequences end to end what it gives each alone. (Recurrent layers do not.)"""
+    sizes = [probe_BT.shape[1] // 2, probe_BT.shape[1] - probe_BT.shape[1] // 2]
+    alone = torch.cat([proxy.hidden(ids_BT) for ids_BT in probe_BT.split(sizes, 1)], 1)
+    return same(alone, proxy.hidden(probe_BT, sizes), rounding=0.05)
 
-    def write(hidden_CH: Tensor, ids: slice, out: Tensor) -> None:
-        if weight_VH.dtype == out.dtype:
-            torch.mm(hidden_CH, weight_VH[ids].T, out=out)
-        else:
-            out.copy_(hidden_CH @ weight_VH[ids].T)
-        if bias_V is not None:
-            out += bias_V[ids]
 
-    return write
+def _packing(lengths: Sequence[int] | None, device: torch.device) -> dict[str, Any]:
+    """What `transformers` asks for where sequences lie end to end: positions, and for flash attention, the ends."""
+    if lengths is None:
+        return {}
+    positions_1T = torch.cat([torch.arange(n) for n in lengths])[None]
+    ends = on_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
+    most = max(lengths)
+    return {
+        "position_ids": on_device(positions_1T, device),
+        "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": most, "max_length_k": most,
+    }  # fmt: skip
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device. From pinned memory, so that it does not wait for what the device is at."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _limit(config: Any) -> int | None:
+    """`max_position_embeddings`. LongRoPE turns positions otherwise as soon as a batch has a row of more than those it
+    was first trained with, so that no more are fed."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return rope["original_max_position_embeddings"]
+    return getattr(config, "max_position_embeddings", None)
 
 
 def _check_vocabulary(folder: Path, rows: int, tokenizer: CorpusTokenizer) -> None:
@@ -145,114 +191,3 @@ def _check_vocabulary(folder: Path, rows: int, tokenizer: CorpusTokenizer) -> No
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-# -------------------------------------------------------------------------------------------------- scoring
-
-
-@torch.inference_mode()
-def score_documents(
-    proxy: Proxy, documents: Sequence[NDArray[np.int32]], names: Sequence[str], config: ScoreConfig
-) -> list[PositionScores]:
-    """Scores of every document's positions 1 … T−1 (position 0 has no context).
-
-    The values do not depend on what shares a batch, up to rounding; the same call gives the same bits. When memory
-    runs out, this proxy goes on with half the tokens a batch, and says so.
-
-    Args:
-        proxy: the model.
-        documents: token ids [T] of each document, nothing added.
-        names: of the documents, for errors.
-        config: windows, batches, top_k.
-
-    Raises:
-        UserError: NaN or infinite values in the model's output, or a window too large for the memory; the message
-            names the document.
-    """
-    bos = proxy.bos_id is not None
-    plan: WindowPlan = plan_windows(config, proxy.limit, bos=bos)
-    todo = [window for d, ids in enumerate(documents) for window in windows(len(ids), plan, d)]
-    parts: dict[Window, PositionScores] = {}
-    batch = todo[:1]
-    while len(parts) < len(todo):
-        budget = min(config.batch_tokens, proxy.most_tokens)
-        try:
-            for batch in batches([w for w in todo if w not in parts], budget, bos=bos):
-                parts |= _score_batch(proxy, batch, documents, names, config)
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise UserError(
-                    f"a window of {batch[0].stop - batch[0].start:,} tokens does not fit in memory",
-                    where=f"document {names[batch[0].document]}",
-                    mend="lower `score.window`",
-                ) from error
-            proxy.most_tokens = max(w.stop - w.start + bos for w in batch) * len(batch) // 2
-            say(f"score        out of memory: {proxy.most_tokens:,} tokens a batch from here (`score.batch_tokens`)")
-    by_document: list[list[PositionScores]] = [[] for _ in documents]
-    for window in todo:
-        by_document[window.document].append(parts[window])
-    nothing = _no_scores(config, proxy.vocab_size)
-    return [PositionScores.concatenate(found) if found else nothing for found in by_document]
-
-
-def _score_batch(
-    proxy: Proxy,
-    batch: Sequence[Window],
-    documents: Sequence[NDArray[np.int32]],
-    names: Sequence[str],
-    config: ScoreConfig,
-) -> dict[Window, PositionScores]:
-    bos = proxy.bos_id is not None
-    hidden_BTH = proxy.hidden(_padded(batch, documents, proxy))
-    # The last fed token of a window predicts its last position, the one before it the one before, …
-    rows = [hidden_BTH[b, w.first - 1 - w.start + bos : w.stop - w.start + bos] for b, w in enumerate(batch)]
-    targets = np.concatenate([documents[w.document][w.first : w.stop + 1] for w in batch])
-    targets_T = torch.from_numpy(targets).long().to(proxy.device)
-    scores = _scorer(proxy.device)(
-        torch.cat(rows), proxy.write_logits, proxy.vocab_size, targets_T, config.top_k, with_top=config.store_top
-    )
-    parts, begin = {}, 0
-    for window, row in zip(batch, rows, strict=True):
-        parts[window] = scores.take(slice(begin, begin + len(row)))
-        begin += len(row)
-        if not torch.isfinite(parts[window].nll).all():
-            raise UserError(
-                "the proxy's output is NaN or infinite",
-                where=f"document {names[window.document]}",
-                mend="check its weights, or score with `proxy.dtype: float32`",
-            )
-    return parts
-
-
-def _scorer(device: torch.device) -> Callable[..., PositionScores]:
-    """`score_hidden`: the kernel for NVIDIA GPUs, plain PyTorch elsewhere and where Triton is not installed."""
-    if device.type == "cuda" and torch.version.cuda and find_spec("triton"):
-        from pipeline.scoring import entropy_triton
-
-        return entropy_triton.score_hidden
-    return score_hidden
-
-
-def _padded(batch: Sequence[Window], documents: Sequence[NDArray[np.int32]], proxy: Proxy) -> Tensor:
-    """Ids [B, T] of a batch: BOS in front, and on the right what fills a row up.
-
-    A causal model's token sees none to its right, so no mask is needed, and without one attention takes its fastest
-    way; windows of a batch are about as long, so there is next to nothing to fill up.
-    """
-    front = [] if proxy.bos_id is None else [proxy.bos_id]
-    rows = [[*front, *documents[w.document][w.start : w.stop].tolist()] for w in batch]
-    width = max(map(len, rows))
-    return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=proxy.device)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether an accelerator (`torch.OutOfMemoryError`) or the machine had no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _no_scores(config: ScoreConfig, vocab_size: int) -> PositionScores:
-    K = min(config.top_k, vocab_size) if config.store_top else 0
-    empty, no_ids = torch.empty(0), torch.empty(0, dtype=torch.int32)
-    return PositionScores(empty, empty, empty, no_ids, no_ids.view(0, K), empty.view(0, K))

@@ -76,12 +76,23 @@ def windows(length: int, plan: WindowPlan, document: int = 0) -> list[Window]:
     return found
 
 
-def batches(items: Sequence[Window], batch_tokens: int, *, bos: bool) -> Iterator[list[Window]]:
-    """Windows longest first, as many at a time as fit `batch_tokens` when padded (at least one)."""
-    ordered = sorted(items, key=lambda w: (w.start - w.stop, w.document, w.start))
-    begin = 0
-    while begin < len(ordered):
-        width = ordered[begin].stop - ordered[begin].start + bos
-        rows = max(1, batch_tokens // width)
-        yield ordered[begin : begin + rows]
-        begin += rows
+def batches(items: Sequence[Window], batch_tokens: int, *, bos: bool, packed: bool = False) -> Iterator[list[Window]]:
+    """Windows longest first, as many at a time as fit `batch_tokens` when padded or packed (at least one)."""
+    batch: list[Window] = []
+    size = widest = 0
+    for window in sorted(items, key=lambda w: (w.start - w.stop, w.document, w.start)):
+        length = window.stop - window.start + bos
+        if batch and size + (length if packed else widest) > batch_tokens:
+            yield batch
+            batch, size = [], 0
+        widest = widest if batch else length
+        batch.append(window)
+        size += length if packed else widest
+    if batch:
+        yield batch
+
+
+def fed_tokens(batch: Sequence[Window], *, bos: bool, packed: bool = False) -> int:
+    """Tokens that are fed for a batch: windows end to end, or all as wide as the widest."""
+    lengths = [window.stop - window.start + bos for window in batch]
+    return sum(lengths) if packed else max(lengths) * len(lengths)

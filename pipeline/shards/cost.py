@@ -63,7 +63,8 @@ def try_documents(config: CorpusConfig, rows: Sequence[dict[str, Any]]) -> Trial
 
 def try_scores(manifest: Manifest, folder: str, tokenizer: str, rows: Sequence[dict[str, Any]]) -> Trial:
     """Tokenize, score and tabulate documents, for about `TRY_SECONDS` at most."""
-    from pipeline.scoring.proxy import load_proxy, score_documents
+    from pipeline.scoring.documents import score_documents
+    from pipeline.scoring.proxy import load_proxy
     from pipeline.scoring.table import ScoredDocument, scores_table
 
     rules, tokens = manifest.score, CorpusTokenizer.load(tokenizer)

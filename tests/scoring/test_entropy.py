@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.scoring.entropy import PositionScores, copy_logits, score_hidden, score_logits
-from pipeline.scoring.proxy import output_matrix
+from pipeline.scoring.head import output_matrix
 from tests.scoring.plain import NAMES, plain_scores
 
 LN2 = math.log(2)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.scoring import entropy
-from pipeline.scoring.proxy import output_matrix
+from pipeline.scoring.head import output_matrix
 from tests.scoring.plain import NAMES, plain_scores
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,7 +27,7 @@ entropy_triton = pytest.importorskip(
     seed=st.integers(0, 2**31),
     tokens=st.integers(1, 7),
     vocab=st.sampled_from([1, 2, 50, 128, 129, 4096, 4097, 9000]),
-    top_k=st.sampled_from([1, 16, 200]),
+    top_k=st.sampled_from([1, 7, 16, 32, 200]),
     levels=st.sampled_from([None, 1, 30]),
     chunk_tokens=st.integers(1, 9),
     impossible=st.floats(0, 1),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.config import ScoreConfig
 from pipeline.core.errors import UserError
-from pipeline.scoring.windows import Window, WindowPlan, batches, plan_windows, windows
+from pipeline.scoring.windows import Window, WindowPlan, batches, fed_tokens, plan_windows, windows
 
 PLANS = st.integers(2, 40).flatmap(lambda n: st.builds(WindowPlan, st.just(n), st.integers(0, n - 1)))
 
@@ -40,12 +42,23 @@ def test_plan_respects_the_model_and_makes_room_for_bos() -> None:
         plan_windows(config, 5, bos=True)
 
 
-@given(lengths=st.lists(st.integers(2, 60), max_size=30), budget=st.integers(1, 200), bos=st.booleans())
-def test_batches_hold_every_window_once_within_the_budget(lengths: list[int], budget: int, bos: bool) -> None:
+@given(
+    lengths=st.lists(st.integers(2, 60), max_size=30),
+    budget=st.integers(1, 200),
+    bos=st.booleans(),
+    packed=st.booleans(),
+)
+def test_batches_hold_every_window_once_within_the_budget(
+    lengths: list[int], budget: int, bos: bool, packed: bool
+) -> None:
     items = [w for d, n in enumerate(lengths) for w in windows(n, WindowPlan(20, 5), d)]
-    found = list(batches(items, budget, bos=bos))
+    found = list(batches(items, budget, bos=bos, packed=packed))
     assert {w for b in found for w in b} == set(items) and sum(map(len, found)) == len(items)
-    for batch in found:
-        widest = max(w.stop - w.start + bos for w in batch)
-        assert len(batch) == 1 or len(batch) * widest <= budget
-    assert found == list(batches(items[::-1], budget, bos=bos))
+    for batch, after in zip_longest(found, found[1:]):
+        fed = [w.stop - w.start + bos for w in batch]
+        size = sum(fed) if packed else max(fed) * len(fed)
+        assert fed_tokens(batch, bos=bos, packed=packed) == size
+        assert len(batch) == 1 or size <= budget
+        if after:
+            assert size + (after[0].stop - after[0].start + bos if packed else max(fed)) > budget, "no more would fit"
+    assert found == list(batches(items[::-1], budget, bos=bos, packed=packed))
