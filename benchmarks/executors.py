@@ -1,11 +1,15 @@
 """Scoring by the Ray executor against the local one, on the same cores and without faults.
 
-    python -m benchmarks.executors --documents 1200 --repeats 3
+    python -m benchmarks.executors              # on two idle cores 12 minutes: 8 turns of more than a minute each
 
-Both score the demo corpus, repeated with a number in front so that no two documents are the same, with the demo's proxy
-and as many workers as there are cores, in turns; Ray is started once, as one cluster of this machine. A side's speed
-is tokens a second between its first published shard and its last: workers have started and loaded the proxy by then.
-Start-up, everything before the first shard, stands beside it, and so does Ray's own start.
+Both score the demo corpus, repeated with a number in front so that no two documents are the same, with the demo's
+proxy and as many workers as there are cores, in pairs of turns whose order changes (local, Ray, Ray, local, …); Ray is
+started once, as one cluster of this machine. A side's speed is tokens a second between its first published shard and
+its last: workers have started and loaded the proxy by then. Start-up, everything before the first shard, stands beside
+it, and so does Ray's own start.
+
+The ratio is the geometric mean of the pairs' ratios, with its 95 % interval (Student's t). The bar holds if the ratio
+is above it; `told_apart` says whether the interval leaves it out, so whether the turns were long and calm enough.
 
 Last line: one JSON object.
 """
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -31,6 +36,9 @@ from stages.ingest import ingest
 from stages.score import score
 
 BAR = 0.95
+STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}
+"""Of the 95 % interval of a mean, by how many values it is of."""
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -71,11 +79,18 @@ def corpus(path: Path, count: int) -> None:
             out.write(json.dumps({"problem": f"Sheet {n}", "solution": solution, "split": "train"}) + "\n")
 
 
+def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean of the ratios, and the ends of its 95 % interval."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean, half = statistics.mean(logs), STUDENT_T[len(logs)] * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=1200)
-    parser.add_argument("--shards", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--documents", type=int, default=4200)
+    parser.add_argument("--shards", type=int, default=60)
+    parser.add_argument("--repeats", type=int, choices=tuple(STUDENT_T), default=4, help="pairs of turns")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory() as scratch:
@@ -106,7 +121,8 @@ def main() -> None:
                 starts[name].append(start)
                 print(f"{name}: {speed:,.0f} tokens/s, {start:.1f} s before the first shard", file=sys.stderr)
         ray.close()
-    ratio = statistics.median(a / b for a, b in zip(speeds["ray"], speeds["local"], strict=True))
+    ratios = [a / b for a, b in zip(speeds["ray"], speeds["local"], strict=True)]
+    ratio, low, high = interval(ratios)
     found = {
         "tokens": record.counters["tokens"],
         "shards": len(record.completions),
@@ -115,6 +131,9 @@ def main() -> None:
         "seconds_before_first_shard": {name: round(statistics.median(values), 1) for name, values in starts.items()},
         "seconds_to_start_ray": round(started, 1),
         "ray_over_local": round(ratio, 3),
+        "interval": [round(low, 3), round(high, 3)],
+        "pairs": [round(each, 3) for each in ratios],
+        "told_apart": not low <= BAR <= high,
         "same_bytes": len(contents) == 1,
         "bars": {"ray_over_local": BAR},
         "holds": ratio >= BAR and len(contents) == 1,

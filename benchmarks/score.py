@@ -1,8 +1,9 @@
 """Scoring against what it is made of and against the ways it is usually done: tokens a second and peak memory.
 
-Seconds are of processor time (user and system), on one thread unless told otherwise: what else runs on the machine
-counts for little. Sides, all on the same documents, token ids, weights and threads, each in a process of its own,
-taking turns; medians of the turns, and of the turns' ratios:
+On a CPU seconds are of processor time (user and system), on one thread unless told otherwise: what else runs on the
+machine counts for little. On a GPU they are those of the wall, and memory is the GPU's. Sides, all on the same
+documents, token ids, weights and threads, each in a process of its own, taking turns; medians of the turns, and of the
+turns' ratios:
 
 - `rpt`: `score_documents`, top-16 entropies, nll and rank of every position.
 - `forward`: the bare forward pass of the same model with its output projection, on the very same batches.
@@ -10,13 +11,15 @@ taking turns; medians of the turns, and of the turns' ratios:
 - `lm-eval`: `loglikelihood_rolling` (only with `--lm-eval-python`, the interpreter of an environment with lm-eval).
 - `vllm`: `prompt_logprobs=16` (only with `--vllm-python`, the interpreter of an environment with vLLM).
 
-The model has the shape of Qwen2.5-0.5B and random weights, saved for the run; `--layers` makes it shallower. After its
-turns `rpt` scores the documents ten times over (`tenfold`), in the same process: its peak memory can only rise.
+The model has the shape of Qwen2.5-0.5B or 1.5B and random weights, saved for the run; `--layers` makes it shallower.
+After its turns `rpt` scores the documents ten times over (`tenfold`), in the same process: its peak can only rise.
 
-    python -m benchmarks.score --documents corpus.jsonl --tokenizer FOLDER [--tokens 8192] [--layers 24]
-    python -m benchmarks.score --parts rpt tenfold --layers 2 --tokens 1500
+    python -m benchmarks.score --documents FILE --tokenizer FOLDER --tokens 3000 --repeats 2 --parts rpt forward usual
+    python -m benchmarks.score --parts rpt tenfold --layers 1 --tokens 500
+    python -m benchmarks.score --device cuda          # the 1.5B shape in bf16, 400,000 tokens
 
-Last line: JSON with seconds, tokens/s, ratios, peak memory, bars and whether they hold.
+Last line: JSON with seconds, tokens/s, ratios, peak memory, on a GPU whose peak is known MFU, bars and whether they
+hold.
 """
 
 from __future__ import annotations
@@ -36,13 +39,32 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.hardware import peak_flops
+
 VOCABULARY = 151_936
-BARS = {
-    "rpt / forward, tokens/s": 0.9,
-    "rpt / usual, tokens/s": 4.0,
-    "peak memory over the weights, GiB": 1.0,
-    "ten times the documents, time / 10": 1.05,
-    "ten times the documents, peak memory": 1.05,
+SHAPES: dict[str, dict[str, int]] = {
+    "0.5B": {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+        "num_attention_heads": 14, "num_key_value_heads": 2,
+    },
+    "1.5B": {
+        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+        "num_attention_heads": 12, "num_key_value_heads": 2,
+    },
+}  # fmt: skip
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {"shape": "0.5B", "dtype": "float32", "tokens": 8192, "batch_tokens": 2048},
+    "cuda": {"shape": "1.5B", "dtype": "bfloat16", "tokens": 400_000, "batch_tokens": 16384},
+}
+TENFOLD_BARS = {"ten times the documents, time / 10": 1.05, "ten times the documents, peak memory": 1.05}
+BARS: dict[str, dict[str, float]] = {
+    "cpu": {
+        "rpt / forward, tokens/s": 0.9,
+        "rpt / usual, tokens/s": 4.0,
+        "peak memory over the weights, GiB": 1.0,
+        **TENFOLD_BARS,
+    },
+    "cuda": {"rpt / forward, tokens/s": 0.95, "rpt / usual, tokens/s": 3.0, "rpt, MFU": 0.5, **TENFOLD_BARS},
 }
 SIDES = ("rpt", "forward", "usual", "lm-eval", "vllm")
 TENFOLD = "tenfold"
@@ -55,10 +77,12 @@ def main() -> None:
     parser.add_argument("--documents", type=Path, help="JSON lines; random ids of the same lengths without it")
     parser.add_argument("--field", nargs="+", default=["problem", "solution"])
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--tokens", type=int, default=8192, help="of the documents of one repeat")
-    parser.add_argument("--batch-tokens", type=int, default=2048)
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", choices=tuple(BARS), default="cpu", help="it settles the four that follow")
+    parser.add_argument("--shape", choices=tuple(SHAPES))
+    parser.add_argument("--dtype")
+    parser.add_argument("--tokens", type=int, help="of the documents of one repeat")
+    parser.add_argument("--batch-tokens", type=int)
+    parser.add_argument("--layers", type=int, help="fewer than the shape has")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=(*SIDES, TENFOLD), default=(*SIDES, TENFOLD))
@@ -67,6 +91,9 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    for name, value in DEFAULTS[arguments.device].items():
+        setattr(arguments, name, getattr(arguments, name) or value)
+    arguments.layers = arguments.layers or SHAPES[arguments.shape]["num_hidden_layers"]
     if arguments.side:
         serve(arguments)
     else:
@@ -78,7 +105,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Save model and documents, let every side take its turns, print figures and bars."""
     pythons = {"lm-eval": arguments.lm_eval_python, "vllm": arguments.vllm_python}
     sides = [side for side in SIDES if side in arguments.parts and pythons.get(side, True)]
-    weights = save_model(folder / "model", arguments.layers, arguments.dtype)
+    weights = save_model(folder / "model", arguments)
     documents = token_ids(arguments)
     (folder / "ids.json").write_text(json.dumps(documents))
     tokens = sum(map(len, documents))
@@ -90,12 +117,19 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     for _ in range(arguments.repeats):
         for side in sides:
             seconds[side].append(ask(running[side], 1)["seconds"])
-            print(f"{side:>8}: {tokens / seconds[side][-1]:,.0f} tokens a processor second", flush=True)
+            print(f"{side:>8}: {tokens / seconds[side][-1]:,.0f} tokens/s", flush=True)
         load.append(os.getloadavg()[0])
     peaks = {side: ask(process, 0)["peak"] for side, process in running.items()}
 
     found = {f"rpt / {side}, tokens/s": ratio(seconds[side], seconds["rpt"]) for side in sides if side != "rpt"}
     found["peak memory over the weights, GiB"] = round((peaks["rpt"] - weights) / GIB, 2)
+    median = {side: statistics.median(values) for side, values in seconds.items()}
+    device = device_name(arguments)
+    if peak := peak_flops([device]):
+        width = {"float32": 4, "bfloat16": 2, "float16": 2}[arguments.dtype]
+        found |= {
+            f"{side}, MFU": round(2 * weights / width * tokens / value / peak, 3) for side, value in median.items()
+        }
     if TENFOLD in arguments.parts:
         ten = ask(running["rpt"], 10)
         once = statistics.median([*seconds["rpt"], ask(running["rpt"], 1)["seconds"]])
@@ -104,17 +138,23 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     for process in running.values():
         process.communicate()
 
-    median = {side: statistics.median(values) for side, values in seconds.items()}
-    bars = {name: bar for name, bar in BARS.items() if name in found}
+    bars = {name: bar for name, bar in BARS[arguments.device].items() if name in found}
+    whole = SHAPES[arguments.shape]["num_hidden_layers"]
     report = {
-        "shape": f"Qwen2.5-0.5B, random weights, {arguments.layers} of 24 layers, {arguments.dtype}",
+        "shape": f"Qwen2.5-{arguments.shape}, random weights, {arguments.layers} of {whole} layers, {arguments.dtype}",
+        "device": device,
         "documents": len(documents),
         "tokens": tokens,
         "threads": arguments.threads,
         "batch_tokens": arguments.batch_tokens,
         "load": round(statistics.median(load), 1),
         "versions": {name: version(name) for name in ("torch", "transformers")},
-        "processor seconds": {side: round(value, 2) for side, value in median.items()},
+        "seconds": {side: round(value, 2) for side, value in median.items()},
+        "ratios of the turns": {
+            side: [round(a / b, 3) for a, b in zip(seconds[side], seconds["rpt"], strict=True)]
+            for side in sides
+            if side != "rpt"
+        },
         "tokens/s": {side: round(tokens / value, 1) for side, value in median.items()},
         "peak GiB": {side: round(value / GIB, 2) for side, value in peaks.items()},
         "skipped": [part for part in (*SIDES, TENFOLD) if part not in {*sides, TENFOLD} & {*arguments.parts}],
@@ -132,7 +172,16 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(slower, faster, strict=True)), 3)
 
 
-def save_model(folder: Path, layers: int, dtype: str) -> int:
+def device_name(arguments: argparse.Namespace) -> str:
+    """As `hardware.PEAK_FLOPS` knows it."""
+    if arguments.device == "cpu":
+        return "CPU"
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def save_model(folder: Path, arguments: argparse.Namespace) -> int:
     """Write config and random weights; returns the bytes of the weights."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -140,16 +189,12 @@ def save_model(folder: Path, layers: int, dtype: str) -> int:
     torch.manual_seed(0)
     shape = Qwen2Config(
         vocab_size=VOCABULARY,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=layers,
-        num_attention_heads=14,
-        num_key_value_heads=2,
         max_position_embeddings=32768,
         tie_word_embeddings=True,
-        dtype=dtype,
+        dtype=arguments.dtype,
+        **SHAPES[arguments.shape] | {"num_hidden_layers": arguments.layers},
     )
-    model = Qwen2ForCausalLM(shape).to(getattr(torch, dtype))
+    model = Qwen2ForCausalLM(shape).to(getattr(torch, arguments.dtype))
     model.save_pretrained(folder)
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
@@ -215,13 +260,29 @@ def serve(arguments: argparse.Namespace) -> None:
     run(documents[:1])
     print("RPT {}", flush=True)
     for line in sys.stdin:
-        begin = time.process_time()
+        begin = clock(arguments)
         if int(line):
             run(documents * int(line))
-        seconds = time.process_time() - begin
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        print("RPT " + json.dumps({"seconds": seconds, "peak": max(peak, children)}), flush=True)
+        print("RPT " + json.dumps({"seconds": clock(arguments) - begin, "peak": peak_memory(arguments)}), flush=True)
+
+
+def clock(arguments: argparse.Namespace) -> float:
+    """Seconds of this process, or of a GPU that has done all it was asked for."""
+    if arguments.device == "cpu":
+        return time.process_time()
+    import torch
+
+    torch.cuda.synchronize()
+    return time.monotonic()
+
+
+def peak_memory(arguments: argparse.Namespace) -> float:
+    """Bytes at most, so far: of this process and its children, or of the GPU's tensors."""
+    if arguments.device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return 1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 Run = Callable[[list[list[int]]], Any]
@@ -232,7 +293,8 @@ def rpt(arguments: argparse.Namespace) -> Run:
     import numpy as np
 
     from pipeline.core.config import ScoreConfig
-    from pipeline.scoring.proxy import as_proxy, score_documents
+    from pipeline.scoring.documents import score_documents
+    from pipeline.scoring.proxy import as_proxy
 
     proxy = as_proxy(load(arguments), None)
     config = ScoreConfig(batch_tokens=arguments.batch_tokens)
@@ -257,7 +319,8 @@ def forward(arguments: argparse.Namespace) -> Run:
         for batch in batches(todo, arguments.batch_tokens, bos=False):
             rows = [documents[w.document][w.start : w.stop] for w in batch]
             width = max(map(len, rows))
-            model(input_ids=torch.tensor([row + [0] * (width - len(row)) for row in rows]), use_cache=False)
+            ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=arguments.device)
+            model(input_ids=ids_BT, use_cache=False)
 
     return run
 
@@ -273,8 +336,8 @@ def usual(arguments: argparse.Namespace) -> Run:
         for begin in range(0, len(documents), 8):
             rows = documents[begin : begin + 8]
             width = max(map(len, rows))
-            ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-            mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+            ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+            mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
             logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits
             logprobs_BTV = logits_BTV.float().log_softmax(-1)
             logprobs_BTV[:, :-1].gather(-1, ids_BT[:, 1:, None])
@@ -292,9 +355,10 @@ def load(arguments: argparse.Namespace) -> Any:
 
     disable_progress_bar()
     torch.set_num_threads(arguments.threads)
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         arguments.folder / "model", dtype=getattr(torch, arguments.dtype), local_files_only=True
-    ).eval()
+    )
+    return model.to(arguments.device).eval()
 
 
 def lm_eval(arguments: argparse.Namespace) -> Run:
@@ -307,7 +371,7 @@ def lm_eval(arguments: argparse.Namespace) -> Run:
     torch.set_num_threads(arguments.threads)
     model = AutoModelForCausalLM.from_pretrained(
         arguments.folder / "model", dtype=getattr(torch, arguments.dtype), local_files_only=True
-    )
+    ).to(arguments.device)
     side = HFLM(
         pretrained=model, tokenizer=PreTrainedTokenizerFast(tokenizer_object=numbers(), eos_token="0"),
         backend="causal", max_length=4096, batch_size=8, add_bos_token=False,
@@ -337,7 +401,7 @@ def vllm(arguments: argparse.Namespace) -> Run:
 
     engine = LLM(
         str(arguments.folder / "model"), skip_tokenizer_init=True, dtype=arguments.dtype, max_model_len=8192,
-        enforce_eager=True, max_num_batched_tokens=8192, enable_prefix_caching=False,
+        enforce_eager=True, max_num_batched_tokens=8192, enable_prefix_caching=False, gpu_memory_utilization=0.3,
     )  # fmt: skip
     sampling = SamplingParams(max_tokens=1, prompt_logprobs=16, detokenize=False)
     return lambda documents: engine.generate([{"prompt_token_ids": ids} for ids in documents], sampling, use_tqdm=False)
