@@ -68,7 +68,6 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
         raise UserError(f"no safetensors weights{pickled}", where=folder, mend="convert with `save_pretrained`")
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
