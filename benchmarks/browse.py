@@ -2,6 +2,7 @@
 
 Builds documents and scores (numpy), selects and indexes them with the stages, serves them in a process of its own, and
 asks for every page many times, always for something else, so that nothing is answered from memory of the same question.
+An answer that shows estimates is timed as it comes, and `estimated_first` says how long exact counts took to follow.
 
     python -m benchmarks.browse                                    # 100 M positions: some minutes, about 8 GB of disk
     python -m benchmarks.browse --positions 2000000 --requests 20
@@ -227,21 +228,28 @@ def ask_everything(work: Path, requests: int) -> dict[str, Any]:
         time.sleep(15)  # `transformers` is imported in the background, and asked for before anyone clicks
         resting = memory(server.pid, "VmRSS")
         times: dict[str, list[float]] = {}
+        exact: list[float] = []
         connection = http.client.HTTPConnection("127.0.0.1", port)
         kinds = questions(listed(connection, requests), connection)
         for _ in range(requests):
             for name, ask in kinds.items():
                 method, path, body = next(ask)
                 before = time.monotonic()
-                status = request(connection, method, path, body)[0]
+                status, answer = request(connection, method, path, body)
                 times.setdefault(name, []).append(1000 * (time.monotonic() - before))
                 assert status in (200, 303), (status, path)
+                while "data-unfinished" in answer:  # estimates: exact counts follow
+                    time.sleep(0.05)
+                    answer = request(connection, method, path, body)[1]
+                    if "data-unfinished" not in answer:
+                        exact.append(1000 * (time.monotonic() - before))
         peak, anonymous = memory(server.pid, "VmHWM"), memory(server.pid, "RssAnon")
     finally:
         server.terminate()
         server.wait()
     return {
         "kinds": {name: spread(t) for name, t in times.items()},
+        "estimated_first": {"answers": len(exact), **(spread(exact) if exact else {})},
         "start_s": round(started, 1),
         "resting_rss_mib": resting,
         "peak_rss_mib": peak,

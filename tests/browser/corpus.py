@@ -28,6 +28,7 @@ HOSTILE = (
 
 HOSTILE_NAME = '"><script>window.pwned=4</script>.jsonl'
 TOP = 4
+METADATA = {"difficulty": "number"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def build(folder: Path) -> Built:
                 "name": "toy",
                 "corpus": {"source": "toys"},
                 "proxy": {"model": str(tokenizer)},
-                "select": {"where": "entropy > 1.0 AND field = 'solution'", **rule},
+                "select": {"metadata": METADATA, "where": "entropy > 1.0 AND field = 'solution'", **rule},
                 "materialize": {"policy_tokenizer": str(tokenizer)},
             }
         )
@@ -113,7 +114,7 @@ def _scores(documents: pa.Table) -> pa.Table:
                 "entropy_partial": [None if e is None else 0.9 * e for e in entropy],
                 "nll": [None if e is None else round(e * rng.random() * 2, 4) for e in entropy],
                 "rank": [None if e is None else rng.randint(0, 20) for e in entropy],
-                "reference_nll": [None] * len(entropy),
+                "reference_nll": [None if e is None else round(e / 2, 4) for e in entropy],
                 "top_ids": [n for ids in top for n in ids],
                 "top_logprobs": [p for ps in likely for p in ps],
             }

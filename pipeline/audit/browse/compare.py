@@ -1,14 +1,17 @@
 """What one rule keeps and another does not: counted over the whole corpus, by cell, band and document.
 
-Shape names: R rows of the index (`Store`), C cells, G segments of entropy (`rules.segments`), D documents.
+What cell and entropy decide is looked up at once. What must be read is read shard by shard, in an order drawn at
+random: until the last one is done, what was read stands for the rest, with an interval (`Count`).
+Shape names: R rows of the index (`Store`), C cells, G segments of entropy (`rules.segments`), D documents, S shards.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +22,16 @@ from numpy.typing import NDArray
 from pipeline.audit.browse.rules import ASK, NO, YES, Rule, segments
 from pipeline.audit.browse.store import Slices, Store
 from pipeline.core.config import BandsConfig
+from pipeline.selection.keys import keys
 from pipeline.selection.sites import BANDS
 
 AT_ONCE = 1 << 18
 """Positions read at once by a thread (memory, not results)."""
+
+FEWEST = 8
+"""Shards that an estimate stands on at least: an interval from fewer would say little."""
+
+Z95 = 1.96
 
 LOST, GAINED, BOTH = 1, 2, 3
 OUTCOMES = {"both": BOTH, "gained": GAINED, "lost": LOST}
@@ -39,9 +48,20 @@ class Comparison:
     """A row a (field, token_class, difficulty) that any rule keeps positions of: `both`, `gained`, `lost`."""
     gained_D: NDArray[np.int64]
     lost_D: NDArray[np.int64]
-    """By document."""
+    """By document, of the shards that were read."""
+    documents_changed: int
+    """Documents with a position gained or lost."""
     read: int
-    """Positions that had to be read; the others were looked up."""
+    """Positions that were read; the others were looked up."""
+    shards_read: int
+    shards: int
+    """All that must be read."""
+    margins: Mapping[str, int]
+    """While these are estimates, half widths of 95 % intervals of `before`, `after`, `gained`, `lost`, `documents`."""
+
+    @property
+    def exact(self) -> bool:
+        return self.shards_read == self.shards
 
     def total(self, outcome: str) -> int:
         return int(self.counts[outcome].sum())
@@ -56,11 +76,6 @@ class Comparison:
         """Positions that the second rule keeps."""
         return self.total("both") + self.total("gained")
 
-    @property
-    def documents_changed(self) -> int:
-        """Documents with a position gained or lost."""
-        return int(((self.gained_D > 0) | (self.lost_D > 0)).sum())
-
     def by(self, column: str) -> pl.DataFrame:
         """`both`, `gained`, `lost` by one column, most kept first; difficulties by difficulty."""
         sums = self.counts.group_by(column).agg(pl.col(list(OUTCOMES)).sum())
@@ -70,62 +85,194 @@ class Comparison:
 
 
 def compare(store: Store, first: Rule, second: Rule, split: str, bands: BandsConfig) -> Comparison:
-    """Compare two rules on one split. Exact: what cell and entropy do not decide is read, and nothing else is.
+    """Compare two rules on one split, exactly.
 
     Raises:
         UserError: a rule cannot be computed on this corpus.
     """
-    limits = [getattr(bands, band) for band in BANDS]
-    cut_B, entropy_G = segments([*first.cuts, *second.cuts, *limits])
-    edge_RG = _edges(store, cut_B)
-    difficulty_G = np.sum([entropy_G > np.float32(limit) for limit in limits], axis=0)
-    cells = store.cells.filter(pl.col("split") == split)
-    first_CG, second_CG = first.decide(cells, entropy_G), second.decide(cells, entropy_G)
-    count = np.zeros((store.cells.height, len(DIFFICULTIES), 4), dtype=np.int64)
-    by_document = np.zeros((4, store.documents.height), dtype=np.int64)
+    count = Count(store, first, second, split, bands)
+    count.run()
+    return count.result()
 
-    changed: dict[int, list[Slices]] = {GAINED: [], LOST: []}
-    asked: dict[tuple[int, int, int], list[tuple[Slices, int]]] = {}
-    mixed = -1 if not (first.asks_cell or second.asks_cell) else None
-    for cell, states_G in zip(cells["cell"], np.stack([first_CG, second_CG], axis=-1), strict=True):
-        rows = np.flatnonzero(store.cell_R == cell)
-        for g, (a, b) in enumerate(states_G.tolist()):
-            runs = store.runs(rows, edge_RG[rows, g], edge_RG[rows, g + 1])
-            if not runs.rows or a == b == NO:
-                continue
-            if ASK in (a, b):
-                kind = (cell if mixed is None else mixed, a, b)
-                asked.setdefault(kind, []).append((runs, cell * len(DIFFICULTIES) + int(difficulty_G[g])))
-                continue
-            outcome = (LOST if a == YES else 0) | (GAINED if b == YES else 0)
-            count[cell, difficulty_G[g], outcome] += runs.rows
-            if outcome != BOTH:
-                changed[outcome].append(runs)
 
-    questions = [
-        _Question(store.cells.row(max(cell, 0), named=True), a, b, part, group)
-        for (cell, a, b), pieces in asked.items()
-        for part, group in _pieces(pieces)
-    ]
-    looked_at = [(outcome, part) for outcome, runs in changed.items() for part in _parts(Slices.join(runs))]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for question, answer in zip(
-            questions, pool.map(lambda q: _answer(store, first, second, q), questions), strict=True
-        ):
-            for outcome, (count_P, document_N) in answer.items():
-                np.add.at(count[:, :, outcome], np.divmod(question.group_P, len(DIFFICULTIES)), count_P)
-                _count_documents(by_document[outcome], document_N)
-        for (outcome, _), document_N in zip(
-            looked_at, pool.map(lambda item: store.read("document", item[1]), looked_at), strict=True
-        ):
-            _count_documents(by_document[outcome], document_N)
-    read = sum(question.runs.rows for question in questions) + sum(part.rows for _, part in looked_at)
-    return Comparison(_table(store, count), by_document[GAINED], by_document[LOST], read)
+class Count:
+    """A comparison under way: `run` it, in a thread if you like, and ask for its `result` whenever you like."""
+
+    def __init__(self, store: Store, first: Rule, second: Rule, split: str, bands: BandsConfig) -> None:
+        """Look up what cell and entropy decide, and find out what must be read."""
+        self._store, self._first, self._second = store, first, second
+        self._lock = threading.Lock()
+        self._enough, self._finished, self._stopped = threading.Event(), threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+        limits = [getattr(bands, band) for band in BANDS]
+        cut_B, entropy_G = segments([*first.cuts, *second.cuts, *limits])
+        edge_RG = _edges(store, cut_B)
+        difficulty_G = np.sum([entropy_G > np.float32(limit) for limit in limits], axis=0)
+        cells = store.cells.filter(pl.col("split") == split)
+        states_CG = np.stack([rule.decide(cells, entropy_G) for rule in (first, second)], axis=-1)
+        self._decided = np.zeros((store.cells.height, len(DIFFICULTIES), 4), dtype=np.int64)
+        changed: dict[int, list[Slices]] = {GAINED: [], LOST: []}
+        asked: dict[tuple[int, int, int], list[tuple[Slices, int]]] = {}
+        mixed = -1 if not (first.asks_cell or second.asks_cell) else None
+        for cell, states_G in zip(cells["cell"], states_CG, strict=True):
+            rows = np.flatnonzero(store.cell_R == cell)
+            for g, (a, b) in enumerate(states_G.tolist()):
+                runs = store.runs(rows, edge_RG[rows, g], edge_RG[rows, g + 1])
+                if not runs.rows or a == b == NO:
+                    continue
+                if ASK in (a, b):
+                    kind = (cell if mixed is None else mixed, a, b)
+                    asked.setdefault(kind, []).append((runs, cell * len(DIFFICULTIES) + int(difficulty_G[g])))
+                    continue
+                outcome = (LOST if a == YES else 0) | (GAINED if b == YES else 0)
+                self._decided[cell, difficulty_G[g], outcome] += runs.rows
+                if outcome != BOTH:
+                    changed[outcome].append(runs)
+        parts: dict[int, _Part] = {}
+        for (cell, a, b), pieces in asked.items():
+            together, group_P = _together(pieces)
+            for shard, which in _split(together):
+                question = _Question(
+                    store.cells.row(max(cell, 0), named=True), a, b, together.take(which), group_P[which]
+                )
+                parts.setdefault(shard, _Part(shard)).questions.append(question)
+        for outcome, found in changed.items():
+            runs = Slices.join(found)
+            for shard, which in _split(runs):
+                parts.setdefault(shard, _Part(shard)).changed.append((outcome, runs.take(which)))
+        key_S = keys(0, np.array(list(parts), dtype=np.int64))
+        self._parts = [parts[shard] for _, shard in sorted(zip(key_S.tolist(), parts, strict=True))]
+        self._asked = np.zeros_like(self._decided)
+        self._by_document = np.zeros((4, store.documents.height), dtype=np.int64)
+        self._done: list[_Done] = []
+
+    def run(self) -> None:
+        """Read all that must be read, or until `stop`. What goes wrong is `result`'s to raise."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for answer in as_completed([pool.submit(self._read, part) for part in self._parts]):
+                if error := answer.exception():
+                    self._error = error
+                    self.stop()
+        self._enough.set()
+        self._finished.set()
+
+    def stop(self) -> None:
+        """Read no further shard."""
+        self._stopped.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Until all is read, or so long; longer only while too little is read for an estimate. Whether all is read."""
+        self._finished.wait(seconds)
+        self._enough.wait()
+        return self._finished.is_set()
+
+    def result(self) -> Comparison:
+        """What is known by now: exact figures, or estimates with intervals.
+
+        Raises:
+            UserError: a rule cannot be computed on this corpus.
+        """
+        if self._error is not None:
+            raise self._error
+        with self._lock:
+            done, asked, by_document = list(self._done), self._asked.copy(), self._by_document.copy()
+        seen, everything = sum(of.asked for of in done), sum(part.asked for part in self._parts)
+        count = self._decided + np.rint(asked * (everything / seen if seen else 1)).astype(np.int64)
+        read, rows = sum(of.rows for of in done), sum(part.rows for part in self._parts)
+        documents = round(sum(of.documents for of in done) * (rows / read if read else 1))
+        return Comparison(
+            counts=_table(self._store, count),
+            gained_D=by_document[GAINED],
+            lost_D=by_document[LOST],
+            documents_changed=documents,
+            read=read,
+            shards_read=len(done),
+            shards=len(self._parts),
+            margins=self._margins(done) if len(done) < len(self._parts) else {},
+        )
+
+    def _margins(self, done: list[_Done]) -> dict[str, int]:
+        """Of ratio estimates from `done` shards drawn at random (Cochran, Sampling Techniques, 3rd ed., eq. 6.13)."""
+        both, gained, lost = (np.array([of.outcomes[i] for of in done]) for i in OUTCOMES.values())
+        asked_S, rows_S = np.array([of.asked for of in done]), np.array([of.rows for of in done])
+        of_positions = {"before": both + lost, "after": both + gained, "gained": gained, "lost": lost}
+        margins = {name: _margin(y_S, asked_S, len(self._parts)) for name, y_S in of_positions.items()}
+        return margins | {"documents": _margin(np.array([of.documents for of in done]), rows_S, len(self._parts))}
+
+    def _read(self, part: _Part) -> None:
+        """One shard: what is asked there is answered, and the documents of what changes are counted."""
+        if self._stopped.is_set():
+            return
+        store = self._store
+        first, past = store.first_document_S[part.shard : part.shard + 2].tolist()
+        count = np.zeros((4, self._decided[:, :, 0].size), dtype=np.int64)
+        count_D = np.zeros((4, past - first), dtype=np.int64)
+        for question in part.questions:
+            for outcome, (count_P, document_N) in _answer(store, self._first, self._second, question).items():
+                np.add.at(count[outcome], question.group_P, count_P)
+                count_D[outcome] += np.bincount(document_N - np.uint32(first), minlength=past - first)
+        for outcome, runs in part.changed:
+            count_D[outcome] += np.bincount(store.read("document", runs) - np.uint32(first), minlength=past - first)
+        changed = int(np.count_nonzero(count_D[GAINED] | count_D[LOST]))
+        with self._lock:
+            self._asked += count.T.reshape(self._asked.shape)
+            self._by_document[:, first:past] += count_D
+            self._done.append(_Done(part.asked, part.rows, count.sum(axis=1).tolist(), changed))
+            if len(self._done) >= min(FEWEST, len(self._parts)):
+                self._enough.set()
+
+
+@dataclass
+class _Part:
+    """What must be read of one shard."""
+
+    shard: int
+    questions: list[_Question] = field(default_factory=list)
+    changed: list[tuple[int, Slices]] = field(default_factory=list)
+    """Positions of one outcome whose documents are not known."""
+
+    @cached_property
+    def asked(self) -> int:
+        """Positions whose outcome is not known."""
+        return sum(question.pieces.rows for question in self.questions)
+
+    @cached_property
+    def rows(self) -> int:
+        """Positions that are read."""
+        return self.asked + sum(runs.rows for _, runs in self.changed)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a shard has come to."""
+
+    asked: int
+    rows: int
+    outcomes: list[int]
+    """[4]: by outcome, of the positions that were asked about."""
+    documents: int
+    """That change."""
+
+
+def _margin(y_S: NDArray[np.int64], x_S: NDArray[np.int64], shards: int) -> int:
+    """Half width of the 95 % interval of the total of y over all shards, estimated from some by its ratio to x.
+
+    Example:
+        >>> _margin(np.array([5, 10]), np.array([50, 100]), 4), _margin(np.array([4, 6]), np.array([10, 10]), 4)
+        (0, 6)
+    """
+    n = len(y_S)
+    if n < 2:
+        return 0
+    residual_S = y_S - x_S * (y_S.sum() / max(x_S.sum(), 1))
+    variance = shards**2 * (1 - n / shards) / n * (residual_S**2).sum() / (n - 1)
+    return int(np.ceil(Z95 * np.sqrt(variance)))
 
 
 @dataclass(frozen=True)
 class _Question:
-    """Positions on which each rule has one answer, and at least one has to read. Shape: P pieces, N positions."""
+    """Positions of one shard on which each rule has one answer, and at least one has to read. Shape: P pieces, N
+    positions."""
 
     cell: Mapping[str, Any]
     """Theirs, if a rule asks for it; else any."""
@@ -142,17 +289,23 @@ class _Question:
         return Slices.join([self.pieces])
 
 
-def _pieces(pieces: list[tuple[Slices, int]]) -> Iterator[tuple[Slices, NDArray[np.int64]]]:
-    """Pieces of all groups in the order of the index, in parts of about `AT_ONCE` rows."""
+def _together(pieces: list[tuple[Slices, int]]) -> tuple[Slices, NDArray[np.int64]]:
+    """Pieces of all groups in the order of the index, and the group of each."""
     shard, begin, end = (
         np.concatenate([getattr(runs, name) for runs, _ in pieces]) for name in ("shard_N", "begin_N", "end_N")
     )
     group = np.concatenate([np.full(len(runs.begin_N), group) for runs, group in pieces])
     order = np.lexsort((begin, shard))
-    together = Slices(shard[order], begin[order], end[order])
-    part_P = (np.cumsum(together.end_N - together.begin_N) - 1) // AT_ONCE
-    for part in np.unique(part_P):
-        yield together.take(part_P == part), group[order][part_P == part]
+    return Slices(shard[order], begin[order], end[order]), group[order]
+
+
+def _split(runs: Slices) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Which of the runs (ordered by shard) are read at once: of one shard, about `AT_ONCE` rows; a longer run alone."""
+    shards, first = np.unique(runs.shard_N, return_index=True)
+    for shard, begin, end in zip(shards.tolist(), first, np.append(first, len(runs.shard_N))[1:], strict=True):
+        part_N = (np.cumsum(runs.end_N[begin:end] - runs.begin_N[begin:end]) - 1) // AT_ONCE
+        for part in np.unique(part_N):
+            yield shard, begin + np.flatnonzero(part_N == part)
 
 
 def _answer(
@@ -182,25 +335,10 @@ def _answer(
     return answer
 
 
-def _count_documents(count_D: NDArray[np.int64], document_N: NDArray[np.uint32]) -> None:
-    if len(document_N):
-        counted = np.bincount(document_N)
-        count_D[: len(counted)] += counted
-
-
 def _edges(store: Store, cut_B: NDArray[np.float32]) -> NDArray[np.int64]:
     """[R, G + 1]: segment g of an index row is its rows edge[g]:edge[g + 1]."""
     cuts = [edge for cut in cut_B for edge in (store.cut(cut, "left"), store.cut(cut, "right"))]
     return np.stack([np.zeros_like(store.begin_R), *cuts, store.end_R - store.begin_R], axis=1)
-
-
-def _parts(runs: Slices) -> Iterator[Slices]:
-    """Runs in parts of about `AT_ONCE` rows; a longer run is a part of its own."""
-    if not len(runs.begin_N):
-        return
-    part_N = (np.cumsum(runs.end_N - runs.begin_N) - 1) // AT_ONCE
-    for part in np.unique(part_N):
-        yield runs.take(part_N == part)
 
 
 def _table(store: Store, count: NDArray[np.int64]) -> pl.DataFrame:

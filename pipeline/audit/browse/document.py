@@ -20,9 +20,10 @@ from pipeline.core.artifact import InputFile
 from pipeline.core.config import MaterializeConfig
 from pipeline.core.parquet import read_rows
 from pipeline.scoring.tokens import CorpusTokenizer, resolve_model
+from pipeline.selection.metadata import kinds, rule_columns, with_metadata
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.sites import SITES
-from pipeline.selection.where import SCORE_COLUMNS, filter_rows, row_filter
+from pipeline.selection.where import filter_rows, row_filter
 from pipeline.shards.examples import examples
 from pipeline.shards.schema import boundaries_of
 
@@ -79,12 +80,20 @@ class Verdict:
 class Document:
     """A document and its scores. Shape: T positions."""
 
-    def __init__(self, document: pa.Table, scores: pa.Table) -> None:
-        """Args: one row of `documents`, and the row of `scores` that belongs to it."""
-        self.record = document
+    def __init__(self, document: pa.Table, scores: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            document, scores: one row of `documents`, and the row of `scores` that belongs to it.
+            metadata: `select.metadata` of the manifest.
+
+        Raises:
+            UserError: metadata that is not of its kind.
+        """
+        self.record, self._metadata = document, metadata or {}
         self.meta: dict[str, Any] = document.to_pylist()[0]
         self._scores = scores
-        frames = list(positions(document, scores.select(SCORE_TABLE_COLUMNS)))
+        columns = with_metadata(scores.select(SCORE_TABLE_COLUMNS), document, kinds(self._metadata))
+        frames = list(positions(document, columns))
         self.frame = pl.concat(frames) if frames else pl.DataFrame()
         self.text: bytes = self.meta["text"].encode()
 
@@ -110,7 +119,7 @@ class Document:
         state_T[scorable["row"]] = 2
         whole = scorable.filter(~pl.col("inside_character"))
         state_T[whole["row"]] = 3
-        wanted = filter_rows(whole, row_filter(where, SCORE_COLUMNS, "where"), "`where`")
+        wanted = filter_rows(whole, row_filter(where, rule_columns(self._metadata), "where"), "`where`")
         state_T[wanted["row"]] = 0 if kept is None else 4
         if kept is not None:
             state_T[np.asarray(kept, dtype=np.int64)] = 0

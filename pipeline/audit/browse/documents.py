@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +13,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.audit.browse.index import folded
 from pipeline.audit.browse.store import Store
+from pipeline.core.errors import UserError
+from pipeline.selection.metadata import KINDS, kinds
+from pipeline.selection.where import Column, row_filter
 
 PAGE = 25
 """Documents a page."""
@@ -36,7 +40,7 @@ class Filter:
     split: str = ""
     source: str = ""
     meta: str = ""
-    """`key=value` of the metadata, or any part of it."""
+    """SQL over the metadata that the manifest names, `key=value` of any metadata, or any part of it."""
     least: float = 0.0
     """Least share of the positions that is kept, in percent."""
     most: float = 100.0
@@ -44,10 +48,16 @@ class Filter:
 
 
 class Finder:
-    """Finds documents of a store. `kept_D`: sites of the selection in each document."""
+    """Finds documents of a store.
 
-    def __init__(self, store: Store, kept_D: NDArray[np.int64]) -> None:
+    Args:
+        kept_D: sites of the selection in each document.
+        metadata: kinds of the metadata that the manifest names.
+    """
+
+    def __init__(self, store: Store, kept_D: NDArray[np.int64], metadata: Mapping[str, str]) -> None:
         self._store = store
+        self._metadata = kinds(metadata)
         self.kept_D = kept_D
         positions_D = store.documents["positions"].to_numpy()
         self.share_D = 100 * kept_D / np.maximum(positions_D, 1)
@@ -63,11 +73,22 @@ class Finder:
         if wanted.source:
             match_D &= (documents["source_file"] == wanted.source).to_numpy()
         if wanted.meta:
-            match_D &= _has_meta(documents["meta"], wanted.meta)
+            match_D &= self._has_metadata(wanted.meta)
         if wanted.text:
             match_D &= self._has_text(wanted.text)
         found = np.flatnonzero(match_D)
         return found[self._rank(wanted.order, found)] if wanted.order in ORDERS else found
+
+    def _has_metadata(self, wanted: str) -> NDArray[np.bool_]:
+        try:
+            expression = row_filter(wanted, {n: Column(KINDS[k], "") for n, k in self._metadata.items()}, "metadata")
+            named = expression.meta.root_names()
+        except UserError:
+            named = []
+        if not named:
+            return _has_meta(self._store.documents["meta"], wanted)
+        frame = pl.DataFrame({name: self._store.metadata(name, self._metadata[name]) for name in named})
+        return frame.with_columns(match=expression.fill_null(False))["match"].to_numpy()
 
     def _rank(self, order: str, found: NDArray[np.int64]) -> NDArray[np.int64]:
         documents = self._store.documents
@@ -81,10 +102,12 @@ class Finder:
 
     def _has_text(self, text: str) -> NDArray[np.bool_]:
         """Whether a document contains the text, whatever the case: every byte of the corpus is looked at."""
-        pattern = f"(?i){re.escape(text)}" if text.lower() != text.upper() else re.escape(text)
+        wanted = folded(text)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             shards = range(len(self._store.first_document_S) - 1)
-            hits = pool.map(lambda shard: self._store.texts(shard).str.contains(pattern).to_numpy(), shards)
+            hits = pool.map(
+                lambda shard: self._store.texts(shard).str.contains(wanted, literal=True).to_numpy(), shards
+            )
             return np.concatenate([np.zeros(0, dtype=bool), *hits])
 
 

@@ -9,8 +9,9 @@ Tables of a shard (plain little-endian columns have no header, so that a part of
 
     documents.parquet   a document: where its text, scores and record are, how many positions, how uncertain
     cells.parquet       a (block, cell): its rows in the columns, and how many of them lie below each step of the grid
-    <column>.bin        of every position, in the order of the blocks
-    text.bin            UTF-8 of those documents, end to end: what a search reads
+    <column>.bin        of every position, in the order of the blocks; `reference_nll` only where there are any
+    text.bin            UTF-8 of those documents, end to end
+    folded.bin          the same in lower case: what a search reads
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pipeline.core.stage import Stage, run_stage
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.text import TextBytes
 
-VERSION = 1
+VERSION = 2
 
 GRID: NDArray[np.float32] = (np.arange(301) / 100).astype(np.float32)
 """Entropies (nats) at which counts are kept. Others are looked for in the column."""
@@ -45,6 +46,7 @@ COLUMNS: Mapping[str, np.dtype] = {
     "entropy_partial": np.dtype("<f4"),
     "nll": np.dtype("<f4"),
     "rank": np.dtype("<i4"),
+    "reference_nll": np.dtype("<f4"),
     "position": np.dtype("<i4"),
     "byte_offset": np.dtype("<i4"),
     "document": np.dtype("<u4"),
@@ -100,23 +102,39 @@ def run(config: Config, shard: Shard, out: Path) -> Counters:
     counters: Counter[str] = Counter({"documents": len(doc_ids), "tokens": 0, "positions": 0})
     counters |= Counter({"not_scorable": 0, "inside_character": 0})
     spread = _Spread(len(doc_ids))
-    files = {name: (out / f"{name}.bin").open("wb") for name in COLUMNS}
+    referred = scores["reference_nll"].combine_chunks().flatten()
+    stored = [name for name in COLUMNS if name != "reference_nll" or referred.null_count < len(referred)]
+    files = {name: (out / f"{name}.bin").open("wb") for name in stored}
     with parquet_writer(out / "cells.parquet", CELLS) as cells:
         for frame in positions(documents, scores):
             block = _block(frame, doc_ids, counters, spread)
             if block.height:
                 cells.write_table(_cells(block, counters["positions"] - block.height))
-            for name, dtype in COLUMNS.items():
-                files[name].write(block[name].to_numpy().astype(dtype).tobytes())
+            for name, file in files.items():
+                file.write(block[name].to_numpy().astype(COLUMNS[name]).tobytes())
     for file in files.values():
         file.close()
     row = pc.index_in(scores["doc_id"], documents["doc_id"]).combine_chunks()
     taken = documents.take(row).append_column("document_row", row)
     text = TextBytes.of(taken["text"])
     (out / "text.bin").write_bytes(text.data_B.tobytes())
+    (out / "folded.bin").write_bytes("".join(map(folded, taken["text"].to_pylist())).encode())
     with parquet_writer(out / "documents.parquet", DOCUMENTS) as writer:
         writer.write_table(_documents(taken, scores, text, spread))
     return dict(counters)
+
+
+def folded(text: str) -> str:
+    """`text` in lower case, but for the few characters whose lower case has another length in UTF-8.
+
+    Example:
+        >>> folded("CAFÉ İ")
+        'café İ'
+    """
+    lower = text.lower()
+    if len(lower.encode()) == len(text.encode()) and len(lower) == len(text):
+        return lower
+    return "".join(c.lower() if len(c.lower().encode()) == len(c.encode()) else c for c in text)
 
 
 class _Spread:

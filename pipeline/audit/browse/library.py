@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.audit.browse.compare import Comparison, compare
+from pipeline.audit.browse.compare import Comparison, Count
 from pipeline.audit.browse.document import Document, Rollouts, Rows, Verdict, as_trained, prompt_builder
 from pipeline.audit.browse.documents import Finder
 from pipeline.audit.browse.flags import Flags
@@ -34,6 +34,11 @@ BY_RECORD = "select:"
 """How a selection that was made is named where a rule is expected: `select:<fingerprint>`."""
 
 COMPARISONS_KEPT = 32
+PATIENCE = 0.4
+"""Seconds that a page waits for exact figures before it shows estimates."""
+COUNTS_UNDER_WAY = 3
+"""Comparisons that are counted on after their pages were answered; a further one stops the oldest."""
+
 CHANGED = 10
 """Documents a page of those that two rules differ in."""
 
@@ -68,14 +73,22 @@ class Selection:
     def follows_rule(self) -> bool:
         """Whether its sites are exactly what its rules keep, so that the index answers without looking at them."""
         try:
-            return not self.later and all(Where.parse(self.where(split)) for split in SPLITS)
+            return not self.later and all(self._rule(split) for split in SPLITS)
         except UserError:
             return False
 
     def rule(self, split: str) -> Rule:
         if self.kept is not None:
             return Kept(self.kept)
-        return Where.parse(self.where(split))
+        return self._rule(split)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Kinds of the metadata that its rules name."""
+        return dict(self.record.config.get("metadata", {}))
+
+    def _rule(self, split: str) -> Where:
+        return Where.parse(self.where(split), self.metadata)
 
 
 def selections(work: Path, scores: Record) -> list[Record]:
@@ -127,13 +140,17 @@ class Library:
         self.selections = {selection.name: selection for selection in records.selections}
         self.current = records.selections[0]
         self.bands = BandsConfig.model_validate(self.current.record.config["bands"])
-        self.finder = Finder(self.store, _sites_by_document(self.store, self.current.record))
+        of_selections = [selection.metadata for selection in records.selections]
+        self.metadata = {name: kind for named in of_selections for name, kind in named.items()}
+        self.metadata |= manifest.select.metadata
+        self.finder = Finder(self.store, _sites_by_document(self.store, self.current.record), self.metadata)
         self.rollouts = Rollouts(run)
         self._policy, self._proxy = policy, proxy
         self._documents = Rows(records.documents.files("documents"))
         top = ["top_ids", "top_logprobs"] if self.has_top else []
         self._scores = Rows(records.scores.files("scores"), [*SCORE_TABLE_COLUMNS, *top])
         self._comparisons: dict[tuple[str, str, str], Comparison] = {}
+        self._counts: dict[tuple[str, str, str], Count] = {}
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------------------------------------------ rules
@@ -144,7 +161,7 @@ class Library:
         Raises:
             UserError: neither.
         """
-        return self._selection(name).rule(split) if name.startswith(BY_RECORD) else Where.parse(name)
+        return self._selection(name).rule(split) if name.startswith(BY_RECORD) else Where.parse(name, self.metadata)
 
     def _selection(self, name: str) -> Selection:
         if name not in self.selections:
@@ -152,15 +169,40 @@ class Library:
         return self.selections[name]
 
     def compare(self, first: str, second: str, split: str) -> Comparison:
-        """Compare two rules by name; the answers given last are kept."""
+        """Compare two rules by name: what is known within `PATIENCE`. Ask again for what is not exact yet.
+
+        Raises:
+            UserError: one of them is no rule, or cannot be computed on this corpus.
+        """
         key = (first, second, split)
-        if key not in self._comparisons:
-            made = compare(self.store, self.rule(first, split), self.rule(second, split), split, self.bands)
+        if made := self._comparisons.get(key):
+            return made
+        while True:
+            count = self._counts.get(key) or self._begin(key)
+            finished = count.wait(PATIENCE)
+            made = count.result()
+            if made.exact or not finished:  # not stopped for the sake of others
+                break
+        if made.exact:
             with self._lock:
+                self._counts.pop(key, None)
                 while len(self._comparisons) >= COMPARISONS_KEPT:
                     del self._comparisons[next(iter(self._comparisons))]
                 self._comparisons[key] = made
-        return self._comparisons[key]
+        return made
+
+    def _begin(self, key: tuple[str, str, str]) -> Count:
+        """Count in the background."""
+        first, second, split = key
+        count = Count(self.store, self.rule(first, split), self.rule(second, split), split, self.bands)
+        with self._lock:
+            if key in self._counts:
+                return self._counts[key]
+            while len(self._counts) >= COUNTS_UNDER_WAY:
+                self._counts.pop(next(iter(self._counts))).stop()
+            self._counts[key] = count
+        threading.Thread(target=count.run, daemon=True).start()
+        return count
 
     def changed(self, comparison: Comparison, page: int) -> Changed:
         """A page of the documents that two rules differ in, those that differ most first."""
@@ -191,7 +233,8 @@ class Library:
         row = self.store.documents.row(number, named=True)
         shard = self.records.index.completions[row["shard"]].shard
         in_shard = number - int(self.store.first_document_S[row["shard"]])
-        return Document(self._documents.row(shard, row["document_row"]), self._scores.row(shard, in_shard))
+        document, scores = self._documents.row(shard, row["document_row"]), self._scores.row(shard, in_shard)
+        return Document(document, scores, self.metadata)
 
     def verdict(self, document: Document, rule: str) -> Verdict:
         """Which positions a rule keeps, and why it does not keep the others."""

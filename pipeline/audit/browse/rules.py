@@ -24,15 +24,13 @@ from pipeline.audit.browse.index import CELL, COLUMNS
 from pipeline.audit.browse.store import Slices, Store
 from pipeline.core.artifact import Record
 from pipeline.core.errors import UserError
+from pipeline.selection.metadata import kinds, rule_columns
 from pipeline.selection.where import SCORE_COLUMNS, row_filter
 
 NO, YES, ASK = 0, 1, 2
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
-
-STORED = {name: column for name, column in SCORE_COLUMNS.items() if name in {*COLUMNS, *CELL, "doc_id", "tokens"}}
-"""What a rule may name here."""
 
 _COMPARISONS = {"Gt", "GtEq", "Lt", "LtEq", "Eq", "NotEq"}
 
@@ -69,25 +67,25 @@ class Where:
     """The conjuncts that cell and entropy decide."""
     rest: pl.Expr | None
     """The others."""
+    metadata: Mapping[str, str]
+    """What it may name of documents, by kind."""
 
     @classmethod
-    def parse(cls, where: str) -> Where:
+    def parse(cls, where: str, metadata: Mapping[str, str] | None = None) -> Where:
         """
+        Args:
+            where: the expression.
+            metadata: `select.metadata` of the manifest.
+
         Raises:
-            UserError: no expression of a position, or of columns that are not in the index.
+            UserError: no expression of a position.
 
         Example:
             >>> where = Where.parse("entropy > 1.25 AND field = 'solution' AND nll < 3")
             >>> where.cuts, where.rest.meta.root_names()
             ((1.25,), ['nll'])
         """
-        expression = row_filter(where, SCORE_COLUMNS, "where")
-        if beyond := set(expression.meta.root_names()) - STORED.keys():
-            raise UserError(
-                f"`where` names {', '.join(sorted(beyond))}, which the live page has no index of",
-                where=where,
-                mend=f"`rpt select` counts it; here: {', '.join(STORED)}",
-            )
+        expression = row_filter(where, rule_columns(metadata or {}), "where")
         simple, rest = [], []
         cuts: set[float] = set()
         for tree in _conjuncts(json.loads(expression.meta.serialize(format="json"))):
@@ -99,14 +97,14 @@ class Where:
                 rest.append(part)
         everything = pl.lit(True)
         both = (pl.all_horizontal(everything, *simple), pl.all_horizontal(everything, *rest) if rest else None)
-        return cls(where, tuple(sorted(cuts)), *both)
+        return cls(where, tuple(sorted(cuts)), *both, kinds(metadata or {}))
 
     @cached_property
     def asks_cell(self) -> bool:
         return self.rest is not None and not set(self.rest.meta.root_names()).isdisjoint(CELL)
 
     def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
-        typed = cells.select(pl.col(name).cast(STORED[name].dtype) for name in CELL)
+        typed = cells.select(pl.col(name).cast(SCORE_COLUMNS[name].dtype) for name in CELL)
         grid = typed.join(pl.DataFrame({"entropy": entropy_G}), how="cross", maintain_order="left_right")
         kept = grid.with_columns(kept=self.simple.fill_null(False))["kept"].to_numpy()
         decided = np.where(kept, YES if self.rest is None else ASK, NO)
@@ -115,15 +113,22 @@ class Where:
     def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> Bool:
         if self.rest is None:
             return np.ones(slices.rows, dtype=bool)
-        needed = set(self.rest.meta.root_names())
+        named = set(self.rest.meta.root_names())
+        needed = named | ({"nll", "reference_nll"} if "excess_loss" in named else set())
         columns: dict[str, Any] = {name: store.read(name, slices) for name in COLUMNS if name in needed}
-        if beyond := needed & {"doc_id", "tokens"}:
+        of_documents = {name: store.documents[name] for name in ("doc_id", "tokens") if name in needed}
+        of_documents |= {name: store.metadata(name, kind) for name, kind in self.metadata.items() if name in needed}
+        if of_documents:
             document = store.read("document", slices)
-            columns |= {name: store.documents[name].gather(document) for name in beyond}
+            columns |= {name: values.gather(document) for name, values in of_documents.items()}
         frame = pl.DataFrame(columns)
         frame = frame.with_columns(
-            pl.lit(cell[name], STORED[name].dtype).alias(name) for name in CELL if name in needed
+            pl.lit(cell[name], SCORE_COLUMNS[name].dtype).alias(name) for name in CELL if name in needed
         )
+        if "reference_nll" in needed:
+            frame = frame.with_columns(pl.col("reference_nll").fill_nan(None))
+        if "excess_loss" in needed:
+            frame = frame.with_columns(excess_loss=pl.col("nll") - pl.col("reference_nll"))
         try:
             return frame.with_columns(kept=self.rest.fill_null(False))["kept"].to_numpy()
         except pl.exceptions.PolarsError as error:

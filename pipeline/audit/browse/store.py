@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.audit.browse.index import CELL, COLUMNS, GRID
 from pipeline.core.artifact import Record
 from pipeline.core.parquet import read_table
+from pipeline.selection.metadata import metadata_frame
 
 Int64 = NDArray[np.int64]
 
@@ -84,7 +85,11 @@ class Store:
         ).with_row_index("document")
         self.first_document_S = np.cumsum([0, *(frame.height for frame in frames)])
         self._open: dict[tuple[str, int], int] = {}
-        self._paths = {name: [file.path for file in record.files(name)] for name in [*COLUMNS, "text"]}
+        self._paths = {
+            name: [file and file.path for file in (record.file(name, done.shard) for done in record.completions)]
+            for name in [*COLUMNS, "text", "folded"]
+        }
+        self._metadata: dict[tuple[str, str], pl.Series] = {}
 
     @cached_property
     def document_of(self) -> dict[str, int]:
@@ -126,13 +131,25 @@ class Store:
             return values + np.repeat(first_N, slices.end_N - slices.begin_N).astype(np.uint32)
         return values
 
+    def metadata(self, name: str, kind: str) -> pl.Series:
+        """Of every document, its metadata of that name; read once.
+
+        Raises:
+            UserError: a value that is not of that kind.
+        """
+        if (name, kind) not in self._metadata:
+            documents = self.documents
+            frame = metadata_frame(documents["doc_id"], documents["meta"], {name: kind})
+            self._metadata[name, kind] = frame[name]
+        return self._metadata[name, kind]
+
     def texts(self, shard: int) -> pl.Series:
-        """The documents of a shard as text, mapped from the file."""
+        """The documents of a shard in lower case, mapped from the file."""
         rows = self.documents[int(self.first_document_S[shard]) : int(self.first_document_S[shard + 1])]
         offsets = np.concatenate([rows["text_begin"].to_numpy(), rows["text_end"].to_numpy()[-1:]])
         if offsets[-1:] == 0 or not rows.height:
             return pl.Series("text", [""] * rows.height, dtype=pl.String)
-        with pa.memory_map(str(self._paths["text"][shard])) as file:
+        with pa.memory_map(str(self._paths["folded"][shard])) as file:
             buffers = [None, pa.py_buffer(offsets), file.read_buffer()]
         return pl.Series("text", pl.from_arrow(pa.Array.from_buffers(pa.large_string(), rows.height, buffers)))
 
@@ -144,6 +161,8 @@ class Store:
 
     def _read(self, column: str, shard: int, begin: int, end: int) -> NDArray[Any]:
         dtype = COLUMNS[column]
+        if self._paths[column][shard] is None:  # these scores have no such column
+            return np.full(int(end - begin), np.nan, dtype)
         file = self._descriptor(column, int(shard))
         return np.frombuffer(os.pread(file, int(end - begin) * dtype.itemsize, int(begin) * dtype.itemsize), dtype)
 
@@ -151,7 +170,9 @@ class Store:
         """The open file of a shard's column. It is open as long as the process lives."""
         key = (column, shard)
         if key not in self._open:
-            self._open.setdefault(key, os.open(self._paths[column][shard], os.O_RDONLY))
+            path = self._paths[column][shard]
+            assert path is not None, f"no {column} in shard {shard}"
+            self._open.setdefault(key, os.open(path, os.O_RDONLY))
         return self._open[key]
 
 

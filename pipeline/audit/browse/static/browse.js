@@ -73,6 +73,26 @@ async function showSite(position) {
 
 document.querySelectorAll("[data-heat-map]").forEach(mountHeatMap);
 
+// ------------------------------------------------------------------------------------------ estimates, then counts
+
+const AGAIN = 700; // ms after which exact counts are asked for
+let following = 0;
+
+/** While the page shows estimates, ask for it again. */
+function follow() {
+  clearTimeout(following);
+  const result = document.getElementById("result");
+  if (!result?.querySelector("[data-unfinished]")) return;
+  following = setTimeout(async () => {
+    const page = await parts(result, location.href);
+    if (!page) return;
+    result.replaceChildren(...page.getElementById("result").childNodes);
+    follow();
+  }, AGAIN);
+}
+
+follow();
+
 // ------------------------------------------------------------------------------------------------ what if
 
 const live = document.querySelector("form[data-live]");
@@ -85,6 +105,7 @@ if (live) {
 
   async function ask(extra) {
     clearTimeout(waiting);
+    clearTimeout(following);
     const asked = new URLSearchParams({ split: new FormData(live).get("split"), where: where.value, ...extra });
     const page = await parts(result, `/what-if?${asked}`);
     if (!page) return;
@@ -96,6 +117,7 @@ if (live) {
     live.querySelector(".chart svg").replaceWith(page.querySelector(".chart svg"));
     if (document.activeElement !== slider && threshold) slider.value = threshold;
     history.replaceState(null, "", url);
+    follow();
   }
 
   slider.addEventListener("input", () => {
