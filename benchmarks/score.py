@@ -54,7 +54,7 @@ SHAPES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {"shape": "0.5B", "dtype": "float32", "tokens": 8192, "batch_tokens": 2048},
-    "cuda": {"shape": "1.5B", "dtype": "bfloat16", "tokens": 400_000, "batch_tokens": 16384},
+    "cuda": {"shape": "1.5B", "dtype": "bfloat16", "tokens": 400_000, "batch_tokens": 8192},
 }
 TENFOLD_BARS = {"ten times the documents, time / 10": 1.05, "ten times the documents, peak memory": 1.05}
 BARS: dict[str, dict[str, float]] = {

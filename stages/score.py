@@ -44,9 +44,6 @@ FIT_VERSION = 1
 GROUP_BYTES = 2_000_000
 """Text scored and written at once. Enough that windows of about one length fill a batch."""
 
-ROW_GROUP = 128
-"""Documents of a row group of `scores`: what a reader of one document decodes."""
-
 
 class ScoreStageConfig(Config):
     """What `run` needs of the manifest. The proxy enters the fingerprint by its content, so not here."""
@@ -155,7 +152,7 @@ def run(config: ScoreStageConfig, source: Shard, out: Path) -> Counters:
     While the model scores one group of documents, the next is tokenized and the last is written in the background: a
     million tokens of a real tokenizer and table cost seconds of a core, about a third of what a 1B model on a GPU does.
     """
-    from pipeline.scoring.table import SCORES, SCORES_WITH_TOP, scores_table
+    from pipeline.scoring.table import ROW_GROUP, SCORES, SCORES_WITH_TOP, scores_table
 
     folders = [str(file.path) for name, file in source.files.items() if name.startswith("model-")]
     reference = source.files.get("reference")

@@ -129,7 +129,7 @@ def _select_row(  # type: ignore[no-untyped-def]
     chosen = tl.full((ROWS,), _LOW, tl.int64)
     for k in range(K):
         best = tl.max(keys, axis=0)
-        chosen = tl.where(rows == k, _LOW - (best & _LOW), chosen)
+        chosen = tl.where(rows == k, (best & _LOW) ^ _LOW, chosen)
         keys = tl.where(keys == best, _NONE, keys)
     ids = chosen[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     there = chosen[:, None] < P
@@ -140,7 +140,7 @@ def _select_row(  # type: ignore[no-untyped-def]
         rising = (best >> 32).to(tl.int32)
         logit = tl.where(rising < 0, rising ^ 0x7FFFFFFF, rising).to(tl.float32, bitcast=True)
         tl.store(top_CK + c * K + k, logit)
-        tl.store(ids_CK + c * K + k, _LOW - (best & _LOW))
+        tl.store(ids_CK + c * K + k, (best & _LOW) ^ _LOW)
         candidates = tl.where(candidates == best, _NONE, candidates)
 
 
@@ -149,7 +149,7 @@ def _key(logits, ids):  # type: ignore[no-untyped-def]
     """As `entropy._first` makes it."""
     bits = tl.where(logits == 0.0, 0.0, logits).to(tl.int32, bitcast=True)  # −0.0 is 0.0
     rising = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
-    return (rising << 32) + (_LOW - ids)
+    return (rising << 32) + (ids.to(tl.int64) ^ _LOW)
 
 
 _LOW: tl.constexpr = tl.constexpr((1 << 32) - 1)

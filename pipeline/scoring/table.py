@@ -34,6 +34,9 @@ SCORES_WITH_TOP = SCORES.append(pa.field("top_ids", pa.list_(pa.int32()), nullab
 )
 """With the top-k of every position, flattened to T·K values a document; null where the position has no scores."""
 
+ROW_GROUP = 128
+"""Documents of a row group: what a reader of one document decodes."""
+
 
 @dataclass(frozen=True)
 class ScoredDocument:

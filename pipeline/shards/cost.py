@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.config import CorpusConfig, Manifest, MaterializeConfig, SelectConfig, TrainProxyConfig
-from pipeline.core.parquet import parquet_writer
+from pipeline.core.parquet import ROW_GROUP, parquet_writer
 from pipeline.corpus.documents import DOCUMENTS
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.words import shingles, words
@@ -65,6 +65,7 @@ def try_scores(manifest: Manifest, folder: str, tokenizer: str, rows: Sequence[d
     """Tokenize, score and tabulate documents, for about `TRY_SECONDS` at most."""
     from pipeline.scoring.documents import score_documents
     from pipeline.scoring.proxy import load_proxy
+    from pipeline.scoring.table import ROW_GROUP as SCORES_ROW_GROUP
     from pipeline.scoring.table import ScoredDocument, scores_table
 
     rules, tokens = manifest.score, CorpusTokenizer.load(tokenizer)
@@ -87,7 +88,7 @@ def try_scores(manifest: Manifest, folder: str, tokenizer: str, rows: Sequence[d
         if time.monotonic() - start > TRY_SECONDS:
             break
     table, documents = pa.concat_tables(made), pa.Table.from_pylist(kept, schema=DOCUMENTS)
-    size = _written("scores", table)
+    size = _written("scores", table, SCORES_ROW_GROUP)
     warm = paces[1:] or paces
     return Trial(
         elapsed=time.monotonic() - start,
@@ -166,10 +167,10 @@ def _per_document(documents: pa.Table, rows: pa.Table) -> list[int]:
     return [counts.get(doc_id, 0) for doc_id in documents["doc_id"].to_pylist()]
 
 
-def _written(name: str, table: pa.Table) -> int:
+def _written(name: str, table: pa.Table, row_group: int = ROW_GROUP) -> int:
     with tempfile.TemporaryDirectory() as out:
         with parquet_writer(Path(out) / f"{name}.parquet", table.schema) as writer:
-            writer.write_table(table)
+            writer.write_table(table, row_group_size=row_group)
         return size_of(Path(out))
 
 

@@ -84,6 +84,20 @@ def test_scores_are_those_of_the_models_own_logits(family: str) -> None:
         torch.testing.assert_close(found.top_logprobs, expected.top_logprobs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["qwen2", "phi", "gemma2", "granite", "cohere"])
+def test_in_16_bits_the_models_own_logits_are_summed_in_32(family: str) -> None:
+    """Scale, cap and bias are rounded where the model rounds them; nothing after is."""
+    model = small(family).to(torch.bfloat16)
+    proxy, ids = as_proxy(model, None), random_documents(3, [33], VOCABULARY)[0]
+    found = score_documents(proxy, [ids], ["a"], ScoreConfig(min_context_tokens=1, store_top=True))[0]
+    with torch.no_grad():
+        logits_TV = model(input_ids=torch.from_numpy(ids[:-1]).long()[None]).logits[0]
+    assert logits_TV.dtype == torch.bfloat16
+    expected = plain_scores(logits_TV.float(), torch.from_numpy(ids[1:]).long(), 16)
+    assert proxy.write_logits is not copy_logits
+    assert_close(found, expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_documents_do_not_see_each_other(family: str) -> None:
     """The block masks of PyTorch's attention stand for flash attention's ends: ids, positions and rows are the same."""
