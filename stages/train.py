@@ -160,7 +160,7 @@ def train(
             if stopped or (done < steps and done % budget.save_every == 0):
                 save(done, metrics)
     if not stopped:
-        ds.export(engine, policy.tokenizer, trained)
+        ds.export(engine, recipe.policy, policy.tokenizer, trained)
         save(done, metrics)  # last: a checkpoint of the last step says that the run is complete
     ds.close(engine, sampler)
     if main:
@@ -205,7 +205,7 @@ def load_policy(
     sampler = Sampler.load(base, tokens, dtype=dtype, device=engine.device, batch_rows=rows)
     probe = prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
     ds.verify(engine, sampler.model, probe, recipe.rollout.temperature)
-    reference = ds.build_reference(base, recipe.policy, topology) if recipe.objective.kl else None
+    reference = ds.build_reference(engine, base, recipe.policy, topology) if recipe.objective.kl else None
     return Policy(engine, sampler, prompts, tokenizer, tokens, reference, ModelSize.of(base))
 
 

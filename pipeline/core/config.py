@@ -356,6 +356,15 @@ class Manifest(Config):
 # -------------------------------------------------------------------------------------------------- recipe
 
 
+class LoraConfig(Config):
+    """Low-rank adapters (arXiv 2106.09685): W + alpha / rank · B A, of which A and B alone are trained."""
+
+    rank: int = Field(gt=0)
+    alpha: float = Field(gt=0)
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of linear layers (`q_proj`); by default all but the output head."""
+
+
 class PolicyConfig(Config):
     """The model that is trained."""
 
@@ -363,6 +372,8 @@ class PolicyConfig(Config):
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     gradient_checkpointing: bool = False
+    lora: LoraConfig | None = None
+    """By default the whole model is trained. Needs peft: `pip install 'rpt[lora]'`."""
 
 
 class LengthRewardConfig(Config):
@@ -477,7 +488,8 @@ class OptimizerConfig(Config):
     warmup_steps: int = Field(0, ge=0)
     clip_norm: float = Field(0.2, gt=0)
     micro_batch_tokens: int = Field(16384, gt=0)
-    """Tokens (contexts counted once a group) of one backward on a rank: memory, not results."""
+    """Tokens (contexts counted once a group) of one backward on a rank: memory, not results. A group that has more is
+    shared out over several, in which its context is read again."""
 
 
 class StopConfig(Config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,20 +14,42 @@ from pipeline.grpo.types import Batch, Group, Response
 def micro_batches(groups: Sequence[Group], tokens: int, *, learn_unfinished: bool = True) -> list[Batch]:
     """Cut groups into micro-batches of at most `tokens` padded tokens, contexts counted once a group.
 
-    Groups of equal rewards have no gradient and must have been left out. A group larger than `tokens` makes a
-    micro-batch of its own. Groups are ordered by length, so that little is padding; the order is a function of the
-    groups alone. Without `learn_unfinished`, responses cut at the length limit are compared with but not learned from
-    (overlong filtering, DAPO, arXiv 2503.14476, section 3.4).
+    Groups of equal rewards have no gradient and must have been left out. The responses of a group larger than `tokens`
+    are shared out over several micro-batches, in each of which its context is read again; one response is the least.
+    Groups are ordered by length, so that little is padding; the order is a function of the groups alone. Without
+    `learn_unfinished`, responses cut at the length limit are compared with but not learned from (overlong filtering,
+    DAPO, arXiv 2503.14476, section 3.4).
     """
     if not all(group.has_gradient for group in groups):
         raise ValueError("groups without a gradient cost a forward pass for nothing")
-    parts: list[list[Group]] = []
-    for group in sorted(groups, key=lambda group: (len(group.prompt), group.length, group.prompt)):
-        if parts and _padded_tokens([*parts[-1], group]) <= tokens:
-            parts[-1].append(group)
+    parts = [part for group in groups for part in _parts(group, tokens)]
+    batches: list[list[Group]] = []
+    for part in sorted(parts, key=lambda part: (len(part.responses), len(part.prompt), part.length, part.prompt)):
+        alike = batches and len(batches[-1][0].responses) == len(part.responses)
+        if alike and _padded_tokens([*batches[-1], part]) <= tokens:
+            batches[-1].append(part)
         else:
-            parts.append([group])
-    return [batch_of(part, learn_unfinished=learn_unfinished) for part in parts]
+            batches.append([part])
+    return [batch_of(batch, learn_unfinished=learn_unfinished) for batch in batches]
+
+
+def responses_that_fit(context: int, room: int, tokens: int) -> int:
+    """How many responses of `room` tokens fit into a micro-batch with their context; one at least."""
+    return max(1, (tokens - context) // room)
+
+
+def _parts(group: Group, tokens: int) -> list[Group]:
+    """A group that fits; of one that does not, its responses in as few parts as fit, those of like length together."""
+    if _padded_tokens([group]) <= tokens:
+        return [group]
+    left = sorted(zip(group.responses, group.advantages, strict=True), key=lambda pair: -len(pair[0].ids))
+    parts = []
+    while left:
+        count = responses_that_fit(len(group.prompt), len(left[0][0].ids), tokens)
+        responses, advantages = zip(*left[:count], strict=True)
+        parts.append(replace(group, responses=responses, advantages=advantages))
+        left = left[count:]
+    return parts
 
 
 def text_batches(texts: Sequence[Sequence[int]], tokens: int) -> list[Batch]:

@@ -12,7 +12,7 @@ import logging
 import shutil
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -34,6 +34,7 @@ from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.batch import batch_of, idle_batch
 from pipeline.grpo.logprobs import PolicyLogprobs, disable_dropout
+from pipeline.grpo.lora import adapted, adapter_parameters, add_adapters, merged, save_adapter, without_adapters
 from pipeline.grpo.loss import k3
 from pipeline.grpo.objective import Objective, entropy_threshold
 from pipeline.grpo.topology import zero_stage
@@ -92,7 +93,7 @@ def build(folder: Path, policy: PolicyConfig, optimizer: OptimizerConfig, topolo
 
     Args:
         folder: a `transformers` folder.
-        policy: precision and checkpointing.
+        policy: precision, checkpointing, adapters.
         optimizer: AdamW's settings and the norm to clip at.
         topology: what `read_topology` read.
     """
@@ -102,22 +103,35 @@ def build(folder: Path, policy: PolicyConfig, optimizer: OptimizerConfig, topolo
         "zero_allow_untested_optimizer": True,
     }
     module = _module(folder, policy, config)
-    adamw = torch.optim.AdamW(
-        module.parameters(), lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay
-    )
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    adamw = torch.optim.AdamW(trained, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay)
     engine, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=config)
     return engine
 
 
-def build_reference(folder: Path, policy: PolicyConfig, topology: dict[str, Any]) -> Engine:
-    """A frozen policy to measure the divergence from, partitioned as the trained one is where that is by ZeRO-3.
+Reference = Callable[[Batch, float], Tensor]
+"""A batch and a temperature → log-probabilities [R, T] by the policy that training started from."""
 
-    Every rank must call it, after `start`.
+
+def build_reference(engine: Engine, folder: Path, policy: PolicyConfig, topology: dict[str, Any]) -> Reference:
+    """The policy to measure the divergence from. Every rank must call it, after `build`, and what it returns.
+
+    Of a policy with adapters it is the engine's own without them; of another a frozen copy, partitioned as the trained
+    one is where that is by ZeRO-3.
     """
-    config = _config(policy, topology if zero_stage(topology) == 3 else {})
-    module = _module(folder, policy, config).eval().requires_grad_(False)
-    engine, *_ = deepspeed.initialize(model=module, config=config)
-    return engine
+    reference = engine
+    if not policy.lora:
+        config = _config(policy, topology if zero_stage(topology) == 3 else {})
+        module = _module(folder, policy, config).eval().requires_grad_(False)
+        reference, *_ = deepspeed.initialize(model=module, config=config)
+
+    @torch.no_grad()
+    def logprobs(batch: Batch, temperature: float) -> Tensor:
+        with without_adapters(reference.module):
+            logprobs_RT: Tensor = reference(batch, temperature)[0]
+        return logprobs_RT
+
+    return logprobs
 
 
 def _config(policy: PolicyConfig, topology: dict[str, Any]) -> dict[str, Any]:
@@ -134,9 +148,11 @@ def _module(folder: Path, policy: PolicyConfig, config: dict[str, Any]) -> Polic
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, policy.dtype))
     model.train()
     disable_dropout(model)
+    if policy.lora:
+        add_adapters(model, policy.lora)
     if policy.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return PolicyLogprobs(model, share_contexts=not policy.gradient_checkpointing)
+    return PolicyLogprobs(model)
 
 
 def update(
@@ -146,7 +162,7 @@ def update(
     lr: float,
     *,
     text: Sequence[Batch] = (),
-    reference: Engine | None = None,
+    reference: Reference | None = None,
 ) -> Update:
     """One optimizer step on the micro-batches of all ranks; none if no rank has any. Every rank must call it.
 
@@ -159,7 +175,7 @@ def update(
         objective: what is minimised.
         lr: learning rate of this step.
         text: this rank's micro-batches for the next-token loss.
-        reference: the frozen policy, where the objective measures the divergence from one.
+        reference: the policy that training started from, where the objective measures the divergence from it.
 
     Raises:
         UserError: the loss or the gradient is not finite; weights stay as they were if it is the loss.
@@ -171,11 +187,9 @@ def update(
     count, tokens, text_tokens = ranks.total(*counted, sum(int(batch.mask_RT.sum()) for batch in text))
     sums = dict.fromkeys(("loss", "gap", "kl", "entropy", "next_token"), 0.0)
     for batch in _same_number(batches if count else [], engine.device):
+        reference_RT = None if reference is None else reference(batch, objective.temperature)
         logprobs_RT, entropy_RT = engine(batch, objective.temperature, objective.entropy > 0)
-        reference_RT = None
-        if reference is not None:
-            with torch.no_grad():
-                reference_RT, _ = reference(batch, objective.temperature)
+        if reference_RT is not None:
             sums["kl"] += float(k3(logprobs_RT.detach(), reference_RT, batch.learned_RT).sum())
         summed = objective.summed(batch, logprobs_RT, entropy_RT, reference_RT)
         # DeepSpeed averages gradients over ranks; the sum over ranks is meant.
@@ -227,13 +241,22 @@ def _most_uncertain(engine: Engine, batches: Sequence[Batch], objective: Objecti
 
 
 def gathered_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """Names and full tensors of the policy, one at a time. Every rank must iterate to the end.
+    """Names and full tensors of the policy, one at a time, adapters merged. Every rank must iterate to the end.
 
     A tensor is valid until the next one is asked for: copy what you keep.
     """
-    for name, parameter in engine.module.model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            yield name, parameter.data
+    model = engine.module.model
+    layers = adapted(model)
+    for name, parameter in model.named_parameters():
+        plain = name.replace(".base_layer", "")
+        if ".lora_" in name:
+            continue
+        if plain in layers:
+            with deepspeed.zero.GatheredParameters([parameter, *adapter_parameters(layers[plain])]), torch.no_grad():
+                yield plain, merged(layers[plain])
+        else:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                yield plain, parameter.data
 
 
 @torch.no_grad()
@@ -335,15 +358,25 @@ def load_redistributed(engine: Engine, folder: Path) -> dict[str, Any]:
     return state
 
 
-def export(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A `transformers` folder of the policy as it is now; whole or not there. Every rank must call it."""
-    main = ranks.rank() == 0
+def export(engine: Engine, policy: PolicyConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A `transformers` folder of the policy as it is now; whole or not there. Every rank must call it.
+
+    Adapters are merged into it, and stand in a folder `adapter` beside it.
+    """
+    main, model = ranks.rank() == 0, engine.module.model
+    if policy.lora:
+        adapters = []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    adapters.append((name, parameter.detach().cpu().clone()))
+        if main:
+            save_adapter(adapters, policy.lora, policy.model, folder.with_name("adapter"))
     weights = {name: tensor.detach().cpu().clone() for name, tensor in gathered_weights(engine) if main}
     if main:
         temporary = folder.with_name(f".{folder.name}")
         for old in (temporary, folder):
             shutil.rmtree(old, ignore_errors=True)
-        model: PreTrainedModel = engine.module.model
         model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         temporary.rename(folder)

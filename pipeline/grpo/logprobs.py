@@ -1,9 +1,10 @@
 """Log-probabilities of responses under the policy, with gradients: contexts once, no full [R, T, V] in memory.
 
-The contexts run once with a cache, which is repeated for the G responses of each; autograd flows back through it. Loss
-and gradients are those of the plain computation, in which each response is read together with its context.
+A batch goes through the model as one row of tokens without padding, each context once (`packed_attention.py`). Loss and
+gradients are those of the plain computation, in which each response is read together with its context. Where a model's
+attention cannot be exchanged, each response is read that way here too.
 
-Shape names as in `types.py`; N tokens of a chunk.
+Shape names as in `types.py`; N tokens.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
 
 from pipeline.core.errors import UserError
+from pipeline.grpo.packed_attention import NAME, Attend, Packing
+from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import Batch
 
 LOGITS_AT_ONCE = 1 << 25
@@ -26,26 +28,26 @@ class PolicyLogprobs(nn.Module):
     """The policy as the objective sees it: a batch in, log-probabilities of its responses out.
 
     Args:
-        model: a causal language model of `transformers` whose logits are its output head's product.
-        share_contexts: run a context once for its responses. Off under gradient checkpointing, which `transformers`
-            does not do with a cache: each response is then read with its own copy of the context.
+        model: a causal language model of `transformers` whose logits are its output head's product. Where its attention
+            can be exchanged, it is from now on that of packed batches.
         logits_at_once: logits that exist at a time, in fp32, and as many gradients of them.
+        attend: how responses attend to contexts; by default the fastest on the device.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        share_contexts: bool = True,
-        logits_at_once: int = LOGITS_AT_ONCE,
+        self, model: PreTrainedModel, *, logits_at_once: int = LOGITS_AT_ONCE, attend: Attend | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.head = HeadLogprobs(model.get_output_embeddings(), logits_at_once)
-        self._share_contexts = share_contexts
+        self._attend = attend
+        self.packs = can_share(model)
+        """Whether contexts are read once for their responses."""
+        if self.packs:
+            model.config._attn_implementation = NAME
 
     def forward(self, batch: Batch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor]:
-        """What the policy makes of `batch.targets_RT`; what stands outside the mask is meaningless.
+        """What the policy makes of `batch.targets_RT`; outside the mask it is 0.
 
         Args:
             batch: contexts and responses.
@@ -56,34 +58,23 @@ class PolicyLogprobs(nn.Module):
             log-probabilities [R, T] of the targets, and entropies [R, T] of the distributions they were drawn from
             (nats, fp32).
         """
-        shared = self._share_contexts and batch.context_ids_PC.shape[1] > 0
-        hidden_RTE = self._shared(batch) if shared else self._plain(batch)
-        return self.head(hidden_RTE, batch.targets_RT, temperature, entropy)
-
-    def _shared(self, batch: Batch) -> Tensor:
-        """Hidden states [R, T, E] of the responses on the repeated caches of their contexts."""
-        base, size = self.model.base_model, batch.group_size
-        layers: list[Any] = [DynamicLayer() for _ in range(self.model.config.num_hidden_layers)]
-        cache = Cache(layers=layers)
-        base(
-            input_ids=batch.context_ids_PC,
-            attention_mask=batch.context_mask_PC,
-            position_ids=_positions(batch.context_mask_PC),
-            past_key_values=cache,
-            use_cache=True,
+        hidden_NE = self._packed(batch) if self.packs else self._plain(batch)
+        found = self.head(hidden_NE, batch.targets_RT[batch.mask_RT], temperature, entropy)
+        logprobs_RT, entropy_RT = (
+            values_N.new_zeros(batch.mask_RT.shape).masked_scatter(batch.mask_RT, values_N) for values_N in found
         )
-        cache.batch_repeat_interleave(size)
-        mask = _joined(batch.context_mask_PC, batch.mask_RT)
-        return base(
-            input_ids=batch.inputs_RT,
-            attention_mask=mask,
-            position_ids=_positions(mask)[:, batch.context_ids_PC.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
+        return logprobs_RT, entropy_RT
+
+    def _packed(self, batch: Batch) -> Tensor:
+        """Hidden states [N, E] of the responses' tokens, contexts read once."""
+        packing = Packing(batch, self._attend)
+        hidden = self.model.base_model(
+            input_ids=packing.ids_N[None], position_ids=packing.positions_N[None], use_cache=False, packing=packing
         ).last_hidden_state
+        return hidden[0, packing.read :]
 
     def _plain(self, batch: Batch) -> Tensor:
-        """Hidden states [R, T, E] of the responses, each read after its own copy of the context."""
+        """Hidden states [N, E] of the responses' tokens, each response read after its own copy of the context."""
         mask = _joined(batch.context_mask_PC, batch.mask_RT)
         hidden = self.model.base_model(
             input_ids=_joined(batch.context_ids_PC, batch.inputs_RT),
@@ -91,7 +82,7 @@ class PolicyLogprobs(nn.Module):
             position_ids=_positions(mask),
             use_cache=False,
         ).last_hidden_state
-        return hidden[:, batch.context_ids_PC.shape[1] :]
+        return hidden[:, batch.context_ids_PC.shape[1] :][batch.mask_RT]
 
 
 class HeadLogprobs(nn.Module):
@@ -107,21 +98,19 @@ class HeadLogprobs(nn.Module):
         self.weight = head.weight
         self._chunk = max(1, logits_at_once // head.out_features)  # tokens
 
-    def forward(
-        self, hidden_RTE: Tensor, targets_RT: Tensor, temperature: float, entropy: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [R, T] of the targets, and entropies [R, T] or zeros."""
-        logprobs_N, entropy_N = _HeadLogprobs.apply(
-            hidden_RTE.flatten(0, 1), self.weight, targets_RT.flatten(), temperature, entropy, self._chunk
+    def forward(self, hidden_NE: Tensor, targets_N: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [N] of the targets, and entropies [N] or zeros."""
+        found: tuple[Tensor, Tensor] = _HeadLogprobs.apply(
+            hidden_NE, self.weight, targets_N, temperature, entropy, self._chunk
         )
-        return logprobs_N.view(targets_RT.shape), entropy_N.view(targets_RT.shape)
+        return found
 
 
 class _HeadLogprobs(torch.autograd.Function):
     """log softmax(h Wᵀ / temperature)[target] and its entropy, a chunk of tokens at a time.
 
-    The backward computes the logits again. With p the softmax of logits z: d log p[y] / dz = onehot(y) − p, and
-    dH / dz = −p (log p + H).
+    The backward computes the logits again, unless there was one chunk: its logits are kept. With p the softmax of
+    logits z: d log p[y] / dz = onehot(y) − p, and dH / dz = −p (log p + H).
     """
 
     @staticmethod
@@ -137,13 +126,15 @@ class _HeadLogprobs(torch.autograd.Function):
         ctx.temperature, ctx.entropy, ctx.chunk = temperature, entropy, chunk
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NE.device)
         entropy_N = torch.zeros_like(logprobs_N)
+        kept = hidden_NE.new_empty(0)
         for rows in _chunks(len(targets_N), chunk):
-            logits = (hidden_NE[rows] @ weight_VE.t()).float().div_(temperature)
+            logits = _logits(hidden_NE[rows], weight_VE, temperature)
+            kept = logits if len(targets_N) <= chunk else kept
             total = logits.logsumexp(dim=-1)
             logprobs_N[rows] = logits.gather(1, targets_N[rows, None])[:, 0] - total
             if entropy:
                 entropy_N[rows] = total - (logits.softmax(dim=-1) * logits).sum(dim=-1)
-        ctx.save_for_backward(hidden_NE, weight_VE, targets_N, entropy_N)
+        ctx.save_for_backward(hidden_NE, weight_VE, targets_N, entropy_N, kept)
         if not entropy:
             ctx.mark_non_differentiable(entropy_N)
         return logprobs_N, entropy_N
@@ -151,11 +142,12 @@ class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         grad_N, grad_entropy_N = grads
-        hidden_NE, weight_VE, targets_N, entropy_N = ctx.saved_tensors
+        hidden_NE, weight_VE, targets_N, entropy_N, kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NE)
-        grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32)
+        learned = ctx.needs_input_grad[1]
+        grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if learned else None
         for rows in _chunks(len(targets_N), ctx.chunk):
-            logits = (hidden_NE[rows] @ weight_VE.t()).float().div_(ctx.temperature)
+            logits = kept if len(kept) else _logits(hidden_NE[rows], weight_VE, ctx.temperature)
             if ctx.entropy:
                 logprobs = logits.log_softmax(dim=-1)
                 probabilities = logprobs.exp()
@@ -166,8 +158,13 @@ class _HeadLogprobs(torch.autograd.Function):
             grad_logits.scatter_add_(1, targets_N[rows, None], grad_N[rows, None])
             grad_logits = grad_logits.div_(ctx.temperature).to(hidden_NE.dtype)
             grad_hidden[rows] = grad_logits @ weight_VE
-            grad_weight += grad_logits.t() @ hidden_NE[rows]
-        return grad_hidden, grad_weight.to(weight_VE.dtype), None, None, None, None
+            if grad_weight is not None:
+                grad_weight += grad_logits.t() @ hidden_NE[rows]
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VE.dtype), None, None, None, None
+
+
+def _logits(hidden_NE: Tensor, weight_VE: Tensor, temperature: float) -> Tensor:
+    return (hidden_NE @ weight_VE.t()).float().div_(temperature)
 
 
 def disable_dropout(model: nn.Module) -> None:

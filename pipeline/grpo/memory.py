@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,9 +27,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from pipeline.core.config import Recipe
-from pipeline.grpo.batch import batch_of
+from pipeline.core.config import LoraConfig, PolicyConfig, Recipe
+from pipeline.grpo.batch import batch_of, responses_that_fit
 from pipeline.grpo.logprobs import LOGITS_AT_ONCE, PolicyLogprobs, disable_dropout
+from pipeline.grpo.lora import add_adapters
+from pipeline.grpo.packed_attention import repeated
 from pipeline.grpo.topology import zero_stage
 from pipeline.grpo.types import Group, Response
 
@@ -63,7 +65,10 @@ def recipe_memory(
     """
     config = AutoConfig.from_pretrained(folder)
     numbers, work = parameter_sizes(config), working_parts(config, recipe, ranks, context_tokens)
-    layouts = {name: layout_parts(numbers, recipe, topology, ranks) + work for name, topology in topologies.items()}
+    adapters = adapter_sizes(config, recipe.policy.lora) if recipe.policy.lora else []
+    layouts = {
+        name: layout_parts(numbers, recipe, topology, ranks, adapters) + work for name, topology in topologies.items()
+    }
     return {
         "recipe": recipe.name,
         "policy": recipe.policy.model,
@@ -101,15 +106,25 @@ def memory_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def layout_parts(numbers: Sequence[int], recipe: Recipe, topology: Mapping[str, Any], ranks: int) -> list[Part]:
-    """Weights, gradients and optimizer, as DeepSpeed lays them out; `numbers` of every parameter."""
-    size, whole = getattr(torch, recipe.policy.dtype).itemsize, sum(numbers)
+def layout_parts(
+    numbers: Sequence[int], recipe: Recipe, topology: Mapping[str, Any], ranks: int, adapters: Sequence[int] = ()
+) -> list[Part]:
+    """Weights, gradients and optimizer, as DeepSpeed lays them out.
+
+    Args:
+        numbers: of every parameter of the policy.
+        recipe: of the run.
+        topology: DeepSpeed's configuration.
+        ranks: that share the run.
+        adapters: numbers of every parameter of adapters, which alone are trained if there are any.
+    """
+    size, held, trained = getattr(torch, recipe.policy.dtype).itemsize, [*numbers, *adapters], adapters or numbers
     stage, zero = zero_stage(dict(topology)), topology.get("zero_optimization", {})
-    share = partitioned(numbers, ranks)
-    weights, gradients, states = (share if stage >= least else whole for least in (3, 2, 1))
+    weights, whole = partitioned(held, ranks) if stage == 3 else sum(held), sum(held)
+    gradients, states = (partitioned(trained, ranks) if stage >= least else sum(trained) for least in (2, 1))
     weights_off, states_off = "offload_param" in zero, "offload_optimizer" in zero
     master = MASTER if stage or recipe.policy.dtype != "float32" else 0  # a partition's copy, of fp32 weights too
-    models = 2 if recipe.objective.kl else 1  # the reference
+    models = 2 if recipe.objective.kl and not adapters else 1  # the reference
     parts = [
         Part("weights", weights * size * models, on_host=weights_off),
         Part("gradients", gradients * size, on_host=states_off),
@@ -126,11 +141,13 @@ def layout_parts(numbers: Sequence[int], recipe: Recipe, topology: Mapping[str, 
 def working_parts(config: PreTrainedConfig, recipe: Recipe, ranks: int, context_tokens: int) -> list[Part]:
     """What a step works with: activations and logits of a micro-batch, the built-in sampler's weights and cache."""
     rollout, size = recipe.rollout, getattr(torch, recipe.policy.dtype).itemsize
-    room, group = rollout.max_new_tokens, rollout.group_size
-    groups = max(1, recipe.optimizer.micro_batch_tokens // (context_tokens + group * room))
-    logits = min(LOGITS_AT_ONCE, groups * group * room * config.vocab_size)
+    room, group, tokens = rollout.max_new_tokens, rollout.group_size, recipe.optimizer.micro_batch_tokens
+    groups = max(1, tokens // (context_tokens + group * room))
+    responses = min(group, responses_that_fit(context_tokens, room, tokens))
+    logits = min(LOGITS_AT_ONCE, groups * responses * room * config.vocab_size)
+    shape = groups, responses, context_tokens, room
     parts = [
-        Part("activations", activation_bytes(config, recipe, groups, context_tokens, room), phase="update"),
+        Part("activations", activation_bytes(config, recipe, shape), phase="update"),
         Part("logits", 3 * 4 * logits, phase="update"),  # they, their softmax, and a copy on the way
     ]
     if rollout.sampler == "built_in":
@@ -172,6 +189,14 @@ def parameter_sizes(config: PreTrainedConfig) -> list[int]:
         return [parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters()]
 
 
+def adapter_sizes(config: PreTrainedConfig, lora: LoraConfig) -> list[int]:
+    """Numbers of every parameter of adapters."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        add_adapters(model, lora)
+    return [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+
+
 def cache_bytes(config: PreTrainedConfig, size: int) -> int:
     """Keys and values of one token, over all layers."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -179,27 +204,25 @@ def cache_bytes(config: PreTrainedConfig, size: int) -> int:
     return 2 * config.num_hidden_layers * heads * dimension * size
 
 
-def activation_bytes(config: PreTrainedConfig, recipe: Recipe, groups: int, context: int, room: int) -> int:
-    """What autograd keeps between forward and backward of a micro-batch of full groups.
+Shape = tuple[int, int, int, int]
+"""P, G, C, T"""
+
+
+def activation_bytes(config: PreTrainedConfig, recipe: Recipe, shape: Shape) -> int:
+    """What autograd keeps between forward and backward of a micro-batch, by the attention that GPUs have.
 
     With checkpointing these are the layers' inputs, and beside them what one layer keeps while it is run again.
     """
-    shape = groups, recipe.rollout.group_size, context, room
-    models = [_model(config, recipe.policy.dtype, layers) for layers in (1, 2)]
-    if not recipe.policy.gradient_checkpointing:
-        first, both = (_extrapolated(PolicyLogprobs(model), _shared, shape) for model in models)
-        return round(first + (config.num_hidden_layers - 1) * (both - first))
-    policies = [PolicyLogprobs(model, share_contexts=False) for model in models]
-    first, both = (_extrapolated(policy, _apart, shape) for policy in policies)
+    models = [_model(config, recipe.policy, layers) for layers in (1, 2)]
+    policies = [PolicyLogprobs(model, attend=repeated) for model in models]
+    first, both = (_extrapolated(policy, shape) for policy in policies)
     again = both - first
+    if not recipe.policy.gradient_checkpointing:
+        return round(first + (config.num_hidden_layers - 1) * again)
     for model in models:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    first, both = (_extrapolated(policy, _apart, shape) for policy in policies)
+    first, both = (_extrapolated(policy, shape) for policy in policies)
     return round(first + (config.num_hidden_layers - 1) * (both - first) + again)
-
-
-Shape = tuple[int, int, int, int]
-"""P, G, C, T"""
 
 
 def saved_bytes(policy: PolicyLogprobs, shape: Shape) -> int:
@@ -225,27 +248,22 @@ def saved_bytes(policy: PolicyLogprobs, shape: Shape) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def _extrapolated(policy: PolicyLogprobs, products: Callable[[Shape], list[int]], shape: Shape) -> float:
-    """`saved_bytes` of a batch too large to run: a sum of multiples of `products`, which small ones tell."""
+def _extrapolated(policy: PolicyLogprobs, shape: Shape) -> float:
+    """`saved_bytes` of a batch too large to run: a sum of multiples of `_products`, which small ones tell."""
     small = [(2, 1, 20, 10), (2, 3, 20, 30), (4, 2, 60, 10), (3, 1, 90, 50), (2, 2, 130, 20), (3, 4, 10, 60)]
     with _UncomputedLayers():
         found = [saved_bytes(policy, one) for one in small]
-    lines = np.array([products(one) for one in small], dtype=np.float64)
+    lines = np.array([_products(one, packed=policy.packs) for one in small], dtype=np.float64)
     factors, *_ = np.linalg.lstsq(lines, np.array(found, dtype=np.float64), rcond=None)
-    return float(np.array(products(shape)) @ factors)
+    return float(np.array(_products(shape, packed=policy.packs)) @ factors)
 
 
-def _shared(shape: Shape) -> list[int]:
-    """Tokens of contexts, of their copies, of responses; masks of responses and of contexts."""
+def _products(shape: Shape, *, packed: bool) -> list[int]:
+    """Tokens of contexts, of their copies, of responses; masks. Where nothing is packed, there are copies alone."""
     groups, size, context, room = shape
     rows = groups * size
-    return [groups * context, rows * context, rows * room, rows * room * (context + room), groups * context**2]
-
-
-def _apart(shape: Shape) -> list[int]:
-    """Tokens of contexts, each with its responses; of responses; masks of both."""
-    groups, size, context, room = shape
-    rows = groups * size
+    if packed:
+        return [groups * context, rows * context, rows * room, rows * room * (context + room)]
     return [rows * context, rows * room, rows * (context + room) ** 2]
 
 
@@ -266,13 +284,16 @@ class _Uncomputed(torch.autograd.Function):
         return inputs.new_zeros(*inputs.shape[:-1], len(weight))
 
 
-def _model(config: PreTrainedConfig, dtype: str, layers: int) -> Any:
+def _model(config: PreTrainedConfig, policy: PolicyConfig, layers: int) -> Any:
     small = copy.deepcopy(config)
     small.num_hidden_layers, small.vocab_size = layers, 64
     small.pad_token_id = small.bos_token_id = small.eos_token_id = None
     if getattr(small, "layer_types", None):
         small.layer_types = small.layer_types[:layers]
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(small, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+        dtype = getattr(torch, policy.dtype)
+        model = AutoModelForCausalLM.from_config(small, dtype=dtype, attn_implementation="sdpa")
+        if policy.lora:
+            add_adapters(model, policy.lora)
     disable_dropout(model)
     return model.to_empty(device="cpu").train()  # no weight is ever looked at

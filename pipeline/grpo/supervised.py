@@ -142,7 +142,7 @@ def learn(
             if stopped or (done < steps and done % recipe.budget.save_every == 0):
                 save(done)
     if not stopped:
-        ds.export(engine, AutoTokenizer.from_pretrained(base), trained)
+        ds.export(engine, recipe.policy, AutoTokenizer.from_pretrained(base), trained)
         save(done)  # last: a checkpoint of the last step says that the run is complete
     ds.close(engine)
     if main:

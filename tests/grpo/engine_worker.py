@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.core.config import OptimizerConfig, PolicyConfig
+from pipeline.core.config import LoraConfig, OptimizerConfig, PolicyConfig
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 
@@ -31,17 +31,23 @@ from pipeline.grpo.topology import read_topology  # noqa: E402
 from tests.grpo.models import TEMPERATURE, some_groups  # noqa: E402
 from tests.grpo.test_sampler import TOKENIZER  # noqa: E402
 
-LR, BETAS, MICRO_BATCH = 1e-2, (0.9, 0.95), 90
+LR, BETAS, MICRO_BATCH = 1e-2, (0.9, 0.95), 24  # of its tokens many a group has more
+LORA = LoraConfig(rank=3, alpha=6.0, targets=["q_proj", "v_proj", "down_proj"])
 OBJECTIVE = Objective(LOSSES["dapo"], Bounds(0.2, 0.2), TEMPERATURE, room=8)
 EVERYTHING = Objective(LOSSES["grpo"], Bounds(0.2, 0.2), TEMPERATURE, 8, kl=0.3, entropy=0.1, next_token=0.2)
 TEXTS = [list(range(4, 4 + length)) for length in (9, 5, 12)]
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11]]
 
 
-def main(folder: Path, topology: Path, out: Path, gradient_checkpointing: bool) -> None:
+def main(folder: Path, topology: Path, out: Path, how: list[str]) -> None:
     torch.set_num_threads(1)
     ds.start()
-    policy = PolicyConfig(model="tiny", dtype="float32", gradient_checkpointing=gradient_checkpointing)
+    policy = PolicyConfig(
+        model=str(folder),
+        dtype="float32",
+        gradient_checkpointing="checkpointing" in how,
+        lora=LORA if "lora" in how else None,
+    )
     # This rate is not used: each update is given its own. No clipping: the first moment after one step is then
     # (1 − β₁) times the gradient.
     optimizer = OptimizerConfig(lr=9.0, betas=BETAS, weight_decay=0.0, clip_norm=1e9)
@@ -63,7 +69,9 @@ def main(folder: Path, topology: Path, out: Path, gradient_checkpointing: bool) 
             gradients = {
                 name: first_moment(engine, parameter) / (1 - BETAS[0])
                 for name, parameter in engine.module.model.named_parameters()
+                if parameter.requires_grad
             }
+            seen["micro_batches"] = ranks.gathered([len(batches)])
         sample()
     seen["bytes"] = held_bytes(engine)
     nothing = ds.update(engine, [], OBJECTIVE, LR)
@@ -71,9 +79,10 @@ def main(folder: Path, topology: Path, out: Path, gradient_checkpointing: bool) 
     weights = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
     with torch.no_grad():
         logprobs, _ = engine(batch_of(some_groups(5, 3)), TEMPERATURE)
-    ds.export(engine, _NoTokenizer(), out / "policy")
+    ds.export(engine, policy, _NoTokenizer(), out / "policy")
     shared = ranks.share(some_groups(5, 3))
-    reference, batches = ds.build_reference(folder, policy, read_topology(topology)), micro_batches(shared, MICRO_BATCH)
+    batches = micro_batches(shared, MICRO_BATCH)
+    reference = ds.build_reference(engine, folder, policy, read_topology(topology))
     for name, share in {"everything": 1.0, "uncertain": 0.3}.items():
         objective, text = replace(EVERYTHING, top_entropy=share), text_batches(ranks.share(TEXTS), 30)
         update = ds.update(engine, batches, objective, 0.0, text=text, reference=reference)
@@ -121,4 +130,4 @@ class _NoTokenizer:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), "checkpointing" in sys.argv[4:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

@@ -29,8 +29,19 @@ def test_every_response_is_in_one_micro_batch_of_bounded_size(tokens: int) -> No
     assert found == sorted((g.prompt, r.ids, a) for g in groups for r, a in zip(g.responses, g.advantages, strict=True))
     for batch in batches:
         padded = batch.context_ids_PC.numel() + batch.inputs_RT.numel()
-        assert len(batch.context_ids_PC) == 1 or padded <= tokens
-    assert len(batches) == {1: 9, 10**6: 1}.get(tokens, len(batches))
+        assert len(batch.mask_RT) == 1 or padded <= tokens
+    assert len(batches) == {1: 9 * 4, 10**6: 1}.get(tokens, len(batches))
+
+
+def test_a_group_that_does_not_fit_is_shared_out_by_length() -> None:
+    """A context of 10 tokens and responses of 2, 9, 5, 4 and 1: by 30 tokens, 9 + 5 fit with it, then the others."""
+    responses = tuple(Response((7,) * length, b"", True, (0.0,) * length) for length in (2, 9, 5, 4, 1))
+    group = Group(tuple(range(10)), responses, (1.0, 2.0, 3.0, 4.0, 5.0))
+    batches = micro_batches([group], 30)
+    found = [batch.advantages_R.tolist() for batch in batches]
+    assert found == [[2.0, 3.0], [4.0, 1.0, 5.0]]
+    assert [batch.context_ids_PC.tolist() for batch in batches] == [[list(range(9))]] * 2
+    assert len(micro_batches([group], 10 + 5 * 9)) == 1
 
 
 def test_order_of_groups_does_not_matter() -> None:

@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.core.config import PolicyConfig, Recipe
 from pipeline.grpo.batch import batch_of
-from pipeline.grpo.memory import layout_parts, parameter_sizes
+from pipeline.grpo.lora import adapted, add_adapters, merged
+from pipeline.grpo.memory import adapter_sizes, layout_parts, parameter_sizes
 from pipeline.grpo.topology import read_topology
-from tests.grpo.engine_worker import BETAS, LR, PROMPTS, TEXTS
+from tests.grpo.engine_worker import BETAS, LORA, LR, PROMPTS, TEXTS
 from tests.grpo.models import TEMPERATURE, plain_gradients, plain_logprobs, saved, some_groups, tiny
 from tests.grpo.test_sampler import sampler_of
 
@@ -33,6 +35,10 @@ CASES = {
     "zero3 four ranks": ("zero3_cpu", 4, True, ()),
     "zero3 offload": ("zero3_offload", 1, True, ()),
     "zero0 two ranks": ("zero0", 2, True, ()),
+}
+ADAPTERS = {
+    "zero3 adapters": ("zero3_cpu", 1, True, ("lora",)),
+    "zero3 adapters two ranks": ("zero3_cpu", 2, False, ("lora", "checkpointing")),
 }
 
 
@@ -52,7 +58,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     models = {tied: saved(folder / f"tied-{tied}", tied=tied) for tied in (True, False)}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     running, outcomes = {}, {}
-    for name, (topology, ranks, tied, more) in CASES.items():
+    for name, (topology, ranks, tied, more) in (CASES | ADAPTERS).items():
         out = folder / name.replace(" ", "-")
         out.mkdir()
         config = ROOT / "deepspeed_configs" / f"{topology}.json"
@@ -69,7 +75,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     for name, process in running.items():
         output, _ = process.communicate(timeout=500)
         assert process.returncode == 0, f"{name}:\n{output}"
-        _, ranks, tied, _ = CASES[name]
+        _, ranks, tied, _ = (CASES | ADAPTERS)[name]
         out = folder / name.replace(" ", "-")
         tensors = torch.load(out / "tensors.pt")
         outcomes[name] = Outcome(tied, ranks, json.loads((out / "seen.json").read_text()), tensors, out / "policy")
@@ -174,6 +180,84 @@ def test_the_memory_of_weights_and_optimizer_is_what_was_planned(outcomes: dict[
     topology = read_topology(ROOT / "deepspeed_configs" / f"{CASES[name][0]}.json")
     numbers = parameter_sizes(tiny(tied=outcome.tied).config)
     planned = {part.name: part.bytes for part in layout_parts(numbers, recipe, topology, outcome.ranks)}
+    for part, measured in outcome.seen["bytes"].items():
+        assert planned[part] == pytest.approx(measured, rel=0.05), part
+
+
+def test_ranks_have_different_numbers_of_micro_batches(outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["zero3"].seen["micro_batches"] == [6], "of five groups one had more than a micro-batch holds"
+    assert len(set(outcomes["zero3 two ranks"].seen["micro_batches"])) == 2
+
+
+def adapted_twin(tied: bool) -> PreTrainedModel:
+    """The policy with its adapters in plain torch."""
+    model = tiny(tied=tied)
+    add_adapters(model, LORA)
+    return model
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_alone_are_trained_as_plain_adamw_would(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    model = adapted_twin(outcome.tied)
+    adamw = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, betas=BETAS, weight_decay=0.0)
+    for seed in (0, 1):
+        loss, expected = plain_gradients(model, some_groups(5, 3, seed), TEMPERATURE)
+        assert outcome.seen["updates"][seed]["loss"] == pytest.approx(loss, abs=1e-5)
+        if seed == 0:
+            assert outcome.tensors["gradients"].keys() == expected.keys() and all(".lora_" in name for name in expected)
+            for parameter, gradient in outcome.tensors["gradients"].items():
+                torch.testing.assert_close(gradient, expected[parameter], rtol=1e-4, atol=1e-5, msg=parameter)
+        adamw.step()
+    layers, plain = adapted(model), dict(tiny(tied=outcome.tied).named_parameters())
+    assert outcome.tensors["weights"].keys() == plain.keys()
+    for parameter, weight in outcome.tensors["weights"].items():
+        if parameter in layers:
+            torch.testing.assert_close(weight, merged(layers[parameter]).detach(), rtol=0, atol=3e-4)
+            assert not torch.equal(weight, plain[parameter])
+        else:
+            assert torch.equal(weight, plain[parameter]), parameter
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_exported_policy_is_what_peft_makes_of_the_adapter(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    exported = AutoModelForCausalLM.from_pretrained(outcome.policy).eval()
+    base = tiny(tied=outcome.tied)
+    with torch.no_grad():
+        untrained = base(torch.arange(3, 20)[None]).logits
+        logits = exported(torch.arange(3, 20)[None]).logits
+        adapted_logits = (
+            PeftModel.from_pretrained(base, outcome.policy.with_name("adapter"))
+            .eval()(torch.arange(3, 20)[None])
+            .logits
+        )
+    torch.testing.assert_close(logits, adapted_logits, rtol=1e-4, atol=1e-4)
+    assert (logits - untrained).abs().max() > 0.1
+    made = sampler_of(exported).sample(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4])
+    assert [list(response.ids) for response in made] == outcome.seen["responses"][-1], "the sampler had the sum"
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_reference_is_the_policy_without_its_adapters(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    trained, base = AutoModelForCausalLM.from_pretrained(outcome.policy).eval(), tiny(tied=outcome.tied)
+    kl = []
+    with torch.no_grad():
+        for group in some_groups(5, 3):
+            for response in group.responses:
+                now, then = (plain_logprobs(m, group.prompt, response.ids, TEMPERATURE) for m in (trained, base))
+                kl.append((then - now).exp() - (then - now) - 1)
+    assert outcome.seen["everything"]["loss/kl"] == pytest.approx(float(torch.cat(kl).mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_memory_of_adapters_is_what_was_planned(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome, config = outcomes[name], tiny(tied=outcomes[name].tied).config
+    recipe = Recipe(name="a", policy=PolicyConfig(model="tiny", dtype="float32", lora=LORA))
+    topology, sizes = read_topology(ROOT / "deepspeed_configs" / "zero3_cpu.json"), adapter_sizes(config, LORA)
+    parts = layout_parts(parameter_sizes(config), recipe, topology, outcome.ranks, sizes)
+    planned = {part.name: part.bytes for part in parts}
     for part, measured in outcome.seen["bytes"].items():
         assert planned[part] == pytest.approx(measured, rel=0.05), part
 

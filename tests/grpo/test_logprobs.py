@@ -10,6 +10,7 @@ from pipeline.grpo.batch import batch_of, idle_batch, micro_batches
 from pipeline.grpo.logprobs import HeadLogprobs, PolicyLogprobs
 from pipeline.grpo.loss import LOSSES, Bounds
 from pipeline.grpo.objective import Objective
+from pipeline.grpo.packed_attention import repeated
 from tests.grpo.models import TEMPERATURE, VOCAB, plain_gradients, plain_logprobs, some_groups, tiny
 
 OBJECTIVE = Objective(LOSSES["dapo"], Bounds(0.2, 0.2), TEMPERATURE, room=8)
@@ -17,7 +18,7 @@ KINDS = [("qwen2", True), ("qwen2", False), ("llama", False), ("gpt2", True), ("
 
 
 @pytest.mark.parametrize(("kind", "tied"), KINDS)
-@pytest.mark.parametrize("options", [{}, {"share_contexts": False}, {"logits_at_once": 200}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"attend": repeated}, {"logits_at_once": 200}], ids=str)
 @pytest.mark.parametrize("tokens", [90, 10**6])
 def test_loss_and_every_gradient_equal_the_plain_computation(
     kind: str, tied: bool, options: dict[str, int], tokens: int
@@ -56,7 +57,7 @@ def test_any_groups_in_any_micro_batches_give_the_plain_gradients(
     groups = [group for group in groups if group.has_gradient]
     expected_loss, expected = plain_gradients(model, groups, TEMPERATURE)
     model.zero_grad()
-    policy = PolicyLogprobs(model, share_contexts=share, logits_at_once=logits_at_once)
+    policy = PolicyLogprobs(model, attend=repeated if share else None, logits_at_once=logits_at_once)
     batches = micro_batches(groups, tokens)
     valid, loss = sum(int(batch.mask_RT.sum()) for batch in batches), 0.0
     for batch in batches:
@@ -73,7 +74,7 @@ def test_logprobs_are_at_the_given_temperature_and_in_place() -> None:
     model, groups = tiny(), some_groups(3, 2)
     batch = batch_of(groups)
     with torch.no_grad():
-        logprobs_RT, _ = PolicyLogprobs(model)(batch, 0.5)
+        logprobs_RT, _ = PolicyLogprobs(tiny())(batch, 0.5)
         rows = [(group.prompt, response.ids) for group in groups for response in group.responses]
         for row, (prompt, response) in enumerate(rows):
             expected = plain_logprobs(model, prompt, response, 0.5)
@@ -86,7 +87,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     model.zero_grad()
     model.train().gradient_checkpointing_enable({"use_reentrant": False})
     batch = batch_of(groups)
-    policy = PolicyLogprobs(model, share_contexts=False)
+    policy = PolicyLogprobs(model)
     loss = OBJECTIVE.summed(batch, *policy(batch, TEMPERATURE)) / batch.mask_RT.sum()
     loss.backward()
     for name, parameter in model.named_parameters():

@@ -15,6 +15,7 @@ from pipeline.grpo.memory import (
     saved_bytes,
     working_parts,
 )
+from pipeline.grpo.packed_attention import repeated
 from tests.grpo.models import saved, tiny
 
 
@@ -29,12 +30,13 @@ def recipe(*, checkpointing: bool = False, **parts: object) -> Recipe:
 def test_activations_are_within_a_tenth_of_what_autograd_keeps(kind: str, checkpointing: bool) -> None:
     shape, model = (3, 4, 170, 80), tiny(kind).train()
     disable_dropout(model)
-    expected = activation_bytes(model.config, recipe(checkpointing=checkpointing), shape[0], *shape[2:])
-    plain = saved_bytes(PolicyLogprobs(model, share_contexts=not checkpointing), shape)
+    expected = activation_bytes(model.config, recipe(checkpointing=checkpointing), shape)
+    policy = PolicyLogprobs(model, attend=repeated)
+    plain = saved_bytes(policy, shape)
     kept = plain
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        kept = saved_bytes(PolicyLogprobs(model, share_contexts=False), shape)
+        kept = saved_bytes(policy, shape)
         assert kept < 0.5 * plain
         kept += (plain - kept) // 2  # of its two layers, one is run again at a time
     assert expected == pytest.approx(kept, rel=0.1)
