@@ -76,9 +76,9 @@ def verdicts(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint8
         left = keep("strata", _draw(left, "stratum", config.strata.sites))
     if config.mixture:
         available = dict(left["corpus"].value_counts().iter_rows())
-        most = shares(config.mixture.weights, available, config.max_sites)
+        share_of = shares(config.mixture.weights, available, config.max_sites)
         place = pl.col("key").rank("ordinal").over("corpus")
-        share = pl.col("corpus").replace_strict(most, default=0, return_dtype=pl.Int64)
+        share = pl.col("corpus").replace_strict(share_of, default=0, return_dtype=pl.Int64)
         left = keep("mixture", left.filter(place <= share))
     if config.max_sites:
         left = keep("corpus_cap", left.sort("key").head(config.max_sites))

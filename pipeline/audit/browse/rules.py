@@ -116,7 +116,7 @@ class Where:
         named = set(self.rest.meta.root_names())
         needed = named | ({"nll", "reference_nll"} if "excess_loss" in named else set())
         columns: dict[str, Any] = {name: store.read(name, slices) for name in COLUMNS if name in needed}
-        of_documents = {name: store.documents[name] for name in ("doc_id", "tokens") if name in needed}
+        of_documents = {name: store.documents[name] for name in needed & {"doc_id", "tokens"}}
         of_documents |= {name: store.metadata(name, kind) for name, kind in self.metadata.items() if name in needed}
         if of_documents:
             document = store.read("document", slices)

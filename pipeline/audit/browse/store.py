@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.audit.browse.index import CELL, COLUMNS, GRID
-from pipeline.core.artifact import Record
+from pipeline.core.artifact import InputFile, Record
 from pipeline.core.parquet import read_table
 from pipeline.selection.metadata import metadata_frame
 
@@ -86,7 +87,7 @@ class Store:
         self.first_document_S = np.cumsum([0, *(frame.height for frame in frames)])
         self._open: dict[tuple[str, int], int] = {}
         self._paths = {
-            name: [file and file.path for file in (record.file(name, done.shard) for done in record.completions)]
+            name: [_path(record.file(name, done.shard)) for done in record.completions]
             for name in [*COLUMNS, "text", "folded"]
         }
         self._metadata: dict[tuple[str, str], pl.Series] = {}
@@ -174,6 +175,10 @@ class Store:
             assert path is not None, f"no {column} in shard {shard}"
             self._open.setdefault(key, os.open(path, os.O_RDONLY))
         return self._open[key]
+
+
+def _path(file: InputFile | None) -> Path | None:
+    return None if file is None else file.path
 
 
 def _counts(column: pa.ChunkedArray) -> NDArray[np.int32]:
