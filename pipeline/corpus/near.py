@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from datasketch import MinHash
 from numpy.typing import NDArray
 
 from pipeline.core.config import NearDuplicatesConfig
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 UInt64 = NDArray[np.uint64]
 
@@ -34,6 +36,8 @@ _MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 @lru_cache(1)
 def _empty() -> MinHash:
     """The signature of nothing: making its permutations anew for every document would cost more than using them."""
+    from datasketch import MinHash  # brings SciPy: not for a corpus that is up to date
+
     return MinHash(PERMUTATIONS, seed=1, scheme="affine64", hashfunc=int)
 
 
