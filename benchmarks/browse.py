@@ -36,8 +36,7 @@ from pipeline.core.executor import LocalExecutor
 from pipeline.core.parquet import parquet_writer
 from pipeline.core.stage import Stage, run_stage
 from pipeline.corpus.documents import DOCUMENTS
-from pipeline.scoring.table import SCORES
-from stages.score import ROW_GROUP
+from pipeline.scoring.table import ROW_GROUP, SCORES
 
 DOCUMENTS_A_SHARD, TOKENS, BYTES = 1000, 500, 4
 """Documents of 500 tokens of four bytes: shards as `corpus.shard_documents` makes them."""

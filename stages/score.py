@@ -27,6 +27,7 @@ from pipeline.core.parquet import parquet_writer, read_table
 from pipeline.core.progress import say
 from pipeline.core.stage import Stage, run_stage
 from pipeline.corpus.quarantine import Rejected, write_quarantine
+from pipeline.scoring.precision import resolve_dtype
 from pipeline.scoring.sample import fold_of, read_texts
 from pipeline.scoring.tokens import TOKENIZER_FILES, CorpusTokenizer, model_digest, resolve_model, weights
 
@@ -63,8 +64,6 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
     Raises:
         UserError: the proxy cannot be loaded, does not fit its tokenizer, or no document can be tokenized losslessly.
     """
-    from pipeline.scoring.proxy import resolve_dtype
-
     proxy = manifest.proxy
     if proxy.train is not None:
         fitted = fit(proxy.train, documents, work=work, executor=executor)

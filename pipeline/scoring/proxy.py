@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.core.errors import UserError
 from pipeline.scoring.entropy import WriteLogits, copy_logits
 from pipeline.scoring.head import same, tiled_head
+from pipeline.scoring.precision import resolve_dtype
 from pipeline.scoring.tokens import CorpusTokenizer
 
 FLASH = ("flash_attention_3", "flash_attention_2")
@@ -46,14 +47,6 @@ class Proxy:
     """Windows are fed end to end in one row; else each in a row of its own, padded."""
     most_tokens: int = sys.maxsize
     """Of a batch. Falls when memory runs out, and stays there for the rest of the process."""
-
-
-def resolve_dtype(dtype: str) -> str:
-    """What `proxy.dtype: auto` means on this machine."""
-    if dtype != "auto":
-        return dtype
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if has_bf16 else "float32"
 
 
 def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:

@@ -8,7 +8,6 @@ Shape names: T tokens of a text.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -82,8 +81,7 @@ class CorpusTokenizer:
         settings = file.with_name("tokenizer_config.json")
         try:
             text = file.read_text(encoding="utf-8")
-            told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-            return cls(json.loads(text), told, hashlib.sha256(text.encode()).hexdigest())
+            return _parsed(cls, text, settings.read_text(encoding="utf-8") if settings.is_file() else "{}")
         except UserError:
             raise
         except Exception as error:  # `tokenizers` raises bare Exception on a file it cannot read
@@ -135,10 +133,16 @@ class CorpusTokenizer:
 # ------------------------------------------------------------------------------------------- tokenizer.json
 
 
+@lru_cache(maxsize=2)
+def _parsed(kind: type[CorpusTokenizer], text: str, settings: str) -> CorpusTokenizer:
+    """Of the two files' contents; a large vocabulary takes seconds, and stages name the same tokenizer."""
+    return kind(json.loads(text), json.loads(settings), hashlib.sha256(text.encode()).hexdigest())
+
+
 def _text_only(tree: dict[str, Any]) -> dict[str, Any]:
     """`tokenizer.json` of an encoder that knows plain text only, does not truncate and draws nothing at random."""
     added = tree.get("added_tokens") or ()
-    model = copy.deepcopy(tree["model"])
+    model = dict(tree["model"])
     if "dropout" in model:
         model["dropout"] = None
     special = {token["content"] for token in added if token.get("special")}
@@ -206,7 +210,10 @@ def _byte_level(token: str) -> bytes:
         (b' para', b'\\xe4\\xb8')
     """
     characters = byte_characters()
-    return bytes(characters[c] for c in token) if all(c in characters for c in token) else token.encode()
+    try:
+        return bytes(map(characters.__getitem__, token))
+    except KeyError:
+        return token.encode()
 
 
 def _sentencepiece(token: str, space: str | None, by_byte: bool) -> bytes:

@@ -38,5 +38,5 @@ class TextBytes:
         return (at < len(self.data_B)) & (byte & 0xC0 == 0x80)
 
 
-_EMPTY = pa.array([], pa.large_string())
+_EMPTY = pa.nulls(0, pa.large_string())
 _NONE = np.zeros(0, dtype=np.int64)

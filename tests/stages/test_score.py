@@ -21,7 +21,7 @@ from pipeline.core.config import Manifest, ReferenceConfig, SelectConfig
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import DOCUMENTS
-from pipeline.scoring.proxy import resolve_dtype
+from pipeline.scoring.precision import resolve_dtype
 from pipeline.scoring.sample import fold_of
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.sites import select_sites
