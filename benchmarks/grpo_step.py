@@ -4,11 +4,15 @@ Both sides train the same policy on the same prompts with the same group size, n
 rewards, loss (token mean), optimizer and no KL. Each runs in a process of its own, is warmed up, and takes its steps in
 turn with the other's: medians. TRL wants an environment of its own: `pip install trl==1.16.0 torch==2.13.0`.
 
-By default every group has unequal rewards, the most work there can be; `--informative 0.5` is what a run of the demo
-has: groups of equal rewards have no gradient, and ours leaves them out of the update. Each side starts as its users
-start it: `rpt train` sets the C allocator to keep freed memory; `--same-allocator` sets it for TRL too.
+Every group has unequal rewards, the most work there can be. With --run, the folder of a run, the work is measured a
+second time with that run's share of such groups: the others have no gradient, and ours leaves them out of the update.
+Each side starts as its users start it: `rpt train` sets the C allocator to keep freed memory; `--same-allocator` sets
+it for TRL too.
 
-    python -m benchmarks.grpo_step --trl-python /path/to/env/bin/python [--contexts 64 512] [--threads 2]
+    python -m benchmarks.grpo_step --trl-python /path/to/env/bin/python [--contexts 64 512 2048] [--run runs/demo]
+
+Parts: rollout; of the update its forward (log-probabilities and loss), backward and optimizer; hand-over of the weights
+to the sampler, which TRL's generation does not need; the rest of the step.
 
 Last line: JSON with seconds of the step and of its parts, processor seconds of all threads (which others on the machine
 disturb less), tokens/s, peak memory, ratios, bars and whether they hold. Without --trl-python the other side is not
@@ -18,6 +22,7 @@ measured, and no bar is judged.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -51,7 +56,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="measured on each side, after one that warms up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl-python", help="interpreter of an environment with TRL")
-    parser.add_argument("--informative", type=float, default=1.0, help="share of groups whose rewards are unequal")
+    parser.add_argument("--run", type=Path, help="a run whose share of groups with unequal rewards is measured too")
+    parser.add_argument("--informative", type=float, default=1.0, help=argparse.SUPPRESS)
     parser.add_argument("--same-allocator", action="store_true", help="TRL with the allocator's settings of ours")
     parser.add_argument("--trl-rows", type=int, default=32, help="rows of TRL's micro-batches")
     parser.add_argument("--worker", choices=["ours", "trl"], help=argparse.SUPPRESS)
@@ -59,28 +65,76 @@ def main() -> None:
     if arguments.worker:
         {"ours": ours, "trl": trl}[arguments.worker](arguments)
         return
-    tokens, results, holds = arguments.sites * arguments.group * arguments.new, {}, []
+    results, holds, shares = {}, [], {"every group": 1.0}
+    if arguments.run:
+        shares["as in the run"] = informative_share(arguments.run)
     for context in arguments.contexts:
-        sides = {"ours": Side("ours", sys.executable, arguments, context)}
-        if arguments.trl_python:
-            sides["trl"] = Side("trl", arguments.trl_python, arguments, context)
-        for _ in range(arguments.steps + 1):
-            for side in sides.values():
-                side.step()
-        found = {name: side.finish(tokens) for name, side in sides.items()}
-        if "trl" in found:
-            found["ratio"] = round(found["trl"]["seconds"] / found["ours"]["seconds"], 2)
-            found["processor_ratio"] = round(found["trl"]["processor_seconds"] / found["ours"]["processor_seconds"], 2)
-            found["memory_ratio"] = round(found["trl"]["peak_mib"] / found["ours"]["peak_mib"], 2)
-            if context in BARS:
-                holds.append(found["ratio"] >= BARS[context] and found["memory_ratio"] > 1)
-        results[str(context)] = found
-        print(f"context {context}: {json.dumps(found)}", flush=True)
-    names = ("sites", "group", "new", "informative", "same_allocator", "threads", "steps", "trl_rows")
-    work = {name: getattr(arguments, name) for name in names}
-    if "trl" not in sides:
+        for work, arguments.informative in shares.items():
+            found = measured(arguments, context)
+            results.setdefault(str(context), {})[work] = found
+            print(f"context {context}, {work}: {json.dumps(found)}", flush=True)
+        ratios = results[str(context)]["every group"]
+        if context in BARS and "ratio" in ratios:
+            holds.append(ratios["ratio"] >= BARS[context] and ratios["memory_ratio"] > 1)
+    names = ("sites", "group", "new", "same_allocator", "threads", "steps", "trl_rows")
+    work = {name: getattr(arguments, name) for name in names} | {"informative": shares}
+    if not arguments.trl_python:
         print("TRL was not measured: give --trl-python")
     print(json.dumps({"work": work, "contexts": results, "bars": BARS, "holds": all(holds) if holds else None}))
+
+
+def informative_share(run: Path) -> float:
+    """Of the groups that a run sampled, those it learned from."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    sampled, trained = (sum(row.get(f"groups/{name}", 0) for row in rows) for name in ("sampled", "trained"))
+    return round(trained / sampled, 4)
+
+
+def measured(arguments: argparse.Namespace, context: int) -> dict[str, Any]:
+    """Both sides at one length of contexts, and their ratios."""
+    sides = {"ours": Side("ours", sys.executable, arguments, context)}
+    if arguments.trl_python:
+        sides["trl"] = Side("trl", arguments.trl_python, arguments, context)
+    for _ in range(arguments.steps + 1):
+        for side in sides.values():
+            side.step()
+    found = {name: side.finish(arguments.sites * arguments.group * arguments.new) for name, side in sides.items()}
+    if "trl" in found:
+        ours, theirs = found["ours"], found["trl"]
+        for name, key in {
+            "ratio": "seconds",
+            "processor_ratio": "processor_seconds",
+            "memory_ratio": "peak_mib",
+        }.items():
+            found[name] = round(theirs[key] / ours[key], 2)
+        both = ours["parts"].keys() & theirs["parts"].keys()
+        found["part_ratios"] = {name: round(theirs["parts"][name] / ours["parts"][name], 2) for name in sorted(both)}
+    return found
+
+
+class Parts:
+    """Seconds that functions take, by part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, counted for `part`; what it calls of another part is counted there as well."""
+
+        @functools.wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begin
+
+        return counted
+
+    def of(self, step: float) -> dict[str, float]:
+        """Of a step of so many seconds; then begins anew."""
+        parts, self.seconds = self.seconds, {}
+        return parts | {"rest": step - sum(parts.values())}
 
 
 class Side:
@@ -137,14 +191,15 @@ class Side:
         }
 
 
-def serve(step: Callable[[], dict[str, float]]) -> None:
+def serve(step: Callable[[], None], parts: Parts) -> None:
     """Take a step a line of standard input; report it as a line of JSON."""
     out = sys.stdout
     for _ in sys.stdin:
         with redirect_stdout(sys.stderr):
             begin, processor = time.perf_counter(), time.process_time()
-            parts = step()
-            report = {"step": time.perf_counter() - begin, "processor": time.process_time() - processor, **parts}
+            step()
+            seconds = time.perf_counter() - begin
+            report = {"step": seconds, "processor": time.process_time() - processor, **parts.of(seconds)}
             report["peak_mib"] = peak_mib()
         print(json.dumps(report), file=out, flush=True)
 
@@ -193,7 +248,6 @@ def ours(arguments: argparse.Namespace) -> None:
     from pipeline.grpo import engine as ds
     from pipeline.grpo.advantage import group_std
     from pipeline.grpo.batch import micro_batches
-    from pipeline.grpo.metrics import Stopwatch
     from pipeline.grpo.objective import Objective
     from pipeline.grpo.sampler import Sampler
     from pipeline.grpo.topology import read_topology
@@ -220,26 +274,24 @@ def ours(arguments: argparse.Namespace) -> None:
     advantages_PG = group_std(np.array(rewards_R).reshape(arguments.sites, arguments.group)).tolist()
     rng, objective = random.Random(0), Objective.of(recipe)
 
-    def step() -> dict[str, float]:
-        clock = Stopwatch()
-        with clock("rollout"):
-            seeds = [rng.randrange(1 << 60) for _ in range(arguments.sites * arguments.group)]
-            responses = sampler.sample(prompts, arguments.group, 1.0, arguments.new, seeds)
-        assert all(len(response.ids) == arguments.new for response in responses)
-        with clock("update"):
-            groups = [
-                Group(
-                    tuple(prompt), tuple(responses[p * arguments.group : (p + 1) * arguments.group]), tuple(advantages)
-                )
-                for p, (prompt, advantages) in enumerate(zip(prompts, advantages_PG, strict=True))
-                if any(advantages)
-            ]
-            ds.update(engine, micro_batches(groups, recipe.optimizer.micro_batch_tokens), objective, LR)
-        with clock("sync"):
-            sampler.load_weights(ds.gathered_weights(engine))
-        return {name.removeprefix("seconds/"): seconds for name, seconds in clock.seconds().items()}
+    parts = Parts()
+    sample, hand_over = parts.timed("rollout", sampler.sample), parts.timed("hand-over", sampler.load_weights)
+    for part, name in {"forward": "forward", "backward": "backward", "optimizer": "step"}.items():
+        setattr(engine, name, parts.timed(part, getattr(engine, name)))
 
-    serve(step)
+    def step() -> None:
+        seeds = [rng.randrange(1 << 60) for _ in range(arguments.sites * arguments.group)]
+        responses = sample(prompts, arguments.group, 1.0, arguments.new, seeds)
+        assert all(len(response.ids) == arguments.new for response in responses)
+        groups = [
+            Group(tuple(prompt), tuple(responses[p * arguments.group : (p + 1) * arguments.group]), tuple(advantages))
+            for p, (prompt, advantages) in enumerate(zip(prompts, advantages_PG, strict=True))
+            if any(advantages)
+        ]
+        ds.update(engine, micro_batches(groups, recipe.optimizer.micro_batch_tokens), objective, LR)
+        hand_over(ds.gathered_weights(engine))
+
+    serve(step, parts)
     ds.close(engine)
 
 
@@ -285,7 +337,7 @@ def trl(arguments: argparse.Namespace) -> None:
         disable_tqdm=True,
         seed=0,
     )
-    spent: dict[str, float] = {}
+    parts = Parts()
     seen: list[int] = []
 
     def rewards(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -295,10 +347,13 @@ def trl(arguments: argparse.Namespace) -> None:
     class Turns(TrainerCallback):
         """Waits for its turn before a step and reports after it."""
 
+        def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
+            optimizer.step = parts.timed("optimizer", optimizer.step)
+
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             if not sys.stdin.readline():
                 os._exit(0)
-            spent.clear()
+            parts.seconds.clear()
             self.begin, self.processor = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -307,8 +362,7 @@ def trl(arguments: argparse.Namespace) -> None:
             report = {
                 "step": step,
                 "processor": time.process_time() - self.processor,
-                "rollout": spent["rollout"],
-                "update": step - spent["rollout"],
+                **parts.of(step),
                 "peak_mib": peak_mib(),
             }
             print(json.dumps(report), file=out, flush=True)
@@ -323,16 +377,9 @@ def trl(arguments: argparse.Namespace) -> None:
         processing_class=tokenizer,
         callbacks=[Turns()],
     )
-    generate = trainer._generate
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        begin = time.perf_counter()
-        try:
-            return generate(*args, **kwargs)
-        finally:
-            spent["rollout"] = spent.get("rollout", 0.0) + time.perf_counter() - begin
-
-    trainer._generate = timed
+    trainer._generate = parts.timed("rollout", trainer._generate)
+    trainer._compute_loss = parts.timed("forward", trainer._compute_loss)
+    trainer.accelerator.backward = parts.timed("backward", trainer.accelerator.backward)
     trainer.train()
 
 
