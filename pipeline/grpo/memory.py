@@ -260,10 +260,10 @@ def _extrapolated(policy: PolicyLogprobs, shape: Shape) -> float:
 
 def _products(shape: Shape, *, packed: bool) -> list[int]:
     """Tokens of contexts, of their copies, of responses; masks. Where nothing is packed, there are copies alone."""
-    groups, size, context, room = shape
-    rows = groups * size
+    groups, size, prompt, room = shape
+    rows, context = groups * size, prompt - 1  # a prompt's last token is the first that responses read
     if packed:
-        return [groups * context, rows * context, rows * room, rows * room * (context + room)]
+        return [groups * context - (groups > 1), rows * context, rows * room, rows * room * (context + room)]
     return [rows * context, rows * room, rows * (context + room) ** 2]
 
 

@@ -50,12 +50,12 @@ def test_without_adapters_the_policy_is_the_base() -> None:
 def test_a_killed_run_of_adapters_takes_the_same_steps(tmp_path: Path) -> None:
     policy = make_policy(tmp_path / "policy")
     publish_shards(tmp_path / "work", policy)
-    adapted = {"model": str(policy), "dtype": "float32", "lora": {"rank": 4, "alpha": 8}}
-    write_recipe(tmp_path / "recipe.yaml", policy, policy=adapted, objective={"kl": 0.05})
+    write_recipe(tmp_path / "recipe.yaml", policy, objective={"kl": 0.05})
     write_manifest(tmp_path / "manifest.yaml", policy)
 
     def start(run: str) -> subprocess.Popen[str]:
         arguments = ["recipe.yaml", "--manifest", "manifest.yaml", "--work", "work", "--run", run]
+        arguments += ["--set", "policy.lora={rank: 4, alpha: 8}"]
         return subprocess.Popen(
             [sys.executable, "-m", "stages.train", *arguments],
             cwd=tmp_path,
