@@ -218,4 +218,6 @@ def difficulty(bands: BandsConfig) -> pl.Expr:
     )
 
 
-_NOTHING = pl.DataFrame(pl.from_arrow(OF_SEVERAL.empty_table())).with_columns(key=pl.lit(None, dtype=pl.UInt64))
+_NOTHING = pl.DataFrame(pl.from_arrow(pa.Table.from_batches([], OF_SEVERAL))).with_columns(
+    key=pl.lit(None, dtype=pl.UInt64)
+)

@@ -268,3 +268,9 @@ def test_a_site_is_the_row_that_materialize_writes(live: Live, tmp_path: Path) -
         assert isinstance(example, dict)
         for name in ("context", "target", "continuation", "token_lengths", "context_truncated"):
             assert example[name] == row[name]
+
+
+def test_a_site_says_how_its_rollouts_reason(live: Live) -> None:
+    doc_id, _, position = live.built.site_with_rollouts.rpartition("-")
+    site = live.library.site(live.library.document(live.library.store.document_of[doc_id]), int(position))
+    assert len(site["rollouts"]) == 2 and {g: n for g, n in site["patterns"].items() if n} == {"reflection": 1}

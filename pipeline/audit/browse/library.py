@@ -23,6 +23,7 @@ from pipeline.audit.browse.store import Store
 from pipeline.core.artifact import Record, read_record
 from pipeline.core.config import BandsConfig, Manifest, TaskConfig
 from pipeline.core.errors import UserError
+from pipeline.evaluation.patterns import pattern_hits
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 
@@ -248,10 +249,14 @@ class Library:
         return document.verdict(selection.where(document.meta["split"]), sites.collect()["position"].to_list(), later)
 
     def site(self, document: Document, position: int) -> dict[str, Any]:
-        """A position as the trainer meets it: prompt, continuation, and the responses that a run has stored."""
+        """A position as the trainer meets it: prompt, continuation, and the responses that a run has stored, with the
+        number of those that hold a keyword of each group of reasoning patterns (`evaluation.patterns`)."""
         site_id = f"{document.meta['doc_id']}-{position}"
         met = as_trained(document, position, self.manifest.materialize, self.policy_tokenizer, lambda: self.prompts)
-        return met | {"site_id": site_id, "rollouts": self.rollouts.of(site_id)}
+        rollouts = self.rollouts.of(site_id)
+        hits = pattern_hits([rollout["response"] for rollout in rollouts])
+        patterns = {group: int(hits_R.sum()) for group, hits_R in hits.items()}
+        return met | {"site_id": site_id, "rollouts": rollouts, "patterns": patterns}
 
     # ------------------------------------------------------------------------------------------- tokenizers
 
