@@ -4,9 +4,12 @@ Both sides get the same prompts (every site's context once a response for `gener
 temperature 1 and decode exactly as many tokens; one process, interleaved, medians. The C allocator keeps freed memory,
 as `rpt train` sets it: both sides gain.
 
-    python -m benchmarks.sampler [--policy FOLDER] [--contexts 64 512] [--device cpu]
+    python -m benchmarks.sampler [--policy FOLDER] [--contexts 64 512] [--vllm-python .venv-vllm/bin/python]
 
-Last line: JSON with seconds, processor seconds of all threads, ratios, bars and whether they hold.
+With --vllm-python, vLLM takes its turns too, in a process of that environment; prompts are new in every turn, so that
+it reads them as in training, where weights have changed. Its ratio is printed and has no bar.
+
+Last line: JSON with seconds, processor seconds of all threads (of this process), ratios, bars and whether they hold.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,19 +47,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--vllm-python", help="interpreter of an environment with vLLM (`make vllm-cpu`)")
+    parser.add_argument("--vllm-worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.vllm_worker:
+        vllm_worker(arguments)
+        return
     disable_progress_bar()
     tokens, dtype = CorpusTokenizer.load(arguments.policy), getattr(torch, arguments.dtype)
     sampler = Sampler.load(arguments.policy, tokens, dtype=dtype, device=arguments.device)
     sampler.eos_ids = frozenset()  # every response takes all its room: the work is the same
     made = arguments.sites * arguments.group * arguments.new
-    results, holds = {}, []
+    results, holds, vllm = {}, [], Vllm(arguments) if arguments.vllm_python else None
     for context in arguments.contexts:
         rng = random.Random(context)
-        prompts = [[rng.randrange(3, tokens.vocab_size) for _ in range(context)] for _ in range(arguments.sites)]
-        seconds: dict[str, list[float]] = {"sampler": [], "generate": []}
+        seconds: dict[str, list[float]] = {"sampler": [], "generate": [], **({"vllm": []} if vllm else {})}
         processor: dict[str, list[float]] = {"sampler": [], "generate": []}
         for repeat in range(arguments.repeats + 1):
+            prompts = [[rng.randrange(3, tokens.vocab_size) for _ in range(context)] for _ in range(arguments.sites)]
             seeds = [rng.randrange(1 << 60) for _ in range(arguments.sites * arguments.group)]
             begin = time.perf_counter(), time.process_time()
             responses = sampler.sample(prompts, arguments.group, 1.0, arguments.new, seeds)
@@ -66,6 +75,10 @@ def main() -> None:
             for clock, into in enumerate((seconds, processor) if repeat else ()):  # the first warms up
                 into["sampler"].append(middle[clock] - begin[clock])
                 into["generate"].append(end[clock] - middle[clock])
+            if vllm:
+                took = vllm.sample(prompts, seeds)
+                if repeat:
+                    seconds["vllm"].append(took)
         median = {side: statistics.median(values) for side, values in seconds.items()}
         speed = {side: round(made / value) for side, value in median.items()}
         ratio = round(median["generate"] / median["sampler"], 2)
@@ -77,8 +90,47 @@ def main() -> None:
             "processor_seconds": {side: round(statistics.median(values), 4) for side, values in processor.items()},
         }
         print(f"context {context:>5}: sampler {speed['sampler']:,} tokens/s, generate {speed['generate']:,}: {ratio} x")
+        if vllm:
+            against = results[str(context)]["vllm_ratio"] = round(median["vllm"] / median["sampler"], 2)
+            print(f"               vllm {speed['vllm']:,} tokens/s: {against} x")
     work = {name: getattr(arguments, name) for name in ("sites", "group", "new", "dtype", "device")}
     print(json.dumps({"work": work, "contexts": results, "bars": {"ratio": BAR}, "holds": all(holds)}))
+
+
+class Vllm:
+    """vLLM in a process of its own environment, which samples when it is told to."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        work = ("policy", "sites", "group", "new", "dtype", "contexts")
+        given = {f"--{name}": getattr(arguments, name) for name in work}
+        told = [str(x) for k, v in given.items() for x in (k, *(v if isinstance(v, list) else [v]))]
+        command = [arguments.vllm_python, "-m", "benchmarks.sampler", "--vllm-worker", *told]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def sample(self, prompts: list[list[int]], seeds: list[int]) -> float:
+        """Seconds it took."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps([prompts, seeds]) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:  # other lines are vLLM's
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        sys.exit("vLLM ended")
+
+
+def vllm_worker(arguments: argparse.Namespace) -> None:
+    """Sample what a line of standard input asks for; print the seconds it took."""
+    from pipeline.grpo.vllm_engine import VllmEngine
+
+    rows, most = arguments.sites * arguments.group, max(arguments.contexts) + arguments.new
+    engine = VllmEngine(arguments.policy, arguments.dtype, most, rows)
+    for line in sys.stdin:
+        prompts, seeds = json.loads(line)
+        begin = time.perf_counter()
+        made = engine.generate(prompts, arguments.group, 1.0, arguments.new, seeds, [])
+        seconds = time.perf_counter() - begin
+        assert [len(ids) for ids, *_ in made] == [arguments.new] * rows
+        print(f"seconds {seconds}", flush=True)
 
 
 @torch.inference_mode()
