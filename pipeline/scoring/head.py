@@ -66,9 +66,10 @@ def output_matrix(weight_VH: Tensor, bias_V: Tensor | None, finish: Finish = _no
 
     def write(hidden_CH: Tensor, ids: slice, out: Tensor) -> None:
         logits = out if out.dtype == weight_VH.dtype else torch.empty_like(out, dtype=weight_VH.dtype)
-        torch.mm(hidden_CH, weight_VH[ids].T, out=logits)
-        if bias_V is not None:
-            logits += bias_V[ids]
+        if bias_V is None:
+            torch.mm(hidden_CH, weight_VH[ids].T, out=logits)
+        else:
+            torch.addmm(bias_V[ids], hidden_CH, weight_VH[ids].T, out=logits)
         finish(logits)
         if logits is not out:
             out.copy_(logits)
