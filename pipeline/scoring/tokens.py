@@ -81,7 +81,7 @@ class CorpusTokenizer:
         settings = file.with_name("tokenizer_config.json")
         try:
             text = file.read_text(encoding="utf-8")
-            return _parsed(cls, text, settings.read_text(encoding="utf-8") if settings.is_file() else "{}")
+            return _parsed(text, settings.read_text(encoding="utf-8") if settings.is_file() else "{}")
         except UserError:
             raise
         except Exception as error:  # `tokenizers` raises bare Exception on a file it cannot read
@@ -134,9 +134,9 @@ class CorpusTokenizer:
 
 
 @lru_cache(maxsize=2)
-def _parsed(kind: type[CorpusTokenizer], text: str, settings: str) -> CorpusTokenizer:
+def _parsed(text: str, settings: str) -> CorpusTokenizer:
     """Of the two files' contents; a large vocabulary takes seconds, and stages name the same tokenizer."""
-    return kind(json.loads(text), json.loads(settings), hashlib.sha256(text.encode()).hexdigest())
+    return CorpusTokenizer(json.loads(text), json.loads(settings), hashlib.sha256(text.encode()).hexdigest())
 
 
 def _text_only(tree: dict[str, Any]) -> dict[str, Any]:
