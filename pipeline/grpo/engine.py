@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import logging
 import shutil
-import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -27,7 +26,6 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import HfDeepSpeedConfig
-from transformers.utils.logging import disable_progress_bar
 
 from pipeline.core.config import OptimizerConfig, PolicyConfig
 from pipeline.core.errors import UserError
@@ -70,8 +68,6 @@ class Update:
 def start() -> None:
     """Start the process group, as the environment says (`ranks.prepare_environment`)."""
     deepspeed_logger.setLevel(logging.WARNING)
-    disable_progress_bar()
-    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)  # DeepSpeed calls them
     # DeepSpeed would compile an extension for all-reduces over shared memory: half a minute and a C++ compiler for
     # what takes a CPU run no measurable part of a step.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
