@@ -266,7 +266,7 @@ def _margin(y_S: NDArray[np.int64], x_S: NDArray[np.int64], shards: int) -> int:
         return 0
     residual_S = y_S - x_S * (y_S.sum() / max(x_S.sum(), 1))
     variance = shards**2 * (1 - n / shards) / n * (residual_S**2).sum() / (n - 1)
-    return int(np.ceil(Z95 * np.sqrt(variance)))
+    return round(Z95 * float(np.sqrt(variance)))
 
 
 @dataclass(frozen=True)
