@@ -11,11 +11,13 @@ import polars as pl
 import pytest
 
 from pipeline.core.artifact import Record
-from pipeline.core.config import Manifest
+from pipeline.core.config import Manifest, ProxyConfig
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.selection.corpus_rules import shares
 from pipeline.shards.reader import ShardReader
+from stages.audit import audit
+from stages.commands.data import run_data
 from stages.ingest import ingest
 from stages.materialize import materialize
 from stages.select import select
@@ -104,6 +106,22 @@ def test_the_budget_is_drawn_by_weight_however_the_corpus_is_cut(tmp_path: Path,
     assert drawn.counters["dropped.mixture"] == there.total() - size and not drawn.counters["dropped.corpus_cap"]
     assert sites_of(drawn).equals(sites_of(again))
     assert shards.counters["kept.train"] > 0
+
+
+def test_rpt_data_and_its_audit(tmp_path: Path) -> None:
+    """From two files to shards by the demo's own proxy, and the audit's breakdown by corpus."""
+    root = Path(__file__).resolve().parents[2]
+    asked = manifest(tmp_path / "in", where="entropy > 0.1 AND number < 35", metadata={"number": "number"})
+    read = asked.model_copy(update={"proxy": ProxyConfig(model=str(root / "demo" / "proxy"))})
+    records = run_data(read, "materialize", None, tmp_path / "work", InProcess())
+    train = sites_of(records["select"]).filter(pl.col("split") == "train")
+    audit(read, work=tmp_path / "work", out=tmp_path / "audit")
+    groups = json.loads((tmp_path / "audit" / "audit.json").read_text())["groups"]
+    kept = {row["value"]: row["train"]["kept"] for row in groups["meta.corpus"]}
+    assert kept == dict(Counter(train["corpus"])) and kept.keys() == COUNTS.keys()
+    documents = pl.read_parquet([file.path for file in records["ingest"].files("documents")])
+    numbers = documents.join(train, on="doc_id", how="semi")["meta"].str.json_path_match("$.number").cast(pl.Int64)
+    assert 0 < numbers.max() < 35
 
 
 def test_shares_by_hand() -> None:
