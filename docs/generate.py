@@ -107,7 +107,7 @@ def _default(value: Any) -> str:
         return _cell(f"`{value.model_dump(exclude_unset=True)}`") if value.model_fields_set else "its defaults"
     if isinstance(value, tuple):
         value = list(value)
-    shown = {None: "null", "": '""'}.get(value, value) if not isinstance(value, list) else value
+    shown = value if isinstance(value, list | dict) else {None: "null", "": '""'}.get(value, value)
     return f"`{str(shown).lower() if isinstance(shown, bool) else shown}`"
 
 
