@@ -461,7 +461,8 @@ class ObjectiveConfig(Config):
     clip_high: float | None = Field(None, gt=0)
     """… and below 1 + `clip_high`; by default `clip`. Ratios are 1 in the one update a step."""
     kl: float = Field(0.0, ge=0)
-    """Weight of the divergence from the policy that training started from (k3); above 0 a copy of it is kept."""
+    """Weight of the divergence from the policy that training started from (k3); above 0 a copy of it is kept, but not
+    beside adapters."""
     entropy: float = Field(0.0, ge=0)
     """Weight of a bonus for the policy's entropy."""
     top_entropy: float = Field(1.0, gt=0, le=1)
