@@ -80,8 +80,10 @@ def read_table(file: InputFile, columns: list[str] | None = None) -> pa.Table:
     """
     path = file.verified()
     try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+        with pq.ParquetFile(path, page_checksum_verification=True) as opened:  # `pq.read_table` would import pandas
+            table = opened.read(columns)
+        return table if columns is None else table.select(columns)
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise IntegrityError("damaged Parquet file", where=path, mend=str(error).splitlines()[0]) from error
 
 
