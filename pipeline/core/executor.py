@@ -118,8 +118,12 @@ def _call(function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT:
 
 
 def _begin(identities: Any) -> None:
-    """A worker's first act: take a GPU of its own, if there are some, and arrange to leave with the parent."""
+    """A worker's first act: take a GPU of its own, if there are some, and arrange to leave with the parent.
+
+    What libraries print in it goes to standard error: standard output is for the command's results.
+    """
     signal.signal(signal.SIGINT, _interrupt)
+    os.dup2(2, 1)
     if identities is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = identities.get()
     _die_with_parent()

@@ -57,7 +57,7 @@ def try_documents(config: CorpusConfig, rows: Sequence[dict[str, Any]]) -> Trial
     if rule is not None:
         width = band_rows(rule.threshold)
         keys = sum(bands(shingles(words(row["text"]), rule.words), width).nbytes for row in rows)
-    size = _written("documents", pa.Table.from_pylist(rows, schema=DOCUMENTS))
+    size = _written("documents", pa.Table.from_pylist(rows, schema=DOCUMENTS), ROW_GROUP)
     return Trial(time.monotonic() - begin, 2 * size + keys, {"documents": [1] * len(rows)})
 
 
@@ -167,7 +167,8 @@ def _per_document(documents: pa.Table, rows: pa.Table) -> list[int]:
     return [counts.get(doc_id, 0) for doc_id in documents["doc_id"].to_pylist()]
 
 
-def _written(name: str, table: pa.Table, row_group: int = ROW_GROUP) -> int:
+def _written(name: str, table: pa.Table, row_group: int | None = None) -> int:
+    """Bytes of a table's file; row groups must be those of the stage, for they compress differently."""
     with tempfile.TemporaryDirectory() as out:
         with parquet_writer(Path(out) / f"{name}.parquet", table.schema) as writer:
             writer.write_table(table, row_group_size=row_group)

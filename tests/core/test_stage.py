@@ -182,6 +182,13 @@ def _die_on_three(number: int) -> int:
     return number
 
 
+def test_what_a_worker_prints_is_no_result_of_the_command(capfd: pytest.CaptureFixture[str]) -> None:
+    list(LocalExecutor(1).map(print, ["what a library has to say"]))
+    found = capfd.readouterr()
+    assert found.out == ""
+    assert "what a library has to say" in found.err
+
+
 def test_rows_must_have_exactly_the_schemas_columns(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="row has columns"):
         write_rows(tmp_path / "t.parquet", SCHEMA, [{"number": 1}])
