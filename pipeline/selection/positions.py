@@ -41,8 +41,8 @@ def positions(documents: pa.Table, scores: pa.Table, *, at_once: int = POSITIONS
     if row_of_document.null_count:
         raise IntegrityError("scores and documents are not of one corpus", mend="delete the score folder, run again")
     text = TextBytes.of(documents["text"])
-    starts = text.starts_D[row_of_document.to_numpy()]
-    lengths = pc.list_value_length(scores["token_ends"]).to_numpy()
+    starts = text.starts_D[_numbers(row_of_document)]
+    lengths = _numbers(pc.list_value_length(scores["token_ends"]))
     frame = pl.DataFrame(pl.from_arrow(scores)).with_columns(text_start=pl.Series(starts, dtype=pl.Int64))
     for begin, end in _batches(lengths, at_once):
         exploded = _explode(frame[begin:end])
@@ -52,6 +52,11 @@ def positions(documents: pa.Table, scores: pa.Table, *, at_once: int = POSITIONS
             inside_character=pl.Series(text.inside_character(begin_P)),
             token_class=codes.cat.to(TOKEN_CLASS),
         ).drop("text_start", "byte_end")
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Through polars: pyarrow would import pandas, which takes longer than what is asked."""
+    return pl.Series(pl.from_arrow(column)).to_numpy()
 
 
 def _places(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
