@@ -43,7 +43,7 @@ NOT_RUN = {
     r"(\w+=\S+ )?make test": "this",
     r".*(omnimath|SOURCE=)": "takes the hub, or somebody's corpus; tests/stages/test_ingest.py on real ones",
     r"rpt plan": "tests/stages/test_plan.py",
-    r"make (train|study)|rpt study": "minutes to an hour; tests/stages/test_train.py and test_study.py on toys",
+    r"make study|rpt study": "up to an hour; tests/stages/test_study.py, on toys",
     r"rpt train .*(--ranks|--run|--deepspeed)": "several ranks, controls: tests/stages/test_train.py, tests/grpo",
     r"rpt (ntp|sft|finetune) ": "tests/stages/test_baselines.py, on toys",
     r"make browse|rpt browse": "serves until it is stopped: tests/browser",
