@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -70,10 +71,12 @@ def peak_flops(devices: Sequence[str]) -> float | None:
     Example:
         >>> peak_flops(["NVIDIA H100 PCIe", "NVIDIA H200"]), peak_flops(["CPU"]), peak_flops([])
         (1745000000000000.0, None, None)
+        >>> peak_flops(["NVIDIA A100-SXM4-80GB"]), peak_flops(["NVIDIA L40"]), peak_flops(["NVIDIA RTX A1000"])
+        (312000000000000.0, None, None)
     """
     peaks = []
     for device in devices:
-        parts = [part for part in PEAK_FLOPS if part in device]
+        parts = [part for part in PEAK_FLOPS if re.search(rf"\b{part}\b", device)]
         if not parts:
             return None
         peaks.append(PEAK_FLOPS[max(parts, key=len)])
