@@ -273,8 +273,8 @@ class MixtureConfig(Config):
     """In which proportions the sources of a corpus make up the training sites."""
 
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    """By the name of each of `corpus.sources`. As many sites are drawn as these proportions allow (at most `max_sites`),
-    those of a source by a hash of (seed, site_id)."""
+    """By the name of each of `corpus.sources`. As many sites are drawn as these proportions allow (at most
+    `max_sites`), those of a source by a hash of (seed, site_id)."""
 
 
 class SelectConfig(Config):
@@ -283,8 +283,8 @@ class SelectConfig(Config):
     locations: ClassVar[frozenset[str]] = frozenset({"exclude"})
 
     metadata: dict[str, Literal["text", "number", "boolean"]] = {}
-    """Metadata of documents that `where` may name, and what they hold: `{difficulty: number}`. `corpus`, the name of one
-    of `corpus.sources`, may be named without."""
+    """Metadata of documents that `where` may name, and what they hold: `{difficulty: number}`. `corpus`, the name of
+    one of `corpus.sources`, may be named without."""
     where: Expression = "entropy > 1.0"
     """SQL over the score columns (`rpt data --help` lists them): which training positions are kept."""
     validation_where: Expression = "entropy > 0.5"

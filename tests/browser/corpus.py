@@ -138,7 +138,8 @@ def _write_rollouts(run: Path, site_id: str) -> None:
     rows = [
         empty | {"step": 7, "site_id": site_id, "response": "<script>window.pwned=6</script> so \\boxed{x}",
                  "reward": 1.0, "reason": "correct", "advantage": 1.5, "length": 9},
-        empty | {"step": 7, "site_id": site_id, "sample": 1, "response": "wait, no", "reason": "no_answer", "length": 2},
+        empty | {"step": 7, "site_id": site_id, "sample": 1, "response": "wait, no", "reason": "no_answer",
+                 "length": 2},
         empty | {"step": 7, "site_id": "another-1", "response": "elsewhere"},
     ]  # fmt: skip
     (run / "rollouts").mkdir(parents=True)
