@@ -18,7 +18,9 @@ KINDS = [("qwen2", True), ("qwen2", False), ("llama", False), ("gpt2", True), ("
 
 
 @pytest.mark.parametrize(("kind", "tied"), KINDS)
-@pytest.mark.parametrize("options", [{}, {"attend": repeated}, {"logits_at_once": 200}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"attend": repeated}, {"logits_at_once": 200}], ids=["as is", "repeated", "chunks"]
+)
 @pytest.mark.parametrize("tokens", [90, 10**6])
 def test_loss_and_every_gradient_equal_the_plain_computation(
     kind: str, tied: bool, options: dict[str, int], tokens: int
