@@ -146,7 +146,6 @@ class Side:
             command += [f"--{key.replace('_', '-')}", str(getattr(arguments, key))]
         environment = os.environ | {
             "OMP_NUM_THREADS": str(arguments.threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
             "CUDA_VISIBLE_DEVICES": "",
         }

@@ -98,11 +98,28 @@ def build(folder: Path, policy: PolicyConfig, optimizer: OptimizerConfig, topolo
         "gradient_clipping": optimizer.clip_norm,
         "zero_allow_untested_optimizer": True,
     }
-    module = _module(folder, policy, config)
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    adamw = torch.optim.AdamW(trained, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=config)
+    with _one_thread():
+        module = _module(folder, policy, config)
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        adamw = torch.optim.AdamW(trained, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay)
+        engine, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=config)
     return engine
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Within, operations use no OpenMP threads of their own.
+
+    Weights are loaded by threads, and each that computes would start a team of OpenMP threads. GNU's OpenMP counts them
+    for as long as the process lives, and once there are more than cores it lets every team sleep between operations:
+    sampling then takes twice the time on two cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 Reference = Callable[[Batch, float], Tensor]
@@ -118,8 +135,9 @@ def build_reference(engine: Engine, folder: Path, policy: PolicyConfig, topology
     reference = engine
     if not policy.lora:
         config = _config(policy, topology if zero_stage(topology) == 3 else {})
-        module = _module(folder, policy, config).eval().requires_grad_(False)
-        reference, *_ = deepspeed.initialize(model=module, config=config)
+        with _one_thread():
+            module = _module(folder, policy, config).eval().requires_grad_(False)
+            reference, *_ = deepspeed.initialize(model=module, config=config)
 
     @torch.no_grad()
     def logprobs(batch: Batch, temperature: float) -> Tensor:
