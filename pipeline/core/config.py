@@ -730,19 +730,14 @@ def _noun(kind: type[Config]) -> str:
 
 
 def _other_kind(kind: type[Config], tree: Mapping[str, Any]) -> str | None:
-    """What the file is, if none but its general keys are of `kind` and all are of another.
+    """What the file is, if all its keys are of another kind and not all are of `kind`.
 
     Example:
         >>> _other_kind(Manifest, {"name": "demo", "policy": {}, "budget": {}})
         'recipe'
     """
     for other in (Manifest, Recipe, StudyConfig):
-        shared = set(other.model_fields) & set(kind.model_fields)
-        if (
-            not set(tree) & (set(kind.model_fields) - shared)
-            and set(tree) - shared
-            and set(tree) <= {*other.model_fields}
-        ):
+        if set(tree) <= set(other.model_fields) and not set(tree) <= set(kind.model_fields):
             return _noun(other)
     return None
 

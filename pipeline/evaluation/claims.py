@@ -7,7 +7,7 @@ here says anything about models of another size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,20 +99,35 @@ def verdict_of(bands: Mapping[str, Mapping[str, Any] | None], sign: int) -> str:
         >>> verdict_of({"easy": up, "hard": level}, 1), verdict_of({"easy": up, "hard": None}, -1), verdict_of({}, 1)
         ('reproduced in part', 'not reproduced', 'not testable')
     """
-    known = [band for band in bands.values() if band is not None]
-    holds = [band["low"] > 0 if sign > 0 else band["high"] < 0 for band in known]
-    if not known:
+    return _verdict([band["low"] > 0 if sign > 0 else band["high"] < 0 for band in bands.values() if band is not None])
+
+
+def _verdict(holds: Sequence[bool]) -> str:
+    """In all bands, in some, in none, or there is no band."""
+    if not holds:
         return UNTESTED
     return REPRODUCED if all(holds) else IN_PART if any(holds) else NOT
 
 
+def _change(study: Mapping[str, Any], reading: str, baseline: str) -> dict[str, Any]:
+    """The difference of two readings at the headline sites, by band that has sites."""
+    found = [
+        difference["bands"]
+        for difference in study["sets"][study["headline"]]["differences"]
+        if (difference["reading"], difference["baseline"]) == (reading, baseline)
+    ]
+    return {name: band for name, band in found[0].items() if band} if found else {}
+
+
+def _described(reading: str, baseline: str, bands: Mapping[str, Any]) -> str:
+    numbers = ", ".join(f"{name} {_points(band)}" for name, band in bands.items())
+    return f"{reading} − {baseline}, points: {numbers or 'no sites'}"
+
+
 def _difference(study: Mapping[str, Any], reading: str, baseline: str, sign: int, claim: str, source: str) -> Claim:
     """A claim about the headline sites."""
-    summary = study["sets"][study["headline"]]
-    found = [d for d in summary["differences"] if (d["reading"], d["baseline"]) == (reading, baseline)]
-    bands = found[0]["bands"] if found else {}
-    numbers = ", ".join(f"{name} {_points(band)}" for name, band in bands.items() if band)
-    return Claim(claim, source, verdict_of(bands, sign), f"{reading} − {baseline}, points: {numbers or 'no sites'}")
+    bands = _change(study, reading, baseline)
+    return Claim(claim, source, verdict_of(bands, sign), _described(reading, baseline, bands))
 
 
 def _scaling(study: Mapping[str, Any]) -> Claim:
@@ -175,10 +190,9 @@ def _at_chance(study: Mapping[str, Any]) -> Claim:
         f"{100 * summary['chance'][name]:.1f}"
         for name, band in known.items()
     )
-    verdict = (REPRODUCED if all(holds) else IN_PART if any(holds) else NOT) if holds else UNTESTED
     return Claim(
         "With shuffled targets, reasoning does not rise above chance (the best constant answer).",
-        "control", verdict, f"accuracy, %: {numbers}",
+        "control", _verdict(holds), f"accuracy, %: {numbers}",
     )  # fmt: skip
 
 
@@ -188,16 +202,11 @@ def _at_guess(study: Mapping[str, Any]) -> Claim:
     Shuffled targets still tell of which kind answers are, and a policy that can already reason about them may then
     give one of that kind; it must not become a better one than a guess.
     """
-    summary, baseline = study["sets"][study["headline"]], f"direct {study['base']}"
-    pair = ("reasoning shuffled_targets", baseline)
-    found = [d for d in summary["differences"] if (d["reading"], d["baseline"]) == pair]
-    known = {name: band for name, band in found[0]["bands"].items() if band} if found else {}
-    holds = [band["low"] <= 0 for band in known.values()]
-    verdict = (REPRODUCED if all(holds) else IN_PART if any(holds) else NOT) if holds else UNTESTED
-    numbers = ", ".join(f"{name} {_points(band)}" for name, band in known.items())
+    pair = ("reasoning shuffled_targets", f"direct {study['base']}")
+    bands = _change(study, *pair)
     return Claim(
         "With shuffled targets, reasoning does not rise above a guess without a thought (direct prediction).",
-        "control", verdict, f"{pair[0]} − {baseline}, points: {numbers or 'no sites'}",
+        "control", _verdict([band["low"] <= 0 for band in bands.values()]), _described(*pair, bands),
     )  # fmt: skip
 
 

@@ -379,13 +379,11 @@ def export(engine: Engine, policy: PolicyConfig, tokenizer: PreTrainedTokenizerB
     """
     main, model = ranks.rank() == 0, engine.module.model
     if policy.lora:
-        adapters = []
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    adapters.append((name, parameter.detach().cpu().clone()))
-        if main:
-            save_adapter(adapters, policy.lora, policy.model, folder.with_name("adapter"))
+        adapters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        with deepspeed.zero.GatheredParameters(list(adapters.values())):
+            if main:
+                whole = [(name, parameter.detach().cpu().clone()) for name, parameter in adapters.items()]
+                save_adapter(whole, policy.lora, policy.model, folder.with_name("adapter"))
     weights = {name: tensor.detach().cpu().clone() for name, tensor in gathered_weights(engine) if main}
     if main:
         temporary = folder.with_name(f".{folder.name}")

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from pipeline.grpo.shared_attention import cpu_flash
 from pipeline.grpo.types import Batch
 
 NAME = "rpt_packed"
@@ -123,7 +124,6 @@ def joined(
     return out
 
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
@@ -142,10 +142,10 @@ class _Joined(torch.autograd.Function):
         ctx.scaling = scaling
         heads, queries = key.shape[1], query.shape[1] // key.shape[1]
         own = query, *(x.repeat_interleave(queries, dim=1) for x in (key, value))
-        out, total = _flash(*own, 0.0, True, scale=scaling)
+        out, total = cpu_flash(*own, 0.0, True, scale=scaling)
         if context_key.shape[2]:
             fold = _Fold(len(context_key), heads, query)
-            read, read_total = _flash(
+            read, read_total = cpu_flash(
                 fold(query), context_key, context_value, 0.0, False, attn_mask=bias, scale=scaling
             )
             read, read_total = fold.undo(read), fold.undo(read_total)

@@ -23,6 +23,9 @@ _NAME = "rpt_shared_contexts"
 Part = tuple[Tensor, Tensor]
 """L [..., N, 1] and o [..., N, D] over some of the tokens, in fp32."""
 
+cpu_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""The kernel behind `scaled_dot_product_attention` on CPUs, which also gives L [...]."""
+
 
 class SharedContexts:
     """Keys and values of every layer's contexts, and which context each row belongs to.
@@ -123,9 +126,7 @@ def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> P
 def _flash_part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Part:
     """`_part` of many queries, by the kernel that CPUs have."""
     mask = None if bias is None else bias.to(query.dtype)
-    out, log_total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, keys, values, 0.0, False, attn_mask=mask, scale=1.0
-    )
+    out, log_total = cpu_flash(query, keys, values, 0.0, False, attn_mask=mask, scale=1.0)
     return log_total[..., None], out.float()
 
 

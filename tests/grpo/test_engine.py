@@ -185,8 +185,8 @@ def test_the_memory_of_weights_and_optimizer_is_what_was_planned(outcomes: dict[
 
 
 def test_ranks_have_different_numbers_of_micro_batches(outcomes: dict[str, Outcome]) -> None:
-    # Of 24 tokens: three of five groups are cut into two responses (three batches) and one (two batches, for the contexts
-    # are of 7, 8 and 10 tokens); the other two groups need one each.
+    # Of 24 tokens: three of five groups are cut into two responses (three batches) and one (two batches, for the
+    # contexts are of 7, 8 and 10 tokens); the other two groups need one each.
     assert outcomes["zero3"].seen["micro_batches"] == [7]
     assert len(set(outcomes["zero3 two ranks"].seen["micro_batches"])) == 2
 
