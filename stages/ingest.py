@@ -34,7 +34,7 @@ from pipeline.core.stage import Stage, run_stage
 from pipeline.corpus.assignment import assign, shard_starts, write_assignment
 from pipeline.corpus.checks import check_quarantine, check_source, check_split
 from pipeline.corpus.contamination import EvaluationIndex, as_corpus, evaluation_index
-from pipeline.corpus.documents import CANDIDATES, CORPUS, DOCUMENTS, count_control_characters, to_document, to_json
+from pipeline.corpus.documents import CANDIDATES, DOCUMENTS, count_control_characters, to_document, to_json
 from pipeline.corpus.matches import BANDS, MATCHES, OVERLAPS, after, find_matches, read_candidates, reasons
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.plan import (
@@ -118,7 +118,6 @@ def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     part = slice_of(shard)
     config = config.of_source(part.file.corpus)
     template = Template.parse(config.text)
-    named = {CORPUS: part.file.corpus} if part.file.corpus else {}
     counters: Counter[str] = Counter(records=0, documents=0)
     with (
         RowSink(out / "documents.parquet", CANDIDATES) as kept,
@@ -129,7 +128,7 @@ def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
             try:
                 if isinstance(value, Unusable):
                     raise value
-                document = to_document({**value, **named}, template, config)
+                document = to_document(value, template, config, part.file.corpus)
             except Unusable as why:
                 raw = to_json(value).encode() if raw is None else raw
                 about = Rejected(part.file.name, row, raw, why.reason, f"{where}: {why.detail}")

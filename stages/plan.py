@@ -28,12 +28,11 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from pipeline.core.config import Manifest, Recipe, TrainProxyConfig, load
-from pipeline.core.errors import UserError
 from pipeline.core.executor import LocalExecutor
 from pipeline.core.hardware import cores, gpus
 from pipeline.core.progress import duration, say
 from pipeline.corpus.extent import Extent, extent, sample
-from pipeline.corpus.sources import find_files
+from pipeline.corpus.sources import corpus_files
 from pipeline.corpus.survey import SLICE_BYTES
 from pipeline.grpo.topology import read_topology
 from pipeline.scoring.tokens import TOKENIZER_FILES, resolve_model
@@ -95,9 +94,7 @@ def plan_recipe(recipe: Recipe, ranks: int, context_tokens: int) -> dict[str, An
 def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int | None = None) -> dict[str, Any]:
     """What `rpt data` will cost with local workers: documents, tokens, sites, and every stage's time and bytes."""
     config, crew = manifest.corpus, Crew(workers)
-    if config.sources:
-        raise UserError("a plan is of one source", where=manifest.name, mend="plan each of `corpus.sources` alone")
-    files = find_files(source or config.source, config.format, config.revision)
+    files = corpus_files(config, source)
     say("plan         reads a part of the corpus")
     found = extent(files, config)
     documents = found.document_count
@@ -119,7 +116,8 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
         devices = list(crew.executor.devices)
     # A proxy that has only begun to be fitted cannot say which positions are hard.
     every = {"where": "true", "validation_where": "true"} if manifest.proxy.train else {}
-    selected = crew.run(partial(try_select, manifest.select.model_copy(update=every)), scored.trials)
+    rules, several = manifest.select.model_copy(update=every), bool(config.sources)
+    selected = crew.run(partial(try_select, rules, several), scored.trials)
     made = crew.run(partial(try_materialize, manifest.materialize), selected.trials)
 
     tokens, sites, examples = (
@@ -212,14 +210,13 @@ class Crew:
 def _ingest(manifest: Manifest, found: Extent, ingested: Team, files: int, crew: Crew) -> dict[str, Any]:
     """The slices are read by some workers, then three or four passes follow, of which one is of one worker."""
     config, documents = manifest.corpus, found.document_count
-    reading = found.seconds * found.records / found.read
     slices = max(files, math.ceil(found.bytes / SLICE_BYTES))
     share = documents / len(ingested.counts("documents"))
     shards = math.ceil(documents / config.shard_documents)
     passes = 4 if config.near_duplicates or config.decontaminate else 3
     stage = crew.stage("ingest", "documents", documents, ingested.busy * share, shards, ingested, share, passes=passes)
-    stage["seconds"] += wall(reading, slices, crew.light)
-    stage["hours"] += crew.hours(reading)
+    stage["seconds"] += wall(found.seconds, slices, crew.light)
+    stage["hours"] += crew.hours(found.seconds)
     return stage
 
 

@@ -75,8 +75,14 @@ def doc_id(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def to_document(values: Mapping[str, Any], template: Template, config: CorpusConfig) -> Document:
+def to_document(values: Mapping[str, Any], template: Template, config: CorpusConfig, corpus: str = "") -> Document:
     """The document a record makes.
+
+    Args:
+        values: the record's columns.
+        template: of its source.
+        config: likewise.
+        corpus: the name of its source, if there are several.
 
     Raises:
         Unusable: with the reason for which the record goes to quarantine.
@@ -94,6 +100,8 @@ def to_document(values: Mapping[str, Any], template: Template, config: CorpusCon
         raise Unusable("too_short", f"{size} bytes, corpus.min_document_bytes is {config.min_document_bytes}")
     if size > config.max_document_bytes:
         raise Unusable("too_long", f"{size} bytes, corpus.max_document_bytes is {config.max_document_bytes}")
+    if corpus:
+        values = {**values, CORPUS: corpus}
     fields = [{"name": name, "start": start, "end": end} for name, start, end in spans]
     rule = config.validation
     held_out = rule.column is not None and as_text(rule.column, values) == rule.value

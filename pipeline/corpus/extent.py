@@ -20,10 +20,10 @@ from pipeline.corpus.sources import SourceFile, decompressed, open_raw, reachabl
 from pipeline.corpus.template import Template
 
 READ_BYTES = 16 << 20
-"""A corpus up to this size is read whole, of a larger one about so much."""
+"""A source up to this size is read whole, of a larger one about so much."""
 
 PLACES = 16
-"""Places of a larger corpus that are read, drawn by size."""
+"""Places of a larger source that are read, drawn by size."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,60 @@ class Extent:
     `held_out` for `split`."""
     repeats: int
     """Records whose text an earlier one has."""
+    document_count: float
+    """Documents of the corpus, at the share of records that made one. (Duplicates of what was not read count.)"""
     seconds: float
-    """It took to read them."""
-
-    @property
-    def document_count(self) -> float:
-        """Documents of the corpus, at the share of records that made one. (Duplicates of what was not read count.)"""
-        share = len(self.documents) if self.complete else len(self.documents) + self.repeats
-        return self.records * share / max(self.read, 1)
+    """It would take to read all records."""
 
 
 def extent(files: Sequence[SourceFile], config: CorpusConfig, *, seed: int = 0, read_bytes: int = READ_BYTES) -> Extent:
-    """Read a corpus, or about `read_bytes` of it.
+    """Read a corpus, or about `read_bytes` of each of its sources.
 
     Uncompressed JSON lines and text are read at places drawn at random, Parquet in row groups drawn at random; other
     files can only be read from their start.
 
+    Args:
+        files: as `corpus_files` gives them.
+        config: of the corpus.
+        seed: of the places.
+        read_bytes: sources up to this size are read whole.
+
     Raises:
         UserError: a file cannot be read, lacks a column of the template, or nothing of what was read can be used.
     """
+    names = dict.fromkeys(file.corpus for file in files)
+    return _together(
+        [_extent([f for f in files if f.corpus == name], config.of_source(name), seed, read_bytes) for name in names]
+    )
+
+
+def _together(sources: Sequence[Extent]) -> Extent:
+    """Several sources as one corpus, of whose documents as large a share is here of each of them."""
+    if len(sources) == 1:
+        return sources[0]
+    count = sum(source.document_count for source in sources)
+    share = min(len(source.documents) / source.document_count for source in sources)
+    rng = np.random.default_rng(0)
+    documents: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        size = round(share * source.document_count)
+        for n in rng.permutation(len(source.documents))[:size].tolist():
+            documents.setdefault(source.documents[n]["doc_id"], source.documents[n])
+    complete = all(source.complete for source in sources)
+    return Extent(
+        bytes=sum(source.bytes for source in sources),
+        records=sum(source.records for source in sources),
+        read=sum(source.read for source in sources),
+        complete=complete,
+        error=math.hypot(*(source.error * source.document_count for source in sources)) / count,
+        documents=list(documents.values()),
+        repeats=sum(source.repeats for source in sources),
+        document_count=len(documents) if complete else count,
+        seconds=sum(source.seconds for source in sources),
+    )
+
+
+def _extent(files: Sequence[SourceFile], config: CorpusConfig, seed: int, read_bytes: int) -> Extent:
     begin = time.monotonic()
     template = Template.parse(config.text)
     sizes = [_size(file) for file in files]
@@ -80,7 +115,7 @@ def extent(files: Sequence[SourceFile], config: CorpusConfig, *, seed: int = 0, 
             try:
                 if isinstance(record.value, Unusable):
                     raise record.value
-                made = to_document(record.value, template, config)
+                made = to_document(record.value, template, config, part.file.corpus)
             except Unusable as why:
                 unusable = why
                 continue
@@ -92,6 +127,7 @@ def extent(files: Sequence[SourceFile], config: CorpusConfig, *, seed: int = 0, 
         why_not = f"{unusable.reason}: {unusable.detail}" if unusable else "there are no records"
         raise UserError("no record of the corpus can be used", where=config.source, mend=why_not)
     read, in_all, error = _records(taken, sum(sizes), complete)
+    made_one = len(documents) if complete else len(documents) + repeats
     return Extent(
         bytes=sum(sizes),
         records=in_all,
@@ -100,7 +136,8 @@ def extent(files: Sequence[SourceFile], config: CorpusConfig, *, seed: int = 0, 
         error=error,
         documents=list(documents.values()),
         repeats=repeats,
-        seconds=time.monotonic() - begin,
+        document_count=in_all * made_one / read,
+        seconds=(time.monotonic() - begin) * in_all / read,
     )
 
 

@@ -23,7 +23,7 @@ from pipeline.corpus.documents import DOCUMENTS
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.words import shingles, words
 from pipeline.scoring.tokens import CorpusTokenizer
-from pipeline.selection.sites import SITES, select_sites
+from pipeline.selection.sites import OF_SEVERAL, SITES, select_sites
 from pipeline.shards.examples import examples
 from pipeline.shards.writer import write_shards
 
@@ -99,11 +99,12 @@ def try_scores(manifest: Manifest, folder: str, tokenizer: str, rows: Sequence[d
     )
 
 
-def try_select(config: SelectConfig, scored: Trial) -> Trial:
-    """Select among what another trial scored. Rules over the whole corpus do not apply."""
+def try_select(config: SelectConfig, several: bool, scored: Trial) -> Trial:
+    """Select among what another trial scored, of several sources or one. Rules over the whole corpus do not apply."""
     begin = time.monotonic()
-    documents = scored.tables["documents"]
-    sites = select_sites(config, documents, scored.tables["scores"])[0].select(SITES.names).to_arrow().cast(SITES)
+    documents, schema = scored.tables["documents"], OF_SEVERAL if several else SITES
+    found, _ = select_sites(config, documents, scored.tables["scores"], several=several)
+    sites = found.select(schema.names).to_arrow().cast(schema)
     size = _written("sites", sites)
     counts = {"sites": _per_document(documents, sites)}
     return Trial(time.monotonic() - begin, size, counts, {"documents": documents, "sites": sites})

@@ -15,7 +15,8 @@ import pytest
 from pipeline.core.config import CorpusConfig, ValidationConfig
 from pipeline.core.errors import UserError
 from pipeline.corpus.extent import Extent, extent, sample
-from pipeline.corpus.sources import find_files
+from pipeline.corpus.sources import corpus_files, find_files
+from tests.toys import write_jsonl
 
 ROWS = [
     {
@@ -75,6 +76,27 @@ def test_what_cannot_be_used_and_what_repeats_is_no_document(tmp_path: Path) -> 
     with pytest.raises(UserError, match="no record of the corpus can be used"):
         write(tmp_path, "jsonl", [{"text": ""}] * 8)
         look(tmp_path, 1 << 20)
+
+
+def test_of_several_sources_as_large_a_share_is_drawn_of_each(tmp_path: Path) -> None:
+    """A large one of which a part is read, and a small one that is read whole; ten texts are in both."""
+    large, small = ROWS[:3600], [{"body": row["text"]} for row in ROWS[3590:]]
+    for name, rows in (("large", large), ("small", small)):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "rows.jsonl", rows)
+    sources = [
+        {"name": name, "source": str(tmp_path / name), "text": f"{{{column}}}"}
+        for name, column in (("large", "text"), ("small", "body"))
+    ]
+    config = CorpusConfig.model_validate({"sources": sources})
+    whole, part = (extent(corpus_files(config), config, read_bytes=size) for size in (1 << 30, 160_000))
+    assert (whole.records, whole.document_count, whole.complete) == (4010.0, 4000, True)
+    assert {row["text"] for row in whole.documents} == {row["text"] for row in ROWS}
+    assert not part.complete and 0 < part.error < 0.2
+    assert abs(part.document_count - 4010) < 3 * part.error * 4010
+    of_small = [row for row in part.documents if json.loads(row["meta"])["corpus"] == "small"]
+    assert {row["source_file"] for row in of_small} == {"small/rows.jsonl"}
+    assert abs(len(of_small) / len(part.documents) - 410 / part.document_count) < 0.01
 
 
 def test_a_sample_is_split_as_the_corpus_is() -> None:

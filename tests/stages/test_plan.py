@@ -102,6 +102,27 @@ def test_a_proxy_that_must_be_fitted_costs_its_own_time(tmp_path: Path) -> None:
     assert found["sites"]["value"] > run["sites"]
 
 
+def test_several_sources_are_planned_as_the_run_makes_them(tmp_path: Path) -> None:
+    """Two sources with templates of their own; forty problems are in both."""
+    save(tmp_path / "proxy", qwen(300))
+    path = corpus(tmp_path, {"model": str(tmp_path / "proxy")})
+    tree = yaml.safe_load(path.read_text())
+    again = [{"question": row["problem"], "answer": row["solution"], "part": "train"} for row in problems(190)[110:]]
+    write_jsonl(tmp_path / "again.jsonl", again)
+    first = {"name": "problems", "source": tree["corpus"].pop("source"), "text": tree["corpus"].pop("text")}
+    second = {"name": "again", "source": str(tmp_path / "again.jsonl"), "text": "{question}\n{answer}"}
+    tree["corpus"]["sources"] = [first, second]
+    tree["select"]["where"] = "entropy > 1.0 AND (field = 'solution' OR corpus = 'again')"
+    path.write_text(yaml.safe_dump(tree))
+    found = plan(path, workers=2)
+    run = made(path, tmp_path / "work")
+    assert (found["documents"], run["documents"]) == (190, 190)
+    assert (found["tokens"]["value"], found["sites"]["value"]) == (run["tokens"], run["sites"])
+    stages = {stage["stage"]: stage for stage in found["stages"]}
+    assert stages["materialize"]["count"] == run["examples"]
+    assert 0.5 < stages["materialize"]["bytes"] / run["bytes"]["materialize"] < 1.5
+
+
 def test_the_interval_covers() -> None:
     rng = np.random.default_rng(0)
     corpus_D = rng.lognormal(5, 0.7, 600).astype(int)
