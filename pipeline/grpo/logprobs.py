@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.core.errors import UserError
-from pipeline.grpo.packed_attention import NAME, Attend, Packing
+from pipeline.grpo.packed_attention import NAME, Attend
+from pipeline.grpo.packing import Packing
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import Batch
 
@@ -31,7 +32,7 @@ class PolicyLogprobs(nn.Module):
         model: a causal language model of `transformers` whose logits are its output head's product. Where its attention
             can be exchanged, it is from now on that of packed batches.
         logits_at_once: logits that exist at a time, in fp32, and as many gradients of them.
-        attend: how responses attend to contexts; by default the fastest on the device.
+        attend: attention of packed batches; by default the fastest on the device.
     """
 
     def __init__(
@@ -67,9 +68,13 @@ class PolicyLogprobs(nn.Module):
 
     def _packed(self, batch: Batch) -> Tensor:
         """Hidden states [N, E] of the responses' tokens, contexts read once."""
-        packing = Packing(batch, self._attend)
+        packing = Packing(batch)
         hidden = self.model.base_model(
-            input_ids=packing.ids_N[None], position_ids=packing.positions_N[None], use_cache=False, packing=packing
+            input_ids=packing.ids_N[None],
+            position_ids=packing.positions_N[None],
+            use_cache=False,
+            packing=packing,
+            attend=self._attend,
         ).last_hidden_state
         return hidden[0, packing.read :]
 

@@ -1,17 +1,17 @@
 """Attention of an update: contexts once, then their responses, packed into one row of tokens without padding.
 
-All of a model but its attention sees that row. Attention spreads it into contexts [P, H, C, D] and responses
-[R, H, T, D]: contexts attend to themselves, responses to their context and to themselves. Keys and values of a context
-are never repeated on a CPU: as in `shared_attention.py` the softmax is split in two, here with a backward.
+All of a model but its attention sees that row (`packing.py`). On NVIDIA GPUs attention works on it as it is
+(`varlen_attention.py`). Elsewhere it spreads the row into slots, contexts [P, H, C, D] and responses [R, H, T, D]:
+contexts attend to themselves, responses to their context and to themselves. On a CPU keys and values of a context are
+not repeated for its responses: as in `shared_attention.py` the softmax is split in two, here with a backward.
 
-Shape names as in `types.py`; N packed tokens, S slots (P·C + R·T, padding included), H query heads, K key-value heads,
-D head dimension.
+Shape names as in `packing.py`; H query heads, K key-value heads, D head dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import wraps
 from typing import Any
 
 import torch
@@ -19,87 +19,65 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from pipeline.grpo.packing import Packing
 from pipeline.grpo.shared_attention import cpu_flash
-from pipeline.grpo.types import Batch
+from pipeline.grpo.varlen_attention import can_varlen, varlen
 
 NAME = "rpt_packed"
 """Under which `transformers` knows it."""
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, "Packing", float], Tensor]
-"""Queries [R, H, T, D] of responses, keys and values of contexts [P, K, C, D], own ones [R, K, T, D], what is padding,
+Attend = Callable[[Tensor, Tensor, Tensor, Packing, float, bool], Tensor]
+"""Queries [1, H, N, D], keys and values [1, K, N, D], the packing, scaling, whether this is the last layer, in which
+nothing reads what contexts see → [1, N, H, D]."""
+
+AttendRows = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Packing, float], Tensor]
+"""Queries [R, H, T, D] of responses, keys and values of contexts [P, K, C, D], own ones [R, K, T, D], the packing,
 scaling → [R, H, T, D]."""
 
 
-class Packing:
-    """The tokens of a batch in one row, and the attention between them.
+def fastest(query: Tensor, key: Tensor, value: Tensor) -> Attend:
+    """The attention that suits such tensors best on their device."""
+    if query.device.type == "cpu":
+        return joined
+    return varlen if can_varlen(query, key, value) else repeated
 
-    Args:
-        batch: contexts and responses.
-        attend: of responses; by default the fastest on the batch's device.
-    """
 
-    def __init__(self, batch: Batch, attend: Attend | None = None) -> None:
-        contexts_PC, rows_RT = batch.context_mask_PC, batch.mask_RT
-        (self._contexts, self._width), (self._rows, self._room) = contexts_PC.shape, rows_RT.shape
-        position_PC, length_P = contexts_PC.cumsum(dim=1) - 1, contexts_PC.sum(dim=1)
-        time_T, device = torch.arange(self._room, device=rows_RT.device), rows_RT.device
-        position_RT = length_P.repeat_interleave(batch.group_size)[:, None] + time_T
-        self.ids_N = torch.cat([batch.context_ids_PC[contexts_PC], batch.inputs_RT[rows_RT]])
-        self.positions_N = torch.cat([position_PC[contexts_PC], position_RT[rows_RT]])
-        self.read = int(length_P.sum())
-        """Of the N tokens those of contexts; responses follow."""
-        # In the slots contexts are padded on their right, where no token of theirs looks.
-        slot_PC = torch.arange(self._contexts, device=device)[:, None] * self._width + position_PC
-        slot_RT = contexts_PC.numel() + torch.arange(self._rows, device=device)[:, None] * self._room + time_T
-        full = len(self.ids_N) == contexts_PC.numel() + rows_RT.numel()
-        self._slot_N = None if full else torch.cat([slot_PC[contexts_PC], slot_RT[rows_RT]])
-        self.real_PC = None if contexts_PC.all() else torch.arange(self._width, device=device) < length_P[:, None]
-        """Slots of contexts that hold a token; None if all do."""
-        self._attend = attend or (joined if device.type == "cpu" else repeated)
+def _in_slots(rows: AttendRows) -> Attend:
+    """Attention on slots, given that of responses."""
 
-    def attention(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, *, last: bool) -> Tensor:
-        """Of queries [1, H, N, D] to keys and values [1, K, N, D]: [1, N, H, D].
-
-        In the `last` layer nothing reads what contexts see, and it is 0.
-        """
-        (context_query, query), (context_key, key), (context_value, value) = map(self._spread, (query, key, value))
-        rows = self._attend(query, context_key, context_value, key, value, self, scaling)
-        if last or not self._width:
+    @wraps(rows)
+    def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float, last: bool) -> Tensor:
+        states = (_spread(states, packing) for states in (query, key, value))
+        (context_query, query), (context_key, key), (context_value, value) = states
+        responses = rows(query, context_key, context_value, key, value, packing, scaling)
+        if last or not packing.width:
             contexts = torch.zeros_like(context_query)
         else:
             gqa = key.shape[1] != query.shape[1]
             contexts = scaled_dot_product_attention(
                 context_query, context_key, context_value, is_causal=True, scale=scaling, enable_gqa=gqa
             )
-        out_SHD = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in (contexts, rows)])
-        return (out_SHD if self._slot_N is None else out_SHD[self._slot_N])[None]
+        out_SHD = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in (contexts, responses)])
+        return (out_SHD if packing.slot_N is None else out_SHD[packing.slot_N])[None]
 
-    @cached_property
-    def seen_RTS(self) -> Tensor:
-        """What each token of a response sees of its context's copy and of its own response: [R or 1, 1, T, C + T]."""
-        time_T = torch.arange(self._room, device=self.ids_N.device)
-        own_TT, real_PC = time_T[:, None] >= time_T, self.real_PC
-        if real_PC is None:
-            real_PC = own_TT.new_ones(1, self._width)
-        else:
-            real_PC = real_PC.repeat_interleave(self._rows // self._contexts, dim=0)
-        shape = len(real_PC), self._room, -1
-        return torch.cat([real_PC[:, None].expand(shape), own_TT.expand(shape)], dim=2)[:, None]
-
-    def _spread(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """[1, H, N, D] → [P, H, C, D] and [R, H, T, D]."""
-        slots, split = states[0], self._contexts * self._width
-        if self._slot_N is not None:
-            empty = slots.new_zeros(len(slots), split + self._rows * self._room, slots.shape[2])
-            slots = empty.index_copy(1, self._slot_N, slots)
-        shapes = (self._contexts, self._width), (self._rows, self._room)
-        contexts, rows = (
-            part.unflatten(1, shape).transpose(0, 1)
-            for part, shape in zip((slots[:, :split], slots[:, split:]), shapes, strict=True)
-        )
-        return contexts, rows
+    return attend
 
 
+def _spread(states: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    """[1, H, N, D] → [P, H, C, D] and [R, H, T, D]."""
+    slots, split = states[0], packing.contexts * packing.width
+    if packing.slot_N is not None:
+        empty = slots.new_zeros(len(slots), split + packing.rows * packing.room, slots.shape[2])
+        slots = empty.index_copy(1, packing.slot_N, slots)
+    shapes = (packing.contexts, packing.width), (packing.rows, packing.room)
+    contexts, responses = (
+        part.unflatten(1, shape).transpose(0, 1)
+        for part, shape in zip((slots[:, :split], slots[:, split:]), shapes, strict=True)
+    )
+    return contexts, responses
+
+
+@_in_slots
 def repeated(
     query: Tensor, context_key: Tensor, context_value: Tensor, key: Tensor, value: Tensor, packing: Packing,
     scaling: float,
@@ -111,6 +89,7 @@ def repeated(
     return scaled_dot_product_attention(query, keys, values, attn_mask=packing.seen_RTS, scale=scaling)
 
 
+@_in_slots
 def joined(
     query: Tensor, context_key: Tensor, context_value: Tensor, key: Tensor, value: Tensor, packing: Packing,
     scaling: float,
@@ -189,10 +168,18 @@ class _Fold:
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, packing: Packing, **options: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *_: Any,
+    packing: Packing,
+    attend: Attend | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
+    attend = attend or fastest(query, key, value)
     scaling, last = options.get("scaling") or query.shape[-1] ** -0.5, module.config.num_hidden_layers - 1
-    return packing.attention(query, key, value, scaling, last=module.layer_idx == last), None
+    return attend(query, key, value, packing, scaling, module.layer_idx == last), None
 
 
 AttentionInterface.register(NAME, _attention)

@@ -73,6 +73,17 @@ def some_groups(count: int, size: int, seed: int = 0) -> list[Group]:
     return groups
 
 
+def groups_of(lengths: Sequence[tuple[int, Sequence[int]]], seed: int = 0) -> list[Group]:
+    """Groups with a gradient whose prompts and responses have these lengths."""
+    rng = random.Random(seed)
+    groups = []
+    for prompt, responses in lengths:
+        ids = [tuple(rng.randrange(VOCAB) for _ in range(length)) for length in (prompt, *responses)]
+        made = tuple(Response(row, b"", True, (0.0,) * len(row)) for row in ids[1:])
+        groups.append(Group(ids[0], made, tuple(rng.choice([-0.5, 1.5]) for _ in made)))
+    return groups
+
+
 def plain_logprobs(
     model: PreTrainedModel, prompt: Sequence[int], response: Sequence[int], temperature: float
 ) -> Tensor:

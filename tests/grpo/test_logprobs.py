@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
@@ -10,20 +13,31 @@ from pipeline.grpo.batch import batch_of, idle_batch, micro_batches
 from pipeline.grpo.logprobs import HeadLogprobs, PolicyLogprobs
 from pipeline.grpo.loss import LOSSES, Bounds
 from pipeline.grpo.objective import Objective
-from pipeline.grpo.packed_attention import repeated
-from tests.grpo.models import TEMPERATURE, VOCAB, plain_gradients, plain_logprobs, some_groups, tiny
+from pipeline.grpo.packed_attention import Attend, fastest, joined, repeated
+from pipeline.grpo.packing import Packing
+from pipeline.grpo.varlen_attention import varlen
+from tests.grpo.models import TEMPERATURE, VOCAB, groups_of, plain_gradients, plain_logprobs, some_groups, tiny
+from tests.grpo.plain_flash import plain_flash
 
 OBJECTIVE = Objective(LOSSES["dapo"], Bounds(0.2, 0.2), TEMPERATURE, room=8)
 KINDS = [("qwen2", True), ("qwen2", False), ("llama", False), ("gpt2", True), ("sliding", True)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _kernels_of_nvidia_gpus() -> Iterator[None]:
+    with plain_flash():
+        yield
+
+
 @pytest.mark.parametrize(("kind", "tied"), KINDS)
 @pytest.mark.parametrize(
-    "options", [{}, {"attend": repeated}, {"logits_at_once": 200}], ids=["as is", "repeated", "chunks"]
+    "options",
+    [{}, {"attend": repeated}, {"attend": varlen}, {"logits_at_once": 200}],
+    ids=["as is", "repeated", "varlen", "chunks"],
 )
 @pytest.mark.parametrize("tokens", [90, 10**6])
 def test_loss_and_every_gradient_equal_the_plain_computation(
-    kind: str, tied: bool, options: dict[str, int], tokens: int
+    kind: str, tied: bool, options: dict[str, Any], tokens: int
 ) -> None:
     groups, model = some_groups(5, 3), tiny(kind, tied=tied)
     expected_loss, expected = plain_gradients(model, groups, TEMPERATURE)
@@ -43,23 +57,26 @@ def test_loss_and_every_gradient_equal_the_plain_computation(
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=largest * 2e-6, msg=name)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    st.integers(1, 6),
-    st.integers(1, 5),
+    st.lists(
+        st.tuples(st.integers(1, 12), st.lists(st.integers(1, 7), min_size=1, max_size=5)), min_size=1, max_size=6
+    ),
     st.integers(0, 1000),
     st.integers(20, 400),
     st.integers(VOCAB, 3000),
-    st.booleans(),
+    st.sampled_from([joined, repeated, varlen]),
 )
+@example([(1, [2, 1]), (3, [4, 1]), (1, [1, 3])], 0, 400, 3000, varlen)  # contexts of no token beside one of two
+@example([(1, [2, 1]), (1, [1, 3])], 0, 400, 3000, varlen)  # nothing but contexts of no token
+@example([(2, [1, 1]), (2, [1, 1])], 0, 400, 3000, varlen)  # not a run of more than one token, but of a group
 def test_any_groups_in_any_micro_batches_give_the_plain_gradients(
-    count: int, size: int, seed: int, tokens: int, logits_at_once: int, share: bool
+    lengths: list[tuple[int, list[int]]], seed: int, tokens: int, logits_at_once: int, attend: Attend
 ) -> None:
-    groups, model = some_groups(count, size, seed), tiny()
-    groups = [group for group in groups if group.has_gradient]
+    groups, model = groups_of(lengths, seed), tiny()
     expected_loss, expected = plain_gradients(model, groups, TEMPERATURE)
     model.zero_grad()
-    policy = PolicyLogprobs(model, attend=repeated if share else None, logits_at_once=logits_at_once)
+    policy = PolicyLogprobs(model, attend=attend, logits_at_once=logits_at_once)
     batches = micro_batches(groups, tokens)
     valid, loss = sum(int(batch.mask_RT.sum()) for batch in batches), 0.0
     for batch in batches:
@@ -70,6 +87,25 @@ def test_any_groups_in_any_micro_batches_give_the_plain_gradients(
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=2e-4, atol=largest * 1e-5, msg=name)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_variable_length_attention_calls_the_kernels_as_pytorch_declares_them(last: bool) -> None:
+    packing = Packing(batch_of(some_groups(3, 2)))
+    states = [
+        torch.empty(1, heads, len(packing.ids_N), 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        for heads in (6, 2, 2)
+    ]
+    out = varlen(*states, packing, 0.125, last)
+    assert (out.shape, out.dtype) == ((1, len(packing.ids_N), 6, 64), torch.bfloat16)
+    gradients = torch.autograd.grad(out, states, torch.empty_like(out))
+    assert [(g.shape, g.dtype) for g in gradients] == [(x.shape, torch.bfloat16) for x in states]
+
+
+def test_the_kernel_of_nvidia_gpus_is_not_asked_for_elsewhere() -> None:
+    on_host = [torch.zeros(1, heads, 3, 8, dtype=torch.bfloat16) for heads in (4, 2, 2)]
+    assert fastest(*on_host) is joined
+    assert fastest(*(states.to("meta") for states in on_host)) is repeated
 
 
 def test_logprobs_are_at_the_given_temperature_and_in_place() -> None:
@@ -83,13 +119,14 @@ def test_logprobs_are_at_the_given_temperature_and_in_place() -> None:
             torch.testing.assert_close(logprobs_RT[row][batch.mask_RT[row]], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
+@pytest.mark.parametrize("attend", [joined, varlen])
+def test_gradient_checkpointing_changes_nothing(attend: Attend) -> None:
     groups, model = some_groups(4, 2), tiny()
     _, expected = plain_gradients(model, groups, TEMPERATURE)
     model.zero_grad()
     model.train().gradient_checkpointing_enable({"use_reentrant": False})
     batch = batch_of(groups)
-    policy = PolicyLogprobs(model)
+    policy = PolicyLogprobs(model, attend=attend)
     loss = OBJECTIVE.summed(batch, *policy(batch, TEMPERATURE)) / batch.mask_RT.sum()
     loss.backward()
     for name, parameter in model.named_parameters():
@@ -120,9 +157,10 @@ def test_entropy_and_its_gradient_equal_the_plain_computation(logits_at_once: in
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=largest * 2e-6, msg=name)
 
 
-def test_an_idle_batch_has_a_zero_gradient() -> None:
+@pytest.mark.parametrize("attend", [joined, repeated, varlen])
+def test_an_idle_batch_has_a_zero_gradient(attend: Attend) -> None:
     model, batch = tiny(), idle_batch()
-    OBJECTIVE.summed(batch, *PolicyLogprobs(model)(batch, TEMPERATURE)).backward()
+    OBJECTIVE.summed(batch, *PolicyLogprobs(model, attend=attend)(batch, TEMPERATURE)).backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
 

@@ -1,0 +1,105 @@
+"""The tokens of a batch in one row, and where in it each context and response stands.
+
+Shape names as in `types.py`; N packed tokens, S slots (P·C + R·T, padding included).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pipeline.grpo.types import Batch
+
+
+class Segments(NamedTuple):
+    """Runs of tokens that follow each other without a gap, as variable-length attention wants them."""
+
+    bounds: Tensor
+    """Where each begins, and the last ends: int32, on the device."""
+    longest: int
+    """No run has more tokens. At least 2: for 1 the kernel lays its results out in another way."""
+
+
+class Packing:
+    """The tokens of a batch in one row: all contexts, one after the other, then all responses."""
+
+    def __init__(self, batch: Batch) -> None:
+        # Lengths are needed on the host: this is the one place where it waits for the device.
+        contexts_PC, rows_RT = batch.context_mask_PC.cpu(), batch.mask_RT.cpu()
+        (self.contexts, self.width), (self.rows, self.room) = contexts_PC.shape, rows_RT.shape
+        self._length_P, self._length_R = contexts_PC.sum(dim=1), rows_RT.sum(dim=1)
+        self._position_PC = contexts_PC.cumsum(dim=1) - 1
+        position_RT = self._length_P.repeat_interleave(batch.group_size)[:, None] + torch.arange(self.room)
+        positions = torch.cat([self._position_PC.flatten(), position_RT.flatten()])
+        ids = torch.cat([batch.context_ids_PC.flatten(), batch.inputs_RT.flatten()])
+        self._device = ids.device
+        self._real_N = torch.cat([contexts_PC.flatten(), rows_RT.flatten()]).nonzero()[:, 0]
+        self.ids_N = ids[self._real_N.to(self._device)]
+        self.positions_N = positions[self._real_N].to(self._device)
+        self.read = int(self._length_P.sum())
+        """Of the N tokens those of contexts; responses follow."""
+
+    @cached_property
+    def own(self) -> Segments:
+        """Every context and every response, of all N tokens."""
+        return self._segments(torch.cat([self._length_P, self._length_R]))
+
+    @cached_property
+    def responses(self) -> Segments:
+        """Every response, of the tokens of responses."""
+        return self._segments(self._length_R)
+
+    @cached_property
+    def readers(self) -> Segments:
+        """All responses of each context, of the tokens of responses."""
+        return self._segments(self._length_R.view(self.contexts, -1).sum(dim=1))
+
+    @cached_property
+    def reads(self) -> Segments:
+        """Each context, of the tokens of contexts: what its `readers` see of it."""
+        return self._segments(self._length_P)
+
+    @cached_property
+    def bare_N(self) -> Tensor | None:
+        """Which tokens of responses have a context of no token; None if none has."""
+        bare_P, size = self._length_P == 0, self.rows // self.contexts
+        if not bare_P.any():
+            return None
+        return bare_P.repeat_interleave(size).repeat_interleave(self._length_R).to(self._device)
+
+    @cached_property
+    def slot_N(self) -> Tensor | None:
+        """Where each token stands among contexts [P, C], padded on their *right*, and responses [R, T], one after the
+        other; None if there is no padding."""
+        split = self.contexts * self.width
+        if len(self._real_N) == split + self.rows * self.room:
+            return None
+        slot_PC = torch.arange(self.contexts)[:, None] * self.width + self._position_PC
+        slots = torch.cat([slot_PC.flatten(), split + torch.arange(self.rows * self.room)])
+        return slots[self._real_N].to(self._device)
+
+    @cached_property
+    def real_PC(self) -> Tensor | None:
+        """Slots of contexts that hold a token; None if all do."""
+        real_PC = torch.arange(self.width) < self._length_P[:, None]
+        return None if real_PC.all() else real_PC.to(self._device)
+
+    @cached_property
+    def seen_RTS(self) -> Tensor:
+        """What each token of a response sees of its context's copy and of its own response: [R or 1, 1, T, C + T]."""
+        time_T = torch.arange(self.room, device=self._device)
+        own_TT, real_PC = time_T[:, None] >= time_T, self.real_PC
+        if real_PC is None:
+            real_PC = own_TT.new_ones(1, self.width)
+        else:
+            real_PC = real_PC.repeat_interleave(self.rows // self.contexts, dim=0)
+        shape = len(real_PC), self.room, -1
+        return torch.cat([real_PC[:, None].expand(shape), own_TT.expand(shape)], dim=2)[:, None]
+
+    def _segments(self, lengths: Tensor) -> Segments:
+        bounds = pad(lengths.cumsum(dim=0), (1, 0))
+        return Segments(bounds.int().to(self._device), max(2, int(lengths.max())))
