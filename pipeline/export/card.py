@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
 from pipeline.audit.funnel import funnel, kept, shard_bytes
 from pipeline.audit.lineage import Lineage
-from pipeline.core.config import Manifest
-from pipeline.shards.schema import SPLITS
+from pipeline.core.config import CorpusConfig, Manifest
+from pipeline.shards.schema import SHARDS, SHARDS_OF_SEVERAL, SPLITS
 
 COLUMNS = {
     "site_id": "`<doc_id>-<position>`",
@@ -24,6 +25,7 @@ COLUMNS = {
     "token_class": "what the true token is: a digit, a word's start, …",
     "difficulty": "hardest band whose threshold the entropy exceeds",
     "split": "train or validation, by document",
+    "corpus": "name of the source that the document comes from",
     "context": "bytes of the document before the site: what the policy reads",
     "target": "bytes of the policy's true next token; may end inside a character",
     "continuation": "bytes of the target and the policy's tokens after it",
@@ -31,6 +33,17 @@ COLUMNS = {
     "context_truncated": "whether the context has lost its beginning",
 }
 """What each column of the shards means."""
+
+
+def columns_of(corpus: CorpusConfig) -> pa.Schema:
+    """The columns that the shards of a corpus have."""
+    return SHARDS_OF_SEVERAL if corpus.sources else SHARDS
+
+
+def licences(corpus: CorpusConfig) -> list[str]:
+    """Of the corpus, or of its sources: those that are named, each once."""
+    named = [corpus.license, *(source.license for source in corpus.sources)]
+    return list(dict.fromkeys(licence for licence in named if licence))
 
 
 def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]], remote: str) -> str:
@@ -44,8 +57,9 @@ def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]
     """
     shards = lineage.materialize
     assert shards is not None
+    named = licences(manifest.corpus)
     front = {
-        **({"license": manifest.corpus.license.lower()} if manifest.corpus.license else {}),
+        **({"license": named[0].lower() if len(named) == 1 else [name.lower() for name in named]} if named else {}),
         "pretty_name": f"Next-token sites of {manifest.name}",
         "task_categories": ["text-generation"],
         "tags": ["reinforcement-pre-training", "next-token-reasoning", "croissant"],
@@ -72,7 +86,7 @@ def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]
         f"```yaml\n{yaml.safe_dump(rule, sort_keys=False, allow_unicode=True)}```",
         _table(["stage", "left", "unit", "lost, and why"], [_step(step) for step in funnel(lineage)]),
         "## Columns",
-        _table(["column", "meaning"], [[f"`{name}`", meaning] for name, meaning in COLUMNS.items()]),
+        _table(["column", "meaning"], [[f"`{name}`", COLUMNS[name]] for name in columns_of(manifest.corpus).names]),
         "## Examples",
         _table(["context ends with", "next token", "entropy"], [_example(row) for row in examples]),
         "## How to load",
@@ -80,7 +94,7 @@ def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]
         "```python\nimport polars as pl\n\n" + f'sites = pl.read_parquet("{remote}/data/train-*.parquet")\n```',
         f"```bash\nrpt pull {remote} --work work    # verified by sha256, ready for rpt train\n```",
         "## Licence",
-        manifest.corpus.license or "The manifest names none: ask whoever made the corpus.",
+        ", ".join(named) or "The manifest names none: ask whoever made the corpus.",
         "## Provenance",
         _table(
             ["stage", "version", "fingerprint", "content"],

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from pipeline.audit.lineage import Lineage
 from pipeline.core.config import Manifest
-from pipeline.export.card import COLUMNS
-from pipeline.shards.schema import SHARDS, SPLITS
+from pipeline.export.card import COLUMNS, columns_of, licences
+from pipeline.shards.schema import SPLITS
 
 _OWN = (
     "citeAs column conformsTo data dataType equivalentProperty examples extract field fileProperty fileObject fileSet "
@@ -51,7 +51,8 @@ def croissant(
         url: where the data set is.
     """
     present = [split for split in SPLITS if any(path.startswith(f"data/{split}-") for path in files)]
-    licence = {"license": manifest.corpus.license} if manifest.corpus.license else {}
+    named = licences(manifest.corpus)
+    licence = {"license": named[0] if len(named) == 1 else named} if named else {}
     return {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -64,7 +65,7 @@ def croissant(
         "version": "1.0.0",
         **licence,
         "distribution": [*map(_file, files.items()), *map(_set, present)],
-        "recordSet": [_records(split) for split in present],
+        "recordSet": [_records(split, columns_of(manifest.corpus)) for split in present],
         "prov:wasGeneratedBy": [
             {
                 "@type": "prov:Activity",
@@ -109,9 +110,9 @@ def _set(split: str) -> dict[str, Any]:
     }
 
 
-def _records(split: str) -> dict[str, Any]:
+def _records(split: str, columns: pa.Schema) -> dict[str, Any]:
     fields = []
-    for column in SHARDS:
+    for column in columns:
         of_list = pa.types.is_list(column.type)
         fields.append(
             {

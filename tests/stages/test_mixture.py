@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 from pipeline.core.artifact import Record
 from pipeline.core.config import Manifest, ProxyConfig
@@ -16,10 +17,12 @@ from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.selection.corpus_rules import shares
 from pipeline.shards.reader import ShardReader
+from pipeline.shards.schema import SHARDS_OF_SEVERAL
 from stages.audit import audit
 from stages.commands.data import run_data
 from stages.ingest import ingest
 from stages.materialize import materialize
+from stages.push import push
 from stages.select import select
 from tests.selection.tables import scores_of
 from tests.stages.published import InProcess, publish_tables
@@ -108,11 +111,13 @@ def test_the_budget_is_drawn_by_weight_however_the_corpus_is_cut(tmp_path: Path,
     assert shards.counters["kept.train"] > 0
 
 
-def test_rpt_data_and_its_audit(tmp_path: Path) -> None:
-    """From two files to shards by the demo's own proxy, and the audit's breakdown by corpus."""
+def test_rpt_data_its_audit_and_what_is_pushed(tmp_path: Path) -> None:
+    """From two files to shards by the demo's own proxy; the audit's breakdown by corpus; columns and licences."""
     root = Path(__file__).resolve().parents[2]
     asked = manifest(tmp_path / "in", where="entropy > 0.1 AND number < 35", metadata={"number": "number"})
-    read = asked.model_copy(update={"proxy": ProxyConfig(model=str(root / "demo" / "proxy"))})
+    licensed = tuple(s.model_copy(update={"license": f"{s.name}-1.0"}) for s in asked.corpus.sources)
+    corpus = asked.corpus.model_copy(update={"sources": licensed})
+    read = asked.model_copy(update={"corpus": corpus, "proxy": ProxyConfig(model=str(root / "demo" / "proxy"))})
     records = run_data(read, "materialize", None, tmp_path / "work", InProcess())
     train = sites_of(records["select"]).filter(pl.col("split") == "train")
     audit(read, work=tmp_path / "work", out=tmp_path / "audit")
@@ -122,6 +127,14 @@ def test_rpt_data_and_its_audit(tmp_path: Path) -> None:
     documents = pl.read_parquet([file.path for file in records["ingest"].files("documents")])
     numbers = documents.join(train, on="doc_id", how="semi")["meta"].str.json_path_match("$.number").cast(pl.Int64)
     assert 0 < numbers.max() < 35
+    push(read, str(tmp_path / "pushed"), work=tmp_path / "work")
+    dataset = pytest.importorskip("mlcroissant").Dataset(jsonld=tmp_path / "pushed" / "croissant.json")
+    assert not dataset.metadata.ctx.issues.errors and not dataset.metadata.ctx.issues.warnings
+    assert {field.name for field in dataset.metadata.record_sets[0].fields} == set(SHARDS_OF_SEVERAL.names)
+    assert next(iter(dataset.records("train")))["train/corpus"] in (b"big", b"small")
+    _, front, body = (tmp_path / "pushed" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == ["big-1.0", "small-1.0"] == dataset.metadata.license
+    assert "| `corpus` |" in body
 
 
 def test_shares_by_hand() -> None:
