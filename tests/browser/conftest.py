@@ -7,6 +7,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,14 @@ class Live:
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A corpus of a few shards."""
+    with serving(build(tmp_path_factory.mktemp("browse"))) as served:
+        yield served
+
+
+@contextmanager
+def serving(built: Built) -> Iterator[Live]:
     """The server, in a thread of the tests' process."""
-    built = build(tmp_path_factory.mktemp("browse"))
     library = open_library(built.manifest, work=built.work, executor=InProcess(), run=built.run)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))

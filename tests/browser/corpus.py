@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.audit.browse.rules import ASK, Where
+from pipeline.audit.browse.store import Slices, Store
 from pipeline.core.artifact import Record
 from pipeline.core.config import Manifest
 from pipeline.corpus.documents import DOCUMENTS, doc_id
@@ -46,15 +52,15 @@ class Built:
     hostile_ids: tuple[str, ...]
 
 
-def build(folder: Path) -> Built:
+def build(folder: Path, shard_documents: int = 15) -> Built:
     """The corpus, its scores, two selections (one of them capped) and a run with rollouts, under `folder`."""
     texts = [f"{row['problem']}\n{row['solution']}" for row in problems(40)]
     tokenizer = byte_level_tokenizer(folder / "tokenizer", [*texts, *HOSTILE])
     documents = _documents([*texts[:20], *HOSTILE, *texts[20:]])
     scores = _scores(documents)
     work = folder / "work" / "toy"
-    ingest = publish_tables(work, "ingest", [{"documents": part} for part in cut(documents, 15)])
-    scored = publish_tables(work, "score", [{"scores": part} for part in cut(scores, 15)])
+    ingest = publish_tables(work, "ingest", [{"documents": part} for part in cut(documents, shard_documents)])
+    scored = publish_tables(work, "score", [{"scores": part} for part in cut(scores, shard_documents)])
 
     def manifest(**rule: object) -> Manifest:
         return Manifest.model_validate(
@@ -144,3 +150,20 @@ def _write_rollouts(run: Path, site_id: str) -> None:
     ]  # fmt: skip
     (run / "rollouts").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=ROLLOUTS), run / "rollouts" / "step-000007.parquet")
+
+
+class Halting:
+    """A rule that answers so many questions, and the others when it is let."""
+
+    cuts, asks_cell = (), False
+
+    def __init__(self, rule: Where, questions: int) -> None:
+        self.rule, self.left, self.let = rule, threading.Semaphore(questions), threading.Event()
+
+    def decide(self, cells: pl.DataFrame, entropy_G: np.ndarray) -> np.ndarray:
+        return np.full((cells.height, len(entropy_G)), ASK, dtype=np.int8)
+
+    def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> np.ndarray:
+        if not self.left.acquire(blocking=False):
+            self.let.wait()
+        return self.rule.ask(store, slices, cell)

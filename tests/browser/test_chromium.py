@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 from urllib.parse import quote_plus
 
@@ -13,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.browser.conftest import Live
+from pipeline.audit.browse.rules import Where
+from tests.browser.conftest import Live, serving
+from tests.browser.corpus import Halting, build
 
 PHONE = {"width": 390, "height": 800}
 RULE = "entropy > 0.5 AND nll < 2"
@@ -138,6 +141,32 @@ def test_a_rule_of_ones_own_and_its_mistakes(page: Page, live: Live) -> None:
     page.locator("#where").fill("entropi > 1")
     page.locator("#where").press("Enter")
     expect(page.locator(".problem")).to_contain_text("did you mean `entropy`")
+
+
+def test_an_estimate_gives_way_to_the_exact_count(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = "nll < 2"
+    with serving(build(tmp_path, shard_documents=2)) as live:
+        halting = Halting(Where.parse(rule), 20)  # what the present rule keeps and what it does not are asked apart
+        named = live.library.rule
+        asked = lambda name, split: halting if name == rule else named(name, split)  # noqa: E731
+        monkeypatch.setattr(live.library, "rule", asked)
+        page = browser.new_page(base_url=live.url)
+        page.goto("/what-if")
+        page.locator("#where").fill(rule)
+        page.locator("#where").press("Enter")
+        note = page.locator("[data-unfinished]")
+        expect(note).to_contain_text(re.compile(r"Estimates from \d+ of 22 shards"))
+        expect(page.locator(".card", has_text="gained")).to_contain_text("±")
+        halting.let.set()
+        expect(note).to_have_count(0)
+        expected = positions(live).filter(pl.col("nll") < 2)
+        assert number(page, "after") == expected.height
+        expect(page.locator("#result")).to_contain_text("Exact counts")
+        expect(page.locator(".cards")).not_to_contain_text("±")
+        assert page.locator("#where").input_value() == rule
+        page.close()
 
 
 def test_deep_links_hold_everything(page: Page, live: Live, site: tuple[str, int]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,14 @@ from hypothesis import strategies as st
 from pipeline.audit.browse.compare import FEWEST, Count, _margin, compare
 from pipeline.audit.browse.documents import Filter
 from pipeline.audit.browse.index import index
-from pipeline.audit.browse.rules import ASK, Where
-from pipeline.audit.browse.store import Slices, Store
+from pipeline.audit.browse.rules import Where
+from pipeline.audit.browse.store import Store
 from pipeline.audit.browse.whatif import chart
 from pipeline.core.artifact import Record
 from pipeline.core.config import BandsConfig
 from pipeline.core.errors import UserError
 from tests.browser.conftest import Live
-from tests.browser.corpus import METADATA
+from tests.browser.corpus import METADATA, Halting
 from tests.stages.published import InProcess, cut, publish_tables
 
 BANDS = BandsConfig()
@@ -128,23 +127,6 @@ def test_what_cell_and_entropy_decide_is_not_read(live: Live) -> None:
     )
     assert made.read == made.total("lost")  # to know their documents, and nothing else
     assert compare(store, Where.parse("entropy > 1"), Where.parse("entropy > 1"), "train", BANDS).read == 0
-
-
-class Halting:
-    """A rule that answers for so many shards, and for the others when it is let."""
-
-    cuts, asks_cell = (), False
-
-    def __init__(self, rule: Where, shards: int) -> None:
-        self.rule, self.left, self.let = rule, threading.Semaphore(shards), threading.Event()
-
-    def decide(self, cells: pl.DataFrame, entropy_G: np.ndarray) -> np.ndarray:
-        return np.full((cells.height, len(entropy_G)), ASK, dtype=np.int8)
-
-    def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> np.ndarray:
-        if not self.left.acquire(blocking=False):
-            self.let.wait()
-        return self.rule.ask(store, slices, cell)
 
 
 def test_estimates_come_first_and_exact_counts_after_them(live: Live, tmp_path: Path) -> None:
