@@ -1,0 +1,56 @@
+"""Scoring on a GPU gives what it gives on the CPU, and waits for it once a batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.core.config import ScoreConfig
+from pipeline.scoring import documents as scoring
+from pipeline.scoring.entropy import PositionScores
+from pipeline.scoring.proxy import as_proxy, load_proxy
+from pipeline.scoring.tokens import CorpusTokenizer
+from tests.gpu.simulated import SimulatedGpu
+from tests.scoring.models import TEXTS, qwen, save
+from tests.scoring.plain import NAMES
+from tests.scoring.test_architectures import FAMILIES, VOCABULARY, small
+from tests.scoring.test_proxy import random_documents
+
+CONFIG = ScoreConfig(window=40, overlap=8, min_context_tokens=1, batch_tokens=100, store_top=True)
+
+
+def assert_same(found: list[PositionScores], expected: list[PositionScores]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        for name in NAMES:
+            torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family: str, gpu: SimulatedGpu | None) -> None:
+    documents = random_documents(3, [30, 17, 40, 5], VOCABULARY)
+    expected = scoring.score_documents(as_proxy(small(family), None), documents, list("abcd"), CONFIG)
+    proxy = as_proxy(small(family).to("cuda"), None)
+    assert proxy.device.type == "cuda"
+    assert_same(scoring.score_documents(proxy, documents, list("abcd"), CONFIG), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_saved_proxy_is_loaded_onto_it(dtype: str, tmp_path: Path, gpu: SimulatedGpu | None) -> None:
+    tokenizer = CorpusTokenizer.load(save(tmp_path, qwen(300)))
+    ids = tokenizer.encode_batch(TEXTS[:6])
+    proxy = load_proxy(tmp_path, tokenizer, dtype)
+    assert proxy.device.type == "cuda"
+    found = scoring.score_documents(proxy, ids, TEXTS[:6], CONFIG)
+    assert all(torch.isfinite(scores.nll).all() for scores in found)
+
+
+def test_the_host_waits_for_nothing_but_the_scores(gpu: SimulatedGpu | None) -> None:
+    """One batch is looked at while the next is computed. (`transformers` looks at its positions once a batch.)"""
+    if gpu is None:
+        pytest.skip("a real GPU does not tell what was waited for")
+    proxy, documents = as_proxy(qwen(50).to("cuda"), None), random_documents(0, [30, 7, 55, 12, 64, 3], 50)
+    gpu.syncs.clear()
+    scoring.score_documents(proxy, documents, list("abcdef"), CONFIG)
+    assert [line for line in gpu.syncs if "transformers/masking_utils" not in line] == []
