@@ -1,49 +1,89 @@
-"""Keys and values while responses are decoded, token by token: contexts once a group, or a copy for every row.
+"""Responses decoded token by token, rows that have ended leaving the batch; contexts once a group, or once a row.
 
-Shape names: P contexts, G responses of each, R = P·G rows, W width of the left-padded contexts, H key-value heads, D
-their dimension, V vocabulary.
+Shape names: P contexts, G responses of each, R = P·G rows, L rows still in the batch, T tokens, W width of the
+left-padded contexts, H key-value heads, D their dimension, V vocabulary.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from pipeline.grpo.drawing import Drawing, draw, uniform
 from pipeline.grpo.shared_attention import SharedContexts, sharing
+
+NONE = -1
+"""No token: a response had ended."""
+
+Layers = Sequence[Sequence[tuple[Tensor, Tensor]]]
+"""Keys and values [P, H, W, D] of some of the contexts, by layer; then of the next contexts."""
+
+Drawn = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""ids [R, T], and the log-probability of each. After a response's end there is `NONE`, or tokens without meaning."""
 
 _ROOM = 64
 """Columns by which a full buffer of keys and values grows."""
 
 
-class Repeated:
+class _Stepwise(ABC):
+    """Rows that are decoded one step at a time, under the eyes of the host."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows."""
+
+    @abstractmethod
+    def step(self, ids_R: Tensor, positions_R: Tensor) -> Tensor:
+        """Logits [R, V] after one more token a row."""
+
+    def decode(self, logits_RV: Tensor, positions_R: Tensor, drawing: Drawing) -> Drawn:
+        """Responses, from the logits after their contexts on; `positions_R` are those of their first tokens."""
+        device, rows = logits_RV.device, len(logits_RV)
+        ids_RT = np.full((rows, drawing.room), NONE)
+        logprobs_RT = np.zeros((rows, drawing.room), dtype=np.float32)
+        finished_R, eos = np.zeros(rows, dtype=bool), np.array(sorted(drawing.eos_ids))
+        live = np.arange(rows)  # rows that are in the batch; those that have ended leave a quarter at a time
+        for t in range(drawing.room):
+            noise = torch.from_numpy(uniform(drawing.seeds_R[live], t)).to(device)
+            ids_L, logprobs_L = draw(logits_RV, drawing.temperature, noise)
+            ids, going = ids_L.cpu().numpy(), ~finished_R[live]
+            writing = live[going]
+            ids_RT[writing, t], logprobs_RT[writing, t] = ids[going], logprobs_L.cpu().numpy()[going]
+            finished_R[writing] = np.isin(ids[going], eos)
+            going = ~finished_R[live]
+            if t + 1 == drawing.room or not going.any():
+                break
+            if going.sum() <= 0.75 * len(live):
+                keep = torch.from_numpy(np.flatnonzero(going)).to(device)
+                self.select(keep)
+                ids_L, positions_R, live = ids_L[keep], positions_R[keep], live[going]
+            logits_RV = self.step(ids_L, positions_R + t)
+        return ids_RT, logprobs_RT
+
+
+class Repeated(_Stepwise):
     """Decodes with a copy of its context's keys and values for every row: any attention."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        layers: Sequence[Sequence[tuple[Tensor, Tensor]]],
-        mask_PW: Tensor,
-        group_size: int,
-        room: int,
-    ) -> None:
-        """`layers`: keys and values [P, H, W, D] of some of the contexts, by layer; then of the next ones."""
+    def __init__(self, model: PreTrainedModel, layers: Layers, mask_PW: Tensor, group_size: int, room: int) -> None:
+        """`mask_PW`: what of the contexts is real; `room`: most tokens of a response."""
         buffers: list[Any] = [_BufferLayer(parts, group_size, min(room, _ROOM)) for parts in zip(*layers, strict=True)]
         self._model, self._cache, self._columns = model, Cache(layers=buffers), mask_PW.shape[1]
         mask_RW = mask_PW.repeat_interleave(group_size, dim=0)
         self._mask_RC = torch.cat([mask_RW, mask_RW.new_ones(len(mask_RW), room)], dim=1)
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows."""
         self._cache.batch_select_indices(rows)
         self._mask_RC = self._mask_RC[rows]
 
     def step(self, ids_R: Tensor, positions_R: Tensor) -> Tensor:
-        """Logits [R, V] after one more token a row."""
         self._columns += 1
         return self._model(
             input_ids=ids_R[:, None],
@@ -54,34 +94,22 @@ class Repeated:
         ).logits[:, -1]
 
 
-class Shared:
+class Shared(_Stepwise):
     """Decodes with its context's keys and values once a group, where `can_share`."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        layers: Sequence[Sequence[tuple[Tensor, Tensor]]],
-        mask_PW: Tensor,
-        group_size: int,
-        room: int,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, layers: Layers, mask_PW: Tensor, group_size: int, room: int) -> None:
         """As `Repeated`."""
-        whole = [
-            (torch.cat([keys for keys, _ in parts]), torch.cat([values for _, values in parts]))
-            for parts in zip(*layers, strict=True)
-        ]
+        whole = whole_layers(layers)
         empty = [(keys[:, :, :0], values[:, :, :0]) for keys, values in whole]
         buffers: list[Any] = [_BufferLayer([part], group_size, min(room, _ROOM)) for part in empty]
         self._model, self._cache = model, Cache(layers=buffers)
         self._contexts = SharedContexts(whole, mask_PW, group_size)
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows."""
         self._cache.batch_select_indices(rows)
         self._contexts.select(rows)
 
     def step(self, ids_R: Tensor, positions_R: Tensor) -> Tensor:
-        """Logits [R, V] after one more token a row."""
         with sharing(self._model):
             return self._model(
                 input_ids=ids_R[:, None],
@@ -90,6 +118,14 @@ class Shared:
                 use_cache=True,
                 contexts=self._contexts,
             ).logits[:, -1]
+
+
+def whole_layers(layers: Layers) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values [P, H, W, D] of all contexts, by layer."""
+    return [
+        (torch.cat([keys for keys, _ in parts]), torch.cat([values for _, values in parts]))
+        for parts in zip(*layers, strict=True)
+    ]
 
 
 class _BufferLayer(DynamicLayer):

@@ -11,9 +11,9 @@ import pyarrow as pa
 from pipeline.core.config import Recipe
 from pipeline.grpo.advantage import Advantage
 from pipeline.grpo.curriculum import Draw
+from pipeline.grpo.drawing import rollout_seed
 from pipeline.grpo.prompt import PromptBuilder
 from pipeline.grpo.reward import Answered, Outcomes
-from pipeline.grpo.sampler import rollout_seed
 from pipeline.grpo.types import Group, ResponseSampler
 from pipeline.shards.reader import Site
 from pipeline.task.reward import Outcome

@@ -1,9 +1,9 @@
 """The built-in sampler: plain PyTorch over any decoder of `transformers`, with its own inference copy of the policy.
 
 A context is read once for its G responses, and where the model's attention allows (`shared_attention.py`) its keys and
-values are also held once; those of responses live in buffers that a step extends in place; rows that have ended leave
-the batch. A response is a function of (weights, prompt, seed): its noise does not depend on which other rows are in the
-batch, on their order, or on the number of ranks.
+values are also held once; rows that have ended leave the batch (`decoding.py`); on a GPU a step is a CUDA graph
+(`recorded_decoding.py`). A response is a function of (weights, prompt, seed): its noise does not depend on which other
+rows are in the batch, on their order, or on the number of ranks.
 
 Shape names: P prompts, G responses a prompt, R = P·G rows, W width of the left-padded contexts, H key-value heads,
 D head dimension, V vocabulary.
@@ -11,7 +11,7 @@ D head dimension, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,59 +23,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pipeline.core.errors import UserError
-from pipeline.grpo.decoding import Repeated, Shared
+from pipeline.grpo.decoding import Layers, Repeated, Shared
+from pipeline.grpo.drawing import Drawing
+from pipeline.grpo.recorded_decoding import Recorded
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import Response
 from pipeline.scoring.tokens import CorpusTokenizer
-from pipeline.selection.keys import key_of, keys
 
 UNKNOWN = "\ufffd".encode()
 """Bytes of an id that the tokenizer does not know (models have spare rows): such a response matches nothing."""
 
 
-def rollout_seed(seed: int, step: int, site_id: str, sample: int) -> int:
-    """The seed of one response.
-
-    Example:
-        >>> rollout_seed(0, 0, "d-1", 0) == rollout_seed(0, 0, "d-1", 1)
-        False
-    """
-    return key_of("rollout", seed, step, site_id, sample)
-
-
-def uniform(seeds_R: NDArray[np.uint64], index: int) -> NDArray[np.float32]:
-    """The `index`-th draw [R] in [0, 1) of every seed's stream, in steps of 2⁻²⁴.
-
-    Example:
-        >>> [f"{u:.3f}" for u in uniform(np.array([1, 2], dtype=np.uint64), 0)]
-        ['0.567', '0.591']
-    """
-    return (keys(seeds_R, np.array([index])) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
-
-
-def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
-    """One token a row by inverting the cumulative distribution, and its log-probability at that temperature.
-
-    Temperature 0 takes the most likely token (of equals, the first); its log-probability is that at temperature 1.
-
-    Returns:
-        ids [R] int64, logprobs [R] float32.
-    """
-    logits_RV = logits_RV.float()
-    if temperature not in (0, 1):
-        logits_RV = logits_RV / temperature
-    most_R1 = logits_RV.amax(dim=-1, keepdim=True)
-    weights_RV = (logits_RV - most_R1).exp_()
-    log_total_R = most_R1[:, 0] + weights_RV.sum(dim=-1).log_()
-    if temperature == 0:
-        ids_R = logits_RV.argmax(dim=-1)
-    else:
-        cumulative_RV = weights_RV.cumsum(dim=-1)
-        total_R = cumulative_RV[:, -1]
-        # At most (1 − 2⁻²⁴) of the total, which fp32 rounds below it: the first column above has a probability.
-        point_R = uniform_R * total_R
-        ids_R = torch.searchsorted(cumulative_RV, point_R[:, None], right=True)[:, 0]
-    return ids_R, logits_RV.gather(1, ids_R[:, None])[:, 0] - log_total_R
+Rows = Callable[[PreTrainedModel, Layers, Tensor, int, int], Shared | Repeated | Recorded]
+"""Model, keys and values of contexts, their mask [P, W], G, room → the rows that are decoded after them."""
 
 
 class Sampler:
@@ -87,6 +47,7 @@ class Sampler:
         eos_ids: ids that end a response.
         batch_rows: responses decoded at once: memory, not results.
         prefill_tokens: context tokens read at once: memory, not results.
+        rows: how they are decoded; by default the fastest way that model and device know.
     """
 
     def __init__(
@@ -97,11 +58,13 @@ class Sampler:
         *,
         batch_rows: int = 1024,
         prefill_tokens: int = 16384,
+        rows: Rows | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.eos_ids = frozenset(eos_ids)
         self._tokenizer = tokenizer
         self._batch_rows, self._prefill_tokens = batch_rows, prefill_tokens
+        self._rows = rows or fastest_rows(model)
         kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
         if kinds - {"full_attention", "sliding_attention"}:
             raise UserError(
@@ -168,8 +131,10 @@ class Sampler:
         for start in range(0, len(prompts), width := max(1, self._batch_rows // group_size)):
             chosen = by_length[start : start + width]
             rows = [p * group_size + g for p in chosen for g in range(group_size)]
-            noise = np.array([seeds[row] for row in rows], dtype=np.uint64)
-            made = self._decode([prompts[p] for p in chosen], group_size, temperature, max_new_tokens, noise)
+            drawing = Drawing(
+                np.array([seeds[row] for row in rows], dtype=np.uint64), temperature, max_new_tokens, self.eos_ids
+            )
+            made = self._decode([prompts[p] for p in chosen], group_size, drawing)
             responses.update(zip(rows, made, strict=True))
         return [responses[row] for row in range(len(seeds))]
 
@@ -223,55 +188,41 @@ class Sampler:
         )
         return output.logits[:, -1]
 
-    def _decode(
-        self, prompts: list[Sequence[int]], group_size: int, temperature: float, room: int, noise_R: NDArray[np.uint64]
-    ) -> list[Response]:
+    def _decode(self, prompts: list[Sequence[int]], group_size: int, drawing: Drawing) -> list[Response]:
         """Responses of one batch, prompt by prompt."""
         device = self.model.device
         lengths = [len(prompt) for prompt in prompts]
-        width, rows = max(lengths), len(prompts) * group_size
+        width = max(lengths)
         layers, logits = [], []
         for chosen in _chunks(range(len(prompts)), [width] * len(prompts), self._prefill_tokens):
             part: list[Any] = [DynamicLayer() for _ in range(self.model.config.num_hidden_layers)]
             logits.append(self._read([prompts[p] for p in chosen], width, Cache(layers=part)))
             layers.append([(layer.keys, layer.values) for layer in part])
         logits_RV = torch.cat(logits).repeat_interleave(group_size, dim=0)
-        mask_PW = pad_left(prompts, width, device)[1]
-        decoding = (Shared if can_share(self.model) else Repeated)(self.model, layers, mask_PW, group_size, room)
+        rows = self._rows(self.model, layers, pad_left(prompts, width, device)[1], group_size, drawing.room)
         del layers, part, logits
         positions_R = torch.tensor(lengths, device=device).repeat_interleave(group_size)
+        ids_RT, logprobs_RT = rows.decode(logits_RV, positions_R, drawing)
 
-        ids_RT = np.zeros((rows, room), dtype=np.int64)
-        logprobs_RT = np.zeros((rows, room), dtype=np.float32)
-        length_R = np.zeros(rows, dtype=np.int64)
-        finished_R = np.zeros(rows, dtype=bool)
-        eos = np.array(sorted(self.eos_ids))
-        live = np.arange(rows)  # rows that are in the batch; those that have ended leave a quarter at a time
-        for t in range(room):
-            noise = torch.from_numpy(uniform(noise_R[live], t)).to(device)
-            ids_L, logprobs_L = draw(logits_RV, temperature, noise)
-            ids, going = ids_L.cpu().numpy(), ~finished_R[live]
-            writing = live[going]
-            ids_RT[writing, t], logprobs_RT[writing, t] = ids[going], logprobs_L.cpu().numpy()[going]
-            length_R[writing] += 1
-            finished_R[writing] = np.isin(ids[going], eos)
-            going = ~finished_R[live]
-            if t + 1 == room or not going.any():
-                break
-            if going.sum() <= 0.75 * len(live):
-                keep = torch.from_numpy(np.flatnonzero(going)).to(device)
-                decoding.select(keep)
-                ids_L, positions_R, live = ids_L[keep], positions_R[keep], live[going]
-            logits_RV = decoding.step(ids_L, positions_R + t)
+        end_RT: NDArray[np.bool_] = np.asarray(np.isin(ids_RT, sorted(drawing.eos_ids)))
+        finished_R, length_R = np.any(end_RT, axis=1), np.argmax(end_RT, axis=1) + 1
+        length_R[~finished_R] = drawing.room
         return [
-            self._response(ids_RT[r, :n].tolist(), logprobs_RT[r, :n].tolist(), bool(finished_R[r]))
-            for r, n in enumerate(length_R.tolist())
+            self._response(ids_RT[r, :n].tolist(), logprobs_RT[r, :n].tolist(), finished)
+            for r, (n, finished) in enumerate(zip(length_R.tolist(), finished_R.tolist(), strict=True))
         ]
 
     def _response(self, ids: list[int], logprobs: list[float], finished: bool) -> Response:
         spoken, known = ids[:-1] if finished else ids, self._tokenizer.token_bytes
         text = b"".join([known[i] if i < len(known) else UNKNOWN for i in spoken])
         return Response(tuple(ids), text, finished, tuple(logprobs))
+
+
+def fastest_rows(model: PreTrainedModel) -> Rows:
+    """How a model's responses are decoded fastest where it is."""
+    if not can_share(model):
+        return Repeated
+    return Recorded if model.device.type == "cuda" else Shared
 
 
 def pad_left(rows: Sequence[Sequence[int]], width: int, device: str | torch.device) -> tuple[Tensor, Tensor]:

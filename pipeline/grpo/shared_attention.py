@@ -57,8 +57,12 @@ class SharedContexts:
         slot_R = context_R * self._slots + torch.arange(len(context_R)) - first_P[context_R]
         self._slot_R = slot_R.to(self._device)
 
-    def attend(self, layer: int, query: Tensor, own_keys: Tensor, own_values: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, own_keys: Tensor, own_values: Tensor, own_bias: Tensor | None, scaling: float
+    ) -> Tensor:
         """What each row's one token [R, H·N, 1, D] sees of its context and of its own tokens [R, H, T, D].
+
+        `own_bias` [T] is added to the scores of its own tokens.
 
         Returns:
             [R, 1, H·N, D]
@@ -68,7 +72,7 @@ class SharedContexts:
         query = (query * scaling).view(rows, heads, -1, dimension)  # [R, H, N, D]
         read = _flash_part if query.device.type == "cpu" else _part
         shared = self._by_row(read(self._by_context(query), keys, values, self._bias), query.shape[2])
-        out = _joined(shared, _part(query, own_keys, own_values, None))
+        out = _joined(shared, _part(query, own_keys, own_values, own_bias))
         return out.to(query.dtype).reshape(rows, 1, -1, dimension)
 
     def _by_context(self, query: Tensor) -> Tensor:
@@ -94,7 +98,10 @@ def can_share(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def sharing(model: PreTrainedModel) -> Iterator[None]:
-    """Within, the model's attention is that of the `SharedContexts` it is called with, as `contexts=`."""
+    """Within, the model's attention is that of the `SharedContexts` it is called with, as `contexts=`.
+
+    And as `own_bias=` a bias [T] on the scores of responses' own tokens, where some are not there yet.
+    """
     before = model.config._attn_implementation
     model.config._attn_implementation = _NAME
     try:
@@ -104,10 +111,17 @@ def sharing(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, contexts: SharedContexts, **options: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *_: Any,
+    contexts: SharedContexts,
+    own_bias: Tensor | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    scaling = options.get("scaling")
-    return contexts.attend(module.layer_idx, query, key, value, scaling or query.shape[-1] ** -0.5), None
+    scaling = options.get("scaling") or query.shape[-1] ** -0.5
+    return contexts.attend(module.layer_idx, query, key, value, own_bias, scaling), None
 
 
 AttentionInterface.register(_NAME, _attention)

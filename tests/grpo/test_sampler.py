@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.core.errors import UserError
-from pipeline.grpo.sampler import UNKNOWN, Sampler, draw, eos_ids_of, rollout_seed, uniform
+from pipeline.grpo.drawing import draw, rollout_seed, uniform
+from pipeline.grpo.sampler import UNKNOWN, Sampler, eos_ids_of
 from pipeline.grpo.shared_attention import can_share
 from pipeline.scoring.tokens import CorpusTokenizer
 from tests.grpo.models import EOS, VOCAB, plain_logprobs, tiny

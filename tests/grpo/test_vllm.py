@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
-from pipeline.grpo.sampler import Sampler, eos_ids_of, rollout_seed
+from pipeline.grpo.drawing import rollout_seed
+from pipeline.grpo.sampler import Sampler, eos_ids_of
 from pipeline.grpo.types import Response
 from pipeline.grpo.vllm_sampler import RemoteEngine, VllmSampler
 from pipeline.scoring.tokens import CorpusTokenizer

@@ -1,0 +1,71 @@
+"""Drawing tokens: the noise of a response, and a token from logits. Shape names: R rows, V vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.selection.keys import key_of, keys
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the responses of a batch are drawn."""
+
+    seeds_R: NDArray[np.uint64]
+    """Of each response (`rollout_seed`)."""
+    temperature: float
+    """0 is greedy."""
+    room: int
+    """Most tokens of a response."""
+    eos_ids: frozenset[int]
+    """They end a response."""
+
+
+def rollout_seed(seed: int, step: int, site_id: str, sample: int) -> int:
+    """The seed of one response.
+
+    Example:
+        >>> rollout_seed(0, 0, "d-1", 0) == rollout_seed(0, 0, "d-1", 1)
+        False
+    """
+    return key_of("rollout", seed, step, site_id, sample)
+
+
+def uniform(seeds_R: NDArray[np.uint64], index: int) -> NDArray[np.float32]:
+    """The `index`-th draw [R] in [0, 1) of every seed's stream, in steps of 2⁻²⁴.
+
+    Example:
+        >>> [f"{u:.3f}" for u in uniform(np.array([1, 2], dtype=np.uint64), 0)]
+        ['0.567', '0.591']
+    """
+    return (keys(seeds_R, np.array([index])) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+    """One token a row by inverting the cumulative distribution, and its log-probability at that temperature.
+
+    Temperature 0 takes the most likely token (of equals, the first); its log-probability is that at temperature 1.
+
+    Returns:
+        ids [R] int64, logprobs [R] float32.
+    """
+    logits_RV = logits_RV.float()
+    if temperature not in (0, 1):
+        logits_RV = logits_RV / temperature
+    most_R1 = logits_RV.amax(dim=-1, keepdim=True)
+    weights_RV = (logits_RV - most_R1).exp_()
+    log_total_R = most_R1[:, 0] + weights_RV.sum(dim=-1).log_()
+    if temperature == 0:
+        ids_R = logits_RV.argmax(dim=-1)
+    else:
+        cumulative_RV = weights_RV.cumsum(dim=-1)
+        total_R = cumulative_RV[:, -1]
+        # At most (1 − 2⁻²⁴) of the total, which fp32 rounds below it: the first column above has a probability.
+        point_R = uniform_R * total_R
+        ids_R = torch.searchsorted(cumulative_RV, point_R[:, None], right=True)[:, 0]
+    return ids_R, logits_RV.gather(1, ids_R[:, None])[:, 0] - log_total_R
