@@ -89,4 +89,4 @@ def gathered(items: Sequence[ItemT]) -> list[ItemT]:
 
 def barrier() -> None:
     """Wait for all ranks."""
-    dist.barrier()
+    dist.barrier(device_ids=[device().index] if on_gpu() else None)

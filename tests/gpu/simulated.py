@@ -28,6 +28,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -109,7 +110,9 @@ class SimulatedGpu:
         """The operation on plain tensors, its results on the device it computes on."""
         own = [x for x in tree_iter((args, kwargs)) if isinstance(x, SimulatedTensor)]
         asked = next((x for x in (*args, kwargs.get("device")) if isinstance(x, torch.device)), None)
-        if not own and asked != INSIDE:
+        if not own and (asked is None or asked.type not in ("cuda", INSIDE.type)):
+            if func.namespace == "c10d":
+                raise RuntimeError("No backend type associated with device type cpu")
             if kwargs.pop("pin_memory", False):
                 return self.pin(func(*args, **kwargs))
             return func(*args, **kwargs)
@@ -166,11 +169,11 @@ class SimulatedGpu:
 
     def pin(self, tensor: Tensor) -> Tensor:
         """The tensor, known to lie in memory that copies need not wait for."""
-        self._pinned[tensor.untyped_storage().data_ptr()] = tensor
+        self._pinned[_address(tensor)] = tensor
         return tensor
 
     def _is_pinned(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage().data_ptr() in self._pinned
+        return _address(tensor) in self._pinned
 
     def _wait(self, name: str) -> None:
         if self._capture is not None:
@@ -251,7 +254,8 @@ class Graph:
     """`torch.cuda.CUDAGraph`: the operations of its capture, with the very tensors they were captured with."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        self._steps: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        self._steps: list[tuple[Any, Any, Any, list[Tensor | None]]] = []
+        """Operations, what they were given, and what they made; None for what lies in what they were given."""
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def capture_begin(self, *_: Any, **__: Any) -> None:
@@ -270,23 +274,22 @@ class Graph:
                     self._before.append((x, x.clone()))
 
     def add(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        self._steps.append((func, args, kwargs, [x for x in tree_iter(out) if isinstance(x, Tensor)]))
+        given = set(map(_address, _tensors((args, kwargs))))
+        self._steps.append((func, args, kwargs, [None if _address(x) in given else x for x in _tensors(out)]))
 
     def capture_end(self) -> None:
         _current()._capture = None
         for *_, outs in self._steps:
-            for out in outs:
-                if out.numel() and not _overlapping(out):
-                    out.fill_(_poison(out.dtype))
+            for out in filter(torch.is_tensor, outs):
+                out.fill_(_poison(out.dtype))
         for tensor, values in reversed(self._before):
             tensor.copy_(values)
         self._before = []
 
     def replay(self) -> None:
         for func, args, kwargs, outs in self._steps:
-            again = [x for x in tree_iter(func(*args, **kwargs)) if isinstance(x, Tensor)]
-            for out, new in zip(outs, again, strict=True):
-                if out.data_ptr() != new.data_ptr():
+            for out, new in zip(outs, _tensors(func(*args, **kwargs)), strict=True):
+                if out is not None:
                     out.copy_(new)
 
     def reset(self) -> None:
@@ -400,8 +403,12 @@ def _poison(dtype: torch.dtype) -> Any:
     return True if dtype == torch.bool else torch.iinfo(dtype).max
 
 
-def _overlapping(tensor: Tensor) -> bool:
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in tree_iter(tree) if isinstance(x, Tensor)]
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _caller() -> str:
@@ -462,6 +469,15 @@ def _torch_accelerator() -> dict[str, Any]:
     }
 
 
+def _init_process_group(backend: str, **options: Any) -> None:
+    """NCCL: gloo on the plain tensors, but no tensor of the CPU is taken."""
+    assert backend == "nccl", f"{backend} does not know the GPU"
+    _START_GROUP("gloo", **options)
+
+
+_START_GROUP = dist.init_process_group
+
+
 @contextmanager
 def simulated_gpu() -> Iterator[SimulatedGpu]:
     """Within, there is a GPU."""
@@ -474,6 +490,9 @@ def simulated_gpu() -> Iterator[SimulatedGpu]:
             patch.multiple(torch.cuda, **_torch_cuda()),
             patch.multiple(torch.accelerator, **_torch_accelerator()),
             patch.object(torch.version, "cuda", "12.9"),
+            patch.object(torch._C, "_get_accelerator", lambda *_: torch.device("cuda")),
+            patch.object(dist, "init_process_group", _init_process_group),
+            patch.object(dist.distributed_c10d, "_get_object_coll_device", lambda *_: "cuda"),
             _Names(),
             _Operations(),
         ):
