@@ -82,7 +82,7 @@ def ingest(
 
     inputs = {"source": source_digest(surveys)}
     candidates = run_stage(READ, config, read_shards(surveys), inputs, work, executor)
-    check_quarantine(candidates, config)
+    check_quarantine(candidates, config, surveys)
 
     inputs = {"read": candidates.content}
     near = None

@@ -264,20 +264,24 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             stage["stage"],
             f"{at_most}{stage['count']:,.0f} {stage['unit']}",
             duration(stage["seconds"]),
-            f"{stage['hours']:.3g} {stage['of']}-hours",
+            f"{'< 0.01' if stage['hours'] < 0.01 else format(stage['hours'], ',.2f')} {stage['of']}-hours",
             at_most + decimal(stage["bytes"]),
         )
     table.add_section()
     table.add_row("all", f"{found['shards']:,} shards", duration(found["seconds"]), "", decimal(found["bytes"]))
     sure = Table("how sure", "", box=None, padding=(0, 2, 0, 0))
-    sure.add_row("tokens", f"{tokens['low']:,.0f} to {tokens['high']:,.0f} (95 %)")
-    sure.add_row(
-        "sites", f"{'at most ' if found['sites_are_at_most'] else ''}{sites['low']:,.0f} to {sites['high']:,.0f}"
-    )
+    sure.add_row("tokens", _interval(tokens))
+    sure.add_row("sites", ("at most " if found["sites_are_at_most"] else "") + _interval(sites))
     whole = "all" if sample["complete"] else "some"
     sure.add_row("read", f"{whole} {sample['records_read']:,} records of {decimal(sample['source_bytes'])}")
     sure.add_row("scored", f"{sample['documents']:,} documents, {sample['tokens']:,} tokens, drawn at random")
     return [table, sure]
+
+
+def _interval(of: Mapping[str, float]) -> str:
+    if of["low"] == of["high"]:
+        return f"{of['value']:,.0f}, all counted"
+    return f"{of['low']:,.0f} to {of['high']:,.0f} (95 %)"
 
 
 def _title(found: Mapping[str, Any]) -> str:

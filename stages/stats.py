@@ -42,7 +42,8 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     funnel = _table("", "count", title=title)
     for step in found["funnel"]:
         for reason, lost in step["lost"].items():
-            funnel.add_row(f"  − {visible(reason)}", f"{lost:,}", style="dim")
+            if lost:
+                funnel.add_row(f"  − {visible(reason)}", f"{lost:,}", style="dim")
         funnel.add_row(step["name"], f"{step['count']:,}")
     entropy = _table("entropy, nats", "count", "mean", *(f"{100 * q:g} %" for q in QUANTILES))
     for split in SPLITS:
@@ -55,8 +56,10 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         sizes.add_row(stage, f"{size['shards']:,}", f"{size['rows']:,}", human(size["bytes"]))
     if found["bytes_per_site"] is not None:
         sizes.caption = f"{found['bytes_per_site']:.1f} bytes a site in shards"
+    corpora = [_by_split("corpus", found["corpora"], found["sites"])] if found["corpora"] else []
     return [
         funnel,
+        *corpora,
         _by_split("hardest band", found["bands"], found["sites"]),
         entropy,
         _by_split("token class", found["token_classes"], found["sites"]),

@@ -41,8 +41,9 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     stages = Table("stage", "output", "made from", "files", "size", "", title=found["work"], title_justify="left")
     for column in (3, 4):
         stages.columns[column].justify = "right"
+    stages.columns[2].overflow = "fold"
     for row in found["stages"]:
-        made_from = ", ".join(sorted({made for made in row["made_from"].values() if made}))
+        made_from = "\n".join(sorted({made for made in row["made_from"].values() if made}))
         state = f"{len(row['damage'])} damaged" if row["damage"] else "ok"
         stages.add_row(
             row["stage"], row["fingerprint"], made_from, f"{row['files']:,}", human(row["bytes"]), state

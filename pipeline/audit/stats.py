@@ -9,6 +9,7 @@ import polars as pl
 from pipeline.audit.decisions import SPLITS
 from pipeline.audit.funnel import funnel, shard_bytes
 from pipeline.audit.lineage import Lineage
+from pipeline.corpus.documents import CORPUS
 from pipeline.selection.sites import BANDS
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -18,9 +19,10 @@ def stats(lineage: Lineage) -> dict[str, Any]:
     """Count what a selection published. Only `sites`, and two columns of `scores`, are read.
 
     Returns:
-        `funnel`, `sites` (by split), `bands` and `token_classes` (by name, then split: a site counts in the hardest
-        band that it belongs to), `entropy` (by split, of all `scored` positions and of `sites`: count, mean,
-        quantiles; nats), `sizes` (by stage: shards, files, rows, bytes), `bytes_per_site` of the shards.
+        `funnel`, `sites` (by split), `bands`, `token_classes` and, of several sources, `corpora` (by name, then split;
+        a site counts in the hardest band that it belongs to), `entropy` (by split, of all `scored` positions and of
+        `sites`: count, mean, quantiles; nats), `sizes` (by stage: shards, files, rows, bytes), `bytes_per_site` of the
+        shards.
     """
     sites = pl.scan_parquet([file.verified() for file in lineage.select.files("sites")])
     scored = pl.scan_parquet([file.verified() for file in lineage.score.files("scores")])
@@ -36,6 +38,7 @@ def stats(lineage: Lineage) -> dict[str, Any]:
         "sites": {split: lineage.select.counters[f"kept.{split}"] for split in SPLITS},
         "bands": _counts(sites, "difficulty", ("none", *BANDS)),
         "token_classes": _counts(sites, "token_class"),
+        "corpora": _counts(sites, CORPUS) if CORPUS in sites.collect_schema() else {},
         "entropy": {split: {of: entropy[of].get(split) for of in entropy} for split in SPLITS},
         "sizes": _sizes(lineage),
         "bytes_per_site": shard_bytes(made) / examples if examples else None,

@@ -754,7 +754,10 @@ def _with_override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
         raise UserError("override is not of the form key.subkey=value", where=override)
     head, _, rest = key.strip().partition(".")
     if not rest:
-        return {**tree, head: yaml.safe_load(value)}
+        try:
+            return {**tree, head: yaml.safe_load(value)}
+        except yaml.YAMLError as error:
+            raise UserError("the value is not valid YAML", where=value, mend=" ".join(str(error).split())) from error
     below = tree.get(head)
     return {**tree, head: _with_override(below if isinstance(below, Mapping) else {}, f"{rest}={value}")}
 
@@ -774,6 +777,8 @@ def _explain(kind: type[Config], error: ValidationError) -> Iterable[str]:
             yield f"`{dotted}`: no {problem['input']!r}{hint} (known: {', '.join(known)})"
         elif problem["type"] == "missing":
             yield f"`{dotted}` is required"
+        elif problem["type"] == "string_type" and isinstance(problem["input"], dict):
+            yield f'`{dotted}`: braces are a mapping in YAML; quote a text that has them: {location[-1]}: "{{name}}"'
         else:
             yield f"`{dotted}`: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r:.80})"
 

@@ -126,6 +126,8 @@ def _begin(identities: Any) -> None:
     os.dup2(2, 1)
     if identities is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = identities.get()
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns where `transformers` asks for it
     _die_with_parent()
 
 

@@ -12,6 +12,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import CORPUS
 from pipeline.corpus.plan import published
+from pipeline.corpus.quarantine import TO_UTF8
 from pipeline.corpus.survey import Survey
 from pipeline.corpus.template import Template, check_column
 
@@ -41,16 +42,14 @@ def check_source(surveys: Sequence[Survey], config: CorpusConfig) -> None:
                 check_column(config.validation.column, about.columns, about.file.name, "corpus.validation.column")
 
 
-def check_quarantine(candidates: Record, config: CorpusConfig) -> None:
+def check_quarantine(candidates: Record, config: CorpusConfig, surveys: Sequence[Survey]) -> None:
     """Stop when nothing is left, or when too large a share of the records cannot be used; say why with an example."""
     counters = candidates.counters
     records, documents = counters["records"], counters["documents"]
     if not records:
-        raise UserError(
-            "the corpus has no records",
-            where=config.source or "corpus.sources",
-            mend="check corpus.source and corpus.format",
-        )
+        names = [about.file.name for about in surveys]
+        where = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise UserError("the corpus has no records", where=where, mend="check corpus.source and corpus.format")
     share = 1 - documents / records
     if documents and share <= config.max_quarantine_fraction:
         return
@@ -58,7 +57,7 @@ def check_quarantine(candidates: Record, config: CorpusConfig) -> None:
     name, count = max(reasons.items(), key=lambda item: item[1])
     reason = name.removeprefix("quarantined.")
     what = f"{records - documents} of {records} records cannot be used, {count} of them as `{reason}`"
-    mend = "mend the corpus or the template"
+    mend = TO_UTF8 if reason == "not_utf8" else "mend the corpus or the template"
     if documents:
         mend += f", or raise corpus.max_quarantine_fraction above {share:.3f}"
     raise UserError(what, where=_example(candidates, reason), mend=mend)

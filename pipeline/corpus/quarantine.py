@@ -21,6 +21,9 @@ QUARANTINE = pa.schema(
 )
 """Table `quarantine`. `reason` is one of few words, to count by; `detail` says where in the file, and what exactly."""
 
+TO_UTF8 = "convert it: iconv -f ENCODING -t UTF-8"
+"""What to do with a file in another encoding."""
+
 
 @dataclass(frozen=True)
 class Rejected:

@@ -24,7 +24,7 @@ from pipeline.core.config import CorpusConfig
 from pipeline.core.errors import UserError
 from pipeline.corpus.cutting import PIECE_LIMIT, Piece, array_elements, documents, lines
 from pipeline.corpus.documents import to_json
-from pipeline.corpus.quarantine import Unusable
+from pipeline.corpus.quarantine import TO_UTF8, Unusable
 from pipeline.corpus.sources import SourceFile, decompressed, open_file, open_raw, reachable
 
 BOM = b"\xef\xbb\xbf"
@@ -194,7 +194,8 @@ def _read_csv(part: Slice, _: CorpusConfig) -> Iterator[Record]:
         if header is None:
             return
         if isinstance(header.value, Unusable):
-            raise UserError("the header line is no CSV", where=part.file.name, mend=header.value.detail)
+            mend = TO_UTF8 if header.value.reason == "not_utf8" else header.value.detail
+            raise UserError("the header line is no CSV in UTF-8", where=part.file.name, mend=mend)
         names = header.value[""]
         if len(set(names)) < len(names):
             raise UserError("the header names a column twice", where=part.file.name, mend=", ".join(names))

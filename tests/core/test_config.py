@@ -54,6 +54,8 @@ def test_an_override_of_a_whole_block_replaces_it(manifest: Path) -> None:
         ("proxy.model=x", ["exactly one of model, train"]),
         ("name=../evil", ["name"]),
         ("nonsense", ["not of the form key.subkey=value"]),
+        ('corpus.text="{a', ["the value is not valid YAML", '"{a']),
+        ("corpus.text={a}", ["`corpus.text`", "quote a text that has them", 'text: "{name}"']),
     ],
 )
 def test_mistakes_are_named(manifest: Path, override: str, words: list[str]) -> None:

@@ -307,8 +307,22 @@ def test_too_much_quarantine_names_the_most_common_reason_and_an_example(tmp_pat
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv", "x.txt"])
 def test_a_corpus_without_records_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match="no records"):
+    with pytest.raises(UserError, match=f"no records: {name} "):
         run(tmp_path / "work", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("text\nbody\n".encode("utf-16"), ["header line is no CSV in UTF-8: x.csv"]),
+        (b"text\nCaf\xe9\n", ["1 of 1 records cannot be used", "x.csv row 0, byte 5"]),
+    ],
+)
+def test_another_encoding_is_named_with_its_mending(tmp_path: Path, data: bytes, words: list[str]) -> None:
+    (tmp_path / "x.csv").write_bytes(data)
+    with pytest.raises(UserError, match="iconv -f ENCODING -t UTF-8") as error:
+        run(tmp_path / "work", tmp_path / "x.csv")
+    assert all(word in str(error.value) for word in words)
 
 
 def test_a_corpus_with_nothing_left_is_an_error(tmp_path: Path) -> None:

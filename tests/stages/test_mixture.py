@@ -24,6 +24,7 @@ from stages.ingest import ingest
 from stages.materialize import materialize
 from stages.push import push
 from stages.select import select
+from stages.stats import stats, tables
 from tests.selection.tables import scores_of
 from tests.stages.published import InProcess, publish_tables
 from tests.toys import byte_level_tokenizer, problems
@@ -124,6 +125,9 @@ def test_rpt_data_its_audit_and_what_is_pushed(tmp_path: Path) -> None:
     groups = json.loads((tmp_path / "audit" / "audit.json").read_text())["groups"]
     kept = {row["value"]: row["train"]["kept"] for row in groups["meta.corpus"]}
     assert kept == dict(Counter(train["corpus"])) and kept.keys() == COUNTS.keys()
+    counted = stats(read, work=tmp_path / "work")
+    assert {name: row["train"] for name, row in counted["corpora"].items()} == kept
+    assert [table.columns[0].header for table in tables(counted)][1] == "corpus"
     documents = pl.read_parquet([file.path for file in records["ingest"].files("documents")])
     numbers = documents.join(train, on="doc_id", how="semi")["meta"].str.json_path_match("$.number").cast(pl.Int64)
     assert 0 < numbers.max() < 35
