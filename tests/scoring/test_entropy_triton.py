@@ -51,7 +51,7 @@ def test_like_log_softmax_and_a_stable_sort(
     )  # fmt: skip
     expected = plain_scores(logits.float(), targets, top_k)
     for name in NAMES:
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(getattr(found, name).cpu(), getattr(expected, name), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -74,4 +74,4 @@ def test_the_output_matrix(dtype: torch.dtype) -> None:
         found = entropy_triton.score_hidden(hidden, write, 700, targets, 16, with_top=True, chunk_tokens=10)
         expected = plain_scores((hidden @ head.weight.T).float().cpu(), targets.cpu(), 16)
     for name in NAMES:
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(getattr(found, name).cpu(), getattr(expected, name), atol=1e-5, rtol=1e-5)

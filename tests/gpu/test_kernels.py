@@ -1,0 +1,20 @@
+"""Kernels are compiled to a GPU's machine code; what they compute, Triton's interpreter shows (tests/scoring)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_they_compile(repository: Path, tmp_path: Path) -> None:
+    """In a process of its own: in this one Triton may have been told to interpret."""
+    pytest.importorskip("triton", reason="triton is not installed: kernels for GPUs are not compiled")
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-m", "tests.gpu.compile_kernels"]
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 12
