@@ -29,9 +29,6 @@ SEGMENT = 64
 _LOOK = 8
 """Steps after which the host waits for the device, to see whether all responses have ended."""
 
-Record = Callable[[Callable[[], None]], Callable[[], None]]
-"""A step → what does the same again. The step itself may have been run by it or not."""
-
 
 def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
     """Record a step, which is not run by that. One that cannot be recorded is returned as it is, with a warning."""
@@ -48,17 +45,9 @@ def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
 class Recorded:
     """Decodes with its context's keys and values once a group, where `can_share`, by steps of fixed shape."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        layers: Layers,
-        mask_PW: Tensor,
-        group_size: int,
-        room: int,
-        record: Record = cuda_graph,
-    ) -> None:
-        """As `decoding.Shared`."""
-        self._model, self._record = model, record
+    def __init__(self, model: PreTrainedModel, layers: Layers, mask_PW: Tensor, group_size: int, room: int) -> None:
+        """As `decoding.Shared`; buffers grow by segments, whatever the `room`."""
+        self._model = model
         whole = whole_layers(layers)
         self._contexts = SharedContexts(whole, mask_PW, group_size)
         rows = len(mask_PW) * group_size
@@ -82,7 +71,7 @@ class Recorded:
             steps = min(SEGMENT, room - drawn)
             self._begin_segment(drawn + steps - 1)
             self._step()  # the first also does what a graph must not: libraries start, kernels are chosen
-            step = self._record(self._step) if steps > 1 else self._step
+            step = cuda_graph(self._step) if steps > 1 else self._step
             drawn += 1
             for _ in range(steps - 1):
                 step()

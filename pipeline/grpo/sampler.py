@@ -47,7 +47,6 @@ class Sampler:
         eos_ids: ids that end a response.
         batch_rows: responses decoded at once: memory, not results.
         prefill_tokens: context tokens read at once: memory, not results.
-        rows: how they are decoded; by default the fastest way that model and device know.
     """
 
     def __init__(
@@ -58,13 +57,12 @@ class Sampler:
         *,
         batch_rows: int = 1024,
         prefill_tokens: int = 16384,
-        rows: Rows | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.eos_ids = frozenset(eos_ids)
         self._tokenizer = tokenizer
         self._batch_rows, self._prefill_tokens = batch_rows, prefill_tokens
-        self._rows = rows or fastest_rows(model)
+        self._rows = _fastest_rows(model)
         kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
         if kinds - {"full_attention", "sliding_attention"}:
             raise UserError(
@@ -218,8 +216,7 @@ class Sampler:
         return Response(tuple(ids), text, finished, tuple(logprobs))
 
 
-def fastest_rows(model: PreTrainedModel) -> Rows:
-    """How a model's responses are decoded fastest where it is."""
+def _fastest_rows(model: PreTrainedModel) -> Rows:
     if not can_share(model):
         return Repeated
     return Recorded if model.device.type == "cuda" else Shared

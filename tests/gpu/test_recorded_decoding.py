@@ -63,19 +63,20 @@ def test_the_host_looks_on(gpu: SimulatedGpu | None) -> None:
     assert long - short <= room / recorded_decoding._LOOK
 
 
-def test_decoding_stops_when_all_have_ended(recorded_steps: list[int], gpu: SimulatedGpu | None) -> None:
-    if gpu is None:
-        pytest.skip("counts what a pretended GPU notes")
+def test_decoding_stops_when_all_have_ended(monkeypatch: pytest.MonkeyPatch, gpu: SimulatedGpu | None) -> None:
+    graphs, replays = torch.cuda.CUDAGraph, []
+
+    class Counted(graphs):  # type: ignore[misc, valid-type]
+        def replay(self) -> None:
+            replays.append(1)
+            super().replay()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Counted)
     prompts, many_ends = some_prompts(3), range(0, 61, 2)
-    sampler = Sampler(tiny().to("cuda"), TOKENIZER, many_ends)
-    before = gpu.operations
-    found = sampler.sample(prompts, 2, 1.0, 60, seeds_of(prompts, 2))
-    assert all(response.finished for response in found) and max(len(response.ids) for response in found) < 20
-    asked = gpu.operations - before
-    endless = Sampler(tiny().to("cuda"), TOKENIZER, ())
-    endless.sample(prompts, 2, 1.0, 60, seeds_of(prompts, 2))
-    assert asked <= gpu.operations - before - asked, "a step and a recording of it, whatever is replayed"
-    assert len(recorded_steps) == 4
+    found = Sampler(tiny().to("cuda"), TOKENIZER, many_ends).sample(prompts, 2, 1.0, 60, seeds_of(prompts, 2))
+    longest = max(len(response.ids) for response in found)
+    assert all(response.finished for response in found) and longest < 20
+    assert 0 < len(replays) < longest + recorded_decoding._LOOK
 
 
 def test_one_token_needs_no_step(recorded_steps: list[int], gpu: SimulatedGpu | None) -> None:
@@ -103,4 +104,3 @@ def test_a_step_that_cannot_be_recorded_is_run(
         found = sampler_of(tiny().to("cuda")).sample(prompts, 2, 1.0, 20, seeds_of(prompts, 2))
     assert [response.ids for response in found] == [response.ids for response in expected]
     assert len(recorded_steps) == 20, "19 steps and one attempt to record"
-    assert torch.cuda.is_available()
