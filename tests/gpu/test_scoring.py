@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from transformers import modeling_flash_attention_utils as flash
 
 from pipeline.core.config import ScoreConfig
 from pipeline.scoring import documents as scoring
 from pipeline.scoring.entropy import PositionScores
 from pipeline.scoring.proxy import as_proxy, load_proxy
 from pipeline.scoring.tokens import CorpusTokenizer
+from tests.gpu import plain_flash_attn
 from tests.gpu.simulated import SimulatedGpu
 from tests.scoring.models import TEXTS, qwen, save
 from tests.scoring.plain import NAMES
@@ -54,3 +58,25 @@ def test_the_host_waits_for_nothing_but_the_scores(gpu: SimulatedGpu | None) -> 
     gpu.syncs.clear()
     scoring.score_documents(proxy, documents, list("abcdef"), CONFIG)
     assert [line for line in gpu.syncs if "transformers/masking_utils" not in line] == []
+
+
+def test_flash_attention_packs(tmp_path: Path, gpu: SimulatedGpu | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is installed, windows lie end to end: the scores are those of padded rows, up to bf16's rounding."""
+    tokenizer = CorpusTokenizer.load(save(tmp_path, qwen(300, std=0.1)))
+    ids = tokenizer.encode_batch(TEXTS[:6])
+    padded = scoring.score_documents(load_proxy(tmp_path, tokenizer, "bfloat16"), ids, TEXTS[:6], CONFIG)
+    monkeypatch.setitem(sys.modules, "flash_attn", plain_flash_attn)
+    monkeypatch.setitem(sys.modules, "flash_attn.bert_padding", plain_flash_attn)
+    for module in (transformers.utils, flash):
+        monkeypatch.setattr(module, "is_flash_attn_2_available", lambda: True)
+    matrix = flash.FLASH_ATTENTION_COMPATIBILITY_MATRIX[2]
+    for check in ("general_availability_check", "pkg_availability_check"):
+        monkeypatch.setitem(matrix, check, lambda **_: True)
+    proxy = load_proxy(tmp_path, tokenizer, "bfloat16")
+    assert proxy.packs
+    plain_flash_attn.calls.clear()
+    packed = scoring.score_documents(proxy, ids, TEXTS[:6], CONFIG)
+    assert set(plain_flash_attn.calls) == {"packed"}
+    for a, b in zip(packed, padded, strict=True):
+        torch.testing.assert_close(a.nll, b.nll, atol=0.05, rtol=0.05)
+    monkeypatch.setattr(flash, "_loaded_implementation", None)
