@@ -26,13 +26,14 @@ from pipeline.core.artifact import InputFile, Record, content_hash
 from pipeline.core.config import MaterializeConfig
 from pipeline.core.errors import IntegrityError, UserError
 from pipeline.core.progress import say
+from pipeline.corpus.documents import CORPUS
 from pipeline.export.formats import COLUMNS, FORMATS, ROWS, Example, Format
 from pipeline.export.judging import POLICY_FILE
 from pipeline.export.policy import policy_json
 from pipeline.export.standalone import reward_file
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.where import filter_rows, row_filter
-from pipeline.shards.reader import SITE_COLUMNS
+from pipeline.shards.reader import CORPUS_COLUMN, SITE_COLUMNS
 from pipeline.shards.schema import SPLITS
 from pipeline.task.templates import Template, template_named
 
@@ -58,7 +59,7 @@ def export(
         template: name of the prompt template around each context.
         out: a folder that is not there yet, or empty.
         policy: whose tokenizer it is.
-        where: SQL over `SITE_COLUMNS`: which sites.
+        where: SQL over `SITE_COLUMNS`, and over `CORPUS_COLUMN` if there are several sources: which sites.
 
     Returns:
         rows by split.
@@ -73,9 +74,14 @@ def export(
         raise UserError(
             "the shards were cut with another tokenizer", where=policy.policy_tokenizer, mend="run `rpt data` again"
         )
-    row_filter(where, SITE_COLUMNS, "--where")
+    several = CORPUS in pq.read_schema(shards.files("train")[0].verified()).names
+    columns = SITE_COLUMNS | (CORPUS_COLUMN if several else {})
+    rule = row_filter(where, columns, "--where")
     with whole_folder(out) as folder:
-        rows = {split: _write(kind, folder, split, examples(name, shards, split, text, where)) for split in SPLITS}
+        rows = {
+            split: _write(kind, folder, split, examples(name, shards, split, text, list(columns), rule))
+            for split in SPLITS
+        }
         if not rows["train"]:
             raise UserError("no training site to export", where=where, mend="widen --where")
         (folder / REWARD_FILE).write_text(reward_file(), encoding="utf-8")
@@ -97,20 +103,22 @@ def export(
     return rows
 
 
-def examples(name: str, shards: Record, split: str, template: Template, where: str) -> Iterator[Example]:
-    """The split's sites that match, in shard order; memory holds `ROWS` of them."""
-    expression, index = row_filter(where, SITE_COLUMNS, "--where"), itertools.count()
+def examples(
+    name: str, shards: Record, split: str, template: Template, columns: list[str], rule: pl.Expr
+) -> Iterator[Example]:
+    """The split's sites that match, in shard order; memory holds `ROWS` of them. `columns`: what the rule may name."""
+    index = itertools.count()
     for file in shards.files(split):
-        for table in _batches(file):
-            for row in filter_rows(pl.DataFrame(pl.from_arrow(table)), expression, "`--where`").iter_rows(named=True):
-                yield Example.of(row, next(index), f"rpt/{name}", template.before, template.after)
+        for table in _batches(file, [*columns, *COLUMNS]):
+            for row in filter_rows(pl.DataFrame(pl.from_arrow(table)), rule, "`--where`").iter_rows(named=True):
+                source = "/".join(filter(None, ("rpt", name, row.get(CORPUS))))
+                yield Example.of(row, next(index), source, template.before, template.after)
 
 
-def _batches(file: InputFile) -> Iterator[pa.Table]:
-    columns = list(dict.fromkeys([*SITE_COLUMNS, *COLUMNS]))
+def _batches(file: InputFile, columns: list[str]) -> Iterator[pa.Table]:
     try:
         with pq.ParquetFile(file.verified(), page_checksum_verification=True) as table:
-            for batch in table.iter_batches(batch_size=ROWS, columns=columns):
+            for batch in table.iter_batches(batch_size=ROWS, columns=list(dict.fromkeys(columns))):
                 yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowException) as error:
         raise IntegrityError("damaged Parquet file", where=file.path, mend=str(error).splitlines()[0]) from error

@@ -84,6 +84,8 @@ def _public(tree: Any) -> Any:
     """A manifest's values without the folders of this machine: of an absolute path only the name."""
     if isinstance(tree, dict):
         return {key: _public(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_public(value) for value in tree]
     if isinstance(tree, str) and Path(tree).is_absolute():
         return Path(tree).name
     return tree

@@ -29,8 +29,12 @@ class Config(BaseModel):
     """Fields that say where something lies. Its content is fingerprinted instead."""
 
     def identity(self) -> dict[str, Any]:
-        """The fields that decide the output, as JSON values."""
-        return self.model_dump(mode="json", exclude=set(self.locations))
+        """The fields that decide the output, as JSON values; `locations` of listed parts are left out, too."""
+        tree = self.model_dump(mode="json", exclude=set(self.locations))
+        for name, parts in self:
+            if isinstance(parts, tuple) and parts and isinstance(parts[0], Config):
+                tree[name] = [part.identity() for part in parts]
+        return tree
 
 
 Expression = Annotated[str, BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)]
@@ -72,10 +76,12 @@ class NearDuplicatesConfig(Config):
 class EvaluationSetConfig(Config):
     """A set that models are evaluated on: training documents that share an n-gram with it are contaminated."""
 
-    source: str = Field(exclude=True)
+    locations: ClassVar[frozenset[str]] = frozenset({"source", "revision"})
+
+    source: str
     """As `corpus.source`. Its content enters the fingerprint, its place does not."""
     format: Literal["auto", "jsonl", "parquet", "csv", "json", "text"] = "auto"
-    revision: str | None = Field(None, exclude=True)
+    revision: str | None = None
     text: str = "{text}"
     """Template over the record's columns."""
     ngram: int = Field(13, gt=0)
@@ -85,14 +91,16 @@ class EvaluationSetConfig(Config):
 class SourceConfig(Config):
     """One of several sources of a corpus. Everything that it does not say is the corpus' own."""
 
+    locations: ClassVar[frozenset[str]] = frozenset({"source", "revision", "sha256", "license"})
+
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     """Stands as `corpus` in its documents' metadata, and before the names of its files."""
-    source: str = Field(exclude=True)
+    source: str
     """As `corpus.source`. Its content enters the fingerprint, its place does not."""
     format: Literal["auto", "jsonl", "parquet", "csv", "json", "text"] = "auto"
-    revision: str | None = Field(None, exclude=True)
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", exclude=True)
-    license: str | None = Field(None, exclude=True)
+    revision: str | None = None
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    license: str | None = None
     text: str = "{text}"
 
 
@@ -780,7 +788,9 @@ def _explain(kind: type[Config], error: ValidationError) -> Iterable[str]:
         elif problem["type"] == "string_type" and isinstance(problem["input"], dict):
             yield f'`{dotted}`: braces are a mapping in YAML; quote a text that has them: {location[-1]}: "{{name}}"'
         else:
-            yield f"`{dotted}`: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r:.80})"
+            where = f"`{dotted}`: " if location else ""
+            got = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r:.80})"
+            yield f"{where}{problem['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _known_keys(kind: type[Config], location: Sequence[int | str]) -> list[str]:

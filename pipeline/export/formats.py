@@ -29,7 +29,7 @@ class Example:
     index: int
     """Its number within the split."""
     source: str
-    """`rpt/<manifest>`"""
+    """`rpt/<manifest>`, and `/<corpus>` of several sources."""
     prompt: str
     """The prompt template around the context: one user message."""
     truth: str

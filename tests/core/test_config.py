@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.core.config import Manifest, Recipe, StudyConfig, canonical_json, differences, load
+from pipeline.core.config import CorpusConfig, Manifest, Recipe, StudyConfig, canonical_json, differences, load
 from pipeline.core.errors import UserError
 
 MANIFEST = """
@@ -63,6 +63,24 @@ def test_mistakes_are_named(manifest: Path, override: str, words: list[str]) -> 
         load(Manifest, manifest, [override])
     for word in words:
         assert word in str(caught.value)
+
+
+def test_where_the_parts_of_a_corpus_lie_is_no_part_of_its_identity_and_is_kept() -> None:
+    def corpus(place: str) -> CorpusConfig:
+        part = {"source": place, "revision": place}
+        sources = [part | {"name": name, "license": place} for name in ("a", "b")]
+        return CorpusConfig.model_validate({"sources": sources, "decontaminate": [part]})
+
+    here, there = corpus("here"), corpus("there")
+    assert here.identity() == there.identity()
+    assert [set(part) for part in here.identity()["sources"]] == [{"name", "format", "text"}] * 2
+    assert CorpusConfig.model_validate(here.model_dump(mode="json")) == here
+
+
+def test_mistakes_that_are_of_no_one_key_show_no_tree(manifest: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load(Manifest, manifest, ["select.mixture={weights: {a: 1}}"])
+    assert str(caught.value).startswith("select.mixture.weights are of a") and "got" not in str(caught.value)
 
 
 def test_a_missing_required_key_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.core.artifact import Record
-from pipeline.core.config import Manifest, ProxyConfig
+from pipeline.core.config import Manifest, ProxyConfig, load
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.selection.corpus_rules import shares
@@ -20,8 +20,10 @@ from pipeline.shards.reader import ShardReader
 from pipeline.shards.schema import SHARDS_OF_SEVERAL
 from stages.audit import audit
 from stages.commands.data import run_data
+from stages.export import export
 from stages.ingest import ingest
 from stages.materialize import materialize
+from stages.pull import pull
 from stages.push import push
 from stages.select import select
 from stages.stats import stats, tables
@@ -139,6 +141,18 @@ def test_rpt_data_its_audit_and_what_is_pushed(tmp_path: Path) -> None:
     _, front, body = (tmp_path / "pushed" / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["license"] == ["big-1.0", "small-1.0"] == dataset.metadata.license
     assert "| `corpus` |" in body
+    pulled = load(Manifest, pull(str(tmp_path / "pushed"), work=tmp_path / "elsewhere"))
+    assert [(s.name, s.source, s.license) for s in pulled.corpus.sources] == [
+        ("big", "big", "big-1.0"),
+        ("small", "rows.jsonl", "small-1.0"),
+    ]
+    assert pulled.corpus.identity() == read.corpus.identity()
+    out = tmp_path / "exported"
+    export(read.name, records["materialize"], format="verl", template="brief", out=out, policy=read.materialize,
+           where="corpus = 'small'")  # fmt: skip
+    exported = pl.read_parquet(out / "train.parquet")
+    assert set(exported["data_source"]) == {"rpt/mixed/small"}
+    assert 0 < exported.height <= train.filter(pl.col("corpus") == "small").height
 
 
 def test_shares_by_hand() -> None:
