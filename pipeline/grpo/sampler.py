@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from pipeline.core.errors import UserError
 from pipeline.grpo.decoding import Layers, Repeated, Shared
 from pipeline.grpo.drawing import Drawing
+from pipeline.grpo.fused_norms import fuse_norms
 from pipeline.grpo.recorded_decoding import Recorded
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import Response
@@ -84,6 +85,8 @@ class Sampler:
         """From a `transformers` folder; what ends a response is read from its generation configuration."""
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         torch.nn.Module.to(model, device)
+        if model.device.type == "cuda":
+            fuse_norms(model)
         return cls(model, tokenizer, eos_ids_of(model), batch_rows=batch_rows)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
