@@ -294,7 +294,7 @@ class SelectConfig(Config):
     """Metadata of documents that `where` may name, and what they hold: `{difficulty: number}`. `corpus`, the name of
     one of `corpus.sources`, may be named without."""
     where: Expression = "entropy > 1.0"
-    """SQL over the score columns (`rpt data --help` lists them): which training positions are kept."""
+    """SQL over the score columns (docs/own-corpus.md lists them): which training positions are kept."""
     validation_where: Expression = "entropy > 0.5"
     """The same for held-out documents; broader, so that evaluation can look at any subset."""
     exclude: str | None = None

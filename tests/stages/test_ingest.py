@@ -159,6 +159,21 @@ def test_folders_globs_and_urls_keep_names_relative_to_their_root(tmp_path: Path
 # ------------------------------------------------------------------------------------- duplicates and split
 
 
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_columns_that_come_late_are_null_first_or_change_their_kind_are_kept(tmp_path: Path, format: str) -> None:
+    """What breaks a schema that is inferred from the first record (datatrove#330, #503)."""
+    extras: list[Any] = [None, None, "a", "b"] if format == "parquet" else [None, 1, "a", {"b": [None, 2.5]}]
+    lines = [{"text": f"text {n}", "extra": extra} for n, extra in enumerate(extras)]
+    if format == "parquet":
+        pq.write_table(pa.Table.from_pylist(lines), tmp_path / "x.parquet", row_group_size=1)
+    else:
+        lines += [{"text": "text 4"}, {"text": "text 5", "late": True, "extra": 0}]
+        jsonl(tmp_path / "x.jsonl", lines)
+    result = run(tmp_path / "work", tmp_path / f"x.{format}", validation={"documents": 0})
+    kept = [{"text": row["text"]} | json.loads(row["meta"]) for row in result.documents]
+    assert kept == lines and not result.reasons
+
+
 def test_the_first_of_equal_texts_stays_wherever_it_comes_from(tmp_path: Path) -> None:
     jsonl(tmp_path / "in/1.jsonl", [{"text": "a", "id": 1}, {"text": "cafe\u0301", "id": 2}, {"text": "a", "id": 3}])
     jsonl(tmp_path / "in/2.jsonl", [{"text": "caf\u00e9", "id": 4}, {"text": "b", "id": 5}])

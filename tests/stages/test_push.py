@@ -129,6 +129,16 @@ def test_pulled_shards_are_those_that_were_pushed_and_train_finds_them(
     assert pull(str(pushed), work=tmp_path / "work") == tmp_path / "work" / "toy" / "manifest.yaml"
 
 
+def test_pushed_again_nothing_of_what_was_there_stays(made: tuple[Manifest, Path], tmp_path: Path) -> None:
+    """A left-over file of an earlier push would be read as one of this one's shards (datasets#5045)."""
+    remote = tmp_path / "toy-sites"
+    push(made[0], str(remote), work=made[1])
+    files = sorted(path.name for path in (remote / "data").iterdir())
+    (remote / "data" / "train-00009.earlier.parquet").write_bytes(b"earlier")
+    push(made[0], str(remote), work=made[1])
+    assert sorted(path.name for path in (remote / "data").iterdir()) == files
+
+
 @pytest.mark.parametrize("victim", ["data", "record.json", "manifest.yaml", "README.md"])
 def test_a_changed_byte_is_noticed_and_nothing_is_pulled(pushed: Path, tmp_path: Path, victim: str) -> None:
     path = next((pushed / victim).iterdir()) if victim == "data" else pushed / victim
