@@ -31,6 +31,7 @@ from pipeline.core.config import OptimizerConfig, PolicyConfig
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.batch import batch_of, idle_batch
+from pipeline.grpo.fused_norms import fuse_norms
 from pipeline.grpo.logprobs import PolicyLogprobs, disable_dropout
 from pipeline.grpo.lora import adapted, adapter_parameters, add_adapters, merged, save_adapter, without_adapters
 from pipeline.grpo.loss import k3
@@ -162,6 +163,8 @@ def _module(folder: Path, policy: PolicyConfig, config: dict[str, Any]) -> Polic
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, policy.dtype))
     model.train()
     disable_dropout(model)
+    if ranks.on_gpu():
+        fuse_norms(model)
     if policy.lora:
         add_adapters(model, policy.lora)
     if policy.gradient_checkpointing:
@@ -199,28 +202,28 @@ def update(
     masks = [batch.learned_RT for batch in batches]
     counted = sum(objective.loss.count(mask_RT) for mask_RT in masks), sum(int(mask_RT.sum()) for mask_RT in masks)
     count, tokens, text_tokens = ranks.total(*counted, sum(int(batch.mask_RT.sum()) for batch in text))
-    sums = dict.fromkeys(("loss", "gap", "kl", "entropy", "next_token"), 0.0)
+    sums: dict[str, Any] = dict.fromkeys(("loss", "gap", "kl", "entropy", "next_token"), 0.0)  # read once, at the end
     for batch in _same_number(batches if count else [], engine.device):
         reference_RT = None if reference is None else reference(batch, objective.temperature)
         logprobs_RT, entropy_RT = engine(batch, objective.temperature, objective.entropy > 0)
         if reference_RT is not None:
-            sums["kl"] += float(k3(logprobs_RT.detach(), reference_RT, batch.learned_RT).sum())
+            sums["kl"] += k3(logprobs_RT.detach(), reference_RT, batch.learned_RT).sum().double()
         summed = objective.summed(batch, logprobs_RT, entropy_RT, reference_RT)
         # DeepSpeed averages gradients over ranks; the sum over ranks is meant.
         engine.backward(summed / count * ranks.world_size())
-        sums["loss"] += float(summed.detach()) / count
+        sums["loss"] += summed.detach().double() / count
         gap_RT = (logprobs_RT.detach() - batch.sampled_logprobs_RT).abs()
-        sums["gap"] += float(gap_RT.masked_fill(~batch.learned_RT, 0.0).sum())
-        sums["entropy"] += float(entropy_RT.detach().masked_fill(~batch.learned_RT, 0.0).sum())
+        sums["gap"] += gap_RT.masked_fill(~batch.learned_RT, 0.0).sum().double()
+        sums["entropy"] += entropy_RT.detach().masked_fill(~batch.learned_RT, 0.0).sum().double()
     for batch in _same_number(text if text_tokens else [], engine.device):
         logprobs_RT, _ = engine(batch, 1.0)
         summed = -logprobs_RT.masked_fill(~batch.mask_RT, 0.0).sum()
         engine.backward(summed / text_tokens * objective.next_token * ranks.world_size())
-        sums["loss"] += float(summed.detach()) / text_tokens * objective.next_token
-        sums["next_token"] += float(summed.detach())
+        sums["loss"] += summed.detach().double() / text_tokens * objective.next_token
+        sums["next_token"] += summed.detach().double()
     if not count and not text_tokens:
         return Update(loss=0.0, tokens=0, grad_norm=0.0, logprob_gap=0.0)
-    loss, gap, kl, entropy, next_token = ranks.total(*sums.values())
+    loss, gap, kl, entropy, next_token = ranks.total(*map(float, sums.values()))
     _must_be_finite("loss", loss)
     for group in engine.optimizer.param_groups:
         group["lr"] = lr

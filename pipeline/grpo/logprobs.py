@@ -21,8 +21,9 @@ from pipeline.grpo.packing import Packing
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import Batch
 
-LOGITS_AT_ONCE = 1 << 25
-"""128 MiB in fp32."""
+LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 25, 1 << 27
+"""Logits that exist at a time: 128 MiB and 512 MiB in fp32. On a GPU each chunk must keep it busy for longer than
+reading and writing the head's gradient takes: of 152 k words it has 883 tokens."""
 
 
 class PolicyLogprobs(nn.Module):
@@ -31,12 +32,12 @@ class PolicyLogprobs(nn.Module):
     Args:
         model: a causal language model of `transformers` whose logits are its output head's product. Where its attention
             can be exchanged, it is from now on that of packed batches.
-        logits_at_once: logits that exist at a time, in fp32, and as many gradients of them.
+        logits_at_once: logits that exist at a time, and as many gradients of them; by default what suits the device.
         attend: attention of packed batches; by default the fastest on the device.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, logits_at_once: int = LOGITS_AT_ONCE, attend: Attend | None = None
+        self, model: PreTrainedModel, *, logits_at_once: int | None = None, attend: Attend | None = None
     ) -> None:
         super().__init__()
         self.model = model
@@ -59,8 +60,9 @@ class PolicyLogprobs(nn.Module):
             log-probabilities [R, T] of the targets, and entropies [R, T] of the distributions they were drawn from
             (nats, fp32).
         """
+        targets_N = batch.targets_RT[batch.mask_RT]  # waits for a GPU, and so comes before the model, not after
         hidden_NE = self._packed(batch) if self.packs else self._plain(batch)
-        found = self.head(hidden_NE, batch.targets_RT[batch.mask_RT], temperature, entropy)
+        found = self.head(hidden_NE, targets_N, temperature, entropy)
         logprobs_RT, entropy_RT = (
             values_N.new_zeros(batch.mask_RT.shape).masked_scatter(batch.mask_RT, values_N) for values_N in found
         )
@@ -96,17 +98,19 @@ class HeadLogprobs(nn.Module):
     A module that shares the head's weight, so that ZeRO-3 gathers it for the forward and for the backward.
     """
 
-    def __init__(self, head: nn.Module, logits_at_once: int) -> None:
+    def __init__(self, head: nn.Module, logits_at_once: int | None = None) -> None:
         super().__init__()
         if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
             raise UserError("the policy's output head is not a plain matrix", where=head, mend="choose another policy")
         self.weight = head.weight
-        self._chunk = max(1, logits_at_once // head.out_features)  # tokens
+        self._vocabulary, self._logits_at_once = head.out_features, logits_at_once
 
     def forward(self, hidden_NE: Tensor, targets_N: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
         """Log-probabilities [N] of the targets, and entropies [N] or zeros."""
+        at_once = self._logits_at_once or (LOGITS_ON_CPU if hidden_NE.device.type == "cpu" else LOGITS_ON_GPU)
+        chunk = max(1, at_once // self._vocabulary)  # tokens
         found: tuple[Tensor, Tensor] = _HeadLogprobs.apply(
-            hidden_NE, self.weight, targets_N, temperature, entropy, self._chunk
+            hidden_NE, self.weight, targets_N, temperature, entropy, chunk
         )
         return found
 
@@ -114,8 +118,9 @@ class HeadLogprobs(nn.Module):
 class _HeadLogprobs(torch.autograd.Function):
     """log softmax(h Wᵀ / temperature)[target] and its entropy, a chunk of tokens at a time.
 
-    The backward computes the logits again, unless there was one chunk: its logits are kept. With p the softmax of
-    logits z: d log p[y] / dz = onehot(y) − p, and dH / dz = −p (log p + H).
+    The backward computes the logits again, unless there was one chunk: its log-probabilities are kept. With p the
+    softmax of logits z: d log p[y] / dz = onehot(y) − p, and dH / dz = −p (log p + H). Each pass over V logits a token
+    counts on a GPU: the temperature and a token's gradient are multiplied into its hidden state, or what comes of it.
     """
 
     @staticmethod
@@ -130,16 +135,18 @@ class _HeadLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.temperature, ctx.entropy, ctx.chunk = temperature, entropy, chunk
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NE.device)
-        entropy_N = torch.zeros_like(logprobs_N)
-        kept = hidden_NE.new_empty(0)
+        total_N, entropy_N = torch.empty_like(logprobs_N), torch.zeros_like(logprobs_N)
+        kept = logprobs_N.new_empty(0)
         for rows in _chunks(len(targets_N), chunk):
+            target = targets_N[rows, None]
             logits = _logits(hidden_NE[rows], weight_VE, temperature)
-            kept = logits if len(targets_N) <= chunk else kept
-            total = logits.logsumexp(dim=-1)
-            logprobs_N[rows] = logits.gather(1, targets_N[rows, None])[:, 0] - total
+            logprobs = logits.log_softmax(dim=-1)
+            logprobs_N[rows] = logprobs.gather(1, target)[:, 0]
+            total_N[rows] = logits.gather(1, target)[:, 0] - logprobs_N[rows]  # log Σ exp z
             if entropy:
-                entropy_N[rows] = total - (logits.softmax(dim=-1) * logits).sum(dim=-1)
-        ctx.save_for_backward(hidden_NE, weight_VE, targets_N, entropy_N, kept)
+                entropy_N[rows] = -logprobs.exp().mul_(logprobs).sum(dim=-1)
+            kept = logprobs if len(targets_N) <= chunk else kept
+        ctx.save_for_backward(hidden_NE, weight_VE, targets_N, total_N, entropy_N, kept)
         if not entropy:
             ctx.mark_non_differentiable(entropy_N)
         return logprobs_N, entropy_N
@@ -147,29 +154,48 @@ class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         grad_N, grad_entropy_N = grads
-        hidden_NE, weight_VE, targets_N, entropy_N, kept = ctx.saved_tensors
+        hidden_NE, weight_VE, targets_N, total_N, entropy_N, kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NE)
         learned = ctx.needs_input_grad[1]
         grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if learned else None
         for rows in _chunks(len(targets_N), ctx.chunk):
-            logits = kept if len(kept) else _logits(hidden_NE[rows], weight_VE, ctx.temperature)
-            if ctx.entropy:
-                logprobs = logits.log_softmax(dim=-1)
-                probabilities = logprobs.exp()
-                factor = grad_N[rows, None] + grad_entropy_N[rows, None] * (logprobs + entropy_N[rows, None])
-                grad_logits = probabilities.mul_(-factor)
+            hidden, target, grad = hidden_NE[rows], targets_N[rows, None], grad_N[rows, None]
+            if len(kept):
+                logprobs, room = kept, None
             else:
-                grad_logits = logits.softmax(dim=-1).mul_(-grad_N[rows, None])
-            grad_logits.scatter_add_(1, targets_N[rows, None], grad_N[rows, None])
-            grad_logits = grad_logits.div_(ctx.temperature).to(hidden_NE.dtype)
-            grad_hidden[rows] = grad_logits @ weight_VE
+                logprobs = room = _logits(hidden, weight_VE, ctx.temperature).sub_(total_N[rows, None])
+            if ctx.entropy:  # the gradient of the logits is slope · factor
+                weights = (logprobs + entropy_N[rows, None]).mul_(grad_entropy_N[rows, None]).add_(grad)
+                slope, of_target = logprobs.exp().mul_(weights), -grad
+                factor = -1 / ctx.temperature
+            else:
+                slope, of_target = torch.exp(logprobs, out=room), -torch.ones_like(grad)
+                factor = -grad / ctx.temperature
+            slope = slope.scatter_add_(1, target, of_target).to(hidden.dtype)
+            grad_hidden[rows] = (slope @ weight_VE).mul_(factor)
             if grad_weight is not None:
-                grad_weight += grad_logits.t() @ hidden_NE[rows]
+                _add_product(grad_weight, slope.t(), (hidden * factor).to(hidden.dtype))
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VE.dtype), None, None, None, None
 
 
 def _logits(hidden_NE: Tensor, weight_VE: Tensor, temperature: float) -> Tensor:
-    return (hidden_NE @ weight_VE.t()).float().div_(temperature)
+    """h Wᵀ / temperature in fp32."""
+    if hidden_NE.dtype == torch.float32:
+        return (hidden_NE / temperature) @ weight_VE.t()
+    if hidden_NE.device.type == "cpu":
+        return (hidden_NE @ weight_VE.t()).float().div_(temperature)
+    nothing = hidden_NE.new_zeros(1, dtype=torch.float32)
+    return torch.addmm(nothing, hidden_NE, weight_VE.t(), out_dtype=torch.float32, beta=0, alpha=1 / temperature)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a · b to a total in fp32."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    elif a.device.type == "cpu":
+        total += a @ b
+    else:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
 
 
 def disable_dropout(model: nn.Module) -> None:

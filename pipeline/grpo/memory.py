@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from pipeline.core.config import LoraConfig, PolicyConfig, Recipe
 from pipeline.grpo.batch import batch_of, responses_that_fit
-from pipeline.grpo.logprobs import LOGITS_AT_ONCE, PolicyLogprobs, disable_dropout
+from pipeline.grpo.logprobs import LOGITS_ON_GPU, PolicyLogprobs, disable_dropout
 from pipeline.grpo.lora import add_adapters
 from pipeline.grpo.packed_attention import repeated
 from pipeline.grpo.topology import zero_stage
@@ -144,7 +144,7 @@ def working_parts(config: PreTrainedConfig, recipe: Recipe, ranks: int, context_
     room, group, tokens = rollout.max_new_tokens, rollout.group_size, recipe.optimizer.micro_batch_tokens
     groups = max(1, tokens // (context_tokens + group * room))
     responses = min(group, responses_that_fit(context_tokens, room, tokens))
-    logits = min(LOGITS_AT_ONCE, groups * responses * room * config.vocab_size)
+    logits = min(LOGITS_ON_GPU, groups * responses * room * config.vocab_size)
     shape = groups, responses, context_tokens, room
     parts = [
         Part("activations", activation_bytes(config, recipe, shape), phase="update"),

@@ -165,6 +165,22 @@ def test_an_idle_batch_has_a_zero_gradient(attend: Attend) -> None:
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("logits_at_once", [20, None])
+def test_the_output_head_multiplies_in_16_bits_as_pytorch_declares_it(
+    entropy: bool, logits_at_once: int | None
+) -> None:
+    hidden_NE = torch.empty(5, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    linear = torch.nn.Linear(8, 11, bias=False, dtype=torch.bfloat16, device="meta")
+    targets_N = torch.empty(5, dtype=torch.int64, device="meta")
+    logprobs_N, entropy_N = HeadLogprobs(linear, logits_at_once)(hidden_NE, targets_N, 0.8, entropy)
+    assert (logprobs_N.shape, logprobs_N.dtype) == ((5,), torch.float32)
+    assert (entropy_N.shape, entropy_N.dtype) == ((5,), torch.float32)
+    (logprobs_N + entropy_N).sum().backward()
+    assert hidden_NE.grad is not None
+    assert linear.weight.grad is not None
+
+
 def test_an_output_head_with_a_bias_is_refused() -> None:
     with pytest.raises(UserError, match="output head"):
         HeadLogprobs(torch.nn.Linear(4, 7, bias=True), 100)
