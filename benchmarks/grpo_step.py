@@ -10,13 +10,19 @@ Each side starts as its users start it: `rpt train` sets the C allocator to keep
 it for TRL too.
 
     python -m benchmarks.grpo_step --trl-python /path/to/env/bin/python [--contexts 64 512 2048] [--run runs/demo]
+    python -m benchmarks.grpo_step --trl-python /path/to/env/bin/python --device cuda --shape 1.5B
+
+On a GPU the policy has the shape of Qwen2.5-0.5B or 1.5B and random weights, in bf16 on both sides (ours keeps a master
+copy in fp32, too), 1,024-token contexts and 256 new tokens. There two more figures are of ours alone
+(`gpu_bounds.py`): the share of decoding's time that its memory traffic needs at the least, and the MFU of the update,
+whose time is all of the step but rollout and hand-over.
 
 Parts: rollout; of the update its forward (log-probabilities and loss), backward and optimizer; hand-over of the weights
 to the sampler, which TRL's generation does not need; the rest of the step.
 
 Last line: JSON with seconds of the step and of its parts, processor seconds of all threads (which others on the machine
-disturb less), tokens/s, peak memory, ratios, bars and whether they hold. Without --trl-python the other side is not
-measured, and no bar is judged.
+disturb less), tokens/s, peak memory (of the process, or the GPU's tensors), ratios, bars and whether they hold. Without
+--trl-python the other side is not measured, and no bar against it is judged.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,35 +44,62 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_bounds import DECODING, UPDATING, work_of
+from benchmarks.score import SHAPES, save_model
+
 ROOT = Path(__file__).parent.parent
-BARS = {64: 5.0, 512: 12.0}
-"""Seconds of TRL's step over ours, by tokens of context."""
+BARS: dict[str, dict[int, dict[str, float]]] = {
+    "cpu": {64: {"ratio": 5.0, "memory_ratio": 1.0}, 512: {"ratio": 12.0, "memory_ratio": 1.0}},
+    "cuda": {1024: {"ratio": 3.0, DECODING: 0.5, UPDATING: 0.4}},
+}
+"""The least, by tokens of context; ratios are TRL's over ours, of seconds and of peak memory."""
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {"dtype": "float32", "contexts": [64, 512], "new": 48, "micro_batch_tokens": 3072, "trl_rows": 32},
+    "cuda": {
+        "shape": "0.5B", "dtype": "bfloat16", "contexts": [1024], "new": 256,
+        "micro_batch_tokens": 12288, "trl_rows": 8,
+    },
+}  # fmt: skip
+"""Micro-batches of ours and of TRL (rows) that take about as much memory."""
 LR = 1e-5
-MICRO_BATCH_TOKENS = 3072
-"""Of ours: about the memory of TRL's default of 32 rows, at a tenth more time than one large micro-batch."""
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--policy", type=Path, default=ROOT / "demo" / "policy")
+    parser.add_argument("--device", choices=tuple(BARS), default="cpu", help="it settles the six that follow")
+    parser.add_argument("--shape", choices=tuple(SHAPES), help="of a policy with random weights")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--contexts", type=int, nargs="+")
+    parser.add_argument("--new", type=int, help="tokens of a response")
+    parser.add_argument("--micro-batch-tokens", type=int, help="of ours")
+    parser.add_argument("--trl-rows", type=int, help="rows of TRL's micro-batches")
+    parser.add_argument("--policy", type=Path, default=ROOT / "demo" / "policy", help="without --shape")
+    parser.add_argument("--layers", type=int, help="fewer than the shape has")
     parser.add_argument("--sites", type=int, default=32)
     parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--new", type=int, default=48, help="tokens of a response")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--steps", type=int, default=3, help="measured on each side, after one that warms up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl-python", help="interpreter of an environment with TRL")
     parser.add_argument("--run", type=Path, help="a run whose share of groups with unequal rewards is measured too")
     parser.add_argument("--informative", type=float, default=1.0, help=argparse.SUPPRESS)
     parser.add_argument("--same-allocator", action="store_true", help="TRL with the allocator's settings of ours")
-    parser.add_argument("--trl-rows", type=int, default=32, help="rows of TRL's micro-batches")
     parser.add_argument("--worker", choices=["ours", "trl"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    for name, value in DEFAULTS[arguments.device].items():
+        setattr(arguments, name, getattr(arguments, name) or value)
     if arguments.worker:
         {"ours": ours, "trl": trl}[arguments.worker](arguments)
         return
-    results, holds, shares = {}, [], {"every group": 1.0}
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.shape:
+            arguments.policy = random_policy(Path(folder), arguments)
+        measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Both sides at every length of contexts, and what holds."""
+    results, judged, shares = {}, {}, {"every group": 1.0}
     if arguments.run:
         shares["as in the run"] = informative_share(arguments.run)
     for context in arguments.contexts:
@@ -73,14 +107,27 @@ def main() -> None:
             found = measured(arguments, context)
             results.setdefault(str(context), {})[work] = found
             print(f"context {context}, {work}: {json.dumps(found)}", flush=True)
-        ratios = results[str(context)]["every group"]
-        if context in BARS and "ratio" in ratios:
-            holds.append(ratios["ratio"] >= BARS[context] and ratios["memory_ratio"] > 1)
-    names = ("sites", "group", "new", "same_allocator", "threads", "steps", "trl_rows")
+        found, bars = results[str(context)]["every group"], BARS[arguments.device].get(context, {})
+        found = found["ours"] | found
+        judged |= {f"{context}: {name}": found[name] >= bar for name, bar in bars.items() if name in found}
+    names = (
+        "device", "shape", "layers", "dtype", "sites", "group", "new", "micro_batch_tokens", "trl_rows",
+        "same_allocator", "threads", "steps",
+    )  # fmt: skip
     work = {name: getattr(arguments, name) for name in names} | {"informative": shares}
     if not arguments.trl_python:
         print("TRL was not measured: give --trl-python")
-    print(json.dumps({"work": work, "contexts": results, "bars": BARS, "holds": all(holds) if holds else None}))
+    report = {"work": work, "contexts": results, "bars": BARS[arguments.device], "judged": judged}
+    print(json.dumps(report | {"holds": all(judged.values()) if judged else None}))
+
+
+def random_policy(folder: Path, arguments: argparse.Namespace) -> Path:
+    """A folder with a model of the shape, and the demo policy's tokenizer: what the tokens say does not matter."""
+    arguments.layers = arguments.layers or SHAPES[arguments.shape]["num_hidden_layers"]
+    save_model(folder, arguments)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(ROOT / "demo" / "policy" / name, folder / name)
+    return folder
 
 
 def informative_share(run: Path) -> float:
@@ -115,19 +162,28 @@ def measured(arguments: argparse.Namespace, context: int) -> dict[str, Any]:
 class Parts:
     """Seconds that functions take, by part of a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         self.seconds: dict[str, float] = {}
+        self.device = device
+
+    def clock(self) -> float:
+        """Seconds; on a GPU, when it has done all it was asked for."""
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, counted for `part`; what it calls of another part is counted there as well."""
 
         @functools.wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            begin = time.perf_counter()
+            begin = self.clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begin
+                self.seconds[part] = self.seconds.get(part, 0.0) + self.clock() - begin
 
         return counted
 
@@ -142,12 +198,15 @@ class Side:
 
     def __init__(self, name: str, python: str, arguments: argparse.Namespace, context: int) -> None:
         command = [python, "-m", "benchmarks.grpo_step", "--worker", name, "--contexts", str(context)]
-        for key in ("policy", "sites", "group", "new", "steps", "threads", "trl_rows", "informative"):
+        for key in (
+            "device", "dtype", "policy", "sites", "group", "new", "steps", "threads", "micro_batch_tokens", "trl_rows",
+            "informative",
+        ):  # fmt: skip
             command += [f"--{key.replace('_', '-')}", str(getattr(arguments, key))]
         environment = os.environ | {
             "OMP_NUM_THREADS": str(arguments.threads),
             "TOKENIZERS_PARALLELISM": "false",
-            "CUDA_VISIBLE_DEVICES": "",
+            "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0") if arguments.device == "cuda" else "",
         }
         if name == "ours" or arguments.same_allocator:  # as `rpt train` sets them
             environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
@@ -180,6 +239,7 @@ class Side:
         measured = self._reports[1:]
         median = {key: round(statistics.median(report[key] for report in measured), 4) for key in measured[0]}
         seconds, processor, peak = (median.pop(key) for key in ("step", "processor", "peak_mib"))
+        shares = {name: round(median.pop(name), 3) for name in (DECODING, UPDATING) if name in median}
         speed = round(tokens / seconds)
         return {
             "seconds": seconds,
@@ -187,24 +247,30 @@ class Side:
             "parts": median,
             "tokens/s": speed,
             "peak_mib": round(peak),
+            **shares,
         }
 
 
-def serve(step: Callable[[], None], parts: Parts) -> None:
-    """Take a step a line of standard input; report it as a line of JSON."""
+def serve(step: Callable[[], None], parts: Parts, shares: Callable[[dict[str, float]], dict[str, float]]) -> None:
+    """Take a step a line of standard input; report it, and the shares its seconds are of the device's, as JSON."""
     out = sys.stdout
     for _ in sys.stdin:
         with redirect_stdout(sys.stderr):
-            begin, processor = time.perf_counter(), time.process_time()
+            begin, processor = parts.clock(), time.process_time()
             step()
-            seconds = time.perf_counter() - begin
+            seconds = parts.clock() - begin
             report = {"step": seconds, "processor": time.process_time() - processor, **parts.of(seconds)}
-            report["peak_mib"] = peak_mib()
+            report["peak_mib"] = peak_mib(parts)
+            report |= shares(report)
         print(json.dumps(report), file=out, flush=True)
 
 
-def peak_mib() -> float:
-    """Most memory this process ever had."""
+def peak_mib(parts: Parts) -> float:
+    """Most memory this process ever had; on a GPU, its tensors there."""
+    if parts.device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -249,7 +315,7 @@ def ours(arguments: argparse.Namespace) -> None:
     from pipeline.grpo.batch import micro_batches
     from pipeline.grpo.objective import Objective
     from pipeline.grpo.sampler import Sampler
-    from pipeline.grpo.topology import read_topology
+    from pipeline.grpo.topology import choose_topology
     from pipeline.grpo.types import Group
     from pipeline.scoring.tokens import CorpusTokenizer
 
@@ -257,23 +323,23 @@ def ours(arguments: argparse.Namespace) -> None:
     ds.start()
     recipe = Recipe(
         name="benchmark",
-        policy=PolicyConfig(model=str(arguments.policy), dtype="float32"),
+        policy=PolicyConfig(model=str(arguments.policy), dtype=arguments.dtype),
         rollout=RolloutConfig(temperature=1.0, max_new_tokens=arguments.new, group_size=arguments.group),
         objective=ObjectiveConfig(loss="dapo"),
-        optimizer=OptimizerConfig(lr=LR, clip_norm=1.0, micro_batch_tokens=MICRO_BATCH_TOKENS),
+        optimizer=OptimizerConfig(lr=LR, clip_norm=1.0, micro_batch_tokens=arguments.micro_batch_tokens),
     )
-    engine = ds.build(
-        arguments.policy, recipe.policy, recipe.optimizer, read_topology(ROOT / "deepspeed_configs" / "zero3_cpu.json")
-    )
+    topology = choose_topology(None, on_gpu=ranks.on_gpu())
+    engine = ds.build(arguments.policy, recipe.policy, recipe.optimizer, topology)
     tokenizer = AutoTokenizer.from_pretrained(arguments.policy)
     prompts = [tokenizer.encode(text, add_special_tokens=False) for text in prompts_of(tokenizer, arguments)]
-    sampler = Sampler.load(arguments.policy, CorpusTokenizer.load(arguments.policy))
+    tokens, dtype = CorpusTokenizer.load(arguments.policy), getattr(torch, arguments.dtype)
+    sampler = Sampler.load(arguments.policy, tokens, dtype=dtype, device=engine.device)
     sampler.eos_ids = frozenset()  # every response takes all its room: the work is the same
     rewards_R = [reward(i, arguments) for i in range(arguments.sites * arguments.group)]
     advantages_PG = group_std(np.array(rewards_R).reshape(arguments.sites, arguments.group)).tolist()
     rng, objective = random.Random(0), Objective.of(recipe)
 
-    parts = Parts()
+    parts = Parts(arguments.device)
     sample, hand_over = parts.timed("rollout", sampler.sample), parts.timed("hand-over", sampler.load_weights)
     for part, name in {"forward": "forward", "backward": "backward", "optimizer": "step"}.items():
         setattr(engine, name, parts.timed(part, getattr(engine, name)))
@@ -290,7 +356,18 @@ def ours(arguments: argparse.Namespace) -> None:
         ds.update(engine, micro_batches(groups, recipe.optimizer.micro_batch_tokens), objective, LR)
         hand_over(ds.gathered_weights(engine))
 
-    serve(step, parts)
+    work = work_of(arguments.policy, dtype, arguments.sites, arguments.group, arguments.contexts[0], arguments.new)
+
+    def shares(seconds: dict[str, float]) -> dict[str, float]:
+        if arguments.device == "cpu":
+            return {}
+        begin = parts.clock()
+        sampler.sample(prompts, arguments.group, 1.0, 1, list(range(len(rewards_R))))  # reads the contexts alone
+        decoding = seconds["rollout"] - (parts.clock() - begin)
+        updating = seconds["step"] - seconds["rollout"] - seconds["hand-over"]
+        return work.shares(decoding, updating, torch.cuda.get_device_name())
+
+    serve(step, parts, shares)
     ds.close(engine)
 
 
@@ -298,7 +375,7 @@ def ours(arguments: argparse.Namespace) -> None:
 
 
 def trl(arguments: argparse.Namespace) -> None:
-    """`GRPOTrainer` with its built-in generation, on the CPU."""
+    """`GRPOTrainer` with its built-in generation."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -307,12 +384,12 @@ def trl(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     tokenizer = AutoTokenizer.from_pretrained(arguments.policy)
     texts = prompts_of(tokenizer, arguments)
-    model = AutoModelForCausalLM.from_pretrained(arguments.policy, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(arguments.policy, dtype=getattr(torch, arguments.dtype))
     rows = arguments.sites * arguments.group
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
-        use_cpu=True,
-        bf16=False,
+        use_cpu=arguments.device == "cpu",
+        bf16=arguments.dtype == "bfloat16",
         learning_rate=LR,
         lr_scheduler_type="constant",
         max_grad_norm=1.0,
@@ -336,7 +413,7 @@ def trl(arguments: argparse.Namespace) -> None:
         disable_tqdm=True,
         seed=0,
     )
-    parts = Parts()
+    parts = Parts(arguments.device)
     seen: list[int] = []
 
     def rewards(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -353,16 +430,16 @@ def trl(arguments: argparse.Namespace) -> None:
             if not sys.stdin.readline():
                 os._exit(0)
             parts.seconds.clear()
-            self.begin, self.processor = time.perf_counter(), time.process_time()
+            self.begin, self.processor = parts.clock(), time.process_time()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            step = time.perf_counter() - self.begin
+            step = parts.clock() - self.begin
             assert seen[-rows:] == [arguments.new] * rows, "the same work"
             report = {
                 "step": step,
                 "processor": time.process_time() - self.processor,
                 **parts.of(step),
-                "peak_mib": peak_mib(),
+                "peak_mib": peak_mib(parts),
             }
             print(json.dumps(report), file=out, flush=True)
 
