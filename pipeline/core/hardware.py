@@ -25,6 +25,9 @@ PEAK_FLOPS = {
 }
 """Dense bf16 FLOP/s by a part of the device's name (vendors' data sheets); the longest part that fits counts."""
 
+MIG = "part of an NVIDIA GPU"
+"""The driver's tool names whole GPUs only."""
+
 
 class Gpu(NamedTuple):
     """`identity` is what `CUDA_VISIBLE_DEVICES` calls it."""
@@ -59,10 +62,16 @@ def visible(listed: str, environment: Mapping[str, str]) -> tuple[Gpu, ...]:
         (Gpu(identity='1', name='NVIDIA L4'),)
     """
     rows = [line.split(", ", 2) for line in listed.splitlines() if line.count(", ") >= 2]
-    names = {key: name for index, uuid, name in rows for key in (index, uuid)}
     default = ",".join(index for index, _, _ in rows)
-    wanted = environment.get("CUDA_VISIBLE_DEVICES", default).split(",")
-    return tuple(Gpu(identity.strip(), names[identity.strip()]) for identity in wanted if identity.strip() in names)
+    found: list[Gpu] = []
+    for identity in map(str.strip, environment.get("CUDA_VISIBLE_DEVICES", default).split(",")):
+        names = [name for index, uuid, name in rows if identity == index or (identity and uuid.startswith(identity))]
+        if rows and identity.startswith("MIG-"):
+            names = [MIG]
+        if not names:
+            break  # CUDA does not see what follows, either
+        found.append(Gpu(identity, names[0]))
+    return tuple(found)
 
 
 def peak_flops(devices: Sequence[str]) -> float | None:

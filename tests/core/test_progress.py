@@ -48,3 +48,17 @@ def test_visible_gpus() -> None:
     assert [gpu.identity for gpu in visible(listed, {"CUDA_VISIBLE_DEVICES": "GPU-bb, 0"})] == ["GPU-bb", "0"]
     assert visible(listed, {"CUDA_VISIBLE_DEVICES": ""}) == ()
     assert visible("", {}) == ()
+
+
+def test_gpus_as_clusters_name_them() -> None:
+    """By the beginning of their ids, or as parts of one; after a name that there is not, CUDA sees none."""
+    listed = "0, GPU-aa11, NVIDIA L4\n1, GPU-bb22, NVIDIA H200\n"
+
+    def names(wanted: str) -> list[str]:
+        return [gpu.name for gpu in visible(listed, {"CUDA_VISIBLE_DEVICES": wanted})]
+
+    assert names("GPU-bb") == ["NVIDIA H200"]
+    assert names("MIG-5c,MIG-5d") == ["part of an NVIDIA GPU"] * 2
+    assert names("1,7,0") == ["NVIDIA H200"]
+    assert names("-1") == names("NoDevFiles") == []
+    assert visible("", {"CUDA_VISIBLE_DEVICES": "MIG-5c"}) == ()
