@@ -36,6 +36,8 @@ class Feature:
     """Of rpt, that brings the packages."""
     needed: bool = False
     """Without it neither data nor training works."""
+    mend: str | None = None
+    """What brings it, where that is no package of its name."""
     environment: str | None = None
     """A variable that it wants, and need not have."""
 
@@ -43,8 +45,8 @@ class Feature:
 FEATURES = (
     Feature("data", ("polars", "pyarrow", "tokenizers", "transformers", "torch", "datasketch"), needed=True),
     Feature("train, evaluate", ("torch", "deepspeed", "transformers", "accelerate"), needed=True),
-    Feature("DeepSpeed's compiled ops", ("ninja",), ("c++",)),
-    Feature("DeepSpeed's ops for GPUs", (), ("nvcc", "nvidia-smi")),
+    Feature("DeepSpeed's compiled ops", ("ninja",), ("c++",), mend="pip install ninja, and a C++ compiler"),
+    Feature("DeepSpeed's ops for GPUs", (), ("nvcc", "nvidia-smi"), mend="NVIDIA's driver and CUDA toolkit"),
     Feature("vLLM as sampler", ("vllm",), extra="vllm"),
     Feature("Ray clusters", ("ray",), extra="ray"),
     Feature("benchmarks of others", ("lm-eval",), extra="eval"),
@@ -78,7 +80,8 @@ def doctor(work: Path) -> dict[str, Any]:
 def _checked(feature: Feature) -> dict[str, Any]:
     missing = [name for name in feature.packages if version(name) is None]
     missing += [name for name in feature.programs if shutil.which(name) is None]
-    mend = f"pip install 'rpt[{feature.extra}]'" if feature.extra else f"install {', '.join(missing)}"
+    packages = f"'rpt[{feature.extra}]'" if feature.extra else " ".join(missing)
+    mend = feature.mend or f"pip install {packages}"
     wants = feature.environment if feature.environment and feature.environment not in os.environ else None
     return {
         "feature": feature.name,

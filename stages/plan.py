@@ -27,6 +27,7 @@ import yaml
 from rich.filesize import decimal
 from rich.table import Table
 
+from pipeline.core import packaged
 from pipeline.core.config import Manifest, Recipe, TrainProxyConfig, load
 from pipeline.core.executor import LocalExecutor
 from pipeline.core.hardware import cores, gpus
@@ -77,7 +78,8 @@ def plan(
     Raises:
         UserError: it is neither, or its corpus, proxy, tokenizer or policy cannot be read.
     """
-    if path.is_file() and "policy" in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}):
+    named = path if path.is_file() else packaged.find(path, "data_manifests") or packaged.find(path, "recipes")
+    if named and "policy" in (yaml.safe_load(named.read_text(encoding="utf-8")) or {}):
         return plan_recipe(load(Recipe, path, overrides), ranks, context_tokens)
     return plan_manifest(load(Manifest, path, overrides), source=source, workers=workers)
 

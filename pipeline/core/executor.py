@@ -70,7 +70,7 @@ class LocalExecutor:
             workers, mp_context=spawn, initializer=_begin, initargs=(identities if mine else None,)
         )
         try:
-            with _interrupts_ignored():  # by workers that are only starting; each listens once it is there
+            with interrupts_ignored():  # by workers that are only starting; each listens once it is there
                 running = [pool.submit(_call, function, item) for item in items]
             for done in futures.as_completed(running):
                 yield done.result()
@@ -90,7 +90,7 @@ def thread_settings(threads: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def interrupts_ignored() -> Iterator[None]:
     """Processes that are started within do not hear Ctrl-C, nor does this one."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from typing import Annotated
 import typer
 
 from pipeline.core.config import Manifest, Recipe, load
+from pipeline.core.executor import interrupts_ignored
+from pipeline.core.progress import say
 from stages.commands.options import (
     POLICY,
     Flops,
@@ -68,23 +71,32 @@ def launch(module: str, arguments: list[str], ranks: int) -> None:
     }
     command = [sys.executable, "-m", module, *arguments]
     if ranks > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--module"]
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        launcher += ["--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT", "--module"]
         command = [sys.executable, *launcher, "--", module, *arguments]  # `--run` is not the launcher's --run-path
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    process = subprocess.Popen(command, env=environment)
+    with interrupts_ignored():  # by all of them: Ctrl-C is passed on from here
+        process = subprocess.Popen(command, env=environment)
 
-    def stop(number: int, _: object) -> None:
-        """Ask the ranks themselves, which save and end with 0: torchrun would end them after half a minute."""
+    def send(number: int, _: object = None) -> None:
+        """To the ranks themselves: asked to end, they save and exit with 0, where torchrun ends them after a while."""
         import psutil
 
-        for rank in psutil.Process(process.pid).children() if ranks > 1 else [process]:
-            rank.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for rank in psutil.Process(process.pid).children() if ranks > 1 else [process]:
+                rank.send_signal(number)
 
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, send)
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        process.wait()
+        try:
+            say("interrupted: the step that runs is ended and saved; Ctrl-C again ends at once")
+            send(signal.SIGTERM)
+            process.wait()
+        except KeyboardInterrupt:
+            send(signal.SIGKILL)
+            process.kill()
         raise
     if code:
         raise typer.Exit(code if code > 0 else 128 - code)

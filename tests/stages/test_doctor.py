@@ -39,12 +39,13 @@ def test_doctor_tells_what_is_there_as_json(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    absent = {"vllm", "polars"}
+    absent = {"vllm", "polars", "s3fs"}
     there = doctor.version
     monkeypatch.setattr(doctor, "version", lambda name: None if name in absent else there(name))
     found = doctor.doctor(tmp_path)
     features = {feature["feature"]: feature for feature in found["features"]}
     assert features["vLLM as sampler"]["mend"] == "pip install 'rpt[vllm]'"
+    assert features["sources by s3://"]["mend"] == "pip install s3fs"
     assert features["data"]["missing"] == ["polars"] and not found["ok"]
 
 
@@ -120,3 +121,47 @@ def test_ctrl_c_leaves_nothing_half_published(tmp_path: Path) -> None:
     again = rpt("ingest", "toy.yaml", "--workers", "2", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert f", {len(unfinished.done)} already done" in again.stderr, again.stderr
+
+
+PAGE = """
+import pathlib, signal, sys, time
+stop = []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+pathlib.Path(f"ready-{time.monotonic_ns()}").touch()
+while not stop or "stubborn" in sys.argv:
+    time.sleep(0.01)
+pathlib.Path(f"saved-{time.monotonic_ns()}").touch()
+"""
+
+
+@pytest.mark.parametrize(("ranks", "stubborn"), [(1, False), (1, True), (2, False)])
+def test_ctrl_c_ends_a_training_as_sigterm_does_and_a_second_one_at_once(
+    tmp_path: Path, ranks: int, stubborn: bool
+) -> None:
+    """SIGINT to the whole group, as a terminal sends it: no rank dies of it with a traceback in the midst of a step."""
+    (tmp_path / "page.py").write_text(PAGE)
+    arguments = ["stubborn"] if stubborn else []
+    code = f"""
+from stages.commands.train import launch
+try:
+    launch("page", {arguments}, {ranks})
+except KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("ready-*"))) < ranks:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    if stubborn:
+        assert process.stderr is not None and "Ctrl-C again" in process.stderr.readline()
+        os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told, told
+    assert len(list(tmp_path.glob("saved-*"))) == (0 if stubborn else ranks)

@@ -143,3 +143,11 @@ def test_of_a_recipe_the_memory_of_a_rank_is_planned(repository: Path) -> None:
     weights = next(p for p in found["topologies"]["zero3_cpu"]["parts"] if p["name"] == "weights")
     assert weights["bytes"] == pytest.approx(found["parameters"] * 4 / 2, rel=0.01)
     assert [table.row_count > 5 for table in tables(found)] == [True]
+
+
+def test_a_recipe_that_comes_with_the_package_is_planned_by_its_name(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = plan(Path("omnimath-14b"), [f"policy.model={repository / 'demo' / 'policy'}", "policy.revision=null"])
+    assert found["recipe"] == "omnimath-14b"
