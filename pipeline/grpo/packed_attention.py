@@ -35,11 +35,11 @@ AttendRows = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Packing, float], 
 scaling → [R, H, T, D]."""
 
 
-def fastest(query: Tensor, key: Tensor, value: Tensor) -> Attend:
+def fastest(query: Tensor, value: Tensor) -> Attend:
     """The attention that suits such tensors best on their device."""
     if query.device.type == "cpu":
         return joined
-    return varlen if can_varlen(query, key, value) else repeated
+    return varlen if can_varlen(query, value) else repeated
 
 
 def _in_slots(rows: AttendRows) -> Attend:
@@ -177,7 +177,7 @@ def _attention(
     attend: Attend | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    attend = attend or fastest(query, key, value)
+    attend = attend or fastest(query, value)
     scaling, last = options.get("scaling") or query.shape[-1] ** -0.5, module.config.num_hidden_layers - 1
     return attend(query, key, value, packing, scaling, module.layer_idx == last), None
 

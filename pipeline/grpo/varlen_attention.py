@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.functional import pad
 
 from pipeline.grpo.packing import Packing, Segments
 
 
-def can_varlen(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def can_varlen(query: Tensor, value: Tensor) -> bool:
     """Whether PyTorch's kernel takes these [1, H or K, N, D]: 16 bits, D ≤ 256, an NVIDIA GPU from Ampere on."""
-    params = SDPAParams(query, key, value, None, 0.0, True, True)
-    # PyTorch pads D before the kernel that it is asked about here; nobody does before that of variable lengths.
-    return torch.version.hip is None and query.shape[-1] % 8 == 0 and can_use_flash_attention(params)
+    dimension, nvidia = query.shape[-1], query.device.type == "cuda" and torch.version.cuda is not None
+    halves = query.dtype in (torch.bfloat16, torch.float16)
+    fits = dimension % 8 == 0 and dimension <= 256 and value.shape[-1] == dimension
+    return nvidia and halves and fits and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float, last: bool) -> Tensor:

@@ -13,7 +13,7 @@ from pipeline.grpo.batch import batch_of, idle_batch, micro_batches
 from pipeline.grpo.logprobs import HeadLogprobs, PolicyLogprobs
 from pipeline.grpo.loss import LOSSES, Bounds
 from pipeline.grpo.objective import Objective
-from pipeline.grpo.packed_attention import Attend, fastest, joined, repeated
+from pipeline.grpo.packed_attention import Attend, joined, repeated
 from pipeline.grpo.packing import Packing
 from pipeline.grpo.varlen_attention import varlen
 from tests.grpo.models import TEMPERATURE, VOCAB, groups_of, plain_gradients, plain_logprobs, some_groups, tiny
@@ -100,12 +100,6 @@ def test_variable_length_attention_calls_the_kernels_as_pytorch_declares_them(la
     assert (out.shape, out.dtype) == ((1, len(packing.ids_N), 6, 64), torch.bfloat16)
     gradients = torch.autograd.grad(out, states, torch.empty_like(out))
     assert [(g.shape, g.dtype) for g in gradients] == [(x.shape, torch.bfloat16) for x in states]
-
-
-def test_the_kernel_of_nvidia_gpus_is_not_asked_for_elsewhere() -> None:
-    on_host = [torch.zeros(1, heads, 3, 8, dtype=torch.bfloat16) for heads in (4, 2, 2)]
-    assert fastest(*on_host) is joined
-    assert fastest(*(states.to("meta") for states in on_host)) is repeated
 
 
 def test_logprobs_are_at_the_given_temperature_and_in_place() -> None:
