@@ -28,6 +28,9 @@ PEAK_FLOPS = {
 MIG = "part of an NVIDIA GPU"
 """The driver's tool names whole GPUs only."""
 
+GPU_UNUSED = "PyTorch cannot use this machine's GPU, the processors compute: install a build that the GPU's driver runs"
+"""What is said where there is a GPU and nothing is gained by it."""
+
 
 class Gpu(NamedTuple):
     """`identity` is what `CUDA_VISIBLE_DEVICES` calls it."""

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from pipeline.core.hardware import GPU_UNUSED, gpus
+from pipeline.core.progress import say
+
 ItemT = TypeVar("ItemT")
 
 
@@ -30,6 +33,8 @@ def start(timeout: timedelta) -> None:
     backend = "nccl" if on_gpu() else "gloo"
     if on_gpu():
         torch.cuda.set_device(device())
+    elif gpus() and os.environ["RANK"] == "0":
+        say(f"train        {GPU_UNUSED}")
     if os.environ["WORLD_SIZE"] == "1":
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     else:

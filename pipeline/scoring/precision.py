@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.core.hardware import gpus
+from pipeline.core.hardware import GPU_UNUSED, gpus
+from pipeline.core.progress import say
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -13,5 +14,7 @@ def resolve_dtype(dtype: str) -> str:
         return "float32"
     import torch
 
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if has_bf16 else "float32"
+    if not torch.cuda.is_available():
+        say(f"score        {GPU_UNUSED}")
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"

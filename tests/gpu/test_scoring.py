@@ -11,7 +11,9 @@ import transformers
 from transformers import modeling_flash_attention_utils as flash
 
 from pipeline.core.config import ScoreConfig
+from pipeline.core.hardware import Gpu
 from pipeline.scoring import documents as scoring
+from pipeline.scoring import precision
 from pipeline.scoring.entropy import PositionScores
 from pipeline.scoring.proxy import as_proxy, load_proxy
 from pipeline.scoring.tokens import CorpusTokenizer
@@ -80,3 +82,14 @@ def test_flash_attention_packs(tmp_path: Path, gpu: SimulatedGpu | None, monkeyp
     for a, b in zip(packed, padded, strict=True):
         torch.testing.assert_close(a.nll, b.nll, atol=0.05, rtol=0.05)
     monkeypatch.setattr(flash, "_loaded_implementation", None)
+
+
+def test_auto_is_16_bits_where_there_is_one(
+    gpu: SimulatedGpu | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(precision, "gpus", lambda: (Gpu("0", "NVIDIA H200"),))
+    assert precision.resolve_dtype("auto") == "bfloat16"
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a build for CPUs, or a driver too old
+    assert precision.resolve_dtype("auto") == "float32"
+    assert "PyTorch cannot use this machine's GPU" in capsys.readouterr().err
