@@ -38,3 +38,16 @@ def disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+
+
+def refused_by_the_system(error: BaseException) -> str | None:
+    """What the file system would not let be done, if that is what an error says: no right, or a file for a folder.
+
+    Example:
+        >>> refused_by_the_system(PermissionError(errno.EACCES, "Permission denied", "/root/work"))
+        'Permission denied: /root/work'
+    """
+    codes = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+    if isinstance(error, OSError) and error.errno in codes and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return None

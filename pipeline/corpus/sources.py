@@ -102,7 +102,8 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
         what = f"no {'data' if format == 'auto' else format} files in the source"
         raise UserError(what, where=source, mend=f"extensions looked for: {', '.join(FORMATS)} (and .gz, .zst)")
     if ignored:
-        say(f"source       {len(ignored)} files are no data and left out: {', '.join(ignored[:5])}")
+        more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
+        say(f"source       no data by their names, and left out: {', '.join(ignored[:5])}{more}")
     return files
 
 

@@ -146,7 +146,7 @@ def run_data(
         found["shards"] = {"sites": sum(e.rows for e in shards), "bytes": sum(e.bytes for e in shards)}
     report(found, _funnel, as_json)
     if not as_json:
-        print(f"shards: {records[list(records)[-1]].directory}")
+        print(f"{'shards' if last == 'materialize' else last}: {records[last].directory}")
     return records
 
 

@@ -156,6 +156,14 @@ def test_a_shard_changed_after_the_fact_is_refused(corpus: Path, finished: Path,
     assert victim.name in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_file_where_the_work_folder_should_be_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("mine")
+    done = rpt("ingest", corpus / "toy.yaml", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: Not a directory: work/toy") and "--work" in last
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_is_reported_and_damages_nothing(corpus: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
