@@ -34,6 +34,7 @@ from pipeline.grpo.lora import add_adapters
 from pipeline.grpo.packed_attention import repeated
 from pipeline.grpo.topology import zero_stage
 from pipeline.grpo.types import Group, Response
+from pipeline.grpo.varlen_attention import takes, varlen
 
 MASTER, MOMENTS = 4, 8
 """Bytes a parameter of AdamW in fp32: a copy of the weight, and its two moments."""
@@ -200,8 +201,7 @@ def adapter_sizes(config: PreTrainedConfig, lora: LoraConfig) -> list[int]:
 def cache_bytes(config: PreTrainedConfig, size: int) -> int:
     """Keys and values of one token, over all layers."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * dimension * size
+    return 2 * config.num_hidden_layers * heads * _head_dimension(config) * size
 
 
 Shape = tuple[int, int, int, int]
@@ -214,7 +214,8 @@ def activation_bytes(config: PreTrainedConfig, recipe: Recipe, shape: Shape) -> 
     With checkpointing these are the layers' inputs, and beside them what one layer keeps while it is run again.
     """
     models = [_model(config, recipe.policy, layers) for layers in (1, 2)]
-    policies = [PolicyLogprobs(model, attend=repeated) for model in models]
+    flash = takes(getattr(torch, recipe.policy.dtype), _head_dimension(config))
+    policies = [PolicyLogprobs(model, attend=varlen if flash else repeated) for model in models]
     first, both = (_extrapolated(policy, shape) for policy in policies)
     again = both - first
     if not recipe.policy.gradient_checkpointing:
@@ -267,13 +268,20 @@ def _products(shape: Shape, *, packed: bool) -> list[int]:
     return [rows * context, rows * room, rows * (context + room) ** 2]
 
 
+def _head_dimension(config: PreTrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 class _UncomputedLayers(TorchFunctionMode):
-    """Within, linear layers give what was in memory: what is kept for a backward is the same, and takes no time."""
+    """Within, linear layers and the attention of GPUs compute nothing: what is kept for a backward is the same."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every operation."""
         if function is torch.nn.functional.linear:
             return _Uncomputed.apply(*args[:2])
+        if function is torch.ops.aten._flash_attention_forward:
+            query_NHD = args[0]
+            return torch.zeros_like(query_NHD), query_NHD.new_zeros(query_NHD.shape[1::-1], dtype=torch.float32)
         return function(*args, **(kwargs or {}))
 
 

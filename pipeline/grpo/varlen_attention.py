@@ -19,12 +19,16 @@ from torch.nn.functional import pad
 from pipeline.grpo.packing import Packing, Segments
 
 
+def takes(dtype: torch.dtype, dimension: int) -> bool:
+    """Whether PyTorch's kernel knows such heads."""
+    return dtype in (torch.bfloat16, torch.float16) and dimension % 8 == 0 and dimension <= 256
+
+
 def can_varlen(query: Tensor, value: Tensor) -> bool:
-    """Whether PyTorch's kernel takes these [1, H or K, N, D]: 16 bits, D ≤ 256, an NVIDIA GPU from Ampere on."""
-    dimension, nvidia = query.shape[-1], query.device.type == "cuda" and torch.version.cuda is not None
-    halves = query.dtype in (torch.bfloat16, torch.float16)
-    fits = dimension % 8 == 0 and dimension <= 256 and value.shape[-1] == dimension
-    return nvidia and halves and fits and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    """Whether the kernel takes these [1, H or K, N, D] where they are: on an NVIDIA GPU from Ampere on."""
+    nvidia = query.device.type == "cuda" and torch.version.cuda is not None
+    known = takes(query.dtype, query.shape[-1]) and value.shape[-1] == query.shape[-1]
+    return nvidia and known and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float, last: bool) -> Tensor:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.core.config import ObjectiveConfig, OptimizerConfig, PolicyConfig, Recipe, RolloutConfig
 from pipeline.grpo.logprobs import PolicyLogprobs, disable_dropout
@@ -16,22 +18,31 @@ from pipeline.grpo.memory import (
     working_parts,
 )
 from pipeline.grpo.packed_attention import repeated
+from pipeline.grpo.varlen_attention import varlen
 from tests.grpo.models import saved, tiny
+from tests.grpo.plain_flash import plain_flash
 
 
-def recipe(*, checkpointing: bool = False, **parts: object) -> Recipe:
-    policy = PolicyConfig(model="tiny", dtype="float32", gradient_checkpointing=checkpointing)
+@pytest.fixture(autouse=True, scope="module")
+def _kernels_of_nvidia_gpus() -> Iterator[None]:
+    with plain_flash():
+        yield
+
+
+def recipe(*, checkpointing: bool = False, dtype: str = "float32", **parts: object) -> Recipe:
+    policy = PolicyConfig(model="tiny", dtype=dtype, gradient_checkpointing=checkpointing)
     return Recipe(name="a", policy=policy, rollout=RolloutConfig(group_size=4), **parts)
 
 
 @pytest.mark.parametrize(
     ("kind", "checkpointing"), [("llama", False), ("gpt2", False), ("sliding", False), ("llama", True), ("gpt2", True)]
 )
-def test_activations_are_within_a_tenth_of_what_autograd_keeps(kind: str, checkpointing: bool) -> None:
-    shape, model = (3, 4, 170, 80), tiny(kind).train()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_are_within_a_tenth_of_what_autograd_keeps(kind: str, checkpointing: bool, dtype: str) -> None:
+    shape, model = (3, 4, 170, 80), tiny(kind).to(getattr(torch, dtype)).train()
     disable_dropout(model)
-    expected = activation_bytes(model.config, recipe(checkpointing=checkpointing), shape)
-    policy = PolicyLogprobs(model, attend=repeated)
+    expected = activation_bytes(model.config, recipe(checkpointing=checkpointing, dtype=dtype), shape)
+    policy = PolicyLogprobs(model, attend=varlen if dtype == "bfloat16" else repeated)
     plain = saved_bytes(policy, shape)
     kept = plain
     if checkpointing:
