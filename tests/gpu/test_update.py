@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from pipeline.grpo.logprobs import PolicyLogprobs  # noqa: E402
 from pipeline.grpo.loss import LOSSES, Bounds  # noqa: E402
 from pipeline.grpo.objective import Objective  # noqa: E402
 from pipeline.grpo.types import Batch, Response  # noqa: E402
+from tests.gpu.simulated import SimulatedGpu  # noqa: E402
 from tests.gpu.test_ranks import one_rank  # noqa: E402, F401
 from tests.grpo.models import TEMPERATURE, some_groups, tiny  # noqa: E402
 from tests.grpo.test_sampler import sampler_of  # noqa: E402
@@ -90,3 +92,16 @@ def test_sampler_and_trainer_agree_there() -> None:
     assert isinstance(response, Response)
     assert ds.sampler_gap(engine, response, prompt, TEMPERATURE) < 1e-3
     assert {name for name, _ in ds.gathered_weights(engine)} == set(dict(sampler.model.named_parameters()))
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_of_a_micro_batch_the_host_reads_masks_and_nothing_else(gpu: SimulatedGpu | None) -> None:
+    if gpu is None:
+        pytest.skip("waits are counted on the pretended GPU")
+    objective, waits = replace(EVERYTHING, top_entropy=1.0), []
+    for count in (2, 4):
+        engine, batches = OneRank("cuda"), micro_batches(some_groups(5, 3), 40)[:count]
+        before = len(gpu.syncs)
+        ds.update(engine, batches, objective, 1e-2)
+        waits.append(len(gpu.syncs) - before)
+    assert waits[1] - waits[0] == 3 * 2, "two masks and the place of the targets, of two micro-batches more"
