@@ -110,14 +110,16 @@ def run_data(
     manifest: Manifest, last: str, source: str | None, work: Path, executor: Executor, as_json: bool = False
 ) -> dict[str, Record]:
     """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
+    from pipeline.core.parquet import read_table
     from pipeline.scoring.tokens import CorpusTokenizer
+    from pipeline.selection.metadata import check_metadata
     from pipeline.selection.sites import wanted
     from stages.ingest import ingest
     from stages.materialize import materialize
     from stages.score import score
     from stages.select import select
 
-    wanted(manifest.select)  # what the last stages would refuse is refused before the first one runs
+    wanted(manifest.select)  # what the last stages would refuse is refused as early as it can be told
     if last == "materialize":
         CorpusTokenizer.load(manifest.materialize.policy_tokenizer, manifest.materialize.policy_tokenizer_revision)
 
@@ -136,6 +138,9 @@ def run_data(
         begin = time.monotonic()
         records[name] = steps[name]()
         seconds[name] = time.monotonic() - begin
+        if name == "ingest" and last in ("select", "materialize"):
+            files = records["ingest"].files("documents")
+            check_metadata(manifest.select.metadata, (read_table(file, ["meta"]) for file in files))
     stages = {
         name: {"seconds": seconds[name], "directory": str(record.directory), "counters": record.counters}
         for name, record in records.items()

@@ -168,6 +168,9 @@ def test_mistakes_of_a_mixture(tmp_path: Path) -> None:
     read = manifest(tmp_path)
     with pytest.raises(UserError, match="--source is for a manifest with one source"):
         ingest(read, source="elsewhere", work=tmp_path / "work", executor=InProcess())
+    absent = manifest(tmp_path, metadata={"gone": "number"}, where="gone > 1")
+    with pytest.raises(UserError, match=r"no document has the metadata `gone`.*known: number, corpus"):
+        run_data(absent, "materialize", None, tmp_path / "work", InProcess())  # before anything is scored
     (tmp_path / "big" / "more.jsonl").write_text('{"problem": "a", "solution": "b", "corpus": "c"}\n')
     with pytest.raises(UserError, match=r"a column named `corpus`: big/more.jsonl"):
         ingest(read, source=None, work=tmp_path / "work", executor=InProcess())
