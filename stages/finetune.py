@@ -125,8 +125,8 @@ def _surveys(config: QuestionsConfig, source: str) -> list[Survey]:
     surveys = [survey(file, corpus) for file in find_files(source, config.format, config.revision)]
     for about in surveys:
         if about.columns:
-            for template in (config.question, config.answer):
-                Template.parse(template).check(about.columns, about.file.name)
+            for key, template in (("question", config.question), ("answer", config.answer)):
+                Template.parse(template).check(about.columns, about.file.name, f"questions.{key}")
     return surveys
 
 
@@ -191,8 +191,10 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
     write_answers(run / "answers.parquet", sites, answers)
     write_json(done, found)
     for name, share in found["accuracy"].items():
-        say(f"{name:<12} {share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}] of {len(sites):,} questions")
-    say(f"difference   {change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]")
+        value, low, high = (f"{100 * share[part]:.1f}" for part in ("value", "low", "high"))
+        say(f"{name:<12} {value} % [{low}, {high}] of {len(sites):,} questions")
+    value, low, high = (f"{100 * part:+.1f}" for part in (change.value, change.low, change.high))
+    say(f"difference   {value} points [{low}, {high}]")
     return found
 
 

@@ -15,7 +15,7 @@ import yaml
 from rich.table import Table
 
 from pipeline.core.config import Manifest
-from pipeline.core.workspace import human, made_from, outputs, runs_in, size_of, states
+from pipeline.core.workspace import Output, human, made_from, outputs, runs_in, size_of, states
 from pipeline.grpo.run import latest_checkpoint, read_state
 
 
@@ -47,12 +47,12 @@ def status(manifest: Manifest, *, work: Path, runs: Path, versions: Mapping[str,
         "bytes": size_of(folder) if folder.exists() else 0,
         "up_to_date": all(stage["state"] == "up to date" for stage in stages),
         "stages": stages,
-        "runs": _runs(runs, {output.fingerprint for output in found}, Path(str(stages[-1]["directory"])).name),
+        "runs": _runs(runs, {output.fingerprint: output for output in found}, Path(str(stages[-1]["directory"])).name),
     }
 
 
-def _runs(runs: Path, known: set[str], shards: str) -> list[dict[str, Any]]:
-    """The runs that were trained on shards of this folder."""
+def _runs(runs: Path, known: Mapping[str, Output], shards: str) -> list[dict[str, Any]]:
+    """The runs that were trained on outputs of this folder."""
     found = []
     for run in runs_in(runs):
         mine = [fingerprint for fingerprint in made_from(run) if fingerprint in known]
@@ -65,7 +65,7 @@ def _runs(runs: Path, known: set[str], shards: str) -> list[dict[str, Any]]:
                     "step": read_state(checkpoint)["step"] if checkpoint else 0,
                     "steps": recipe["budget"]["steps"],
                     "policy": (run / "policy").is_dir(),
-                    "made_from": mine,
+                    "made_from": [f"{'' if known[f].current else 'earlier '}{known[f].stage}/{f}" for f in mine],
                     "on_these_shards": shards in mine,
                     "bytes": size_of(run),
                 }
@@ -81,6 +81,6 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         stages.add_row(stage["stage"], stage["state"], why, human(stage["bytes"]), str(stage["outputs"]))
     runs = Table("run", "steps", "trained on", "size")
     for run in found["runs"]:
-        which = "these shards" if run["on_these_shards"] else f"earlier outputs {', '.join(run['made_from'])}"
+        which = "these shards" if run["on_these_shards"] else "\n".join(run["made_from"])
         runs.add_row(run["run"], f"{run['step']} of {run['steps']}", which, human(run["bytes"]))
     return [stages, *([runs] if found["runs"] else [])]

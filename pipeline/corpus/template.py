@@ -54,10 +54,10 @@ class Template:
         """Columns in the order of their first appearance."""
         return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
 
-    def check(self, known: Sequence[str], file: str) -> None:
-        """Refuse a template that names a column which `file` does not have."""
+    def check(self, known: Sequence[str], file: str, key: str = "corpus.text") -> None:
+        """Refuse a template, the manifest's or recipe's `key`, that names a column which `file` does not have."""
         for column in self.columns:
-            check_column(column, known, file, "corpus.text")
+            check_column(column, known, file, key)
 
     def render(self, values: Mapping[str, Any]) -> tuple[str, list[Span]]:
         """The text of a record in NFC, and the byte span of each column in it.

@@ -98,3 +98,11 @@ def test_what_cannot_be_asked_is_refused(folder: Path) -> None:
         made(folder, "set.jsonl", answer="{anser}")
     with pytest.raises(UserError, match="no questions to be judged"):
         made(folder, "set.jsonl", reward="prefix")
+
+
+@pytest.mark.parametrize("key", ["question", "answer"])
+def test_a_template_that_names_an_absent_column_is_called_as_the_recipe_calls_it(folder: Path, key: str) -> None:
+    written(folder / "a.jsonl", [{"q": "1 + 1", "a": "2"}])
+    templates = {"question": "{q}", "answer": "{a}"} | {key: "{gone}"}
+    with pytest.raises(UserError, match=rf"`questions\.{key}` names the column `gone`"):
+        made(folder, "a.jsonl", **templates)

@@ -118,10 +118,17 @@ def test_sizes_and_runs(tmp_path: Path) -> None:
     (run / "run.json").write_text(json.dumps({"shards": {"fingerprint": records["materialize"].fingerprint}}))
     told = status(manifest(), work=tmp_path, runs=tmp_path / "runs", versions=VERSIONS)
     assert told["up_to_date"] and told["runs"][0]["step"] == 20 and told["runs"][0]["on_these_shards"]
+    made(tmp_path, manifest(where="entropy > 2"))
+    again = status(manifest(where="entropy > 2"), work=tmp_path, runs=tmp_path / "runs", versions=VERSIONS)
+    assert again["runs"][0]["made_from"] == [f"earlier materialize/{records['materialize'].fingerprint}"]
+    plain = json.dumps({"documents": {"fingerprint": records["ingest"].fingerprint}})  # as `rpt ntp` has it
+    (run / "run.json").write_text(plain)
+    again = status(manifest(), work=tmp_path, runs=tmp_path / "runs", versions=VERSIONS)
+    assert again["runs"][0]["made_from"] == [f"ingest/{records['ingest'].fingerprint}"]
     files = [path for path in (tmp_path / "toy").rglob("*") if path.is_file()]
-    assert told["bytes"] == sum(path.stat().st_size for path in files)
+    assert again["bytes"] == sum(path.stat().st_size for path in files)
     in_stages = sum(path.stat().st_size for path in files if path.name != "current")
-    assert sum(stage["bytes"] for stage in told["stages"]) == in_stages
+    assert sum(output.bytes for output in outputs(tmp_path / "toy")) == in_stages
 
 
 # -------------------------------------------------------------------------------------------------------- clean
