@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -469,6 +470,22 @@ def _torch_accelerator() -> dict[str, Any]:
     }
 
 
+def _triton() -> AbstractContextManager[Any]:
+    """Kernels in Triton's interpreter (TRITON_INTERPRET=1) read and write the plain tensors."""
+    if find_spec("triton") is None:
+        return nullcontext()
+    from triton.runtime.interpreter import GridExecutor
+
+    launch = GridExecutor.__call__
+
+    def on_plain(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(x, Tensor) and not isinstance(x, SimulatedTensor) for x in args):
+            raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
+        return launch(executor, *map(_plain, args), **kwargs)
+
+    return patch.object(GridExecutor, "__call__", on_plain)
+
+
 def _init_process_group(backend: str, **options: Any) -> None:
     """NCCL: gloo on the plain tensors, but no tensor of the CPU is taken."""
     assert backend == "nccl", f"{backend} does not know the GPU"
@@ -493,6 +510,7 @@ def simulated_gpu() -> Iterator[SimulatedGpu]:
             patch.object(torch._C, "_get_accelerator", lambda *_: torch.device("cuda")),
             patch.object(dist, "init_process_group", _init_process_group),
             patch.object(dist.distributed_c10d, "_get_object_coll_device", lambda *_: "cuda"),
+            _triton(),
             _Names(),
             _Operations(),
         ):
