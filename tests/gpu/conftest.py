@@ -10,6 +10,9 @@ import torch
 
 from tests.gpu.simulated import SimulatedGpu, simulated_gpu
 
+collect_ignore = ["compile_kernels.py"]
+"""A program that needs Triton."""
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, Triton's own among them
 
