@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections import Counter
 from pathlib import Path
@@ -117,13 +118,17 @@ def test_the_budget_is_drawn_by_weight_however_the_corpus_is_cut(tmp_path: Path,
 def test_rpt_data_its_audit_and_what_is_pushed(tmp_path: Path) -> None:
     """From two files to shards by the demo's own proxy; the audit's breakdown by corpus; columns and licences."""
     root = Path(__file__).resolve().parents[2]
-    asked = manifest(tmp_path / "in", where="entropy > 0.1 AND number < 35", metadata={"number": "number"})
+    rules = {"where": "entropy > 0.1 AND number < 35", "mixture": {"weights": {"big": 1, "small": 2}}}
+    asked = manifest(tmp_path / "in", metadata={"number": "number"}, **rules)
     licensed = tuple(s.model_copy(update={"license": f"{s.name}-1.0"}) for s in asked.corpus.sources)
     corpus = asked.corpus.model_copy(update={"sources": licensed})
     read = asked.model_copy(update={"corpus": corpus, "proxy": ProxyConfig(model=str(root / "demo" / "proxy"))})
     records = run_data(read, "materialize", None, tmp_path / "work", InProcess())
     train = sites_of(records["select"]).filter(pl.col("split") == "train")
     audit(read, work=tmp_path / "work", out=tmp_path / "audit")
+    page = (tmp_path / "audit" / "report.html").read_text()
+    assert '<dt>mixture</dt><dd><code>{"weights": {"big": 1.0, "small": 2.0}}</code></dd>' in html.unescape(page)
+    assert "<dt>max sites</dt>" not in page
     groups = json.loads((tmp_path / "audit" / "audit.json").read_text())["groups"]
     kept = {row["value"]: row["train"]["kept"] for row in groups["meta.corpus"]}
     assert kept == dict(Counter(train["corpus"])) and kept.keys() == COUNTS.keys()
