@@ -179,13 +179,11 @@ class _HeadLogprobs(torch.autograd.Function):
 
 
 def _logits(hidden_NE: Tensor, weight_VE: Tensor, temperature: float) -> Tensor:
-    """h Wᵀ / temperature in fp32."""
+    """h Wᵀ / temperature in fp32; of a policy in 16 bits from logits rounded to them, as those it was sampled from."""
     if hidden_NE.dtype == torch.float32:
         return (hidden_NE / temperature) @ weight_VE.t()
-    if hidden_NE.device.type == "cpu":
-        return (hidden_NE @ weight_VE.t()).float().div_(temperature)
-    nothing = hidden_NE.new_zeros(1, dtype=torch.float32)
-    return torch.addmm(nothing, hidden_NE, weight_VE.t(), out_dtype=torch.float32, beta=0, alpha=1 / temperature)
+    logits = (hidden_NE @ weight_VE.t()).float()
+    return logits if temperature == 1 else logits.div_(temperature)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -10,8 +10,9 @@ Shape names as in `packing.py`; H query heads, K key-value heads, D head dimensi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from pipeline.grpo.batch import batch_of
 from pipeline.grpo.packing import Packing
 from pipeline.grpo.shared_attention import cpu_flash
+from pipeline.grpo.types import Group, Response
 from pipeline.grpo.varlen_attention import can_varlen, varlen
 
 NAME = "rpt_packed"
@@ -39,7 +42,45 @@ def fastest(query: Tensor, value: Tensor) -> Attend:
     """The attention that suits such tensors best on their device."""
     if query.device.type == "cpu":
         return joined
-    return varlen if can_varlen(query, value) else repeated
+    heads = query.shape[1], value.shape[1], query.shape[-1]
+    return varlen if can_varlen(query, value) and proven(query.device, query.dtype, *heads) else repeated
+
+
+@cache
+def proven(device: torch.device, dtype: torch.dtype, heads: int, shared: int, dimension: int) -> bool:
+    """Whether `varlen` gives here what `repeated` gives, gradients included; a warning says so if it does not.
+
+    Its kernels come with PyTorch's build and the GPU, and wrong gradients would make no noise: they are tried once on
+    a small batch before they are used.
+    """
+    lengths = [(40, (9, 3)), (0, (1, 17)), (150, (70, 2))]
+    groups = [Group((0,) * (read + 1), tuple(map(_zeros, rows)), (1.0, 1.0)) for read, rows in lengths]
+    packing = Packing(batch_of(groups).to(device))
+    random, tokens = torch.Generator().manual_seed(0), len(packing.ids_N)
+    shapes = [(1, n, tokens, dimension) for n in (heads, shared, shared)] + [(1, tokens, heads, dimension)]
+    states = [torch.randn(shape, generator=random).to(device, dtype) for shape in shapes]
+    try:
+        found, expected = (_with_gradients(attend, states, packing) for attend in (varlen, repeated))
+        gap = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+        wrong = None if gap < 0.05 else f"off by {gap:.2g} of the largest value"
+    except RuntimeError as error:
+        wrong = str(error)
+    if wrong:
+        warnings.warn(f"no variable-length flash attention: on {device} it is wrong: {wrong}", stacklevel=2)
+    return wrong is None
+
+
+def _with_gradients(attend: Attend, states: Sequence[Tensor], packing: Packing) -> list[Tensor]:
+    """What attention makes of queries, keys and values, and its gradients, given that of the result; in fp32."""
+    with torch.enable_grad():
+        query, key, value = own = [state.detach().requires_grad_() for state in states[:3]]
+        out = attend(query, key, value, packing, query.shape[-1] ** -0.5, False)
+        gradients = torch.autograd.grad(out, own, states[3])
+    return [tensor.float() for tensor in (out.detach(), *gradients)]
+
+
+def _zeros(length: int) -> Response:
+    return Response((0,) * length, b"", True, (0.0,) * length)
 
 
 def _in_slots(rows: AttendRows) -> Attend:

@@ -15,7 +15,7 @@ from pipeline.grpo.batch import idle_batch, micro_batches
 from pipeline.grpo.logprobs import PolicyLogprobs
 from pipeline.grpo.loss import LOSSES, Bounds
 from pipeline.grpo.objective import Objective
-from pipeline.grpo.packed_attention import Attend, fastest, joined, repeated
+from pipeline.grpo.packed_attention import Attend, fastest, joined, proven, repeated
 from pipeline.grpo.varlen_attention import varlen
 from tests.gpu.simulated import KERNELS, SimulatedGpu
 from tests.grpo import plain_flash
@@ -49,8 +49,10 @@ def calls(gpu: SimulatedGpu | None) -> Iterator[Counter[str]]:
         aten.addmm.dtype: addmm,
         aten.addmm.dtype_out: addmm,
     }
+    proven.cache_clear()
     with patch.dict(KERNELS, kernels):
         yield counted
+    proven.cache_clear()
 
 
 @pytest.mark.parametrize("logits_at_once", [300, None])
@@ -60,18 +62,22 @@ def test_gradients_in_bfloat16(
 ) -> None:
     here, there = tiny(kind), tiny(kind).to(device="cuda", dtype=torch.bfloat16)
     learn(PolicyLogprobs(here), "cpu")
+    heads = here.config.num_attention_heads, here.config.num_key_value_heads
+    assert proven(there.device, torch.bfloat16, *heads, here.config.hidden_size // heads[0])
+    calls.clear()
+    waited = len(gpu.syncs) if gpu else 0
     batches = learn(PolicyLogprobs(there, logits_at_once=logits_at_once), "cuda")
     if gpu is not None:
         layers = 2 * (2 * (batches - 1) + 1)  # an idle one has no readers
-        assert calls["forward"] == calls["backward"] == layers + (2 if calls["proof"] else 0)
+        assert calls["forward"] == calls["backward"] == layers
         assert calls["addmm"] > 0
-        assert len(gpu.syncs) == 3 * batches, "for two masks and the targets, whatever the number of layers"
+        assert len(gpu.syncs) - waited == 3 * batches, "for two masks and the targets, whatever the number of layers"
     for (name, expected), found in zip(here.named_parameters(), there.parameters(), strict=True):
         largest = float(expected.grad.abs().max())
         torch.testing.assert_close(found.grad.float().cpu(), expected.grad, rtol=0, atol=0.05 * largest, msg=name)
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("calls")
 def test_the_kernel_is_asked_for_what_it_takes() -> None:
     def chosen(dtype: torch.dtype, dimension: int, device: str = "cuda") -> Attend:
         states = torch.zeros(1, 2, 3, dimension, dtype=dtype, device=device)
@@ -80,6 +86,26 @@ def test_the_kernel_is_asked_for_what_it_takes() -> None:
     assert chosen(torch.bfloat16, 64) is chosen(torch.float16, 256) is varlen
     assert chosen(torch.float32, 64) is chosen(torch.bfloat16, 12) is chosen(torch.bfloat16, 264) is repeated
     assert chosen(torch.bfloat16, 64, "cpu") is joined
+
+
+@pytest.mark.parametrize("wrong", ["forward", "backward", "refused"])
+def test_kernels_that_are_wrong_are_not_used(wrong: str, gpu: SimulatedGpu | None, calls: Counter[str]) -> None:
+    """One of a gradient too large, or too much of a result; one that this build does not have."""
+    if gpu is None:
+        pytest.skip("exchanges what a pretended GPU computes with")
+
+    def spoiled(*args: Any, **kwargs: Any) -> Any:
+        if wrong == "refused":
+            raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+        out, *others = getattr(plain_flash, wrong)(*args, **kwargs)
+        return (out * 1.2, *others)
+
+    name = "forward" if wrong == "refused" else wrong
+    states = torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16, device="cuda")
+    with patch.dict(KERNELS, {getattr(aten, f"_flash_attention_{name}").default: spoiled}):
+        with pytest.warns(UserWarning, match="no variable-length flash attention"):
+            assert fastest(states, states) is repeated
+        assert fastest(states, states) is repeated, "and is said once"
 
 
 def learn(policy: PolicyLogprobs, device: str) -> int:
