@@ -41,6 +41,7 @@ from pipeline.selection.corpus_rules import looks_at_the_corpus
 from pipeline.shards.cost import (
     FIT_STEPS,
     Trial,
+    left_of,
     size_of,
     total,
     try_documents,
@@ -122,25 +123,28 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
     selected = crew.run(partial(try_select, rules, several), scored.trials)
     made = crew.run(partial(try_materialize, manifest.materialize), selected.trials)
 
-    tokens, sites, examples = (
-        total(team.counts(name), documents, found.error)
-        for team, name in ((scored, "tokens"), (selected, "sites"), (made, "examples"))
-    )
     share = documents / len(scored.counts("tokens"))
+    left = left_of(rules, selected.trials, share)
+    kept = share * left
+    tokens = total(scored.counts("tokens"), documents, found.error)
+    sites = total(selected.counts("sites"), documents, found.error).times(left)
+    examples = total(made.counts("examples"), documents, found.error).times(left)
     shards = math.ceil(documents / config.shard_documents)
     pace = sum(trial.pace or 0.0 for trial in scored.trials) / len(scored.trials)
     passes = 3 if looks_at_the_corpus(manifest.select) else 1
     stages += [
         crew.stage("score", "tokens", tokens.value, tokens.value * pace, shards, scored, share, accelerated=True),
-        crew.stage("select", "sites", sites.value, selected.busy * share, shards, selected, share, passes=passes),
-        crew.stage("materialize", "examples", examples.value, made.busy * share, shards, made, share),
+        crew.stage(
+            "select", "sites", sites.value, selected.busy * share, shards, selected, share * left, passes=passes
+        ),
+        crew.stage("materialize", "examples", examples.value, made.busy * kept, shards, made, kept),
     ]
     return {
         "manifest": manifest.name,
         "documents": documents,
         "tokens": asdict(tokens),
         "sites": asdict(sites),
-        "sites_are_at_most": bool(every) or looks_at_the_corpus(manifest.select),
+        "sites_are_at_most": bool(every or rules.thin or rules.strata),
         "stages": stages,
         "seconds": sum(stage["seconds"] for stage in stages),
         "bytes": sum(stage["bytes"] for stage in stages),

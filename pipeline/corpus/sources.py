@@ -100,7 +100,8 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
         files.append(SourceFile(name, f"{root}/{name}", cast(str, kind) if format == "auto" else format, compression))
     if not files:
         what = f"no {'data' if format == 'auto' else format} files in the source"
-        raise UserError(what, where=source, mend=f"extensions looked for: {', '.join(FORMATS)} (and .gz, .zst)")
+        looked_for = ", ".join(suffix for suffix, kind in FORMATS.items() if format in ("auto", kind))
+        raise UserError(what, where=source, mend=f"extensions looked for: {looked_for} (and .gz, .zst)")
     if ignored:
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
         say(f"source       no data by their names, and left out: {', '.join(ignored[:5])}{more}")

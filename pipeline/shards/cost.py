@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.core.config import CorpusConfig, Manifest, MaterializeConfig, SelectConfig, TrainProxyConfig
 from pipeline.core.parquet import ROW_GROUP, parquet_writer
-from pipeline.corpus.documents import DOCUMENTS
+from pipeline.corpus.documents import CORPUS, DOCUMENTS
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.words import shingles, words
 from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.selection.corpus_rules import shares
 from pipeline.selection.sites import OF_SEVERAL, SITES, select_sites
 from pipeline.shards.examples import examples
 from pipeline.shards.writer import write_shards
@@ -192,9 +194,9 @@ class Estimate:
     low: float
     high: float
 
-    def at_most(self, limit: float) -> Estimate:
-        """The same where nothing above `limit` is kept."""
-        return Estimate(min(limit, self.value), min(limit, self.low), min(limit, self.high))
+    def times(self, share: float) -> Estimate:
+        """The same where this share is kept."""
+        return Estimate(share * self.value, share * self.low, share * self.high)
 
 
 def total(values_D: Sequence[int], population: float, error: float = 0.0) -> Estimate:
@@ -214,6 +216,29 @@ def total(values_D: Sequence[int], population: float, error: float = 0.0) -> Est
     unseen = max(0.0, 1 - count / population)
     half = 1.96 * population * math.hypot(spread * math.sqrt(unseen / count), mean * error)
     return Estimate(population * mean, max(0.0, population * mean - half), population * mean + half)
+
+
+def left_of(config: SelectConfig, selected: Sequence[Trial], share: float) -> float:
+    """The share of selected sites that rules over the whole corpus leave; thinning and strata are not foreseen.
+
+    Args:
+        config: the rules.
+        selected: trials of `try_select`.
+        share: documents of the corpus, over those of the trials.
+
+    Raises:
+        UserError: the mixture wants sites of a source that has none.
+    """
+    sites = pa.concat_tables([trial.tables["sites"] for trial in selected])
+    train = sites.filter(pc.equal(sites["split"], "train"))
+    top = share * (config.top_fraction or 1.0)
+    kept = train.num_rows * top
+    if config.mixture:
+        counted = train[CORPUS].value_counts().to_pylist()
+        available = {entry["values"]: int(entry["counts"] * top) for entry in counted}
+        kept = sum(shares(config.mixture.weights, available, None).values())
+    kept = min(kept, config.max_sites or kept)
+    return (kept / share + sites.num_rows - train.num_rows) / max(sites.num_rows, 1)
 
 
 def wall(busy: float, shards: int, workers: int) -> float:

@@ -81,6 +81,13 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: 
     assert source in str(error.value)
 
 
+def test_where_a_folder_has_no_file_of_the_format_its_extensions_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jsonl")
+    with pytest.raises(UserError, match="no text files in the source") as error:
+        find_files(str(tmp_path), "text")
+    assert error.value.mend == "extensions looked for: .txt, .text, .md (and .gz, .zst)"
+
+
 def test_any_fsspec_file_system_is_a_source() -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe({"/corpus/a.jsonl": b"one", "/corpus/b/c.txt": b"two"})

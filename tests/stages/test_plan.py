@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 
-from pipeline.core.config import Manifest
-from pipeline.shards.cost import total
+from pipeline.core.config import Manifest, SelectConfig
+from pipeline.shards.cost import Trial, left_of, total
 from stages.ingest import ingest
 from stages.materialize import materialize
 from stages.plan import plan, tables
@@ -114,13 +115,34 @@ def test_several_sources_are_planned_as_the_run_makes_them(tmp_path: Path) -> No
     tree["corpus"]["sources"] = [first, second]
     tree["select"]["where"] = "entropy > 1.0 AND (field = 'solution' OR corpus = 'again')"
     path.write_text(yaml.safe_dump(tree))
-    found = plan(path, workers=2)
+    found = plan(path, workers=1)
     run = made(path, tmp_path / "work")
     assert (found["documents"], run["documents"]) == (190, 190)
     assert (found["tokens"]["value"], found["sites"]["value"]) == (run["tokens"], run["sites"])
     stages = {stage["stage"]: stage for stage in found["stages"]}
     assert stages["materialize"]["count"] == run["examples"]
     assert 0.5 < stages["materialize"]["bytes"] / run["bytes"]["materialize"] < 1.5
+
+    tree["select"]["mixture"] = {"weights": {"problems": 1, "again": 2}}
+    path.write_text(yaml.safe_dump(tree))
+    found, run = plan(path, workers=1), made(path, tmp_path / "work")
+    assert found["sites"]["value"] == pytest.approx(run["sites"], abs=1)
+    assert not found["sites_are_at_most"]
+
+
+def test_what_rules_over_the_corpus_leave_by_hand() -> None:
+    """Of half a corpus: six sites of `a`, two of `b`, two held out."""
+    rows = {"split": ["train"] * 8 + ["validation"] * 2, "corpus": [*"aaaaaabb", "a", "b"]}
+    trial = Trial(0.0, 0, tables={"sites": pa.table(rows)})
+    for rules, left in (
+        ({}, 10),
+        ({"max_sites": 4}, 2 + 2),
+        ({"max_sites": 400}, 10),
+        ({"top_fraction": 0.5}, 4 + 2),
+        ({"mixture": {"weights": {"a": 1, "b": 1}}}, 4 + 2),
+        ({"mixture": {"weights": {"a": 3, "b": 1}}, "max_sites": 8}, 4 + 2),
+    ):
+        assert left_of(SelectConfig.model_validate(rules), [trial], share=2.0) == left / 10, rules
 
 
 def test_the_interval_covers() -> None:
