@@ -88,7 +88,7 @@ class _Scored(NamedTuple):
 def _score_batch(
     proxy: Proxy, batch: Sequence[Window], documents: Sequence[NDArray[np.int32]], config: ScoreConfig
 ) -> _Scored:
-    """On an accelerator everything is only asked for, and nothing waited for."""
+    """On an accelerator everything is only asked for; it waits once, for `transformers` to look at its positions."""
     front = [] if proxy.bos_id is None else [proxy.bos_id]
     fed = [[*front, *documents[w.document][w.start : w.stop].tolist()] for w in batch]
     # The last fed token of a window predicts its last position, the one before it the one before, …
