@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -72,11 +73,15 @@ def proven(device: torch.device, dtype: torch.dtype, heads: int, shared: int, di
 
 def _with_gradients(attend: Attend, states: Sequence[Tensor], packing: Packing) -> list[Tensor]:
     """What attention makes of queries, keys and values, and its gradients, given that of the result; in fp32."""
-    with torch.enable_grad():
+    with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):  # checkpointing would count these tensors too
         query, key, value = own = [state.detach().requires_grad_() for state in states[:3]]
         out = attend(query, key, value, packing, query.shape[-1] ** -0.5, False)
         gradients = torch.autograd.grad(out, own, states[3])
     return [tensor.float() for tensor in (out.detach(), *gradients)]
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _zeros(length: int) -> Response:

@@ -78,6 +78,16 @@ def test_gradients_in_bfloat16(
 
 
 @pytest.mark.usefixtures("calls")
+def test_kernels_are_proven_in_the_midst_of_a_layer_that_is_run_again() -> None:
+    policies = [tiny().to(device="cuda", dtype=torch.bfloat16).train() for _ in range(2)]
+    policies[0].gradient_checkpointing_enable({"use_reentrant": False})
+    for model in policies:
+        learn(PolicyLogprobs(model), "cuda")
+    for again, once in zip(*(model.parameters() for model in policies), strict=True):
+        torch.testing.assert_close(again.grad.cpu(), once.grad.cpu(), rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.usefixtures("calls")
 def test_the_kernel_is_asked_for_what_it_takes() -> None:
     def chosen(dtype: torch.dtype, dimension: int, device: str = "cuda") -> Attend:
         states = torch.zeros(1, 2, 3, dimension, dtype=dtype, device=device)
