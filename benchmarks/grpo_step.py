@@ -2,7 +2,8 @@
 
 Both sides train the same policy on the same prompts with the same group size, new tokens a response (exactly),
 rewards, loss (token mean), optimizer and no KL. Each runs in a process of its own, is warmed up, and takes its steps in
-turn with the other's: medians. TRL wants an environment of its own: `pip install trl==1.16.0 torch==2.13.0`.
+turn with the other's (on a GPU, whose memory they would share, one side after the other): medians. TRL wants an
+environment of its own: `pip install trl==1.16.0 torch==2.13.0`.
 
 Every group has unequal rewards, the most work there can be. With --run, the folder of a run, the work is measured a
 second time with that run's share of such groups: the others have no gradient, and ours leaves them out of the update.
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3, help="measured on each side, after one that warms up")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--deepspeed-config", type=Path, help="of ours; by default ZeRO-3, as `rpt train` has it")
     parser.add_argument("--trl-python", help="interpreter of an environment with TRL")
     parser.add_argument("--run", type=Path, help="a run whose share of groups with unequal rewards is measured too")
     parser.add_argument("--informative", type=float, default=1.0, help=argparse.SUPPRESS)
@@ -112,11 +114,12 @@ def measure(arguments: argparse.Namespace) -> None:
         judged |= {f"{context}: {name}": found[name] >= bar for name, bar in bars.items() if name in found}
     names = (
         "device", "shape", "layers", "dtype", "sites", "group", "new", "micro_batch_tokens", "trl_rows",
-        "same_allocator", "threads", "steps",
+        "same_allocator", "threads", "steps", "deepspeed_config",
     )  # fmt: skip
     work = {name: getattr(arguments, name) for name in names} | {"informative": shares}
     if not arguments.trl_python:
         print("TRL was not measured: give --trl-python")
+    work["deepspeed_config"] = arguments.deepspeed_config and arguments.deepspeed_config.name
     report = {"work": work, "contexts": results, "bars": BARS[arguments.device], "judged": judged}
     print(json.dumps(report | {"holds": all(judged.values()) if judged else None}))
 
@@ -139,13 +142,16 @@ def informative_share(run: Path) -> float:
 
 def measured(arguments: argparse.Namespace, context: int) -> dict[str, Any]:
     """Both sides at one length of contexts, and their ratios."""
-    sides = {"ours": Side("ours", sys.executable, arguments, context)}
-    if arguments.trl_python:
-        sides["trl"] = Side("trl", arguments.trl_python, arguments, context)
-    for _ in range(arguments.steps + 1):
-        for side in sides.values():
-            side.step()
-    found = {name: side.finish(arguments.sites * arguments.group * arguments.new) for name, side in sides.items()}
+    pythons = {"ours": sys.executable} | ({"trl": arguments.trl_python} if arguments.trl_python else {})
+    together = [list(pythons)] if arguments.device == "cpu" else [[name] for name in pythons]
+    found: dict[str, Any] = {}
+    for names in together:
+        sides = {name: Side(name, pythons[name], arguments, context) for name in names}
+        for _ in range(arguments.steps + 1):
+            for side in sides.values():
+                side.step()
+        tokens = arguments.sites * arguments.group * arguments.new
+        found |= {name: side.finish(tokens) for name, side in sides.items()}
     if "trl" in found:
         ours, theirs = found["ours"], found["trl"]
         for name, key in {
@@ -203,6 +209,8 @@ class Side:
             "informative",
         ):  # fmt: skip
             command += [f"--{key.replace('_', '-')}", str(getattr(arguments, key))]
+        if arguments.deepspeed_config:
+            command += ["--deepspeed-config", str(arguments.deepspeed_config)]
         environment = os.environ | {
             "OMP_NUM_THREADS": str(arguments.threads),
             "TOKENIZERS_PARALLELISM": "false",
@@ -328,7 +336,7 @@ def ours(arguments: argparse.Namespace) -> None:
         objective=ObjectiveConfig(loss="dapo"),
         optimizer=OptimizerConfig(lr=LR, clip_norm=1.0, micro_batch_tokens=arguments.micro_batch_tokens),
     )
-    topology = choose_topology(None, on_gpu=ranks.on_gpu())
+    topology = choose_topology(arguments.deepspeed_config, on_gpu=ranks.on_gpu())
     engine = ds.build(arguments.policy, recipe.policy, recipe.optimizer, topology)
     tokenizer = AutoTokenizer.from_pretrained(arguments.policy)
     prompts = [tokenizer.encode(text, add_special_tokens=False) for text in prompts_of(tokenizer, arguments)]

@@ -4,8 +4,8 @@ The first makes of a position's logits what `entropy.score_hidden` makes in five
 true token and the maxima of the blocks. The second finds the best blocks and the best logits in them, as
 `entropy.largest` does. Logits stay in the model's own type and are computed with in fp32.
 
-They give what plain PyTorch gives (tests, in Triton's interpreter, without a GPU). How fast they are has not been
-measured.
+They give what plain PyTorch gives in Triton's interpreter, and compile for GPUs from Ampere on (tests, without a GPU).
+How fast they are has not been measured.
 
 Shape names as in `entropy`: T positions, C positions of a chunk, H hidden size, V vocabulary, W = V rounded up to whole
 blocks, P blocks.
