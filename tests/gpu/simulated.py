@@ -52,6 +52,9 @@ WAITING = {
 
 KERNELS: dict[Any, Callable[..., Any]] = {
     aten.histc.default: lambda x, *args: aten.histc.default(x.float(), *args).to(x.dtype),
+    aten.addmm.dtype_out: lambda c, a, b, dtype, *, out, **scales: torch.addmm(
+        c, a.to(dtype), b.to(dtype), out=out, **scales
+    ),
 }
 """What GPUs have and CPUs have not."""
 
