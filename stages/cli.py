@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from pipeline.core.errors import UserError, disk_is_full, refused_by_the_system
+from pipeline.core.errors import UserError, refused_by_the_system
 from pipeline.core.progress import quiet_libraries, say
 from stages.commands import data, elsewhere, evaluate, house, look, train
 
@@ -39,12 +39,9 @@ def main() -> None:
             say("interrupted: run the same command again to resume")
         raise
     except Exception as error:
-        if disk_is_full(error):
-            say(f"error: the disk is full: {error} (free some space and run again)")
-        elif refused := refused_by_the_system(error):
-            say(f"error: {refused} (choose another folder with --work, --run or --out)")
-        else:
+        if not (refused := refused_by_the_system(error)):
             raise
+        say(f"error: {refused}")
         sys.exit(2)
 
 

@@ -127,7 +127,8 @@ def train(
         spent = Spent(**state["spent"])
         sampler.load_weights(ds.gathered_weights(engine))
     if main:
-        say(f"train        {f'resumes after step {done}' if resumed else 'starts'}: {steps} steps  {run}")
+        begins = f"resumes after step {done}" if resumed else "starts"
+        say(f"train        {begins}: {steps} steps on {shards.directory.parent}  {run}")
         describe(run, recipe, {"shards": shards}, base, own, layout)
         log, progress = tracked(MetricsLog(run, done if resumed else None), run, recipe), ProgressLine(done, steps)
 

@@ -41,13 +41,15 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def refused_by_the_system(error: BaseException) -> str | None:
-    """What the file system would not let be done, if that is what an error says: no right, or a file for a folder.
+    """What the system would not do, and the mend, if an error says so: no space, no right, a file for a folder.
 
     Example:
         >>> refused_by_the_system(PermissionError(errno.EACCES, "Permission denied", "/root/work"))
-        'Permission denied: /root/work'
+        'Permission denied: /root/work (choose another folder with --work, --run or --out)'
     """
+    if disk_is_full(error):
+        return f"the disk is full: {error} (free some space and run again)"
     codes = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
     if isinstance(error, OSError) and error.errno in codes and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
+        return f"{error.strerror}: {error.filename} (choose another folder with --work, --run or --out)"
     return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.core.config import OptimizerConfig
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, refused_by_the_system
 from pipeline.core.progress import quiet_libraries, say
 
 
@@ -84,6 +84,11 @@ def run_to_exit(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         say(f"error: {error}")
         code = error.exit_code
+    except Exception as error:
+        if not (refused := refused_by_the_system(error)):
+            raise
+        say(f"error: {refused}")
+        code = 2
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -98,7 +98,7 @@ excess_loss, token_class, tokens, split)
     for name in dict.fromkeys(expression.meta.root_names()):
         if name not in columns:
             near = difflib.get_close_matches(name.lower(), columns, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`? " if near else ""
+            hint = f"did you mean `{near[0]}`? " if near else f"if it is text, write '{name}'. "
             raise _refusal(f"`{key}` names `{name}`, which is no column", where, f"{hint}Columns: {', '.join(columns)}")
     probe = pl.DataFrame({name: _EXAMPLES[type(c.dtype)] for name, c in columns.items()}, schema=_schema(columns))
     try:

@@ -36,7 +36,7 @@ def test_scoring_is_measured_there(
          "num_key_value_heads": 1},
     )  # fmt: skip
     arguments = argparse.Namespace(
-        device="cuda", shape="0.5B", dtype="bfloat16", tokens=2000, batch_tokens=512, layers=2, threads=1,
+        device="cuda", shape="0.5B", dtype="bfloat16", tokens=200, batch_tokens=128, layers=2, threads=1,
         documents=None, folder=tmp_path,
     )  # fmt: skip
     score.save_model(tmp_path / "model", arguments)

@@ -51,7 +51,7 @@ def both(
 
 def test_scores_of_fitted_proxies(both: Callable[..., list[pl.DataFrame]], tmp_path: Path) -> None:
     def scored(device: str) -> pl.DataFrame:
-        table = pl.DataFrame(scores_of(run(tmp_path / device, TEXTS[:20], manifest({"train": TRAIN}))[1]))
+        table = pl.DataFrame(scores_of(run(tmp_path / device, TEXTS[:8], manifest({"train": TRAIN}))[1]))
         if device == "cuda":
             folders = [path.parent for path in tmp_path.rglob("cuda/proxy/**/config.json")]
             assert folders and score._proxy.cache_info().currsize == len(folders)

@@ -27,8 +27,13 @@ def test_a_rank_whose_launcher_died_before_it_looked_leaves() -> None:
     assert output_of([sys.executable, "-c", launcher]) == "1\n"
 
 
-def test_a_page_ends_with_its_exit_code() -> None:
-    page = "from pipeline.core.errors import UserError; from pipeline.grpo.process import run_to_exit\n"
-    page += "def main():\n    raise UserError('no', mend='yes')\nrun_to_exit(main)"
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [("UserError('no', mend='yes')", "error: no (yes)"), ("OSError(errno.ENOSPC, 'no')", "error: the disk is full")],
+)
+def test_a_page_ends_with_its_exit_code(raised: str, said: str) -> None:
+    page = "import errno; from pipeline.core.errors import UserError; from pipeline.grpo.process import run_to_exit\n"
+    page += f"def main():\n    raise {raised}\nrun_to_exit(main)"
     process = subprocess.run([sys.executable, "-c", page], capture_output=True, text=True, cwd=ROOT)
-    assert process.returncode == UserError.exit_code and "no (yes)" in process.stdout + process.stderr
+    output = process.stdout + process.stderr
+    assert process.returncode == UserError.exit_code and said in output and "Traceback" not in output
