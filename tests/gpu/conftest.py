@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,9 +11,6 @@ from tests.gpu.simulated import SimulatedGpu, simulated_gpu
 
 collect_ignore = ["compile_kernels.py"]
 """A program that needs Triton."""
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, Triton's own among them
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import torch
@@ -15,8 +14,6 @@ from pipeline.scoring.head import output_matrix
 from tests.scoring.plain import NAMES, plain_scores
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, Triton's own among them
 entropy_triton = pytest.importorskip(
     "pipeline.scoring.entropy_triton", reason="triton is not installed: the kernel for GPUs is not tested"
 )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,9 @@ def test_ctrl_c_ends_a_training_as_sigterm_does_and_a_second_one_at_once(
     (tmp_path / "page.py").write_text(PAGE)
     arguments = ["stubborn"] if stubborn else []
     code = f"""
+import signal
 from stages.commands.train import launch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; what runs in the background may ignore it
 try:
     launch("page", {arguments}, {ranks})
 except KeyboardInterrupt:
@@ -153,15 +156,19 @@ except KeyboardInterrupt:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("ready-*"))) < ranks:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    if stubborn:
-        assert process.stderr is not None and "Ctrl-C again" in process.stderr.readline()
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("ready-*"))) < ranks:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+            time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+        if stubborn:
+            assert process.stderr is not None and "Ctrl-C again" in process.stderr.readline()
+            os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, told
     assert "Traceback" not in told, told
     assert len(list(tmp_path.glob("saved-*"))) == (0 if stubborn else ranks)
