@@ -79,7 +79,7 @@ def ours(where: str, files: dict[str, InputFile], tokenizer: str, out: Path) -> 
     for folder in ("sites", "shards"):
         (out / folder).mkdir(parents=True)
     begin = time.process_time()
-    select.run(SelectConfig(where=where), Shard(0, files, {}), out / "sites")
+    select.run(SelectConfig(where=where), Shard(0, files, {"several": False}), out / "sites")
     chosen = {"documents": files["documents"], "sites": InputFile(out / "sites" / "sites.parquet")}
     config = MaterializeConfig(
         policy_tokenizer=tokenizer, max_context_tokens=MAX_CONTEXT, continuation_tokens=CONTINUATION
