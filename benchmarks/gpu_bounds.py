@@ -54,10 +54,10 @@ def work_of(folder: Path, dtype: torch.dtype, sites: int, group: int, context: i
     from transformers import AutoConfig
 
     from pipeline.grpo.compute import ModelSize
+    from pipeline.grpo.memory import cache_bytes
 
     config, size = AutoConfig.from_pretrained(folder), ModelSize.of(folder)
-    heads = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
-    held = 2 * config.num_hidden_layers * heads * dtype.itemsize  # keys and values of a token
+    held = cache_bytes(config, dtype.itemsize)
     own = sites * group * held * new * (new - 1) // 2
     decoding = (new - 1) * (size.weights * dtype.itemsize + sites * context * held) + own
     body = replace(size, weights=size.weights - config.vocab_size * config.hidden_size)

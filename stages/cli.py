@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from pipeline.core.errors import UserError, refused_by_the_system
+from pipeline.core.errors import mendable
 from pipeline.core.progress import quiet_libraries, say
 from stages.commands import data, elsewhere, evaluate, house, look, train
 
@@ -31,18 +31,15 @@ def main() -> None:
     quiet_libraries()
     try:
         app()
-    except UserError as error:
-        say(f"error: {error}")
-        sys.exit(error.exit_code)
     except SystemExit as over:
         if over.code == 130:  # what typer makes of Ctrl-C
             say("interrupted: run the same command again to resume")
         raise
     except Exception as error:
-        if not (refused := refused_by_the_system(error)):
+        if not (mend := mendable(error)):
             raise
-        say(f"error: {refused}")
-        sys.exit(2)
+        say(f"error: {mend}")
+        sys.exit(mend.exit_code)
 
 
 if __name__ == "__main__":

@@ -40,16 +40,20 @@ def disk_is_full(error: BaseException) -> bool:
     return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
 
 
-def refused_by_the_system(error: BaseException) -> str | None:
-    """What the system would not do, and the mend, if an error says so: no space, no right, a file for a folder.
+def mendable(error: Exception) -> UserError | None:
+    """The error as one that the user can mend; also what the system refused: no space, no right, a file for a folder.
 
     Example:
-        >>> refused_by_the_system(PermissionError(errno.EACCES, "Permission denied", "/root/work"))
+        >>> str(mendable(PermissionError(errno.EACCES, "Permission denied", "/root/work")))
         'Permission denied: /root/work (choose another folder with --work, --run or --out)'
     """
+    if isinstance(error, UserError):
+        return error
     if disk_is_full(error):
-        return f"the disk is full: {error} (free some space and run again)"
+        return UserError("the disk is full", where=error, mend="free some space and run again")
     codes = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
     if isinstance(error, OSError) and error.errno in codes and error.filename is not None:
-        return f"{error.strerror}: {error.filename} (choose another folder with --work, --run or --out)"
+        return UserError(
+            str(error.strerror), where=error.filename, mend="choose another folder with --work, --run or --out"
+        )
     return None

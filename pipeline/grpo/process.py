@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.core.config import OptimizerConfig
-from pipeline.core.errors import UserError, refused_by_the_system
+from pipeline.core.errors import mendable
 from pipeline.core.progress import quiet_libraries, say
 
 
@@ -81,14 +81,11 @@ def run_to_exit(main: Callable[[], None]) -> NoReturn:
     code = 0
     try:
         main()
-    except UserError as error:
-        say(f"error: {error}")
-        code = error.exit_code
     except Exception as error:
-        if not (refused := refused_by_the_system(error)):
+        if not (mend := mendable(error)):
             raise
-        say(f"error: {refused}")
-        code = 2
+        say(f"error: {mend}")
+        code = mend.exit_code
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -98,19 +98,22 @@ def test_the_kernel_is_asked_for_what_it_takes() -> None:
     assert chosen(torch.bfloat16, 64, "cpu") is joined
 
 
-@pytest.mark.parametrize("wrong", ["forward", "backward", "refused"])
+@pytest.mark.parametrize("wrong", ["forward", "backward", "refused", "not a number"])
 def test_kernels_that_are_wrong_are_not_used(wrong: str, gpu: SimulatedGpu | None, calls: Counter[str]) -> None:
-    """One of a gradient too large, or too much of a result; one that this build does not have."""
+    """A result or a gradient too large, a gradient that is no number; a kernel that this build does not have."""
     if gpu is None:
         pytest.skip("exchanges what a pretended GPU computes with")
 
     def spoiled(*args: Any, **kwargs: Any) -> Any:
         if wrong == "refused":
             raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+        if wrong == "not a number":
+            *others, last = plain_flash.backward(*args, **kwargs)
+            return (*others, last * torch.nan)
         out, *others = getattr(plain_flash, wrong)(*args, **kwargs)
         return (out * 1.2, *others)
 
-    name = "forward" if wrong == "refused" else wrong
+    name = {"refused": "forward", "not a number": "backward"}.get(wrong, wrong)
     states = torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16, device="cuda")
     with patch.dict(KERNELS, {getattr(aten, f"_flash_attention_{name}").default: spoiled}):
         with pytest.warns(UserWarning, match="no variable-length flash attention"):
