@@ -26,6 +26,7 @@ from rich.console import Console
 from pipeline.core.artifact import Record, current_record, fingerprint, write_json
 from pipeline.core.config import BandsConfig, Manifest, Recipe, ScoreConfig, load
 from pipeline.core.errors import UserError
+from pipeline.core.hardware import torch_device
 from pipeline.core.parquet import read_table
 from pipeline.core.progress import Meter, progress, say
 from pipeline.evaluation.accuracy import summarize
@@ -206,9 +207,8 @@ def read_policy(
 
     tokenizer = CorpusTokenizer.load(folder)
     prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokenizer, template_named(recipe.task.template))
-    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
-    policy = Sampler.load(folder, tokenizer, dtype=dtype, device=device, batch_rows=batch)
+    policy = Sampler.load(folder, tokenizer, dtype=dtype, device=torch_device(), batch_rows=batch)
     say(f"evaluate     {name}: {len(sites):,} held-out sites")
     with progress(f"direct {name}", Meter(len(sites), "sites", steps="sites")) as advance:
         direct = read_directly(policy, tokenizer, sites, batch=batch, advance=advance)

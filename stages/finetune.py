@@ -27,6 +27,7 @@ from pipeline.core.artifact import Counters, Record, Shard, fingerprint, publish
 from pipeline.core.config import Config, QuestionsConfig, Recipe, load
 from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
+from pipeline.core.hardware import torch_device
 from pipeline.core.parquet import write_rows
 from pipeline.core.progress import Meter, progress, say
 from pipeline.core.stage import Stage, run_stage
@@ -218,9 +219,8 @@ def read_policy(name: str, folder: Path, recipe: Recipe, sites: Sequence[Site]) 
 
     tokens = CorpusTokenizer.load(folder)
     prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, template_named(recipe.task.template))
-    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
-    policy = Sampler.load(folder, tokens, dtype=dtype, device=device, batch_rows=batch)
+    policy = Sampler.load(folder, tokens, dtype=dtype, device=torch_device(), batch_rows=batch)
     with progress(f"answers {name}", Meter(len(sites), "tokens", steps="questions")) as advance:
         return read_by_reasoning(
             policy,

@@ -21,6 +21,7 @@ from pipeline.core.artifact import Counters, Record, Shard
 from pipeline.core.config import Config, Recipe, ScreenConfig
 from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
+from pipeline.core.hardware import torch_device
 from pipeline.core.parquet import read_table, write_rows
 from pipeline.core.stage import Stage, run_stage
 from pipeline.grpo.run import policy_tokenizer
@@ -126,6 +127,7 @@ def _policy(folder: str, template: str, dtype: str, batch_rows: int) -> tuple[Sa
     from pipeline.grpo.sampler import Sampler
 
     tokens = CorpusTokenizer.load(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    sampler = Sampler.load(Path(folder), tokens, dtype=getattr(torch, dtype), device=device, batch_rows=batch_rows)
+    sampler = Sampler.load(
+        Path(folder), tokens, dtype=getattr(torch, dtype), device=torch_device(), batch_rows=batch_rows
+    )
     return sampler, PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, template_named(template))

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.core.errors import UserError
+from pipeline.core.hardware import torch_device
 from pipeline.core.progress import say
 from pipeline.evaluation.report import Table, count, percent
 from pipeline.evaluation.zeroshot import BENCHMARKS, letter_of, lm_eval_task, read_questions, summarize_zeroshot
@@ -81,10 +82,9 @@ def zeroshot(
 
 def _ask(folder: Path, task: dict[str, Any], mode: str) -> list[dict[str, Any]]:
     """lm-eval's samples, in the order of the questions."""
-    import torch
     from lm_eval import simple_evaluate
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device()
     results = simple_evaluate(
         model="hf",
         model_args={"pretrained": str(folder), "dtype": "float32" if device == "cpu" else "auto"},

@@ -44,6 +44,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def torch_device() -> str:
+    """Where this process's tensors go: `cuda` if PyTorch can use a GPU, or `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
     """The NVIDIA GPUs this process may use. The driver's tool is asked: no CUDA context is opened here."""

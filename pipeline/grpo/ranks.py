@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from pipeline.core.hardware import GPU_UNUSED, gpus
+from pipeline.core.hardware import GPU_UNUSED, gpus, torch_device
 from pipeline.core.progress import say
 
 ItemT = TypeVar("ItemT")
@@ -53,7 +53,7 @@ def world_size() -> int:
 
 def on_gpu() -> bool:
     """Whether ranks compute on GPUs."""
-    return torch.cuda.is_available()
+    return torch_device() == "cuda"
 
 
 def device() -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.core.hardware import GPU_UNUSED, gpus
+from pipeline.core.hardware import GPU_UNUSED, gpus, torch_device
 from pipeline.core.progress import say
 
 
@@ -12,9 +12,9 @@ def resolve_dtype(dtype: str) -> str:
         return dtype
     if not gpus():
         return "float32"
-    import torch
-
-    if not torch.cuda.is_available():
+    if torch_device() == "cpu":
         say(f"score        {GPU_UNUSED}")
         return "float32"
+    import torch
+
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core.errors import UserError
+from pipeline.core.hardware import torch_device
 from pipeline.scoring.entropy import WriteLogits, copy_logits
 from pipeline.scoring.head import same, tiled_head
 from pipeline.scoring.precision import resolve_dtype
@@ -78,8 +79,7 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
     if loading["missing_keys"] or loading["mismatched_keys"]:
         absent = sorted(map(str, loading["missing_keys"] or loading["mismatched_keys"]))
         raise UserError(f"weights are missing or misshapen ({len(absent)}, first {absent[0]})", where=folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    proxy = as_proxy(_with_flash_attention(model.to(device).eval()), tokenizer.bos_id)
+    proxy = as_proxy(_with_flash_attention(model.to(torch_device()).eval()), tokenizer.bos_id)
     for rows in (model.get_input_embeddings().num_embeddings, proxy.vocab_size):
         _check_vocabulary(folder, rows, tokenizer)
     return proxy
