@@ -7,7 +7,7 @@ left-padded contexts, H key-value heads, D their dimension, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,10 @@ from pipeline.grpo.shared_attention import SharedContexts, sharing
 
 NONE = -1
 """No token: a response had ended."""
+
+ReadToken = Callable[[Tensor, Tensor, Sequence[DynamicLayer], SharedContexts, Tensor | None], Tensor]
+"""ids [R] and positions [R] of one more token a row, the responses' keys and values by layer (they get the token's),
+their contexts, a bias on the scores of responses' own tokens → logits [R, V]."""
 
 Layers = Sequence[Sequence[tuple[Tensor, Tensor]]]
 """Keys and values [P, H, W, D] of some of the contexts, by layer; then of the next contexts."""
@@ -97,27 +101,40 @@ class Repeated(_Stepwise):
 class Shared(_Stepwise):
     """Decodes with its context's keys and values once a group, where `can_share`."""
 
-    def __init__(self, model: PreTrainedModel, layers: Layers, mask_PW: Tensor, group_size: int, room: int) -> None:
-        """As `Repeated`."""
+    def __init__(self, read: ReadToken, layers: Layers, mask_PW: Tensor, group_size: int, room: int) -> None:
+        """As `Repeated`, but for how a token is read."""
         whole = whole_layers(layers)
         empty = [(keys[:, :, :0], values[:, :, :0]) for keys, values in whole]
-        buffers: list[Any] = [_BufferLayer([part], group_size, min(room, _ROOM)) for part in empty]
-        self._model, self._cache = model, Cache(layers=buffers)
-        self._contexts = SharedContexts(whole, mask_PW, group_size)
+        self._own = [_BufferLayer([part], group_size, min(room, _ROOM)) for part in empty]
+        self._read, self._contexts = read, SharedContexts(whole, mask_PW, group_size)
 
     def select(self, rows: Tensor) -> None:
-        self._cache.batch_select_indices(rows)
         self._contexts.select(rows)
+        for layer in self._own:
+            layer.batch_select_indices(rows)
 
     def step(self, ids_R: Tensor, positions_R: Tensor) -> Tensor:
-        with sharing(self._model):
-            return self._model(
-                input_ids=ids_R[:, None],
-                position_ids=positions_R[:, None],
-                past_key_values=self._cache,
-                use_cache=True,
-                contexts=self._contexts,
-            ).logits[:, -1]
+        return self._read(ids_R, positions_R, self._own, self._contexts, None)
+
+
+def by_modules(
+    model: PreTrainedModel,
+    ids_R: Tensor,
+    positions_R: Tensor,
+    own: Sequence[DynamicLayer],
+    contexts: SharedContexts,
+    own_bias: Tensor | None,
+) -> Tensor:
+    """A `ReadToken` of any model that `can_share`, given the model."""
+    with sharing(model):
+        return model(
+            input_ids=ids_R[:, None],
+            position_ids=positions_R[:, None],
+            past_key_values=Cache(layers=list[Any](own)),
+            use_cache=True,
+            contexts=contexts,
+            own_bias=own_bias,
+        ).logits[:, -1]
 
 
 def whole_layers(layers: Layers) -> list[tuple[Tensor, Tensor]]:

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
-from pipeline.grpo.decoding import NONE, Drawn, Layers, whole_layers
+from pipeline.grpo.decoding import NONE, Drawn, Layers, ReadToken, whole_layers
 from pipeline.grpo.drawing import Drawing, draw, uniform
-from pipeline.grpo.shared_attention import SharedContexts, sharing
+from pipeline.grpo.shared_attention import SharedContexts
 
 SEGMENT = 64
 """Tokens that are decoded with the same rows and buffers."""
@@ -45,9 +44,9 @@ def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
 class Recorded:
     """Decodes with its context's keys and values once a group, where `can_share`, by steps of fixed shape."""
 
-    def __init__(self, model: PreTrainedModel, layers: Layers, mask_PW: Tensor, group_size: int, room: int) -> None:
+    def __init__(self, read: ReadToken, layers: Layers, mask_PW: Tensor, group_size: int, room: int) -> None:
         """As `decoding.Shared`; buffers grow by segments, whatever the `room`."""
-        self._model = model
+        self._read = read
         whole = whole_layers(layers)
         self._contexts = SharedContexts(whole, mask_PW, group_size)
         rows = len(mask_PW) * group_size
@@ -93,22 +92,13 @@ class Recorded:
             self._ended_L = self._ended_L[kept]
         for layer in self._own:
             layer.fit(kept, columns)
-        self._cache = Cache(layers=list[Any](self._own))
         self._column_B = torch.arange(columns, device=kept.device)
         self._open_B = torch.zeros(columns, device=kept.device)
 
     def _step(self) -> None:
         """Read the tokens drawn last, draw the next."""
-        with sharing(self._model):
-            logits_LV = self._model(
-                input_ids=self._id_L[:, None],
-                position_ids=(self._position_L + self._last)[:, None],
-                past_key_values=self._cache,
-                use_cache=True,
-                contexts=self._contexts,
-                own_bias=self._open_B.masked_fill(self._column_B > self._last, -torch.inf),
-            ).logits[:, -1]
-        self._take(logits_LV)
+        open_B = self._open_B.masked_fill(self._column_B > self._last, -torch.inf)
+        self._take(self._read(self._id_L, self._position_L + self._last, self._own, self._contexts, open_B))
 
     def _take(self, logits_LV: Tensor) -> None:
         """Draw every row's next token, and note it."""

@@ -12,6 +12,7 @@ D head dimension, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pipeline.core.errors import UserError
-from pipeline.grpo.decoding import Layers, Repeated, Shared
+from pipeline.grpo.decoding import Layers, Repeated, Shared, by_modules
 from pipeline.grpo.drawing import Drawing
+from pipeline.grpo.fused_decoder import FusedDecoder, can_fuse
 from pipeline.grpo.fused_norms import fuse_norms
 from pipeline.grpo.recorded_decoding import Recorded
 from pipeline.grpo.shared_attention import can_share
@@ -35,8 +37,8 @@ UNKNOWN = "\ufffd".encode()
 """Bytes of an id that the tokenizer does not know (models have spare rows): such a response matches nothing."""
 
 
-Rows = Callable[[PreTrainedModel, Layers, Tensor, int, int], Shared | Repeated | Recorded]
-"""Model, keys and values of contexts, their mask [P, W], G, room → the rows that are decoded after them."""
+Rows = Callable[[Layers, Tensor, int, int], Shared | Repeated | Recorded]
+"""Keys and values of contexts, their mask [P, W], G, room → the rows that are decoded after them."""
 
 
 class Sampler:
@@ -200,7 +202,7 @@ class Sampler:
             logits.append(self._read([prompts[p] for p in chosen], width, Cache(layers=part)))
             layers.append([(layer.keys, layer.values) for layer in part])
         logits_RV = torch.cat(logits).repeat_interleave(group_size, dim=0)
-        rows = self._rows(self.model, layers, pad_left(prompts, width, device)[1], group_size, drawing.room)
+        rows = self._rows(layers, pad_left(prompts, width, device)[1], group_size, drawing.room)
         del layers, part, logits
         positions_R = torch.tensor(lengths, device=device).repeat_interleave(group_size)
         ids_RT, logprobs_RT = rows.decode(logits_RV, positions_R, drawing)
@@ -221,8 +223,9 @@ class Sampler:
 
 def _fastest_rows(model: PreTrainedModel) -> Rows:
     if not can_share(model):
-        return Repeated
-    return Recorded if model.device.type == "cuda" else Shared
+        return partial(Repeated, model)
+    read = FusedDecoder(model) if can_fuse(model) else partial(by_modules, model)
+    return partial(Recorded if model.device.type == "cuda" else Shared, read)
 
 
 def pad_left(rows: Sequence[Sequence[int]], width: int, device: str | torch.device) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,165 @@
+"""One more token a row through a model of Llama's family, in a third of the operations that its modules take.
+
+A decoding step of a small model is bound by the number of its operations, on a CPU and in a CUDA graph alike. Here
+queries, keys and values are one product, gate and up another, a residual is added by the product before it, and
+queries and keys are rotated together. Contexts are read by the model's own modules.
+
+Shape names: R rows, E hidden size, H query heads, K key-value heads, D head dimension, S = H + K, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, rms_norm, silu
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+from transformers.cache_utils import DynamicLayer
+
+from pipeline.grpo.shared_attention import SharedContexts, can_share
+
+FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+
+
+def can_fuse(model: PreTrainedModel) -> bool:
+    """Whether a model is one of the family, as it is published: its contexts shared, all of a head rotated."""
+    whole_heads = (getattr(model.config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1) == 1
+    return type(model) in FAMILY and model.config.hidden_act == "silu" and whole_heads and can_share(model)
+
+
+class Linear(NamedTuple):
+    """x · weightᵀ + bias"""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return linear(states, self.weight, self.bias)
+
+    def added_to(self, total: Tensor, states: Tensor) -> Tensor:
+        """total + states · weightᵀ + bias"""
+        total = torch.addmm(total, states, self.weight.t())
+        return total if self.bias is None else total + self.bias
+
+
+class _Layer(NamedTuple):
+    input_norm: Tensor
+    query_key_value: Linear
+    head_norms: tuple[Tensor, Tensor] | None
+    """Of queries and of keys, where a model has them (Qwen3)."""
+    out: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+    scaling: float
+
+
+class FusedDecoder:
+    """Logits after one more token a row; where `can_fuse`.
+
+    The weights of the model's projections become parts of the fused ones: what is copied into either is in both. The
+    model must not be moved to another device after that.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        config = model.config
+        self._model, self._eps = model.model, config.rms_norm_eps
+        self._heads, self._states = config.num_attention_heads, config.num_attention_heads + config.num_key_value_heads
+        self._head = Linear(model.lm_head.weight, model.lm_head.bias)
+        self._layers = [_layer(layer) for layer in model.model.layers]
+
+    def __call__(
+        self,
+        ids_R: Tensor,
+        positions_R: Tensor,
+        own: Sequence[DynamicLayer],
+        contexts: SharedContexts,
+        own_bias: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [R, V].
+
+        Args:
+            ids_R: the token that each row reads.
+            positions_R: where it stands.
+            own: keys and values of each layer's responses up to here; they get the token's.
+            contexts: what the rows share.
+            own_bias: on the scores of responses' own tokens.
+        """
+        hidden_RE = self._model.embed_tokens(ids_R)
+        cos_RD, sin_RD = (x[0] for x in self._model.rotary_emb(hidden_RE, positions_R[None]))
+        turn = cos_RD[:, None], _signed(sin_RD)[:, None]
+        for index, layer in enumerate(self._layers):
+            states_RSD, value_RKD = self._attention_states(layer, self._normed(hidden_RE, layer.input_norm))
+            states_RSD = _rotated(states_RSD, *turn)
+            query, key, value = (x[:, :, None] for x in (*self._split(states_RSD), value_RKD))
+            keys, values = own[index].update(key, value)
+            seen = contexts.attend(index, query, keys, values, own_bias, layer.scaling)
+            hidden_RE = layer.out.added_to(hidden_RE, seen.flatten(1))
+            gate, up = layer.gate_up(self._normed(hidden_RE, layer.mlp_norm)).chunk(2, dim=1)
+            hidden_RE = layer.down.added_to(hidden_RE, silu(gate).mul_(up))
+        return self._head(self._normed(hidden_RE, self._model.norm.weight))
+
+    def _attention_states(self, layer: _Layer, hidden_RE: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [R, S, D] as they are before they are rotated, and values [R, K, D]."""
+        made = layer.query_key_value(hidden_RE).unflatten(1, (2 * self._states - self._heads, -1))
+        states, value = made[:, : self._states], made[:, self._states :]
+        if layer.head_norms:
+            normed = [self._normed(x, norm) for x, norm in zip(self._split(states), layer.head_norms, strict=True)]
+            states = torch.cat(normed, dim=1)
+        return states, value
+
+    def _split(self, states_RSD: Tensor) -> tuple[Tensor, Tensor]:
+        return states_RSD[:, : self._heads], states_RSD[:, self._heads :]
+
+    def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(states, weight.shape, weight, self._eps)
+
+
+def _layer(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
+    return _Layer(
+        layer.input_layernorm.weight,
+        _fused(attention.q_proj, attention.k_proj, attention.v_proj),
+        norms,
+        _fused(attention.o_proj),
+        layer.post_attention_layernorm.weight,
+        _fused(mlp.gate_proj, mlp.up_proj),
+        _fused(mlp.down_proj),
+        attention.scaling,
+    )
+
+
+def _fused(*modules: nn.Linear) -> Linear:
+    """Projections of the same states as one, of which each is from now on a part."""
+    if len(modules) == 1:
+        return Linear(modules[0].weight, modules[0].bias)
+    weight = _joined([module.weight for module in modules])
+    return Linear(weight, None if modules[0].bias is None else _joined([module.bias for module in modules]))
+
+
+def _joined(parameters: Sequence[Tensor]) -> Tensor:
+    whole = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, whole.split([len(parameter) for parameter in parameters]), strict=True):
+        parameter.data = part
+    return whole
+
+
+def _signed(sin_RD: Tensor) -> Tensor:
+    """sin with its first half negated: [−x₂, x₁] · sin is [x₂, x₁] · that."""
+    first, second = sin_RD.chunk(2, dim=1)
+    return torch.cat([-first, second], dim=1)
+
+
+def _rotated(states_RSD: Tensor, cos_R1D: Tensor, signed_sin_R1D: Tensor) -> Tensor:
+    """Rotary embedding (arXiv 2104.09864), halves as `transformers` pairs them."""
+    swapped = states_RSD.roll(states_RSD.shape[2] // 2, dims=2)
+    return torch.addcmul(states_RSD * cos_R1D, swapped, signed_sin_R1D)
