@@ -26,6 +26,9 @@ from transformers.cache_utils import DynamicLayer
 
 from pipeline.grpo.shared_attention import SharedContexts, can_share
 
+Turn = tuple[Tensor, Tensor]
+"""By which queries and keys are rotated (arXiv 2104.09864), halves of a head paired."""
+
 FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
 
@@ -50,6 +53,43 @@ class Linear(NamedTuple):
         return total if self.bias is None else total + self.bias
 
 
+class Operations:
+    """What a step does between its matrix products, by PyTorch's operations.
+
+    Args:
+        heads: H.
+    """
+
+    def __init__(self, heads: int) -> None:
+        self._heads = heads
+
+    def turn(self, cos_RD: Tensor, sin_RD: Tensor) -> Turn:
+        """What rotates a step's queries and keys."""
+        first, second = sin_RD.chunk(2, dim=1)
+        return cos_RD[:, None], torch.cat([-first, second], dim=1)[:, None]
+
+    def attend(
+        self, index: int, states_RSD: Tensor, value_RKD: Tensor, turn: Turn, own: Any, contexts: SharedContexts,
+        own_bias: Tensor | None, scaling: float,
+    ) -> Tensor:  # fmt: skip
+        """What a layer's heads see [R, H·D]; its keys, rotated, and values are added to the responses' own."""
+        cos_R1D, signed_sin_R1D = turn  # [−x₂, x₁] · sin is [x₂, x₁] · sin with its first half negated
+        swapped = states_RSD.roll(states_RSD.shape[2] // 2, dims=2)
+        rotated = torch.addcmul(states_RSD * cos_R1D, swapped, signed_sin_R1D)
+        query, key, value = (x[:, :, None] for x in (*self.split(rotated), value_RKD))
+        keys, values = own.update(key, value)
+        return contexts.attend(index, query, keys, values, own_bias, scaling).flatten(1)
+
+    def gated(self, gate_up_R2F: Tensor) -> Tensor:
+        """silu(gate) · up [R, F]."""
+        gate, up = gate_up_R2F.chunk(2, dim=1)
+        return silu(gate).mul_(up)
+
+    def split(self, states_RSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [R, H, D] and keys [R, K, D]."""
+        return states_RSD[:, : self._heads], states_RSD[:, self._heads :]
+
+
 class _Layer(NamedTuple):
     input_norm: Tensor
     query_key_value: Linear
@@ -59,6 +99,7 @@ class _Layer(NamedTuple):
     mlp_norm: Tensor
     gate_up: Linear
     down: Linear
+    head_size: int
     scaling: float
 
 
@@ -69,10 +110,10 @@ class FusedDecoder:
     model must not be moved to another device after that.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, operations: Operations) -> None:
         config = model.config
-        self._model, self._eps = model.model, config.rms_norm_eps
-        self._heads, self._states = config.num_attention_heads, config.num_attention_heads + config.num_key_value_heads
+        self._model, self._eps, self._operations = model.model, config.rms_norm_eps, operations
+        self._values = config.num_key_value_heads
         self._head = Linear(model.lm_head.weight, model.lm_head.bias)
         self._layers = [_layer(layer) for layer in model.model.layers]
 
@@ -94,30 +135,27 @@ class FusedDecoder:
             own_bias: on the scores of responses' own tokens.
         """
         hidden_RE = self._model.embed_tokens(ids_R)
-        cos_RD, sin_RD = (x[0] for x in self._model.rotary_emb(hidden_RE, positions_R[None]))
-        turn = cos_RD[:, None], _signed(sin_RD)[:, None]
+        turn = self._operations.turn(*(x[0] for x in self._model.rotary_emb(hidden_RE, positions_R[None])))
         for index, layer in enumerate(self._layers):
             states_RSD, value_RKD = self._attention_states(layer, self._normed(hidden_RE, layer.input_norm))
-            states_RSD = _rotated(states_RSD, *turn)
-            query, key, value = (x[:, :, None] for x in (*self._split(states_RSD), value_RKD))
-            keys, values = own[index].update(key, value)
-            seen = contexts.attend(index, query, keys, values, own_bias, layer.scaling)
-            hidden_RE = layer.out.added_to(hidden_RE, seen.flatten(1))
-            gate, up = layer.gate_up(self._normed(hidden_RE, layer.mlp_norm)).chunk(2, dim=1)
-            hidden_RE = layer.down.added_to(hidden_RE, silu(gate).mul_(up))
+            seen = self._operations.attend(
+                index, states_RSD, value_RKD, turn, own[index], contexts, own_bias, layer.scaling
+            )
+            hidden_RE = layer.out.added_to(hidden_RE, seen)
+            gated = self._operations.gated(layer.gate_up(self._normed(hidden_RE, layer.mlp_norm)))
+            hidden_RE = layer.down.added_to(hidden_RE, gated)
         return self._head(self._normed(hidden_RE, self._model.norm.weight))
 
     def _attention_states(self, layer: _Layer, hidden_RE: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys [R, S, D] as they are before they are rotated, and values [R, K, D]."""
-        made = layer.query_key_value(hidden_RE).unflatten(1, (2 * self._states - self._heads, -1))
-        states, value = made[:, : self._states], made[:, self._states :]
+        made = layer.query_key_value(hidden_RE).unflatten(1, (-1, layer.head_size))
+        states, value = made[:, : -self._values], made[:, -self._values :]
         if layer.head_norms:
-            normed = [self._normed(x, norm) for x, norm in zip(self._split(states), layer.head_norms, strict=True)]
+            normed = [
+                self._normed(x, norm) for x, norm in zip(self._operations.split(states), layer.head_norms, strict=True)
+            ]
             states = torch.cat(normed, dim=1)
         return states, value
-
-    def _split(self, states_RSD: Tensor) -> tuple[Tensor, Tensor]:
-        return states_RSD[:, : self._heads], states_RSD[:, self._heads :]
 
     def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(states, weight.shape, weight, self._eps)
@@ -134,6 +172,7 @@ def _layer(layer: Any) -> _Layer:
         layer.post_attention_layernorm.weight,
         _fused(mlp.gate_proj, mlp.up_proj),
         _fused(mlp.down_proj),
+        attention.head_dim,
         attention.scaling,
     )
 
@@ -151,15 +190,3 @@ def _joined(parameters: Sequence[Tensor]) -> Tensor:
     for parameter, part in zip(parameters, whole.split([len(parameter) for parameter in parameters]), strict=True):
         parameter.data = part
     return whole
-
-
-def _signed(sin_RD: Tensor) -> Tensor:
-    """sin with its first half negated: [−x₂, x₁] · sin is [x₂, x₁] · that."""
-    first, second = sin_RD.chunk(2, dim=1)
-    return torch.cat([-first, second], dim=1)
-
-
-def _rotated(states_RSD: Tensor, cos_R1D: Tensor, signed_sin_R1D: Tensor) -> Tensor:
-    """Rotary embedding (arXiv 2104.09864), halves as `transformers` pairs them."""
-    swapped = states_RSD.roll(states_RSD.shape[2] // 2, dims=2)
-    return torch.addcmul(states_RSD * cos_R1D, swapped, signed_sin_R1D)

@@ -52,7 +52,7 @@ class Recorded:
         rows = len(mask_PW) * group_size
         self._last = torch.full((1,), NONE, device=mask_PW.device)
         """The token drawn last: its number in the responses, and the column of its keys and values."""
-        self._own = [_FixedLayer(keys[:1, :, :0].expand(rows, -1, -1, -1), self._last) for keys, _ in whole]
+        self._own = [FixedLayer(keys[:1, :, :0].expand(rows, -1, -1, -1), self._last) for keys, _ in whole]
 
     def decode(self, logits_RV: Tensor, positions_R: Tensor, drawing: Drawing) -> Drawn:
         """As `decoding.Shared.decode`."""
@@ -110,7 +110,7 @@ class Recorded:
         self._ended_L |= (id_L[:, None] == self._eos).any(dim=1)
 
 
-class _FixedLayer(DynamicLayer):
+class FixedLayer(DynamicLayer):
     """One layer's keys and values [L, H, B, D] of responses: a step fills the column that a tensor names."""
 
     def __init__(self, empty: Tensor, column: Tensor) -> None:
@@ -118,7 +118,7 @@ class _FixedLayer(DynamicLayer):
         self.lazy_initialization(empty, empty)
         self.keys: Tensor = empty
         self.values: Tensor = empty
-        self._column = column
+        self.column = column
 
     def fit(self, rows: Tensor, columns: int) -> None:
         """Keep these rows, in buffers of so many columns. Those not yet filled are 0: a weight of 0 leaves nothing."""
@@ -129,6 +129,6 @@ class _FixedLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one column [L, H, 1, D]; returns all, filled or not."""
-        self.keys.index_copy_(2, self._column, key_states)
-        self.values.index_copy_(2, self._column, value_states)
+        self.keys.index_copy_(2, self.column, key_states)
+        self.values.index_copy_(2, self.column, value_states)
         return self.keys, self.values

@@ -26,8 +26,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from pipeline.core.errors import UserError
 from pipeline.grpo.decoding import Layers, Repeated, Shared, by_modules
 from pipeline.grpo.drawing import Drawing
-from pipeline.grpo.fused_decoder import FusedDecoder, can_fuse
+from pipeline.grpo.fused_decoder import can_fuse
 from pipeline.grpo.fused_norms import fuse_norms
+from pipeline.grpo.kernel_decoder import fastest_decoder
 from pipeline.grpo.recorded_decoding import Recorded
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import Response
@@ -224,7 +225,7 @@ class Sampler:
 def _fastest_rows(model: PreTrainedModel) -> Rows:
     if not can_share(model):
         return partial(Repeated, model)
-    read = FusedDecoder(model) if can_fuse(model) else partial(by_modules, model)
+    read = fastest_decoder(model) if can_fuse(model) else partial(by_modules, model)
     return partial(Recorded if model.device.type == "cuda" else Shared, read)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AttentionInterface, PreTrainedModel
 
 _NAME = "rpt_shared_contexts"
@@ -37,10 +38,17 @@ class SharedContexts:
     """
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], mask_PW: Tensor, group_size: int) -> None:
-        self._layers = list(layers)
+        self.layers = list(layers)
+        """Keys and values of those contexts that still have rows."""
         bias_PW = torch.zeros(mask_PW.shape, device=mask_PW.device).masked_fill_(~mask_PW, -torch.inf)
         self._bias = None if mask_PW.all() else bias_PW[:, None, None]
-        self._slots, self._context_R = group_size, torch.arange(len(mask_PW)).repeat_interleave(group_size)
+        self.first_P = (~mask_PW).sum(dim=1, dtype=torch.int32)
+        """The first column of each context that is real."""
+        self.bounds_P1 = torch.arange(len(mask_PW) + 1, dtype=torch.int32, device=mask_PW.device) * group_size
+        """The rows of context p are bounds_P1[p] … bounds_P1[p + 1] − 1."""
+        self.most_rows = group_size
+        """No context has more; so many slots its rows have."""
+        self._context_R = torch.arange(len(mask_PW)).repeat_interleave(group_size)
         self._slot_R: Tensor | None = None  # the rows fill all slots in order
         self._device = mask_PW.device
 
@@ -48,13 +56,15 @@ class SharedContexts:
         """Keep only these rows, in rising order; contexts without one leave."""
         context_R = self._context_R[rows.cpu()]
         kept, context_R, counts = context_R.unique_consecutive(return_inverse=True, return_counts=True)
-        if len(kept) < len(self._layers[0][0]):
+        if len(kept) < len(self.first_P):
             chosen = kept.to(self._device)
-            self._layers = [(keys[chosen], values[chosen]) for keys, values in self._layers]
+            self.layers = [(keys[chosen], values[chosen]) for keys, values in self.layers]
+            self.first_P = self.first_P[chosen]
             self._bias = None if self._bias is None else self._bias[chosen]
-        first_P = counts.cumsum(0) - counts
-        self._context_R, self._slots = torch.arange(len(kept))[context_R], int(counts.max())
-        slot_R = context_R * self._slots + torch.arange(len(context_R)) - first_P[context_R]
+        bounds_P1 = pad(counts.cumsum(0), (1, 0))
+        self.bounds_P1, self.most_rows = bounds_P1.int().to(self._device), int(counts.max())
+        self._context_R = torch.arange(len(kept))[context_R]
+        slot_R = context_R * self.most_rows + torch.arange(len(context_R)) - bounds_P1[context_R]
         self._slot_R = slot_R.to(self._device)
 
     def attend(
@@ -67,7 +77,7 @@ class SharedContexts:
         Returns:
             [R, 1, H·N, D]
         """
-        keys, values = self._layers[layer]
+        keys, values = self.layers[layer]
         rows, heads, dimension = len(query), keys.shape[1], keys.shape[3]
         query = (query * scaling).view(rows, heads, -1, dimension)  # [R, H, N, D]
         read = _flash_part if query.device.type == "cpu" else _part
@@ -78,13 +88,13 @@ class SharedContexts:
     def _by_context(self, query: Tensor) -> Tensor:
         """[R, H, N, D] → [P, H, S·N, D]; slots without a row hold zeros."""
         if self._slot_R is not None:
-            filled = query.new_zeros(len(self._layers[0][0]) * self._slots, *query.shape[1:])
+            filled = query.new_zeros(len(self.layers[0][0]) * self.most_rows, *query.shape[1:])
             query = filled.index_copy_(0, self._slot_R, query)
-        return query.unflatten(0, (-1, self._slots)).transpose(1, 2).flatten(2, 3)
+        return query.unflatten(0, (-1, self.most_rows)).transpose(1, 2).flatten(2, 3)
 
     def _by_row(self, part: Part, queries: int) -> Part:
         """Undo `_by_context` for what was made of it."""
-        log_total, out = (x.unflatten(2, (self._slots, queries)).transpose(1, 2).flatten(0, 1) for x in part)
+        log_total, out = (x.unflatten(2, (self.most_rows, queries)).transpose(1, 2).flatten(0, 1) for x in part)
         return (log_total, out) if self._slot_R is None else (log_total[self._slot_R], out[self._slot_R])
 
 

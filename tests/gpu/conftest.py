@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
+from unittest.mock import patch
 
 import pytest
 import torch
 
+from pipeline.grpo import kernel_decoder
 from tests.gpu.simulated import SimulatedGpu, simulated_gpu
 
 collect_ignore = ["compile_kernels.py"]
@@ -19,5 +22,13 @@ def gpu() -> Iterator[SimulatedGpu | None]:
     if torch.cuda.is_available():
         yield None
         return
-    with simulated_gpu() as simulated:
+    with simulated_gpu() as simulated, patch.object(kernel_decoder, "find_spec", lambda _: None):
         yield simulated
+
+
+@pytest.fixture
+def kernels(gpu: SimulatedGpu | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding takes its kernels; else they are left out where the GPU is pretended, for the interpreter is slow."""
+    pytest.importorskip("triton", reason="triton is not installed: kernels for GPUs are not tested")
+    monkeypatch.setattr(kernel_decoder, "find_spec", find_spec)
+    kernel_decoder.proven.cache_clear()

@@ -23,6 +23,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -281,6 +282,11 @@ class Graph:
         given = set(map(_address, _tensors((args, kwargs))))
         self._steps.append((func, args, kwargs, [None if _address(x) in given else x for x in _tensors(out)]))
 
+    def add_kernel(self, launch: Any, args: Any) -> None:
+        """A launch, of which nobody knows what it writes."""
+        self._before += [(x, x.clone()) for x in _tensors(args)]
+        self._steps.append((launch, args, {}, []))
+
     def capture_end(self) -> None:
         _current()._capture = None
         for *_, outs in self._steps:
@@ -484,7 +490,11 @@ def _triton() -> AbstractContextManager[Any]:
     def on_plain(executor: Any, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(x, Tensor) and not isinstance(x, SimulatedTensor) for x in args):
             raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
-        return launch(executor, *map(_plain, args), **kwargs)
+        gpu, plain = _current(), tuple(map(_plain, args))
+        gpu.operations += 1
+        if gpu._capture is not None:
+            gpu._capture.add_kernel(partial(launch, executor, **kwargs), plain)
+        return launch(executor, *plain, **kwargs)
 
     return patch.object(GridExecutor, "__call__", on_plain)
 

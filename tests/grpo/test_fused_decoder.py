@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PhiConfig, PreTrainedModel, Qwen3Config
 
 from pipeline.grpo.decoding import Shared, by_modules
-from pipeline.grpo.fused_decoder import FusedDecoder, can_fuse
+from pipeline.grpo.fused_decoder import FusedDecoder, Operations, can_fuse
 from tests.grpo.models import tiny
 from tests.grpo.test_sampler import sampler_of, seeds_of, some_prompts
 
@@ -52,7 +52,7 @@ def test_logits_are_the_modules(name: str) -> None:
     """Over steps between which rows leave; weights that are loaded later count."""
     model = made(name)
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    fused, plain = FusedDecoder(model), made(name)
+    fused, plain = FusedDecoder(model, Operations(4)), made(name)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     for other in (model, plain):
         other.load_state_dict({key: value * 1.3 for key, value in state.items()})
