@@ -132,7 +132,7 @@ def rotate_sizes(H: int, K: int, D: int) -> dict[str, int]:
 
 
 def context_sizes(H: int, K: int, D: int, most_rows: int, dtype: torch.dtype) -> dict[str, int]:
-    """What `_attend_context` is compiled with: no register is spilled up to D = 128 (tests/gpu/compile_kernels.py)."""
+    """What `_attend_context` is compiled with; at the shapes of tests/gpu/compile_kernels.py nothing is spilled."""
     N, DIMS = H // K, max(16, triton.next_power_of_2(D))
     M = max(16, triton.next_power_of_2(most_rows * N))
     if dtype == torch.float32:  # multiplied without tensor cores
