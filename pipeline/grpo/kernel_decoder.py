@@ -6,16 +6,16 @@ recorded as a CUDA graph, such a step of a small model takes several times what 
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
-from importlib.util import find_spec
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.core.hardware import runs_triton
 from pipeline.grpo.fused_decoder import FusedDecoder, Operations, Turn
+from pipeline.grpo.proof import agrees
 from pipeline.grpo.recorded_decoding import FixedLayer
 from pipeline.grpo.shared_attention import SharedContexts
 
@@ -23,8 +23,7 @@ from pipeline.grpo.shared_attention import SharedContexts
 def fastest_decoder(model: PreTrainedModel) -> FusedDecoder:
     """The one that suits the model's device best, where `can_fuse`."""
     heads, shared = model.config.num_attention_heads, model.config.num_key_value_heads
-    nvidia = model.device.type == "cuda" and torch.version.cuda is not None
-    if nvidia and find_spec("triton"):
+    if runs_triton(model.device.type):
         size = model.model.layers[0].self_attn.head_dim
         if proven(model.device, model.dtype, heads, shared, size):
             return FusedDecoder(model, Kernels(heads))
@@ -55,21 +54,12 @@ class Kernels(Operations):
 
 @cache
 def proven(device: torch.device, dtype: torch.dtype, heads: int, shared: int, size: int) -> bool:
-    """Whether kernels give here what PyTorch's operations give; a warning says so if they do not.
-
-    Triton compiles them on the spot, for a GPU and by versions nobody may have tried: they are tried on a few rows
-    before they are used.
-    """
-    try:
-        found, expected = (_tried(kind(heads), device, dtype, heads, shared, size) for kind in (Kernels, Operations))
-        gaps = torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected, strict=True)])
-        gap = float(gaps.max())  # not a number if any is not
-        wrong = None if gap < 0.05 else f"off by {gap:.2g} of the largest value"
-    except Exception as error:  # whatever a compiler raises
-        wrong = str(error)
-    if wrong:
-        warnings.warn(f"decoding takes PyTorch's operations: on {device} its kernels are wrong: {wrong}", stacklevel=2)
-    return wrong is None
+    """Whether kernels give here what PyTorch's operations give."""
+    found, expected = (
+        partial(_tried, operations, device, dtype, heads, shared, size)
+        for operations in (Kernels(heads), Operations(heads))
+    )
+    return agrees(found, expected, "decoding by PyTorch's operations")
 
 
 @torch.inference_mode()

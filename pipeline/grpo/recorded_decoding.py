@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from pipeline.grpo.decoding import NONE, Drawn, Layers, ReadToken, whole_layers
-from pipeline.grpo.drawing import Drawing, draw, uniform
+from pipeline.grpo.drawing import Drawing, fastest_draw, uniform
 from pipeline.grpo.shared_attention import SharedContexts
 
 SEGMENT = 64
@@ -46,7 +46,7 @@ class Recorded:
 
     def __init__(self, read: ReadToken, layers: Layers, mask_PW: Tensor, group_size: int, room: int) -> None:
         """As `decoding.Shared`; buffers grow by segments, whatever the `room`."""
-        self._read = read
+        self._read, self._draw = read, fastest_draw(mask_PW.device)
         whole = whole_layers(layers)
         self._contexts = SharedContexts(whole, mask_PW, group_size)
         rows = len(mask_PW) * group_size
@@ -103,7 +103,7 @@ class Recorded:
     def _take(self, logits_LV: Tensor) -> None:
         """Draw every row's next token, and note it."""
         self._last += 1
-        id_L, logprob_L = draw(logits_LV, self._temperature, self._noise_RT[self._row_L, self._last])
+        id_L, logprob_L = self._draw(logits_LV, self._temperature, self._noise_RT[self._row_L, self._last])
         self._id_L.copy_(id_L)
         self._ids_RT[self._row_L, self._last] = id_L
         self._logprobs_RT[self._row_L, self._last] = logprob_L

@@ -6,7 +6,6 @@ Shape names: B windows of a batch, T tokens of a window or document, H hidden si
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from itertools import chain
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pipeline.core.config import ScoreConfig
 from pipeline.core.errors import UserError
+from pipeline.core.hardware import runs_triton
 from pipeline.core.progress import say
 from pipeline.scoring.entropy import PositionScores, score_hidden
 from pipeline.scoring.proxy import Proxy, on_device
@@ -126,7 +126,7 @@ def _parts(scored: _Scored, names: Sequence[str]) -> dict[Window, PositionScores
 
 def _scorer(device: torch.device) -> Callable[..., PositionScores]:
     """`score_hidden`: the kernel for NVIDIA GPUs, plain PyTorch elsewhere and where Triton is not installed."""
-    if device.type == "cuda" and torch.version.cuda and find_spec("triton"):
+    if runs_triton(device.type):
         from pipeline.scoring import entropy_triton
 
         return entropy_triton.score_hidden

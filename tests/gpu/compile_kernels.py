@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pipeline.grpo import decode_triton as decode
+from pipeline.grpo import drawing_triton as drawing
 from pipeline.scoring import entropy_triton as scoring
 
 GPUS = {"A100": 80, "H100, H200": 90}
@@ -26,19 +27,21 @@ MODELS = {
     "Qwen2.5-0.5B": {"H": 14, "K": 2, "D": 64},
     "Qwen2.5-1.5B": {"H": 12, "K": 2, "D": 128},
 }
+VOCABULARY = 151_936
 ROWS = 8
 """Rows of a context."""
 
 POINTERS = {
     "targets_C": "*i64", "target_C": "*fp32", "lse_C": "*fp32", "rank_C": "*i32", "maxima_CP": "*fp32",
     "top_CK": "*fp32", "ids_CK": "*i64",
-    "column_1": "*i64", "first_P": "*i64", "bounds_P1": "*i32", "part_SRHD": "*fp32", "log_SRH": "*fp32",
+    "largest_RB": "*fp32", "total_RB": "*fp32", "uniform_R": "*fp32", "ids_R": "*i64", "logprobs_R": "*fp32",
+    "column_1": "*i64", "first_P": "*i32", "bounds_P1": "*i32", "part_SRHD": "*fp32", "log_SRH": "*fp32",
 }  # fmt: skip
 """Those of a type of their own; others are of the model's."""
 OF_THE_MODEL = {
-    "logits_CW", "query", "key", "value", "cos", "sin", "keys", "values", "out", "out_RF", "gate_up"
+    "logits_CW", "logits", "query", "key", "value", "cos", "sin", "keys", "values", "out", "out_RF", "gate_up"
 }  # fmt: skip
-NUMBERS = {"factor": "fp32"}
+NUMBERS = {"factor": "fp32", "scale": "fp32"}
 """Others are i32, and multiples of 16 if Triton may look."""
 
 Kernel = tuple[str, Any, dict[str, int]]
@@ -56,6 +59,13 @@ def kernels(dtype: torch.dtype) -> Iterator[Kernel]:
         yield name, decode._attend_context, decode.context_sizes(**shape, most_rows=ROWS, dtype=dtype)
         yield name, decode._attend_own, decode.own_sizes(**shape, dtype=dtype)
         yield name, decode._swiglu, decode.swiglu_sizes()
+    yield "152k", drawing._read_blocks, drawing.block_sizes()
+    for greedy in (False, True):
+        yield (
+            f"152k, greedy {greedy}",
+            drawing._draw,
+            drawing.row_sizes(triton.cdiv(VOCABULARY, drawing.BLOCK), greedy=greedy),
+        )
 
 
 def compiled(kernel: Any, sizes: dict[str, int], model_type: str, capability: int) -> Any:

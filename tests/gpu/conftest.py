@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import pytest
 import torch
 
-from pipeline.grpo import kernel_decoder
+from pipeline.core.hardware import runs_triton
+from pipeline.grpo import drawing, kernel_decoder
 from tests.gpu.simulated import SimulatedGpu, simulated_gpu
 
 collect_ignore = ["compile_kernels.py"]
 """A program that needs Triton."""
+
+
+USE_KERNELS = (drawing, kernel_decoder)
 
 
 @pytest.fixture
@@ -22,7 +26,9 @@ def gpu() -> Iterator[SimulatedGpu | None]:
     if torch.cuda.is_available():
         yield None
         return
-    with simulated_gpu() as simulated, patch.object(kernel_decoder, "find_spec", lambda _: None):
+    with simulated_gpu() as simulated, ExitStack() as stack:
+        for module in USE_KERNELS:
+            stack.enter_context(patch.object(module, "runs_triton", lambda _: False))
         yield simulated
 
 
@@ -30,5 +36,6 @@ def gpu() -> Iterator[SimulatedGpu | None]:
 def kernels(gpu: SimulatedGpu | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding takes its kernels; else they are left out where the GPU is pretended, for the interpreter is slow."""
     pytest.importorskip("triton", reason="triton is not installed: kernels for GPUs are not tested")
-    monkeypatch.setattr(kernel_decoder, "find_spec", find_spec)
-    kernel_decoder.proven.cache_clear()
+    for module in USE_KERNELS:
+        monkeypatch.setattr(module, "runs_triton", runs_triton)
+        module.proven.cache_clear()

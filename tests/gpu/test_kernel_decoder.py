@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.grpo import kernel_decoder, recorded_decoding
+from pipeline.grpo.drawing import draw, fastest_draw
 from pipeline.grpo.kernel_decoder import Kernels, proven
 from pipeline.grpo.sampler import Sampler
 from tests.grpo.models import tiny
@@ -44,7 +45,7 @@ def test_kernels_that_are_wrong_are_not_used(broken: str, monkeypatch: pytest.Mo
 
     right = getattr(decode_triton, broken)
     monkeypatch.setattr(decode_triton, broken, lambda *args: right(*args) * 1.2)
-    with pytest.warns(UserWarning, match=r"PyTorch's operations: on cuda:0 its kernels are wrong: off by"):
+    with pytest.warns(UserWarning, match="by PyTorch's operations: the kernels are wrong here: off by"):
         assert not proven(torch.device("cuda", 0), torch.float32, 4, 2, 8)
     sampler = sampler_of(tiny().to("cuda"))
     assert type(sampler._rows.args[0]._operations) is kernel_decoder.Operations  # type: ignore[attr-defined]
@@ -58,5 +59,26 @@ def test_kernels_that_do_not_compile_are_not_used(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("out of resource: shared memory")
 
     monkeypatch.setattr(decode_triton, "attend", fails)
-    with pytest.warns(UserWarning, match="kernels are wrong: out of resource"):
+    with pytest.warns(UserWarning, match="kernels are wrong here: out of resource"):
         assert not proven(torch.device("cuda", 0), torch.float32, 4, 2, 8)
+
+
+@pytest.mark.filterwarnings("error:tokens are drawn")
+@pytest.mark.usefixtures("kernels")
+def test_draws_are_proven() -> None:
+    from pipeline.grpo import drawing_triton
+
+    gpu = torch.device("cuda", 0)
+    assert fastest_draw(gpu) is drawing_triton.draw
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("part", [0, 1])
+def test_draws_that_are_wrong_are_not_used(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next token, or another log-probability."""
+    from pipeline.grpo import drawing_triton
+
+    right = drawing_triton.draw
+    monkeypatch.setattr(drawing_triton, "draw", lambda *args: [x + (i == part) for i, x in enumerate(right(*args))])
+    with pytest.warns(UserWarning, match="drawn by PyTorch's operations: the kernels are wrong here: off by"):
+        assert fastest_draw(torch.device("cuda", 0)) is draw
