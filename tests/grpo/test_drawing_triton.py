@@ -53,6 +53,14 @@ def test_a_draw_at_either_end_has_a_probability() -> None:
     torch.testing.assert_close(logprobs, logits.log_softmax(dim=1).gather(1, ids[:, None])[:, 0])
 
 
+def test_rounding_lets_no_draw_pass_the_last_word_that_can_be_drawn() -> None:
+    """Blocks summed in another order than they are passed in; behind them one that cannot be drawn."""
+    logits, _ = some(40, 6 * BLOCK)
+    logits[:, 5 * BLOCK - 7 :] = -torch.inf
+    _, logprobs = drawing_triton.draw(logits, 1.0, torch.full((40,), 1 - 2**-24, device=DEVICE))
+    assert logprobs.isfinite().all()
+
+
 def test_of_equals_the_greedy_takes_the_first() -> None:
     logits, noise = some(3, 2 * BLOCK + 9, spread=0.0)
     logits[1, [70, BLOCK, 2 * BLOCK + 1]] = 2.0
