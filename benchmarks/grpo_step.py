@@ -8,7 +8,8 @@ environment of its own: `pip install trl==1.16.0 torch==2.13.0`.
 Every group has unequal rewards, the most work there can be. With --run, the folder of a run, the work is measured a
 second time with that run's share of such groups: the others have no gradient, and ours leaves them out of the update.
 Each side starts as its users start it: `rpt train` sets the C allocator to keep freed memory; `--same-allocator` sets
-it for TRL too.
+it for TRL too. TRL's settings are the fastest we know of: `--trl-own checkpointing bf16` leaves it its own defaults (to
+compute activations anew in the backward, and to compute in bf16, which many CPUs can only emulate), `--trl-rows 8` too.
 
     python -m benchmarks.grpo_step --trl-python /path/to/env/bin/python [--contexts 64 512 2048] [--run runs/demo]
     python -m benchmarks.grpo_step --trl-python /path/to/env/bin/python --device cuda --shape 1.5B
@@ -62,6 +63,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Micro-batches of ours and of TRL (rows) that take about as much memory."""
+TRL_OWN = "checkpointing", "bf16"
+"""What TRL 1.16 does if it is not told otherwise."""
 LR = 1e-5
 
 
@@ -77,6 +80,7 @@ def main() -> None:
     parser.add_argument("--trl-rows", type=int, help="rows of TRL's micro-batches")
     parser.add_argument("--policy", type=Path, default=ROOT / "demo" / "policy", help="without --shape")
     parser.add_argument("--layers", type=int, help="fewer than the shape has")
+    parser.add_argument("--trl-own", choices=TRL_OWN, nargs="*", default=[], help="its defaults to leave: see above")
     parser.add_argument("--sites", type=int, default=32)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3, help="measured on each side, after one that warms up")
@@ -116,7 +120,7 @@ def measure(arguments: argparse.Namespace) -> None:
             judged[f"{context}: {name}"] = found[name] > least if name == "memory_ratio" else found[name] >= least
     names = (
         "device", "shape", "layers", "dtype", "sites", "group", "new", "micro_batch_tokens", "trl_rows",
-        "same_allocator", "threads", "steps", "deepspeed_config",
+        "trl_own", "same_allocator", "threads", "steps", "deepspeed_config",
     )  # fmt: skip
     work = {name: getattr(arguments, name) for name in names} | {"informative": shares}
     if not arguments.trl_python:
@@ -211,6 +215,8 @@ class Side:
             "informative",
         ):  # fmt: skip
             command += [f"--{key.replace('_', '-')}", str(getattr(arguments, key))]
+        if arguments.trl_own:
+            command += ["--trl-own", *arguments.trl_own]
         if arguments.deepspeed_config:
             command += ["--deepspeed-config", str(arguments.deepspeed_config)]
         environment = os.environ | {
@@ -399,14 +405,14 @@ def trl(arguments: argparse.Namespace) -> None:
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
         use_cpu=arguments.device == "cpu",
-        bf16=arguments.dtype == "bfloat16",
+        bf16="bf16" in arguments.trl_own or arguments.dtype == "bfloat16",
         learning_rate=LR,
         lr_scheduler_type="constant",
         max_grad_norm=1.0,
         weight_decay=0.01,
         per_device_train_batch_size=arguments.trl_rows,
         gradient_accumulation_steps=rows // arguments.trl_rows,
-        gradient_checkpointing=False,
+        gradient_checkpointing="checkpointing" in arguments.trl_own,
         num_generations=arguments.group,
         max_completion_length=arguments.new,
         temperature=1.0,
