@@ -1,8 +1,9 @@
-"""One more token a row through a model of Llama's family, in a third of the operations that its modules take.
+"""One more token a row through a model of Llama's family, in fewer operations than its modules take.
 
 A decoding step of a small model is bound by the number of its operations, on a CPU and in a CUDA graph alike. Here
 queries, keys and values are one product, gate and up another, a residual is added by the product before it, and
-queries and keys are rotated together. Contexts are read by the model's own modules.
+queries and keys are rotated together; what lies between products can be exchanged (`kernel_decoder.py`). Contexts are
+read by the model's own modules.
 
 Shape names: R rows, E hidden size, H query heads, K key-value heads, D head dimension, S = H + K, V vocabulary.
 """
