@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.core.errors import UserError
+from pipeline.core.hardware import runs_triton
 from pipeline.grpo.packed_attention import NAME, Attend
 from pipeline.grpo.packing import Packing
 from pipeline.grpo.shared_attention import can_share
@@ -109,13 +110,22 @@ class HeadLogprobs(nn.Module):
         """Log-probabilities [N] of the targets, and entropies [N] or zeros."""
         at_once = self._logits_at_once or (LOGITS_ON_CPU if hidden_NE.device.type == "cpu" else LOGITS_ON_GPU)
         chunk = max(1, at_once // self._vocabulary)  # tokens
-        found: tuple[Tensor, Tensor] = _HeadLogprobs.apply(
-            hidden_NE, self.weight, targets_N, temperature, entropy, chunk
-        )
+        function = _fastest(hidden_NE)
+        found: tuple[Tensor, Tensor] = function.apply(hidden_NE, self.weight, targets_N, temperature, entropy, chunk)
         return found
 
 
-class _HeadLogprobs(torch.autograd.Function):
+def _fastest(hidden_NE: Tensor) -> type[torch.autograd.Function]:
+    """What computes log-probabilities best where the hidden states are."""
+    if runs_triton(hidden_NE.device.type):
+        from pipeline.grpo import kernel_head
+
+        if kernel_head.proven(hidden_NE.device, hidden_NE.dtype):
+            return kernel_head.KernelLogprobs
+    return PlainLogprobs
+
+
+class PlainLogprobs(torch.autograd.Function):
     """log softmax(h Wᵀ / temperature)[target] and its entropy, a chunk of tokens at a time.
 
     The backward computes the logits again, unless there was one chunk: its log-probabilities are kept. With p the
@@ -137,7 +147,7 @@ class _HeadLogprobs(torch.autograd.Function):
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NE.device)
         total_N, entropy_N = torch.empty_like(logprobs_N), torch.zeros_like(logprobs_N)
         kept = logprobs_N.new_empty(0)
-        for rows in _chunks(len(targets_N), chunk):
+        for rows in chunks(len(targets_N), chunk):
             target = targets_N[rows, None]
             logits = _logits(hidden_NE[rows], weight_VE, temperature)
             logprobs = logits.log_softmax(dim=-1)
@@ -158,7 +168,7 @@ class _HeadLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_NE)
         learned = ctx.needs_input_grad[1]
         grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if learned else None
-        for rows in _chunks(len(targets_N), ctx.chunk):
+        for rows in chunks(len(targets_N), ctx.chunk):
             hidden, target, grad = hidden_NE[rows], targets_N[rows, None], grad_N[rows, None]
             if len(kept):
                 logprobs, room = kept, None
@@ -174,7 +184,7 @@ class _HeadLogprobs(torch.autograd.Function):
             slope = slope.scatter_add_(1, target, of_target).to(hidden.dtype)
             grad_hidden[rows] = (slope @ weight_VE).mul_(factor)
             if grad_weight is not None:
-                _add_product(grad_weight, slope.t(), (hidden * factor).to(hidden.dtype))
+                add_product(grad_weight, slope.t(), (hidden * factor).to(hidden.dtype))
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VE.dtype), None, None, None, None
 
 
@@ -186,7 +196,7 @@ def _logits(hidden_NE: Tensor, weight_VE: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else logits.div_(temperature)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add a · b to a total in fp32."""
     if a.dtype == torch.float32:
         total.addmm_(a, b)
@@ -205,7 +215,8 @@ def disable_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
-def _chunks(tokens: int, chunk: int) -> list[slice]:
+def chunks(tokens: int, chunk: int) -> list[slice]:
+    """Consecutive slices of at most so many tokens."""
     return [slice(start, start + chunk) for start in range(0, tokens, chunk)]
 
 

@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from pipeline.grpo import decode_triton as decode
 from pipeline.grpo import drawing_triton as drawing
+from pipeline.grpo import head_triton as head
 from pipeline.scoring import entropy_triton as scoring
 
 GPUS = {"A100": 80, "H100, H200": 90}
@@ -34,6 +35,7 @@ ROWS = 8
 POINTERS = {
     "targets_C": "*i64", "target_C": "*fp32", "lse_C": "*fp32", "rank_C": "*i32", "maxima_CP": "*fp32",
     "top_CK": "*fp32", "ids_CK": "*i64",
+    "logprobs_C": "*fp32", "total_C": "*fp32", "entropy_C": "*fp32", "grad_C": "*fp32", "grad_entropy_C": "*fp32",
     "largest_RB": "*fp32", "total_RB": "*fp32", "uniform_R": "*fp32", "ids_R": "*i64", "logprobs_R": "*fp32",
     "column_1": "*i64", "first_P": "*i32", "bounds_P1": "*i32", "part_SRHD": "*fp32", "log_SRH": "*fp32",
 }  # fmt: skip
@@ -41,7 +43,7 @@ POINTERS = {
 OF_THE_MODEL = {
     "logits_CW", "logits", "query", "key", "value", "cos", "sin", "keys", "values", "out", "out_RF", "gate_up"
 }  # fmt: skip
-NUMBERS = {"factor": "fp32", "scale": "fp32"}
+NUMBERS = {"factor": "fp32", "scale": "fp32", "temperature": "fp32"}
 """Others are i32, and multiples of 16 if Triton may look."""
 
 Kernel = tuple[str, Any, dict[str, int]]
@@ -66,6 +68,8 @@ def kernels(dtype: torch.dtype) -> Iterator[Kernel]:
             drawing._draw,
             drawing.row_sizes(triton.cdiv(VOCABULARY, drawing.BLOCK), greedy=greedy),
         )
+    for kernel in (head._read_logits, head._into_slope):
+        yield "152k", kernel, head.sizes()
 
 
 def compiled(kernel: Any, sizes: dict[str, int], model_type: str, capability: int) -> Any:

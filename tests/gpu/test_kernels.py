@@ -18,5 +18,5 @@ def test_they_compile(repository: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
-    assert len(lines) == 56
+    assert len(lines) == 64
     assert [line for line in lines if " 0 bytes local" not in line] == []  # nothing is spilled
