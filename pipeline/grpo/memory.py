@@ -149,7 +149,8 @@ def working_parts(config: PreTrainedConfig, recipe: Recipe, ranks: int, context_
     shape = groups, responses, context_tokens, room
     parts = [
         Part("activations", activation_bytes(config, recipe, shape), phase="update"),
-        Part("logits", 3 * 4 * logits, phase="update"),  # they, their softmax, and a copy on the way
+        # They, their softmax, and a copy on the way; less where they are left to `kernel_head.py`.
+        Part("logits", 3 * 4 * logits, phase="update"),
     ]
     if rollout.sampler == "built_in":
         contexts = min(math.ceil(rollout.sites_per_step / ranks), max(1, rollout.batch_rows // group))
