@@ -44,6 +44,7 @@ def into_slope_(
     grad · (onehot − p) − grad_entropy · p (log p + entropy), with p = softmax(z).
     """
     C, V = logits_CV.shape
+    grad_C, grad_entropy_C = grad_C.contiguous(), grad_entropy_C.contiguous()  # of a sum they are one number, expanded
     _into_slope[(C, triton.cdiv(V, _BLOCK))](
         logits_CV, targets_C, total_C, entropy_C, grad_C, grad_entropy_C, logits_CV.stride(0), V, temperature, **sizes()
     )

@@ -110,27 +110,76 @@ class HeadLogprobs(nn.Module):
         """Log-probabilities [N] of the targets, and entropies [N] or zeros."""
         at_once = self._logits_at_once or (LOGITS_ON_CPU if hidden_NE.device.type == "cpu" else LOGITS_ON_GPU)
         chunk = max(1, at_once // self._vocabulary)  # tokens
-        function = _fastest(hidden_NE)
-        found: tuple[Tensor, Tensor] = function.apply(hidden_NE, self.weight, targets_N, temperature, entropy, chunk)
+        found: tuple[Tensor, Tensor] = ChunkedLogprobs.apply(
+            hidden_NE, self.weight, targets_N, temperature, entropy, chunk, _fastest(hidden_NE)
+        )
         return found
 
 
-def _fastest(hidden_NE: Tensor) -> type[torch.autograd.Function]:
-    """What computes log-probabilities best where the hidden states are."""
+def _fastest(hidden_NE: Tensor) -> Passes:
+    """What passes over logits best where the hidden states are."""
     if runs_triton(hidden_NE.device.type):
         from pipeline.grpo import kernel_head
 
         if kernel_head.proven(hidden_NE.device, hidden_NE.dtype):
-            return kernel_head.KernelLogprobs
-    return PlainLogprobs
+            return kernel_head.KernelPasses()
+    return Passes()
 
 
-class PlainLogprobs(torch.autograd.Function):
+class Passes:
+    """What is made of the logits z of C tokens, by PyTorch's operations.
+
+    Each pass over V logits a token counts on a GPU: the temperature and a token's gradient are multiplied into its
+    hidden state, or what comes of it.
+    """
+
+    def read(
+        self, hidden_CE: Tensor, weight_VE: Tensor, targets_C: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """log softmax(z)[target], log Σ exp z and, if it is wanted, the entropy, each [C] in fp32; what `slope` can use
+        again."""
+        logits = _logits(hidden_CE, weight_VE, temperature)
+        logprobs = logits.log_softmax(dim=-1)
+        logprobs_C = logprobs.gather(1, targets_C[:, None])[:, 0]
+        total_C = logits.gather(1, targets_C[:, None])[:, 0] - logprobs_C
+        entropy_C = -logprobs.exp().mul_(logprobs).sum(dim=-1) if entropy else None
+        return logprobs_C, total_C, entropy_C, logprobs
+
+    def slope(
+        self,
+        kept: Tensor | None,
+        hidden_CE: Tensor,
+        weight_VE: Tensor,
+        targets_C: Tensor,
+        total_C: Tensor,
+        entropy_C: Tensor,
+        grad_C: Tensor,
+        grad_entropy_C: Tensor,
+        temperature: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | float]:
+        """A slope [C, V] in the type of hidden states and a factor: their product is the gradient of h Wᵀ.
+
+        With p the softmax of z: d log p[y] / dz = onehot(y) − p, and dH / dz = −p (log p + H).
+        """
+        target, grad = targets_C[:, None], grad_C[:, None]
+        factor: Tensor | float
+        if kept is not None:
+            logprobs, room = kept, None
+        else:
+            logprobs = room = _logits(hidden_CE, weight_VE, temperature).sub_(total_C[:, None])
+        if entropy:
+            weights = (logprobs + entropy_C[:, None]).mul_(grad_entropy_C[:, None]).add_(grad)
+            slope, of_target, factor = logprobs.exp().mul_(weights), -grad, -1 / temperature
+        else:
+            slope, of_target, factor = torch.exp(logprobs, out=room), -torch.ones_like(grad), -grad / temperature
+        return slope.scatter_add_(1, target, of_target).to(hidden_CE.dtype), factor
+
+
+class ChunkedLogprobs(torch.autograd.Function):
     """log softmax(h Wᵀ / temperature)[target] and its entropy, a chunk of tokens at a time.
 
-    The backward computes the logits again, unless there was one chunk: its log-probabilities are kept. With p the
-    softmax of logits z: d log p[y] / dz = onehot(y) − p, and dH / dz = −p (log p + H). Each pass over V logits a token
-    counts on a GPU: the temperature and a token's gradient are multiplied into its hidden state, or what comes of it.
+    The backward computes the logits again, unless there was one chunk: what was made of them is kept.
     """
 
     @staticmethod
@@ -142,20 +191,19 @@ class PlainLogprobs(torch.autograd.Function):
         temperature: float,
         entropy: bool,
         chunk: int,
+        passes: Passes,
     ) -> tuple[Tensor, Tensor]:
-        ctx.temperature, ctx.entropy, ctx.chunk = temperature, entropy, chunk
+        ctx.temperature, ctx.entropy, ctx.chunk, ctx.passes = temperature, entropy, chunk, passes
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NE.device)
         total_N, entropy_N = torch.empty_like(logprobs_N), torch.zeros_like(logprobs_N)
         kept = logprobs_N.new_empty(0)
-        for rows in chunks(len(targets_N), chunk):
-            target = targets_N[rows, None]
-            logits = _logits(hidden_NE[rows], weight_VE, temperature)
-            logprobs = logits.log_softmax(dim=-1)
-            logprobs_N[rows] = logprobs.gather(1, target)[:, 0]
-            total_N[rows] = logits.gather(1, target)[:, 0] - logprobs_N[rows]  # log Σ exp z
-            if entropy:
-                entropy_N[rows] = -logprobs.exp().mul_(logprobs).sum(dim=-1)
-            kept = logprobs if len(targets_N) <= chunk else kept
+        for rows in _chunks(len(targets_N), chunk):
+            logprobs_N[rows], total_N[rows], entropy_C, made = passes.read(
+                hidden_NE[rows], weight_VE, targets_N[rows], temperature, entropy
+            )
+            if entropy_C is not None:
+                entropy_N[rows] = entropy_C
+            kept = made if len(targets_N) <= chunk else kept
         ctx.save_for_backward(hidden_NE, weight_VE, targets_N, total_N, entropy_N, kept)
         if not entropy:
             ctx.mark_non_differentiable(entropy_N)
@@ -163,29 +211,21 @@ class PlainLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        grad_N, grad_entropy_N = grads
-        hidden_NE, weight_VE, targets_N, total_N, entropy_N, kept = ctx.saved_tensors
+        hidden_NE, weight_VE, *of_tokens, kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NE)
         learned = ctx.needs_input_grad[1]
         grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if learned else None
-        for rows in chunks(len(targets_N), ctx.chunk):
-            hidden, target, grad = hidden_NE[rows], targets_N[rows, None], grad_N[rows, None]
-            if len(kept):
-                logprobs, room = kept, None
-            else:
-                logprobs = room = _logits(hidden, weight_VE, ctx.temperature).sub_(total_N[rows, None])
-            if ctx.entropy:  # the gradient of the logits is slope · factor
-                weights = (logprobs + entropy_N[rows, None]).mul_(grad_entropy_N[rows, None]).add_(grad)
-                slope, of_target = logprobs.exp().mul_(weights), -grad
-                factor = -1 / ctx.temperature
-            else:
-                slope, of_target = torch.exp(logprobs, out=room), -torch.ones_like(grad)
-                factor = -grad / ctx.temperature
-            slope = slope.scatter_add_(1, target, of_target).to(hidden.dtype)
+        for rows in _chunks(len(hidden_NE), ctx.chunk):
+            hidden = hidden_NE[rows]
+            of_rows = [values_N[rows] for values_N in (*of_tokens, *grads)]
+            slope, factor = ctx.passes.slope(
+                kept if len(kept) else None, hidden, weight_VE, *of_rows, ctx.temperature, ctx.entropy
+            )
             grad_hidden[rows] = (slope @ weight_VE).mul_(factor)
             if grad_weight is not None:
-                add_product(grad_weight, slope.t(), (hidden * factor).to(hidden.dtype))
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VE.dtype), None, None, None, None
+                _add_product(grad_weight, slope.t(), (hidden * factor).to(hidden.dtype))
+        grad_weight = None if grad_weight is None else grad_weight.to(weight_VE.dtype)
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
 def _logits(hidden_NE: Tensor, weight_VE: Tensor, temperature: float) -> Tensor:
@@ -196,7 +236,7 @@ def _logits(hidden_NE: Tensor, weight_VE: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else logits.div_(temperature)
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add a · b to a total in fp32."""
     if a.dtype == torch.float32:
         total.addmm_(a, b)
@@ -215,8 +255,7 @@ def disable_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
-def chunks(tokens: int, chunk: int) -> list[slice]:
-    """Consecutive slices of at most so many tokens."""
+def _chunks(tokens: int, chunk: int) -> list[slice]:
     return [slice(start, start + chunk) for start in range(0, tokens, chunk)]
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from importlib import import_module
 from unittest.mock import patch
 
 import pytest
 import torch
 
 from pipeline.core.hardware import runs_triton
-from pipeline.grpo import drawing, kernel_decoder, logprobs
+from pipeline.grpo import drawing, kernel_decoder, kernel_head, logprobs
 from tests.gpu.simulated import SimulatedGpu, simulated_gpu
 
 collect_ignore = ["compile_kernels.py"]
@@ -39,5 +38,5 @@ def kernels(gpu: SimulatedGpu | None, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="triton is not installed: kernels for GPUs are not tested")
     for module in USE_KERNELS:
         monkeypatch.setattr(module, "runs_triton", runs_triton)
-    for module in (drawing, kernel_decoder, import_module("pipeline.grpo.kernel_head")):
+    for module in (drawing, kernel_decoder, kernel_head):
         module.proven.cache_clear()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.grpo.batch import batch_of
-from pipeline.grpo.logprobs import PlainLogprobs, PolicyLogprobs, _fastest
+from pipeline.grpo.logprobs import Passes, PolicyLogprobs, _fastest
 from tests.grpo.models import some_groups, tiny
 
 
@@ -17,7 +17,7 @@ def test_a_policy_learns_the_same(logits_at_once: int | None) -> None:
     batch, gradients = batch_of(some_groups(3, 2)), []
     for device in ("cuda", "cpu"):
         policy = PolicyLogprobs(tiny().to(device), logits_at_once=logits_at_once)
-        assert (_fastest(policy.head.weight) is PlainLogprobs) == (device == "cpu")
+        assert (type(_fastest(policy.head.weight)) is Passes) == (device == "cpu")
         logprobs_RT, entropy_RT = policy(batch.to(torch.device(device)), 0.7, True)
         (logprobs_RT.sum() + 0.3 * entropy_RT.sum()).backward()
         made = [logprobs_RT.detach().cpu(), entropy_RT.detach().cpu()]
@@ -29,12 +29,12 @@ def test_a_policy_learns_the_same(logits_at_once: int | None) -> None:
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("broken", ["read_logits", "into_slope_"])
 def test_kernels_that_are_wrong_are_not_used(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.grpo import kernel_head
+    from pipeline.grpo import head_triton
 
-    right = getattr(kernel_head, broken)
-    monkeypatch.setattr(kernel_head, broken, lambda *args: _off(right(*args)))
+    right = getattr(head_triton, broken)
+    monkeypatch.setattr(head_triton, broken, lambda *args: _off(right(*args)))
     with pytest.warns(UserWarning, match="the output head by PyTorch's operations: the kernels are wrong here: off by"):
-        assert _fastest(torch.zeros(1, 1, device="cuda")) is PlainLogprobs
+        assert type(_fastest(torch.zeros(1, 1, device="cuda"))) is Passes
 
 
 def _off(made: object) -> object:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-kernel_head = pytest.importorskip(
-    "pipeline.grpo.kernel_head", reason="triton is not installed: the kernels for GPUs are not tested"
-)
+from pipeline.grpo.kernel_head import KernelPasses
+from pipeline.grpo.logprobs import ChunkedLogprobs
+
+pytest.importorskip("triton", reason="triton is not installed: the kernels for GPUs are not tested")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -22,6 +25,11 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, e
     return logprobs.gather(1, targets[:, None])[:, 0], entropies
 
 
+def by_kernels(*given: Any) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = ChunkedLogprobs.apply(*given, KernelPasses())
+    return found
+
+
 def compare(tokens: int, words: int, chunk: int, temperature: float, entropy: bool, dtype: torch.dtype) -> None:
     """Values and gradients, of some tokens none."""
     torch.manual_seed(tokens * words)
@@ -29,7 +37,7 @@ def compare(tokens: int, words: int, chunk: int, temperature: float, entropy: bo
     grads = torch.randn(2, tokens, device=DEVICE) * (torch.rand(2, tokens, device=DEVICE) > 0.2)
     targets = torch.randint(words, (tokens,), device=DEVICE)
     found, expected = [], []
-    for into, function in ((found, lambda *x: kernel_head.KernelLogprobs.apply(*x, chunk)), (expected, plain)):
+    for into, function in ((found, lambda *x: by_kernels(*x, chunk)), (expected, plain)):
         own = [state.clone().requires_grad_() for state in states]
         made = function(*own, targets, temperature, entropy)
         assert entropy or not made[1].any()
@@ -61,7 +69,7 @@ def test_words_that_cannot_follow_have_no_gradient() -> None:
     """A probability that is 0 in fp32: 0 · log 0 is 0 here."""
     hidden, weight = torch.ones(1, 1, device=DEVICE), torch.tensor([[0.0], [-300.0], [1.0]], device=DEVICE)
     own = [state.requires_grad_() for state in (hidden, weight)]
-    made = kernel_head.KernelLogprobs.apply(*own, torch.tensor([2], device=DEVICE), 1.0, True, 8)
+    made = by_kernels(*own, torch.tensor([2], device=DEVICE), 1.0, True, 8)
     gradients = torch.autograd.grad(sum(made), own)
     assert all(torch.isfinite(x).all() for x in (*made, *gradients))
     assert gradients[1][1] == 0
@@ -72,7 +80,7 @@ def test_words_that_cannot_follow_have_no_gradient() -> None:
 def test_an_interface_without_learning() -> None:
     """As of a head whose weight is frozen."""
     hidden, weight = torch.randn(5, 4, device=DEVICE, requires_grad=True), torch.randn(30, 4, device=DEVICE)
-    made = kernel_head.KernelLogprobs.apply(hidden, weight, torch.arange(5, device=DEVICE), 1.0, False, 2)[0]
+    made = by_kernels(hidden, weight, torch.arange(5, device=DEVICE), 1.0, False, 2)[0]
     (found,) = torch.autograd.grad(made.sum(), hidden)
     expected = torch.autograd.grad(plain(hidden, weight, torch.arange(5, device=DEVICE), 1.0, False)[0].sum(), hidden)
     torch.testing.assert_close(found, expected[0])
@@ -81,6 +89,6 @@ def test_an_interface_without_learning() -> None:
 def test_a_backward_can_be_taken_twice() -> None:
     """Of one chunk, whose logits are kept."""
     own = [torch.randn(n, 4, device=DEVICE, requires_grad=True) for n in (5, 30)]
-    made = kernel_head.KernelLogprobs.apply(*own, torch.arange(5, device=DEVICE), 1.0, False, 8)[0].sum()
+    made = by_kernels(*own, torch.arange(5, device=DEVICE), 1.0, False, 8)[0].sum()
     first, second = (torch.autograd.grad(made, own, retain_graph=True) for _ in range(2))
     assert all(map(torch.equal, first, second))
