@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from pipeline.grpo.drawing import Drawing, draw, uniform
+from pipeline.grpo.drawing import Drawing, draw
 from pipeline.grpo.shared_attention import SharedContexts, sharing
 
 NONE = -1
@@ -55,9 +55,10 @@ class _Stepwise(ABC):
         logprobs_RT = np.zeros((rows, drawing.room), dtype=np.float32)
         finished_R, eos = np.zeros(rows, dtype=bool), np.array(sorted(drawing.eos_ids))
         live = np.arange(rows)  # rows that are in the batch; those that have ended leave a quarter at a time
+        noise_RT = drawing.noise()
         for t in range(drawing.room):
-            noise = torch.from_numpy(uniform(drawing.seeds_R[live], t)).to(device)
-            ids_L, logprobs_L = draw(logits_RV, drawing.temperature, noise)
+            noise_L = torch.from_numpy(noise_RT[live, t]).to(device)
+            ids_L, logprobs_L = draw(logits_RV, drawing.temperature, noise_L)
             ids, going = ids_L.cpu().numpy(), ~finished_R[live]
             writing = live[going]
             ids_RT[writing, t], logprobs_RT[writing, t] = ids[going], logprobs_L.cpu().numpy()[going]

@@ -32,6 +32,10 @@ class Drawing:
     eos_ids: frozenset[int]
     """They end a response."""
 
+    def noise(self) -> NDArray[np.float32]:
+        """Of every token of every response [R, room]: what `draw` takes."""
+        return np.stack([uniform(self.seeds_R, t) for t in range(self.room)], axis=1)
+
 
 def rollout_seed(seed: int, step: int, site_id: str, sample: int) -> int:
     """The seed of one response.
@@ -64,18 +68,15 @@ def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tens
     logits_RV = logits_RV.float()
     if temperature not in (0, 1):
         logits_RV = logits_RV / temperature
-    most_R1 = logits_RV.amax(dim=-1, keepdim=True)
-    weights_RV = (logits_RV - most_R1).exp_()
-    log_total_R = most_R1[:, 0] + weights_RV.sum(dim=-1).log_()
+    probabilities_RV = logits_RV.softmax(dim=-1)
     if temperature == 0:
         ids_R = logits_RV.argmax(dim=-1)
     else:
-        cumulative_RV = weights_RV.cumsum(dim=-1)
-        total_R = cumulative_RV[:, -1]
+        cumulative_RV = probabilities_RV.cumsum(dim=-1)
         # At most (1 − 2⁻²⁴) of the total, which fp32 rounds below it: the first column above has a probability.
-        point_R = uniform_R * total_R
+        point_R = uniform_R * cumulative_RV[:, -1]
         ids_R = torch.searchsorted(cumulative_RV, point_R[:, None], right=True)[:, 0]
-    return ids_R, logits_RV.gather(1, ids_R[:, None])[:, 0] - log_total_R
+    return ids_R, probabilities_RV.gather(1, ids_R[:, None])[:, 0].log_()
 
 
 def fastest_draw(device: torch.device) -> Draw:

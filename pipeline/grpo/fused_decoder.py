@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear, silu
 from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from pipeline.grpo.fused_norms import normed
 from pipeline.grpo.shared_attention import SharedContexts, can_share
 
 Turn = tuple[Tensor, Tensor]
@@ -49,9 +50,9 @@ class Linear(NamedTuple):
         return linear(states, self.weight, self.bias)
 
     def added_to(self, total: Tensor, states: Tensor) -> Tensor:
-        """total + states · weightᵀ + bias"""
-        total = torch.addmm(total, states, self.weight.t())
-        return total if self.bias is None else total + self.bias
+        """total + states · weightᵀ + bias, in place of the total."""
+        total.addmm_(states, self.weight.t())
+        return total if self.bias is None else total.add_(self.bias)
 
 
 class Operations:
@@ -159,7 +160,7 @@ class FusedDecoder:
         return states, value
 
     def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(states, weight.shape, weight, self._eps)
+        return normed(states, weight, self._eps)
 
 
 def _layer(layer: Any) -> _Layer:

@@ -3,7 +3,8 @@
 All of a model but its attention sees that row (`packing.py`). On NVIDIA GPUs attention works on it as it is
 (`varlen_attention.py`). Elsewhere it spreads the row into slots, contexts [P, H, C, D] and responses [R, H, T, D]:
 contexts attend to themselves, responses to their context and to themselves. On a CPU keys and values of a context are
-not repeated for its responses: as in `shared_attention.py` the softmax is split in two, here with a backward.
+not repeated for its responses: all their queries read them in one, and the softmax is split in two (Hydragen, arXiv
+2402.05099), here with a backward.
 
 Shape names as in `packing.py`; H query heads, K key-value heads, D head dimension.
 """
@@ -23,7 +24,6 @@ from transformers import AttentionInterface
 from pipeline.grpo.batch import batch_of
 from pipeline.grpo.packing import Packing
 from pipeline.grpo.proof import agrees
-from pipeline.grpo.shared_attention import cpu_flash
 from pipeline.grpo.types import Group, Response
 from pipeline.grpo.varlen_attention import can_varlen, varlen
 
@@ -141,6 +141,8 @@ def joined(
     return out
 
 
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""The kernel behind `scaled_dot_product_attention` on CPUs, which also gives the log Σ exp [...]."""
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
@@ -159,10 +161,10 @@ class _Joined(torch.autograd.Function):
         ctx.scaling = scaling
         heads, queries = key.shape[1], query.shape[1] // key.shape[1]
         own = query, *(x.repeat_interleave(queries, dim=1) for x in (key, value))
-        out, total = cpu_flash(*own, 0.0, True, scale=scaling)
+        out, total = _flash(*own, 0.0, True, scale=scaling)
         if context_key.shape[2]:
             fold = _Fold(len(context_key), heads, query)
-            read, read_total = cpu_flash(
+            read, read_total = _flash(
                 fold(query), context_key, context_value, 0.0, False, attn_mask=bias, scale=scaling
             )
             read, read_total = fold.undo(read), fold.undo(read_total)

@@ -14,13 +14,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from pipeline.grpo.decoding import NONE, Drawn, Layers, ReadToken, whole_layers
-from pipeline.grpo.drawing import Drawing, fastest_draw, uniform
+from pipeline.grpo.drawing import Drawing, fastest_draw
 from pipeline.grpo.shared_attention import SharedContexts
 
 SEGMENT = 64
@@ -57,8 +56,7 @@ class Recorded:
     def decode(self, logits_RV: Tensor, positions_R: Tensor, drawing: Drawing) -> Drawn:
         """As `decoding.Shared.decode`."""
         device, rows, room = logits_RV.device, len(logits_RV), drawing.room
-        noise_RT = np.stack([uniform(drawing.seeds_R, t) for t in range(room)], axis=1)
-        self._noise_RT, self._temperature = torch.from_numpy(noise_RT).to(device), drawing.temperature
+        self._noise_RT, self._temperature = torch.from_numpy(drawing.noise()).to(device), drawing.temperature
         self._eos = torch.tensor(sorted(drawing.eos_ids), device=device, dtype=torch.int64)
         self._ids_RT = torch.full((rows, room), NONE, device=device)
         self._logprobs_RT = torch.zeros(rows, room, device=device)

@@ -1,8 +1,7 @@
 """Attention of decoded responses to the contexts they share: a context's keys and values are held, and read, once.
 
-softmax over [context, own tokens] is split in two: each part gives its output o and L, the log of its sum of
-exponentials, and the whole is σ(L₁ − L₂) o₁ + σ(L₂ − L₁) o₂. The context's part is one matrix product a group
-("bifurcated attention", arXiv 2403.08845; Hydragen, arXiv 2402.05099).
+Products with a context's keys and values are one a group, for all queries of its responses ("bifurcated attention",
+arXiv 2403.08845); the softmax is over context and own tokens together.
 
 Shape names: P contexts, S slots for a context's responses, R rows, H key-value heads, N query heads of each, W width of
 the left-padded contexts, T tokens decoded so far, D head dimension.
@@ -20,12 +19,6 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, PreTrainedModel
 
 _NAME = "rpt_shared_contexts"
-
-Part = tuple[Tensor, Tensor]
-"""L [..., N, 1] and o [..., N, D] over some of the tokens, in fp32."""
-
-cpu_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-"""The kernel behind `scaled_dot_product_attention` on CPUs, which also gives L [...]."""
 
 
 class SharedContexts:
@@ -78,12 +71,17 @@ class SharedContexts:
             [R, 1, H·N, D]
         """
         keys, values = self.layers[layer]
-        rows, heads, dimension = len(query), keys.shape[1], keys.shape[3]
+        rows, heads, width, dimension = len(query), *keys.shape[1:]
         query = (query * scaling).view(rows, heads, -1, dimension)  # [R, H, N, D]
-        read = _flash_part if query.device.type == "cpu" else _part
-        shared = self._by_row(read(self._by_context(query), keys, values, self._bias), query.shape[2])
-        out = _joined(shared, _part(query, own_keys, own_values, own_bias))
-        return out.to(query.dtype).reshape(rows, 1, -1, dimension)
+        read, own = self._by_context(query) @ keys.transpose(-1, -2), query @ own_keys.transpose(-1, -2)
+        if self._bias is not None:
+            read = read + self._bias
+        if own_bias is not None:
+            own = own + own_bias
+        weights = torch.cat([read, self._by_context(own)], dim=-1).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        read = self._by_row(weights[..., :width] @ values, query.shape[2])
+        own = self._by_row(weights[..., width:], query.shape[2]) @ own_values
+        return (read + own).reshape(rows, 1, -1, dimension)
 
     def _by_context(self, query: Tensor) -> Tensor:
         """[R, H, N, D] → [P, H, S·N, D]; slots without a row hold zeros."""
@@ -92,10 +90,10 @@ class SharedContexts:
             query = filled.index_copy_(0, self._slot_R, query)
         return query.unflatten(0, (-1, self.most_rows)).transpose(1, 2).flatten(2, 3)
 
-    def _by_row(self, part: Part, queries: int) -> Part:
-        """Undo `_by_context` for what was made of it."""
-        log_total, out = (x.unflatten(2, (self.most_rows, queries)).transpose(1, 2).flatten(0, 1) for x in part)
-        return (log_total, out) if self._slot_R is None else (log_total[self._slot_R], out[self._slot_R])
+    def _by_row(self, states: Tensor, queries: int) -> Tensor:
+        """Undo `_by_context`."""
+        states = states.unflatten(2, (self.most_rows, queries)).transpose(1, 2).flatten(0, 1)
+        return states if self._slot_R is None else states[self._slot_R]
 
 
 def can_share(model: PreTrainedModel) -> bool:
@@ -135,25 +133,3 @@ def _attention(
 
 
 AttentionInterface.register(_NAME, _attention)
-
-
-def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Part:
-    scores = (query @ keys.transpose(-1, -2)).float()
-    if bias is not None:
-        scores += bias
-    weights = scores.softmax(dim=-1)
-    # The largest score has weight 1 / Σ e^(s − m), and so log Σ e^s = m − log of that weight: no second exponential.
-    log_total = scores.amax(dim=-1, keepdim=True) - weights.amax(dim=-1, keepdim=True).log_()
-    return log_total, (weights.to(values.dtype) @ values).float()
-
-
-def _flash_part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Part:
-    """`_part` of many queries, by the kernel that CPUs have."""
-    mask = None if bias is None else bias.to(query.dtype)
-    out, log_total = cpu_flash(query, keys, values, 0.0, False, attn_mask=mask, scale=1.0)
-    return log_total[..., None], out.float()
-
-
-def _joined(a: Part, b: Part) -> Tensor:
-    share = torch.sigmoid(a[0] - b[0])
-    return share * a[1] + (1 - share) * b[1]
