@@ -27,8 +27,15 @@ ReadToken = Callable[[Tensor, Tensor, Sequence[DynamicLayer], SharedContexts, Te
 """ids [R] and positions [R] of one more token a row, the responses' keys and values by layer (they get the token's),
 their contexts, a bias on the scores of responses' own tokens → logits [R, V]."""
 
-Layers = Sequence[Sequence[tuple[Tensor, Tensor]]]
-"""Keys and values [P, H, W, D] of some of the contexts, by layer; then of the next contexts."""
+Keyed = list[tuple[Tensor, Tensor]]
+"""Keys and values [P, H, W, D] of contexts, by layer."""
+
+Layers = Sequence[Keyed]
+"""Of some of the contexts, and then of the next."""
+
+ReadContexts = Callable[[Sequence[Sequence[int]], int, Keyed | None], Tensor]
+"""Ids of P contexts, the width W to which what is kept is padded on the left, and where to keep keys and values, if
+anywhere → logits [P, V] after the contexts."""
 
 Drawn = tuple[NDArray[np.int64], NDArray[np.float32]]
 """ids [R, T], and the log-probability of each. After a response's end there is `NONE`, or tokens without meaning."""
@@ -118,7 +125,39 @@ class Shared(_Stepwise):
         return self._read(ids_R, positions_R, self._own, self._contexts, None)
 
 
-def by_modules(
+def contexts_by_modules(
+    model: PreTrainedModel, contexts: Sequence[Sequence[int]], width: int, kept: Keyed | None
+) -> Tensor:
+    """A `ReadContexts` of any model, given the model."""
+    ids_PW, mask_PW = pad_left(contexts, width, model.device)
+    layers: list[Any] = [DynamicLayer() for _ in range(model.config.num_hidden_layers)]
+    output = model(
+        input_ids=ids_PW,
+        attention_mask=mask_PW,
+        position_ids=(mask_PW.cumsum(dim=1) - 1).clamp_(min=0),
+        past_key_values=None if kept is None else Cache(layers=layers),
+        use_cache=kept is not None,
+        logits_to_keep=1,
+    )
+    if kept is not None:
+        kept.extend((layer.keys, layer.values) for layer in layers)
+    return output.logits[:, -1]
+
+
+def pad_left(rows: Sequence[Sequence[int]], width: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """ids and mask [P, W] of rows that all end in the last column. The mask, not the padding's id, says what is real.
+
+    Example:
+        >>> pad_left([[5], [6, 7]], 2, "cpu")[1].tolist()
+        [[False, True], [True, True]]
+    """
+    ids, mask = np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width), dtype=bool)
+    for ids_W, mask_W, row in zip(ids, mask, rows, strict=True):
+        ids_W[width - len(row) :], mask_W[width - len(row) :] = row, True
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def token_by_modules(
     model: PreTrainedModel,
     ids_R: Tensor,
     positions_R: Tensor,
@@ -138,7 +177,7 @@ def by_modules(
         ).logits[:, -1]
 
 
-def whole_layers(layers: Layers) -> list[tuple[Tensor, Tensor]]:
+def whole_layers(layers: Layers) -> Keyed:
     """Keys and values [P, H, W, D] of all contexts, by layer."""
     return [
         (torch.cat([keys for keys, _ in parts]), torch.cat([values for _, values in parts]))

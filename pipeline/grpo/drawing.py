@@ -34,7 +34,7 @@ class Drawing:
 
     def noise(self) -> NDArray[np.float32]:
         """Of every token of every response [R, room]: what `draw` takes."""
-        return np.stack([uniform(self.seeds_R, t) for t in range(self.room)], axis=1)
+        return uniform(self.seeds_R[:, None], np.arange(self.room))
 
 
 def rollout_seed(seed: int, step: int, site_id: str, sample: int) -> int:
@@ -47,14 +47,14 @@ def rollout_seed(seed: int, step: int, site_id: str, sample: int) -> int:
     return key_of("rollout", seed, step, site_id, sample)
 
 
-def uniform(seeds_R: NDArray[np.uint64], index: int) -> NDArray[np.float32]:
-    """The `index`-th draw [R] in [0, 1) of every seed's stream, in steps of 2⁻²⁴.
+def uniform(seeds: NDArray[np.uint64], index: int | NDArray[np.integer]) -> NDArray[np.float32]:
+    """The `index`-th draw in [0, 1) of every seed's stream, in steps of 2⁻²⁴; many indices are broadcast.
 
     Example:
         >>> [f"{u:.3f}" for u in uniform(np.array([1, 2], dtype=np.uint64), 0)]
         ['0.567', '0.591']
     """
-    return (keys(seeds_R, np.array([index])) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    return (keys(seeds, np.asarray(index)) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,11 @@
-"""One more token a row through a model of Llama's family, in fewer operations than its modules take.
+"""Contexts, and one token more a row after them, through a model of Llama's family, in fewer operations than usual.
 
 A decoding step of a small model is bound by the number of its operations, on a CPU and in a CUDA graph alike. Here
 queries, keys and values are one product, gate and up another, a residual is added by the product before it, and
-queries and keys are rotated together; what lies between products can be exchanged (`kernel_decoder.py`). Contexts are
-read by the model's own modules.
+queries and keys are rotated together; what lies between products can be exchanged (`kernel_decoder.py`).
 
-Shape names: R rows, E hidden size, H query heads, K key-value heads, D head dimension, S = H + K, V vocabulary.
+Shape names: P contexts, C tokens of the longest, R rows, E hidden size, H query heads, K key-value heads, D head
+dimension, S = H + K, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -25,6 +26,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from pipeline.grpo.decoding import Keyed
 from pipeline.grpo.fused_norms import normed
 from pipeline.grpo.shared_attention import SharedContexts, can_share
 
@@ -67,18 +69,14 @@ class Operations:
 
     def turn(self, cos_RD: Tensor, sin_RD: Tensor) -> Turn:
         """What rotates a step's queries and keys."""
-        first, second = sin_RD.chunk(2, dim=1)
-        return cos_RD[:, None], torch.cat([-first, second], dim=1)[:, None]
+        return turn_of(cos_RD, sin_RD)
 
     def attend(
         self, index: int, states_RSD: Tensor, value_RKD: Tensor, turn: Turn, own: Any, contexts: SharedContexts,
         own_bias: Tensor | None, scaling: float,
     ) -> Tensor:  # fmt: skip
         """What a layer's heads see [R, H·D]; its keys, rotated, and values are added to the responses' own."""
-        cos_R1D, signed_sin_R1D = turn  # [−x₂, x₁] · sin is [x₂, x₁] · sin with its first half negated
-        swapped = states_RSD.roll(states_RSD.shape[2] // 2, dims=2)
-        rotated = torch.addcmul(states_RSD * cos_R1D, swapped, signed_sin_R1D)
-        query, key, value = (x[:, :, None] for x in (*self.split(rotated), value_RKD))
+        query, key, value = (x[:, :, None] for x in (*self.split(rotated(states_RSD, turn)), value_RKD))
         keys, values = own.update(key, value)
         return contexts.attend(index, query, keys, values, own_bias, scaling).flatten(1)
 
@@ -87,9 +85,21 @@ class Operations:
         gate, up = gate_up_R2F.chunk(2, dim=1)
         return silu(gate).mul_(up)
 
-    def split(self, states_RSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [R, H, D] and keys [R, K, D]."""
-        return states_RSD[:, : self._heads], states_RSD[:, self._heads :]
+    def split(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., S, D] → queries [..., H, D] and keys [..., K, D]."""
+        return states[..., : self._heads, :], states[..., self._heads :, :]
+
+
+def turn_of(cos_RD: Tensor, sin_RD: Tensor) -> Turn:
+    """What `rotated` takes: [−x₂, x₁] · sin is [x₂, x₁] · sin with its first half negated."""
+    first, second = sin_RD.chunk(2, dim=1)
+    return cos_RD[:, None], torch.cat([-first, second], dim=1)[:, None]
+
+
+def rotated(states: Tensor, turn: Turn) -> Tensor:
+    """Queries and keys [..., S, D], rotated."""
+    cos, signed_sin = turn
+    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, dims=-1), signed_sin)
 
 
 class _Layer(NamedTuple):
@@ -106,7 +116,7 @@ class _Layer(NamedTuple):
 
 
 class FusedDecoder:
-    """Logits after one more token a row; where `can_fuse`.
+    """Logits after contexts, and after one more token a row; where `can_fuse`.
 
     The weights of the model's projections become parts of the fused ones: what is copied into either is in both. The
     model must not be moved to another device after that.
@@ -143,10 +153,44 @@ class FusedDecoder:
             seen = self._operations.attend(
                 index, states_RSD, value_RKD, turn, own[index], contexts, own_bias, layer.scaling
             )
-            hidden_RE = layer.out.added_to(hidden_RE, seen)
-            gated = self._operations.gated(layer.gate_up(self._normed(hidden_RE, layer.mlp_norm)))
-            hidden_RE = layer.down.added_to(hidden_RE, gated)
+            hidden_RE = self._after(layer, hidden_RE, seen)
         return self._head(self._normed(hidden_RE, self._model.norm.weight))
+
+    def read_contexts(self, contexts: Sequence[Sequence[int]], width: int, kept: Keyed | None) -> Tensor:
+        """A `ReadContexts`. Of the last layer only what the last tokens see is computed, but for keys and values.
+
+        Contexts are padded on the right here, where no token of theirs sees it, and moved to the right in what is kept.
+        """
+        ids_PC = pad_sequence([torch.tensor(ids) for ids in contexts], batch_first=True).to(self._model.device)
+        length_P = torch.tensor([len(ids) for ids in contexts], device=ids_PC.device)
+        column_C = torch.arange(ids_PC.shape[1], device=ids_PC.device)
+        p_P1 = torch.arange(len(contexts), device=ids_PC.device)[:, None]
+        last_P1 = length_P[:, None] - 1
+        moved_PW = (torch.arange(width, device=ids_PC.device) - width + length_P[:, None]).clamp_(min=0)
+        hidden = self._model.embed_tokens(ids_PC).flatten(0, 1)
+        turn = turn_of(*(x[0] for x in self._model.rotary_emb(hidden, column_C[None])))
+        for index, layer in enumerate(self._layers):
+            made = self._attention_states(layer, self._normed(hidden, layer.input_norm))
+            states, value = (x.unflatten(0, ids_PC.shape) for x in made)  # [P, C, S, D] and [P, C, K, D]
+            query, key = self._operations.split(rotated(states, turn))
+            if kept is not None:
+                kept.append((_moved(key, p_P1, moved_PW), _moved(value, p_P1, moved_PW)))
+            real = None
+            if index == len(self._layers) - 1:
+                query, hidden = query[p_P1, last_P1], hidden.unflatten(0, ids_PC.shape)[p_P1, last_P1][:, 0]
+                real = (column_C <= last_P1)[:, None, None]
+            query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+            seen = scaled_dot_product_attention(
+                query, key, value, real, is_causal=real is None, scale=layer.scaling, enable_gqa=True
+            )
+            hidden = self._after(layer, hidden, seen.transpose(1, 2).flatten(2).flatten(0, 1))
+        return self._head(self._normed(hidden, self._model.norm.weight))
+
+    def _after(self, layer: _Layer, hidden: Tensor, seen: Tensor) -> Tensor:
+        """A layer's output, given its input and what its heads see."""
+        hidden = layer.out.added_to(hidden, seen)
+        gated = self._operations.gated(layer.gate_up(self._normed(hidden, layer.mlp_norm)))
+        return layer.down.added_to(hidden, gated)
 
     def _attention_states(self, layer: _Layer, hidden_RE: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys [R, S, D] as they are before they are rotated, and values [R, K, D]."""
@@ -161,6 +205,11 @@ class FusedDecoder:
 
     def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
         return normed(states, weight, self._eps)
+
+
+def _moved(states: Tensor, p_P1: Tensor, columns_PW: Tensor) -> Tensor:
+    """[P, C, K, D] → [P, K, W, D], by columns."""
+    return states[p_P1, columns_PW].transpose(1, 2).contiguous()
 
 
 def _layer(layer: Any) -> _Layer:

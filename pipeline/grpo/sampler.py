@@ -14,17 +14,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
 
 from pipeline.core.errors import UserError
-from pipeline.grpo.decoding import Layers, Repeated, Shared, by_modules
+from pipeline.grpo.decoding import (
+    Keyed,
+    Layers,
+    ReadContexts,
+    Repeated,
+    Shared,
+    contexts_by_modules,
+    pad_left,
+    token_by_modules,
+)
 from pipeline.grpo.drawing import Drawing
 from pipeline.grpo.fused_decoder import can_fuse
 from pipeline.grpo.fused_norms import fuse_norms
@@ -66,7 +73,7 @@ class Sampler:
         self.eos_ids = frozenset(eos_ids)
         self._tokenizer = tokenizer
         self._batch_rows, self._prefill_tokens = batch_rows, prefill_tokens
-        self._rows = _fastest_rows(model)
+        self._read, self._rows = _fastest(model)
         kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
         if kinds - {"full_attention", "sliding_attention"}:
             raise UserError(
@@ -178,20 +185,6 @@ class Sampler:
     def close(self) -> None:
         """Nothing to release: the model is plain memory."""
 
-    def _read(self, contexts: Sequence[Sequence[int]], width: int, cache: Cache | None) -> Tensor:
-        """Run contexts, left-padded to `width`, into `cache`; logits [P, V] after their last tokens."""
-        ids_PW, mask_PW = pad_left(contexts, width, self.model.device)
-        positions_PW = (mask_PW.cumsum(dim=1) - 1).clamp_(min=0)
-        output = self.model(
-            input_ids=ids_PW,
-            attention_mask=mask_PW,
-            position_ids=positions_PW,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1]
-
     def _decode(self, prompts: list[Sequence[int]], group_size: int, drawing: Drawing) -> list[Response]:
         """Responses of one batch, prompt by prompt."""
         device = self.model.device
@@ -199,9 +192,9 @@ class Sampler:
         width = max(lengths)
         layers, logits = [], []
         for chosen in _chunks(range(len(prompts)), [width] * len(prompts), self._prefill_tokens):
-            part: list[Any] = [DynamicLayer() for _ in range(self.model.config.num_hidden_layers)]
-            logits.append(self._read([prompts[p] for p in chosen], width, Cache(layers=part)))
-            layers.append([(layer.keys, layer.values) for layer in part])
+            part: Keyed = []
+            logits.append(self._read([prompts[p] for p in chosen], width, part))
+            layers.append(part)
         logits_RV = torch.cat(logits).repeat_interleave(group_size, dim=0)
         rows = self._rows(layers, pad_left(prompts, width, device)[1], group_size, drawing.room)
         del layers, part, logits
@@ -222,24 +215,16 @@ class Sampler:
         return Response(tuple(ids), text, finished, tuple(logprobs))
 
 
-def _fastest_rows(model: PreTrainedModel) -> Rows:
+def _fastest(model: PreTrainedModel) -> tuple[ReadContexts, Rows]:
+    """How the model reads contexts best, and decodes after them."""
+    by_modules = partial(contexts_by_modules, model)
     if not can_share(model):
-        return partial(Repeated, model)
-    read = fastest_decoder(model) if can_fuse(model) else partial(by_modules, model)
-    return partial(Recorded if model.device.type == "cuda" else Shared, read)
-
-
-def pad_left(rows: Sequence[Sequence[int]], width: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
-    """ids and mask [P, W] of rows that all end in the last column. The mask, not the padding's id, says what is real.
-
-    Example:
-        >>> pad_left([[5], [6, 7]], 2, "cpu")[1].tolist()
-        [[False, True], [True, True]]
-    """
-    ids, mask = np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width), dtype=bool)
-    for ids_W, mask_W, row in zip(ids, mask, rows, strict=True):
-        ids_W[width - len(row) :], mask_W[width - len(row) :] = row, True
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+        return by_modules, partial(Repeated, model)
+    rows = Recorded if model.device.type == "cuda" else Shared
+    if not can_fuse(model):
+        return by_modules, partial(rows, partial(token_by_modules, model))
+    decoder = fastest_decoder(model)
+    return decoder.read_contexts, partial(rows, decoder)
 
 
 def eos_ids_of(model: PreTrainedModel) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""A token read in few operations is a token read by the model's own modules."""
+"""What is read in few operations is read as by the model's own modules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PhiConfig, PreTrainedModel, Qwen3Config
 
-from pipeline.grpo.decoding import Shared, by_modules
+from pipeline.grpo.decoding import Keyed, Shared, contexts_by_modules, token_by_modules
 from pipeline.grpo.fused_decoder import FusedDecoder, Operations, can_fuse
 from tests.grpo.models import tiny
 from tests.grpo.test_sampler import sampler_of, seeds_of, some_prompts
@@ -59,7 +59,7 @@ def test_logits_are_the_modules(name: str) -> None:
     P, G, W = 3, 2, 7
     layers = [[tuple(torch.randn(2, P, 2, W, heads_of(model))) for _ in range(2)]]
     mask = torch.arange(W) >= torch.tensor([[0], [3], [6]])
-    first, second = (Shared(read, layers, mask, G, 8) for read in (fused, partial(by_modules, plain)))
+    first, second = (Shared(read, layers, mask, G, 8) for read in (fused, partial(token_by_modules, plain)))
     positions = mask.sum(dim=1).repeat_interleave(G)
     with torch.inference_mode():
         for step in range(5):
@@ -74,6 +74,29 @@ def test_logits_are_the_modules(name: str) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["qwen2", *CONFIGS])
+def test_contexts_are_read_as_by_the_modules(name: str) -> None:
+    """Of unequal lengths, in two parts of one width; all that is real of keys and values."""
+    model, plain, width = made(name), made(name), 23
+    fused, prompts = FusedDecoder(model, Operations(4)), [*some_prompts(4), [5], list(range(width))]
+    found: Keyed = []
+    expected: Keyed = []
+    with torch.inference_mode():
+        for part in (prompts[:3], prompts[3:]):
+            logits = fused.read_contexts(part, width, found)
+            theirs = contexts_by_modules(plain, part, width, expected)
+            assert theirs.std() > 0.1
+            torch.testing.assert_close(logits, theirs, rtol=1e-4, atol=1e-4)
+            assert torch.equal(fused.read_contexts(part, width, None), logits)
+    assert len(found) == len(expected) == 4, "two layers, two parts"
+    for kept, theirs_kept, part in zip(found, expected, (prompts[:3],) * 2 + (prompts[3:],) * 2, strict=True):
+        for states, of_theirs in zip(kept, theirs_kept, strict=True):
+            assert states.shape == of_theirs.shape
+            for p, prompt in enumerate(part):
+                real = slice(width - len(prompt), None)
+                torch.testing.assert_close(states[p, :, real], of_theirs[p, :, real], rtol=1e-4, atol=1e-4)
+
+
 def heads_of(model: PreTrainedModel) -> int:
     return int(model.model.layers[0].self_attn.head_dim)
 
@@ -82,7 +105,8 @@ def test_the_sampler_takes_it() -> None:
     prompts, sampler = some_prompts(5), sampler_of(tiny())
     assert isinstance(sampler._rows.args[0], FusedDecoder)  # type: ignore[attr-defined]
     found = sampler.sample(prompts, 3, 1.0, 30, seeds_of(prompts, 3))
-    sampler._rows = partial(Shared, partial(by_modules, sampler.model))
+    sampler._read = partial(contexts_by_modules, sampler.model)
+    sampler._rows = partial(Shared, partial(token_by_modules, sampler.model))
     assert [r.ids for r in found] == [r.ids for r in sampler.sample(prompts, 3, 1.0, 30, seeds_of(prompts, 3))]
 
 
