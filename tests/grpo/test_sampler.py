@@ -116,6 +116,15 @@ def test_extreme_draws_never_take_a_token_of_no_probability(noise: float, token:
     assert draw(logits, 1.0, torch.tensor([noise]))[0].item() == token
 
 
+def test_a_total_that_rounding_leaves_below_one_is_not_passed() -> None:
+    logits_RV = torch.randn(400, 3000, generator=torch.Generator().manual_seed(0))
+    logits_RV[:, -5:] = -torch.inf
+    totals_R = logits_RV.softmax(dim=-1).cumsum(dim=-1)[:, -1]
+    assert (totals_R < 1 - 2.0**-24).any()
+    ids_R, logprobs_R = draw(logits_RV, 1.0, torch.full((400,), 1 - 2.0**-24))
+    assert (ids_R < 2995).all() and logprobs_R.isfinite().all()
+
+
 def test_draws_of_one_seed_are_independent_of_each_other() -> None:
     seeds = np.array([rollout_seed(0, step, "site", g) for step in range(50) for g in range(8)], dtype=np.uint64)
     draws = np.stack([uniform(seeds, t) for t in range(50)])
