@@ -1,5 +1,5 @@
 # RPT: `make data train` turns the embedded corpus into shards and trains a policy on them. `make help` lists the rest.
-MANIFEST ?= data_manifests/demo.yaml
+MANIFEST ?=
 RECIPE   ?= recipes/demo.yaml
 SOURCE   ?=
 ARGS     ?=
@@ -9,6 +9,7 @@ QUICK    ?=
 BENCH    ?= selection executors score sampler
 PYTHON   ?= python3
 RPT       = .venv/bin/rpt
+OR_DEMO   = $(or $(MANIFEST),data_manifests/demo.yaml)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data train evaluate study audit browse test lint docs bench vllm-cpu demo-models
@@ -25,20 +26,20 @@ setup: .venv/.done    ## install the pinned packages into .venv (redone only whe
 	@touch $@
 
 data: setup      ## MANIFEST → shards of hard next-token sites (SOURCE=path, ARGS='--set key=value')
-	$(RPT) data $(MANIFEST) $(if $(SOURCE),--source '$(SOURCE)') $(ARGS)
+	$(RPT) data $(OR_DEMO) $(if $(SOURCE),--source '$(SOURCE)') $(ARGS)
 
-train: setup     ## RECIPE on the shards of MANIFEST, then the table of held-out accuracy (RANKS=2)
-	$(RPT) train $(RECIPE) --manifest $(MANIFEST) --ranks $(RANKS) $(ARGS)
-	$(RPT) evaluate $(RECIPE) --manifest $(MANIFEST) $(ARGS)
+train: setup     ## RECIPE on its shards (or those of MANIFEST), then the table of held-out accuracy (RANKS=2)
+	$(RPT) train $(RECIPE) $(if $(MANIFEST),--manifest $(MANIFEST)) --ranks $(RANKS) $(ARGS)
+	$(RPT) evaluate $(RECIPE) $(if $(MANIFEST),--manifest $(MANIFEST)) $(ARGS)
 
 evaluate: setup  ## only the table of the run that is there
-	$(RPT) evaluate $(RECIPE) --manifest $(MANIFEST) $(ARGS)
+	$(RPT) evaluate $(RECIPE) $(if $(MANIFEST),--manifest $(MANIFEST)) $(ARGS)
 
 audit: setup     ## the static report of what MANIFEST kept and dropped, and why
-	$(RPT) audit $(MANIFEST) $(ARGS)
+	$(RPT) audit $(OR_DEMO) $(ARGS)
 
 browse: setup    ## the live page over the same artifacts, on this machine only
-	$(RPT) browse $(MANIFEST) $(ARGS)
+	$(RPT) browse $(OR_DEMO) $(ARGS)
 
 study: setup     ## RPT, controls and baselines over three seeds, and what of the paper's claims holds (QUICK=1)
 	$(RPT) study $(STUDY) $(if $(QUICK),--quick) $(ARGS)

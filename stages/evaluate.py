@@ -4,7 +4,7 @@ Input:   the `validation` shards of materialize; the policies, as `transformers`
 Output:  in `runs/<recipe>/evaluation/`: `evaluation.json`, `evaluation.md`, `responses.parquet` (what each policy
          answered at each site), `accuracy.png` and `.svg` (accuracy over training steps), `scaling.svg` (over
          compute); tables on standard output.
-Command: rpt evaluate RECIPE --manifest MANIFEST [--policy NAME=FOLDER …]
+Command: rpt evaluate RECIPE [--manifest MANIFEST] [--policy NAME=FOLDER …]
 
 Every policy is read in two ways at the same sites: *direct* is the most likely next token after the bare context,
 *reasoning* a response to the prompt; with `evaluate.samples`, several responses as well. Accuracy is given for the
@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 
 from pipeline.core.artifact import Record, current_record, fingerprint, write_json
-from pipeline.core.config import BandsConfig, Manifest, Recipe, ScoreConfig, load
+from pipeline.core.config import BandsConfig, Recipe, ScoreConfig, load, manifest_of
 from pipeline.core.errors import UserError
 from pipeline.core.hardware import torch_device
 from pipeline.core.parquet import read_table
@@ -264,14 +264,15 @@ def _print(report: Mapping[str, Any]) -> None:
 
 def main(
     recipe: Path,
-    manifest: Annotated[Path, typer.Option()] = Path("data_manifests/demo.yaml"),
+    manifest: Annotated[Path | None, typer.Option()] = None,
     work: Annotated[Path, typer.Option()] = Path("work"),
     run: Annotated[Path | None, typer.Option()] = None,
     policy: Annotated[list[str] | None, typer.Option("--policy")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
     """What `rpt evaluate` starts in a process of its own."""
-    config, corpus = load(Recipe, recipe, overrides or ()), load(Manifest, manifest)
+    config = load(Recipe, recipe, overrides or ())
+    corpus = manifest_of(config, manifest)
     folder = run or Path("runs") / config.name
     evaluate(
         named_policies(policy) if policy else before_and_after(config, folder),

@@ -2,7 +2,7 @@
 
 Input:   the `documents` of ingest; a `transformers` folder of the policy.
 Output:  `runs/<recipe>-ntp/`, laid out as a run of `rpt train`: `metrics.jsonl`, checkpoints, `policy/`.
-Command: rpt ntp RECIPE --manifest MANIFEST [--flops-of RUN] [--ranks N]
+Command: rpt ntp RECIPE [--manifest MANIFEST] [--flops-of RUN] [--ranks N]
 
 The baseline that RPT has to beat with the same text and the same compute. Documents are read in pieces of at most
 `supervised.window` tokens, each from its own beginning; a step takes about `supervised.batch_tokens` of them. Steps are
@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.core.artifact import Record, current_record
-from pipeline.core.config import Manifest, Recipe, load
+from pipeline.core.config import Recipe, load, manifest_of
 from pipeline.grpo.compute import Budget
 from pipeline.grpo.process import command_line, end_with_launcher, run_to_exit
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
@@ -71,8 +71,8 @@ def main() -> None:
     parser = command_line("stages.ntp", (__doc__ or "").partition("\n")[0])
     Budget.add_to(parser)
     arguments = parser.parse_args()
-    recipe, manifest = load(Recipe, arguments.recipe, arguments.overrides), load(Manifest, arguments.manifest)
-    documents = current_record(arguments.work / manifest.name, "ingest")
+    recipe = load(Recipe, arguments.recipe, arguments.overrides)
+    documents = current_record(arguments.work / manifest_of(recipe, arguments.manifest).name, "ingest")
     run = arguments.run or Path("runs") / f"{recipe.name}-ntp"
     ntp(recipe, documents, run=run, budget=Budget.of(arguments), deepspeed_config=arguments.deepspeed_config)
 

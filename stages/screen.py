@@ -2,7 +2,7 @@
 
 Input:   the `train` shards of materialize; the recipe's policy.
 Output:  `pass_rates`, a row a site, in the same shards: `sites.where` and the curriculum may then name `pass_rate`.
-Command: rpt screen RECIPE --manifest MANIFEST [--set screen.samples=8]
+Command: rpt screen RECIPE [--manifest MANIFEST] [--set screen.samples=8]
 
 Sites that the policy always or never gets right have no gradient: `sites: {where: pass_rate > 0 AND pass_rate < 1}`
 spends rollouts on the others. At k samples a pass rate of 0 still leaves a chance of (1 − p)^k that it is p.

@@ -3,7 +3,7 @@
 Input:   the right responses among a run's rollouts (`--rollouts RUN`); without any, the `train` shards of materialize,
          whose true tokens are learned without a thought; with `supervised.plain_text` also the `documents` of ingest.
 Output:  `runs/<recipe>-sft/`, laid out as a run of `rpt train`: `metrics.jsonl`, checkpoints, `policy/`.
-Command: rpt sft RECIPE --manifest MANIFEST [--rollouts RUN] [--flops-of RUN] [--ranks N]
+Command: rpt sft RECIPE [--manifest MANIFEST] [--rollouts RUN] [--flops-of RUN] [--ranks N]
 
 The prompt is what `rpt train` shows the policy, and is not learned. `eval/next_token_loss` is that of held-out
 documents' plain text: what imitation costs it. A killed run goes on from its last checkpoint and takes the same steps.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.artifact import Record, content_hash, current_record
-from pipeline.core.config import Manifest, Recipe, load
+from pipeline.core.config import Recipe, load, manifest_of
 from pipeline.core.errors import UserError
 from pipeline.grpo.compute import Budget
 from pipeline.grpo.process import command_line, end_with_launcher, run_to_exit
@@ -120,8 +120,8 @@ def main() -> None:
     parser.add_argument("--rollouts", type=Path, action="append", default=[], metavar="RUN")
     Budget.add_to(parser)
     arguments = parser.parse_args()
-    recipe, manifest = load(Recipe, arguments.recipe, arguments.overrides), load(Manifest, arguments.manifest)
-    work = arguments.work / manifest.name
+    recipe = load(Recipe, arguments.recipe, arguments.overrides)
+    work = arguments.work / manifest_of(recipe, arguments.manifest).name
     shards = current_record(work, "materialize")
     sft(
         recipe,

@@ -3,7 +3,7 @@
 Input:   what `rpt data` (or `rpt select`) has published for a manifest; any position of it, a site or not.
 Output:  the token in its document, its scores and the proxy's guesses, why it was kept or rejected, and the prompt and
          the continuation that the trainer makes of it; or JSON. Nothing is written.
-Command: rpt show SITE_ID --manifest data_manifests/<name>.yaml [--recipe recipes/<name>.yaml] [--json]
+Command: rpt show SITE_ID (--manifest data_manifests/<name>.yaml | --recipe recipes/<name>.yaml) [--json]
 """
 
 from __future__ import annotations

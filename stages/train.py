@@ -3,8 +3,8 @@
 Input:   the `train` shards of materialize (and `validation`, to see held-out accuracy on the way); a `transformers`
          folder of the policy.
 Output:  `runs/<recipe>/`, whose parts `pipeline/grpo/run.py` lists; `policy/` in it is the trained policy.
-Command: rpt train RECIPE --manifest MANIFEST [--ranks N]
-         On several nodes: deepspeed --hostfile HOSTS --module stages.train RECIPE --manifest MANIFEST
+Command: rpt train RECIPE [--manifest MANIFEST] [--ranks N]
+         On several nodes: deepspeed --hostfile HOSTS --module stages.train RECIPE [--manifest MANIFEST]
 
 A step draws sites, samples a group of responses to each, rewards them, and makes one update on what it sampled. It is a
 function of (recipe, shards, policy, step): a killed run goes on from its last checkpoint and takes the same steps.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.core.artifact import Record, current_record, published_record
-from pipeline.core.config import BandsConfig, Manifest, Recipe, load
+from pipeline.core.config import BandsConfig, Recipe, load, manifest_of
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import write_rows
 from pipeline.core.progress import say
@@ -385,7 +385,8 @@ def main() -> None:
     parser.add_argument("--vllm-server")
     parser.add_argument("--questions", type=Path, help="train on these questions instead of the manifest's shards")
     arguments = parser.parse_args()
-    recipe, manifest = load(Recipe, arguments.recipe, arguments.overrides), load(Manifest, arguments.manifest)
+    recipe = load(Recipe, arguments.recipe, arguments.overrides)
+    manifest = manifest_of(recipe, arguments.manifest)
     work, questions = arguments.work / manifest.name, arguments.questions
     if (recipe.task.reward in ("answer", "math")) != bool(questions):
         raise UserError(

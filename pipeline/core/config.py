@@ -600,6 +600,9 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     description: str = ""
+    data: str | None = None
+    """The manifest whose shards are trained on: a path from the recipe's own folder, or the name of one that comes with
+    the package. `--manifest` overrides it."""
     policy: PolicyConfig
     task: TaskConfig = TaskConfig()
     screen: ScreenConfig = ScreenConfig()
@@ -725,12 +728,42 @@ def load(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> Conf
         raise UserError(f"this is a {other}, not a {_noun(kind)}", where=path, mend=f"give a {_noun(kind)} here")
     if found:
         tree = packaged.anchored(tree)
+    if kind is Recipe:
+        tree = _with_data_found(tree, (found or path).parent)
     for override in overrides:
         tree = _with_override(tree, override)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise UserError("; ".join(_explain(kind, error)), where=path) from error
+
+
+def manifest_of(recipe: Recipe | None, given: Path | None, overrides: Sequence[str] = ()) -> Manifest:
+    """Read the manifest that is given, or else the one that the recipe names.
+
+    Raises:
+        UserError: neither is; or it cannot be read.
+    """
+    named = recipe.data if recipe else None
+    if given is None and named is None:
+        mend = "give --manifest" + (", or write `data: MANIFEST` into the recipe" if recipe else "")
+        raise UserError("no manifest says which data is meant", where=recipe.name if recipe else "", mend=mend)
+    return load(Manifest, given or Path(named or ""), overrides)
+
+
+def _with_data_found(tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe's values with `data` as a path that means the same from any folder, unless it names a packaged manifest.
+
+    Example:
+        >>> _with_data_found({"data": "demo"}, Path("/recipes")), _with_data_found({"data": "a.yaml"}, Path("/recipes"))
+        ({'data': 'demo'}, {'data': '/recipes/a.yaml'})
+    """
+    data = tree.get("data")
+    if not isinstance(data, str):
+        return dict(tree)
+    beside = folder / data
+    is_packaged = not beside.is_file() and packaged.find(Path(data), "data_manifests")
+    return {**tree, "data": data if is_packaged else str(beside.absolute())}
 
 
 def _noun(kind: type[Config]) -> str:

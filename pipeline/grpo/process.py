@@ -28,7 +28,7 @@ def command_line(page: str, purpose: str) -> argparse.ArgumentParser:
     quiet_libraries()
     parser = argparse.ArgumentParser(prog=page, description=purpose)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--manifest", type=Path, default=Path("data_manifests/demo.yaml"))
+    parser.add_argument("--manifest", type=Path, help="by default the recipe's `data`")
     parser.add_argument("--work", type=Path, default=Path("work"))
     parser.add_argument("--run", type=Path)
     parser.add_argument("--deepspeed-config", type=Path)

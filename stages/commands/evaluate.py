@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.core.config import Manifest, Recipe, load
+from pipeline.core.config import Recipe, load, manifest_of
 from stages.commands.options import (
     POLICY,
     ManifestOption,
@@ -17,7 +17,7 @@ from stages.commands.options import (
     Work,
     Workers,
 )
-from stages.commands.train import launch
+from stages.commands.train import launch, of_recipe
 
 commands = typer.Typer()
 
@@ -25,7 +25,7 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=POLICY)
 def screen(
     recipe: RecipePath,
-    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    manifest: ManifestOption = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
     workers: Workers = None,
@@ -44,7 +44,8 @@ def screen(
     from pipeline.core.executor import LocalExecutor
     from stages.screen import screen as bring_up_to_date
 
-    read, folder = load(Recipe, recipe, overrides or ()), work / load(Manifest, manifest).name
+    read = load(Recipe, recipe, overrides or ())
+    folder = work / manifest_of(read, manifest).name
     shards = current_record(folder, "materialize")
     record = bring_up_to_date(read, shards, work=folder, executor=LocalExecutor(workers))
     print(f"pass rates: {record.directory}")
@@ -53,7 +54,7 @@ def screen(
 @commands.command(rich_help_panel=POLICY)
 def evaluate(
     recipe: RecipePath,
-    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    manifest: ManifestOption = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,13 +77,8 @@ def evaluate(
 
         rpt evaluate recipes/demo.yaml --run runs/three --policy base=demo/policy --policy ntp=runs/ntp/policy
     """
-    load(Recipe, recipe, overrides or ())
-    arguments = [str(recipe), "--manifest", str(manifest), "--work", str(work)]
-    arguments += ["--run", str(run)] if run else []
-    for named in policy or ():
-        arguments += ["--policy", named]
-    for override in overrides or ():
-        arguments += ["--set", override]
+    arguments = of_recipe(recipe, manifest, work, run, overrides)
+    arguments += [word for named in policy or () for word in ("--policy", named)]
     launch("stages.evaluate", arguments, ranks=1)
 
 

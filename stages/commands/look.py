@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.core.config import Manifest, Recipe, load
+from pipeline.core.config import Manifest, Recipe, load, manifest_of
 from pipeline.core.errors import IntegrityError
 from stages.commands.options import (
     LOOK,
     AsJson,
+    ManifestOption,
     ManifestPath,
     Overrides,
     Run,
@@ -92,7 +93,7 @@ def browse(
 @commands.command(rich_help_panel=LOOK)
 def show(
     site_id: Annotated[str, typer.Argument(help="`<doc_id>-<position>`: a site, or any other position.")],
-    manifest: SiteManifest = Path("data_manifests/demo.yaml"),
+    manifest: ManifestOption = None,
     recipe: Annotated[Path | None, typer.Option(help="The recipe whose prompt is shown.")] = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
@@ -100,14 +101,17 @@ def show(
 ) -> None:
     """A position in its document: the proxy's guesses, why it was kept or dropped, what the trainer makes of it.
 
-    Example:
+    Examples:
 
         rpt show 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41 --recipe recipes/demo.yaml
+
+        rpt show 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41 --manifest data_manifests/demo.yaml
     """
     from stages.show import show as look
     from stages.show import tables
 
-    read, read_recipe = load(Manifest, manifest, overrides or ()), load(Recipe, recipe) if recipe else None
+    read_recipe = load(Recipe, recipe) if recipe else None
+    read = manifest_of(read_recipe, manifest, overrides or ())
     report(look(read, site_id, work=work, recipe=read_recipe), tables, as_json)
 
 
@@ -132,7 +136,7 @@ def stats(
 @commands.command(rich_help_panel=LOOK)
 def trace(
     start: Annotated[str, typer.Argument(metavar="SITE_ID|SHARD:ROW", help="A site, or file and row of a shard.")],
-    manifest: SiteManifest = Path("data_manifests/demo.yaml"),
+    manifest: SiteManifest,
     source: Source = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
@@ -142,9 +146,9 @@ def trace(
 
     Examples:
 
-        rpt trace 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41
+        rpt trace 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41 --manifest data_manifests/demo.yaml
 
-        rpt trace work/demo/materialize/a5d7186ded6a/train-00000.0b3a7f6c2d1e.parquet:17 --json
+        rpt trace work/demo/materialize/a5d7186ded6a/train-00000.0b3a7f6c2d1e.parquet:17 --manifest demo
     """
     from stages.trace import tables
     from stages.trace import trace as follow

@@ -15,7 +15,9 @@ ELSEWHERE, HOUSE = "To and from elsewhere", "Keep house"
 
 ManifestPath = Annotated[Path, typer.Argument(help="A YAML file, or the name of one that comes with rpt: `demo`.")]
 RecipePath = Annotated[Path, typer.Argument(help="A YAML file, or the name of one that comes with rpt: `demo`.")]
-ManifestOption = Annotated[Path, typer.Option("--manifest", help="The manifest whose shards are used.")]
+ManifestOption = Annotated[
+    Path | None, typer.Option("--manifest", help="The manifest whose shards are used.  [default: the recipe's `data`]")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `select.max_sites=1000`.")
 ]

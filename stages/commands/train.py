@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.core.config import Manifest, Recipe, load
+from pipeline.core.config import Recipe, load, manifest_of
 from pipeline.core.executor import interrupts_ignored
 from pipeline.core.progress import say
 from stages.commands.options import (
@@ -36,7 +36,7 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=POLICY)
 def train(
     recipe: RecipePath,
-    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    manifest: ManifestOption = None,
     ranks: Ranks = 1,
     deepspeed: Topology = None,
     vllm_server: Annotated[
@@ -105,7 +105,7 @@ def launch(module: str, arguments: list[str], ranks: int) -> None:
 @commands.command(rich_help_panel=POLICY)
 def ntp(
     recipe: RecipePath,
-    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    manifest: ManifestOption = None,
     policy: PolicyFolder = None,
     flops_of: FlopsOf = None,
     flops: Flops = None,
@@ -133,7 +133,7 @@ def ntp(
 @commands.command(rich_help_panel=POLICY)
 def sft(
     recipe: RecipePath,
-    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    manifest: ManifestOption = None,
     rollouts: Annotated[
         list[Path] | None,
         typer.Option(
@@ -168,7 +168,7 @@ def sft(
 @commands.command(rich_help_panel=POLICY)
 def finetune(
     recipe: RecipePath,
-    manifest: ManifestOption = Path("data_manifests/demo.yaml"),
+    manifest: ManifestOption = None,
     policy: PolicyFolder = None,
     ranks: Ranks = 1,
     deepspeed: Topology = None,
@@ -191,8 +191,8 @@ def finetune(
 
     changed = _from_policy(policy, overrides)
     arguments = _of_run(recipe, manifest, work, run, deepspeed, changed)
-    folder = work / load(Manifest, manifest).name
-    record = questions(load(Recipe, recipe, changed), work=folder, executor=LocalExecutor(1))
+    read = load(Recipe, recipe, changed)
+    record = questions(read, work=work / manifest_of(read, manifest).name, executor=LocalExecutor(1))
     arguments += ["--questions", str(record.directory)]
     launch("stages.train", arguments, ranks)
     launch("stages.finetune", arguments, 1)
@@ -200,17 +200,24 @@ def finetune(
 
 def _of_run(
     recipe: Path,
-    manifest: Path,
+    manifest: Path | None,
     work: Path,
     run: Path | None,
     deepspeed: Path | None,
     overrides: list[str] | None,
 ) -> list[str]:
     """The arguments of a page that trains. A misspelt key fails here, before anything heavy starts."""
-    load(Recipe, recipe, overrides or ())
-    arguments = [str(recipe), "--manifest", str(manifest), "--work", str(work)]
+    arguments = of_recipe(recipe, manifest, work, run, overrides)
+    return arguments + (["--deepspeed-config", str(deepspeed)] if deepspeed else [])
+
+
+def of_recipe(
+    recipe: Path, manifest: Path | None, work: Path, run: Path | None, overrides: list[str] | None
+) -> list[str]:
+    """The arguments of a page that takes a recipe, once the recipe and its manifest have been read."""
+    manifest_of(load(Recipe, recipe, overrides or ()), manifest)
+    arguments = [str(recipe), *(["--manifest", str(manifest)] if manifest else []), "--work", str(work)]
     arguments += ["--run", str(run)] if run else []
-    arguments += ["--deepspeed-config", str(deepspeed)] if deepspeed else []
     return arguments + [word for override in overrides or () for word in ("--set", override)]
 
 

@@ -57,7 +57,7 @@ class World:
     def _start(
         self, launcher: list[str], run: str, *more: str, page: tuple[str, ...] = ("stages.train",)
     ) -> subprocess.Popen[str]:
-        arguments = ["recipe.yaml", "--manifest", "manifest.yaml", "--work", "work", "--run", run, *more]
+        arguments = ["recipe.yaml", "--work", "work", "--run", run, *more]
         return subprocess.Popen(
             [sys.executable, "-m", *launcher, *page, *arguments],
             cwd=self.folder,
@@ -86,7 +86,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     world, policy = World(folder), make_policy(folder / "policy")
     publish_shards(folder / "work", policy)
-    write_recipe(folder / "recipe.yaml", policy)
+    write_recipe(folder / "recipe.yaml", policy, data="manifest.yaml")
     write_manifest(folder / "manifest.yaml", policy)
 
     undisturbed, two_ranks = world.start("undisturbed"), world.start("two-ranks", ranks=2)
