@@ -15,9 +15,7 @@ compute activations anew in the backward, and to compute in bf16, which many CPU
     python -m benchmarks.grpo_step --trl-python /path/to/env/bin/python --device cuda --shape 1.5B
 
 On a GPU the policy has the shape of Qwen2.5-0.5B or 1.5B and random weights, in bf16 on both sides (ours keeps a master
-copy in fp32, too), 1,024-token contexts and 256 new tokens. There two more figures are of ours alone
-(`gpu_bounds.py`): the share of decoding's time that its memory traffic needs at the least, and the MFU of the update,
-whose time is all of the step but rollout and hand-over.
+copy in fp32, too), 1,024-token contexts and 256 new tokens.
 
 Parts: rollout; of the update its forward (log-probabilities and loss), backward and optimizer; hand-over of the weights
 to the sampler, which TRL's generation does not need; the rest of the step.
@@ -46,13 +44,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_bounds import DECODING, UPDATING, work_of
 from benchmarks.score import SHAPES, save_model
 
 ROOT = Path(__file__).parent.parent
 BARS: dict[str, dict[int, dict[str, float]]] = {
     "cpu": {64: {"ratio": 5.0, "memory_ratio": 1.0}, 512: {"ratio": 12.0, "memory_ratio": 1.0}},
-    "cuda": {1024: {"ratio": 3.0, DECODING: 0.5, UPDATING: 0.4}},
+    "cuda": {1024: {"ratio": 3.0}},
 }
 """The least, by tokens of context; ratios are TRL's over ours, of seconds and of peak memory, which must be lower."""
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -255,7 +252,6 @@ class Side:
         measured = self._reports[1:]
         median = {key: round(statistics.median(report[key] for report in measured), 4) for key in measured[0]}
         seconds, processor, peak = (median.pop(key) for key in ("step", "processor", "peak_mib"))
-        shares = {name: round(median.pop(name), 3) for name in (DECODING, UPDATING) if name in median}
         speed = round(tokens / seconds)
         return {
             "seconds": seconds,
@@ -263,12 +259,11 @@ class Side:
             "parts": median,
             "tokens/s": speed,
             "peak_mib": round(peak),
-            **shares,
         }
 
 
-def serve(step: Callable[[], None], parts: Parts, shares: Callable[[dict[str, float]], dict[str, float]]) -> None:
-    """Take a step a line of standard input; report it, and the shares its seconds are of the device's, as JSON."""
+def serve(step: Callable[[], None], parts: Parts) -> None:
+    """Take a step a line of standard input; report it as JSON."""
     out = sys.stdout
     for _ in sys.stdin:
         with redirect_stdout(sys.stderr):
@@ -277,7 +272,6 @@ def serve(step: Callable[[], None], parts: Parts, shares: Callable[[dict[str, fl
             seconds = parts.clock() - begin
             report = {"step": seconds, "processor": time.process_time() - processor, **parts.of(seconds)}
             report["peak_mib"] = peak_mib(parts)
-            report |= shares(report)
         print(json.dumps(report), file=out, flush=True)
 
 
@@ -372,18 +366,7 @@ def ours(arguments: argparse.Namespace) -> None:
         ds.update(engine, micro_batches(groups, recipe.optimizer.micro_batch_tokens), objective, LR)
         hand_over(ds.gathered_weights(engine))
 
-    work = work_of(arguments.policy, dtype, arguments.sites, arguments.group, arguments.contexts[0], arguments.new)
-
-    def shares(seconds: dict[str, float]) -> dict[str, float]:
-        if arguments.device == "cpu":
-            return {}
-        begin = parts.clock()
-        sampler.sample(prompts, arguments.group, 1.0, 1, list(range(len(rewards_R))))  # reads the contexts alone
-        decoding = seconds["rollout"] - (parts.clock() - begin)
-        updating = seconds["step"] - seconds["rollout"] - seconds["hand-over"]
-        return work.shares(decoding, updating, torch.cuda.get_device_name())
-
-    serve(step, parts, shares)
+    serve(step, parts)
     ds.close(engine)
 
 

@@ -6,12 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
-
-if not torch.cuda.is_available():
-    # Read where kernels are defined, Triton's own among them, and so before anything imports Triton.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 collect_ignore = ["stages/baselines_worker.py"]
 """A program, not a module: importing it runs it."""

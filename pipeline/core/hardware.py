@@ -7,7 +7,6 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 PEAK_FLOPS = {
@@ -50,13 +49,6 @@ def torch_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def runs_triton(device: str) -> bool:
-    """Whether Triton's kernels run on devices of such a type: on NVIDIA GPUs, if it is installed."""
-    import torch
-
-    return device == "cuda" and torch.version.cuda is not None and find_spec("triton") is not None
 
 
 @lru_cache(maxsize=1)

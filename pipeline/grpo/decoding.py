@@ -23,9 +23,9 @@ from pipeline.grpo.shared_attention import SharedContexts, sharing
 NONE = -1
 """No token: a response had ended."""
 
-ReadToken = Callable[[Tensor, Tensor, Sequence[DynamicLayer], SharedContexts, Tensor | None], Tensor]
+ReadToken = Callable[[Tensor, Tensor, Sequence[DynamicLayer], SharedContexts], Tensor]
 """ids [R] and positions [R] of one more token a row, the responses' keys and values by layer (they get the token's),
-their contexts, a bias on the scores of responses' own tokens → logits [R, V]."""
+their contexts → logits [R, V]."""
 
 Keyed = list[tuple[Tensor, Tensor]]
 """Keys and values [P, H, W, D] of contexts, by layer."""
@@ -45,7 +45,7 @@ _ROOM = 64
 
 
 class _Stepwise(ABC):
-    """Rows that are decoded one step at a time, under the eyes of the host."""
+    """Rows that are decoded one step at a time."""
 
     @abstractmethod
     def select(self, rows: Tensor) -> None:
@@ -111,7 +111,7 @@ class Shared(_Stepwise):
 
     def __init__(self, read: ReadToken, layers: Layers, mask_PW: Tensor, group_size: int, room: int) -> None:
         """As `Repeated`, but for how a token is read."""
-        whole = whole_layers(layers)
+        whole = _whole_layers(layers)
         empty = [(keys[:, :, :0], values[:, :, :0]) for keys, values in whole]
         self._own = [_BufferLayer([part], group_size, min(room, _ROOM)) for part in empty]
         self._read, self._contexts = read, SharedContexts(whole, mask_PW, group_size)
@@ -122,7 +122,7 @@ class Shared(_Stepwise):
             layer.batch_select_indices(rows)
 
     def step(self, ids_R: Tensor, positions_R: Tensor) -> Tensor:
-        return self._read(ids_R, positions_R, self._own, self._contexts, None)
+        return self._read(ids_R, positions_R, self._own, self._contexts)
 
 
 def contexts_by_modules(
@@ -163,7 +163,6 @@ def token_by_modules(
     positions_R: Tensor,
     own: Sequence[DynamicLayer],
     contexts: SharedContexts,
-    own_bias: Tensor | None,
 ) -> Tensor:
     """A `ReadToken` of any model that `can_share`, given the model."""
     with sharing(model):
@@ -173,11 +172,10 @@ def token_by_modules(
             past_key_values=Cache(layers=list[Any](own)),
             use_cache=True,
             contexts=contexts,
-            own_bias=own_bias,
         ).logits[:, -1]
 
 
-def whole_layers(layers: Layers) -> Keyed:
+def _whole_layers(layers: Layers) -> Keyed:
     """Keys and values [P, H, W, D] of all contexts, by layer."""
     return [
         (torch.cat([keys for keys, _ in parts]), torch.cat([values for _, values in parts]))

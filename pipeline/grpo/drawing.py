@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.core.hardware import runs_triton
-from pipeline.grpo.proof import agrees
 from pipeline.selection.keys import key_of, keys
-
-Draw = Callable[[Tensor, float, Tensor], tuple[Tensor, Tensor]]
-"""Logits [R, V], a temperature and numbers [R] in [0, 1) → ids [R] int64 and their log-probabilities [R] in fp32."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +55,11 @@ def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tens
 
     Temperature 0 takes the most likely token (of equals, the first); its log-probability is that at temperature 1.
 
+    Args:
+        logits_RV: of any floating type; computed with in fp32.
+        temperature: logits are divided by it.
+        uniform_R: numbers in [0, 1).
+
     Returns:
         ids [R] int64, logprobs [R] float32.
     """
@@ -77,35 +75,3 @@ def draw(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tuple[Tens
         point_R = uniform_R * cumulative_RV[:, -1]
         ids_R = torch.searchsorted(cumulative_RV, point_R[:, None], right=True)[:, 0]
     return ids_R, probabilities_RV.gather(1, ids_R[:, None])[:, 0].log_()
-
-
-def fastest_draw(device: torch.device) -> Draw:
-    """`draw`, or kernels that are found to do the same."""
-    if runs_triton(device.type) and proven(device):
-        from pipeline.grpo import drawing_triton
-
-        return drawing_triton.draw
-    return draw
-
-
-@cache
-def proven(device: torch.device) -> bool:
-    """Whether the kernels draw here as `draw` does."""
-    from pipeline.grpo import drawing_triton
-
-    found, expected = (partial(_tried, way, device) for way in (drawing_triton.draw, draw))
-    return agrees(found, expected, "tokens are drawn by PyTorch's operations")
-
-
-@torch.inference_mode()
-def _tried(draw: Draw, device: torch.device) -> list[Tensor]:
-    """Where in the cumulative distribution tokens of a few rows lie: rounding may move one to a neighbour."""
-    logits_RV = torch.randn(16, 9000, generator=torch.Generator().manual_seed(0)).mul_(3).to(device)
-    noise_R = torch.from_numpy(uniform(np.arange(16, dtype=np.uint64), 0)).to(device)
-    found = []
-    for temperature in (0.0, 0.7):
-        ids_R, logprobs_R = draw(logits_RV, temperature, noise_R)
-        expected_RV = (logits_RV / (temperature or 1)).log_softmax(dim=-1)
-        found.append(expected_RV.exp().cumsum(dim=-1).gather(1, ids_R[:, None]))
-        found.append(1 + logprobs_R - expected_RV.gather(1, ids_R[:, None])[:, 0])
-    return found

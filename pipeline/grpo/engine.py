@@ -31,7 +31,6 @@ from pipeline.core.config import OptimizerConfig, PolicyConfig
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.batch import batch_of, idle_batch
-from pipeline.grpo.fused_norms import fuse_norms
 from pipeline.grpo.logprobs import PolicyLogprobs, disable_dropout
 from pipeline.grpo.lora import adapted, adapter_parameters, add_adapters, merged, save_adapter, without_adapters
 from pipeline.grpo.loss import k3
@@ -163,8 +162,6 @@ def _module(folder: Path, policy: PolicyConfig, config: dict[str, Any]) -> Polic
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, policy.dtype))
     model.train()
     disable_dropout(model)
-    if ranks.on_gpu():
-        fuse_norms(model)
     if policy.lora:
         add_adapters(model, policy.lora)
     if policy.gradient_checkpointing:

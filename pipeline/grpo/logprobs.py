@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.core.errors import UserError
-from pipeline.core.hardware import runs_triton
 from pipeline.grpo.packed_attention import NAME, Attend
 from pipeline.grpo.packing import Packing
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import Batch
 
 LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 25, 1 << 27
-"""Logits that exist at a time: 128 MiB and 512 MiB in fp32. On a GPU each chunk must keep it busy for longer than
-reading and writing the head's gradient takes: of 152 k words it has 883 tokens."""
+"""Logits that exist at a time: 128 MiB and 512 MiB in fp32."""
 
 
 class PolicyLogprobs(nn.Module):
@@ -34,7 +32,7 @@ class PolicyLogprobs(nn.Module):
         model: a causal language model of `transformers` whose logits are its output head's product. Where its attention
             can be exchanged, it is from now on that of packed batches.
         logits_at_once: logits that exist at a time, and as many gradients of them; by default what suits the device.
-        attend: attention of packed batches; by default the fastest on the device.
+        attend: attention of packed batches; by default what suits the device.
     """
 
     def __init__(
@@ -111,69 +109,52 @@ class HeadLogprobs(nn.Module):
         at_once = self._logits_at_once or (LOGITS_ON_CPU if hidden_NE.device.type == "cpu" else LOGITS_ON_GPU)
         chunk = max(1, at_once // self._vocabulary)  # tokens
         found: tuple[Tensor, Tensor] = ChunkedLogprobs.apply(
-            hidden_NE, self.weight, targets_N, temperature, entropy, chunk, _fastest(hidden_NE)
+            hidden_NE, self.weight, targets_N, temperature, entropy, chunk
         )
         return found
 
 
-def _fastest(hidden_NE: Tensor) -> Passes:
-    """What passes over logits best where the hidden states are."""
-    if runs_triton(hidden_NE.device.type):
-        from pipeline.grpo import kernel_head
+def _read(
+    hidden_CE: Tensor, weight_VE: Tensor, targets_C: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """log softmax(z)[target], log Σ exp z and, if wanted, the entropy, each [C] in fp32; and log softmax(z) [C, V]."""
+    logits = _logits(hidden_CE, weight_VE, temperature)
+    logprobs = logits.log_softmax(dim=-1)
+    logprobs_C = logprobs.gather(1, targets_C[:, None])[:, 0]
+    total_C = logits.gather(1, targets_C[:, None])[:, 0] - logprobs_C
+    entropy_C = -logprobs.exp().mul_(logprobs).sum(dim=-1) if entropy else None
+    return logprobs_C, total_C, entropy_C, logprobs
 
-        if kernel_head.proven(hidden_NE.device, hidden_NE.dtype):
-            return kernel_head.KernelPasses()
-    return Passes()
 
+def _slope(
+    kept: Tensor | None,
+    hidden_CE: Tensor,
+    weight_VE: Tensor,
+    targets_C: Tensor,
+    total_C: Tensor,
+    entropy_C: Tensor,
+    grad_C: Tensor,
+    grad_entropy_C: Tensor,
+    temperature: float,
+    entropy: bool,
+) -> tuple[Tensor, Tensor | float]:
+    """A slope [C, V] in the type of hidden states and a factor: their product is the gradient of h Wᵀ.
 
-class Passes:
-    """What is made of the logits z of C tokens, by PyTorch's operations.
-
-    Each pass over V logits a token counts on a GPU: the temperature and a token's gradient are multiplied into its
-    hidden state, or what comes of it.
+    With p the softmax of z: d log p[y] / dz = onehot(y) − p, and dH / dz = −p (log p + H). The temperature and, without
+    entropy, a token's gradient are left to the factor: it is multiplied into [C, E], not [C, V].
     """
-
-    def read(
-        self, hidden_CE: Tensor, weight_VE: Tensor, targets_C: Tensor, temperature: float, entropy: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """log softmax(z)[target], log Σ exp z and, if it is wanted, the entropy, each [C] in fp32; what `slope` can use
-        again."""
-        logits = _logits(hidden_CE, weight_VE, temperature)
-        logprobs = logits.log_softmax(dim=-1)
-        logprobs_C = logprobs.gather(1, targets_C[:, None])[:, 0]
-        total_C = logits.gather(1, targets_C[:, None])[:, 0] - logprobs_C
-        entropy_C = -logprobs.exp().mul_(logprobs).sum(dim=-1) if entropy else None
-        return logprobs_C, total_C, entropy_C, logprobs
-
-    def slope(
-        self,
-        kept: Tensor | None,
-        hidden_CE: Tensor,
-        weight_VE: Tensor,
-        targets_C: Tensor,
-        total_C: Tensor,
-        entropy_C: Tensor,
-        grad_C: Tensor,
-        grad_entropy_C: Tensor,
-        temperature: float,
-        entropy: bool,
-    ) -> tuple[Tensor, Tensor | float]:
-        """A slope [C, V] in the type of hidden states and a factor: their product is the gradient of h Wᵀ.
-
-        With p the softmax of z: d log p[y] / dz = onehot(y) − p, and dH / dz = −p (log p + H).
-        """
-        target, grad = targets_C[:, None], grad_C[:, None]
-        factor: Tensor | float
-        if kept is not None:
-            logprobs, room = kept, None
-        else:
-            logprobs = room = _logits(hidden_CE, weight_VE, temperature).sub_(total_C[:, None])
-        if entropy:
-            weights = (logprobs + entropy_C[:, None]).mul_(grad_entropy_C[:, None]).add_(grad)
-            slope, of_target, factor = logprobs.exp().mul_(weights), -grad, -1 / temperature
-        else:
-            slope, of_target, factor = torch.exp(logprobs, out=room), -torch.ones_like(grad), -grad / temperature
-        return slope.scatter_add_(1, target, of_target).to(hidden_CE.dtype), factor
+    target, grad = targets_C[:, None], grad_C[:, None]
+    factor: Tensor | float
+    if kept is not None:
+        logprobs, room = kept, None
+    else:
+        logprobs = room = _logits(hidden_CE, weight_VE, temperature).sub_(total_C[:, None])
+    if entropy:
+        weights = (logprobs + entropy_C[:, None]).mul_(grad_entropy_C[:, None]).add_(grad)
+        slope, of_target, factor = logprobs.exp().mul_(weights), -grad, -1 / temperature
+    else:
+        slope, of_target, factor = torch.exp(logprobs, out=room), -torch.ones_like(grad), -grad / temperature
+    return slope.scatter_add_(1, target, of_target).to(hidden_CE.dtype), factor
 
 
 class ChunkedLogprobs(torch.autograd.Function):
@@ -191,14 +172,13 @@ class ChunkedLogprobs(torch.autograd.Function):
         temperature: float,
         entropy: bool,
         chunk: int,
-        passes: Passes,
     ) -> tuple[Tensor, Tensor]:
-        ctx.temperature, ctx.entropy, ctx.chunk, ctx.passes = temperature, entropy, chunk, passes
+        ctx.temperature, ctx.entropy, ctx.chunk = temperature, entropy, chunk
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NE.device)
         total_N, entropy_N = torch.empty_like(logprobs_N), torch.zeros_like(logprobs_N)
         kept = logprobs_N.new_empty(0)
         for rows in _chunks(len(targets_N), chunk):
-            logprobs_N[rows], total_N[rows], entropy_C, made = passes.read(
+            logprobs_N[rows], total_N[rows], entropy_C, made = _read(
                 hidden_NE[rows], weight_VE, targets_N[rows], temperature, entropy
             )
             if entropy_C is not None:
@@ -217,15 +197,16 @@ class ChunkedLogprobs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if learned else None
         for rows in _chunks(len(hidden_NE), ctx.chunk):
             hidden = hidden_NE[rows]
-            of_rows = [values_N[rows] for values_N in (*of_tokens, *grads)]
-            slope, factor = ctx.passes.slope(
-                kept if len(kept) else None, hidden, weight_VE, *of_rows, ctx.temperature, ctx.entropy
+            targets, total, entropy, grad, grad_entropy = (values_N[rows] for values_N in (*of_tokens, *grads))
+            made = kept if len(kept) else None
+            slope, factor = _slope(
+                made, hidden, weight_VE, targets, total, entropy, grad, grad_entropy, ctx.temperature, ctx.entropy
             )
             grad_hidden[rows] = (slope @ weight_VE).mul_(factor)
             if grad_weight is not None:
                 _add_product(grad_weight, slope.t(), (hidden * factor).to(hidden.dtype))
         grad_weight = None if grad_weight is None else grad_weight.to(weight_VE.dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def _logits(hidden_NE: Tensor, weight_VE: Tensor, temperature: float) -> Tensor:
@@ -240,10 +221,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add a · b to a total in fp32."""
     if a.dtype == torch.float32:
         total.addmm_(a, b)
-    elif a.device.type == "cpu":
-        total += a @ b
     else:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        total += a @ b
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -34,7 +34,6 @@ from pipeline.grpo.lora import add_adapters
 from pipeline.grpo.packed_attention import repeated
 from pipeline.grpo.topology import zero_stage
 from pipeline.grpo.types import Group, Response
-from pipeline.grpo.varlen_attention import takes, varlen
 
 MASTER, MOMENTS = 4, 8
 """Bytes a parameter of AdamW in fp32: a copy of the weight, and its two moments."""
@@ -149,7 +148,7 @@ def working_parts(config: PreTrainedConfig, recipe: Recipe, ranks: int, context_
     shape = groups, responses, context_tokens, room
     parts = [
         Part("activations", activation_bytes(config, recipe, shape), phase="update"),
-        # They, their softmax, and a copy on the way; less where they are left to `kernel_head.py`.
+        # They, their softmax, and a copy on the way.
         Part("logits", 3 * 4 * logits, phase="update"),
     ]
     if rollout.sampler == "built_in":
@@ -215,8 +214,7 @@ def activation_bytes(config: PreTrainedConfig, recipe: Recipe, shape: Shape) -> 
     With checkpointing these are the layers' inputs, and beside them what one layer keeps while it is run again.
     """
     models = [_model(config, recipe.policy, layers) for layers in (1, 2)]
-    flash = takes(getattr(torch, recipe.policy.dtype), _head_dimension(config))
-    policies = [PolicyLogprobs(model, attend=varlen if flash else repeated) for model in models]
+    policies = [PolicyLogprobs(model, attend=repeated) for model in models]
     first, both = (_extrapolated(policy, shape) for policy in policies)
     again = both - first
     if not recipe.policy.gradient_checkpointing:
@@ -274,15 +272,12 @@ def _head_dimension(config: PreTrainedConfig) -> int:
 
 
 class _UncomputedLayers(TorchFunctionMode):
-    """Within, linear layers and the attention of GPUs compute nothing: what is kept for a backward is the same."""
+    """Within, linear layers compute nothing: what is kept for a backward is the same."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every operation."""
         if function is torch.nn.functional.linear:
             return _Uncomputed.apply(*args[:2])
-        if function is torch.ops.aten._flash_attention_forward:
-            query_NHD = args[0]
-            return torch.zeros_like(query_NHD), query_NHD.new_zeros(query_NHD.shape[1::-1], dtype=torch.float32)
         return function(*args, **(kwargs or {}))
 
 

@@ -1,31 +1,26 @@
 """Attention of an update: contexts once, then their responses, packed into one row of tokens without padding.
 
-All of a model but its attention sees that row (`packing.py`). On NVIDIA GPUs attention works on it as it is
-(`varlen_attention.py`). Elsewhere it spreads the row into slots, contexts [P, H, C, D] and responses [R, H, T, D]:
-contexts attend to themselves, responses to their context and to themselves. On a CPU keys and values of a context are
-not repeated for its responses: all their queries read them in one, and the softmax is split in two (Hydragen, arXiv
-2402.05099), here with a backward.
+All of a model but its attention sees that row (`packing.py`). Attention spreads the row into slots, contexts
+[P, H, C, D] and responses [R, H, T, D]: contexts attend to themselves, responses to their context and to themselves.
+On a CPU keys and values of a context are not repeated for its responses: all their queries read them in one, and the
+softmax is split in two (Hydragen, arXiv 2402.05099), here with a backward. Elsewhere each response has a copy of them,
+and PyTorch's public `scaled_dot_product_attention` does the rest.
 
 Shape names as in `packing.py`; H query heads, K key-value heads, D head dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial, wraps
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from pipeline.grpo.batch import batch_of
 from pipeline.grpo.packing import Packing
-from pipeline.grpo.proof import agrees
-from pipeline.grpo.types import Group, Response
-from pipeline.grpo.varlen_attention import can_varlen, varlen
 
 NAME = "rpt_packed"
 """Under which `transformers` knows it."""
@@ -37,47 +32,6 @@ nothing reads what contexts see → [1, N, H, D]."""
 AttendRows = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Packing, float], Tensor]
 """Queries [R, H, T, D] of responses, keys and values of contexts [P, K, C, D], own ones [R, K, T, D], the packing,
 scaling → [R, H, T, D]."""
-
-
-def fastest(query: Tensor, value: Tensor) -> Attend:
-    """The attention that suits such tensors best on their device."""
-    if query.device.type == "cpu":
-        return joined
-    heads = query.shape[1], value.shape[1], query.shape[-1]
-    return varlen if can_varlen(query, value) and proven(query.device, query.dtype, *heads) else repeated
-
-
-@cache
-def proven(device: torch.device, dtype: torch.dtype, heads: int, shared: int, dimension: int) -> bool:
-    """Whether `varlen` gives here what `repeated` gives, gradients included; a warning says so if it does not.
-
-    Wrong gradients would make no noise.
-    """
-    lengths = [(40, (9, 3)), (0, (1, 17)), (150, (70, 2))]
-    groups = [Group((0,) * (read + 1), tuple(map(_zeros, rows)), (1.0, 1.0)) for read, rows in lengths]
-    packing = Packing(batch_of(groups).to(device))
-    random, tokens = torch.Generator().manual_seed(0), len(packing.ids_N)
-    shapes = [(1, n, tokens, dimension) for n in (heads, shared, shared)] + [(1, tokens, heads, dimension)]
-    states = [torch.randn(shape, generator=random).to(device, dtype) for shape in shapes]
-    found, expected = (partial(_with_gradients, attend, states, packing) for attend in (varlen, repeated))
-    return agrees(found, expected, "no variable-length flash attention")
-
-
-def _with_gradients(attend: Attend, states: Sequence[Tensor], packing: Packing) -> list[Tensor]:
-    """What attention makes of queries, keys and values, and its gradients, given that of the result; in fp32."""
-    with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):  # checkpointing would count these tensors too
-        query, key, value = own = [state.detach().requires_grad_() for state in states[:3]]
-        out = attend(query, key, value, packing, query.shape[-1] ** -0.5, False)
-        gradients = torch.autograd.grad(out, own, states[3])
-    return [tensor.float() for tensor in (out.detach(), *gradients)]
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _zeros(length: int) -> Response:
-    return Response((0,) * length, b"", True, (0.0,) * length)
 
 
 def _in_slots(rows: AttendRows) -> Attend:
@@ -142,7 +96,11 @@ def joined(
 
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-"""The kernel behind `scaled_dot_product_attention` on CPUs, which also gives the log Σ exp [...]."""
+"""The kernel behind `scaled_dot_product_attention` on CPUs, which also gives the log Σ exp [...].
+
+The one private operator here. No public function has a backward that is given the log Σ exp of a larger whole, and
+`repeated`, which has no need of it, copies contexts. `tests/grpo/test_logprobs.py` compares the two.
+"""
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
@@ -217,7 +175,7 @@ def _attention(
     attend: Attend | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    attend = attend or fastest(query, value)
+    attend = attend or (joined if query.device.type == "cpu" else repeated)
     scaling, last = options.get("scaling") or query.shape[-1] ** -0.5, module.config.num_hidden_layers - 1
     return attend(query, key, value, packing, scaling, module.layer_idx == last), None
 

@@ -6,22 +6,11 @@ Shape names as in `types.py`; N packed tokens, S slots (P·C + R·T, padding inc
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from pipeline.grpo.types import Batch
-
-
-class Segments(NamedTuple):
-    """Runs of tokens that follow each other without a gap, as variable-length attention wants them."""
-
-    bounds: Tensor
-    """Where each begins, and the last ends: int32, on the device."""
-    longest: int
-    """No run has more tokens. At least 2: for 1 the kernel lays its results out in another way."""
 
 
 class Packing:
@@ -42,34 +31,6 @@ class Packing:
         self.positions_N = positions[self._real_N].to(self._device)
         self.read = int(self._length_P.sum())
         """Of the N tokens those of contexts; responses follow."""
-
-    @cached_property
-    def own(self) -> Segments:
-        """Every context and every response, of all N tokens."""
-        return self._segments(torch.cat([self._length_P, self._length_R]))
-
-    @cached_property
-    def responses(self) -> Segments:
-        """Every response, of the tokens of responses."""
-        return self._segments(self._length_R)
-
-    @cached_property
-    def readers(self) -> Segments:
-        """All responses of each context, of the tokens of responses."""
-        return self._segments(self._length_R.view(self.contexts, -1).sum(dim=1))
-
-    @cached_property
-    def reads(self) -> Segments:
-        """Each context, of the tokens of contexts: what its `readers` see of it."""
-        return self._segments(self._length_P)
-
-    @cached_property
-    def bare_N(self) -> Tensor | None:
-        """Which tokens of responses have a context of no token; None if none has."""
-        bare_P, size = self._length_P == 0, self.rows // self.contexts
-        if not bare_P.any():
-            return None
-        return bare_P.repeat_interleave(size).repeat_interleave(self._length_R).to(self._device)
 
     @cached_property
     def slot_N(self) -> Tensor | None:
@@ -99,7 +60,3 @@ class Packing:
             real_PC = real_PC.repeat_interleave(self.rows // self.contexts, dim=0)
         shape = len(real_PC), self.room, -1
         return torch.cat([real_PC[:, None].expand(shape), own_TT.expand(shape)], dim=2)[:, None]
-
-    def _segments(self, lengths: Tensor) -> Segments:
-        bounds = pad(lengths.cumsum(dim=0), (1, 0))
-        return Segments(bounds.int().to(self._device), max(2, int(lengths.max())))

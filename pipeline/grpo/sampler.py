@@ -1,9 +1,9 @@
 """The built-in sampler: plain PyTorch over any decoder of `transformers`, with its own inference copy of the policy.
 
 A context is read once for its G responses, and where the model's attention allows (`shared_attention.py`) its keys and
-values are also held once; rows that have ended leave the batch (`decoding.py`); on a GPU a step is a CUDA graph
-(`recorded_decoding.py`). A response is a function of (weights, prompt, seed): its noise does not depend on which other
-rows are in the batch, on their order, or on the number of ranks.
+values are also held once; rows that have ended leave the batch (`decoding.py`). A response is a function of
+(weights, prompt, seed): its noise does not depend on which other rows are in the batch, on their order, or on the
+number of ranks.
 
 Shape names: P prompts, G responses a prompt, R = P·G rows, W width of the left-padded contexts, H key-value heads,
 D head dimension, V vocabulary.
@@ -33,10 +33,7 @@ from pipeline.grpo.decoding import (
     token_by_modules,
 )
 from pipeline.grpo.drawing import Drawing
-from pipeline.grpo.fused_decoder import can_fuse
-from pipeline.grpo.fused_norms import fuse_norms
-from pipeline.grpo.kernel_decoder import fastest_decoder
-from pipeline.grpo.recorded_decoding import Recorded
+from pipeline.grpo.fused_decoder import FusedDecoder, can_fuse
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import Response
 from pipeline.scoring.tokens import CorpusTokenizer
@@ -45,7 +42,7 @@ UNKNOWN = "\ufffd".encode()
 """Bytes of an id that the tokenizer does not know (models have spare rows): such a response matches nothing."""
 
 
-Rows = Callable[[Layers, Tensor, int, int], Shared | Repeated | Recorded]
+Rows = Callable[[Layers, Tensor, int, int], Shared | Repeated]
 """Keys and values of contexts, their mask [P, W], G, room → the rows that are decoded after them."""
 
 
@@ -95,8 +92,6 @@ class Sampler:
         """From a `transformers` folder; what ends a response is read from its generation configuration."""
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         torch.nn.Module.to(model, device)
-        if model.device.type == "cuda":
-            fuse_norms(model)
         return cls(model, tokenizer, eos_ids_of(model), batch_rows=batch_rows)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -220,11 +215,10 @@ def _fastest(model: PreTrainedModel) -> tuple[ReadContexts, Rows]:
     by_modules = partial(contexts_by_modules, model)
     if not can_share(model):
         return by_modules, partial(Repeated, model)
-    rows = Recorded if model.device.type == "cuda" else Shared
     if not can_fuse(model):
-        return by_modules, partial(rows, partial(token_by_modules, model))
-    decoder = fastest_decoder(model)
-    return decoder.read_contexts, partial(rows, decoder)
+        return by_modules, partial(Shared, partial(token_by_modules, model))
+    decoder = FusedDecoder(model)
+    return decoder.read_contexts, partial(Shared, decoder)
 
 
 def eos_ids_of(model: PreTrainedModel) -> frozenset[int]:

@@ -35,12 +35,7 @@ class SharedContexts:
         """Keys and values of those contexts that still have rows."""
         bias_PW = torch.zeros(mask_PW.shape, device=mask_PW.device).masked_fill_(~mask_PW, -torch.inf)
         self._bias = None if mask_PW.all() else bias_PW[:, None, None]
-        self.first_P = (~mask_PW).sum(dim=1, dtype=torch.int32)
-        """The first column of each context that is real."""
-        self.bounds_P1 = torch.arange(len(mask_PW) + 1, dtype=torch.int32, device=mask_PW.device) * group_size
-        """The rows of context p are bounds_P1[p] … bounds_P1[p + 1] − 1."""
-        self.most_rows = group_size
-        """No context has more; so many slots its rows have."""
+        self._most_rows = group_size  # no context has more; so many slots its rows have
         self._context_R = torch.arange(len(mask_PW)).repeat_interleave(group_size)
         self._slot_R: Tensor | None = None  # the rows fill all slots in order
         self._device = mask_PW.device
@@ -49,23 +44,17 @@ class SharedContexts:
         """Keep only these rows, in rising order; contexts without one leave."""
         context_R = self._context_R[rows.cpu()]
         kept, context_R, counts = context_R.unique_consecutive(return_inverse=True, return_counts=True)
-        if len(kept) < len(self.first_P):
+        if len(kept) < len(self.layers[0][0]):
             chosen = kept.to(self._device)
             self.layers = [(keys[chosen], values[chosen]) for keys, values in self.layers]
-            self.first_P = self.first_P[chosen]
             self._bias = None if self._bias is None else self._bias[chosen]
-        bounds_P1 = pad(counts.cumsum(0), (1, 0))
-        self.bounds_P1, self.most_rows = bounds_P1.int().to(self._device), int(counts.max())
+        first_P, self._most_rows = pad(counts.cumsum(0), (1, -1)), int(counts.max())
         self._context_R = torch.arange(len(kept))[context_R]
-        slot_R = context_R * self.most_rows + torch.arange(len(context_R)) - bounds_P1[context_R]
+        slot_R = context_R * self._most_rows + torch.arange(len(context_R)) - first_P[context_R]
         self._slot_R = slot_R.to(self._device)
 
-    def attend(
-        self, layer: int, query: Tensor, own_keys: Tensor, own_values: Tensor, own_bias: Tensor | None, scaling: float
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, own_keys: Tensor, own_values: Tensor, scaling: float) -> Tensor:
         """What each row's one token [R, H·N, 1, D] sees of its context and of its own tokens [R, H, T, D].
-
-        `own_bias` [T] is added to the scores of its own tokens.
 
         Returns:
             [R, 1, H·N, D]
@@ -76,8 +65,6 @@ class SharedContexts:
         read, own = self._by_context(query) @ keys.transpose(-1, -2), query @ own_keys.transpose(-1, -2)
         if self._bias is not None:
             read = read + self._bias
-        if own_bias is not None:
-            own = own + own_bias
         weights = torch.cat([read, self._by_context(own)], dim=-1).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
         read = self._by_row(weights[..., :width] @ values, query.shape[2])
         own = self._by_row(weights[..., width:], query.shape[2]) @ own_values
@@ -86,13 +73,13 @@ class SharedContexts:
     def _by_context(self, query: Tensor) -> Tensor:
         """[R, H, N, D] → [P, H, S·N, D]; slots without a row hold zeros."""
         if self._slot_R is not None:
-            filled = query.new_zeros(len(self.layers[0][0]) * self.most_rows, *query.shape[1:])
+            filled = query.new_zeros(len(self.layers[0][0]) * self._most_rows, *query.shape[1:])
             query = filled.index_copy_(0, self._slot_R, query)
-        return query.unflatten(0, (-1, self.most_rows)).transpose(1, 2).flatten(2, 3)
+        return query.unflatten(0, (-1, self._most_rows)).transpose(1, 2).flatten(2, 3)
 
     def _by_row(self, states: Tensor, queries: int) -> Tensor:
         """Undo `_by_context`."""
-        states = states.unflatten(2, (self.most_rows, queries)).transpose(1, 2).flatten(0, 1)
+        states = states.unflatten(2, (self._most_rows, queries)).transpose(1, 2).flatten(0, 1)
         return states if self._slot_R is None else states[self._slot_R]
 
 
@@ -106,10 +93,7 @@ def can_share(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def sharing(model: PreTrainedModel) -> Iterator[None]:
-    """Within, the model's attention is that of the `SharedContexts` it is called with, as `contexts=`.
-
-    And as `own_bias=` a bias [T] on the scores of responses' own tokens, where some are not there yet.
-    """
+    """Within, the model's attention is that of the `SharedContexts` it is called with, as `contexts=`."""
     before = model.config._attn_implementation
     model.config._attn_implementation = _NAME
     try:
@@ -125,11 +109,10 @@ def _attention(
     value: Tensor,
     *_: Any,
     contexts: SharedContexts,
-    own_bias: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     scaling = options.get("scaling") or query.shape[-1] ** -0.5
-    return contexts.attend(module.layer_idx, query, key, value, own_bias, scaling), None
+    return contexts.attend(module.layer_idx, query, key, value, scaling), None
 
 
 AttentionInterface.register(_NAME, _attention)

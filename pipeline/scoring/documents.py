@@ -5,7 +5,7 @@ Shape names: B windows of a batch, T tokens of a window or document, H hidden si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pipeline.core.config import ScoreConfig
 from pipeline.core.errors import UserError
-from pipeline.core.hardware import runs_triton
 from pipeline.core.progress import say
 from pipeline.scoring.entropy import PositionScores, score_hidden
 from pipeline.scoring.proxy import Proxy, on_device
@@ -95,7 +94,7 @@ def _score_batch(
     rows = [hidden_TH[w.first - w.stop - 1 :] for w, hidden_TH in zip(batch, _hidden(proxy, fed), strict=True)]
     targets = np.concatenate([documents[w.document][w.first : w.stop + 1] for w in batch])
     targets_T = on_device(torch.from_numpy(targets).long(), proxy.device)
-    scores = _scorer(proxy.device)(
+    scores = score_hidden(
         torch.cat(rows), proxy.write_logits, proxy.vocab_size, targets_T, config.top_k, with_top=config.store_top
     ).to_cpu()
     arrived = torch.cuda.Event() if proxy.device.type == "cuda" else None
@@ -122,15 +121,6 @@ def _parts(scored: _Scored, names: Sequence[str]) -> dict[Window, PositionScores
             mend="check its weights, or score with `proxy.dtype: float32`",
         )
     return parts
-
-
-def _scorer(device: torch.device) -> Callable[..., PositionScores]:
-    """`score_hidden`: the kernel for NVIDIA GPUs, plain PyTorch elsewhere and where Triton is not installed."""
-    if runs_triton(device.type):
-        from pipeline.scoring import entropy_triton
-
-        return entropy_triton.score_hidden
-    return score_hidden
 
 
 def _hidden(proxy: Proxy, fed: Sequence[list[int]]) -> Sequence[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PhiConfig, PreTrainedModel, Qwen3Config
 
 from pipeline.grpo.decoding import Keyed, Shared, contexts_by_modules, token_by_modules
-from pipeline.grpo.fused_decoder import FusedDecoder, Operations, can_fuse
+from pipeline.grpo.fused_decoder import FusedDecoder, can_fuse
 from tests.grpo.models import tiny
 from tests.grpo.test_sampler import sampler_of, seeds_of, some_prompts
 
@@ -52,7 +52,7 @@ def test_logits_are_the_modules(name: str) -> None:
     """Over steps between which rows leave; weights that are loaded later count."""
     model = made(name)
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    fused, plain = FusedDecoder(model, Operations(4)), made(name)
+    fused, plain = FusedDecoder(model), made(name)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     for other in (model, plain):
         other.load_state_dict({key: value * 1.3 for key, value in state.items()})
@@ -78,7 +78,7 @@ def test_logits_are_the_modules(name: str) -> None:
 def test_contexts_are_read_as_by_the_modules(name: str) -> None:
     """Of unequal lengths, in two parts of one width; all that is real of keys and values."""
     model, plain, width = made(name), made(name), 23
-    fused, prompts = FusedDecoder(model, Operations(4)), [*some_prompts(4), [5], list(range(width))]
+    fused, prompts = FusedDecoder(model), [*some_prompts(4), [5], list(range(width))]
     found: Keyed = []
     expected: Keyed = []
     with torch.inference_mode():

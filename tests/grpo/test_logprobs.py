@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,26 +13,17 @@ from pipeline.grpo.logprobs import HeadLogprobs, PolicyLogprobs
 from pipeline.grpo.loss import LOSSES, Bounds
 from pipeline.grpo.objective import Objective
 from pipeline.grpo.packed_attention import Attend, joined, repeated
-from pipeline.grpo.packing import Packing
-from pipeline.grpo.varlen_attention import varlen
 from tests.grpo.models import TEMPERATURE, VOCAB, groups_of, plain_gradients, plain_logprobs, some_groups, tiny
-from tests.grpo.plain_flash import plain_flash
 
 OBJECTIVE = Objective(LOSSES["dapo"], Bounds(0.2, 0.2), TEMPERATURE, room=8)
 KINDS = [("qwen2", True), ("qwen2", False), ("llama", False), ("gpt2", True), ("sliding", True)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _kernels_of_nvidia_gpus() -> Iterator[None]:
-    with plain_flash():
-        yield
-
-
 @pytest.mark.parametrize(("kind", "tied"), KINDS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"attend": repeated}, {"attend": varlen}, {"logits_at_once": 200}],
-    ids=["as is", "repeated", "varlen", "chunks"],
+    [{}, {"attend": repeated}, {"logits_at_once": 200}],
+    ids=["as is", "repeated", "chunks"],
 )
 @pytest.mark.parametrize("tokens", [90, 10**6])
 def test_loss_and_every_gradient_equal_the_plain_computation(
@@ -65,11 +55,10 @@ def test_loss_and_every_gradient_equal_the_plain_computation(
     st.integers(0, 1000),
     st.integers(20, 400),
     st.integers(VOCAB, 3000),
-    st.sampled_from([joined, repeated, varlen]),
+    st.sampled_from([joined, repeated]),
 )
-@example([(1, [2, 1]), (3, [4, 1]), (1, [1, 3])], 0, 400, 3000, varlen)  # contexts of no token beside one of two
-@example([(1, [2, 1]), (1, [1, 3])], 0, 400, 3000, varlen)  # nothing but contexts of no token
-@example([(2, [1, 1]), (2, [1, 1])], 0, 400, 3000, varlen)  # not a run of more than one token, but of a group
+@example([(1, [2, 1]), (3, [4, 1]), (1, [1, 3])], 0, 400, 3000, joined)  # contexts of no token beside one of two
+@example([(1, [2, 1]), (1, [1, 3])], 0, 400, 3000, joined)  # nothing but contexts of no token
 def test_any_groups_in_any_micro_batches_give_the_plain_gradients(
     lengths: list[tuple[int, list[int]]], seed: int, tokens: int, logits_at_once: int, attend: Attend
 ) -> None:
@@ -89,19 +78,6 @@ def test_any_groups_in_any_micro_batches_give_the_plain_gradients(
         torch.testing.assert_close(parameter.grad, expected[name], rtol=2e-4, atol=largest * 1e-5, msg=name)
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_variable_length_attention_calls_the_kernels_as_pytorch_declares_them(last: bool) -> None:
-    packing = Packing(batch_of(some_groups(3, 2)))
-    states = [
-        torch.empty(1, heads, len(packing.ids_N), 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
-        for heads in (6, 2, 2)
-    ]
-    out = varlen(*states, packing, 0.125, last)
-    assert (out.shape, out.dtype) == ((1, len(packing.ids_N), 6, 64), torch.bfloat16)
-    gradients = torch.autograd.grad(out, states, torch.empty_like(out))
-    assert [(g.shape, g.dtype) for g in gradients] == [(x.shape, torch.bfloat16) for x in states]
-
-
 def test_logprobs_are_at_the_given_temperature_and_in_place() -> None:
     model, groups = tiny(), some_groups(3, 2)
     batch = batch_of(groups)
@@ -113,7 +89,7 @@ def test_logprobs_are_at_the_given_temperature_and_in_place() -> None:
             torch.testing.assert_close(logprobs_RT[row][batch.mask_RT[row]], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("attend", [joined, varlen])
+@pytest.mark.parametrize("attend", [joined, repeated])
 def test_gradient_checkpointing_changes_nothing(attend: Attend) -> None:
     groups, model = some_groups(4, 2), tiny()
     _, expected = plain_gradients(model, groups, TEMPERATURE)
@@ -151,7 +127,7 @@ def test_entropy_and_its_gradient_equal_the_plain_computation(logits_at_once: in
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=largest * 2e-6, msg=name)
 
 
-@pytest.mark.parametrize("attend", [joined, repeated, varlen])
+@pytest.mark.parametrize("attend", [joined, repeated])
 def test_an_idle_batch_has_a_zero_gradient(attend: Attend) -> None:
     model, batch = tiny(), idle_batch()
     OBJECTIVE.summed(batch, *PolicyLogprobs(model, attend=attend)(batch, TEMPERATURE)).backward()

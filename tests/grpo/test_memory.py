@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,7 @@ from pipeline.grpo.memory import (
     working_parts,
 )
 from pipeline.grpo.packed_attention import repeated
-from pipeline.grpo.varlen_attention import varlen
 from tests.grpo.models import saved, tiny
-from tests.grpo.plain_flash import plain_flash
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _kernels_of_nvidia_gpus() -> Iterator[None]:
-    with plain_flash():
-        yield
 
 
 def recipe(*, checkpointing: bool = False, dtype: str = "float32", **parts: object) -> Recipe:
@@ -42,7 +33,7 @@ def test_activations_are_within_a_tenth_of_what_autograd_keeps(kind: str, checkp
     shape, model = (3, 4, 170, 80), tiny(kind).to(getattr(torch, dtype)).train()
     disable_dropout(model)
     expected = activation_bytes(model.config, recipe(checkpointing=checkpointing, dtype=dtype), shape)
-    policy = PolicyLogprobs(model, attend=varlen if dtype == "bfloat16" else repeated)
+    policy = PolicyLogprobs(model, attend=repeated)
     plain = saved_bytes(policy, shape)
     kept = plain
     if checkpointing:
