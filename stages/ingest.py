@@ -218,6 +218,6 @@ def _row_group(file: InputFile, group: int) -> pa.Table:
 
 
 READ = Stage("read", 1, run_read, unit="records")
-NEAR = Stage("near", 1, run_near)
-ASSIGN = Stage("assign", 2, run_assign)
+NEAR = Stage("near", 2, run_near)
+ASSIGN = Stage("assign", 3, run_assign)
 INGEST = Stage("ingest", 1, run_ingest)

@@ -1,23 +1,34 @@
 """Words of a text and hashes of their n-grams: what near-duplicates and contamination are found by.
 
-A word is a run of letters and digits, without case. In scripts that put no spaces between words (Han, kana, Thai, Lao,
-Burmese, Khmer) every character is one, and so is every emoji. Spaces, punctuation and markup do not count.
+A word is a run of letters and digits with the marks on them (vowel signs, accents, points), without case and in NFKC,
+so that full-width letters and ligatures are the letters they stand for. Soft hyphens, zero-width characters and other
+characters that Unicode lets a renderer ignore are left out before words are cut. In scripts that put no spaces between
+words (Han, kana, Thai, Lao, Burmese, Khmer, …) every character with its marks is a word, and so is every emoji.
+Spaces, punctuation and markup do not count.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from functools import lru_cache
+from unicodedata import category, normalize
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
-_ALONE = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U0001f000-\U0003ffff"
-)
-_WORD = re.compile(f"[{_ALONE}]|[^\\W_{_ALONE}]+")
+_EMOJI = r"\p{Emoji_Presentation}\U0001F000-\U0001FAFF"
+_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
+_SOUTH_EAST_ASIAN = r"\p{Line_Break=Complex_Context}"
+"""Scripts that UAX 14 breaks by dictionary: Thai, Lao, Khmer, Burmese, Tai Le, Tai Tham, and others."""
+
+_IGNORABLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+_RUN = regex.compile(rf"[\p{{L}}\p{{N}}][\p{{L}}\p{{N}}\p{{M}}]*|[{_EMOJI}]")
+_UNSPACED = regex.compile(f"[{_CJK}{_SOUTH_EAST_ASIAN}]")
+_CJK_RUN = regex.compile(f"[{_CJK}]+")
+_PART = regex.compile(rf"[{_CJK}{_SOUTH_EAST_ASIAN}]\p{{M}}*|[^{_CJK}{_SOUTH_EAST_ASIAN}]+")
+_ASCII = "".join(chr(code).lower() if chr(code).isalnum() else " " for code in range(128))
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -28,8 +39,36 @@ def words(text: str) -> list[str]:
     Example:
         >>> words("Find $x_1 + 12$: 数学!")
         ['find', 'x', '1', '12', '数', '学']
+        >>> words("हिन्दी भाषा, ﬁne co\\u00adop")
+        ['हिन्दी', 'भाषा', 'fine', 'coop']
     """
-    return _WORD.findall(text.casefold())
+    if not text.isascii():
+        for character in filter(_is_separator, set(text)):  # “quotes” and dashes are all that much English has
+            text = text.replace(character, " ")
+    if text.isascii():
+        return text.translate(_ASCII).split()
+    text = _folded(text)
+    runs: list[str] = _RUN.findall(text)
+    if not _UNSPACED.search(text):
+        return runs
+    found: list[str] = []
+    for run in runs:
+        found += run if _CJK_RUN.fullmatch(run) else _PART.findall(run)
+    return found
+
+
+def _folded(text: str) -> str:
+    """A text in which what Unicode holds to be the same is the same (NFKC_Casefold)."""
+    return normalize("NFKC", normalize("NFKC", _IGNORABLE.sub("", text)).casefold())
+
+
+@lru_cache(1 << 12)
+def _is_separator(character: str) -> bool:
+    """Whether a character is no ASCII and, whatever stands next to it, ends a word and is in none."""
+    if character.isascii() or category(character)[0] not in "PSZ":
+        return False
+    folded = _folded(character)
+    return bool(folded) and all(category(part)[0] in "PSZ" for part in folded) and not _RUN.search(folded)
 
 
 @lru_cache(1 << 18)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.corpus.near import band_rows, bands
@@ -121,8 +125,98 @@ def test_bands_propose_what_is_at_the_threshold() -> None:
 def test_words_of_every_script() -> None:
     assert words("Łukasz's  \\frac{x_1}{12}") == ["łukasz", "s", "frac", "x", "1", "12"]
     assert words("数学题,很难。🌖🌒") == ["数", "学", "题", "很", "难", "🌖", "🌒"]
+    assert words("กำลังค่ะ ភាសាខ្មែរ។") == ["กํ", "า", "ลั", "ง", "ค่", "ะ", "ភា", "សា", "ខ្", "មែ", "រ"]
     assert len(ngrams(words("一二三四"), 3)) == 2 and len(ngrams(words("two words"), 3)) == 0
     assert len(set(ngrams(words("a b a b b a"), 2).tolist())) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+        ("বাংলা ভাষা", ["বাংলা", "ভাষা"]),
+        ("שָׁלוֹם עוֹלָם", ["שָׁלוֹם", "עוֹלָם"]),
+        ("السَّلَامُ عَلَيْكُمْ", ["السَّلَامُ", "عَلَيْكُمْ"]),
+        ("x\u0303 = q\u0307", ["x\u0303", "q\u0307"]),  # no precomposed letters: NFC leaves the marks
+        ("ཁོ་བོ", ["ཁོ", "བོ"]),
+    ],
+)
+def test_a_mark_does_not_cut_a_word(text: str, expected: list[str]) -> None:
+    assert words(text) == [unicodedata.normalize("NFKC", word) for word in expected]
+
+
+TWINS = [
+    ("co\u00adoperate", "cooperate"),
+    *((f"wa{mark}ter mark", "water mark") for mark in "\u200b\u200c\u200d\u2060\ufeff\u200e\u034f"),
+    ("ﬁne ﬂow", "fine flow"),
+    ("ＡＢＣ　１２３", "abc 123"),
+    ("x² and ½", "x2 and 1⁄2"),
+    ("ｶﾞｷﾞ", "ガギ"),
+    ("㍿", "株式会社"),
+    ("𝐇𝐞𝐥𝐥𝐨", "hello"),
+    ("Straße ΜΆΪΟΣ", "STRASSE μάϊος"),
+    ("J̌ e\u034f\u0301", "ǰ é"),
+    ("❤️⭐️", "❤⭐"),
+    ("“Isn’t it?” — …yes", '"Isn\'t it?" - ...yes'),
+    ("isn´t", "isn t"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), TWINS)
+def test_texts_that_only_look_different_have_the_same_words(one: str, other: str) -> None:
+    assert words(one) == words(other) != []
+
+
+@given(
+    st.text(
+        st.sampled_from("aB1_ .é’—…´²ßǰ\u00ad\u200bक\u093f\u094dกั数カー가ᄀ\u0301🌖㍿™")
+        | st.characters(codec="utf-8", exclude_categories=["Cn", "Co"])
+    )
+)
+@settings(max_examples=300)
+def test_words_are_the_same_whichever_way_a_text_takes(text: str) -> None:
+    """The plain twin: one character after the other, by the properties of Unicode alone."""
+    assert words(text) == plain_words(text)
+    assert words(text.upper()) == words(text.upper().casefold())
+
+
+def plain_words(text: str) -> list[str]:
+    text = "".join(c for c in text if not regex.match(r"\p{Default_Ignorable_Code_Point}", c))
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    found: list[str] = []
+    before = None  # what the character before was: a letter of a word that goes on, a character that stands alone
+    for c in text:
+        kind = unicodedata.category(c)[0]
+        if regex.match(r"[\U0001F000-\U0001FAFF\p{Emoji_Presentation}]", c):
+            found.append(c)
+            before = None
+        elif kind == "M":
+            found[-1:] = [found[-1] + c] if before else found[-1:]
+        elif kind not in "LN":
+            before = None
+        elif regex.match(r"[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Line_Break=SA}]", c):
+            found.append(c)
+            before = "alone"
+        else:
+            found[-1:] = [found[-1] + c] if before == "letter" else [*found[-1:], c]
+            before = "letter"
+    return found
+
+
+def test_hindi_texts_that_share_few_words_are_not_contaminated(tmp_path: Path) -> None:
+    """Cut at every mark, these two share 18 "words" in a row; they share seven."""
+    shared = "हिन्दी भाषा में लिखी गयी किताब"
+    question = {"text": f"पहला {shared} कहाँ मिलती है और उसका मूल्य कितना है"}
+    documents = [{"text": f"दूसरा {shared} मेज पर रखी हुई थी जब वह घर आया"}, {"text": "something else"}]
+    jsonl(tmp_path / "eval.jsonl", [question])
+    source = jsonl(tmp_path / "x.jsonl", documents)
+    result = run(tmp_path / "work", source, decontaminate=[{"source": str(tmp_path / "eval.jsonl")}])
+    assert len(result.documents) == 2
+    question["text"] = f"{documents[0]['text']} ।"
+    jsonl(tmp_path / "eval.jsonl", [question])
+    result = run(tmp_path / "work", source, decontaminate=[{"source": str(tmp_path / "eval.jsonl")}])
+    assert result.texts == ["something else"]
 
 
 # ------------------------------------------------------------------------------------------------ contamination
