@@ -5,6 +5,9 @@ Output:  `proxy`: a `model` folder a fold (only with `proxy.train`); `score`: `s
          byte boundaries, entropies, nll and rank of every position, and `quarantine`, the documents that the proxy's
          tokenizer cannot represent. Shard i of `scores` belongs to shard i of `documents`.
 Command: rpt score data_manifests/<name>.yaml
+
+Documents that hold an added token of the tokenizer literally (`<|im_end|>`) are scored as ordinary text, and counted as
+`documents.holding_added_tokens`.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-VERSION = 4
+VERSION = 5
 FIT_VERSION = 1
 """Of `score` and of `proxy`: raised whenever the output changes."""
 
@@ -156,7 +159,7 @@ def run(config: ScoreStageConfig, source: Shard, out: Path) -> Counters:
     folders = [str(file.path) for name, file in source.files.items() if name.startswith("model-")]
     reference = source.files.get("reference")
     tokenizer = _tokenizer(config.tokenizer or folders[0])
-    counters = dict.fromkeys(("documents", "tokens", "scorable", "not_scorable"), 0)
+    counters = dict.fromkeys(("documents", "documents.holding_added_tokens", "tokens", "scorable", "not_scorable"), 0)
     rejected: list[Rejected] = []
     rules = config.score
     schema = SCORES_WITH_TOP if rules.store_top else SCORES
@@ -182,6 +185,7 @@ def run(config: ScoreStageConfig, source: Shard, out: Path) -> Counters:
             tokens = sum(len(ids) for _, ids in kept)
             scorable = sum(max(0, len(ids) - rules.min_context_tokens) for _, ids in kept)
             counters["documents"] += len(kept)
+            counters["documents.holding_added_tokens"] += sum(tokenizer.holds_added_token(r["text"]) for r, _ in kept)
             counters["tokens"] += tokens
             counters["scorable"] += scorable
             counters["not_scorable"] += tokens - scorable

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,18 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 MODEL_FILES = ("config.json", "generation_config.json", *WEIGHT_FILES, *TOKENIZER_FILES)
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_PROBES = ("a", "0", "中")
+_FIRST_PROBES = ("a", "0", "中")
+_BLANKS = (" ", "\t", "\n", "\r\n", "\u00a0", "\u3000")
+PROBES = (
+    *(f"if x:{blank * n}y = 1{blank * n}" for blank in _BLANKS for n in (*range(1, 9), 16, 31, 32, 33, 65)),
+    *(f"{blank * n}z" for blank in _BLANKS for n in (1, 2, 3, 8)),
+    "def f(n):\n    if n:\n\t\treturn  n \n\n\n  \n\n        # end\r\n \n",
+    "0 12 345 6789 1234567890 3.14 1,000,000 ٣٤٥ ½",
+    "猫は座った。 苹果和梨，고양이  สวัสดี हिन्दी",
+    "🙂🙂 👩‍👩‍👧 🇩🇪 café naïve ﬁ",
+    "The cat's \\frac{1}{2} isn't $x_{1}^{2}$; they'll \"go\"...",
+)
+"""Texts on which every tokenizer is compared with the whole of it, added tokens included."""
 _UNMATCHABLE = "\U0010ffff"
 """A noncharacter: stands in for pieces that text must not produce."""
 
@@ -40,8 +51,9 @@ _UNMATCHABLE = "\U0010ffff"
 class CorpusTokenizer:
     """A `tokenizers` tokenizer as a corpus needs it: text in, ids and byte boundaries out.
 
-    Special and added tokens are never parsed in text: a document that contains `<think>` yields ordinary tokens.
-    Nothing is added around a text either; `bos_id` names what the model expects in front of one.
+    Added tokens are not parsed in text: a document that contains `<think>` yields ordinary tokens. Only runs of white
+    space are parsed where they are added tokens and not special ones (GPT-NeoX), because a model sees them in every
+    text. Nothing is added around a text either; `bos_id` names what the model expects in front of one.
 
     Attributes:
         token_bytes: bytes of every id, added tokens by their literal content, unused ids as b"".
@@ -49,21 +61,37 @@ class CorpusTokenizer:
         bos_id: the id this tokenizer's model expects before a text, or None. The rule: what the post-processor of
             `tokenizer.json` puts first, else the `bos_token` of `tokenizer_config.json` if `add_bos_token` is true.
             A model's `config.bos_token_id` is not asked: Qwen's names a token the model never saw at a start.
+        text_size: 1 + the largest id that stands in or before a text; a model has at least so many embeddings.
         prepends_space: the tokenizer puts a dummy space before a text (SentencePiece); no byte of the text.
         digest: sha256 of `tokenizer.json`.
     """
 
     def __init__(self, tree: dict[str, Any], settings: dict[str, Any] | None = None, digest: str = "") -> None:
         """Args: tree of a `tokenizer.json`, tree of its `tokenizer_config.json`, and the digest of the first."""
-        self._added = {token["content"]: int(token["id"]) for token in tree.get("added_tokens") or ()}
+        whole = Tokenizer.from_str(json.dumps(_deterministic(tree)))
+        # `tokenizers` numbers added tokens itself; the ids in the file are only what it should come to.
+        self._added = {token.content: i for i, token in whole.get_added_tokens_decoder().items()}
+        parsed = {token["content"] for token in _parsed_in_text(tree)}
         self._encoder = Tokenizer.from_str(json.dumps(_text_only(tree)))
+        self._renumbered = _renumbered(self._encoder, {content: self._added[content] for content in parsed})
         self.digest = digest or hashlib.sha256(canonical_json(tree).encode()).hexdigest()
         self.token_bytes = _token_bytes(tree, self._added)
         self.vocab_size = len(self.token_bytes)
         self.bos_id = _bos_id(tree, settings or {}, self._added)
+        vocabulary = _vocabulary(tree)
+        self._ids = {**vocabulary, **self._added}
+        in_text = [i for content, i in self._ids.items() if content not in self._added or content in parsed]
+        self.text_size = 1 + max(in_text if self.bos_id is None else [*in_text, self.bos_id], default=-1)
         self._lengths = np.array([len(content) for content in self.token_bytes], dtype=np.int64)
-        self._ids = {**_vocabulary(tree), **self._added}
-        self.prepends_space = any(self._joined(self.encode(p)) == b" " + p.encode() for p in _PROBES)
+        self._literals = _any_of(self._added.keys() - parsed)
+        self._is_parsed = np.zeros(self.vocab_size, dtype=bool)
+        self._is_parsed[[self._added[content] for content in parsed]] = True
+        self._starts_with_space = np.array([content.startswith(b" ") for content in self.token_bytes], dtype=bool)
+        self.prepends_space = any(self._joined(self.encode(p)) == b" " + p.encode() for p in _FIRST_PROBES)
+        self._prepends_after_parsed = self.prepends_space and any(
+            self._joined(self.encode(f"a{blank}a")).endswith(f"{blank} a".encode()) for blank in parsed
+        )
+        self._check(whole, parsed)
 
     @classmethod
     def load(cls, name_or_folder: str | Path, revision: str | None = None) -> CorpusTokenizer:
@@ -94,7 +122,11 @@ class CorpusTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Ids [T] of every text."""
         encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return [self._renumbered[np.array(encoding.ids, dtype=np.int32)] for encoding in encodings]
+
+    def holds_added_token(self, text: str) -> bool:
+        """Whether a text holds the literal content of an added token, which is ordinary text here."""
+        return self._literals is not None and self._literals.search(text) is not None
 
     def ends(self, ids: NDArray[np.integer] | Sequence[int]) -> NDArray[np.int64]:
         """Cumulative byte lengths [T] of a whole text's ids: token t covers bytes ends[t-1]:ends[t].
@@ -106,14 +138,15 @@ class CorpusTokenizer:
             [2, 3]
         """
         ids = np.asarray(ids, dtype=np.int64)
-        ends = np.cumsum(self._lengths[ids])
-        return ends - 1 if len(ids) and self._has_dummy_space(ids) else ends
+        return np.cumsum(self._lengths[ids] - self._dummy_spaces(ids))
 
     def decode_bytes(self, ids: NDArray[np.integer] | Sequence[int], *, continues: bool = False) -> bytes:
         """Bytes of ids. With `continues` they follow other tokens, so that no dummy space is taken off their start."""
         ids = np.asarray(ids, dtype=np.int64)
-        joined = self._joined(ids)
-        return joined[1:] if not continues and len(ids) and self._has_dummy_space(ids) else joined
+        dummies = self._dummy_spaces(ids)
+        if continues:
+            dummies[:1] = 0
+        return b"".join([self.token_bytes[i][dummy:] for i, dummy in zip(ids.tolist(), dummies.tolist(), strict=True)])
 
     def is_lossless(self, text: str, ids: NDArray[np.integer] | Sequence[int]) -> bool:
         """Whether the token bytes concatenate to the text's UTF-8 bytes."""
@@ -126,8 +159,32 @@ class CorpusTokenizer:
     def _joined(self, ids: NDArray[np.integer]) -> bytes:
         return b"".join([self.token_bytes[i] for i in ids.tolist()])
 
-    def _has_dummy_space(self, ids: NDArray[np.integer]) -> bool:
-        return self.prepends_space and self.token_bytes[int(ids[0])].startswith(b" ")
+    def _dummy_spaces(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+        """[T] of a whole text's ids: 1 where a token begins with a space that is no byte of the text, else 0."""
+        dummies = np.zeros(len(ids), dtype=np.int64)
+        if self.prepends_space:
+            dummies[:1] = 1
+            if self._prepends_after_parsed:
+                dummies[1:] = self._is_parsed[ids[:-1]]
+            dummies *= self._starts_with_space[ids] & ~self._is_parsed[ids]
+        return dummies
+
+    def _check(self, whole: Tokenizer, parsed: Iterable[str]) -> None:
+        """Compare this tokenizer with the whole one, whose added tokens are all parsed, where that makes no difference.
+
+        Raises:
+            UserError: they give a probe different ids, so that a model would be fed tokens it never saw.
+        """
+        own = [f"a{content * n}b {content}" for content in parsed for n in (1, 2)]
+        for probe in (*PROBES, *own):
+            if self.holds_added_token(probe):
+                continue
+            ids, expected = self.encode(probe).tolist(), whole.encode(probe, add_special_tokens=False).ids
+            if ids != expected:
+                raise UserError(
+                    f"without its added tokens this tokenizer reads {probe!r:.60} as {ids} instead of {expected}",
+                    mend="choose another tokenizer; added tokens other than white space are not parsed in text",
+                )
 
 
 # ------------------------------------------------------------------------------------------- tokenizer.json
@@ -139,23 +196,54 @@ def _parsed(text: str, settings: str) -> CorpusTokenizer:
     return CorpusTokenizer(json.loads(text), json.loads(settings), hashlib.sha256(text.encode()).hexdigest())
 
 
-def _text_only(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tokenizer.json` of an encoder that knows plain text only, does not truncate and draws nothing at random."""
-    added = tree.get("added_tokens") or ()
+def _deterministic(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tokenizer.json` of an encoder that does not truncate or pad and draws nothing at random."""
     model = dict(tree["model"])
     if "dropout" in model:
         model["dropout"] = None
-    special = {token["content"] for token in added if token.get("special")}
+    return {"version": "1.0"} | tree | {"model": model, "truncation": None, "padding": None}
+
+
+def _text_only(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tokenizer.json` of an encoder that also knows no added token but white space."""
+    parsed = _parsed_in_text(tree)
+    unparsed = {t["content"] for t in tree.get("added_tokens") or ()} - {t["content"] for t in parsed}
+    tree = _deterministic(tree)
+    model = tree["model"]
     if model.get("type") == "Unigram":  # its lattice would match the piece `<s>` in a text
         model["vocab"] = [
-            [f"{_UNMATCHABLE}{i}" if piece in special and i != model.get("unk_id") else piece, score]
+            [f"{_UNMATCHABLE}{i}" if piece in unparsed and i != model.get("unk_id") else piece, score]
             for i, (piece, score) in enumerate(model["vocab"])
         ]
-    elif model.get("ignore_merges"):  # whole words are looked up first, so `<s>` would be found
-        model["vocab"] = {f"{_UNMATCHABLE}{i}" if t in special else t: i for t, i in model["vocab"].items()}
-    return {"version": "1.0"} | tree | {
-        "model": model, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None
-    }  # fmt: skip
+    elif model.get("type") != "BPE" or model.get("ignore_merges"):  # whole words are looked up, so `<s>` would be found
+        unparsed -= {model.get("unk_token")}
+        model["vocab"] = {f"{_UNMATCHABLE}{i}" if t in unparsed else t: i for t, i in model["vocab"].items()}
+    return tree | {"added_tokens": parsed, "post_processor": None}
+
+
+def _parsed_in_text(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """The added tokens that are parsed in text: those that are not special and consist of white space."""
+    space = _space_symbol(_text_parts(tree)) or ""
+    return [
+        token
+        for token in tree.get("added_tokens") or ()
+        if not token.get("special") and token["content"].replace(space or " ", " ").isspace()
+    ]
+
+
+def _renumbered(encoder: Tokenizer, ids: Mapping[str, int]) -> NDArray[np.int32]:
+    """The true id of every id of an encoder that numbers some added tokens, `ids`, otherwise."""
+    own = encoder.get_vocab(with_added_tokens=True)
+    renumbered = np.arange(1 + max(own.values(), default=-1), dtype=np.int32)
+    for content, i in ids.items():
+        renumbered[own[content]] = i
+    return renumbered
+
+
+def _any_of(contents: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern that finds any of some literal texts."""
+    literals = [re.escape(content) for content in sorted(contents) if content]
+    return re.compile("|".join(literals)) if literals else None
 
 
 def _vocabulary(tree: dict[str, Any]) -> dict[str, int]:
@@ -165,15 +253,21 @@ def _vocabulary(tree: dict[str, Any]) -> dict[str, int]:
 
 def _token_bytes(tree: dict[str, Any], added: dict[str, int]) -> list[bytes]:
     """Bytes by id, from how the decoder turns tokens into text."""
-    parts = [part for key in ("normalizer", "pre_tokenizer", "decoder") for part in _parts(tree.get(key))]
+    parts, space = _text_parts(tree), _space_symbol(_text_parts(tree))
     if any(part["type"] == "ByteLevel" for part in parts):
         vocabulary = {i: _byte_level(token) for token, i in _vocabulary(tree).items()}
     else:
-        space = _space_symbol(parts)
         by_byte = bool(tree["model"].get("byte_fallback")) or any(p["type"] == "ByteFallback" for p in parts)
         vocabulary = {i: _sentencepiece(token, space, by_byte) for token, i in _vocabulary(tree).items()}
-    vocabulary |= {i: content.encode() for content, i in added.items()}
+    blank = {token["content"] for token in _parsed_in_text(tree)}
+    for content, i in added.items():
+        vocabulary[i] = (content.replace(space, " ") if space and content in blank else content).encode()
     return [vocabulary.get(i, b"") for i in range(max(vocabulary, default=-1) + 1)]
+
+
+def _text_parts(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts that say how text and vocabulary correspond."""
+    return [part for key in ("normalizer", "pre_tokenizer", "decoder") for part in _parts(tree.get(key))]
 
 
 def _parts(component: Any) -> Iterator[dict[str, Any]]:

@@ -37,6 +37,8 @@ class PolicyTokens:
     past_D: Int64
     """Each document's tokens are first_D[d]:past_D[d]."""
     lossless_D: Bool
+    holds_added_D: Bool
+    """Documents that hold an added token of the policy's literally."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Examples:
     sites: pa.Table
     """Those that are kept."""
     counters: Counters
-    """`sites` = the sum of `dropped.<reason>` and `kept.<split>`; `documents` tokenised; `context_truncated`."""
+    """`sites` = the sum of `dropped.<reason>` and `kept.<split>`; `documents` tokenised, and of them those
+    `.holding_policy_added_tokens` and `.policy_tokenizer_not_lossless`; `context_truncated`."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -120,6 +123,7 @@ def examples(config: MaterializeConfig, tokenizer: CorpusTokenizer, documents: p
     kept = sites.take(pa.array(keep))
     counters = {
         "documents": len(used),
+        "documents.holding_policy_added_tokens": int(tokens.holds_added_D.sum()),
         "documents.policy_tokenizer_not_lossless": int((~tokens.lossless_D).sum()),
         "sites": sites.num_rows,
         "dropped.policy_tokenizer_not_lossless": int((~lossless_S).sum()),
@@ -144,6 +148,7 @@ def policy_tokens(tokenizer: CorpusTokenizer, texts: list[str], text: TextBytes)
         first_D=np.concatenate([[0], past_D[:-1]])[: len(past_D)].astype(np.int64),
         past_D=past_D,
         lossless_D=lossless_D,
+        holds_added_D=np.array([tokenizer.holds_added_token(text) for text in texts], dtype=bool),
     )
 
 

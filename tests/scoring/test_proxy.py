@@ -177,15 +177,49 @@ def test_loads_what_transformers_saved(tmp_path: Path) -> None:
     assert half.hidden(torch.ones(1, 3, dtype=torch.long)).dtype == torch.bfloat16
 
 
-def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(tmp_path: Path) -> None:
+def test_spare_rows_are_no_reason_to_refuse_a_models_own_tokenizer(tmp_path: Path) -> None:
+    """Models round their vocabulary up by any number: 102,400 rows for 100,015 tokens, 201,088 for 200,019."""
     tokenizer = CorpusTokenizer.load(save(tmp_path / "a", qwen(299)))
     with pytest.raises(UserError, match="299 token embeddings, the tokenizer 300 tokens"):
         load_proxy(tmp_path / "a", tokenizer, "float32")
-    save(tmp_path / "b", qwen(1324))
-    load_proxy(tmp_path / "b", tokenizer, "float32")
-    save(tmp_path / "c", qwen(1325))
-    with pytest.raises(UserError, match="1,325 token embeddings"):
-        load_proxy(tmp_path / "c", tokenizer, "float32")
+    save(tmp_path / "b", qwen(3000))
+    assert load_proxy(tmp_path / "b", tokenizer, "float32").vocab_size == 3000
+
+
+def test_another_tokenizer_than_the_one_in_the_folder_must_number_tokens_like_it(tmp_path: Path) -> None:
+    folder = save(tmp_path, qwen(3000))
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    more = [{"id": 300, "content": "<think>", "special": False, "normalized": False, "single_word": False,
+             "lstrip": False, "rstrip": False}]  # fmt: skip
+    load_proxy(folder, CorpusTokenizer(tree | {"added_tokens": [*tree["added_tokens"], *more]}), "float32")
+    first, second = (token for token, i in tree["model"]["vocab"].items() if i in (5, 6))
+    tree["model"]["vocab"] |= {first: 6, second: 5}
+    with pytest.raises(UserError, match=r"token 5 is .* of the tokenizer, and .* model's folder"):
+        load_proxy(folder, CorpusTokenizer(tree), "float32")
+
+
+@pytest.mark.parametrize(("rows", "fine"), [(333, True), (334, False)])
+def test_a_folder_without_a_tokenizer_may_have_a_tenth_of_spare_rows(tmp_path: Path, rows: int, fine: bool) -> None:
+    folder = save(tmp_path, qwen(rows))
+    tokenizer = CorpusTokenizer.load(folder)
+    (folder / "tokenizer.json").unlink()
+    if fine:
+        load_proxy(folder, tokenizer, "float32")
+    else:
+        with pytest.raises(UserError, match=r"334 token embeddings.*tokenizer\.json into the model's folder"):
+            load_proxy(folder, tokenizer, "float32")
+
+
+def test_an_added_token_that_no_text_holds_needs_no_embedding(tmp_path: Path) -> None:
+    """Fine-tuned policies add a padding token behind a vocabulary that their model has no row for."""
+    folder = save(tmp_path, qwen(300))
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    pad = {"id": 300, "content": "[PAD]", "special": True, "normalized": False, "single_word": False, "lstrip": False,
+           "rstrip": False}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tree | {"added_tokens": [*tree["added_tokens"], pad]}))
+    tokenizer = CorpusTokenizer.load(folder)
+    assert tokenizer.vocab_size == 301
+    load_proxy(folder, tokenizer, "float32")
 
 
 def test_pickled_missing_and_foreign_weights_are_refused(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_byte_level_ends_are_bytes_not_characters() -> None:
 
 @given(st.text())
 def test_byte_level_is_lossless_on_any_text(text: str) -> None:
-    tokenizer = CorpusTokenizer(BYTE_LEVEL)
+    tokenizer = BYTE_LEVEL_TOKENIZER
     ids = tokenizer.encode(text)
     ends = tokenizer.ends(ids)
     assert tokenizer.is_lossless(text, ids)
@@ -80,6 +80,127 @@ def test_byte_level_is_lossless_on_any_text(text: str) -> None:
 
 
 BYTE_LEVEL = byte_level()
+BYTE_LEVEL_TOKENIZER = CorpusTokenizer(BYTE_LEVEL)
+CODE = "def f(n):\n    if n > 1:\n        return  n * f(n - 1)\n\treturn 1\n" + " " * 30 + "# 猫 🙂 12345\n\n\n"
+
+
+def neox(tree: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A byte-level BPE with runs of 24 to 2 spaces among its added tokens, as GPT-NeoX's, and a mark behind them."""
+    tree = tree or byte_level()
+    tree["normalizer"] = tree["normalizer"] or {"type": "NFC"}
+    first = 1 + max(tree["model"]["vocab"].values())
+    contents = [("<s>", True), *((" " * n, False) for n in range(24, 1, -1)), ("\n\n\n", False), ("<think>", False)]
+    tree["added_tokens"] = [
+        {"id": first + i, "content": content, "special": special, "normalized": not special, "single_word": False,
+         "lstrip": False, "rstrip": False}
+        for i, (content, special) in enumerate(contents)
+    ]  # fmt: skip
+    return tree
+
+
+def assert_as_tokenizers_reads_it(tokenizer: CorpusTokenizer, tree: dict[str, Any], text: str) -> None:
+    """Ids, and where a token ends with a character, its end in bytes by the characters that `tokenizers` gives."""
+    twin = Tokenizer.from_str(json.dumps(tree)).encode(text, add_special_tokens=False)
+    ids = tokenizer.encode(text)
+    assert ids.tolist() == twin.ids
+    assert tokenizer.is_lossless(text, ids)
+    ends = tokenizer.ends(ids).tolist()
+    of_characters = [len(text[:end].encode()) for _, end in twin.offsets]
+    whole = [n for n in range(len(ids)) if n + 1 == len(ids) or twin.offsets[n + 1][0] >= twin.offsets[n][1]]
+    assert [ends[n] for n in whole] == [of_characters[n] for n in whole]
+
+
+NEOX = neox()
+NEOX_TOKENIZER = CorpusTokenizer(NEOX)
+
+
+def test_white_space_among_the_added_tokens_is_parsed_as_the_tokenizer_does() -> None:
+    ids = NEOX_TOKENIZER.encode("a     b" + " " * 30 + "c\n\n\n\nd")
+    pieces = [NEOX_TOKENIZER.token_bytes[i] for i in ids]
+    assert pieces == [b"a", b" " * 5, b"b", b" " * 24, b" " * 6, b"c", b"\n\n\n", b"\n", b"d"]
+    assert NEOX_TOKENIZER.ends(ids).tolist() == [1, 6, 7, 31, 37, 38, 41, 42, 43]
+    assert_as_tokenizers_reads_it(NEOX_TOKENIZER, NEOX, CODE)
+
+
+@given(st.text(st.sampled_from(" \n\taé猫1🙂\u3000\r"), max_size=60))
+def test_any_white_space_has_the_tokenizers_ids_and_the_texts_bytes(text: str) -> None:
+    assert_as_tokenizers_reads_it(NEOX_TOKENIZER, NEOX, text)
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram"])
+@pytest.mark.parametrize("prepend", ["normalizer", "always", "first", "never"])
+def test_the_dummy_space_after_parsed_white_space_is_no_byte_of_the_text(kind: str, prepend: str) -> None:
+    tree = neox(sentencepiece(kind, prepend)) if kind == "BPE" else sentencepiece(kind, prepend)
+    if kind == "Unigram":
+        tree["added_tokens"].append(
+            {"id": len(tree["model"]["vocab"]), "content": "\n\n\n", "special": False, "normalized": False,
+             "single_word": False, "lstrip": False, "rstrip": False}
+        )  # fmt: skip
+    for token in tree["added_tokens"]:
+        token["normalized"] = False
+    tokenizer = CorpusTokenizer(tree)
+    for text in ("cat\n\n\ncat cat", "\n\n\ncat\n\n\n\n\n\nat"):
+        assert_as_tokenizers_reads_it(tokenizer, tree, text)
+
+
+def test_added_spaces_spelled_as_the_vocabulary_spells_them_have_the_bytes_of_spaces() -> None:
+    tree = sentencepiece("BPE", "never")
+    tree["normalizer"], tree["pre_tokenizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}, None
+    tree["added_tokens"].append(
+        {"id": 900, "content": "▁▁", "special": False, "normalized": True, "single_word": False, "lstrip": False,
+         "rstrip": False}
+    )  # fmt: skip
+    tokenizer = CorpusTokenizer(tree)
+    assert [tokenizer.token_bytes[i] for i in tokenizer.encode("a  cat")] == [b"a", b"  ", b"cat"]
+
+
+def test_added_tokens_keep_the_numbers_that_tokenizers_gives_them() -> None:
+    """`tokenizers` numbers what the vocabulary lacks on from its end, whatever the file says."""
+    tree = neox()
+    for token in tree["added_tokens"]:
+        token["id"] += 100
+    tokenizer, whole = CorpusTokenizer(tree), Tokenizer.from_str(json.dumps(tree))
+    for content in ("<s>", "  ", " " * 24, "<think>"):
+        assert tokenizer.id_of(content) == whole.token_to_id(content)
+        assert tokenizer.token_bytes[whole.token_to_id(content)] == content.encode()
+    assert tokenizer.vocab_size == whole.get_vocab_size()
+
+
+def test_texts_that_hold_added_tokens_are_known_and_stay_text() -> None:
+    text = "a  <think>b"
+    assert NEOX_TOKENIZER.holds_added_token(text) and not NEOX_TOKENIZER.holds_added_token("a  < think>b")
+    ids = NEOX_TOKENIZER.encode(text).tolist()
+    assert NEOX_TOKENIZER.id_of("<think>") not in ids and NEOX_TOKENIZER.id_of("  ") in ids
+    assert NEOX_TOKENIZER.is_lossless(text, ids)
+
+
+def test_a_special_run_of_spaces_is_not_parsed() -> None:
+    tree = neox()
+    tree["added_tokens"][-3]["special"] = True  # two spaces
+    tokenizer = CorpusTokenizer(tree)
+    assert tokenizer.id_of("  ") not in tokenizer.encode("a  b").tolist()
+    assert tokenizer.holds_added_token("a  b")
+
+
+def test_text_size_is_of_ids_that_texts_can_hold() -> None:
+    """A model needs no embedding of a mark that was added behind its vocabulary, and of what a text begins with."""
+    tree, size = neox(), len(NEOX_TOKENIZER.token_bytes)
+    assert (tree["added_tokens"][-1]["content"], NEOX_TOKENIZER.text_size) == ("<think>", size - 1)
+    assert CorpusTokenizer(tree, {"bos_token": "<think>", "add_bos_token": True}).text_size == size
+
+
+def test_a_tokenizer_that_reads_probes_by_its_added_tokens_is_refused(tmp_path: Path) -> None:
+    """A mark that a probe holds literally is left out of the comparison; one that a normalizer makes of it is found."""
+    tree = byte_level()
+    tree["added_tokens"] = [
+        {"id": 300, "content": "DEF", "special": False, "normalized": True, "single_word": False, "lstrip": False,
+         "rstrip": False}
+    ]  # fmt: skip
+    assert CorpusTokenizer(tree).holds_added_token("x DEF y")
+    tree["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"reads 'def f\(n\).* instead of \[300, "):
+        CorpusTokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["<s>", "<think>", "</think>"])
