@@ -1,21 +1,28 @@
 """`where`: a SQL expression over the columns of one row, checked before anything runs.
 
-The dialect is polars' (`pl.sql_expr`). An expression sees one row at a time: aggregates, windows and subqueries
-would look at a whole shard, so that the same manifest would select other sites when cut into other shards.
+An expression is text from outside: a manifest, a recipe, an address of the live page. `sql.py` parses it within limits,
+`expressions.py` translates the operators and functions that it lists, and polars sees only the translation, never the
+text. An expression sees one row at a time: aggregates, windows and subqueries would look at a whole shard, so that the
+same manifest would select other sites when cut into other shards.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from pipeline.core.errors import UserError
 from pipeline.selection.classes import TOKEN_CLASSES
+
+if TYPE_CHECKING:
+    from sqlglot import exp
+
+SHOWN = 300
+"""Characters of an expression that an error repeats."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +50,6 @@ SCORE_COLUMNS: Mapping[str, Column] = {
 }
 """What `select.where` and `select.validation_where` may name."""
 
-_BEYOND_THE_ROW = {
-    "Agg": "an aggregate",
-    "Len": "an aggregate",
-    "Quantile": "an aggregate",
-    "Correlation": "an aggregate",
-    "Over": "a window",
-    "Rank": "a window",
-    "Shift": "a window",
-    "Explode": "UNNEST",
-    "SubPlan": "a subquery",
-    "Selector": "a choice of several columns",
-}
-"""Nodes of polars' expression tree that look at other rows, or at no row."""
-
 
 def describe(columns: Mapping[str, Column]) -> str:
     """One line a column, for `--help` and documentation."""
@@ -73,41 +66,57 @@ def row_filter(where: str, columns: Mapping[str, Column], key: str) -> pl.Expr:
         key: what the user calls it (`select.where`), for the message.
 
     Raises:
-        UserError: it does not parse, names an unknown column, looks beyond one row, is not boolean, or compares
-            what cannot be compared.
+        UserError: it does not parse, names an unknown column or function, is beyond a limit (`sql.py`), is not boolean,
+            or compares what cannot be compared.
 
     Example:
         >>> pl.DataFrame({"entropy": [0.5, 2.0]}).filter(row_filter("entropy > 1", SCORE_COLUMNS, "where")).height
         1
         >>> row_filter("entropi > 1", SCORE_COLUMNS, "where")
         Traceback (most recent call last):
-        pipeline.core.errors.UserError: `where` names `entropi`, which is no column: entropi > 1 (did you mean \
-`entropy`? Columns: doc_id, position, byte_offset, field, entropy, entropy_partial, nll, rank, reference_nll, \
-excess_loss, token_class, tokens, split)
+        pipeline.core.errors.UserError: `where` names `entropi`, which is no column: entropi > 1 (at character 1: \
+did you mean `entropy`? Columns: doc_id, position, byte_offset, field, entropy, entropy_partial, nll, rank, \
+reference_nll, excess_loss, token_class, tokens, split)
     """
+    return checked(where, columns, key)[1]
+
+
+def checked(where: str, columns: Mapping[str, Column], key: str) -> tuple[exp.Expr, pl.Expr]:
+    """The same as a syntax tree (`pipeline.selection.sql`), and as a polars expression.
+
+    Raises:
+        UserError: as `row_filter`.
+    """
+    from pipeline.selection.expressions import to_polars
+    from pipeline.selection.sql import Refused, parse
+
     try:
-        expression = pl.sql_expr(where)
-    except pl.exceptions.PolarsError as error:
-        raise _refusal(f"`{key}` is not a SQL expression", where, _first_line(error)) from error
-    tree = json.loads(expression.meta.serialize(format="json"))
-    for node in _nodes(tree):
-        if node in _BEYOND_THE_ROW:
-            raise _refusal(
-                f"`{key}` looks beyond one row", where, f"{_BEYOND_THE_ROW[node]} is not allowed; compare columns"
-            )
-    for name in dict.fromkeys(expression.meta.root_names()):
-        if name not in columns:
-            near = difflib.get_close_matches(name.lower(), columns, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`? " if near else f"if it is text, write '{name}'. "
-            raise _refusal(f"`{key}` names `{name}`, which is no column", where, f"{hint}Columns: {', '.join(columns)}")
+        tree = parse(where)
+        _check_names(tree, columns)
+        expression = to_polars(tree)
+    except Refused as refused:
+        at = f"at character {refused.at}: " if refused.at else ""
+        raise _refusal(f"`{key}` {refused.what}", where, at + refused.advice) from refused
     probe = pl.DataFrame({name: _EXAMPLES[type(c.dtype)] for name, c in columns.items()}, schema=_schema(columns))
     try:
         result = probe.select(expression.alias("where"))
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise _refusal(f"`{key}` cannot be computed", where, _first_line(error)) from error
     if result.schema["where"] != pl.Boolean:
         raise _refusal(f"`{key}` is {result.schema['where']}, not true or false", where, "write a comparison")
-    return expression
+    return tree, expression
+
+
+def _check_names(tree: exp.Expr, columns: Mapping[str, Column]) -> None:
+    from pipeline.selection.sql import Refused, columns_named, place
+
+    for column in columns_named(tree):
+        name = column.name
+        if name not in columns:
+            near = difflib.get_close_matches(name.lower(), columns, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`? " if near else f"if it is text, write '{name[:40]}'. "
+            advice = f"{hint}Columns: {', '.join(columns)}"
+            raise Refused(f"names `{name[:40]}`, which is no column", advice, place(column))
 
 
 def filter_rows(frame: pl.DataFrame, expression: pl.Expr, name: str) -> pl.DataFrame:
@@ -118,7 +127,7 @@ def filter_rows(frame: pl.DataFrame, expression: pl.Expr, name: str) -> pl.DataF
     """
     try:
         return frame.filter(expression)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"{name} cannot be computed on this corpus", mend=_first_line(error)) from error
 
 
@@ -137,22 +146,10 @@ def _schema(columns: Mapping[str, Column]) -> dict[str, pl.DataType]:
     return {name: column.dtype for name, column in columns.items()}
 
 
-def _nodes(tree: Any) -> Iterator[str]:
-    """Names of the nodes of a serialised expression, leaving out what the user wrote: literals and column names."""
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, list):
-        for branch in tree:
-            yield from _nodes(branch)
-    elif isinstance(tree, dict):
-        for name, branch in tree.items():
-            yield name
-            if name not in ("Literal", "Column", "Alias"):
-                yield from _nodes(branch)
-
-
 def _refusal(what: str, where: str, mend: str) -> UserError:
-    return UserError(what, where=" ".join(where.split()) or "(empty)", mend=mend)
+    printed = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(where.split()))
+    shown = printed if len(printed) <= SHOWN else f"{printed[:SHOWN]}…"
+    return UserError(what, where=shown or "(empty)", mend=mend)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,11 +8,8 @@ Where it is YES and the rule says more (`nll < 3`), the answer is ASK. Shape nam
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -25,14 +22,18 @@ from pipeline.audit.browse.store import Slices, Store
 from pipeline.core.artifact import Record
 from pipeline.core.errors import UserError
 from pipeline.selection.metadata import kinds, rule_columns
-from pipeline.selection.where import SCORE_COLUMNS, row_filter
+from pipeline.selection.where import SCORE_COLUMNS, checked
 
 NO, YES, ASK = 0, 1, 2
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
-_COMPARISONS = {"Gt", "GtEq", "Lt", "LtEq", "Eq", "NotEq"}
+MOST_CUTS = 32
+"""Entropies that a rule may be cut at: each is looked up in every cell. Comparisons beyond them are read instead."""
+
+TEXT_AT_ONCE = 1 << 26
+"""Bytes of metadata texts that a rule is asked about at once (memory, not results)."""
 
 
 class Rule(Protocol):
@@ -85,18 +86,22 @@ class Where:
             >>> where.cuts, where.rest.meta.root_names()
             ((1.25,), ['nll'])
         """
-        expression = row_filter(where, rule_columns(metadata or {}), "where")
-        simple, rest = [], []
+        from sqlglot import exp
+
+        from pipeline.selection.expressions import compared_with, named, to_polars
+        from pipeline.selection.sql import operands
+
+        tree, _ = checked(where, rule_columns(metadata or {}), "where")
+        simple, rest = [pl.lit(True)], []
         cuts: set[float] = set()
-        for tree in _conjuncts(json.loads(expression.meta.serialize(format="json"))):
-            part = _expression(tree)
-            if set(part.meta.root_names()) <= {"entropy", *CELL} and (numbers := _numbers(tree)) is not None:
-                simple.append(part)
-                cuts |= numbers
+        for part in operands(tree, exp.And):
+            numbers = compared_with(part, "entropy") if named(part) <= {"entropy", *CELL} else None
+            if numbers is None or len(cuts | numbers) > MOST_CUTS:
+                rest.append(to_polars(part))
             else:
-                rest.append(part)
-        everything = pl.lit(True)
-        both = (pl.all_horizontal(everything, *simple), pl.all_horizontal(everything, *rest) if rest else None)
+                simple.append(to_polars(part))
+                cuts |= numbers
+        both = (pl.all_horizontal(simple), pl.all_horizontal(rest) if rest else None)
         return cls(where, tuple(sorted(cuts)), *both, kinds(metadata or {}))
 
     @cached_property
@@ -129,9 +134,16 @@ class Where:
             frame = frame.with_columns(pl.col("reference_nll").fill_nan(None))
         if "excess_loss" in needed:
             frame = frame.with_columns(excess_loss=pl.col("nll") - pl.col("reference_nll"))
+        sizes = [values.str.len_bytes().max() for values in of_documents.values() if values.dtype == pl.String]
+        longest = max((int(size) for size in sizes if isinstance(size, int)), default=0)
+        parts = frame.iter_slices(max(1, TEXT_AT_ONCE // max(longest, 1)))
+        return np.concatenate([np.zeros(0, dtype=bool), *map(self._asked, parts)])
+
+    def _asked(self, frame: pl.DataFrame) -> Bool:
+        assert self.rest is not None
         try:
             return frame.with_columns(kept=self.rest.fill_null(False))["kept"].to_numpy()
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise UserError("`where` cannot be computed on this corpus", mend=str(error).splitlines()[0]) from error
 
 
@@ -170,45 +182,3 @@ def segments(cuts: Sequence[float]) -> tuple[Float32, Float32]:
     entropy_G[0::2] = np.nextafter(edge_B, np.float32(np.inf))
     entropy_G[1::2] = cut_B
     return cut_B, entropy_G
-
-
-def _conjuncts(tree: Any) -> Iterator[Any]:
-    """The parts of a serialised expression that AND joins."""
-    node = tree.get("BinaryExpr") if isinstance(tree, dict) else None
-    if node and node["op"] == "And":
-        yield from _conjuncts(node["left"])
-        yield from _conjuncts(node["right"])
-    else:
-        yield tree
-
-
-def _numbers(tree: Any) -> set[float] | None:
-    """The numbers that a serialised expression compares entropy with; None if it does anything else with it."""
-    if isinstance(tree, dict):
-        if tree == {"Column": "entropy"}:
-            return None
-        for sides in _comparison(tree):
-            if {"Column": "entropy"} in sides:
-                other = next((side for side in sides if "Literal" in side), None)
-                value = None if other is None else pl.select(_expression(other)).item()
-                return {float(value)} if isinstance(value, int | float | Decimal) else None
-    found: set[float] = set()
-    for branch in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
-        numbers = _numbers(branch)
-        if numbers is None:
-            return None
-        found |= numbers
-    return found
-
-
-def _comparison(tree: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """The two sides of a comparison, if the node is one."""
-    match tree:
-        case {"BinaryExpr": {"left": left, "op": op, "right": right}} if op in _COMPARISONS:
-            yield [left, right]
-        case {"Function": {"input": [left, right], "function": {"Sql": {"Binary": op}}}} if op in _COMPARISONS:
-            yield [left, right]
-
-
-def _expression(tree: Any) -> pl.Expr:
-    return pl.Expr.deserialize(io.StringIO(json.dumps(tree)), format="json")

@@ -1,0 +1,180 @@
+"""The SQL of `where`: text → syntax tree, within limits, by sqlglot.
+
+The dialect knows the words below and nothing else: no statement, no table, no type but those of `TYPES`. Every other
+word is a column's or a function's name, so that no function of sqlglot or of a database is ever resolved.
+`expressions.py` says which nodes and functions have a meaning. Nothing here touches data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from sqlglot import exp, parser, tokens
+from sqlglot.dialects.dialect import Dialect
+from sqlglot.errors import ParseError, TokenError
+from sqlglot.tokens import TokenType
+
+LONGEST = 10_000
+"""Characters of an expression."""
+
+DEEPEST = 24
+"""Levels of parentheses, calls and operators. Chains of AND and OR are one level, however long they are."""
+
+MOST_PARTS = 250
+"""Columns, numbers, operators and calls. A list of texts after IN counts as one."""
+
+TYPES = {
+    "BIGINT": TokenType.BIGINT,
+    "BOOLEAN": TokenType.BOOLEAN,
+    "DOUBLE": TokenType.DOUBLE,
+    "DOUBLE PRECISION": TokenType.DOUBLE,
+    "FLOAT": TokenType.DOUBLE,
+    "INT": TokenType.INT,
+    "INTEGER": TokenType.INT,
+    "REAL": TokenType.FLOAT,
+    "SMALLINT": TokenType.SMALLINT,
+    "STRING": TokenType.TEXT,
+    "TEXT": TokenType.TEXT,
+    "VARCHAR": TokenType.VARCHAR,
+}
+
+
+class Refused(Exception):
+    """What is wrong with an expression, and at which character (from 1; 0: nowhere in particular)."""
+
+    def __init__(self, what: str, advice: str = "", at: int = 0) -> None:
+        super().__init__(what)
+        self.what, self.advice, self.at = what, advice, at
+
+
+_SYMBOLS = "(),.+-*/%=<>!:|~'\""
+_KNOWN = tokens.Tokenizer.KEYWORDS
+_WORDS = (
+    *("==", "::", "||", ">=", "<=", "<>", "!=", "AND", "AS", "BETWEEN", "CASE", "DISTINCT", "ELSE", "END", "FALSE"),
+    *("FROM", "ILIKE", "IN", "IS", "LIKE", "NOT", "NULL", "OR", "REGEXP", "RLIKE", "THEN", "TRUE", "WHEN"),
+)
+
+
+class Where(Dialect):
+    """Operators and words of an expression of one row. sqlglot registers it under the name `where`."""
+
+    class Tokenizer(tokens.Tokenizer):
+        SINGLE_TOKENS = {symbol: tokens.Tokenizer.SINGLE_TOKENS[symbol] for symbol in _SYMBOLS}  # noqa: RUF012
+        COMMENTS = ["--", ("/*", "*/")]  # noqa: RUF012
+        KEYWORDS = {  # noqa: RUF012
+            **{word: _KNOWN[word] for word in _WORDS},
+            **TYPES,
+            **{"~": TokenType.RLIKE, "~*": TokenType.IRLIKE},
+        }
+
+    class Parser(parser.Parser):
+        FUNCTIONS = {}  # noqa: RUF012
+        FUNCTION_PARSERS = {name: parser.Parser.FUNCTION_PARSERS[name] for name in ("CAST", "TRY_CAST")}  # noqa: RUF012
+        NO_PAREN_FUNCTIONS = {}  # noqa: RUF012
+        NO_PAREN_FUNCTION_PARSERS = {"CASE": parser.Parser.NO_PAREN_FUNCTION_PARSERS["CASE"]}  # noqa: RUF012
+
+
+def parse(text: str) -> exp.Expr:
+    """The syntax tree of an expression.
+
+    Raises:
+        Refused: it is no expression, or beyond a limit.
+
+    Example:
+        >>> parse("entropy > 1 AND NOT field = 'a'").sql()
+        "entropy > 1 AND NOT field = 'a'"
+    """
+    if len(text) > LONGEST:
+        raise Refused("is too long", f"{len(text):,} characters, at most {LONGEST:,}")
+    dialect = Where()
+    try:
+        words = dialect.tokenize(text)
+        _check_nesting(words)
+        trees = dialect.parser().parse_into(exp.Condition, words, text)
+    except TokenError as error:
+        raise Refused("is not a SQL expression", "a quotation mark or a comment is not closed") from error
+    except ParseError as error:
+        raise _beyond_the_row(words) or _not_sql(error, text) from error
+    except RecursionError as error:
+        raise _too_deep() from error
+    if len(trees) != 1 or trees[0] is None:
+        raise Refused("is not a SQL expression", "write a comparison such as `entropy > 1`")
+    _check_size(trees[0])
+    return trees[0]
+
+
+def operands(tree: exp.Expr, kind: type[exp.Connector]) -> Iterator[exp.Expr]:
+    """The parts that AND (or OR) joins, from left to right; the expression itself if it is no such chain.
+
+    Example:
+        >>> [part.sql() for part in operands(parse("a AND (b AND c) AND (d OR e)"), exp.And)]
+        ['a', 'b', 'c', '(d OR e)']
+    """
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        inner = node.unnest()
+        if isinstance(inner, kind):
+            waiting += [inner.expression, inner.this]
+        else:
+            yield node
+
+
+def columns_named(tree: exp.Expr) -> list[exp.Expr]:
+    """The columns that an expression names, in its order: of `other.entropy`, which is none of ours, `other`."""
+    return sorted((column.parts[0] for column in tree.find_all(exp.Column)), key=place)
+
+
+def place(node: exp.Expr) -> int:
+    """The character (from 1) at which the first named part of a node begins; 0 if that is not known."""
+    starts = [part.meta["start"] + 1 for part in node.walk() if "start" in part.meta]
+    return min(starts, default=0)
+
+
+def _check_nesting(words: list[tokens.Token]) -> None:  # before the parser, which calls itself at each level
+    depth = 0
+    for token in words:
+        if token.token_type in (TokenType.L_PAREN, TokenType.CASE):
+            depth += 1
+        elif token.token_type in (TokenType.R_PAREN, TokenType.END):
+            depth -= 1
+        if depth > DEEPEST:
+            raise _too_deep(token.start + 1)
+
+
+def _check_size(tree: exp.Expr) -> None:
+    parts, waiting = 0, [(tree, 1)]  # a list, since a tree may be deeper than Python's stack
+    while waiting:
+        node, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise _too_deep(place(node))
+        text_in_list = isinstance(node.parent, exp.In) and isinstance(node, exp.Literal) and node.is_string
+        parts += not (text_in_list or isinstance(node, exp.Identifier | exp.Paren))
+        chain = type(node) if isinstance(node, exp.And | exp.Or) else None
+        inner = operands(node, chain) if chain else node.iter_expressions()
+        waiting += [(part, depth + 1) for part in inner]
+        if parts > MOST_PARTS:
+            raise Refused("is too long", f"at most {MOST_PARTS} columns, values, operators and functions")
+
+
+def _too_deep(at: int = 0) -> Refused:
+    return Refused("is nested too deep", f"at most {DEEPEST} levels; chains of AND and OR are one", at)
+
+
+def _beyond_the_row(words: list[tokens.Token]) -> Refused | None:
+    kinds = {("(", "SELECT"): "a subquery", (")", "OVER"): "a window"}
+    for before, word in pairwise(words):
+        if kind := kinds.get((before.text, word.text.upper())):
+            return Refused("looks beyond one row", f"{kind} is not allowed; compare columns", word.start + 1)
+    return None
+
+
+def _not_sql(error: ParseError, text: str) -> Refused:
+    found = error.errors[0] if error.errors else {}
+    near = str(found.get("highlight") or "").strip()
+    lines = text.splitlines(keepends=True)[: max((found.get("line") or 1) - 1, 0)]
+    at = sum(map(len, lines)) + (found.get("col") or 0) - max(len(near) - 1, 0)
+    said = str(found.get("description") or "")
+    why = "it stops here" if "missing" in said else said if said.startswith("Expect") else "not expected here"
+    return Refused("is not a SQL expression", f"`{near[:40]}`: {why}" if near else why, max(at, 0))
