@@ -84,7 +84,7 @@ def evaluate(
         "evaluate",
         VERSION,
         {
-            "recipe": recipe.model_dump(mode="json", include={"evaluate", "task", "seed", "name"}),
+            "recipe": {key: recipe.identity()[key] for key in ("evaluate", "task", "seed", "name")},
             "max_new_tokens": recipe.rollout.max_new_tokens,
             "dtype": recipe.policy.dtype,
             "bands": manifest_bands.identity(),

@@ -167,7 +167,7 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
     policies = {"before": resolve_model(recipe.policy.model, recipe.policy.revision), "after": run / "policy"}
     if not policies["after"].is_dir():
         raise UserError("the run has no trained policy yet", where=policies["after"], mend="run `rpt finetune` again")
-    settings = recipe.model_dump(mode="json", include={"evaluate", "task", "seed", "rollout"})
+    settings = {key: recipe.identity()[key] for key in ("evaluate", "task", "seed", "rollout")}
     inputs = {"questions": asked.content} | {name: model_digest(folder) for name, folder in policies.items()}
     identity, done = fingerprint("finetune", VERSION, settings, inputs), run / "finetune.json"
     if done.exists() and (known := json.loads(done.read_text(encoding="utf-8")))["fingerprint"] == identity:

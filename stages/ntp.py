@@ -58,7 +58,7 @@ def ntp(
         made_from={"documents": documents},
     )
     own = {
-        "recipe": recipe.model_dump(mode="json", include={"policy", "optimizer", "supervised", "seed"}),
+        "recipe": {key: recipe.identity()[key] for key in ("policy", "optimizer", "supervised", "seed")},
         "documents": documents.content,
         "policy": model_digest(base),
     }

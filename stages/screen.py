@@ -42,7 +42,8 @@ COLUMNS = ("context", "continuation", "token_lengths")
 class ScreenStageConfig(Config):
     """What `run` needs of the recipe. The policy enters the fingerprint by its content, so not here."""
 
-    locations: ClassVar[frozenset[str]] = frozenset({"policy", "batch_rows"})
+    locations: ClassVar[frozenset[str]] = frozenset({"policy"})
+    execution: ClassVar[frozenset[str]] = frozenset({"batch_rows"})
 
     screen: ScreenConfig
     template: str

@@ -88,9 +88,9 @@ def sft(
         held_out=some(held_out, recipe.evaluate.progress_sites, recipe.seed),
         made_from={"shards": shards, "documents": documents},
     )
-    kept = {"policy", "task", "sites", "optimizer", "supervised", "seed"}
+    kept = ("policy", "task", "sites", "optimizer", "supervised", "seed")
     own = {
-        "recipe": recipe.model_dump(mode="json", include=kept),
+        "recipe": {key: recipe.identity()[key] for key in kept},
         "shards": shards.content,
         "documents": documents.content,
         "rollouts": [content_hash(file) for file in rollouts],

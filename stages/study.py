@@ -103,38 +103,50 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
     base = resolve_model(policy.model, policy.revision)
     known = {"policy": model_digest(base)}
     shards = {name: current_record(work / load(Manifest, path).name, "materialize") for name, path in manifests.items()}
-    places = ("--work", str(work), "--run", "{out}")
     parts: dict[str, Part] = {}
     questions = load(Recipe, Path(config.finetune)).questions
     local = questions is not None and Path(questions.source).is_file()
-    asked = content_hash(Path(questions.source)) if questions and local else ""
+    asked = "" if questions is None else content_hash(Path(questions.source)) if local else questions.source
 
-    def add(name: str, words: Sequence[str], needs: Sequence[str], decides: dict[str, str]) -> None:
-        parts[name] = Part(name, tuple(words), tuple(parts[need] for need in needs), known | decides, places)
+    def add(
+        name: str,
+        words: Sequence[str],
+        places: Sequence[str],
+        needs: Sequence[str],
+        own: Recipe,
+        decides: dict[str, str],
+    ) -> None:
+        """`places` are words that say where things lie, and overrides, of which those that decide are in `own`."""
+        decides = known | {"recipe": canonical_json(own.identity())} | decides
+        everywhere = (*places, "--work", str(work), "--run", "{out}")
+        parts[name] = Part(name, tuple(words), tuple(parts[need] for need in needs), decides, everywhere)
 
     for name, arm in _in_order(config.arms):
         for seed in config.seeds:
             needs = [f"{other}-{seed}" for other in dict.fromkeys((arm.compute_of, arm.imitates)) if other]
-            words = [arm.command, str(recipe), "--manifest", str(manifests[name])]
+            words: list[str] = [arm.command]
             words += ["--flops-of", f"{{{arm.compute_of}-{seed}}}"] if arm.compute_of else []
             words += ["--rollouts", f"{{{arm.imitates}-{seed}}}"] if arm.imitates else []
             own = [*config.set, *arm.set, f"seed={seed}"]
-            settings = {"shards": shards[name].content, "recipe": canonical_json(load(Recipe, recipe, own))}
-            add(f"{name}-{seed}", [*words, *_set(own)], needs, settings)
+            places = [str(recipe), "--manifest", str(manifests[name]), *_set(own)]
+            made_from = {"shards": shards[name].content}
+            add(f"{name}-{seed}", words, places, needs, load(Recipe, recipe, own), made_from)
 
     for name, arm in {BASE: ArmConfig(finetune=True), **config.arms}.items():
         runs = [f"{name}-{seed}" for seed in config.seeds if name in config.arms]
-        policies = {run: f"{{{run}}}/policy" for run in runs} or {BASE: str(base)}
-        words = ["evaluate", str(recipe), "--manifest", config.manifest]
-        words += [word for run, folder in policies.items() for word in ("--policy", f"{run}={folder}")]
-        settings = {"shards": shards[BASE].content, "recipe": canonical_json(load(Recipe, recipe, config.set))}
-        add(f"{name}-evaluation", [*words, *_set(config.set)], runs, settings)
+        words = ["evaluate", *(word for run in runs for word in ("--policy", f"{run}={{{run}}}/policy"))]
+        places = [str(recipe), "--manifest", config.manifest, *_set(config.set)]
+        places += [] if runs else ["--policy", f"{BASE}={base}"]
+        made_from = {"shards": shards[BASE].content}
+        add(f"{name}-evaluation", words, places, runs, load(Recipe, recipe, config.set), made_from)
         for seed in config.seeds if arm.finetune else ():
             own = [*config.finetune_set, f"seed={seed}"]
-            settings = {"recipe": canonical_json(load(Recipe, Path(config.finetune), own)), "questions": asked}
-            words = ["finetune", config.finetune, "--manifest", config.manifest]
-            words += ["--policy", policies.get(f"{name}-{seed}", str(base)), *_set(own)]
-            add(f"{name}-{seed}-rlvr", words, [run for run in runs if run == f"{name}-{seed}"], settings)
+            start = [run for run in runs if run == f"{name}-{seed}"]
+            words = ["finetune", *(word for run in start for word in ("--policy", f"{{{run}}}/policy"))]
+            places = [config.finetune, "--manifest", config.manifest, *_set(own)]
+            places += [] if start else ["--policy", str(base)]
+            tuned = load(Recipe, Path(config.finetune), own)
+            add(f"{name}-{seed}-rlvr", words, places, start, tuned, {"questions": asked})
     return parts
 
 

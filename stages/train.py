@@ -41,6 +41,7 @@ from pipeline.grpo.run import (
     identity,
     is_complete,
     latest_checkpoint,
+    layout_of,
     lock,
     policy_tokenizer,
 )
@@ -117,7 +118,7 @@ def train(
         longest_context = shards.config["max_context_tokens"]
         policy = sampling_with_vllm(policy, recipe, base, tokens, curriculum, longest_context, vllm_server)
     engine, sampler = policy.engine, policy.sampler
-    layout = {"zero_stage": zero_stage(topology), "ranks": ranks.world_size()}
+    layout = layout_of(recipe, zero_stage(topology), ranks.world_size())
     steps, budget = recipe.budget.steps, recipe.budget
 
     done, draws, watch, spent, resumed = 0, 0, Watch(), Spent(), latest_checkpoint(run)

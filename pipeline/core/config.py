@@ -1,7 +1,8 @@
 """Manifests (a corpus and how it becomes shards) and recipes (a training run), as frozen models.
 
-A manifest or recipe says *what*; every field here enters a fingerprint. Paths, devices and worker counts say
-*where and how*; they are command-line arguments and never appear here. Defaults live here and nowhere else.
+A manifest or recipe says *what*; its fields enter fingerprints, but for those that a model marks as `locations` (their
+content enters) or as `execution` (memory and speed). Paths of outputs, devices and worker counts say *where and how*;
+they are command-line arguments and never appear here. Defaults live here and nowhere else.
 """
 
 from __future__ import annotations
@@ -28,13 +29,25 @@ class Config(BaseModel):
     locations: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where something lies. Its content is fingerprinted instead."""
 
+    execution: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change memory and speed but not the meaning of the output: recorded, and part of no identity."""
+
     def identity(self) -> dict[str, Any]:
-        """The fields that decide the output, as JSON values; `locations` of listed parts are left out, too."""
-        tree = self.model_dump(mode="json", exclude=set(self.locations))
-        for name, parts in self:
-            if isinstance(parts, tuple) and parts and isinstance(parts[0], Config):
-                tree[name] = [part.identity() for part in parts]
+        """The fields that decide the output, as JSON values: at no depth `locations` or `execution`."""
+        left_out = self.locations | self.execution
+        tree = self.model_dump(mode="json", exclude=set(left_out))
+        for name, value in self:
+            if isinstance(value, Config) and name not in left_out:
+                tree[name] = value.identity()
+            elif isinstance(value, tuple) and value and isinstance(value[0], Config) and name not in left_out:
+                tree[name] = [part.identity() for part in value]
         return tree
+
+    def execution_settings(self) -> dict[str, Any]:
+        """The fields of `execution`, at any depth, as JSON values."""
+        tree = self.model_dump(mode="json", include=set(self.execution))
+        parts = {name: value.execution_settings() for name, value in self if isinstance(value, Config)}
+        return tree | {name: settings for name, settings in parts.items() if settings}
 
 
 Expression = Annotated[str, BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)]
@@ -225,6 +238,8 @@ class ReferenceConfig(Config):
 class ScoreConfig(Config):
     """How positions are scored (design §5)."""
 
+    execution: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+
     top_k: int = Field(16, gt=0)
     """Entropy is taken over this many most likely next tokens."""
     window: int = Field(4096, gt=1)
@@ -234,7 +249,7 @@ class ScoreConfig(Config):
     min_context_tokens: int = Field(8, ge=1)
     """Positions with fewer tokens before them are not scorable: starts look falsely hard."""
     batch_tokens: int = Field(8192, gt=0)
-    """Tokens of one forward pass."""
+    """Tokens of one forward pass: memory, not results."""
     store_top: bool = False
     """Also store the top-k ids and log-probabilities of every position."""
 
@@ -376,6 +391,9 @@ class LoraConfig(Config):
 class PolicyConfig(Config):
     """The model that is trained."""
 
+    locations: ClassVar[frozenset[str]] = frozenset({"model", "revision"})
+    execution: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing"})
+
     model: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -444,6 +462,8 @@ class CurriculumPhase(Config):
 class RolloutConfig(Config):
     """How responses are sampled."""
 
+    execution: ClassVar[frozenset[str]] = frozenset({"batch_rows", "sampler", "vllm_memory_fraction"})
+
     sites_per_step: int = Field(256, gt=0)
     group_size: int = Field(8, gt=1)
     temperature: float = Field(0.8, gt=0)
@@ -491,6 +511,8 @@ class ObjectiveConfig(Config):
 class OptimizerConfig(Config):
     """AdamW."""
 
+    execution: ClassVar[frozenset[str]] = frozenset({"micro_batch_tokens"})
+
     lr: float = Field(1e-6, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
@@ -527,6 +549,8 @@ class BudgetConfig(Config):
 
 class EvaluateConfig(Config):
     """How next-token accuracy is measured on held-out sites."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"bands_by", "bands_by_revision"})
 
     sites: int = Field(2000, gt=0)
     """Validation sites of the final evaluation, chosen by a hash of (seed, site_id) within `where`."""
@@ -597,6 +621,8 @@ class TrackConfig(Config):
 
 class Recipe(Config):
     """A training run."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"data"})
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     description: str = ""

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from pipeline.core.config import differences
 from pipeline.core.errors import UserError
+from pipeline.core.progress import say
 from pipeline.grpo import engine as ds
 from pipeline.grpo import ranks
 from pipeline.grpo.run import must_be_same, read_state
@@ -39,7 +41,7 @@ def save(
         run: the run's folder.
         cursor: where the run is: `step`, updates done; `draws` of sites done; `watch`, what was seen of late.
         own: `identity` of the run.
-        layout: how it is distributed: `ranks`, and `zero_stage`, which must stay the same.
+        layout: how it is distributed and executed (`layout_of`); its `zero_stage` must stay the same.
         keep: whole checkpoints to keep, the last ones.
         accuracy: on held-out sites, if it was measured at this step: the checkpoint with the highest stays.
     """
@@ -87,6 +89,8 @@ def resume(engine: ds.Engine, folder: Path, own: Mapping[str, Any], layout: Mapp
     was, now = state["layout"], dict(layout)
     stages = {"zero_stage": was["zero_stage"]}, {"zero_stage": now["zero_stage"]}
     must_be_same(state["identity"] | stages[0], {**own, **stages[1]}, folder.parent.parent)
+    if ranks.rank() == 0 and (changed := differences(was, now)):
+        say(f"resume       executed otherwise than before, towards the same results: {'; '.join(changed)}")
     same_ranks = was["ranks"] == now["ranks"]
     if not same_ranks and was["zero_stage"] in (1, 2):
         raise UserError(

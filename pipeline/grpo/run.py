@@ -30,7 +30,13 @@ from pipeline.core.errors import UserError
 from pipeline.scoring.tokens import CorpusTokenizer
 
 MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised", "questions", "track")
-"""Keys of a recipe that do not change what a step does: a run can be resumed to go on for longer."""
+"""Keys of a recipe that do not change what a step does: a run can be resumed to go on for longer. Nor do those that the
+models mark as `execution`; and the policy is known by its content, wherever it lies."""
+
+
+def layout_of(recipe: Recipe, zero_stage: int, ranks: int) -> dict[str, Any]:
+    """How a run is distributed and executed: recorded with it, and said when it changes."""
+    return {"zero_stage": zero_stage, "ranks": ranks, "execution": recipe.execution_settings()}
 
 
 def identity(recipe: Recipe, shards: Record, policy: str, screening: Record | None = None) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def identity(recipe: Recipe, shards: Record, policy: str, screening: Record | No
     """
     screened = {} if screening is None else {"screening": screening.content}
     return screened | {
-        "recipe": recipe.model_dump(mode="json", exclude=set(MAY_CHANGE)),
+        "recipe": {key: value for key, value in recipe.identity().items() if key not in MAY_CHANGE},
         "shards": shards.content,
         "policy": policy,
     }

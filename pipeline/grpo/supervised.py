@@ -28,7 +28,7 @@ from pipeline.grpo.loss import LOSSES, Bounds
 from pipeline.grpo.metrics import Metrics, ProgressLine, Stopwatch
 from pipeline.grpo.objective import Objective
 from pipeline.grpo.process import learning_rate, stop_signal
-from pipeline.grpo.run import MetricsLog, describe, is_complete, latest_checkpoint, lock
+from pipeline.grpo.run import MetricsLog, describe, is_complete, latest_checkpoint, layout_of, lock
 from pipeline.grpo.topology import choose_topology, zero_stage
 from pipeline.grpo.trackers import tracked
 from pipeline.grpo.types import Batch, Group, Response
@@ -105,7 +105,7 @@ def learn(
     topology = choose_topology(deepspeed_config, on_gpu=ranks.on_gpu())
     ds.start()
     engine = load_engine(recipe, base, topology, course.of_step(0)[0])
-    layout = {"zero_stage": zero_stage(topology), "ranks": ranks.world_size()}
+    layout = layout_of(recipe, zero_stage(topology), ranks.world_size())
 
     done, spent, resumed = 0, Spent(), latest_checkpoint(run)
     if resumed:

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.core.config import CorpusConfig, Manifest, Recipe, StudyConfig, canonical_json, differences, load
+from pipeline.core.config import Config, CorpusConfig, Manifest, Recipe, StudyConfig, canonical_json, differences, load
 from pipeline.core.errors import UserError
 
 MANIFEST = """
@@ -111,6 +111,21 @@ def test_locations_are_no_part_of_the_identity(manifest: Path) -> None:
     there = load(Manifest, manifest, ["corpus.source=/elsewhere/corpus.jsonl"]).corpus
     assert here.identity() == there.identity()
     assert here.identity() != load(Manifest, manifest, ['corpus.text="{solution}"']).corpus.identity()
+
+
+def test_settings_of_execution_are_no_part_of_the_identity(manifest: Path) -> None:
+    here, there = (load(Manifest, manifest, [f"score.batch_tokens={n}"]).score for n in (512, 1024))
+    assert here.identity() == there.identity() and "batch_tokens" not in here.identity()
+    assert here.execution_settings() == {"batch_tokens": 512}
+
+
+def test_every_field_that_a_model_marks_is_one_of_its_fields() -> None:
+    def below(kind: type[Config]) -> list[type[Config]]:
+        return [kind, *(model for sub in kind.__subclasses__() for model in below(sub))]
+
+    for kind in below(Config):
+        assert kind.locations | kind.execution <= set(kind.model_fields), kind
+        assert not kind.locations & kind.execution, kind
 
 
 def test_canonical_json_does_not_depend_on_order() -> None:

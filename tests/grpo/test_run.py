@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.config import PolicyConfig, Recipe
+from pipeline.core.config import PolicyConfig, Recipe, differences
 from pipeline.core.errors import UserError
-from pipeline.grpo.run import MetricsLog, identity, is_complete, latest_checkpoint, lock
+from pipeline.grpo.run import MetricsLog, identity, is_complete, latest_checkpoint, layout_of, lock
 from tests.grpo.colours import publish_shards
 from tests.toys import byte_level_tokenizer
 
@@ -51,6 +51,36 @@ def test_only_what_changes_a_step_is_identity(tmp_path: Path) -> None:
     longer = RECIPE.model_copy(update={"name": "b", "budget": RECIPE.budget.model_copy(update={"steps": 9})})
     seeded = RECIPE.model_copy(update={"seed": 1})
     assert identity(longer, record, "d") == identity(RECIPE, record, "d") != identity(seeded, record, "d")
+
+
+EXECUTION = {
+    "rollout.batch_rows": 7,
+    "rollout.sampler": "vllm",
+    "rollout.vllm_memory_fraction": 0.1,
+    "optimizer.micro_batch_tokens": 99,
+    "policy.gradient_checkpointing": True,
+}
+
+
+def changed(key: str, value: object) -> Recipe:
+    part, _, field = key.partition(".")
+    return Recipe.model_validate(RECIPE.model_dump() | {part: getattr(RECIPE, part).model_dump() | {field: value}})
+
+
+@pytest.mark.parametrize("key", EXECUTION)
+def test_settings_of_memory_and_speed_are_recorded_and_no_identity(tmp_path: Path, key: str) -> None:
+    record = publish_shards(tmp_path, byte_level_tokenizer(tmp_path / "tokenizer", ["a text"]))
+    other = changed(key, EXECUTION[key])
+    assert identity(other, record, "d") == identity(RECIPE, record, "d")
+    layouts = [layout_of(recipe, 3, 2) for recipe in (RECIPE, other)]
+    assert [line.partition(":")[0] for line in differences(*layouts)] == [f"execution.{key}"]
+
+
+def test_the_policy_is_known_by_its_content_not_by_its_path(tmp_path: Path) -> None:
+    record = publish_shards(tmp_path, byte_level_tokenizer(tmp_path / "tokenizer", ["a text"]))
+    moved = changed("policy.model", "/elsewhere/somewhere")
+    assert identity(moved, record, "d") == identity(RECIPE, record, "d") != identity(RECIPE, record, "e")
+    assert identity(changed("policy.dtype", "float32"), record, "d") != identity(RECIPE, record, "d")
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_the_latest(tmp_path: Path, own: dict) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 
@@ -19,7 +20,7 @@ def shipped(repository) -> Path:
 
 @pytest.fixture
 def planned(shipped, repository, tmp_path, monkeypatch):
-    """The shipped study's parts, over shards that hold nothing."""
+    """The shipped study's parts, over shards that hold a row each."""
     monkeypatch.chdir(repository)
     config = read_study(shipped, (), quick=False)
     folders = {"base": "demo"} | dict.fromkeys(config.arms, "demo") | {"random_positions": "demo-random-positions"}
@@ -32,6 +33,7 @@ def planned(shipped, repository, tmp_path, monkeypatch):
         if not stage.exists():
             shard = Shard(0, {}, {})
             with scratch_folder(stage, 0) as scratch:
+                pl.DataFrame({"of": [folder]}).write_parquet(scratch / "train.parquet")
                 publish(stage, 0, scratch, {}, 0.0)
             write_record(stage, "materialize", 1, {"for": folder}, {}, [shard])
             (stage.parent / "current").write_text(stage.name)
@@ -55,16 +57,16 @@ def test_baselines_get_the_compute_of_the_run_with_their_seed(planned):
         assert ntp.needs == sft.needs == (parts[f"rpt-{seed}"],)
         words = ntp.words(Path("out"))
         assert words[words.index("--flops-of") + 1] == str(parts[f"rpt-{seed}"].folder(Path("out")))
-        assert "--rollouts" in sft.command and f"seed={seed}" in sft.command
-    assert "task.targets=shuffled" in parts["shuffled_targets-1"].command
+        assert "--rollouts" in sft.command and f"seed={seed}" in sft.words(Path("out"))
+    assert "task.targets=shuffled" in parts["shuffled_targets-1"].words(Path("out"))
 
 
 def test_all_arms_are_evaluated_at_the_same_sites(planned):
     config, parts, manifests = planned
-    random = parts["random_positions-0"].command
+    random = parts["random_positions-0"].words(Path("out"))
     assert random[random.index("--manifest") + 1] == str(manifests["random_positions"])
     for arm in ("base", *config.arms):
-        own = parts[f"{arm}-evaluation"].command
+        own = parts[f"{arm}-evaluation"].words(Path("out"))
         assert own[own.index("--manifest") + 1] == config.manifest
         assert not any(word.startswith("seed=") for word in own), "the sites are chosen by the seed"
 
@@ -75,6 +77,14 @@ def test_other_data_or_settings_are_other_parts_and_another_place_is_not(planned
     shutil.copytree(tmp_path / "demo-random-positions", tmp_path / "elsewhere" / "demo-random-positions")
     moved = plan(config, manifests, tmp_path / "elsewhere")
     assert {name: part.fingerprint for name, part in moved.items()} == {n: p.fingerprint for n, p in parts.items()}
+    memory = ("rollout.batch_rows=7", "optimizer.micro_batch_tokens=512")
+    smaller = plan(
+        config.model_copy(update={"set": (*config.set, *memory), "finetune_set": (*config.finetune_set, *memory)}),
+        manifests,
+        tmp_path,
+    )
+    assert {name: part.fingerprint for name, part in smaller.items()} == {n: p.fingerprint for n, p in parts.items()}
+    assert "rollout.batch_rows=7" in smaller["rpt-0"].words(Path("out"))
     steps = config.model_copy(update={"set": (*config.set, "budget.steps=61")})
     longer = plan(steps, manifests, tmp_path)
     same = {name for name in parts if longer[name].fingerprint == parts[name].fingerprint}

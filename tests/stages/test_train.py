@@ -45,14 +45,14 @@ class World:
     def start_command(self, run: str, ranks: int) -> subprocess.Popen[str]:
         return self._start([], run, "--ranks", str(ranks), page=("stages.cli", "train"))
 
-    def start_nodes(self, run: str, nodes: int) -> list[subprocess.Popen[str]]:
+    def start_nodes(self, run: str, nodes: int, *more: str) -> list[subprocess.Popen[str]]:
         """As on several machines: a launcher on each, of one rank, that find one another by address."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         launcher = ["torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
         launcher += [f"--master-port={port}"]
-        return [self._start([*launcher, f"--node-rank={node}", "--module", "--"], run) for node in range(nodes)]
+        return [self._start([*launcher, f"--node-rank={node}", "--module", "--"], run, *more) for node in range(nodes)]
 
     def _start(
         self, launcher: list[str], run: str, *more: str, page: tuple[str, ...] = ("stages.train",)
@@ -102,7 +102,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     world.wait_for_step(three_ranks, "two-ranks", 4)
     three_ranks.send_signal(signal.SIGTERM)  # to `rpt` alone, as a scheduler does
     assert "run the same command again" in world.finish(three_ranks)
-    two_nodes = world.start_nodes("two-ranks", 2)
+    two_nodes = world.start_nodes(
+        "two-ranks", 2, "--set", "rollout.batch_rows=5", "--set", "policy.gradient_checkpointing=true"
+    )
     process = world.start("disturbed")
     world.wait_for_step(process, "disturbed", 0)
     process.send_signal(signal.SIGTERM)
@@ -117,7 +119,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         (half / "zero_pp_rank_0_mp_rank_00_model_states.pt").write_bytes(b"half of a checkpoint")
     assert "resumes after step 4" in world.finish(world.start("disturbed"))
     world.finish(undisturbed)
-    assert "resumes after step" in "".join([world.finish(node) for node in two_nodes])
+    said = " ".join("".join([world.finish(node) for node in two_nodes]).split())
+    assert "resumes after step" in said
+    assert (
+        "execution.policy.gradient_checkpointing: False → True; execution.rollout.batch_rows: 20 → 5; ranks: 3 → 2"
+        in said
+    )
     return world
 
 
