@@ -8,7 +8,7 @@ documents in source order: `documents` (text in NFC, without exact duplicates, s
 
 Four passes, since de-duplication and split need the whole corpus, and memory holds only its ids and band keys:
 
-    read      a slice of a source file → candidate documents and rejected records
+    read      a slice of a source file → candidate documents and rejected records; `source`: the file's sha256
     near      a table of candidates    → their MinHash bands, their overlaps with evaluation sets
     assign    all ids, bands, overlaps → which documents stay, in which split, in which shard; `matches`: what left why
     ingest    a shard of that          → documents, quarantine
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.core.artifact import Counters, InputFile, Record, Shard
+from pipeline.core.artifact import Counters, InputFile, Record, Shard, write_json
 from pipeline.core.config import CorpusConfig, EvaluationSetConfig, Manifest
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
@@ -138,6 +138,8 @@ def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
                 origin = {"source_file": part.file.name, "source_row": row}
                 kept.add(document._asdict() | origin, len(document.text) + len(document.meta))
                 counters["documents"] += 1
+    if part.file.checksums is not None:
+        write_json(out / "source.json", {"source_file": part.file.name, "sha256": part.file.checksums.sha256})
     return dict(counters)
 
 
@@ -217,7 +219,7 @@ def _row_group(file: InputFile, group: int) -> pa.Table:
         return table.read_row_group(group)
 
 
-READ = Stage("read", 1, run_read, unit="records")
+READ = Stage("read", 2, run_read, unit="records")
 NEAR = Stage("near", 2, run_near)
 ASSIGN = Stage("assign", 3, run_assign)
 INGEST = Stage("ingest", 1, run_ingest)

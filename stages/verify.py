@@ -1,9 +1,9 @@
 """Verify: is everything that was published still what was recorded?
 
 Input:   every output under `work/<name>/`: all its files are read and hashed again, its records checked, and that what
-         each was made from is there.
+         each was made from is there; and the source files that the documents were read from.
 Output:  a table, or JSON. Nothing is written. Exit code 3 if anything is damaged.
-Command: rpt verify data_manifests/<name>.yaml [--json]
+Command: rpt verify data_manifests/<name>.yaml [--source PATH] [--json]
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from typing import Any
 
 from rich.table import Table
 
+from pipeline.audit.source import source_damage
 from pipeline.audit.verify import verify as check
 from pipeline.core.config import Manifest
 from pipeline.core.errors import UserError
 from pipeline.core.workspace import human
 
 
-def verify(manifest: Manifest, *, work: Path) -> dict[str, Any]:
+def verify(manifest: Manifest, *, work: Path, source: str | None = None) -> dict[str, Any]:
     """Check all outputs of a manifest: those of other overrides and of earlier versions, too.
 
     Args:
         manifest: names the folder.
         work: folder of all manifests' artifacts.
+        source: compare with this instead of `corpus.source`.
 
     Raises:
         UserError: nothing was published.
@@ -33,7 +35,8 @@ def verify(manifest: Manifest, *, work: Path) -> dict[str, Any]:
     found = check(work / manifest.name)
     if not found["stages"]:
         raise UserError("nothing is published", where=work / manifest.name, mend="run `rpt data` first")
-    return found
+    damage = source_damage(work / manifest.name, manifest.corpus, source)
+    return found | {"ok": found["ok"] and not damage, "damage": found["damage"] + damage}
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:

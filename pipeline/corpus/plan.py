@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.artifact import InputFile, Record, Shard
 from pipeline.core.config import canonical_json
+from pipeline.corpus.checksums import Checksums
 from pipeline.corpus.readers import Slice
 from pipeline.corpus.sources import SourceFile
 from pipeline.corpus.survey import Survey
@@ -30,7 +31,9 @@ def slice_of(shard: Shard) -> Slice:
 
 def as_slice(details: Mapping[str, Any]) -> Slice:
     """Undo `asdict` of a slice."""
-    return Slice(**{**details, "file": SourceFile(**details["file"])})
+    file = details["file"]
+    checksums = Checksums(**file["checksums"]) if file["checksums"] else None
+    return Slice(**{**details, "file": SourceFile(**{**file, "checksums": checksums})})
 
 
 def source_digest(surveys: Sequence[Survey]) -> str:

@@ -19,6 +19,7 @@ from fsspec.core import url_to_fs
 from pipeline.core.config import CorpusConfig
 from pipeline.core.errors import UserError
 from pipeline.core.progress import say
+from pipeline.corpus.checksums import Checksums, VerifyingReader
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -48,6 +49,8 @@ class SourceFile:
     compression: str | None
     corpus: str = ""
     """Name of the one of `corpus.sources` that it belongs to, if there are several."""
+    checksums: Checksums | None = None
+    """Of what it held when it was surveyed: nothing else is read from then on."""
 
 
 def corpus_files(config: CorpusConfig, source: str | None = None) -> list[SourceFile]:
@@ -180,7 +183,14 @@ def _list_hub(source: str, revision: str | None) -> tuple[str, Sequence[str], bo
 
 
 def open_raw(file: SourceFile) -> BinaryIO:
-    """The file's bytes as they lie there, seekable."""
+    """The file's bytes as they lie there, seekable; verified while they are read if its checksums are known."""
+    raw = _open(file)
+    if file.checksums is None:
+        return raw
+    return cast(BinaryIO, io.BufferedReader(VerifyingReader(raw, file.checksums, file.name), 1 << 16))
+
+
+def _open(file: SourceFile) -> BinaryIO:
     if file.url.startswith("file://"):
         return open(file.url.removeprefix("file://"), "rb")
     if match := _HUB.fullmatch(file.url):

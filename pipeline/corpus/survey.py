@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from pipeline.core.config import CorpusConfig
+from pipeline.corpus.checksums import Checksums, HashingReader
 from pipeline.corpus.readers import Slice, open_parquet, read_records, text_pieces
 from pipeline.corpus.sources import SourceFile, open_raw, reachable
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 SLICE_BYTES = 64 << 20
 """A slice is the unit of reading: the first record that begins this many bytes after the last cut begins another."""
@@ -36,6 +33,8 @@ class Survey:
 def survey(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES) -> Survey:
     """Read a file once: sha256 of its bytes as they lie there, its columns, its slices.
 
+    The files of the slices know their checksums: if one holds anything else when it is read again, that is an error.
+
     Uncompressed JSON lines and text are cut between records, Parquet between row groups; other files are one slice,
     because only reading them from the start tells where a record begins.
 
@@ -43,7 +42,7 @@ def survey(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTE
         UserError: the file cannot be read.
     """
     with reachable(file.name), open_raw(file) as raw:
-        hashing = _Hashing(raw)
+        hashing = HashingReader(raw)
         stream = cast(BinaryIO, io.BufferedReader(hashing, 1 << 20))
         cuts = [(0, 0)]
         if file.compression is None and file.format in ("jsonl", "text"):
@@ -51,12 +50,34 @@ def survey(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTE
             cuts = list((_line_cuts if by_line else _text_cuts)(stream, file, config, slice_bytes))
         while stream.read(1 << 20):
             pass
+    file = replace(file, checksums=(checksums := hashing.checksums()))
     if file.format == "parquet":
         with reachable(file.name):
             cuts = list(_row_group_cuts(file, slice_bytes))
-    stops = [start for start, _ in cuts[1:]]
-    slices = tuple(Slice(file, start, stop, row) for (start, row), stop in zip(cuts, [*stops, None], strict=True))
-    return Survey(file, hashing.sha256.hexdigest(), _columns(file, config), slices)
+    stops = [*(start for start, _ in cuts[1:]), None]
+    slices = [Slice(file, start, stop, row) for (start, row), stop in zip(cuts, stops, strict=True)]
+    if file.format != "parquet":  # of which every slice needs the footer
+        slices = [_of_its_own_blocks(part) for part in slices]
+    return Survey(file, checksums.sha256, _columns(file, config), tuple(slices))
+
+
+def checksums_of(file: SourceFile) -> Checksums:
+    """Hash a file as it lies there.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with reachable(file.name), open_raw(file) as raw:
+        hashing = HashingReader(raw)
+        while hashing.read(1 << 20):
+            pass
+    return hashing.checksums()
+
+
+def _of_its_own_blocks(part: Slice) -> Slice:
+    assert part.file.checksums is not None
+    checksums = part.file.checksums.part(part.start, part.stop)
+    return replace(part, file=replace(part.file, checksums=checksums))
 
 
 def _columns(file: SourceFile, config: CorpusConfig) -> tuple[str, ...]:
@@ -108,18 +129,3 @@ def _row_group_cuts(file: SourceFile, slice_bytes: int) -> Iterator[tuple[int, i
                 size = 0
             rows += about.num_rows
             size += about.total_byte_size
-
-
-class _Hashing(io.RawIOBase):
-    """A stream that hashes what is read from it."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self.raw, self.sha256 = raw, hashlib.sha256()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        count = cast(Any, self.raw).readinto(buffer)
-        self.sha256.update(memoryview(buffer)[:count])
-        return count

@@ -18,6 +18,7 @@ from stages.commands.options import (
     ManifestPath,
     Overrides,
     Runs,
+    Source,
     Work,
     report,
 )
@@ -101,8 +102,8 @@ def doctor(work: Work = Path("work"), as_json: AsJson = False) -> None:
 
 
 @commands.command(rich_help_panel=HOUSE)
-def verify(manifest: ManifestPath, work: Work = Path("work"), as_json: AsJson = False) -> None:
-    """Read every published file again: are its bytes those that were recorded, and is all there that it was made from?
+def verify(manifest: ManifestPath, source: Source = None, work: Work = Path("work"), as_json: AsJson = False) -> None:
+    """Read every published file again, and the source: are their bytes those that were recorded?
 
     Example:
 
@@ -111,7 +112,7 @@ def verify(manifest: ManifestPath, work: Work = Path("work"), as_json: AsJson = 
     from stages.verify import tables
     from stages.verify import verify as check
 
-    found = check(load(Manifest, manifest), work=work)
+    found = check(load(Manifest, manifest), work=work, source=source)
     report(found, tables, as_json)
     if not found["ok"]:
         raise typer.Exit(IntegrityError.exit_code)

@@ -1,0 +1,58 @@
+"""Whether the files of a corpus are still those that its documents were read from."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.core.artifact import InputFile, current_record
+from pipeline.core.config import CorpusConfig
+from pipeline.core.errors import UserError
+from pipeline.corpus.sources import SourceFile, corpus_files
+from pipeline.corpus.survey import checksums_of
+
+GONE = "the source has no such file any more"
+CHANGED = "the source file was changed after it was read"
+
+
+def source_damage(work: Path, config: CorpusConfig, source: str | None) -> list[dict[str, str]]:
+    """Hash the files of the corpus again, and compare them with what the last `read` recorded.
+
+    Args:
+        work: the manifest's folder.
+        config: the manifest's `corpus`.
+        source: look here instead of in `corpus.source`.
+
+    Returns:
+        A row per file that is gone or changed: `where`, and `what` is wrong with it. Empty if nothing was read in this
+        folder, as in one that was pulled, or if what was recorded cannot be read.
+    """
+    if not (work / "read" / "current").exists():
+        return []
+    try:
+        recorded = dict(map(_recorded, current_record(work, "read").files("source")))
+    except UserError:
+        return []  # what was recorded is damaged itself: `verify` lists it
+    try:
+        files = {file.name: file for file in corpus_files(config, source)}
+    except UserError as error:
+        return [{"where": error.where, "what": f"{error.what} ({error.mend})"}]
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda name: _difference(files.get(name), recorded[name]), recorded)
+    return [{"where": name, "what": what} for name, what in zip(recorded, found, strict=True) if what]
+
+
+def _recorded(table: InputFile) -> tuple[str, str]:
+    """Name and sha256 of the file that a slice is of."""
+    row = json.loads(table.verified().read_text(encoding="utf-8"))
+    return row["source_file"], row["sha256"]
+
+
+def _difference(file: SourceFile | None, sha256: str) -> str | None:
+    if file is None:
+        return GONE
+    try:
+        return None if checksums_of(file).sha256 == sha256 else CHANGED
+    except UserError as error:
+        return error.what

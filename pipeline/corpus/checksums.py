@@ -1,0 +1,151 @@
+"""Checksums of a source file by blocks, and a stream that verifies them: what is read is what was hashed before."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, BinaryIO
+
+from pipeline.core.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+BLOCK_BYTES = 1 << 20
+"""Least size of a block."""
+
+_DIGITS = 32
+"""Of a block's hash, hexadecimal."""
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """The content of a file: its sha256, its size, and a hash of every block of `block_bytes` bytes."""
+
+    sha256: str
+    size: int
+    block_bytes: int
+    blocks: str
+    """Hexadecimal, one hash after the other."""
+    first: int = 0
+    """Number of the first block in `blocks`."""
+
+    @property
+    def end(self) -> int:
+        """Bytes from the start of the file to the end of the last block in `blocks`."""
+        return min(self.size, (self.first + len(self.blocks) // _DIGITS) * self.block_bytes)
+
+    def part(self, start: int, stop: int | None) -> Checksums:
+        """Of the blocks that hold bytes [start, stop) alone: a slice of a large file needs no more."""
+        first = start // self.block_bytes
+        last = -(-min(self.size, stop or self.size) // self.block_bytes)
+        return replace(self, blocks=self.blocks[_DIGITS * first : _DIGITS * last], first=first)
+
+
+class HashingReader(io.RawIOBase):
+    """A stream that is read from its start to its end once, and hashed meanwhile."""
+
+    def __init__(self, raw: BinaryIO, block_bytes: int = BLOCK_BYTES) -> None:
+        self.raw, self.block_bytes, self.size = raw, block_bytes, 0
+        self._sha256 = hashlib.sha256()
+        self._block = _block_hash()
+        self._blocks: list[str] = []
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        room = self.block_bytes - self.size % self.block_bytes
+        view = memoryview(buffer).cast("B")[:room]
+        count = len(data := self.raw.read(len(view)))
+        view[:count] = data
+        self._sha256.update(data)
+        self._block.update(data)
+        self.size += count
+        if count and self.size % self.block_bytes == 0:
+            self._blocks.append(self._block.hexdigest())
+            self._block = _block_hash()
+        return count
+
+    def checksums(self) -> Checksums:
+        """Of what was read."""
+        last = [self._block.hexdigest()] if self.size % self.block_bytes else []
+        return Checksums(self._sha256.hexdigest(), self.size, self.block_bytes, "".join(self._blocks + last))
+
+
+class VerifyingReader(io.RawIOBase):
+    """A seekable stream over a file that was hashed before: each block is compared with its hash before it is given.
+
+    It ends where the file ended then, or with the last block whose hash is known.
+
+    Raises:
+        UserError: while it is read: a block is not what was hashed, or the file is longer or shorter.
+    """
+
+    def __init__(self, raw: BinaryIO, checksums: Checksums, name: str) -> None:
+        self.raw, self.of, self.name = raw, checksums, name
+        self._position = 0
+        self._raw_position: int | None = 0  # None: not known
+        self._number, self._block = -1, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.of.end}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        if self._position >= self.of.end:
+            return 0
+        number, begin = divmod(self._position, self.of.block_bytes)
+        if number != self._number:
+            self._load(number)
+        view = memoryview(buffer).cast("B")
+        data = memoryview(self._block)[begin : begin + len(view)]
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _load(self, number: int) -> None:
+        start = number * self.of.block_bytes
+        size = min(self.of.block_bytes, self.of.size - start)
+        if start != self._raw_position:
+            self.raw.seek(start)
+        last = start + size == self.of.size
+        data = _read(self.raw, size + last)  # a byte more at the end, to notice what was appended
+        self._raw_position = start + len(data)
+        recorded = self.of.blocks[_DIGITS * (number - self.of.first) :][:_DIGITS]
+        if len(data) != size or _block_hash(data).hexdigest() != recorded:
+            raise UserError(
+                "source changed while it was read",
+                where=self.name,
+                mend="run again once nothing writes to it; a copy of it can be given with --source",
+            )
+        self._number, self._block = number, data
+
+    def close(self) -> None:
+        if not self.closed:
+            self.raw.close()
+        super().close()
+
+
+def _block_hash(data: bytes = b"") -> hashlib.blake2b:
+    return hashlib.blake2b(data, digest_size=_DIGITS // 2)
+
+
+def _read(raw: BinaryIO, size: int) -> bytes:
+    """`size` bytes, fewer only at the end of the stream: `read` of a raw one may stop anywhere."""
+    parts = []
+    while size and (part := raw.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
