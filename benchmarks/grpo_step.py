@@ -326,7 +326,7 @@ def ours(arguments: argparse.Namespace) -> None:
     from pipeline.grpo.objective import Objective
     from pipeline.grpo.sampler import Sampler
     from pipeline.grpo.topology import choose_topology
-    from pipeline.grpo.types import Group
+    from pipeline.grpo.types import Group, SamplingRequest
     from pipeline.scoring.tokens import CorpusTokenizer
 
     torch.set_num_threads(arguments.threads)
@@ -356,7 +356,7 @@ def ours(arguments: argparse.Namespace) -> None:
 
     def step() -> None:
         seeds = [rng.randrange(1 << 60) for _ in range(arguments.sites * arguments.group)]
-        responses = sample(prompts, arguments.group, 1.0, arguments.new, seeds)
+        responses = sample(SamplingRequest(prompts, arguments.group, 1.0, arguments.new, seeds))
         assert all(len(response.ids) == arguments.new for response in responses)
         groups = [
             Group(tuple(prompt), tuple(responses[p * arguments.group : (p + 1) * arguments.group]), tuple(advantages))

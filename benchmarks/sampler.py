@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.grpo.sampler import Sampler
+from pipeline.grpo.types import SamplingRequest
 from pipeline.scoring.tokens import CorpusTokenizer
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
@@ -67,7 +68,7 @@ def main() -> None:
             prompts = [[rng.randrange(3, tokens.vocab_size) for _ in range(context)] for _ in range(arguments.sites)]
             seeds = [rng.randrange(1 << 60) for _ in range(arguments.sites * arguments.group)]
             begin = time.perf_counter(), time.process_time()
-            responses = sampler.sample(prompts, arguments.group, 1.0, arguments.new, seeds)
+            responses = sampler.sample(SamplingRequest(prompts, arguments.group, 1.0, arguments.new, seeds))
             middle = time.perf_counter(), time.process_time()
             assert sum(len(response.ids) for response in responses) == made
             assert generated(sampler.model, prompts, arguments.group, arguments.new) == made
@@ -128,7 +129,7 @@ def vllm_worker(arguments: argparse.Namespace) -> None:
     for line in sys.stdin:
         prompts, seeds = json.loads(line)
         begin = time.perf_counter()
-        made = engine.generate(prompts, arguments.group, 1.0, arguments.new, seeds, [])
+        made = engine.generate(SamplingRequest(prompts, arguments.group, 1.0, arguments.new, seeds), [])
         seconds = time.perf_counter() - begin
         tokens = sum(len(ids) for ids, *_ in made)  # a few of its responses end by themselves
         print(f"seconds {seconds * rows * arguments.new / tokens}", flush=True)

@@ -45,6 +45,7 @@ from pipeline.grpo.run import (
     lock,
     policy_tokenizer,
 )
+from pipeline.grpo.sampler_choice import with_sampler
 from pipeline.grpo.screening import read_pass_rates, screening_of
 from pipeline.grpo.topology import choose_topology, zero_stage
 from pipeline.grpo.trackers import tracked
@@ -84,7 +85,7 @@ def train(
         run: the run's folder.
         screening: record of `screen`, if the recipe chooses its sites by pass rate.
         deepspeed_config: topology; by default ZeRO-3 for the devices there are.
-        vllm_server: with `rollout.sampler: vllm`, where it is; None: in this process.
+        vllm_server: where a vLLM is that samples; None: in this process, if by vLLM at all.
 
     Returns:
         the folder of the trained policy; None if it was asked to stop (SIGTERM) and saved a checkpoint instead.
@@ -93,6 +94,7 @@ def train(
         UserError: `run` holds another run, no site matches, the policy cannot be read, the loss is not finite, or
             a rule of `budget.stop` applies.
     """
+    recipe = with_sampler(recipe, vllm_server)
     base = resolve_model(recipe.policy.model, recipe.policy.revision)
     tokens, own = policy_tokenizer(base, shards), identity(recipe, shards, model_digest(base), screening)
     main, trained = os.environ.get("RANK", "0") == "0", run / "policy"
@@ -226,6 +228,7 @@ def sampling_with_vllm(
         UserError: there is no vLLM, or it gives other log-probabilities.
     """
     from pipeline.grpo import engine as ds
+    from pipeline.grpo.types import SamplingRequest
     from pipeline.grpo.vllm_sampler import start_vllm
 
     prompt = policy.prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
@@ -241,7 +244,9 @@ def sampling_with_vllm(
         server=server,
     )
     sampler.load_weights(ds.gathered_weights(policy.engine))
-    response = sampler.sample([prompt], 1, recipe.rollout.temperature, min(8, recipe.rollout.max_new_tokens), [0])[0]
+    response = sampler.sample(
+        SamplingRequest([prompt], 1, recipe.rollout.temperature, min(8, recipe.rollout.max_new_tokens), [0])
+    )[0]
     ds.sampler_gap(policy.engine, response, prompt, recipe.rollout.temperature)
     return replace(policy, sampler=sampler)
 

@@ -459,6 +459,10 @@ class CurriculumPhase(Config):
     where: Expression
 
 
+READING_REWARDS = ("dense", "information_gain")
+"""Values of `task.reward` that read probabilities off the policy, which vLLM does not give."""
+
+
 class RolloutConfig(Config):
     """How responses are sampled."""
 
@@ -470,8 +474,9 @@ class RolloutConfig(Config):
     max_new_tokens: int = Field(8192, gt=0)
     batch_rows: int = Field(1024, gt=0)
     """Responses decoded at once on a rank (memory, not results)."""
-    sampler: Literal["built_in", "vllm"] = "built_in"
-    """`vllm` samples in the trainer's own processes, or on a server: `rpt train --vllm-server URL`."""
+    sampler: Literal["auto", "built_in", "vllm"] = "auto"
+    """`vllm` samples in the trainer's own processes, or on a server: `rpt train --vllm-server URL`. `auto` is `vllm`
+    where a server is given, or it is installed and there is a GPU; else `built_in`. The run says which it took."""
     vllm_memory_fraction: float = Field(0.4, gt=0, le=1)
     """Of an accelerator's memory that a vLLM in the trainer's process may hold while it samples."""
 
@@ -646,7 +651,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _sampler_can_read(self) -> Recipe:
-        if self.rollout.sampler != "built_in" and self.task.reward in ("dense", "information_gain"):
+        if self.rollout.sampler == "vllm" and self.task.reward in READING_REWARDS:
             raise ValueError(f"task.reward: {self.task.reward} reads probabilities: it needs rollout.sampler: built_in")
         return self
 

@@ -179,11 +179,13 @@ def read_samples(
         advance: told of progress.
         judge: says which response is right; prefix matching, unless the sites are questions.
     """
+    from pipeline.grpo.types import SamplingRequest
+
     answers: list[tuple[Answer, ...]] = []
     for part in _batches(sites_N, max(1, batch // samples)):
         prompt_ids = [prompts.ids(site.context) for site in part]
         seeds = [key_of("evaluate", seed, site.site_id, sample) for site in part for sample in range(samples)]
-        responses = policy.sample(prompt_ids, samples, temperature, max_new_tokens, seeds)
+        responses = policy.sample(SamplingRequest(prompt_ids, samples, temperature, max_new_tokens, seeds))
         for i, (site, prompt) in enumerate(zip(part, prompt_ids, strict=True)):
             answers.append(
                 tuple(

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core.config import Recipe
+from pipeline.core.config import READING_REWARDS, Recipe
 from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def grpo_flops(
 
 def _reading(size: ModelSize, reward: str, group: Group) -> int:
     """FLOPs of what a reward asks the policy: the context alone, and each thought after its own copy of the prompt."""
-    alone = size.forward(len(group.prompt)) if reward in ("dense", "information_gain") else 0
+    alone = size.forward(len(group.prompt)) if reward in READING_REWARDS else 0
     whole = [len(group.prompt) + len(response.ids) for response in group.responses if reward == "information_gain"]
     return alone + sum(map(size.forward, whole))
 

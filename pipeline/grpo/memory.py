@@ -151,7 +151,7 @@ def working_parts(config: PreTrainedConfig, recipe: Recipe, ranks: int, context_
         # They, their softmax, and a copy on the way.
         Part("logits", 3 * 4 * logits, phase="update"),
     ]
-    if rollout.sampler == "built_in":
+    if rollout.sampler != "vllm":
         contexts = min(math.ceil(rollout.sites_per_step / ranks), max(1, rollout.batch_rows // group))
         cache = contexts * (context_tokens + group * room) * cache_bytes(config, size)
         parts += [

@@ -14,7 +14,7 @@ from pipeline.grpo.curriculum import Draw
 from pipeline.grpo.drawing import rollout_seed
 from pipeline.grpo.prompt import PromptBuilder
 from pipeline.grpo.reward import Answered, Outcomes
-from pipeline.grpo.types import Group, ResponseSampler
+from pipeline.grpo.types import Group, ResponseSampler, SamplingRequest
 from pipeline.shards.reader import Site
 from pipeline.task.reward import Outcome
 
@@ -65,7 +65,9 @@ def roll_out(
         for draw in draws
         for g in range(size)
     ]
-    responses = sampler.sample(ids, size, recipe.rollout.temperature, recipe.rollout.max_new_tokens, seeds)
+    responses = sampler.sample(
+        SamplingRequest(ids, size, recipe.rollout.temperature, recipe.rollout.max_new_tokens, seeds)
+    )
     return [
         Answered(draw.site, prompt, tuple(responses[p * size : (p + 1) * size]))
         for p, (draw, prompt) in enumerate(zip(draws, ids, strict=True))

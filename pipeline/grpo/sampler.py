@@ -35,7 +35,7 @@ from pipeline.grpo.decoding import (
 from pipeline.grpo.drawing import Drawing
 from pipeline.grpo.fused_decoder import FusedDecoder, can_fuse
 from pipeline.grpo.shared_attention import can_share
-from pipeline.grpo.types import Response
+from pipeline.grpo.types import Response, SamplingRequest
 from pipeline.scoring.tokens import CorpusTokenizer
 
 UNKNOWN = "\ufffd".encode()
@@ -110,36 +110,16 @@ class Sampler:
             raise ValueError(f"weights not given: {', '.join(own)}")
 
     @torch.inference_mode()
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        group_size: int,
-        temperature: float,
-        max_new_tokens: int,
-        seeds: Sequence[int],
-    ) -> list[Response]:
-        """`group_size` responses to every prompt, prompt by prompt.
-
-        Args:
-            prompts: token ids of P prompts, each at least one token.
-            group_size: G.
-            temperature: 0 is greedy.
-            max_new_tokens: room for a response; one that has not ended by then is unfinished.
-            seeds: of the P·G responses (`rollout_seed`).
-
-        Returns:
-            P·G responses, in the order of `seeds`.
-        """
-        if len(seeds) != len(prompts) * group_size:
-            raise ValueError(f"{len(prompts)} prompts of {group_size} need as many seeds, got {len(seeds)}")
+    def sample(self, request: SamplingRequest) -> list[Response]:
+        """The P·G responses, in the order of the request's seeds."""
+        prompts, group_size, seeds = request.prompts, request.group_size, request.seeds
         responses: dict[int, Response] = {}
         by_length = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))  # little padding
         for start in range(0, len(prompts), width := max(1, self._batch_rows // group_size)):
             chosen = by_length[start : start + width]
             rows = [p * group_size + g for p in chosen for g in range(group_size)]
-            drawing = Drawing(
-                np.array([seeds[row] for row in rows], dtype=np.uint64), temperature, max_new_tokens, self.eos_ids
-            )
+            seeds_R = np.array([seeds[row] for row in rows], dtype=np.uint64)
+            drawing = Drawing(seeds_R, request.temperature, request.max_new_tokens, self.eos_ids)
             made = self._decode([prompts[p] for p in chosen], group_size, drawing)
             responses.update(zip(rows, made, strict=True))
         return [responses[row] for row in range(len(seeds))]

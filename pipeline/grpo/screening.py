@@ -59,12 +59,14 @@ def pass_rates(
         seed: with the site and the sample's number, decides what is drawn.
         batch_rows: responses decoded at once: memory, not results.
     """
+    from pipeline.grpo.types import SamplingRequest
+
     at_once = max(1, batch_rows // samples)
     for start in range(0, len(sites), at_once):
         part = sites[start : start + at_once]
         ids = [prompts.ids(site["context"]) for site in part]  # type: ignore[arg-type]
         seeds = [key_of("screen", seed, site["site_id"], sample) for site in part for sample in range(samples)]
-        responses = iter(sampler.sample(ids, samples, temperature, max_new_tokens, seeds))
+        responses = iter(sampler.sample(SamplingRequest(ids, samples, temperature, max_new_tokens, seeds)))
         for site in part:
             group = [next(responses) for _ in range(samples)]
             continuation, boundaries = site["continuation"], boundaries_of(site["token_lengths"])  # type: ignore[arg-type]

@@ -28,6 +28,26 @@ class Response:
     """Log-probability [T] (nats) of each id under the distribution it was sampled from."""
 
 
+@dataclass(frozen=True)
+class SamplingRequest:
+    """What is asked of a sampler: G responses to each of P prompts."""
+
+    prompts: Sequence[Sequence[int]]
+    """[P] token ids, at least one each."""
+    group_size: int
+    """G"""
+    temperature: float
+    """0 is greedy."""
+    max_new_tokens: int
+    """Room for a response; one that has not ended by then is unfinished."""
+    seeds: Sequence[int]
+    """[P·G] of each response (`rollout_seed`), prompt by prompt."""
+
+    def __post_init__(self) -> None:
+        if len(self.seeds) != (expected := len(self.prompts) * self.group_size):
+            raise ValueError(f"a seed for each response is needed: {expected}, got {len(self.seeds)}")
+
+
 class ResponseSampler(Protocol):
     """What samples: `sampler.Sampler`, built in, or `vllm_sampler.VllmSampler`. Their methods are described there."""
 
@@ -35,14 +55,7 @@ class ResponseSampler(Protocol):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        group_size: int,
-        temperature: float,
-        max_new_tokens: int,
-        seeds: Sequence[int],
-    ) -> list[Response]: ...
+    def sample(self, request: SamplingRequest) -> list[Response]: ...
 
     def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]: ...
 

@@ -21,6 +21,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 from vllm import LLM, SamplingParams
 from vllm.platforms import current_platform
 
+from pipeline.grpo.types import SamplingRequest
+
 Sampled = tuple[list[int], list[float], bool]
 """Of one response: token ids [T], their log-probabilities [T] as they were sampled, and whether it ended by itself."""
 
@@ -65,31 +67,23 @@ class VllmEngine:
             seed=0,
         )
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        group_size: int,
-        temperature: float,
-        max_new_tokens: int,
-        seeds: Sequence[int],
-        stop_ids: Sequence[int],
-    ) -> list[Sampled]:
-        """`group_size` responses to every prompt, in the order of `seeds`. Each has noise of its own seed alone."""
+    def generate(self, request: SamplingRequest, stop_ids: Sequence[int]) -> list[Sampled]:
+        """The P·G responses, in the order of the request's seeds. Each has noise of its own seed alone."""
         if self._can_sleep:
             self._llm.wake_up()
-        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts for _ in range(group_size)]
+        asked = [{"prompt_token_ids": list(ids)} for ids in request.prompts for _ in range(request.group_size)]
         settings = [
             SamplingParams(
-                temperature=temperature,
-                max_tokens=max_new_tokens,
-                seed=seed & ((1 << 63) - 1),
+                temperature=request.temperature,
+                max_tokens=request.max_new_tokens,
+                seed=int(seed) & ((1 << 63) - 1),
                 logprobs=0,
                 detokenize=False,
                 stop_token_ids=list(stop_ids),
             )
-            for seed in seeds
+            for seed in request.seeds
         ]
-        outputs = self._llm.generate(requests, settings, use_tqdm=False)
+        outputs = self._llm.generate(asked, settings, use_tqdm=False)
         if self._can_sleep:
             self._llm.sleep(level=1)
         return [_sampled(output.outputs[0], stop_ids) for output in outputs]

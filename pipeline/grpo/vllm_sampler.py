@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
@@ -22,7 +23,7 @@ from pipeline.core.config import RolloutConfig
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.sampler import UNKNOWN
-from pipeline.grpo.types import Response
+from pipeline.grpo.types import Response, SamplingRequest
 from pipeline.scoring.tokens import CorpusTokenizer
 
 Sampled = Sequence[Any]
@@ -32,15 +33,7 @@ Sampled = Sequence[Any]
 class TokenEngine(Protocol):
     """What samples token ids: `vllm_engine.VllmEngine`, or `RemoteEngine`, which speaks to one."""
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        group_size: int,
-        temperature: float,
-        max_new_tokens: int,
-        seeds: Sequence[int],
-        stop_ids: Sequence[int],
-    ) -> Sequence[Sampled]: ...
+    def generate(self, request: SamplingRequest, stop_ids: Sequence[int]) -> Sequence[Sampled]: ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
 
@@ -58,35 +51,18 @@ class VllmSampler:
         """Replace the weights, given by their `transformers` names. Every rank must call it."""
         self._engine.load_weights(weights)
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        group_size: int,
-        temperature: float,
-        max_new_tokens: int,
-        seeds: Sequence[int],
-    ) -> list[Response]:
-        """`group_size` responses to every prompt, in the order of `seeds` (see `Sampler.sample`)."""
-        if len(seeds) != len(prompts) * group_size:
-            raise ValueError(f"{len(prompts)} prompts of {group_size} need as many seeds, got {len(seeds)}")
-        if not prompts:
+    def sample(self, request: SamplingRequest) -> list[Response]:
+        """The P·G responses, in the order of the request's seeds."""
+        if not request.prompts:
             return []
-        made = self._engine.generate(
-            [list(map(int, prompt)) for prompt in prompts],
-            group_size,
-            temperature,
-            max_new_tokens,
-            [int(seed) for seed in seeds],
-            sorted(self.eos_ids),
-        )
-        return [self._response(*sampled) for sampled in made]
+        return [self._response(*sampled) for sampled in self._engine.generate(request, sorted(self.eos_ids))]
 
     def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]:
         """The most likely next token after each context (see `Sampler.direct`)."""
         if not contexts:
             return []
-        prompts = [list(map(int, context)) for context in contexts]
-        made = self._engine.generate(prompts, 1, 0.0, 1, [0] * len(prompts), [])
+        request = SamplingRequest(contexts, group_size=1, temperature=0.0, max_new_tokens=1, seeds=[0] * len(contexts))
+        made = self._engine.generate(request, [])
         return [ids[0] for ids, *_ in made]
 
     def close(self) -> None:
@@ -156,23 +132,14 @@ class RemoteEngine:
             raise UserError("not the address of a sampling server", where=url, mend="give http://host:port")
         self._url, self._host, self._port, self._seconds = url, parts.hostname, parts.port or 80, seconds
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        group_size: int,
-        temperature: float,
-        max_new_tokens: int,
-        seeds: Sequence[int],
-        stop_ids: Sequence[int],
-    ) -> Sequence[Sampled]:
-        asked = {
-            "prompts": prompts,
-            "group_size": group_size,
-            "temperature": temperature,
-            "max_new_tokens": max_new_tokens,
-            "seeds": seeds,
-            "stop_ids": stop_ids,
-        }
+    def generate(self, request: SamplingRequest, stop_ids: Sequence[int]) -> Sequence[Sampled]:
+        """As `vllm_engine.VllmEngine.generate`, by the server."""
+        request = replace(  # JSON knows no numbers of numpy
+            request,
+            prompts=[list(map(int, prompt)) for prompt in request.prompts],
+            seeds=list(map(int, request.seeds)),
+        )
+        asked = {"request": asdict(request), "stop_ids": list(stop_ids)}
         return self._ask("POST", "/sample", json.dumps(asked).encode())
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:

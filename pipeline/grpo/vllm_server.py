@@ -28,6 +28,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pipeline.grpo.types import SamplingRequest
+
 if TYPE_CHECKING:
     from pipeline.grpo.vllm_engine import VllmEngine
 
@@ -53,7 +55,7 @@ def application(engine: VllmEngine, token: str | None) -> Starlette:
             return denied
         asked = await request.json()
         async with busy:
-            made = await run_in_threadpool(engine.generate, **asked)
+            made = await run_in_threadpool(engine.generate, SamplingRequest(**asked["request"]), asked["stop_ids"])
         return JSONResponse(made)
 
     async def parameter(request: Request) -> Response:

@@ -40,7 +40,7 @@ def train(
     ranks: Ranks = 1,
     deepspeed: Topology = None,
     vllm_server: Annotated[
-        str | None, typer.Option(help="With `rollout.sampler: vllm`: http://host:port.  [default: in this process]")
+        str | None, typer.Option(help="A vLLM that samples: http://host:port.  [default: none, or in this process]")
     ] = None,
     overrides: Overrides = None,
     work: Work = Path("work"),

@@ -20,6 +20,7 @@ from pipeline.grpo import engine as ds  # noqa: E402
 from pipeline.grpo.batch import micro_batches, text_batches  # noqa: E402
 from pipeline.grpo.sampler import Sampler  # noqa: E402
 from pipeline.grpo.topology import read_topology  # noqa: E402
+from pipeline.grpo.types import SamplingRequest  # noqa: E402
 from tests.grpo.engine_worker import EVERYTHING, MICRO_BATCH, PROMPTS, TEXTS  # noqa: E402
 from tests.grpo.models import TEMPERATURE, some_groups  # noqa: E402
 from tests.grpo.test_sampler import TOKENIZER  # noqa: E402
@@ -37,7 +38,7 @@ def main(folder: Path, topology: Path, out: Path) -> None:
     update = ds.update(engine, batches, EVERYTHING, 1e-2, text=text, reference=reference)
     before = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
     sampler.load_weights(before.items())
-    (response,) = sampler.sample(PROMPTS[:1], 1, 1.0, 8, [1])
+    (response,) = sampler.sample(SamplingRequest(PROMPTS[:1], 1, 1.0, 8, [1]))
     gaps += [ds.verify(engine, sampler.model, list(range(3, 20)), TEMPERATURE)]
     gaps += [ds.sampler_gap(engine, response, PROMPTS[0], 1.0)]
     ds.save(engine, out / "step-1", {"own": 1})

@@ -28,6 +28,7 @@ from pipeline.grpo.loss import LOSSES, Bounds  # noqa: E402
 from pipeline.grpo.objective import Objective  # noqa: E402
 from pipeline.grpo.sampler import Sampler, eos_ids_of  # noqa: E402
 from pipeline.grpo.topology import read_topology  # noqa: E402
+from pipeline.grpo.types import SamplingRequest  # noqa: E402
 from tests.grpo.models import TEMPERATURE, some_groups  # noqa: E402
 from tests.grpo.test_sampler import TOKENIZER  # noqa: E402
 
@@ -58,7 +59,9 @@ def main(folder: Path, topology: Path, out: Path, how: list[str]) -> None:
 
     def sample() -> None:
         sampler.load_weights(ds.gathered_weights(engine))
-        seen["responses"].append([response.ids for response in sampler.sample(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4])])
+        seen["responses"].append(
+            [response.ids for response in sampler.sample(SamplingRequest(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4]))]
+        )
 
     sample()
     gradients = None

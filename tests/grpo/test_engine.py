@@ -21,6 +21,7 @@ from pipeline.grpo.batch import batch_of
 from pipeline.grpo.lora import adapted, add_adapters, merged
 from pipeline.grpo.memory import adapter_sizes, layout_parts, parameter_sizes
 from pipeline.grpo.topology import read_topology
+from pipeline.grpo.types import SamplingRequest
 from tests.grpo.engine_worker import BETAS, LORA, LR, PROMPTS, TEXTS
 from tests.grpo.models import TEMPERATURE, plain_gradients, plain_logprobs, saved, some_groups, tiny
 from tests.grpo.test_sampler import sampler_of
@@ -116,7 +117,7 @@ def test_sampling_between_updates_uses_the_new_weights(outcomes: dict[str, Outco
     first, second, third = outcome.seen["responses"]
     assert first != second != third
     exported = AutoModelForCausalLM.from_pretrained(outcome.policy)
-    made = sampler_of(exported).sample(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4])
+    made = sampler_of(exported).sample(SamplingRequest(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4]))
     assert [list(response.ids) for response in made] == third
     assert outcome.seen["gap"] < 1e-5 and outcome.seen["gap_after"] < 1e-5
 
@@ -236,7 +237,7 @@ def test_the_exported_policy_is_what_peft_makes_of_the_adapter(outcomes: dict[st
         )
     torch.testing.assert_close(logits, adapted_logits, rtol=1e-4, atol=1e-4)
     assert (logits - untrained).abs().max() > 0.1
-    made = sampler_of(exported).sample(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4])
+    made = sampler_of(exported).sample(SamplingRequest(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4]))
     assert [list(response.ids) for response in made] == outcome.seen["responses"][-1], "the sampler had the sum"
 
 

@@ -12,6 +12,7 @@ from pipeline.core.errors import UserError
 from pipeline.grpo.drawing import draw, rollout_seed, uniform
 from pipeline.grpo.sampler import UNKNOWN, Sampler, eos_ids_of
 from pipeline.grpo.shared_attention import can_share
+from pipeline.grpo.types import SamplingRequest
 from pipeline.scoring.tokens import CorpusTokenizer
 from tests.grpo.models import EOS, VOCAB, plain_logprobs, tiny
 
@@ -36,7 +37,7 @@ def seeds_of(prompts: list[list[int]], size: int) -> list[int]:
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2", "sliding"])
 def test_logprobs_are_those_of_reading_the_response_alone(kind: str) -> None:
     model, prompts = tiny(kind), some_prompts(6)
-    responses = sampler_of(model).sample(prompts, 3, 0.7, 90, seeds_of(prompts, 3))
+    responses = sampler_of(model).sample(SamplingRequest(prompts, 3, 0.7, 90, seeds_of(prompts, 3)))
     assert len({len(response.ids) for response in responses}) > 5, "rows end at different times"
     assert max(len(response.ids) for response in responses) > 70, "buffers had to grow"
     for row, response in enumerate(responses):
@@ -49,10 +50,10 @@ def test_logprobs_are_those_of_reading_the_response_alone(kind: str) -> None:
 def test_contexts_held_once_and_contexts_repeated_give_the_same(kind: str) -> None:
     model, prompts = tiny(kind), some_prompts(7)
     assert can_share(model) and not can_share(tiny("sliding"))
-    shared = sampler_of(model).sample(prompts, 5, 1.0, 40, seeds_of(prompts, 5))
+    shared = sampler_of(model).sample(SamplingRequest(prompts, 5, 1.0, 40, seeds_of(prompts, 5)))
     model._supports_attention_backend = False  # as of models whose attention cannot be exchanged
     assert not can_share(model)
-    repeated = sampler_of(model).sample(prompts, 5, 1.0, 40, seeds_of(prompts, 5))
+    repeated = sampler_of(model).sample(SamplingRequest(prompts, 5, 1.0, 40, seeds_of(prompts, 5)))
     assert [response.ids for response in shared] == [response.ids for response in repeated]
     for a, b in zip(shared, repeated, strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=2e-4)
@@ -61,7 +62,7 @@ def test_contexts_held_once_and_contexts_repeated_give_the_same(kind: str) -> No
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2", "sliding"])
 def test_greedy_is_what_generate_does(kind: str) -> None:
     model, prompts = tiny(kind), some_prompts(8)
-    responses = sampler_of(model).sample(prompts, 1, 0.0, 30, [0] * 8)
+    responses = sampler_of(model).sample(SamplingRequest(prompts, 1, 0.0, 30, [0] * 8))
     for prompt, response in zip(prompts, responses, strict=True):
         ids = torch.tensor([prompt])
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False)
@@ -72,17 +73,19 @@ def test_greedy_is_what_generate_does(kind: str) -> None:
 def test_a_response_does_not_depend_on_who_is_in_the_batch(options: dict[str, int]) -> None:
     model, prompts = tiny(), some_prompts(9)
     seeds = seeds_of(prompts, 4)
-    together = [response.ids for response in sampler_of(model).sample(prompts, 4, 1.0, 25, seeds)]
+    together = [response.ids for response in sampler_of(model).sample(SamplingRequest(prompts, 4, 1.0, 25, seeds))]
     assert len(set(together)) > 30
-    apart = [response.ids for response in sampler_of(model, **options).sample(prompts, 4, 1.0, 25, seeds)]
+    apart = [
+        response.ids for response in sampler_of(model, **options).sample(SamplingRequest(prompts, 4, 1.0, 25, seeds))
+    ]
     assert apart == together
-    backward = sampler_of(model).sample(prompts[::-1], 4, 1.0, 25, seeds_of(prompts[::-1], 4))
+    backward = sampler_of(model).sample(SamplingRequest(prompts[::-1], 4, 1.0, 25, seeds_of(prompts[::-1], 4)))
     assert [response.ids for response in backward] == [ids for p in reversed(range(9)) for ids in together[4 * p :][:4]]
 
 
 def test_ends_bytes_and_unknown_ids() -> None:
     model, prompts = tiny(), some_prompts(40)
-    responses = sampler_of(model).sample(prompts, 2, 1.0, 12, seeds_of(prompts, 2))
+    responses = sampler_of(model).sample(SamplingRequest(prompts, 2, 1.0, 12, seeds_of(prompts, 2)))
     for response in responses:
         assert response.finished == (response.ids[-1] == EOS)
         assert EOS not in response.ids[:-1]
@@ -136,10 +139,10 @@ def test_draws_of_one_seed_are_independent_of_each_other() -> None:
 def test_new_weights_are_used(tied: bool) -> None:
     old, new, prompts = tiny(tied=tied), tiny(tied=tied, seed=1), some_prompts(5)
     sampler = sampler_of(old)
-    before = sampler.sample(prompts, 2, 1.0, 9, seeds_of(prompts, 2))
+    before = sampler.sample(SamplingRequest(prompts, 2, 1.0, 9, seeds_of(prompts, 2)))
     sampler.load_weights((name, tensor.clone()) for name, tensor in new.named_parameters())
-    after = sampler.sample(prompts, 2, 1.0, 9, seeds_of(prompts, 2))
-    assert after == sampler_of(new).sample(prompts, 2, 1.0, 9, seeds_of(prompts, 2)) != before
+    after = sampler.sample(SamplingRequest(prompts, 2, 1.0, 9, seeds_of(prompts, 2)))
+    assert after == sampler_of(new).sample(SamplingRequest(prompts, 2, 1.0, 9, seeds_of(prompts, 2))) != before
 
 
 def test_weights_that_are_missing_or_unknown_are_refused() -> None:

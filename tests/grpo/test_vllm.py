@@ -21,7 +21,7 @@ from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.drawing import rollout_seed
 from pipeline.grpo.sampler import Sampler, eos_ids_of
-from pipeline.grpo.types import Response
+from pipeline.grpo.types import Response, SamplingRequest
 from pipeline.grpo.vllm_sampler import RemoteEngine, VllmSampler
 from pipeline.scoring.tokens import CorpusTokenizer
 
@@ -95,16 +95,16 @@ def test_same_weights_same_log_probabilities_before_and_after_a_sync(
     remote.load_weights(policy.named_parameters())
     asked = prompts(tokens)
     for temperature in (0.5, 1.0):
-        made = remote.sample(asked, 2, temperature, 12, seeds(6))
+        made = remote.sample(SamplingRequest(asked, 2, temperature, 12, seeds(6)))
         assert max(gap(policy, asked[i // 2], r, temperature) for i, r in enumerate(made)) < 1e-4
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += torch.randn_like(parameter) * 0.05
-    stale = remote.sample(asked, 2, 1.0, 12, seeds(6))
+    stale = remote.sample(SamplingRequest(asked, 2, 1.0, 12, seeds(6)))
     assert max(gap(policy, asked[i // 2], r, 1.0) for i, r in enumerate(stale)) > 0.1
     remote.load_weights(policy.named_parameters())
-    fresh = remote.sample(asked, 2, 1.0, 12, seeds(6))
+    fresh = remote.sample(SamplingRequest(asked, 2, 1.0, 12, seeds(6)))
     assert max(gap(policy, asked[i // 2], r, 1.0) for i, r in enumerate(fresh)) < 1e-4
 
 
@@ -116,7 +116,10 @@ def test_it_reads_and_samples_as_the_built_in_sampler(
     built_in = Sampler.load(POLICY, tokens)
     asked = prompts(tokens)
     assert remote.direct(asked) == built_in.direct(asked)
-    greedy, expected = remote.sample(asked, 1, 0.0, 16, [0] * 3), built_in.sample(asked, 1, 0.0, 16, [0] * 3)
+    greedy, expected = (
+        remote.sample(SamplingRequest(asked, 1, 0.0, 16, [0] * 3)),
+        built_in.sample(SamplingRequest(asked, 1, 0.0, 16, [0] * 3)),
+    )
     assert [(r.ids, r.text, r.finished) for r in greedy] == [(r.ids, r.text, r.finished) for r in expected]
 
 
@@ -125,9 +128,9 @@ def test_a_response_is_a_function_of_its_seed_whatever_shares_the_batch(
 ) -> None:
     remote, tokens, _ = sampler(server[0])
     asked = prompts(tokens)
-    together = remote.sample(asked, 4, 1.0, 12, seeds(12))
+    together = remote.sample(SamplingRequest(asked, 4, 1.0, 12, seeds(12)))
     assert len({r.ids for r in together[:4]}) > 1
-    assert remote.sample(asked[1:2], 4, 1.0, 12, seeds(12)[4:8]) == together[4:8]
+    assert remote.sample(SamplingRequest(asked[1:2], 4, 1.0, 12, seeds(12)[4:8])) == together[4:8]
 
 
 def test_weights_that_arrive_changed_or_incomplete_are_refused(

@@ -15,6 +15,7 @@ from pipeline.grpo.curriculum import Curriculum
 from pipeline.grpo.prompt import PromptBuilder
 from pipeline.grpo.sampler import Sampler
 from pipeline.grpo.screening import read_pass_rates, screening_of
+from pipeline.grpo.types import SamplingRequest
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.keys import key_of
 from pipeline.task.templates import TEMPLATES
@@ -47,7 +48,7 @@ def test_pass_rates_are_the_share_of_right_responses(world: tuple[Path, Recipe, 
     for index in range(24):  # each site alone
         site_id = f"{index:032x}-5"
         seeds = [key_of("screen", recipe.seed, site_id, sample) for sample in range(4)]
-        made = sampler.sample([prompts.ids(context(index).encode())], 4, 1.0, 16, seeds)
+        made = sampler.sample(SamplingRequest([prompts.ids(context(index).encode())], 4, 1.0, 16, seeds))
         answer = b"\\boxed{" + COLOURS[index % 4].encode() + b"}"
         expected[site_id] = sum(r.finished and answer in r.text for r in made) / 4
     assert found == expected
