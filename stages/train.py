@@ -199,6 +199,7 @@ def load_policy(
     from transformers import AutoTokenizer
 
     from pipeline.grpo import engine as ds
+    from pipeline.grpo.agreement import verify
     from pipeline.grpo.prompt import PromptBuilder
     from pipeline.grpo.sampler import Sampler
 
@@ -208,7 +209,7 @@ def load_policy(
     dtype, rows = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
     sampler = Sampler.load(base, tokens, dtype=dtype, device=engine.device, batch_rows=rows)
     probe = prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
-    ds.verify(engine, sampler.model, probe, recipe.rollout.temperature)
+    verify(engine, ds.gathered_weights(engine), sampler.model, probe, recipe.rollout.temperature)
     reference = ds.build_reference(engine, base, recipe.policy, topology) if recipe.objective.kl else None
     return Policy(engine, sampler, prompts, tokenizer, tokens, reference, ModelSize.of(base))
 
@@ -228,6 +229,7 @@ def sampling_with_vllm(
         UserError: there is no vLLM, or it gives other log-probabilities.
     """
     from pipeline.grpo import engine as ds
+    from pipeline.grpo.agreement import sampler_gap
     from pipeline.grpo.types import SamplingRequest
     from pipeline.grpo.vllm_sampler import start_vllm
 
@@ -247,7 +249,7 @@ def sampling_with_vllm(
     response = sampler.sample(
         SamplingRequest([prompt], 1, recipe.rollout.temperature, min(8, recipe.rollout.max_new_tokens), [0])
     )[0]
-    ds.sampler_gap(policy.engine, response, prompt, recipe.rollout.temperature)
+    sampler_gap(policy.engine, response, prompt, recipe.rollout.temperature)
     return replace(policy, sampler=sampler)
 
 

@@ -2,7 +2,7 @@
 
 Order matters. The process group comes first: without it ZeRO-3 would silently partition over one rank. Then the model,
 its weights read while they are partitioned (`HfDeepSpeedConfig`), and only then the engine. A model *constructed* under
-ZeRO-3 would be initialised on empty tensors, so what was loaded is compared with a plain copy (`verify`).
+ZeRO-3 would be initialised on empty tensors, so what was loaded is compared with a plain copy (`agreement.py`).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ import torch
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.core.config import OptimizerConfig, PolicyConfig
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
-from pipeline.grpo.batch import batch_of, idle_batch
-from pipeline.grpo.logprobs import PolicyLogprobs, disable_dropout
+from pipeline.grpo.batch import idle_batch
+from pipeline.grpo.logprobs import PolicyLogprobs, checkpoint_layers
 from pipeline.grpo.lora import adapted, adapter_parameters, add_adapters, merged, save_adapter, without_adapters
 from pipeline.grpo.loss import k3
 from pipeline.grpo.objective import Objective, entropy_threshold
 from pipeline.grpo.topology import zero_stage
-from pipeline.grpo.types import Batch, Group, Response, ResponseSampler
+from pipeline.grpo.types import Batch, ResponseSampler
 
 Engine = Any
 """`deepspeed.DeepSpeedEngine`, which is not typed. Its module is a `PolicyLogprobs`."""
@@ -136,7 +136,7 @@ def build_reference(engine: Engine, folder: Path, policy: PolicyConfig, topology
     if not policy.lora:
         config = _config(policy, topology if zero_stage(topology) == 3 else {})
         with _one_thread():
-            module = _module(folder, policy, config).eval().requires_grad_(False)
+            module = _module(folder, policy, config).requires_grad_(False)
             reference, *_ = deepspeed.initialize(model=module, config=config)
 
     @torch.no_grad()
@@ -160,12 +160,10 @@ def _config(policy: PolicyConfig, topology: dict[str, Any]) -> dict[str, Any]:
 def _module(folder: Path, policy: PolicyConfig, config: dict[str, Any]) -> PolicyLogprobs:
     with _partitioned_loading(config):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, policy.dtype))
-    model.train()
-    disable_dropout(model)
     if policy.lora:
         add_adapters(model, policy.lora)
     if policy.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model)
     return PolicyLogprobs(model)
 
 
@@ -271,57 +269,6 @@ def gathered_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
         else:
             with deepspeed.zero.GatheredParameters([parameter]):
                 yield plain, parameter.data
-
-
-@torch.no_grad()
-def verify(engine: Engine, reference: PreTrainedModel, prompt: Sequence[int], temperature: float) -> float:
-    """Compare the engine with a plain copy of the policy: every weight, then log-probabilities of a prompt's tokens.
-
-    Every rank must call it. Returns the mean difference of the log-probabilities (nats).
-
-    Raises:
-        AssertionError: weights differ: they were not loaded, or not handed over.
-        UserError: the logits of this architecture are not its output head's product.
-    """
-    expected = dict(reference.named_parameters())
-    wrong = [name for name, tensor in gathered_weights(engine) if not torch.equal(tensor, expected[name])]
-    if wrong:
-        raise AssertionError(f"{len(wrong)} of the policy's weights are not what was loaded: {', '.join(wrong[:5])}")
-    cut = max(1, len(prompt) // 2)
-    response = Response(tuple(prompt[cut:]), b"", True, (0.0,) * (len(prompt) - cut))
-    batch = batch_of([Group(tuple(prompt[:cut]), (response,), (1.0,))])
-    own_T = engine(batch.to(engine.device), temperature)[0][0]
-    ids = torch.tensor([list(prompt)], device=engine.device)
-    logits_TV = reference(input_ids=ids, use_cache=False).logits[0, cut - 1 : -1].float() / temperature
-    plain_T = logits_TV.log_softmax(dim=-1).gather(1, ids[0, cut:, None])[:, 0]
-    gap = float((own_T - plain_T).abs().mean())
-    if gap > (0.2 if reference.dtype == torch.bfloat16 else 1e-3):
-        raise UserError(
-            f"log-probabilities of the policy are off by {gap:.3g} nats",
-            where=type(reference).__name__,
-            mend="its logits are not a plain product of its output head (soft-capping, scaling): choose another policy",
-        )
-    return gap
-
-
-def sampler_gap(engine: Engine, response: Response, prompt: Sequence[int], temperature: float) -> float:
-    """Largest difference (nats) between the log-probabilities a sampler gave its own response and the engine's.
-
-    Every rank must call it.
-
-    Raises:
-        UserError: they are not of the same policy: the weights did not arrive, or one of the two computes another
-            model.
-    """
-    batch = batch_of([Group(tuple(prompt), (response,), (1.0,))]).to(engine.device)
-    own_T = engine(batch, temperature)[0][0].detach().cpu()
-    gap = float((own_T[: len(response.ids)] - torch.tensor(response.logprobs)).abs().max())
-    if gap > (0.5 if next(engine.module.parameters()).dtype == torch.bfloat16 else 1e-2):
-        raise UserError(
-            f"sampler and trainer disagree by {gap:.3g} nats about the same weights",
-            mend="check that both load the same policy, or choose `rollout.sampler: built_in`",
-        )
-    return gap
 
 
 def save(engine: Engine, folder: Path, state: dict[str, Any]) -> None:

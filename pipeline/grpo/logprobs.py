@@ -9,11 +9,14 @@ Shape names as in `types.py`; N tokens.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.core.errors import UserError
 from pipeline.grpo.packed_attention import NAME, Attend
@@ -28,6 +31,9 @@ LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 25, 1 << 27
 class PolicyLogprobs(nn.Module):
     """The policy as the objective sees it: a batch in, log-probabilities of its responses out.
 
+    The policy that learns must be the one that sampled, so the model is in evaluation mode here too: nothing is dropped
+    out, and no router is jittered, however a model spells it.
+
     Args:
         model: a causal language model of `transformers` whose logits are its output head's product. Where its attention
             can be exchanged, it is from now on that of packed batches.
@@ -39,7 +45,7 @@ class PolicyLogprobs(nn.Module):
         self, model: PreTrainedModel, *, logits_at_once: int | None = None, attend: Attend | None = None
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.eval()
         self.head = HeadLogprobs(model.get_output_embeddings(), logits_at_once)
         self._attend = attend
         self.packs = can_share(model)
@@ -225,13 +231,23 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
-def disable_dropout(model: nn.Module) -> None:
-    """The policy that learns must be the one that sampled."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Keep only the inputs of a model's layers for the backward, which runs each layer again.
+
+    `transformers` itself would do so of a model in training mode only.
+
+    Raises:
+        UserError: the model has no layers that can be run again.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(
+            f"{type(model).__name__} has no gradient checkpointing",
+            where="policy.gradient_checkpointing",
+            mend="set it to false, or choose another policy",
+        )
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def _chunks(tokens: int, chunk: int) -> list[slice]:

@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from pipeline.core.config import LoraConfig, PolicyConfig, Recipe
 from pipeline.grpo.batch import batch_of, responses_that_fit
-from pipeline.grpo.logprobs import LOGITS_ON_GPU, PolicyLogprobs, disable_dropout
+from pipeline.grpo.logprobs import LOGITS_ON_GPU, PolicyLogprobs, checkpoint_layers
 from pipeline.grpo.lora import add_adapters
 from pipeline.grpo.packed_attention import repeated
 from pipeline.grpo.topology import zero_stage
@@ -220,7 +220,7 @@ def activation_bytes(config: PreTrainedConfig, recipe: Recipe, shape: Shape) -> 
     if not recipe.policy.gradient_checkpointing:
         return round(first + (config.num_hidden_layers - 1) * again)
     for model in models:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model)
     first, both = (_extrapolated(policy, shape) for policy in policies)
     return round(first + (config.num_hidden_layers - 1) * (both - first) + again)
 
@@ -299,5 +299,4 @@ def _model(config: PreTrainedConfig, policy: PolicyConfig, layers: int) -> Any:
         model = AutoModelForCausalLM.from_config(small, dtype=dtype, attn_implementation="sdpa")
         if policy.lora:
             add_adapters(model, policy.lora)
-    disable_dropout(model)
-    return model.to_empty(device="cpu").train()  # no weight is ever looked at
+    return model.to_empty(device="cpu")  # no weight is ever looked at

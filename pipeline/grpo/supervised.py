@@ -21,6 +21,7 @@ from pipeline.core.config import Recipe
 from pipeline.core.progress import say
 from pipeline.grpo import checkpoint, ranks
 from pipeline.grpo import engine as ds
+from pipeline.grpo.agreement import verify
 from pipeline.grpo.batch import idle_batch, micro_batches
 from pipeline.grpo.compute import Budget, ModelSize, Spent
 from pipeline.grpo.examples import Example, Stream
@@ -157,7 +158,8 @@ def load_engine(recipe: Recipe, base: Path, topology: dict[str, Any], probe: Exa
     """The policy under DeepSpeed, found to agree with a plain copy."""
     engine = ds.build(base, recipe.policy, recipe.optimizer, topology)
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, recipe.policy.dtype)).eval()
-    ds.verify(engine, plain.to(engine.device), [*probe.prompt.tolist(), *probe.response.tolist()], 1.0)
+    ids = [*probe.prompt.tolist(), *probe.response.tolist()]
+    verify(engine, ds.gathered_weights(engine), plain.to(engine.device), ids, 1.0)
     return engine
 
 

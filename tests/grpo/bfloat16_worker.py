@@ -17,6 +17,7 @@ from pipeline.grpo import ranks
 ranks.prepare_environment()
 
 from pipeline.grpo import engine as ds  # noqa: E402
+from pipeline.grpo.agreement import sampler_gap, verify  # noqa: E402
 from pipeline.grpo.batch import micro_batches, text_batches  # noqa: E402
 from pipeline.grpo.sampler import Sampler  # noqa: E402
 from pipeline.grpo.topology import read_topology  # noqa: E402
@@ -32,15 +33,15 @@ def main(folder: Path, topology: Path, out: Path) -> None:
     policy, layout = PolicyConfig(model=str(folder), dtype="bfloat16"), read_topology(topology)
     engine = ds.build(folder, policy, OptimizerConfig(weight_decay=0.0, clip_norm=1e9), layout)
     sampler = Sampler.load(folder, TOKENIZER, dtype=torch.bfloat16)
-    gaps = [ds.verify(engine, sampler.model, list(range(3, 20)), TEMPERATURE)]
+    gaps = [verify(engine, ds.gathered_weights(engine), sampler.model, list(range(3, 20)), TEMPERATURE)]
     batches, text = micro_batches(some_groups(5, 3), MICRO_BATCH), text_batches(TEXTS, 30)
     reference = ds.build_reference(engine, folder, policy, layout)
     update = ds.update(engine, batches, EVERYTHING, 1e-2, text=text, reference=reference)
     before = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
     sampler.load_weights(before.items())
     (response,) = sampler.sample(SamplingRequest(PROMPTS[:1], 1, 1.0, 8, [1]))
-    gaps += [ds.verify(engine, sampler.model, list(range(3, 20)), TEMPERATURE)]
-    gaps += [ds.sampler_gap(engine, response, PROMPTS[0], 1.0)]
+    gaps += [verify(engine, ds.gathered_weights(engine), sampler.model, list(range(3, 20)), TEMPERATURE)]
+    gaps += [sampler_gap(engine, response, PROMPTS[0], 1.0)]
     ds.save(engine, out / "step-1", {"own": 1})
     ds.update(engine, batches, EVERYTHING, 1e-2, reference=reference)
     state = ds.load(engine, out / "step-1")

@@ -11,8 +11,10 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from pipeline.core.config import LoraConfig, OptimizerConfig, PolicyConfig
 from pipeline.core.errors import UserError
@@ -23,6 +25,7 @@ ranks.prepare_environment()
 import deepspeed  # noqa: E402
 
 from pipeline.grpo import engine as ds  # noqa: E402
+from pipeline.grpo.agreement import verify  # noqa: E402
 from pipeline.grpo.batch import batch_of, micro_batches, text_batches  # noqa: E402
 from pipeline.grpo.loss import LOSSES, Bounds  # noqa: E402
 from pipeline.grpo.objective import Objective  # noqa: E402
@@ -55,7 +58,7 @@ def main(folder: Path, topology: Path, out: Path, how: list[str]) -> None:
     engine = ds.build(folder, policy, optimizer, read_topology(topology))
     model = Sampler.load(folder, TOKENIZER).model
     sampler = Sampler(model, TOKENIZER, eos_ids_of(model))
-    seen = {"gap": ds.verify(engine, model, list(range(3, 20)), TEMPERATURE), "responses": [], "updates": []}
+    seen: dict[str, Any] = {"gap": gap(engine, model), "responses": [], "updates": []}
 
     def sample() -> None:
         sampler.load_weights(ds.gathered_weights(engine))
@@ -78,7 +81,7 @@ def main(folder: Path, topology: Path, out: Path, how: list[str]) -> None:
         sample()
     seen["bytes"] = held_bytes(engine)
     nothing = ds.update(engine, [], OBJECTIVE, LR)
-    seen["gap_after"] = ds.verify(engine, model, list(range(3, 20)), TEMPERATURE)
+    seen["gap_after"] = gap(engine, model)
     weights = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
     with torch.no_grad():
         logprobs, _ = engine(batch_of(some_groups(5, 3)), TEMPERATURE)
@@ -100,6 +103,11 @@ def main(folder: Path, topology: Path, out: Path, how: list[str]) -> None:
         torch.save({"gradients": gradients, "weights": weights, "logprobs": logprobs}, out / "tensors.pt")
         (out / "seen.json").write_text(json.dumps(seen))
     ds.close(engine)
+
+
+def gap(engine: ds.Engine, model: PreTrainedModel) -> float:
+    """Between the engine's log-probabilities and those of a plain copy."""
+    return verify(engine, ds.gathered_weights(engine), model, list(range(3, 20)), TEMPERATURE)
 
 
 def held_bytes(engine: ds.Engine) -> dict[str, int]:

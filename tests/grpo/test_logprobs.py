@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.grpo.batch import batch_of, idle_batch, micro_batches
-from pipeline.grpo.logprobs import HeadLogprobs, PolicyLogprobs
+from pipeline.grpo.logprobs import HeadLogprobs, PolicyLogprobs, checkpoint_layers
 from pipeline.grpo.loss import LOSSES, Bounds
 from pipeline.grpo.objective import Objective
 from pipeline.grpo.packed_attention import Attend, joined, repeated
@@ -94,7 +94,7 @@ def test_gradient_checkpointing_changes_nothing(attend: Attend) -> None:
     groups, model = some_groups(4, 2), tiny()
     _, expected = plain_gradients(model, groups, TEMPERATURE)
     model.zero_grad()
-    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(model)
     batch = batch_of(groups)
     policy = PolicyLogprobs(model, attend=attend)
     loss = OBJECTIVE.summed(batch, *policy(batch, TEMPERATURE)) / batch.mask_RT.sum()
