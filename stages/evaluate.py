@@ -23,12 +23,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline.core.artifact import Record, current_record, fingerprint, write_json
+from pipeline.core.artifact import Record, current_record, fingerprint
 from pipeline.core.config import BandsConfig, Recipe, ScoreConfig, load, manifest_of
 from pipeline.core.errors import UserError
 from pipeline.core.hardware import torch_device
 from pipeline.core.parquet import read_table
 from pipeline.core.progress import Meter, progress, say
+from pipeline.core.sealed import write_json
 from pipeline.evaluation.accuracy import summarize
 from pipeline.evaluation.picture import draw_progress, draw_scaling, read_progress
 from pipeline.evaluation.published import published_rows

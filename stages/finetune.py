@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.artifact import Counters, Record, Shard, fingerprint, published_record, write_json
+from pipeline.core.artifact import Counters, Record, Shard, fingerprint, published_record
 from pipeline.core.config import Config, QuestionsConfig, Recipe, load
 from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
 from pipeline.core.hardware import torch_device
 from pipeline.core.parquet import write_rows
 from pipeline.core.progress import Meter, progress, say
+from pipeline.core.sealed import write_json
 from pipeline.core.stage import Stage, run_stage
 from pipeline.corpus.plan import as_slice, source_digest
 from pipeline.corpus.sources import find_files

@@ -20,10 +20,11 @@ from typing import Any
 
 import yaml
 
-from pipeline.core.artifact import content_hash, current_record, write_json
+from pipeline.core.artifact import content_hash, current_record
 from pipeline.core.config import ArmConfig, Manifest, Recipe, StudyConfig, canonical_json, load
 from pipeline.core.errors import UserError
 from pipeline.core.progress import say
+from pipeline.core.sealed import write_json
 from pipeline.evaluation.parts import Part, run_parts
 from pipeline.evaluation.study import Arm, summarize_study
 from pipeline.evaluation.study_report import write_report

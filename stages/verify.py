@@ -47,7 +47,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     stages.columns[2].overflow = "fold"
     for row in found["stages"]:
         made_from = "\n".join(sorted({made for made in row["made_from"].values() if made}))
-        state = f"{len(row['damage'])} damaged" if row["damage"] else "ok"
+        state = f"{len(row['damage'])} damaged" if row["damage"] else "ok" if row["complete"] else "unfinished, ok"
         stages.add_row(
             row["stage"], row["fingerprint"], made_from, f"{row['files']:,}", human(row["bytes"]), state
         )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.core.artifact import Record, content_hash, read_record
+from pipeline.core.artifact import Record, content_hash, is_current, read_record
 from pipeline.core.config import Manifest, SelectConfig
 from pipeline.core.errors import UserError
 from pipeline.scoring.tokens import CorpusTokenizer
@@ -174,5 +174,4 @@ def _records(work: Path, stage: str) -> list[Record]:
 
 
 def _current(work: Path, record: Record) -> bool:
-    pointer = work / record.stage / "current"
-    return pointer.exists() and pointer.read_text().strip() == record.fingerprint
+    return is_current(work / record.stage / record.fingerprint)

@@ -95,7 +95,7 @@ def _shard_of(documents: Record, doc_id: str) -> int:
     for done in documents.completions:
         file = documents.file("documents", done.shard)
         if file is not None:
-            ids = pl.scan_parquet(file.path).filter(pl.col("doc_id") == doc_id).select(pl.len())
+            ids = pl.scan_parquet(file.verified()).filter(pl.col("doc_id") == doc_id).select(pl.len())
             if ids.collect().item():
                 return done.shard
     raise UserError("no document has that id", where=doc_id, mend="is it of this manifest?")

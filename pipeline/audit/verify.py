@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import Completion, InputFile, Record, fingerprint, read_completion, read_record
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core.artifact import (
+    CURRENT,
+    Completion,
+    Entry,
+    InputFile,
+    Record,
+    completion_path,
+    fingerprint,
+    pointed,
+    read_completion,
+    read_record,
+)
 from pipeline.core.errors import IntegrityError
 
 LINKS: Mapping[str, str] = {
@@ -31,10 +45,15 @@ class _Checked:
 
     directory: Path
     record: Record | None
-    """None: it cannot be read."""
+    """None: it cannot be read, or is not there yet."""
     done: tuple[Completion, ...]
     damage: dict[str, str]
     """Path → what is wrong with it."""
+
+    @property
+    def lost(self) -> bool:
+        """It cannot be said what it was called, because it is damaged."""
+        return self.record is None and bool(self.damage)
 
     @property
     def names(self) -> set[str]:
@@ -50,10 +69,11 @@ def verify(work: Path) -> dict[str, Any]:
         work: the manifest's folder.
 
     Returns:
-        `ok`; `stages`: a row an output, with its `damage` and `made_from` (input → stage/fingerprint, or None: not the
-        output of a stage); `damage`: all of it, a row a file.
+        `ok`; `stages`: a row an output, whether it is `complete`, with its `damage` and `made_from` (input →
+        stage/fingerprint, or None: not the output of a stage); `damage`: all of it, a row a file.
     """
-    checked = [_check(path.parent) for path in sorted(work.glob("*/[!.]*/record.json"))]
+    folders = {path.parent for name in ("record.json", "done") for path in work.glob(f"*/[!.]*/{name}")}
+    checked = [_check(folder) for folder in sorted(folders)]
     made = {name: each for each in checked for name in each.names}
     rows: list[dict[str, Any]] = []
     for each in checked:
@@ -62,13 +82,15 @@ def verify(work: Path) -> dict[str, Any]:
             {
                 "stage": each.directory.parent.name,
                 "fingerprint": each.directory.name,
+                "complete": each.record is not None,
                 "files": sum(len(done.files) for done in each.done),
                 "bytes": sum(entry.bytes for done in each.done for entry in done.files.values()),
                 "made_from": made_from,
                 "damage": [{"where": where, "what": what} for where, what in (each.damage | broken).items()],
             }
         )
-    damage = [item for row in rows for item in row["damage"]] + _pointers(work)
+    damage = [item for row in rows for item in row["damage"]]
+    damage += [{"where": where, "what": what} for where, what in _pointers(work).items()]
     return {"work": str(work), "ok": not damage, "stages": rows, "damage": damage}
 
 
@@ -80,17 +102,33 @@ def _check(directory: Path) -> _Checked:
         record = read_record(directory)
     except IntegrityError as error:
         damage[error.where] = error.what
-    except (KeyError, TypeError):
-        damage[str(directory / "record.json")] = "not a record"
-    done: tuple[Completion, ...] = record.completions if record else _completions(directory, damage)
-    for entry in (entry for completion in done for entry in completion.files.values()):
-        try:
-            InputFile(directory / entry.path, entry.sha256).verified()
-        except IntegrityError as error:
-            damage[error.where] = error.what
-    if record and fingerprint(record.stage, record.version, record.config, record.inputs) != directory.name:
-        damage[str(directory / "record.json")] = "the record's configuration or inputs are not those of its fingerprint"
-    return _Checked(directory, record, done, damage)
+    found = _completions(directory, damage)
+    for entry in (entry for completion in found for entry in completion.files.values()):
+        _check_file(directory, entry, damage)
+    if record is not None:
+        if fingerprint(record.stage, record.version, record.config, record.inputs) != directory.name:
+            damage[str(directory / "record.json")] = "configuration or inputs are not those of its fingerprint"
+        for done in record.completions:
+            path = str(completion_path(directory, done.shard))
+            if done not in found and path not in damage:
+                damage[path] = "is not what the record holds of its shard, or is missing"
+                for entry in done.files.values():
+                    _check_file(directory, entry, damage)
+    return _Checked(directory, record, record.completions if record else found, damage)
+
+
+def _check_file(directory: Path, entry: Entry, damage: dict[str, str]) -> None:
+    """Its bytes, and that a table has as many rows as are recorded."""
+    try:
+        path = InputFile(directory / entry.path, entry.sha256).verified()
+        rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else 0
+    except IntegrityError as error:
+        damage[error.where] = error.what
+    except (OSError, pa.ArrowException) as error:
+        damage[str(directory / entry.path)] = f"cannot be read: {str(error).splitlines()[0]}"
+    else:
+        if rows != entry.rows:
+            damage[str(path)] = f"has {rows:,} rows, {entry.rows:,} are recorded"
 
 
 def _completions(directory: Path, damage: dict[str, str]) -> tuple[Completion, ...]:
@@ -98,7 +136,9 @@ def _completions(directory: Path, damage: dict[str, str]) -> tuple[Completion, .
     for path in sorted((directory / "done").glob("[0-9]*.json")):
         try:
             found.append(read_completion(directory, int(path.stem)))
-        except (IntegrityError, KeyError, TypeError):
+        except IntegrityError as error:
+            damage[error.where] = error.what
+        except ValueError:
             damage[str(path)] = "not a shard's completion"
     return tuple(filter(None, found))
 
@@ -112,14 +152,21 @@ def _links(each: _Checked, made: Mapping[str, _Checked]) -> tuple[dict[str, str 
         made_from[name] = f"{source.directory.parent.name}/{source.directory.name}" if source else None
         if source is None and name in LINKS:
             record = str(each.directory / "record.json")
-            if any(other.record is None and other.directory.parent.name == LINKS[name] for other in made.values()):
+            if any(other.lost and other.directory.parent.name == LINKS[name] for other in made.values()):
                 continue  # most likely that one, whose damage is listed
             broken[record] = f"made from `{name}` {content[:12]}, and no `{LINKS[name]}` has that content"
     return made_from, broken
 
 
-def _pointers(work: Path) -> list[dict[str, str]]:
-    """`current` files that point to nothing."""
-    pointers = sorted(work.glob("*/current"))
-    lost = [path for path in pointers if not (path.parent / path.read_text().strip() / "record.json").exists()]
-    return [{"where": str(path), "what": "names an output that is not complete or not there"} for path in lost]
+def _pointers(work: Path) -> dict[str, str]:
+    """Pointers (`current`) that are damaged, or lost although their stage has outputs."""
+    damage: dict[str, str] = {}
+    for stage in sorted({path.parents[1] for path in work.glob("*/[!.]*/record.json")}):
+        if not (stage / CURRENT).exists():
+            damage[str(stage / CURRENT)] = "is missing"
+    for path in sorted(work.glob(f"*/{CURRENT}")):
+        try:
+            pointed(path)
+        except IntegrityError as error:
+            damage[error.where] = error.what
+    return damage

@@ -6,6 +6,9 @@ Layout of a stage's directory `work/<manifest>/<stage>/<fingerprint>/`:
     done/00003.json                        a shard's completion: rows, bytes, sha256, counters
     record.json                            written last; without it the stage is not complete
 
+Beside the fingerprints, `current` names the one that was made last. Completions and records are sealed
+(`core/sealed.py`): their counters and rows are as trustworthy as the tables.
+
 Every publish is an atomic create-if-absent: a data file appears under its content's name or not at all, and the
 first completion of a shard wins. Files that no completion names are left-overs of killed workers: harmless.
 """
@@ -14,20 +17,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
+import re
 import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.config import canonical_json
 from pipeline.core.errors import IntegrityError, UserError
+from pipeline.core.sealed import read_sealed, write_sealed
 
 Counters = dict[str, int]
 """What a shard counted. `dropped.<reason>` and `quarantined.<reason>` are the funnel's losses."""
@@ -175,7 +180,7 @@ def publish(directory: Path, shard: int, scratch: Path, counters: Counters, seco
         size = sum(p.stat().st_size for p in [target, *target.rglob("*")] if p.is_file())
         files[source.stem] = Entry(target.name, rows, size, sha256)
     completion = Completion(shard, files, dict(sorted(counters.items())), round(seconds, 3))
-    write_json(directory / "done" / f"{shard:05d}.json", asdict(completion))
+    write_completion(directory, completion)
     return read_completion(directory, shard) or completion
 
 
@@ -198,31 +203,37 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Create `path` atomically with `value` as JSON; if it exists already, it stays as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write_completion(directory: Path, completion: Completion) -> None:
+    """Say that a shard is done, unless that was said before."""
+    write_sealed(completion_path(directory, completion.shard), {"of": _name(directory), **asdict(completion)})
 
 
 def read_completion(directory: Path, shard: int) -> Completion | None:
-    """The completion of a shard, or None if it is not done."""
-    path = directory / "done" / f"{shard:05d}.json"
-    return _completion(_read_json(path)) if path.exists() else None
+    """The completion of a shard, or None if it is not done.
+
+    Raises:
+        IntegrityError: it was changed, or is another shard's or output's.
+    """
+    path = completion_path(directory, shard)
+    if not path.exists():
+        return None
+    tree = read_sealed(path)
+    completion = _parsed(_COMPLETION, tree, path)
+    if (tree.get("of"), completion.shard) != (_name(directory), shard):
+        raise IntegrityError(
+            "completion of another shard or output", where=path, mend="delete its stage folder, run again"
+        )
+    return completion
 
 
-def _completion(tree: Mapping[str, Any]) -> Completion:
-    return Completion(
-        tree["shard"], {n: Entry(**e) for n, e in tree["files"].items()}, tree["counters"], tree["seconds"]
-    )
+def completion_path(directory: Path, shard: int) -> Path:
+    """Where a shard's completion lies."""
+    return directory / "done" / f"{shard:05d}.json"
+
+
+def _name(directory: Path) -> str:
+    """`<stage>/<fingerprint>`: what an output is called wherever its work folder lies."""
+    return f"{directory.parent.name}/{directory.name}"
 
 
 # -------------------------------------------------------------------------------------------------- records
@@ -241,41 +252,118 @@ def write_record(
     if len(completions) != len(shards):
         raise AssertionError(f"{len(shards) - len(completions)} shards of {directory} are not done")
     record = Record(stage, version, directory.name, config, inputs, completions, directory)
-    tree = {k: v for k, v in asdict(record).items() if k != "directory"} | {"content": record.content}
-    write_json(directory / "record.json", tree)
-    shutil.rmtree(directory / "tmp", ignore_errors=True)
+    _check_sizes(record)
+    seal_record(record)
     return record
 
 
-def point_current(directory: Path) -> None:
-    """Remember `directory` as the output its stage made last, for the commands that follow."""
-    temporary = directory.parent / f".current.{uuid.uuid4().hex[:12]}"
-    temporary.write_text(directory.name)
-    os.replace(temporary, directory.parent / "current")
+def seal_record(record: Record) -> None:
+    """Write the record into its directory: from now on its stage is complete."""
+    tree = {k: v for k, v in asdict(record).items() if k != "directory"} | {"content": record.content}
+    write_sealed(record.directory / "record.json", tree)
 
 
 def read_record(directory: Path) -> Record | None:
-    """The record of a complete stage, or None. Sizes of the published files are checked, hashes when they are read."""
+    """The record of a complete stage, or None. Sizes of the published files are checked, hashes when they are read.
+
+    Raises:
+        IntegrityError: the record was changed or is another output's, or a published file is missing.
+    """
     path = directory / "record.json"
     if not path.exists():
         return None
-    tree = _read_json(path)
-    completions = tuple(_completion(done) for done in tree["completions"])
-    record = Record(
-        tree["stage"], tree["version"], tree["fingerprint"], tree["config"], tree["inputs"], completions, directory
-    )
-    if record.content != tree["content"]:
+    record = record_in(path, directory)
+    if (record.stage, record.fingerprint) != (directory.parent.name, directory.name):
+        raise IntegrityError("record of another output", where=path, mend="delete its folder and run again")
+    _check_sizes(record)
+    return record
+
+
+def record_in(path: Path, directory: Path) -> Record:
+    """The record that a file holds, of an output in `directory`; nothing else is looked at.
+
+    Raises:
+        IntegrityError: it was changed, or names something that is no published file.
+    """
+    tree = read_sealed(path)
+    record = _parsed(_RECORD, tree | {"directory": directory}, path)
+    names = [entry.path for done in record.completions for entry in done.files.values()]
+    if bad := [name for name in names if PurePath(name).name != name or name in ("", "..")]:
+        raise IntegrityError(f"record names a file outside its folder: {bad[0]!r}", where=path, mend="do not trust it")
+    if record.content != tree.get("content"):
         raise IntegrityError("record was changed after the fact", where=path, mend="delete its folder and run again")
-    for done in completions:
+    return record
+
+
+def _check_sizes(record: Record) -> None:
+    for done in record.completions:
         for entry in done.files.values():
-            file = directory / entry.path
+            file = record.directory / entry.path
             if not file.exists() or (file.is_file() and file.stat().st_size != entry.bytes):
                 raise IntegrityError(
                     "published file is missing or has another size",
                     where=file,
                     mend="delete its stage folder, run again",
                 )
-    return record
+
+
+_COMPLETION, _RECORD = TypeAdapter(Completion), TypeAdapter(Record)
+
+
+def _parsed(kind: TypeAdapter[Any], tree: Mapping[str, Any], path: Path) -> Any:
+    try:
+        return kind.validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise IntegrityError(
+            f"not what a stage writes: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            where=path,
+            mend="delete its stage folder, run again",
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------- what was made last
+
+CURRENT = "current"
+
+
+def point_current(directory: Path) -> None:
+    """Remember `directory` as the output its stage made last, for the commands that follow."""
+    point(directory.parent / CURRENT, directory)
+
+
+def point(pointer: Path, directory: Path) -> None:
+    """Make `pointer`, a file beside an output's directory, name it. One that does already is not written again."""
+    name = directory.name.encode()
+    if pointer.is_file() and pointer.read_bytes() == name:
+        return
+    temporary = pointer.with_name(f".{pointer.name}.{uuid.uuid4().hex[:12]}")
+    temporary.write_bytes(name)
+    os.replace(temporary, pointer)
+
+
+def pointed(pointer: Path) -> Path | None:
+    """The directory that a pointer names, or None where there is no pointer.
+
+    Raises:
+        IntegrityError: it names no output that is complete.
+    """
+    if not pointer.exists():
+        return None
+    name = pointer.read_bytes() if pointer.is_file() else b""
+    if not re.fullmatch(rb"[0-9a-f]{12}", name):
+        raise IntegrityError("does not name an output", where=pointer, mend="run `rpt data` again")
+    directory = pointer.with_name(name.decode())
+    if not (directory / "record.json").exists():
+        raise IntegrityError(
+            "names an output that is not complete or not there", where=pointer, mend="run `rpt data` again"
+        )
+    return directory
+
+
+def is_current(directory: Path) -> bool:
+    """Whether an output is what its stage made last."""
+    return pointed(directory.parent / CURRENT) == directory
 
 
 def current_record(work: Path, stage: str) -> Record:
@@ -283,11 +371,14 @@ def current_record(work: Path, stage: str) -> Record:
 
     Raises:
         UserError: the stage has not run.
+        IntegrityError: its `current` is lost or damaged.
     """
-    pointer = work / stage / "current"
-    if not pointer.exists():
-        raise UserError(f"stage `{stage}` has no output yet", where=work / stage, mend="run `rpt data` first")
-    return published_record(pointer.parent / pointer.read_text().strip())
+    directory = pointed(work / stage / CURRENT)
+    if directory is not None:
+        return published_record(directory)
+    if any((work / stage).glob("[!.]*/record.json")):
+        raise IntegrityError("file is missing", where=work / stage / CURRENT, mend="run `rpt data` again")
+    raise UserError(f"stage `{stage}` has no output yet", where=work / stage, mend="run `rpt data` first")
 
 
 def published_record(directory: Path) -> Record:
@@ -301,10 +392,3 @@ def published_record(directory: Path) -> Record:
         stage = directory.parent.name
         raise UserError(f"stage `{stage}` has no output yet", where=directory, mend="run `rpt data` first")
     return record
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise IntegrityError("not valid JSON", where=path, mend="delete its stage folder, run again") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from pipeline.core.config import Config
 from pipeline.core.errors import UserError, disk_is_full
 from pipeline.core.executor import Executor
 from pipeline.core.progress import Meter, progress, say
+from pipeline.core.sealed import exclusive
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,44 @@ def run_stage(
         work: the manifest's folder; output goes to `work/<stage>/<fingerprint>/`.
         executor: who calls `stage.run`.
     """
-    identity = config.identity()
-    directory = work / stage.name / fingerprint(stage.name, stage.version, identity, inputs)
+    directory = work / stage.name / fingerprint(stage.name, stage.version, config.identity(), inputs)
     record = read_record(directory)
-    if record is not None:
-        say(f"{stage.name:<12} up to date  {directory}")
-    else:
-        begin = time.monotonic()
+    if record is None:
         directory.mkdir(parents=True, exist_ok=True)
-        missing = [shard for shard in shards if read_completion(directory, shard.index) is None]
-        resumed = f", {len(shards) - len(missing)} already done" if len(missing) < len(shards) else ""
-        say(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do{resumed}")
-        meter = Meter(len(missing), stage.unit, stage.flops)
-        with progress(stage.name, meter, lambda: executor.devices) as advance:
-            work_on = partial(_work, stage, config, directory)
-            for done in executor.map(work_on, missing, accelerated=stage.accelerated):
-                advance(1, done.counters.get(stage.unit, 0))
-        record = write_record(directory, stage.name, stage.version, identity, inputs, shards)
-        counts = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)
-        say(f"{stage.name:<12} done in {time.monotonic() - begin:.1f} s: {counts}")
+        with exclusive(directory) as alone:
+            record = read_record(directory)  # whoever was waited for has made it
+            if record is None:
+                if alone:  # else another process may be at work in it
+                    shutil.rmtree(directory / "tmp", ignore_errors=True)
+                return _make(stage, config, shards, inputs, directory, executor)
+    say(f"{stage.name:<12} up to date  {directory}")
+    point_current(directory)
+    return record
+
+
+def _make(
+    stage: Stage,
+    config: Config,
+    shards: Sequence[Shard],
+    inputs: Mapping[str, str],
+    directory: Path,
+    executor: Executor,
+) -> Record:
+    """Work on the shards that are not done, and seal the output."""
+    begin = time.monotonic()
+    missing = [shard for shard in shards if read_completion(directory, shard.index) is None]
+    resumed = f", {len(shards) - len(missing)} already done" if len(missing) < len(shards) else ""
+    say(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do{resumed}")
+    meter = Meter(len(missing), stage.unit, stage.flops)
+    with progress(stage.name, meter, lambda: executor.devices) as advance:
+        work_on = partial(_work, stage, config, directory)
+        for done in executor.map(work_on, missing, accelerated=stage.accelerated):
+            advance(1, done.counters.get(stage.unit, 0))
+    record = write_record(directory, stage.name, stage.version, config.identity(), inputs, shards)
+    with contextlib.suppress(OSError):  # not empty: of a process that works here without a lock
+        (directory / "tmp").rmdir()
+    counts = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)
+    say(f"{stage.name:<12} done in {time.monotonic() - begin:.1f} s: {counts}")
     point_current(directory)
     return record
 

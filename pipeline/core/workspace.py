@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import Completion, Record, read_completion, read_record
+from pipeline.core.artifact import Completion, Record, is_current, read_completion, read_record
 from pipeline.core.config import Manifest, differences
 
 IN_USE = 3600.0
@@ -50,12 +50,10 @@ def outputs(work: Path) -> list[Output]:
     """All stages' outputs in a manifest's folder, by stage and fingerprint; other folders are none."""
     found = []
     for directory in sorted({path.parent for name in ("record.json", "done") for path in work.glob(f"*/[!.]*/{name}")}):
-        pointer = directory.parent / "current"
-        current = pointer.exists() and pointer.read_text().strip() == directory.name
         record = read_record(directory)
         numbers = sorted(int(path.stem) for path in (directory / "done").glob("*.json"))
         done = record.completions if record else tuple(filter(None, (read_completion(directory, n) for n in numbers)))
-        found.append(Output(directory.parent.name, directory, record, done, current))
+        found.append(Output(directory.parent.name, directory, record, done, is_current(directory)))
     return found
 
 

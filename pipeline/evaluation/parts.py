@@ -15,9 +15,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.core.artifact import fingerprint, write_json
+from pipeline.core.artifact import fingerprint
 from pipeline.core.errors import UserError
 from pipeline.core.progress import say
+from pipeline.core.sealed import write_json
 
 VERSION = 1
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pyarrow as pa
 
-from pipeline.core.artifact import Record, read_record
+from pipeline.core.artifact import CURRENT, Record, pointed, published_record
 from pipeline.core.config import Recipe
 from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
@@ -96,8 +96,8 @@ def screening_of(recipe: Recipe, shards: Record, work: Path) -> Record | None:
     named = [column for column in PASS_RATE_COLUMNS if any(column in expression for expression in expressions)]
     if not named:
         return None
-    pointer = work / "screen" / "current"
-    found = read_record(pointer.parent / pointer.read_text().strip()) if pointer.exists() else None
+    made = pointed(work / "screen" / CURRENT)
+    found = published_record(made) if made else None
     if found is None or found.inputs["shards"] != shards.content:
         what = "the sites were not screened" if found is None else "other sites were screened than are trained on"
         raise UserError(what, where=f"the recipe names `{named[0]}`", mend="run `rpt screen` with the same manifest")

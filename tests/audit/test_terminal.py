@@ -118,7 +118,7 @@ def test_a_record_that_was_edited_is_found(audited: Audited, damaged: Path) -> N
     assert (code, [item["where"] for item in found["damage"]]) == (3, [str(path)])
     path.write_text("{")
     code, found = rpt(audited, damaged, "verify")
-    assert (code, found["damage"]) == (3, [{"where": str(path), "what": "not valid JSON"}])
+    assert (code, [item["where"] for item in found["damage"]]) == (3, [str(path)])
 
 
 def test_an_output_without_what_it_was_made_from_is_found(audited: Audited, damaged: Path) -> None:

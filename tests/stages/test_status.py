@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from pipeline.core.artifact import Counters, Record, Shard
+from pipeline.core.artifact import Counters, Record, Shard, seal_record
 from pipeline.core.config import Config, Manifest
 from pipeline.core.parquet import parquet_writer
 from pipeline.core.stage import Stage, run_stage
@@ -86,8 +87,8 @@ def test_a_raised_version_of_a_stage_that_is_not_shown_is_told_by_the_one_that_i
         return {}
 
     read = run_stage(Stage("read", 1, run), Settings(tree={}), [Shard(0, {}, {})], {}, tmp_path / "toy", InProcess())
-    path = records["ingest"].directory / "record.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {"read": read.content}}))
+    (records["ingest"].directory / "record.json").unlink()
+    seal_record(replace(records["ingest"], inputs={"read": read.content}))
     assert set(found(manifest(), tmp_path, VERSIONS | {"read": 1}).values()) == {UP_TO_DATE}
     newer = found(manifest(), tmp_path, VERSIONS | {"read": 2})
     assert newer["ingest"] == ("stale", ("code version of `read`: 1 → 2",))
@@ -105,6 +106,7 @@ def test_an_earlier_selection_that_is_wanted_again_is_up_to_date(tmp_path: Path)
 def test_an_unfinished_stage_says_how_far_it_is(tmp_path: Path) -> None:
     records = made(tmp_path, manifest())
     (records["materialize"].directory / "record.json").unlink()
+    (records["materialize"].directory.parent / "current").unlink()
     assert found(manifest(), tmp_path)["materialize"] == ("unfinished", ("1 shards are done",))
 
 

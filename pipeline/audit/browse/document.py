@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.audit.browse.store import verified_once
 from pipeline.core.artifact import InputFile
 from pipeline.core.config import MaterializeConfig
 from pipeline.core.parquet import read_rows
@@ -62,7 +63,7 @@ class Rows:
 
     def _first_rows(self, shard: int) -> NDArray[np.int64]:
         if shard not in self._first:
-            metadata = pq.read_metadata(self._files[shard].path)
+            metadata = pq.read_metadata(verified_once(self._files[shard]))
             sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             self._first[shard] = np.cumsum([0, *sizes])
         return self._first[shard]

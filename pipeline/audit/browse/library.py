@@ -19,7 +19,7 @@ from pipeline.audit.browse.document import Document, Rollouts, Rows, Verdict, as
 from pipeline.audit.browse.documents import Finder
 from pipeline.audit.browse.flags import Flags
 from pipeline.audit.browse.rules import Kept, Rule, Where
-from pipeline.audit.browse.store import Store
+from pipeline.audit.browse.store import Store, verified_once
 from pipeline.core.artifact import Record, read_record
 from pipeline.core.config import BandsConfig, Manifest, TaskConfig
 from pipeline.core.errors import UserError
@@ -244,7 +244,9 @@ class Library:
         selection = self._selection(rule)
         number = self.store.document_of[document.meta["doc_id"]]
         file = selection.record.files("sites")[self.store.documents["shard"][number]]
-        sites = pl.scan_parquet(file.path).filter(pl.col("doc_id") == document.meta["doc_id"]).select("position")
+        sites = (
+            pl.scan_parquet(verified_once(file)).filter(pl.col("doc_id") == document.meta["doc_id"]).select("position")
+        )
         later = " or ".join(selection.later) or "not in the selection"
         return document.verdict(selection.where(document.meta["split"]), sites.collect()["position"].to_list(), later)
 
@@ -283,7 +285,7 @@ class Library:
 
 def _sites_by_document(store: Store, sites: Record) -> NDArray[np.int64]:
     """[D]: how many sites a selection has in each document."""
-    paths = [file.path for file in sites.files("sites")]
+    paths = [verified_once(file) for file in sites.files("sites")]
     counted = pl.scan_parquet(paths).group_by("doc_id").len().collect(engine="streaming")
     joined = store.documents.select("doc_id").join(counted, on="doc_id", how="left", maintain_order="left")
     return joined["len"].fill_null(0).cast(pl.Int64).to_numpy()

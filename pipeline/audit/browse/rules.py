@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.audit.browse.index import CELL, COLUMNS
-from pipeline.audit.browse.store import Slices, Store
+from pipeline.audit.browse.store import Slices, Store, verified_once
 from pipeline.core.artifact import Record
 from pipeline.core.errors import UserError
 from pipeline.selection.metadata import kinds, rule_columns
@@ -160,7 +160,7 @@ class Kept:
         return np.full((cells.height, len(entropy_G)), ASK, dtype=np.int8)
 
     def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> Bool:
-        paths = [file.path for file in self.record.files("kept")]
+        paths = [verified_once(file) for file in self.record.files("kept")]
         parts = [np.zeros(0, dtype=bool)]
         for shard, begin, end in zip(slices.shard_N, slices.begin_N, slices.end_N, strict=True):
             byte = np.fromfile(paths[shard], np.uint8, count=(end + 7) // 8 - begin // 8, offset=begin // 8)

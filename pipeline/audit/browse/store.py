@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,8 +86,8 @@ class Store:
         ).with_row_index("document")
         self.first_document_S = np.cumsum([0, *(frame.height for frame in frames)])
         self._open: dict[tuple[str, int], int] = {}
-        self._paths = {
-            name: [_path(record.file(name, done.shard)) for done in record.completions]
+        self._files = {
+            name: [record.file(name, done.shard) for done in record.completions]
             for name in [*COLUMNS, "text", "folded"]
         }
         self._metadata: dict[tuple[str, str], pl.Series] = {}
@@ -150,7 +150,7 @@ class Store:
         offsets = np.concatenate([rows["text_begin"].to_numpy(), rows["text_end"].to_numpy()[-1:]])
         if offsets[-1:] == 0 or not rows.height:
             return pl.Series("text", [""] * rows.height, dtype=pl.String)
-        with pa.memory_map(str(self._paths["folded"][shard])) as file:
+        with pa.memory_map(str(self._path("folded", shard))) as file:
             buffers = [None, pa.py_buffer(offsets), file.read_buffer()]
         return pl.Series("text", pl.from_arrow(pa.Array.from_buffers(pa.large_string(), rows.height, buffers)))
 
@@ -162,7 +162,7 @@ class Store:
 
     def _read(self, column: str, shard: int, begin: int, end: int) -> NDArray[Any]:
         dtype = COLUMNS[column]
-        if self._paths[column][shard] is None:  # these scores have no such column
+        if self._files[column][shard] is None:  # these scores have no such column
             return np.full(int(end - begin), np.nan, dtype)
         file = self._descriptor(column, int(shard))
         return np.frombuffer(os.pread(file, int(end - begin) * dtype.itemsize, int(begin) * dtype.itemsize), dtype)
@@ -171,14 +171,23 @@ class Store:
         """The open file of a shard's column. It is open as long as the process lives."""
         key = (column, shard)
         if key not in self._open:
-            path = self._paths[column][shard]
-            assert path is not None, f"no {column} in shard {shard}"
-            self._open.setdefault(key, os.open(path, os.O_RDONLY))
+            self._open.setdefault(key, os.open(self._path(column, shard), os.O_RDONLY))
         return self._open[key]
 
+    def _path(self, column: str, shard: int) -> Path:
+        file = self._files[column][shard]
+        assert file is not None, f"no {column} in shard {shard}"
+        return verified_once(file)
 
-def _path(file: InputFile | None) -> Path | None:
-    return None if file is None else file.path
+
+@cache
+def verified_once(file: InputFile) -> Path:
+    """The path of a published file, hashed when it is first asked for: pages look into the same files again and again.
+
+    Raises:
+        IntegrityError: its bytes are not those that were recorded.
+    """
+    return file.verified()
 
 
 def _counts(column: pa.ChunkedArray) -> NDArray[np.int32]:

@@ -1,0 +1,101 @@
+"""JSON files that carry a hash of themselves, and locks: what keeps small files trustworthy beside the tables.
+
+A sealed file is an object whose last member, `sha256`, hashes all the others. It is read only if every byte is as it
+was written, so that a flipped bit and a number edited by hand are noticed alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.config import canonical_json
+from pipeline.core.errors import IntegrityError
+from pipeline.core.progress import say
+
+SEAL = "sha256"
+
+
+def write_sealed(path: Path, tree: Mapping[str, Any]) -> None:
+    """Create `path` atomically with a sealed object; if it exists already, it stays as it is."""
+    write_text(path, _text(tree))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The object that was sealed, without its seal.
+
+    Raises:
+        IntegrityError: the file is not what `write_sealed` left.
+    """
+    try:
+        text = path.read_bytes().decode()
+        tree = json.loads(text)
+        del tree[SEAL]
+        whole = text == _text(tree)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        whole = False
+    if not whole:
+        raise IntegrityError(
+            "the file was changed after it was written, or an earlier version of rpt wrote it",
+            where=path,
+            mend="delete it and run `rpt data` again: shards that are done stay done",
+        )
+    return dict(tree)
+
+
+def _text(tree: Mapping[str, Any]) -> str:
+    seal = hashlib.sha256(canonical_json(tree).encode()).hexdigest()
+    return json.dumps({**tree, SEAL: seal}, indent=1, ensure_ascii=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Create `path` atomically with `value` as JSON; if it exists already, it stays as it is."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Create `path` atomically and durably; if it exists already, it stays as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[bool]:
+    """Hold a folder against other processes: another one waits here until this one has left it, or died.
+
+    Yields:
+        Whether it is held. Some network file systems have no such locks: then both go on, and as every publish is a
+        create-if-absent, the first finisher wins.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _lock(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"{folder.parent.name:<12} waits: another process is at work on {folder}")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
