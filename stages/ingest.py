@@ -26,10 +26,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.core.artifact import Counters, InputFile, Record, Shard, write_json
+from pipeline.core.artifact import Counters, InputFile, Record, Shard
 from pipeline.core.config import CorpusConfig, EvaluationSetConfig, Manifest
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
+from pipeline.core.sealed import write_json
 from pipeline.core.stage import Stage, run_stage
 from pipeline.corpus.assignment import assign, shard_starts, write_assignment
 from pipeline.corpus.checks import check_quarantine, check_source, check_split
