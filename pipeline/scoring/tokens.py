@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from pipeline.core.config import canonical_json
 from pipeline.core.errors import UserError
 from pipeline.core.progress import console
 from pipeline.scoring import adapter
+from pipeline.scoring.tokenizer_json import bos_id, deterministic, parsed_in_text, text_only, token_bytes, vocabulary_of
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template*")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 MODEL_FILES = ("config.json", "generation_config.json", *WEIGHT_FILES, *TOKENIZER_FILES)
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _FIRST_PROBES = ("a", "0", "中")
 _BLANKS = (" ", "\t", "\n", "\r\n", "\u00a0", "\u3000")
 PROBES = (
@@ -44,8 +44,6 @@ PROBES = (
     "The cat's \\frac{1}{2} isn't $x_{1}^{2}$; they'll \"go\"...",
 )
 """Texts on which every tokenizer is compared with the whole of it, added tokens included."""
-_UNMATCHABLE = "\U0010ffff"
-"""A noncharacter: stands in for pieces that text must not produce."""
 
 
 class CorpusTokenizer:
@@ -68,17 +66,17 @@ class CorpusTokenizer:
 
     def __init__(self, tree: dict[str, Any], settings: dict[str, Any] | None = None, digest: str = "") -> None:
         """Args: tree of a `tokenizer.json`, tree of its `tokenizer_config.json`, and the digest of the first."""
-        whole = Tokenizer.from_str(json.dumps(_deterministic(tree)))
+        whole = Tokenizer.from_str(json.dumps(deterministic(tree)))
         # `tokenizers` numbers added tokens itself; the ids in the file are only what it should come to.
         self._added = {token.content: i for i, token in whole.get_added_tokens_decoder().items()}
-        parsed = {token["content"] for token in _parsed_in_text(tree)}
-        self._encoder = Tokenizer.from_str(json.dumps(_text_only(tree)))
+        parsed = {token["content"] for token in parsed_in_text(tree)}
+        self._encoder = Tokenizer.from_str(json.dumps(text_only(tree)))
         self._renumbered = _renumbered(self._encoder, {content: self._added[content] for content in parsed})
         self.digest = digest or hashlib.sha256(canonical_json(tree).encode()).hexdigest()
-        self.token_bytes = _token_bytes(tree, self._added)
+        self.token_bytes = token_bytes(tree, self._added)
         self.vocab_size = len(self.token_bytes)
-        self.bos_id = _bos_id(tree, settings or {}, self._added)
-        vocabulary = _vocabulary(tree)
+        self.bos_id = bos_id(tree, settings or {}, self._added)
+        vocabulary = vocabulary_of(tree)
         self._ids = {**vocabulary, **self._added}
         in_text = [i for content, i in self._ids.items() if content not in self._added or content in parsed]
         self.text_size = 1 + max(in_text if self.bos_id is None else [*in_text, self.bos_id], default=-1)
@@ -187,48 +185,10 @@ class CorpusTokenizer:
                 )
 
 
-# ------------------------------------------------------------------------------------------- tokenizer.json
-
-
 @lru_cache(maxsize=2)
 def _parsed(text: str, settings: str) -> CorpusTokenizer:
     """Of the two files' contents; a large vocabulary takes seconds, and stages name the same tokenizer."""
     return CorpusTokenizer(json.loads(text), json.loads(settings), hashlib.sha256(text.encode()).hexdigest())
-
-
-def _deterministic(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tokenizer.json` of an encoder that does not truncate or pad and draws nothing at random."""
-    model = dict(tree["model"])
-    if "dropout" in model:
-        model["dropout"] = None
-    return {"version": "1.0"} | tree | {"model": model, "truncation": None, "padding": None}
-
-
-def _text_only(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tokenizer.json` of an encoder that also knows no added token but white space."""
-    parsed = _parsed_in_text(tree)
-    unparsed = {t["content"] for t in tree.get("added_tokens") or ()} - {t["content"] for t in parsed}
-    tree = _deterministic(tree)
-    model = tree["model"]
-    if model.get("type") == "Unigram":  # its lattice would match the piece `<s>` in a text
-        model["vocab"] = [
-            [f"{_UNMATCHABLE}{i}" if piece in unparsed and i != model.get("unk_id") else piece, score]
-            for i, (piece, score) in enumerate(model["vocab"])
-        ]
-    elif model.get("type") != "BPE" or model.get("ignore_merges"):  # whole words are looked up, so `<s>` would be found
-        unparsed -= {model.get("unk_token")}
-        model["vocab"] = {f"{_UNMATCHABLE}{i}" if t in unparsed else t: i for t, i in model["vocab"].items()}
-    return tree | {"added_tokens": parsed, "post_processor": None}
-
-
-def _parsed_in_text(tree: dict[str, Any]) -> list[dict[str, Any]]:
-    """The added tokens that are parsed in text: those that are not special and consist of white space."""
-    space = _space_symbol(_text_parts(tree)) or ""
-    return [
-        token
-        for token in tree.get("added_tokens") or ()
-        if not token.get("special") and token["content"].replace(space or " ", " ").isspace()
-    ]
 
 
 def _renumbered(encoder: Tokenizer, ids: Mapping[str, int]) -> NDArray[np.int32]:
@@ -244,91 +204,6 @@ def _any_of(contents: Iterable[str]) -> re.Pattern[str] | None:
     """A pattern that finds any of some literal texts."""
     literals = [re.escape(content) for content in sorted(contents) if content]
     return re.compile("|".join(literals)) if literals else None
-
-
-def _vocabulary(tree: dict[str, Any]) -> dict[str, int]:
-    vocab = tree["model"]["vocab"]
-    return dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
-
-
-def _token_bytes(tree: dict[str, Any], added: dict[str, int]) -> list[bytes]:
-    """Bytes by id, from how the decoder turns tokens into text."""
-    parts, space = _text_parts(tree), _space_symbol(_text_parts(tree))
-    if any(part["type"] == "ByteLevel" for part in parts):
-        vocabulary = {i: _byte_level(token) for token, i in _vocabulary(tree).items()}
-    else:
-        by_byte = bool(tree["model"].get("byte_fallback")) or any(p["type"] == "ByteFallback" for p in parts)
-        vocabulary = {i: _sentencepiece(token, space, by_byte) for token, i in _vocabulary(tree).items()}
-    blank = {token["content"] for token in _parsed_in_text(tree)}
-    for content, i in added.items():
-        vocabulary[i] = (content.replace(space, " ") if space and content in blank else content).encode()
-    return [vocabulary.get(i, b"") for i in range(max(vocabulary, default=-1) + 1)]
-
-
-def _text_parts(tree: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts that say how text and vocabulary correspond."""
-    return [part for key in ("normalizer", "pre_tokenizer", "decoder") for part in _parts(tree.get(key))]
-
-
-def _parts(component: Any) -> Iterator[dict[str, Any]]:
-    """The component and everything nested in its sequences."""
-    if isinstance(component, dict) and "type" in component:
-        yield component
-        for key in ("normalizers", "pretokenizers", "decoders", "processors"):
-            for inner in component.get(key) or ():
-                yield from _parts(inner)
-
-
-def _space_symbol(parts: Sequence[dict[str, Any]]) -> str | None:
-    """The character that stands for a space in the vocabulary (▁), if there is one."""
-    for part in parts:
-        if part["type"] == "Metaspace":
-            return str(part.get("replacement", "▁"))
-        if part["type"] == "Replace" and part.get("pattern") == {"String": " "}:
-            return str(part["content"])
-    return None
-
-
-@lru_cache(maxsize=1)
-def byte_characters() -> dict[str, int]:
-    """GPT-2's map from the characters that byte-level vocabularies are written in to bytes."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-def _byte_level(token: str) -> bytes:
-    """
-    Example:
-        >>> _byte_level("Ġpara"), _byte_level("ä¸")
-        (b' para', b'\\xe4\\xb8')
-    """
-    characters = byte_characters()
-    try:
-        return bytes(map(characters.__getitem__, token))
-    except KeyError:
-        return token.encode()
-
-
-def _sentencepiece(token: str, space: str | None, by_byte: bool) -> bytes:
-    """
-    Example:
-        >>> _sentencepiece("▁para", "▁", True), _sentencepiece("<0x0A>", "▁", True)
-        (b' para', b'\\n')
-    """
-    byte = _BYTE_TOKEN.fullmatch(token) if by_byte else None
-    if byte:
-        return bytes([int(byte[1], 16)])
-    return (token.replace(space, " ") if space else token).encode()
-
-
-def _bos_id(tree: dict[str, Any], settings: dict[str, Any], added: dict[str, int]) -> int | None:
-    for part in _parts(tree.get("post_processor")):
-        if part["type"] == "TemplateProcessing" and part["single"] and "SpecialToken" in part["single"][0]:
-            return int(part["special_tokens"][part["single"][0]["SpecialToken"]["id"]]["ids"][0])
-    token = settings.get("bos_token")
-    content = token.get("content") if isinstance(token, dict) else token
-    return added.get(content) if content and settings.get("add_bos_token") is True else None
 
 
 # ---------------------------------------------------------------------------------------------- where it lies

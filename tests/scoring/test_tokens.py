@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pipeline.core.errors import UserError
-from pipeline.scoring.tokens import CorpusTokenizer, byte_characters, model_digest, weights
+from pipeline.scoring.tokenizer_json import byte_characters
+from pipeline.scoring.tokens import CorpusTokenizer, model_digest, weights
 from tests.scoring.models import qwen
 
 TEXT = "The cat sat on the mat. 猫は座った。 <think>no</think> café 🙂\n\n\tx = {1}^{2}"

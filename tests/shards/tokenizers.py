@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline.scoring.tokens import CorpusTokenizer, byte_characters
+from pipeline.scoring.tokenizer_json import byte_characters
+from pipeline.scoring.tokens import CorpusTokenizer
 
 
 def tokenizer_of(merges: Iterable[tuple[bytes, bytes]], missing: Collection[int] = ()) -> CorpusTokenizer:
