@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,7 +62,8 @@ def export(
         where: SQL over `SITE_COLUMNS`, and over `CORPUS_COLUMN` if there are several sources: which sites.
 
     Returns:
-        rows by split.
+        rows by split. A context that holds an added token of the policy literally is not among them: other trainers
+        parse it where `rpt train` reads text, so that their prompt would be another one.
 
     Raises:
         UserError: `out` holds something, no site matches, or the tokenizer is not the shards'.
@@ -77,9 +78,10 @@ def export(
     several = CORPUS in pq.read_schema(shards.files("train")[0].verified()).names
     columns = SITE_COLUMNS | (CORPUS_COLUMN if several else {})
     rule = row_filter(where, columns, "--where")
+    told_apart = _AsText(tokenizer)
     with whole_folder(out) as folder:
         rows = {
-            split: _write(kind, folder, split, examples(name, shards, split, text, list(columns), rule))
+            split: _write(kind, folder, split, examples(name, shards, split, text, list(columns), rule, told_apart))
             for split in SPLITS
         }
         if not rows["train"]:
@@ -91,6 +93,7 @@ def export(
             "manifest": name,
             "format": format,
             "rows": rows,
+            "dropped": {"added_token_in_context": told_apart.dropped},
             "where": where,
             "template": {"name": text.name, "version": text.version},
             "shards": {"fingerprint": shards.fingerprint, "content": shards.content},
@@ -99,18 +102,43 @@ def export(
         }
         (folder / "export.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     counts = ", ".join(f"{split} {count:,}" for split, count in rows.items())
+    if told_apart.dropped:
+        counts += f", dropped.added_token_in_context {told_apart.dropped:,}"
     say(f"export       {format}: {counts}  {out}")
     return rows
 
 
+class _AsText:
+    """Says which contexts another trainer reads as the text that they are, and counts the others."""
+
+    def __init__(self, tokenizer: CorpusTokenizer) -> None:
+        self._tokenizer, self.dropped = tokenizer, 0
+
+    def __call__(self, context: bytes) -> bool:
+        plain = not self._tokenizer.holds_added_token(context.decode())
+        self.dropped += not plain
+        return plain
+
+
 def examples(
-    name: str, shards: Record, split: str, template: Template, columns: list[str], rule: pl.Expr
+    name: str,
+    shards: Record,
+    split: str,
+    template: Template,
+    columns: list[str],
+    rule: pl.Expr,
+    wanted: Callable[[bytes], bool],
 ) -> Iterator[Example]:
-    """The split's sites that match, in shard order; memory holds `ROWS` of them. `columns`: what the rule may name."""
+    """The split's sites that match and whose context is wanted, in shard order; memory holds `ROWS` of them.
+
+    `columns`: what the rule may name.
+    """
     index = itertools.count()
     for file in shards.files(split):
         for table in _batches(file, [*columns, *COLUMNS]):
             for row in filter_rows(pl.DataFrame(pl.from_arrow(table)), rule, "`--where`").iter_rows(named=True):
+                if not wanted(row["context"]):
+                    continue
                 source = "/".join(filter(None, ("rpt", name, row.get(CORPUS))))
                 yield Example.of(row, next(index), source, template.before, template.after)
 

@@ -1,21 +1,22 @@
 """The reward as other trainers call it. With `pipeline/task` it becomes the one file `rpt_reward.py` of an export.
 
-Standard library only. A trainer that hands over text has decoded it: a prediction that ends inside a character is
-U+FFFD there and earns 0. One that hands over token ids (TRL) is judged on their bytes, as `rpt train` judges.
+Standard library only, from Python 3.8 on. A trainer that hands over text has decoded it: a prediction that ends inside
+a character is U+FFFD there and earns 0, and special tokens and ids that the tokenizer does not have may be lost. One
+that hands over token ids (TRL) is judged on their bytes, as `rpt train` judges.
 """
 
 from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Sized
+from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.task.reward import Outcome, score_response
+from pipeline.task.reward import Outcome, response_bytes, score_response
 
 POLICY_FILE = "policy.json"
 """Beside the exported module: what ends a response, and the bytes of every token id."""
@@ -49,23 +50,23 @@ def judge(response: bytes | str, truth: str, finished: bool = True) -> Outcome:
     return score_response(data, finished, continuation, tuple(accumulate(tree["token_lengths"])))
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """How a policy's responses end, and what its tokens are in bytes."""
 
     end_ids: frozenset[int]
     end_texts: tuple[str, ...]
+    """What they decode to, where they decode to anything."""
     token_bytes: tuple[bytes, ...]
 
     def response(self, ids: Sequence[int]) -> tuple[bytes, bool]:
         """Bytes of sampled ids without the end-of-sequence token, and whether there was one."""
         finished = bool(ids) and ids[-1] in self.end_ids
-        return b"".join(self.token_bytes[i] for i in (ids[:-1] if finished else ids)), finished
+        return response_bytes(ids[:-1] if finished else ids, self.token_bytes), finished
 
     def without_end(self, text: str) -> tuple[str, bool]:
         """The same of a response that was decoded with its special tokens."""
         ending = next((end for end in self.end_texts if text.endswith(end)), "")
-        return text.removesuffix(ending), bool(ending)
+        return text[: len(text) - len(ending)], bool(ending)
 
 
 @lru_cache(maxsize=1)
@@ -73,7 +74,8 @@ def read_policy(path: Path) -> Policy:
     """`policy.json` of an export."""
     tree = json.loads(path.read_text(encoding="utf-8"))
     token_bytes = tuple(map(bytes.fromhex, tree["token_bytes"]))
-    return Policy(frozenset(tree["end_ids"]), tuple(token_bytes[i].decode() for i in tree["end_ids"]), token_bytes)
+    ends = [token_bytes[i].decode(errors="replace") for i in tree["end_ids"] if i < len(token_bytes)]
+    return Policy(frozenset(tree["end_ids"]), tuple(filter(None, ends)), token_bytes)
 
 
 # ------------------------------------------------------------------------------------- what the trainers call
@@ -90,27 +92,40 @@ def compute_score(
 def next_token_reward(completion_ids: Sequence[Sequence[int]], ground_truth: Sequence[str], **_: Any) -> list[float]:
     """For TRL: `GRPOTrainer(reward_funcs=next_token_reward)`. Exact: it reads token ids."""
     policy = read_policy(Path(__file__).with_name(POLICY_FILE))
-    rewards = []
-    for ids, truth in zip(completion_ids, ground_truth, strict=True):
+    _check_lengths(completion_ids, ground_truth)
+
+    def reward(ids: Sequence[int], truth: str) -> float:
         response, finished = policy.response(ids)
-        rewards.append(judge(response, truth, finished).reward)
-    return rewards
+        return judge(response, truth, finished).reward
+
+    return list(map(reward, completion_ids, ground_truth))
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str], **_: Any) -> dict[str, Any]:
     """For OpenRLHF: `--reward.remote_url .../rpt_reward.py`. A query is the prompt with the response to it.
 
+    Rewards are tensors, which OpenRLHF asks for, or where torch is not installed, lists.
+
     Raises:
         ValueError: a query does not begin with its prompt, as when the prompt was cut to fit.
     """
-    import torch
-
     policy = read_policy(Path(__file__).with_name(POLICY_FILE))
-    rewards = []
-    for query, prompt, label in zip(queries, prompts, labels, strict=True):
+    _check_lengths(queries, prompts, labels)
+
+    def reward(query: str, prompt: str, label: str) -> float:
         if not query.startswith(prompt):
             raise ValueError("a query does not begin with its prompt: allow longer prompts, or export shorter contexts")
         response, finished = policy.without_end(query[len(prompt) :])
-        rewards.append(judge(response, label, finished).reward)
-    scores = torch.tensor(rewards)
+        return judge(response, label, finished).reward
+
+    scores: Any = list(map(reward, queries, prompts, labels))
+    with suppress(ImportError):
+        import torch
+
+        scores = torch.tensor(scores)
     return {"rewards": scores, "scores": scores, "extra_logs": {"accuracy": scores}}
+
+
+def _check_lengths(*columns: Sized) -> None:
+    if len(set(map(len, columns))) > 1:
+        raise ValueError(f"columns of different lengths: {[len(column) for column in columns]}")

@@ -14,12 +14,13 @@ MODULES = (extraction, reward, judging)
 HEADER = '''"""Next-token rewards of Reinforcement Pre-Training (arXiv 2506.08007), as `rpt train` computes them.
 
 Written by `rpt export` from {names}.
-Standard library only: copy this file anywhere.
+Standard library only, Python 3.8 or later: copy this file anywhere.
 `compute_score` is for verl, `next_token_reward` for TRL, `reward_func` for OpenRLHF; `judge` for everything else.
 """
+
+from __future__ import annotations
 '''
-"""Without `from __future__ import annotations`: trainers load the file without registering it as a module, and that is
-where dataclasses would look up annotations that are text."""
+"""Trainers load the file without registering it as a module, so that it has no dataclasses, which look one up there."""
 
 
 def reward_file() -> str:

@@ -15,10 +15,10 @@ from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.grpo.prompt import PromptBuilder
 from pipeline.grpo.reward import encoded
-from pipeline.grpo.sampler import UNKNOWN
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.shards.reader import ShardReader, permutation
 from pipeline.task.extraction import BOX, END_OF_THINKING
+from pipeline.task.reward import response_bytes
 
 Ids = NDArray[np.int32]
 
@@ -139,7 +139,7 @@ def thought_examples(files: Sequence[Path], prompts: PromptBuilder, tokens: Corp
     examples = []
     for context, response, response_ids in rows.iter_rows():
         ids = np.array(response_ids, dtype=np.int32)
-        said = b"".join(tokens.token_bytes[i] if i < tokens.vocab_size else UNKNOWN for i in response_ids)
+        said = response_bytes(response_ids, tokens.token_bytes)
         if not said.decode("utf-8", errors="replace").startswith(response):
             raise UserError(
                 "the rollouts are another tokenizer's than the policy's",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pipeline.core.config import TaskConfig
 from pipeline.grpo.prompt import PromptBuilder
@@ -81,7 +81,7 @@ def information_gain(reader: Reader, answered: Sequence[Answered]) -> Outcomes:
     )
     gains = iter(thought)
     return [
-        [replace(outcome, reward=next(gains)[0] - before) for outcome in group]
+        [outcome._replace(reward=next(gains)[0] - before) for outcome in group]
         for group, (before,) in zip(outcomes, bare, strict=True)
     ]
 
@@ -93,7 +93,7 @@ def format_only(reader: Reader, answered: Sequence[Answered]) -> Outcomes:
     """
     formless = ("missing", "empty", "unfinished")
     return [
-        [replace(outcome, reward=float(outcome.reason not in formless)) for outcome in group]
+        [outcome._replace(reward=float(outcome.reason not in formless)) for outcome in group]
         for group in prefix(reader, answered)
     ]
 
@@ -133,7 +133,7 @@ def rewarded(task: TaskConfig, reader: Reader, answered: Sequence[Answered], ste
     outcomes = REWARDS[task.reward](reader, answered)
     return [
         [
-            replace(outcome, reward=outcome.reward + _by_length(task, outcome, len(response.ids), step, room))
+            outcome._replace(reward=outcome.reward + _by_length(task, outcome, len(response.ids), step, room))
             for outcome, response in zip(group, a.responses, strict=True)
         ]
         for group, a in zip(outcomes, answered, strict=True)

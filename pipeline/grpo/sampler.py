@@ -37,10 +37,7 @@ from pipeline.grpo.fused_decoder import FusedDecoder, can_fuse
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import Response, SamplingRequest
 from pipeline.scoring.tokens import CorpusTokenizer
-
-UNKNOWN = "\ufffd".encode()
-"""Bytes of an id that the tokenizer does not know (models have spare rows): such a response matches nothing."""
-
+from pipeline.task.reward import response_bytes
 
 Rows = Callable[[Layers, Tensor, int, int], Shared | Repeated]
 """Keys and values of contexts, their mask [P, W], G, room → the rows that are decoded after them."""
@@ -185,8 +182,7 @@ class Sampler:
         ]
 
     def _response(self, ids: list[int], logprobs: list[float], finished: bool) -> Response:
-        spoken, known = ids[:-1] if finished else ids, self._tokenizer.token_bytes
-        text = b"".join([known[i] if i < len(known) else UNKNOWN for i in spoken])
+        text = response_bytes(ids[:-1] if finished else ids, self._tokenizer.token_bytes)
         return Response(tuple(ids), text, finished, tuple(logprobs))
 
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from pipeline.core.config import RolloutConfig
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
-from pipeline.grpo.sampler import UNKNOWN
 from pipeline.grpo.types import Response, SamplingRequest
 from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.task.reward import response_bytes
 
 Sampled = Sequence[Any]
 """Token ids [T], log-probabilities [T], finished: `vllm_engine.Sampled`, or the same out of JSON."""
@@ -70,8 +70,7 @@ class VllmSampler:
         self._engine.close()
 
     def _response(self, ids: Sequence[int], logprobs: Sequence[float], finished: bool) -> Response:
-        spoken, known = ids[:-1] if finished else ids, self._tokenizer.token_bytes
-        text = b"".join([known[i] if i < len(known) else UNKNOWN for i in spoken])
+        text = response_bytes(ids[:-1] if finished else ids, self._tokenizer.token_bytes)
         return Response(tuple(ids), text, finished, tuple(logprobs))
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from pipeline.task.extraction import extract_prediction
 
@@ -13,8 +12,7 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 """Every reason an outcome can have. Prefix matching rewards `match` with 1, all others with 0."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a prediction earned, and why."""
 
     reward: float
@@ -88,7 +86,21 @@ def dense_reward(outcome: Outcome, probability: float) -> Outcome:
         >>> dense_reward(first_token_reward(b" 5", b" 5", b" 4"), 0.25).reward
         0.25
     """
-    return replace(outcome, reward=probability) if outcome.reason == "mismatch" else outcome
+    return outcome._replace(reward=probability) if outcome.reason == "mismatch" else outcome
+
+
+UNKNOWN = b"\xef\xbf\xbd"
+"""U+FFFD: stands in a response for an id that the tokenizer does not have. Models have spare embedding rows."""
+
+
+def response_bytes(ids: Sequence[int], token_bytes: Sequence[bytes]) -> bytes:
+    """The bytes of a response's token ids. `token_bytes`: bytes by id.
+
+    Example:
+        >>> response_bytes([1, 0, 7], [b"a", b"b"]).decode()
+        'ba�'
+    """
+    return b"".join([token_bytes[i] if 0 <= i < len(token_bytes) else UNKNOWN for i in ids])
 
 
 def score_response(response: bytes, finished: bool, continuation: bytes, boundaries: Sequence[int]) -> Outcome:

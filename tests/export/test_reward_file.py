@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import random
+import shutil
 import subprocess
 import sys
 from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pipeline.export import judging
 from pipeline.export.judging import ground_truth
 from pipeline.export.standalone import reward_file
 from pipeline.task.reward import REASONS, score_response
@@ -79,7 +85,7 @@ def test_against_a_plain_twin_of_equation_3(exported: ModuleType) -> None:
         assert exported.judge(b"</think>\\boxed{" + data + b"}", truth).reward == reward, data
 
 
-POLICY = {
+POLICY: dict[str, Any] = {
     "end_ids": [3],
     "token_bytes": [data.hex() for data in (b"</think>", b"\\boxed{", b"\xe6\x95", b"<|end|>", b"}", b"\xb0")],
 }
@@ -106,6 +112,41 @@ def test_trl_is_judged_on_token_ids(exported: ModuleType) -> None:
     assert rewards == list(completions.values())
 
 
+@given(st.lists(st.integers(0, 12), max_size=12))
+def test_ids_that_the_tokenizer_does_not_have_are_judged_as_rpt_train_judges_them(ids: list[int]) -> None:
+    """Models have spare embedding rows, and a policy that is hot enough says them. 6 and above are spare here; an end
+    of sequence may be one, too."""
+    known = [bytes.fromhex(data) for data in POLICY["token_bytes"]]
+    policy = judging.Policy(frozenset({3, 9}), ("<|end|>",), tuple(known))
+    truth = ground_truth("数".encode(), [2, 1])
+    finished = bool(ids) and ids[-1] in (3, 9)
+    spoken = ids[:-1] if finished else ids
+    ours = b"".join(known[i] if i < 6 else "\ufffd".encode() for i in spoken)
+    assert policy.response(ids) == (ours, finished)
+    assert judging.judge(ours, truth, finished) == score_response(ours, finished, "数".encode(), [2, 3])
+
+
+def test_trl_goes_on_when_a_policy_says_spare_ids(exported: ModuleType, tmp_path: Path) -> None:
+    folder = Path(exported.__file__ or "").parent
+    (folder / "policy.json").write_text(json.dumps(POLICY | {"end_ids": [3, 900]}))
+    exported.read_policy.cache_clear()
+    try:
+        completions = [[0, 1, 2, 4, 900], [0, 1, 2, 802, 4, 3], [802], [0, 1, 2, 4, 802]]
+        assert exported.next_token_reward(completions, [ground_truth("数".encode(), [2, 1])] * 4) == [
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+        ]
+        answer = "</think>\\boxed{數}<|end|>"  # an end without bytes ends no text
+        assert exported.reward_func([answer[:-7]], [""], [ground_truth("數".encode(), [3])])["rewards"][0] == 0.0
+        assert exported.reward_func([answer], [""], [ground_truth("數".encode(), [3])])["rewards"][0] == 1.0
+    finally:
+        exported.read_policy.cache_clear()
+    with pytest.raises(ValueError, match="different lengths"):
+        exported.next_token_reward([[1]], [])
+
+
 def test_openrlhf_takes_the_prompt_and_the_end_off(exported: ModuleType) -> None:
     Path(exported.__file__ or "").with_name("policy.json").write_text(json.dumps(POLICY))
     truth, prompt = ground_truth(b"}", [1]), "a prompt with </think>\\boxed{x}"
@@ -114,6 +155,43 @@ def test_openrlhf_takes_the_prompt_and_the_end_off(exported: ModuleType) -> None
     assert result["rewards"].tolist() == list(answers.values()) == result["scores"].tolist()
     with pytest.raises(ValueError, match="does not begin with its prompt"):
         exported.reward_func(["cut" + prompt], [prompt], [truth])
+
+
+OLD = """
+import sys, json; sys.modules["torch"] = None
+import importlib.util
+spec = importlib.util.spec_from_file_location("reward_func", "rpt_reward.py")
+module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+truth = module.ground_truth(b" 4", [2])
+token_bytes = [data.hex() for data in (b"</think>", b"\\\\boxed{", b" 4", b"~", b"}")]
+open("policy.json", "w").write(json.dumps({"end_ids": [3], "token_bytes": token_bytes}))
+print(json.dumps([
+    module.compute_score("x", r"</think>\\boxed{ 4}", truth)["score"],
+    module.next_token_reward([[0, 1, 2, 4, 3], [802]], [truth, truth]),
+    module.reward_func([r"p</think>\\boxed{ 4}~", "p"], ["p", "p"], [truth, truth])["rewards"],
+    module.judge(b"", truth).reason,
+]))
+"""
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.9", "3"])
+def test_it_works_in_older_pythons_and_without_torch(exported: ModuleType, tmp_path: Path, version: str) -> None:
+    python = sys.executable if version == "3" else shutil.which(f"python{version}")
+    if not python or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
+        pytest.skip(f"there is no Python {version}")
+    (tmp_path / "rpt_reward.py").write_text(reward_file(), encoding="utf-8")
+    done = subprocess.run([python, "-c", OLD], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [1.0, [1.0, 0.0], [1.0, 0.0], "missing"]
+
+
+def test_it_has_nothing_that_python_3_8_lacks(tmp_path: Path) -> None:
+    """Where no old Python is at hand: its grammar, and no name of the standard library that came later."""
+    ast.parse(reward_file(), feature_version=(3, 8))
+    (tmp_path / "rpt_reward.py").write_text(reward_file(), encoding="utf-8")
+    vermin = [sys.executable, "-c", "from vermin import main; main()", "--target=3.8-", "--no-tips", "--violations"]
+    found = subprocess.run([*vermin, tmp_path], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
 
 
 def test_it_imports_nothing_but_the_standard_library(exported: ModuleType, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 
 from pipeline.core.errors import UserError
 from pipeline.grpo.drawing import draw, rollout_seed, uniform
-from pipeline.grpo.sampler import UNKNOWN, Sampler, eos_ids_of
+from pipeline.grpo.sampler import Sampler, eos_ids_of
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import SamplingRequest
 from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.task.reward import UNKNOWN
 from tests.grpo.models import EOS, VOCAB, plain_logprobs, tiny
 
 KNOWN = VOCAB - 1

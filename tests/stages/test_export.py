@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
 from pipeline.core.artifact import Record, content_hash, current_record
 from pipeline.core.config import Manifest, load
@@ -34,8 +35,11 @@ TEXTS = [row["problem"] + "\n" + row["solution"] for row in problems(40)]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Record]:
-    """A manifest and its shards: 40 documents in three, each tenth held out."""
-    work = tmp_path_factory.mktemp("work")
+    return shards_of(tmp_path_factory.mktemp("work"), TEXTS)
+
+
+def shards_of(work: Path, texts: list[str]) -> tuple[Manifest, Record]:
+    """A manifest and its shards: documents in shards of 15, each tenth held out."""
     policy = byte_level_tokenizer(work / "policy", TEXTS, 400)
     toy = Manifest.model_validate(
         {
@@ -46,8 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Record]:
         }
     )
     tokenizer = CorpusTokenizer.load(policy)
-    documents = documents_of(TEXTS, ["validation" if i % 10 == 9 else "train" for i in range(len(TEXTS))])
-    ends = [tokenizer.ends(tokenizer.encode(text)).tolist() for text in TEXTS]
+    documents = documents_of(texts, ["validation" if i % 10 == 9 else "train" for i in range(len(texts))])
+    ends = [tokenizer.ends(tokenizer.encode(text)).tolist() for text in texts]
     entropies = [[None if t < 4 else (t % 3) * 0.75 for t in range(len(e))] for e in ends]
     ingested = publish_tables(work, "ingest", [{"documents": t} for t in cut(documents, 15)])
     scored = publish_tables(work, "score", [{"scores": t} for t in cut(scores_of(documents, ends, entropies), 15)])
@@ -112,6 +116,28 @@ def test_where_chooses_sites_and_bytes_are_the_same_every_time(made: tuple[Manif
     assert content_hash(exported(made, "verl", tmp_path / "a") / "train.parquet") == content_hash(
         exported(made, "verl", tmp_path / "b") / "train.parquet"
     )
+
+
+def test_prompts_have_the_same_ids_in_the_trainers_that_read_them(tmp_path: Path) -> None:
+    """Contexts that hold a special token literally are text here, and the token itself where text is tokenized whole;
+    they are left out and counted, and so are those with other added tokens."""
+    texts = [*TEXTS[:20], "a <|end|> b and then 4 apples", "it <think>hm</think> 4 apples", "4 <|end| >  apples"]
+    toy, shards = shards_of(tmp_path, texts)
+    out = tmp_path / "out"
+    rows = export("toy", shards, format="trl", template="question", out=out, policy=toy.materialize)
+    dropped = json.loads((out / "export.json").read_text())["dropped"]["added_token_in_context"]
+    tokenizer = CorpusTokenizer.load(toy.materialize.policy_tokenizer)
+    sites = [
+        site for split in ("train", "validation") for f in shards.files(split) for site in read_table(f).to_pylist()
+    ]
+    hostile = [s for s in sites if b"<|end|>" in s["context"] or b"<think>" in s["context"]]
+    assert dropped == len(hostile) > 4 and sum(rows.values()) == len(sites) - dropped
+    whole = AutoTokenizer.from_pretrained(toy.materialize.policy_tokenizer)
+    exported_sites = [row for split in rows if rows[split] for row in rows_of(out, split)]
+    assert any("<|end| >" in row["prompt"][0]["content"] for row in exported_sites)
+    for row in exported_sites:
+        context = row["prompt"][0]["content"]
+        assert whole.encode(context, add_special_tokens=False) == tokenizer.encode(context).tolist()
 
 
 def test_what_cannot_be_exported_is_told_and_leaves_nothing(made: tuple[Manifest, Record], tmp_path: Path) -> None:
