@@ -159,7 +159,8 @@ def train(
             if done == steps or done % budget.evaluate_every == 0:
                 metrics |= evaluate(policy, held_out, bands, recipe)
             record(done, metrics)
-            watch.see(metrics, budget.stop)
+            if (warning := watch.see(metrics, budget.stop)) and main:
+                say(f"train        warning, step {done}: {warning}")
             stopped = done < steps and ranks.largest(stop_is_asked()) > 0
             if stopped or (done < steps and done % budget.save_every == 0):
                 save(done, metrics)

@@ -538,6 +538,11 @@ class StopConfig(Config):
     entropy: float | None = Field(1e-4, gt=0)
     """The policy's entropy (nats a token) was below this for `entropy_steps` in a row."""
     entropy_steps: int = Field(20, gt=0)
+    logprob_gap: float | None = Field(0.5, gt=0)
+    """Trainer and sampler differ by more than this about the sampled tokens (`sampler/logprob_gap`, nats): one of the
+    two computes another policy."""
+    logprob_gap_warning: float | None = Field(0.1, gt=0)
+    """From here on there is a warning. Rounding to bfloat16 alone makes a gap of about 0.05."""
 
 
 class BudgetConfig(Config):

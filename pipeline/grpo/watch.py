@@ -17,9 +17,14 @@ class Watch:
     """Steps without a group of unequal rewards."""
     collapsed: int = 0
     """Steps with less entropy than the rules want."""
+    apart: int = 0
+    """Steps at which trainer and sampler differed by enough for a warning."""
 
-    def see(self, metrics: Mapping[str, float], rules: StopConfig) -> None:
+    def see(self, metrics: Mapping[str, float], rules: StopConfig) -> str | None:
         """Take in a step's metrics, the same on every rank.
+
+        Returns:
+            what the user is warned of, at the first of several such steps in a row.
 
         Raises:
             UserError: a rule says that the run stops; the message says what was seen, and what may mend it.
@@ -27,6 +32,15 @@ class Watch:
         entropy, norm = metrics["policy/entropy"], metrics.get("grad_norm", 0.0)
         self.dead = self.dead + 1 if metrics["groups/zero_variance"] == 1 else 0
         self.collapsed = self.collapsed + 1 if rules.entropy is not None and entropy < rules.entropy else 0
+        gap, warned = metrics.get("sampler/logprob_gap", 0.0), rules.logprob_gap_warning
+        self.apart = self.apart + 1 if warned is not None and gap > warned else 0
+        if rules.logprob_gap is not None and gap > rules.logprob_gap:
+            raise _stopped(
+                f"trainer and sampler differ by {gap:.3g} nats a token about what was sampled",
+                "logprob_gap",
+                "one of them computes another policy: compare with `rollout.sampler: built_in` and "
+                "`policy.dtype: float32`",
+            )
         if rules.grad_norm is not None and norm > rules.grad_norm:
             raise _stopped(
                 f"the gradient explodes: its norm is {norm:.3g}",
@@ -47,6 +61,12 @@ class Watch:
                 "entropy",
                 "give `objective.entropy` or `objective.kl` a weight, or lower `optimizer.lr`",
             )
+        if self.apart == 1:
+            return (
+                f"trainer and sampler differ by {gap:.3g} nats a token (`sampler/logprob_gap`): rounding to bfloat16 "
+                "makes about 0.05; `objective.importance_cap: 2` weighs tokens by what is left"
+            )
+        return None
 
     def state(self) -> dict[str, int]:
         """As a checkpoint holds it: `Watch(**state)` goes on."""
