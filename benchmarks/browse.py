@@ -90,6 +90,7 @@ def main() -> None:
 def build(work: Path, positions: int) -> dict[str, Any]:
     """Documents, scores, selection and index under `work`; how long each took, and how much disk."""
     from stages.browse import open_library
+    from stages.score import ScoreStageConfig
     from stages.select import select
 
     executor = LocalExecutor()
@@ -104,9 +105,10 @@ def build(work: Path, positions: int) -> dict[str, Any]:
         return made
 
     plan = [Shard(i, {}, {}) for i in range(count)]
-    for stage, run in (("ingest", make_documents), ("score", make_scores)):
-        made = Stage(stage, 1, run)
-        records[stage] = timed(stage, lambda made=made: run_stage(made, Config(), plan, {}, work, executor))
+    scored = ScoreStageConfig(score=MANIFEST.score, dtype="float32", tokenizer=None)
+    for stage, run, config in (("ingest", make_documents, MANIFEST.corpus), ("score", make_scores, scored)):
+        made = (Stage(stage, 1, run), config, plan, {}, work, executor)
+        records[stage] = timed(stage, lambda made=made: run_stage(*made))
     timed("select", lambda: select(MANIFEST, records["ingest"], records["score"], work=work, executor=executor))
     timed("index", lambda: open_library(MANIFEST, work=work, executor=executor))
     size = {

@@ -1,6 +1,7 @@
 """Browse: the live page over what the stages have published, on this machine only.
 
-Input:   `documents`, `scores` and every `select` of them; where they exist, a run's rollouts.
+Input:   the selection that the manifest describes, the `documents` and `scores` it was made of and every other `select`
+         of them; where they exist, a run's rollouts.
 Output:  pages on http://127.0.0.1:PORT; `browse` (an index of the scores, made once) and `flags.jsonl` in the work
          folder of the manifest. Nothing else is written.
 Command: rpt browse data_manifests/<name>.yaml [--recipe recipes/<name>.yaml] [--run runs/<name>] [--port 8000]
@@ -18,13 +19,11 @@ from pipeline.audit.browse.index import index
 from pipeline.audit.browse.kept import kept
 from pipeline.audit.browse.library import Library, Records, Selection, selections
 from pipeline.audit.browse.server import create_app
-from pipeline.audit.lineage import check_columns
-from pipeline.core.artifact import current_record
+from pipeline.audit.lineage import lineage_of
 from pipeline.core.config import Manifest, Recipe, TaskConfig
 from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
 from pipeline.core.progress import say
-from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 
 
 def open_library(
@@ -33,21 +32,18 @@ def open_library(
     """Bring the index up to date and open everything that the pages show.
 
     Args:
-        manifest: whose artifacts are shown.
+        manifest: with its overrides; the selection that it describes is shown, and others of its scores beside it.
         work: the manifest's folder.
         executor: builds the index.
         recipe: whose prompt template and policy make the prompts; without one the default template.
         run: the run whose rollouts are shown; `runs/<recipe>` unless told.
 
     Raises:
-        UserError: a stage has not run, or selections are of other scores.
+        UserError: the selection that the manifest describes has not been made.
     """
-    documents, scores = current_record(work, "ingest"), current_record(work, "score")
-    current = current_record(work, "select")
+    lineage = lineage_of(work, manifest)
+    documents, scores, current = lineage.ingest, lineage.score, lineage.select
     made = selections(work, scores)
-    if current.fingerprint not in [record.fingerprint for record in made]:
-        raise UserError("the selection is of other scores", where=current.directory, mend="run `rpt select` again")
-    check_columns(scores, "scores", SCORE_TABLE_COLUMNS)
     indexed = index(documents, scores, work=work, executor=executor)
     made.sort(key=lambda record: record.fingerprint != current.fingerprint)
     shown = [Selection(record) for record in made]
@@ -56,7 +52,7 @@ def open_library(
         for s in shown
     ]
     proxy = manifest.proxy
-    fitted = current_record(work, "proxy").files("model")[0].path if proxy.train else None
+    fitted = lineage.before["proxy"].files("model")[0].path if proxy.train else None
     return Library(
         manifest,
         Records(documents, scores, indexed, shown),

@@ -19,6 +19,10 @@ _STAGES = ("read", "near", "assign", "proxy")
 """Stages whose output others are made of, beside the four of `rpt data`, in the order in which they run."""
 
 
+SHOWN = 8
+"""Selections that a message lists, of those that were made."""
+
+
 @dataclass(frozen=True)
 class Lineage:
     """The records of one selection."""
@@ -63,10 +67,12 @@ def lineage_of(work: Path, manifest: Manifest) -> Lineage:
         and (lineage := _up_to(work, manifest, record)) is not None
     ]
     if not found:
+        made = [f"{r.fingerprint} (where: {_short(r.config['where'])})" for r in _records(work, "select")]
         raise UserError(
             "this selection has not been made",
-            where=" ".join(manifest.select.where.split()),
-            mend="run `rpt data` (or `rpt select`) with this manifest and these overrides first",
+            where=_short(manifest.select.where),
+            mend="run `rpt data` (or `rpt select`) with this manifest and these overrides first; "
+            f"in {work} there are: {', '.join(made[-SHOWN:]) or 'none'}",
         )
     lineage = max(found, key=lambda lineage: _preference(work, lineage))
     check_columns(lineage.score, "scores", SCORE_TABLE_COLUMNS)
@@ -132,7 +138,7 @@ def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = ""
         return None
     made = [record for record in _records(work, "materialize") if record.inputs.get("sites") == select.content]
     if manifest is not None:
-        if ingest.config != manifest.corpus.identity() or score.config["score"] != manifest.score.identity():
+        if ingest.config != manifest.corpus.identity() or score.config.get("score") != manifest.score.identity():
             return None
         made = [record for record in made if record.config == manifest.materialize.identity()]
         name = manifest.name
@@ -151,6 +157,11 @@ def _preference(work: Path, lineage: Lineage) -> tuple[bool, bool, int, bool]:
     """What was made last comes first, and what a later version of the code made."""
     ingest, score = (_current(work, record) for record in (lineage.ingest, lineage.score))
     return ingest, score, lineage.select.version, _current(work, lineage.select)
+
+
+def _short(where: str) -> str:
+    line = " ".join(where.split())
+    return line if len(line) <= 100 else f"{line[:100]}…"
 
 
 def _flags(manifest: Manifest) -> str | None:

@@ -20,6 +20,7 @@ from pipeline.core.artifact import Record
 from pipeline.core.config import Manifest
 from pipeline.corpus.documents import DOCUMENTS, doc_id
 from pipeline.scoring.table import SCORES_WITH_TOP
+from stages.score import ScoreStageConfig
 from stages.select import select
 from tests.stages.published import InProcess, cut, publish_tables
 from tests.toys import byte_level_tokenizer, problems
@@ -59,8 +60,6 @@ def build(folder: Path, shard_documents: int = 15) -> Built:
     documents = _documents([*texts[:20], *HOSTILE, *texts[20:]])
     scores = _scores(documents)
     work = folder / "work" / "toy"
-    ingest = publish_tables(work, "ingest", [{"documents": part} for part in cut(documents, shard_documents)])
-    scored = publish_tables(work, "score", [{"scores": part} for part in cut(scores, shard_documents)])
 
     def manifest(**rule: object) -> Manifest:
         return Manifest.model_validate(
@@ -73,6 +72,12 @@ def build(folder: Path, shard_documents: int = 15) -> Built:
             }
         )
 
+    plain = manifest()
+    made_with = ScoreStageConfig(score=plain.score, dtype="float32", tokenizer=None)
+    ingest = publish_tables(
+        work, "ingest", [{"documents": part} for part in cut(documents, shard_documents)], plain.corpus
+    )
+    scored = publish_tables(work, "score", [{"scores": part} for part in cut(scores, shard_documents)], made_with)
     capped = select(manifest(max_per_document=2), ingest, scored, work=work, executor=InProcess())
     current = select(manifest(), ingest, scored, work=work, executor=InProcess())
     site = str(pq.read_table(current.files("sites")[0].path)["site_id"][0].as_py())

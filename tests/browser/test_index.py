@@ -20,9 +20,11 @@ from pipeline.audit.browse.index import index
 from pipeline.audit.browse.rules import Where
 from pipeline.audit.browse.store import Store
 from pipeline.audit.browse.whatif import chart
+from pipeline.audit.lineage import lineage_of
 from pipeline.core.artifact import Record
 from pipeline.core.config import BandsConfig
 from pipeline.core.errors import UserError
+from stages.browse import open_library
 from tests.browser.conftest import Live
 from tests.browser.corpus import METADATA, Halting
 from tests.stages.published import InProcess, cut, publish_tables
@@ -256,3 +258,30 @@ def test_a_site_says_how_its_rollouts_reason(live: Live) -> None:
     doc_id, _, position = live.built.site_with_rollouts.rpartition("-")
     site = live.library.site(live.library.document(live.library.store.document_of[doc_id]), int(position))
     assert len(site["rollouts"]) == 2 and {g: n for g, n in site["patterns"].items() if n} == {"reflection": 1}
+
+
+def test_the_selection_that_the_manifest_describes_is_shown_whatever_was_made_last(live: Live) -> None:
+    """The same as `rpt audit`, `rpt show` and `rpt stats` do; the other selections of these scores stand beside it."""
+    built = live.built
+    for record, cap in ((built.capped, 2), (built.current, None)):
+        rule = built.manifest.select.model_copy(update={"max_per_document": cap})
+        manifest = built.manifest.model_copy(update={"select": rule})
+        library = open_library(manifest, work=built.work, executor=InProcess())
+        assert (
+            library.current.record.fingerprint
+            == record.fingerprint
+            == lineage_of(built.work, manifest).select.fingerprint
+        )
+        assert {s.record.fingerprint for s in library.selections.values()} >= {
+            built.capped.fingerprint,
+            built.current.fingerprint,
+        }
+        assert library.finder.kept_D.sum() == sites_of(record).height
+
+
+def test_a_selection_that_was_not_made_is_not_shown_as_another(live: Live) -> None:
+    rule = live.manifest.select.model_copy(update={"where": "entropy > 7"})
+    with pytest.raises(UserError, match="this selection has not been made: entropy > 7") as caught:
+        open_library(live.manifest.model_copy(update={"select": rule}), work=live.built.work, executor=InProcess())
+    said = str(caught.value)
+    assert "rpt select" in said and f"{live.built.current.fingerprint} (where: entropy > 1.0 AND field" in said

@@ -28,8 +28,10 @@ class InProcess:
         yield from map(function, items)
 
 
-def publish_tables(work: Path, stage: str, shards: Sequence[Mapping[str, pa.Table]]) -> Record:
-    """A complete stage whose shard i has the tables shards[i]."""
+def publish_tables(
+    work: Path, stage: str, shards: Sequence[Mapping[str, pa.Table]], config: Config | None = None
+) -> Record:
+    """A complete stage whose shard i has the tables shards[i]. `config`: what its record says it was made with."""
 
     def run(config: Config, shard: Shard, out: Path) -> Counters:
         for name, table in shards[shard.index].items():
@@ -38,7 +40,7 @@ def publish_tables(work: Path, stage: str, shards: Sequence[Mapping[str, pa.Tabl
         return {}
 
     plan = [Shard(i, {}, {}) for i in range(len(shards))]
-    return run_stage(Stage(stage, 1, run), Config(), plan, {"by": "hand"}, work, InProcess())
+    return run_stage(Stage(stage, 1, run), config or Config(), plan, {"by": "hand"}, work, InProcess())
 
 
 def cut(table: pa.Table, per_shard: int) -> list[pa.Table]:

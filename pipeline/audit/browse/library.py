@@ -116,7 +116,7 @@ class Records:
     scores: Record
     index: Record
     selections: Sequence[Selection]
-    """The current one first."""
+    """The manifest's first."""
 
 
 class Library:
