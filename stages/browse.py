@@ -65,12 +65,12 @@ def open_library(
 
 
 def serve(library: Library, port: int) -> None:
-    """Serve the pages until Ctrl+C.
+    """Serve the pages until Ctrl+C or SIGTERM, which end the process whatever it is doing.
 
     Raises:
         UserError: the port is taken.
     """
-    import uvicorn
+    from pipeline.audit.browse.listening import server
 
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as taken:  # named: no Nagle delay
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -81,7 +81,4 @@ def serve(library: Library, port: int) -> None:
         taken.listen()
         threading.Thread(target=lambda: library.prompts, daemon=True).start()  # takes seconds: begin before it is asked
         say(f"browse       http://127.0.0.1:{taken.getsockname()[1]}  (Ctrl+C ends it)")
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(library, LOOPBACK), log_level="warning", lifespan="off", server_header=False)
-        )
-        server.run(sockets=[taken])
+        server(create_app(library, LOOPBACK)).run(sockets=[taken])

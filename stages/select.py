@@ -137,7 +137,10 @@ def _flag_file(path: Path) -> InputFile:
 
 
 def _read_flags(path: Path) -> pl.DataFrame:
-    return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
+    """A table with a column `site_id`. In CSV a cell may begin with the quote that keeps it from being a formula."""
+    if path.suffix == ".parquet":
+        return pl.read_parquet(path)
+    return pl.read_csv(path, infer_schema=False).with_columns(pl.all().str.strip_prefix("'"))
 
 
 def _flagged(shard: Shard) -> frozenset[str]:

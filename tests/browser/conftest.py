@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from pipeline.audit.browse.library import Library
+from pipeline.audit.browse.listening import server
 from pipeline.audit.browse.server import create_app
 from pipeline.core.config import Manifest
 from stages.browse import open_library
@@ -53,12 +53,12 @@ def serving(built: Built) -> Iterator[Live]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        server = uvicorn.Server(uvicorn.Config(create_app(library), log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
+        serves = server(create_app(library))
+        thread = threading.Thread(target=lambda: serves.run(sockets=[listening]), daemon=True)
         thread.start()
         assert library.prompts  # imports `transformers`, as `rpt browse` does before anyone asks
         yield Live(built, library, listening.getsockname()[1])
-        server.should_exit = True
+        serves.should_exit = True
         thread.join(timeout=20)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import http.client
 import io
 import json
 import re
+import socket
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +18,9 @@ from urllib.parse import urlencode
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.audit.browse import listening
 from pipeline.audit.browse.flags import FLAGS, Flags
-from stages.select import select
+from stages.select import _read_flags, select
 from tests.browser.conftest import Live
 from tests.browser.corpus import HOSTILE
 from tests.stages.published import InProcess
@@ -86,6 +90,58 @@ def test_a_host_that_is_not_this_machine_is_not_answered(live: Live, host: str) 
     answer = ask(live, "/documents", Host=host)
     assert answer.status in (400, 421)
     assert b"Documents" not in answer.body
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "anything"])
+def test_what_another_site_asks_for_is_not_answered(live: Live, site: str) -> None:
+    """A link, an image or a script of another site, or of another port of this machine."""
+    for path in ("/documents", "/what-if?where=nll+%3E+1", "/flags.csv", "/assets/browse.js"):
+        answer = ask(live, path, Sec_Fetch_Site=site, Sec_Fetch_Mode="navigate")
+        assert answer.status == 403 and b"open it yourself" in answer.body, path
+    assert ask(live, "/flags", "POST", "", Sec_Fetch_Site=site).status == 403
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_what_our_pages_and_people_ask_for_is_answered(live: Live, site: str) -> None:
+    assert ask(live, "/documents", Sec_Fetch_Site=site).status == 200
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET /documents HTTP/1.1\r\nHost: local",
+        b"POST /flags HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nab",
+    ],
+    ids=["nothing", "half a header", "half a form"],
+)
+def test_a_connection_that_never_ends_its_request_is_closed(
+    live: Live, begun: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that trickles: every byte is in time, the request is not."""
+    monkeypatch.setattr(listening, "REQUEST_WITHIN", 0.3)
+    with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
+        connection.sendall(begun)
+        stopped = threading.Event()
+
+        def trickle() -> None:
+            with contextlib.suppress(OSError):
+                while begun and not stopped.wait(0.1):
+                    connection.sendall(b"x")
+
+        threading.Thread(target=trickle, daemon=True).start()
+        received = b"".join(iter(lambda: _received(connection), b""))
+        stopped.set()
+    assert b" 200 " not in received
+    monkeypatch.undo()
+    assert ask(live, "/documents").status == 200
+
+
+def _received(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(4096)
+    except ConnectionError:
+        return b""
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:1234", "127.0.0.1", "[::1]:8000"])
@@ -158,6 +214,40 @@ def test_flags_are_exported_as_they_were_made(live: Live, doc_id: str) -> None:
     assert [row["note"] for row in listed if row["position"] == "6"] == [note]
     assert list(listed[0]) == FLAGS.names
     flag(live, token=right, doc_id=doc_id, position=6, action="remove")
+
+
+NOTES = [
+    "=HYPERLINK(1)",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "'tis",
+    "''",
+    "fine",
+    "a = b",
+    "",
+    "é=1",
+    " =1",
+]
+
+
+def test_no_cell_of_the_csv_is_a_formula_and_each_is_read_back_as_it_was(tmp_path: Path) -> None:
+    """Spreadsheets compute what begins with one of these characters, in a file that only lists notes, too."""
+    flags = Flags(tmp_path / "flags.jsonl")
+    for position, note in enumerate(NOTES):
+        flags.set("0" * 32, position, note)
+    (tmp_path / "flags.csv").write_bytes(flags.csv())
+    with (tmp_path / "flags.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == FLAGS.names
+    assert not [
+        cell for row in rows for cell in row.values() if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    ]
+    assert [row["note"].removeprefix("'") for row in rows] == NOTES == flags.table()["note"].to_pylist()
+    assert _read_flags(tmp_path / "flags.csv")["note"].fill_null("").to_list() == NOTES
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import pipeline.audit.browse.compare as compare_module
 from pipeline.audit.browse.compare import FEWEST, Count, _margin, compare
 from pipeline.audit.browse.documents import Filter
 from pipeline.audit.browse.index import index
@@ -154,6 +155,27 @@ def test_estimates_come_first_and_exact_counts_after_them(live: Live, tmp_path: 
     assert abs(early.after - exact.after) <= 3 * early.margins["after"]
     assert (late.after, late.documents_changed) == (exact.after, exact.documents_changed)
     assert np.array_equal(late.gained_D, exact.gained_D) and (early.gained_D <= exact.gained_D).all()
+
+
+def test_a_count_that_takes_too_long_is_ended(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its page gets an answer at once, as wide as nothing is known, and in the end is told."""
+    monkeypatch.setattr(compare_module, "TIME_LIMIT", 0.1)
+    monkeypatch.setattr(compare_module, "FIRST_ANSWER", 0.1)
+    halting = Halting(Where.parse("nll > 1"), 0)
+    count = Count(live.library.store, Where.parse("false"), halting, "train", BANDS)
+    running = threading.Thread(target=count.run)
+    running.start()
+    assert not count.wait(0)
+    early = count.result()
+    assert not early.exact and early.shards_read == 0
+    assert (
+        early.margins["after"]
+        == compare(live.library.store, Where.parse("false"), Where.parse("true"), "train", BANDS).after
+    )
+    halting.let.set()
+    running.join()
+    with pytest.raises(UserError, match=r"counting was ended after"):
+        count.result()
 
 
 def test_intervals_hold_what_they_should() -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pipeline.audit.browse.rules import ASK, NO, YES, Rule, segments
 from pipeline.audit.browse.store import Slices, Store
 from pipeline.core.config import BandsConfig
+from pipeline.core.errors import UserError
 from pipeline.selection.keys import keys
 from pipeline.selection.sites import BANDS
 
@@ -32,6 +33,13 @@ FEWEST = 8
 """Shards that an estimate stands on at least: an interval from fewer would say little."""
 
 Z95 = 1.96
+
+TIME_LIMIT = 120.0
+"""Seconds after which a count is ended."""
+
+FIRST_ANSWER = 1.0
+"""Seconds that are waited for `FEWEST` shards; after that even less makes an answer, with intervals as wide as it is
+little."""
 
 LOST, GAINED, BOTH = 1, 2, 3
 OUTCOMES = {"both": BOTH, "gained": GAINED, "lost": LOST}
@@ -149,10 +157,16 @@ class Count:
     def run(self) -> None:
         """Read all that must be read, or until `stop`. What goes wrong is `result`'s to raise."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for answer in as_completed([pool.submit(self._read, part) for part in self._parts]):
-                if error := answer.exception():
-                    self._error = error
-                    self.stop()
+            answers = [pool.submit(self._read, part) for part in self._parts]
+            try:
+                for answer in as_completed(answers, timeout=TIME_LIMIT):
+                    if error := answer.exception():
+                        self._error = error
+                        self.stop()
+            except TimeoutError:
+                what = f"counting was ended after {TIME_LIMIT:.0f} s"
+                self._error = UserError(what, mend="ask for less: fewer functions of text, a narrower entropy")
+                self.stop()
         self._enough.set()
         self._finished.set()
 
@@ -161,9 +175,9 @@ class Count:
         self._stopped.set()
 
     def wait(self, seconds: float) -> bool:
-        """Until all is read, or so long; longer only while too little is read for an estimate. Whether all is read."""
+        """Until all is read, or so long; a little longer while too little is read for an estimate. Whether all is."""
         self._finished.wait(seconds)
-        self._enough.wait()
+        self._enough.wait(FIRST_ANSWER)
         return self._finished.is_set()
 
     def result(self) -> Comparison:
@@ -193,6 +207,11 @@ class Count:
 
     def _margins(self, done: list[_Done]) -> dict[str, int]:
         """Of ratio estimates from `done` shards drawn at random (Cochran, Sampling Techniques, 3rd ed., eq. 6.13)."""
+        if len(done) < 2:  # nothing to tell a spread by: it may be all of them
+            positions = sum(part.asked for part in self._parts)
+            return dict.fromkeys(("before", "after", "gained", "lost"), positions) | {
+                "documents": self._store.documents.height
+            }
         both, gained, lost = (np.array([of.outcomes[i] for of in done]) for i in OUTCOMES.values())
         asked_S, rows_S = np.array([of.asked for of in done]), np.array([of.rows for of in done])
         of_positions = {"before": both + lost, "after": both + gained, "gained": gained, "lost": lost}
@@ -262,8 +281,6 @@ def _margin(y_S: NDArray[np.int64], x_S: NDArray[np.int64], shards: int) -> int:
         (0, 6)
     """
     n = len(y_S)
-    if n < 2:
-        return 0
     residual_S = y_S - x_S * (y_S.sum() / max(x_S.sum(), 1))
     variance = shards**2 * (1 - n / shards) / n * (residual_S**2).sum() / (n - 1)
     return round(Z95 * float(np.sqrt(variance)))

@@ -17,7 +17,9 @@ from pipeline.audit.browse.index import folded
 from pipeline.audit.browse.store import Store
 from pipeline.core.errors import UserError
 from pipeline.selection.metadata import KINDS, kinds
-from pipeline.selection.where import Column, row_filter
+from pipeline.selection.where import Column, filter_rows, row_filter
+
+_ROW = "row of the index"
 
 PAGE = 25
 """Documents a page."""
@@ -88,7 +90,9 @@ class Finder:
         if not named:
             return _has_meta(self._store.documents["meta"], wanted)
         frame = pl.DataFrame({name: self._store.metadata(name, self._metadata[name]) for name in named})
-        return frame.with_columns(match=expression.fill_null(False))["match"].to_numpy()
+        match_D = np.zeros(frame.height, dtype=bool)
+        match_D[filter_rows(frame.with_row_index(_ROW), expression, "the metadata's rule")[_ROW].to_numpy()] = True
+        return match_D
 
     def _rank(self, order: str, found: NDArray[np.int64]) -> NDArray[np.int64]:
         documents = self._store.documents

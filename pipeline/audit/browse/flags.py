@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 
 FLAGS = pa.schema(
     [
@@ -24,6 +26,13 @@ FLAGS = pa.schema(
 """A row is a flagged site: what `select.exclude` of a manifest takes. `flagged_at` is UTC, ISO 8601."""
 
 NOTE_LENGTH = 2000
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What a cell begins with that a spreadsheet computes instead of showing."""
+
+QUOTE = "'"
+"""Put before such a cell in CSV: a spreadsheet then shows it as text. A cell that begins with it gets one more, so that
+taking one away always gives the text back (`stages/select.py` does)."""
 
 
 class Flags:
@@ -64,6 +73,22 @@ class Flags:
     def table(self) -> pa.Table:
         """The flags as `FLAGS`."""
         return pa.Table.from_pylist(list(self.all().values()), schema=FLAGS)
+
+    def csv(self) -> bytes:
+        """The same as CSV in which no cell is a formula."""
+        out = io.BytesIO()
+        rows = [{name: _as_text(value) for name, value in flag.items()} for flag in self.all().values()]
+        pyarrow.csv.write_csv(pa.Table.from_pylist(rows, schema=FLAGS), out)
+        return out.getvalue()
+
+
+def _as_text(value: Any) -> Any:
+    """
+    Example:
+        >>> _as_text("=1+1"), _as_text("'tis"), _as_text("a note"), _as_text(-7)
+        ("'=1+1", "''tis", 'a note', -7)
+    """
+    return QUOTE + value if isinstance(value, str) and value.startswith((QUOTE, *FORMULA)) else value
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

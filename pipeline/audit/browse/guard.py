@@ -14,6 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
+OWN_SITES = frozenset({"none", "same-origin"})
+"""Values of `Sec-Fetch-Site` that are answered. Another port of this machine is `same-site`: not ours."""
+
 LONGEST_FORM = 32_768
 """Bytes of a form that are read."""
 
@@ -30,10 +33,13 @@ HEADERS = {
 
 
 class Guard:
-    """Answers requests to known hosts only, and puts `HEADERS` on every answer.
+    """Answers requests to known hosts only, none that another site made, and puts `HEADERS` on every answer.
 
     A page of another site can make a browser ask us under a name of its own that points to this machine ("DNS
     rebinding"), but it cannot choose the Host header: a name that we were not started under is refused.
+    It can also have its pages load ours, or link to them. It could not read the answers, but the questions would keep
+    this machine busy: a browser says where a request comes from (`Sec-Fetch-Site`), and only our own pages and what a
+    person types or opens from bookmarks is answered. Clients that are no browsers say nothing.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -49,12 +55,14 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        host = Headers(scope=scope).get("host", "")
-        if _host_name(host) in self._hosts:
-            await self._app(scope, receive, guarded)
-        else:
-            refusal = PlainTextResponse(f"This server does not answer for the host {host[:100]!r}.\n", 421)
-            await refusal(scope, receive, guarded)
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        answer: ASGIApp = self._app
+        if _host_name(host) not in self._hosts:
+            answer = PlainTextResponse(f"This server does not answer for the host {host[:100]!r}.\n", 421)
+        elif headers.get("sec-fetch-site", "none") not in OWN_SITES:
+            answer = PlainTextResponse("Another site asks for this page. Copy its address and open it yourself.\n", 403)
+        await answer(scope, receive, guarded)
 
 
 def may_write(request: Request, token: str, given: str) -> bool:
