@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 
 class UserError(Exception):
@@ -28,16 +29,25 @@ class IntegrityError(UserError):
     exit_code = 3
 
 
+_TORCH_WROTE_LESS = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|iostream error")
+
+
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error says so. Libraries written in other languages wrap it in exceptions without an `errno`.
+    """Whether an error says so, or that a quota or the largest size of a file is reached.
+
+    Libraries written in other languages wrap it in exceptions without an `errno`; torch only tells that a file has
+    fewer bytes than it wrote.
 
     Example:
         >>> disk_is_full(OSError(errno.ENOSPC, "")), disk_is_full(RuntimeError("I/O error: No space left on device"))
         (True, True)
+        >>> disk_is_full(RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 2304 vs 2196"))
+        True
     """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in codes:
         return True
-    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+    return any(os.strerror(code) in str(error) for code in codes) or bool(_TORCH_WROTE_LESS.search(str(error)))
 
 
 def mendable(error: Exception) -> UserError | None:

@@ -1,12 +1,11 @@
 """Checkpoints of a run: whole or not there, and resumed from only by the run they belong to.
 
-checkpoints/step-000120/   what DeepSpeed writes, and state.json: whose it is
+checkpoints/step-000120/   what DeepSpeed writes, and state.json: whose it is, and the hash of every other file
 checkpoints/latest         name of the last whole one, written last
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,12 +14,13 @@ from typing import Any
 
 import torch
 
+from pipeline.core.artifact import content_hash
 from pipeline.core.config import differences
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, disk_is_full
 from pipeline.core.progress import say
 from pipeline.grpo import engine as ds
 from pipeline.grpo import ranks
-from pipeline.grpo.run import must_be_same, read_state
+from pipeline.grpo.run import files_of, must_be_intact, must_be_same, read_state, write_state
 
 
 def save(
@@ -46,15 +46,30 @@ def save(
         accuracy: on held-out sites, if it was measured at this step: the checkpoint with the highest stays.
     """
     folder = run / "checkpoints" / f"step-{cursor['step']:06d}"
+    try:
+        _write(engine, folder, {**cursor, "identity": dict(own), "layout": dict(layout), "accuracy": accuracy})
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint only takes space
+        mend = "free some space and run the same command again: earlier checkpoints stay"
+        raise UserError("the disk is full, the checkpoint was not written", where=folder, mend=mend) from error
+    if ranks.rank() == 0:
+        for old in superfluous(sorted(folder.parent.glob("step-*")), folder, keep):
+            shutil.rmtree(old)
+    ranks.barrier()
+
+
+def _write(engine: ds.Engine, folder: Path, state: Mapping[str, Any]) -> None:
     if ranks.rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote it
         folder.mkdir(parents=True)
     ranks.barrier()
     ds.save(engine, folder, {"torch_rng": torch.get_rng_state()})
     ranks.barrier()
+    hashes = ranks.gathered([(name, content_hash(folder / name)) for name in ranks.share(files_of(folder))])
     if ranks.rank() == 0:
-        state = {**cursor, "identity": dict(own), "layout": dict(layout), "accuracy": accuracy}
-        (folder / "state.json").write_text(json.dumps(state, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_state(folder, {**state, "files": dict(hashes)})
         for file in folder.rglob("*"):
             _flush(file)
         temporary = folder.parent / ".latest"
@@ -62,17 +77,21 @@ def save(
         _flush(temporary)
         os.replace(temporary, folder.parent / "latest")
         _flush(folder.parent)
-        for old in superfluous(sorted(folder.parent.glob("step-*")), keep):
-            shutil.rmtree(old)
     ranks.barrier()
 
 
-def superfluous(folders: Sequence[Path], keep: int) -> list[Path]:
-    """Of checkpoints in the order of their steps, those neither among the last `keep` nor the most accurate."""
-    accuracies = {folder: read_state(folder).get("accuracy") for folder in folders if (folder / "state.json").exists()}
+def superfluous(folders: Sequence[Path], latest: Path, keep: int) -> list[Path]:
+    """Of the folders of checkpoints, in the order of their steps, those that are of no more use.
+
+    That is whole ones neither among the last `keep` up to `latest` nor the most accurate, and all that a killed run has
+    left half written. What lies whole behind `latest` is not touched.
+    """
+    whole = [folder for folder in folders if (folder / "state.json").exists()]
+    accuracies = {folder: read_state(folder).get("accuracy") for folder in whole}
     measured = {folder: accuracy for folder, accuracy in accuracies.items() if accuracy is not None}
     best = max(measured, key=measured.__getitem__, default=None)  # of equals the first
-    return [folder for folder in folders[:-keep] if folder != best]
+    done = [folder for folder in whole if folder <= latest]
+    return [folder for folder in folders if folder not in whole or (folder in done[:-keep] and folder != best)]
 
 
 def resume(engine: ds.Engine, folder: Path, own: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,8 +101,9 @@ def resume(engine: ds.Engine, folder: Path, own: Mapping[str, Any], layout: Mapp
         its state, with the `cursor` it was saved at.
 
     Raises:
-        UserError: it belongs to another run, was partitioned by another ZeRO stage, or by ZeRO-1 or 2 over another
-            number of ranks, which DeepSpeed's universal format cannot read here.
+        IntegrityError: a file of it is not what was written.
+        UserError: it belongs to another run, holds more than tensors and plain values, was partitioned by another ZeRO
+            stage, or by ZeRO-1 or 2 over another number of ranks, which DeepSpeed's universal format cannot read here.
     """
     state = read_state(folder)
     was, now = state["layout"], dict(layout)
@@ -98,6 +118,9 @@ def resume(engine: ds.Engine, folder: Path, own: Mapping[str, Any], layout: Mapp
             where=folder.parent.parent,
             mend=f"resume with --ranks {was['ranks']}; ZeRO-3 resumes on any number",
         )
+    names = sorted(set(files_of(folder)) | set(state["files"]))
+    must_be_intact(folder, ranks.share(names), state["files"])
+    ranks.barrier()  # no rank loads what another has found damaged
     saved = ds.load(engine, folder) if same_ranks else ds.load_redistributed(engine, folder)
     torch.set_rng_state(saved["torch_rng"])
     return state

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import pickle
+import re
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +25,10 @@ import deepspeed
 import numpy as np
 import torch
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.integrations import HfDeepSpeedConfig
@@ -37,6 +43,11 @@ from pipeline.grpo.loss import k3
 from pipeline.grpo.objective import Objective, entropy_threshold
 from pipeline.grpo.topology import zero_stage
 from pipeline.grpo.types import Batch, ResponseSampler
+
+_FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+_IN_CHECKPOINTS = (LossScaler, ZeroStageEnum, fragment_address)
+"""Classes of DeepSpeed's that its checkpoints hold: plain values without behaviour."""
 
 Engine = Any
 """`deepspeed.DeepSpeedEngine`, which is not typed. Its module is a `PolicyLogprobs`."""
@@ -277,11 +288,39 @@ def save(engine: Engine, folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(engine: Engine, folder: Path) -> dict[str, Any]:
-    """Undo `save`: weights and optimizer into the engine. Returns this rank's `state`."""
-    path, state = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    """Undo `save`: weights and optimizer into the engine. Returns this rank's `state`.
+
+    Raises:
+        UserError: it cannot be read, or holds anything but tensors and plain values.
+    """
+    with _weights_only(folder):
+        path, state = engine.load_checkpoint(str(folder.parent), tag=folder.name)
     if path is None:
         raise UserError("the checkpoint cannot be read", where=folder, mend="delete it to resume from an earlier one")
     return dict(state["run"])
+
+
+@contextmanager
+def _weights_only(folder: Path) -> Iterator[None]:
+    """Within, `torch.load` builds tensors, plain values and what `_IN_CHECKPOINTS` lists, whatever its caller asks for.
+
+    Checkpoints are pickles, and DeepSpeed would run what they say: a run folder may come from somebody else.
+    """
+    before = os.environ.get(_FORCED)
+    os.environ[_FORCED] = "1"
+    try:
+        with torch.serialization.safe_globals([*_IN_CHECKPOINTS]):
+            yield
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|global:?|class) `?([\w.]+)", str(error))
+        what = f" ({named[1]})" if named else ""
+        raise UserError(
+            f"the checkpoint holds more than weights{what}: nothing of it was run",
+            where=folder,
+            mend="do not resume a run whose origin you do not know; train into another --run folder",
+        ) from error
+    finally:
+        os.environ.pop(_FORCED) if before is None else os.environ.update({_FORCED: before})
 
 
 def load_redistributed(engine: Engine, folder: Path) -> dict[str, Any]:
@@ -294,7 +333,7 @@ def load_redistributed(engine: Engine, folder: Path) -> dict[str, Any]:
     universal = folder.with_name(f".{folder.name}-universal")
     if ranks.rank() == 0:
         shutil.rmtree(universal, ignore_errors=True)
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with _weights_only(folder), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             ds_to_universal.main(
                 Namespace(
                     input_folder=str(folder),

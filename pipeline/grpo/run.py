@@ -12,21 +12,22 @@ policy/          the trained policy, a `transformers` folder; its existence mean
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
 
-from pipeline.core.artifact import Record
-from pipeline.core.config import Recipe, differences
-from pipeline.core.errors import UserError
+from pipeline.core.artifact import Record, content_hash
+from pipeline.core.config import Recipe, canonical_json, differences
+from pipeline.core.errors import IntegrityError, UserError
 from pipeline.scoring.tokens import CorpusTokenizer
 
 MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised", "questions", "track")
@@ -56,6 +57,11 @@ def identity(recipe: Recipe, shards: Record, policy: str, screening: Record | No
     }
 
 
+OTHER_CHECKPOINT = (
+    "write the name of an earlier checkpoint into `checkpoints/latest`, or train into another --run folder"
+)
+
+
 def must_be_same(was: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
     """
     Raises:
@@ -72,12 +78,59 @@ def must_be_same(was: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> N
 def latest_checkpoint(run: Path) -> Path | None:
     """The last whole checkpoint of a run, if it has one."""
     pointer = run / "checkpoints" / "latest"
-    return pointer.parent / pointer.read_text().strip() if pointer.exists() else None
+    if not pointer.exists():
+        return None
+    folder = pointer.parent / pointer.read_text(encoding="utf-8", errors="replace").strip()
+    if folder.parent != pointer.parent or not (folder / "state.json").is_file():
+        raise IntegrityError(f"names no whole checkpoint: {folder.name!r}", where=pointer, mend=OTHER_CHECKPOINT)
+    return folder
+
+
+def write_state(checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """Write `state.json`, last of a checkpoint's files: whole or not there, with a checksum of its own."""
+    sealed = {"sha256": _seal(state), **state}
+    _replace(checkpoint / "state.json", json.dumps(sealed, indent=1, ensure_ascii=False))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """`state.json` of a checkpoint: `step` (updates done), `draws` (of sites done), `identity`, `layout`."""
-    return dict(json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    """`state.json` of a checkpoint: `step` (updates done), `draws` (of sites done), `identity`, `layout`, `files`.
+
+    Raises:
+        IntegrityError: it is not what was written.
+    """
+    path = checkpoint / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        whole = state.pop("sha256") == _seal(state)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise IntegrityError("a checkpoint's state is not what was written", where=path, mend=OTHER_CHECKPOINT)
+    return dict(state)
+
+
+def _seal(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(state).encode()).hexdigest()
+
+
+def files_of(checkpoint: Path) -> list[str]:
+    """The files of a checkpoint besides `state.json`, by their paths in it."""
+    found = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if not path.is_dir())
+    return sorted(name for name in found if name not in ("state.json", ".state.json"))
+
+
+def must_be_intact(checkpoint: Path, names: Sequence[str], written: Mapping[str, str]) -> None:
+    """Compare files of a checkpoint with the hashes they were written with.
+
+    Raises:
+        IntegrityError: one is missing, changed, or was not written with the others.
+    """
+    for name in names:
+        path = checkpoint / name
+        if not path.is_file():
+            raise IntegrityError("a checkpoint's file is missing", where=path, mend=OTHER_CHECKPOINT)
+        if name not in written or content_hash(path) != written[name]:
+            raise IntegrityError("a checkpoint's file is not what was written", where=path, mend=OTHER_CHECKPOINT)
 
 
 def is_complete(run: Path, steps: int, own: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.core.config import PolicyConfig, Recipe, differences
 from pipeline.core.errors import UserError
-from pipeline.grpo.run import MetricsLog, identity, is_complete, latest_checkpoint, layout_of, lock
+from pipeline.grpo.run import MetricsLog, identity, is_complete, latest_checkpoint, layout_of, lock, write_state
 from tests.grpo.colours import publish_shards
 from tests.toys import byte_level_tokenizer
 
@@ -17,7 +17,7 @@ RECIPE = Recipe(name="a", policy=PolicyConfig(model="somewhere"))
 def finished_run(folder: Path, step: int, own: dict[str, object]) -> Path:
     checkpoints = folder / "checkpoints"
     (checkpoints / f"step-{step:06d}").mkdir(parents=True)
-    (checkpoints / f"step-{step:06d}" / "state.json").write_text(json.dumps({"step": step, "identity": own}))
+    write_state(checkpoints / f"step-{step:06d}", {"step": step, "identity": own})
     (checkpoints / "latest").write_text(f"step-{step:06d}")
     (folder / "policy").mkdir()
     return folder
