@@ -28,7 +28,7 @@ from pipeline.selection.metadata import check_metadata
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import OF_SEVERAL, SITES, select_sites, wanted
 
-VERSION = 4
+VERSION = 5
 VERDICTS = pa.schema([pa.field("verdict", pa.uint8(), nullable=False)])
 
 

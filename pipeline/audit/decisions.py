@@ -13,7 +13,7 @@ from pipeline.core.artifact import InputFile, Record
 from pipeline.core.parquet import read_table
 from pipeline.selection.metadata import named_in, with_metadata
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
-from pipeline.selection.sites import REASONS, difficulty, wanted
+from pipeline.selection.sites import REASONS, band_of, wanted
 from pipeline.selection.where import filter_rows
 
 ORIGIN = ["source_file", "source_row", "meta"]
@@ -66,7 +66,7 @@ def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
             token_class=pl.col("token_class").cast(pl.String),
             byte_end=pl.col("byte_offset").shift(-1).over("doc_id"),
             selectable=pl.col("entropy").is_finite().fill_null(False) & ~pl.col("inside_character"),
-            band=difficulty(lineage.rule.bands),
+            band=band_of(lineage.rule.bands),
         ).join(site, on=["doc_id", "position"], how="left", maintain_order="left")
         passing = filter_rows(marked.with_row_index("row"), expression, "`select.where`").select("row", passes=True)
         yield (

@@ -36,7 +36,7 @@ def stats(lineage: Lineage) -> dict[str, Any]:
         "rule": dict(lineage.select.config),
         "funnel": [vars(step) for step in funnel(lineage)],
         "sites": {split: lineage.select.counters[f"kept.{split}"] for split in SPLITS},
-        "bands": _counts(sites, "difficulty", ("none", *BANDS)),
+        "bands": _counts(sites, "band", ("none", *BANDS)),
         "token_classes": _counts(sites, "token_class"),
         "corpora": _counts(sites, CORPUS) if CORPUS in sites.collect_schema() else {},
         "entropy": {split: {of: entropy[of].get(split) for of in entropy} for split in SPLITS},

@@ -287,7 +287,7 @@ class StrataConfig(Config):
     """A budget for every part of the corpus."""
 
     by: str = Field(pattern=r"^\w+$")
-    """What tells the parts apart: `field`, `token_class`, `difficulty`, `source_file`, or a metadata column."""
+    """What tells the parts apart: `field`, `token_class`, `band`, `source_file`, or a metadata column."""
     sites: int = Field(gt=0)
     """Most training sites of each, chosen by a hash of (seed, site_id)."""
 

@@ -23,7 +23,7 @@ COLUMNS = {
     "nll": "−ln p of the true token by the proxy; rounded up to 1/1024",
     "rank": "0 where the true token was the proxy's first guess",
     "token_class": "what the true token is: a digit, a word's start, …",
-    "difficulty": "hardest band whose threshold the entropy exceeds",
+    "band": "hardest band whose threshold the entropy exceeds",
     "split": "train or validation, by document",
     "corpus": "name of the source that the document comes from",
     "context": "bytes of the document before the site: what the policy reads",

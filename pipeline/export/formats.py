@@ -49,7 +49,7 @@ class Example:
         return {name: self.row[name] for name in ABOUT} | {"target": self.row["target"].decode(errors="replace")}
 
 
-ABOUT = ("site_id", "doc_id", "position", "field", "entropy", "difficulty")
+ABOUT = ("site_id", "doc_id", "position", "field", "entropy", "band")
 COLUMNS = (*ABOUT, "split", "context", "target", "continuation", "token_lengths")
 
 _ABOUT_FIELDS = [
@@ -58,7 +58,7 @@ _ABOUT_FIELDS = [
     pa.field("position", pa.int64()),
     pa.field("field", pa.string()),
     pa.field("entropy", pa.float32()),
-    pa.field("difficulty", pa.string()),
+    pa.field("band", pa.string()),
     pa.field("target", pa.string()),
 ]
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))

@@ -46,19 +46,19 @@ class ShuffledTargets:
         Raises:
             UserError: its band has no other site.
         """
-        band = self._band(site.difficulty)
-        if len(band) == 1:
+        sites = self._of_band(site.band)
+        if len(sites) == 1:
             raise UserError(
                 "shuffled targets need two sites of a band",
-                where=f"difficulty '{site.difficulty}'",
+                where=f"band '{site.band}'",
                 mend="widen `sites.where`",
             )
-        tries = (key_of("shuffled", self._seed, number, site.site_id, i) % len(band) for i in count())
-        other = next(other for index in tries if (other := band[index]).site_id != site.site_id)
+        tries = (key_of("shuffled", self._seed, number, site.site_id, i) % len(sites) for i in count())
+        other = next(other for index in tries if (other := sites[index]).site_id != site.site_id)
         return replace(site, target=other.target, continuation=other.continuation, boundaries=other.boundaries)
 
-    def _band(self, difficulty: str) -> ShardReader:
-        if difficulty not in self._bands:
-            where = f"({self._where}) AND (difficulty = '{difficulty}')"
-            self._bands[difficulty] = ShardReader(self._files, where, pass_rates=self._pass_rates)
-        return self._bands[difficulty]
+    def _of_band(self, band: str) -> ShardReader:
+        if band not in self._bands:
+            where = f"({self._where}) AND (band = '{band}')"
+            self._bands[band] = ShardReader(self._files, where, pass_rates=self._pass_rates)
+        return self._bands[band]

@@ -122,7 +122,7 @@ def _row(question: Question, own_id: str, split: str) -> dict[str, Any]:
         "nll": 0.0,
         "rank": 0,
         "token_class": "",
-        "difficulty": "none",
+        "band": "none",
         "split": split,
         "context": text,
         "target": answer,

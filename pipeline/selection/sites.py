@@ -30,7 +30,7 @@ SITES = pa.schema(
         pa.field("nll", pa.float32(), nullable=False),
         pa.field("rank", pa.int32(), nullable=False),
         pa.field("token_class", pa.string(), nullable=False),
-        pa.field("difficulty", pa.string(), nullable=False),
+        pa.field("band", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
     ]
 )
@@ -146,7 +146,7 @@ def _select(
     named = frame.with_columns(
         site_id=site_id(),
         token_class=pl.col("token_class").cast(pl.String),
-        difficulty=difficulty(config.bands),
+        band=band_of(config.bands),
     )
     return named.select(*SITES.names, "key", *({"twin", CORPUS} & set(frame.columns)))
 
@@ -204,7 +204,7 @@ def _with_key(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
     return frame.with_columns(key=pl.Series(keys(base_of_site, frame["position"].to_numpy()), dtype=pl.UInt64))
 
 
-def difficulty(bands: BandsConfig) -> pl.Expr:
+def band_of(bands: BandsConfig) -> pl.Expr:
     """The hardest band whose threshold the entropy exceeds, or `none`."""
     entropy = pl.col("entropy")
     return (

@@ -29,7 +29,7 @@ from pipeline.shards.schema import SHARDS, SHARDS_OF_SEVERAL, boundaries_of
 SITE_COLUMNS = {name: column for name, column in SCORE_COLUMNS.items() if name in SHARDS.names} | {
     "site_id": Column(pl.String(), "<doc_id>-<position>"),
     "token_class": Column(pl.String(), SCORE_COLUMNS["token_class"].meaning),
-    "difficulty": Column(pl.String(), "hardest band: none, easy, medium or hard"),
+    "band": Column(pl.String(), "hardest band: none, easy, medium or hard"),
     "context_truncated": Column(pl.Boolean(), "whether the context has lost its beginning"),
 }
 """What `where` of a recipe may name."""
@@ -46,7 +46,7 @@ class Site:
     doc_id: str
     position: int
     entropy: float
-    difficulty: str
+    band: str
     field: str
     context: bytes
     target: bytes
@@ -68,7 +68,7 @@ class ShardReader:
         content: hash of the files' contents and of `where`: equal hashes mean the same rows in the same order.
 
     Example:
-        reader = ShardReader(record.files("train"), "difficulty = 'hard'")
+        reader = ShardReader(record.files("train"), "band = 'hard'")
         sites = [reader[i] for i in sites_of_step(len(reader), seed, step, per_step=256)]
     """
 

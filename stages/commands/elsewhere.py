@@ -36,7 +36,7 @@ def export(
 
         rpt export verl data_manifests/demo.yaml --out exports/demo-verl
 
-        rpt export trl data_manifests/demo.yaml --out exports/demo-trl --template brief --where "difficulty = 'hard'"
+        rpt export trl data_manifests/demo.yaml --out exports/demo-trl --template brief --where "band = 'hard'"
     """
     from pipeline.core.artifact import current_record
     from stages.export import export as write

@@ -38,7 +38,7 @@ def screen(
 
         rpt screen recipes/demo.yaml
 
-        rpt screen recipes/demo.yaml --set screen.samples=8 --set screen.where="difficulty = 'hard'"
+        rpt screen recipes/demo.yaml --set screen.samples=8 --set screen.where="band = 'hard'"
     """
     from pipeline.core.artifact import current_record
     from pipeline.core.executor import LocalExecutor

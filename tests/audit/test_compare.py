@@ -36,10 +36,10 @@ def db(audited: Audited) -> Iterator[duckdb.DuckDBPyConnection]:
     documents = [str(file.path) for file in audited.lineage.ingest.files("documents")]
     with duckdb.connect() as connection:
         connection.execute(
-            f"""create table j as select doc_id, position, split, field, difficulty, source_file,
+            f"""create table j as select doc_id, position, split, field, band, source_file,
                 case when a.site_id is null then 'gained' when b.site_id is null then 'lost' else 'both' end as outcome
             from read_parquet({before!r}) a
-            full join read_parquet({after!r}) b using (doc_id, position, split, field, difficulty)
+            full join read_parquet({after!r}) b using (doc_id, position, split, field, band)
             join (select doc_id, source_file from read_parquet({documents!r})) using (doc_id)"""
         )
         yield connection
@@ -62,7 +62,7 @@ def said(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
 def test_totals_and_groups(comparison: dict[str, Any], db: duckdb.DuckDBPyConnection) -> None:
     assert {"all": comparison["totals"]} == counted(db, "'all'")
     assert all(comparison["totals"]["train"][outcome] for outcome in OUTCOMES), "nothing to compare"
-    for name, column in (("band", "difficulty"), ("field", "field"), ("source_file", "source_file")):
+    for name, column in (("band", "band"), ("field", "field"), ("source_file", "source_file")):
         assert said(comparison["groups"][name]) == counted(db, column)
     classes = comparison["groups"]["token_class"]
     for split in SPLITS:

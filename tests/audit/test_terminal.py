@@ -268,7 +268,7 @@ def test_stats_equal_what_duckdb_counts(audited: Audited) -> None:
     assert {(c, s): n for c, row in found["token_classes"].items() for s, n in row.items() if n} == {
         (c, s): n for c, s, n in counted
     }
-    bands = duckdb.sql(f"SELECT difficulty, split, count(*) FROM read_parquet({sites}) GROUP BY ALL").fetchall()
+    bands = duckdb.sql(f"SELECT band, split, count(*) FROM read_parquet({sites}) GROUP BY ALL").fetchall()
     assert {(b, s): n for b, row in found["bands"].items() for s, n in row.items() if n} == {
         (b, s): n for b, s, n in bands
     }

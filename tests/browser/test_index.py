@@ -95,7 +95,7 @@ def test_two_rules_are_counted_as_polars_counts_them(
     kept = expected.filter(pl.col("second"))
     assert _after(made.by("field"), "field") == _counts(kept["field"])
     bands = [["none", "easy", "medium", "hard"][(e > 0.5) + (e > 1.0) + (e > 1.5)] for e in kept["entropy"]]
-    assert _after(made.by("difficulty"), "difficulty") == Counter(bands)
+    assert _after(made.by("band"), "band") == Counter(bands)
     ids = live.library.store.documents["doc_id"]
     of_documents = {ids[int(n)]: int(made.gained_D[n]) for n in np.flatnonzero(made.gained_D)}
     assert of_documents == _counts(gained["doc_id"])

@@ -115,7 +115,7 @@ def as_row(one: Site) -> dict[str, object]:
         "token_class": "word_start",
         "nll": 1.0,
         "rank": 1,
-        "difficulty": one.difficulty,
+        "band": one.band,
         "split": "validation",
         "context": one.context,
         "target": one.target,

@@ -41,14 +41,14 @@ def drawn(shards: Record, targets: str, *, draws: int = DRAWS, seed: int = 0, wh
 def test_only_what_follows_is_another_sites_of_the_same_band(shards: Record) -> None:
     own = {site.site_id: site for site in drawn(shards, "own", draws=1)}
     of_band = {
-        band: {(s.target, s.continuation, s.boundaries) for s in own.values() if s.difficulty == band}
+        band: {(s.target, s.continuation, s.boundaries) for s in own.values() if s.band == band}
         for band in ("easy", "hard")
     }
     seen = {"easy": set(), "hard": set()}
     for site in drawn(shards, "shuffled"):
         true = own[site.site_id]
-        assert (site.context, site.entropy, site.difficulty) == (true.context, true.entropy, true.difficulty)
-        seen[site.difficulty].add((site.target, site.continuation, site.boundaries))
+        assert (site.context, site.entropy, site.band) == (true.context, true.entropy, true.band)
+        seen[site.band].add((site.target, site.continuation, site.boundaries))
     assert seen == of_band, "every continuation of the band comes up, and no other"
 
 
@@ -59,7 +59,7 @@ def test_whatever_is_predicted_earns_what_it_earns_anywhere(shards: Record) -> N
     oracle = [prefix_reward(own[s.site_id].target, s.continuation, s.boundaries).reward for s in shuffled]
     shares = []
     for site in own.values():
-        others = [o.target for o in own.values() if o.difficulty == site.difficulty and o.site_id != site.site_id]
+        others = [o.target for o in own.values() if o.band == site.band and o.site_id != site.site_id]
         shares.append(others.count(site.target) / len(others))
     chance = sum(shares) / len(shares)
     assert 0.2 < chance < 1 / len(COLOURS), "a little below a quarter: the site itself is left out"

@@ -23,7 +23,7 @@ def recipe_of(per_step: int, *phases: tuple[int, str], where: str = "true") -> R
 
 
 def test_each_phase_draws_its_own_sites(shards: Record) -> None:
-    recipe = recipe_of(6, (4, "difficulty = 'easy'"), (2, "entropy > 2.5"), where="entropy < 2.5 OR entropy > 2.9")
+    recipe = recipe_of(6, (4, "band = 'easy'"), (2, "entropy > 2.5"), where="entropy < 2.5 OR entropy > 2.9")
     curriculum = Curriculum(shards.files("train"), recipe)
     entropies = [{draw.site.entropy for draw in curriculum.draw(step, step)} for step in range(6)]
     assert entropies[:4] == [{3.0}, {3.0}, {1.0}, {1.0}]

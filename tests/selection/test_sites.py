@@ -43,7 +43,7 @@ def test_hand_worked() -> None:
     )
     doc_id = documents["doc_id"][0].as_py()
     sites, counters = select(SelectConfig(where="entropy > 0.7"), documents, scores)
-    names = ("position", "byte_offset", "field", "entropy", "nll", "rank", "token_class", "difficulty")
+    names = ("position", "byte_offset", "field", "entropy", "nll", "rank", "token_class", "band")
     assert [tuple(site[name] for name in names) for site in sites] == [
         (1, 1, "a", 1.75, 3.5, 14, "word_part", "hard"),  # the 1st byte of é begins a character
         (3, 3, "b", 0.75, 1.5, 6, "ideograph", "easy"),
@@ -145,9 +145,9 @@ def corpora(draw: st.DrawFn) -> Corpus:
 def plain(
     config: SelectConfig, documents: pa.Table, scores: pa.Table
 ) -> tuple[list[str], Counter[str], dict[str, str]]:
-    """Site ids, counts and difficulties by one loop over positions."""
+    """Site ids, counts and bands by one loop over positions."""
     counters: Counter[str] = Counter()
-    chosen, difficulties = [], {}
+    chosen, bands = [], {}
     texts = {row["doc_id"]: row["text"].encode() for row in documents.to_pylist()}
     for row in scores.to_pylist():
         text, start, candidates = texts[row["doc_id"]], 0, []
@@ -178,8 +178,8 @@ def plain(
             chosen.append(site)
             exceeded = [b for b in ("easy", "medium", "hard") if position["entropy"] > getattr(config.bands, b)]
             counters.update(f"band.{band}" for band in exceeded)
-            difficulties[site] = exceeded[-1] if exceeded else "none"
-    return chosen, +counters, difficulties
+            bands[site] = exceeded[-1] if exceeded else "none"
+    return chosen, +counters, bands
 
 
 CONFIGS = st.builds(
@@ -194,9 +194,9 @@ CONFIGS = st.builds(
 @given(corpora(), CONFIGS)
 def test_selects_what_a_plain_loop_selects(corpus: Corpus, config: SelectConfig) -> None:
     sites, counters = select(config, *corpus)
-    chosen, expected, difficulties = plain(config, *corpus)
+    chosen, expected, bands = plain(config, *corpus)
     assert [site["site_id"] for site in sites] == chosen
-    assert {site["site_id"]: site["difficulty"] for site in sites} == difficulties
+    assert {site["site_id"]: site["band"] for site in sites} == bands
     assert counters == expected | {"documents": corpus[1].num_rows}
 
 

@@ -43,7 +43,7 @@ def made(folder: Path, share: float = 0.2, max_context_tokens: int = 200) -> Exa
                         "field": "solution",
                         "rank": rng.randrange(5),
                         "token_class": rng.choice(["word_start", "word_part", "digit"]),
-                        "difficulty": "hard" if scores["entropy"] > 1.5 else "medium",
+                        "band": "hard" if scores["entropy"] > 1.5 else "medium",
                         "split": "validation" if n % 10 == 0 else "train",
                     }
                 )

@@ -40,7 +40,7 @@ def sites_of(offsets: dict[str, list[int]], split: str = "train") -> pa.Table:
             "nll": t / 4,
             "rank": t,
             "token_class": "word_start",
-            "difficulty": "none",
+            "band": "none",
             "split": split,
         }
         for text, places in offsets.items()

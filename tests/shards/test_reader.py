@@ -58,11 +58,11 @@ def test_any_row_at_any_time(files: list[InputFile], cache_bytes: int) -> None:
 
 
 def test_only_the_rows_that_match(files: list[InputFile]) -> None:
-    reader = ShardReader(files, "difficulty = 'hard' AND position > 10 AND NOT context_truncated")
+    reader = ShardReader(files, "band = 'hard' AND position > 10 AND NOT context_truncated")
     matching = []
     for file in files:
         table = pq.read_table(file.path)
-        hard = pc.and_(pc.equal(table["difficulty"], "hard"), pc.greater(table["position"], 10))
+        hard = pc.and_(pc.equal(table["band"], "hard"), pc.greater(table["position"], 10))
         matching += table.filter(pc.and_(hard, pc.invert(table["context_truncated"])))["site_id"].to_pylist()
     assert 0 < len(matching) < len(rows_of(files))
     assert [reader[i].site_id for i in range(len(reader))] == matching
@@ -73,13 +73,13 @@ def test_where_may_name_the_columns_of_a_site_but_not_its_bytes(files: list[Inpu
     ShardReader(files, " AND ".join(f"{name} IS NOT NULL" for name in SITE_COLUMNS))
     with pytest.raises(UserError, match="names `context`, which is no column"):
         ShardReader(files, "context = 'a'")
-    with pytest.raises(UserError, match="did you mean `difficulty`"):
-        ShardReader(files, "dificulty = 'hard'")
+    with pytest.raises(UserError, match="did you mean `band`"):
+        ShardReader(files, "bnd = 'hard'")
 
 
 def test_nothing_to_read_is_told(files: list[InputFile]) -> None:
-    with pytest.raises(UserError, match=r"no site to read: difficulty = 'none' \([\d,]+ sites in 2 shards"):
-        ShardReader(files, "difficulty = 'none'")
+    with pytest.raises(UserError, match=r"no site to read: band = 'none' \([\d,]+ sites in 2 shards"):
+        ShardReader(files, "band = 'none'")
     with pytest.raises(UserError, match="0 sites in 0 shards"):
         ShardReader([])
 

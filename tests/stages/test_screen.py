@@ -70,12 +70,12 @@ def test_a_recipe_draws_only_sites_of_its_pass_rates(world: tuple[Path, Recipe, 
 
 def test_what_was_not_screened_is_not_chosen(world: tuple[Path, Recipe, Record]) -> None:
     folder, recipe, shards = world
-    half = recipe.model_copy(update={"screen": ScreenConfig(where="difficulty = 'easy'", samples=1)})
+    half = recipe.model_copy(update={"screen": ScreenConfig(where="band = 'easy'", samples=1)})
     record = screen(half, shards, work=folder / "half" / "colours", executor=InProcess())
     assert record.counters["sites"] == 8 and record.counters["dropped.screen_where"] == 16
     named = recipe.model_copy(update={"sites": SitesConfig(where="pass_rate >= 0"), "curriculum": ()})
     draws = Curriculum(shards.files("train"), named, read_pass_rates(record)).draw(0, 0)
-    assert {draw.site.difficulty for draw in draws} == {"easy"}
+    assert {draw.site.band for draw in draws} == {"easy"}
 
 
 def test_naming_a_pass_rate_without_a_screening_says_what_to_run(world: tuple[Path, Recipe, Record]) -> None:

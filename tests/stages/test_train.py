@@ -160,9 +160,9 @@ def test_the_recipe_was_followed(world: World) -> None:
     assert all(row["groups/sampled"] in (16, 24) for row in rows[3:]), "dynamic sampling draws again"
     assert ["eval/hard/reasoning" in row for row in rows] == [True, False, True, False, True, False, True]
     first, second, third = (pq.read_table(file) for file in sorted((run / "rollouts").iterdir()))
-    difficulty = {f"{i:032x}-5": ("easy", "hard", "hard")[i % 3] for i in range(30)}
-    assert {difficulty[site] for site in first["site_id"].to_pylist()} == {"hard"}, "first phase"
-    assert {difficulty[site] for site in second["site_id"].to_pylist()} == {"easy", "hard"}
+    band = {f"{i:032x}-5": ("easy", "hard", "hard")[i % 3] for i in range(30)}
+    assert {band[site] for site in first["site_id"].to_pylist()} == {"hard"}, "first phase"
+    assert {band[site] for site in second["site_id"].to_pylist()} == {"easy", "hard"}
     assert third.schema.equals(ROLLOUTS)
     assert len(set(zip(second["site_id"].to_pylist(), second["sample"].to_pylist(), strict=True))) == second.num_rows
     assert load(Recipe, run / "recipe.yaml") == recipe

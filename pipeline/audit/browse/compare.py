@@ -45,7 +45,7 @@ LOST, GAINED, BOTH = 1, 2, 3
 OUTCOMES = {"both": BOTH, "gained": GAINED, "lost": LOST}
 """What becomes of a position: a bit for the first rule, a bit for the second; 0 if neither keeps it."""
 
-DIFFICULTIES = ("none", *BANDS)
+LEVELS = ("none", *BANDS)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Comparison:
     """Positions of one split that both rules keep, that only the second keeps (gained), only the first (lost)."""
 
     counts: pl.DataFrame
-    """A row a (field, token_class, difficulty) that any rule keeps positions of: `both`, `gained`, `lost`."""
+    """A row a (field, token_class, band) that any rule keeps positions of: `both`, `gained`, `lost`."""
     gained_D: NDArray[np.int64]
     lost_D: NDArray[np.int64]
     """By document, of the shards that were read."""
@@ -85,10 +85,10 @@ class Comparison:
         return self.total("both") + self.total("gained")
 
     def by(self, column: str) -> pl.DataFrame:
-        """`both`, `gained`, `lost` by one column, most kept first; difficulties by difficulty."""
+        """`both`, `gained`, `lost` by one column, most kept first; bands by their thresholds."""
         sums = self.counts.group_by(column).agg(pl.col(list(OUTCOMES)).sum())
-        if column == "difficulty":
-            return sums.sort(pl.col(column).cast(pl.Enum(DIFFICULTIES)))
+        if column == "band":
+            return sums.sort(pl.col(column).cast(pl.Enum(LEVELS)))
         return sums.sort(pl.sum_horizontal(list(OUTCOMES)), column, descending=[True, False])
 
 
@@ -115,10 +115,10 @@ class Count:
         limits = [getattr(bands, band) for band in BANDS]
         cut_B, entropy_G = segments([*first.cuts, *second.cuts, *limits])
         edge_RG = _edges(store, cut_B)
-        difficulty_G = np.sum([entropy_G > np.float32(limit) for limit in limits], axis=0)
+        band_G = np.sum([entropy_G > np.float32(limit) for limit in limits], axis=0)
         cells = store.cells.filter(pl.col("split") == split)
         states_CG = np.stack([rule.decide(cells, entropy_G) for rule in (first, second)], axis=-1)
-        self._decided = np.zeros((store.cells.height, len(DIFFICULTIES), 4), dtype=np.int64)
+        self._decided = np.zeros((store.cells.height, len(LEVELS), 4), dtype=np.int64)
         changed: dict[int, list[Slices]] = {GAINED: [], LOST: []}
         asked: dict[tuple[int, int, int], list[tuple[Slices, int]]] = {}
         mixed = -1 if not (first.asks_cell or second.asks_cell) else None
@@ -130,10 +130,10 @@ class Count:
                     continue
                 if ASK in (a, b):
                     kind = (cell if mixed is None else mixed, a, b)
-                    asked.setdefault(kind, []).append((runs, cell * len(DIFFICULTIES) + int(difficulty_G[g])))
+                    asked.setdefault(kind, []).append((runs, cell * len(LEVELS) + int(band_G[g])))
                     continue
                 outcome = (LOST if a == YES else 0) | (GAINED if b == YES else 0)
-                self._decided[cell, difficulty_G[g], outcome] += runs.rows
+                self._decided[cell, band_G[g], outcome] += runs.rows
                 if outcome != BOTH:
                     changed[outcome].append(runs)
         parts: dict[int, _Part] = {}
@@ -298,7 +298,7 @@ class _Question:
     pieces: Slices
     """In the order of the index; neighbours may be of different groups."""
     group_P: NDArray[np.int64]
-    """Of every piece: cell · difficulties + difficulty."""
+    """Of every piece: cell · levels + level."""
 
     @cached_property
     def runs(self) -> Slices:
@@ -359,9 +359,9 @@ def _edges(store: Store, cut_B: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _table(store: Store, count: NDArray[np.int64]) -> pl.DataFrame:
-    """`Comparison.counts` of counts by (cell, difficulty, outcome)."""
-    cell, difficulty = np.nonzero(count[:, :, 1:].sum(axis=2))
+    """`Comparison.counts` of counts by (cell, level, outcome)."""
+    cell, level = np.nonzero(count[:, :, 1:].sum(axis=2))
     names = store.cells[cell].select("field", "token_class")
-    counts = {name: count[cell, difficulty, outcome] for name, outcome in OUTCOMES.items()}
-    difficulties = pl.Series("difficulty", [DIFFICULTIES[d] for d in difficulty], dtype=pl.String)
-    return names.with_columns(difficulties, **{name: pl.Series(values) for name, values in counts.items()})
+    counts = {name: count[cell, level, outcome] for name, outcome in OUTCOMES.items()}
+    bands = pl.Series("band", [LEVELS[n] for n in level], dtype=pl.String)
+    return names.with_columns(bands, **{name: pl.Series(values) for name, values in counts.items()})

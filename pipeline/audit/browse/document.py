@@ -171,7 +171,7 @@ class Document:
             *(pl.col(name).fill_null(value) for name, value in unknown.items()),
             site_id=pl.format("{}-{}", "doc_id", "position"),
             token_class=pl.col("token_class").cast(pl.String),
-            difficulty=pl.lit("none"),
+            band=pl.lit("none"),
         )
         made = examples(config, tokenizer, self.record, row.select(SITES.names).to_arrow().cast(SITES))
         for table in made.tables(self.meta["split"], 1):
