@@ -38,7 +38,15 @@ from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.batch import idle_batch
 from pipeline.grpo.logprobs import PolicyLogprobs, checkpoint_layers
-from pipeline.grpo.lora import adapted, adapter_parameters, add_adapters, merged, save_adapter, without_adapters
+from pipeline.grpo.lora import (
+    adapted,
+    adapter_parameters,
+    add_adapters,
+    merged,
+    plain_name,
+    save_adapter,
+    without_adapters,
+)
 from pipeline.grpo.loss import k3
 from pipeline.grpo.objective import Objective, entropy_threshold
 from pipeline.grpo.topology import zero_stage
@@ -271,7 +279,7 @@ def gathered_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     model = engine.module.model
     layers = adapted(model)
     for name, parameter in model.named_parameters():
-        plain = name.replace(".base_layer", "")
+        plain = plain_name(name)
         if ".lora_" in name:
             continue
         if plain in layers:

@@ -6,6 +6,8 @@ policy that learns must be the one that sampled.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +22,16 @@ from pipeline.core.errors import UserError
 
 _NAME = "default"
 
+_KINDS = ("Linear", "Embedding", "ParamWrapper")
+"""Layers of `peft` whose sum with their adapter is known to be what they compute. The last is of matrices that are no
+layers of their own: the experts of a mixture, and its router."""
+
 
 def add_adapters(model: nn.Module, config: LoraConfig) -> None:
     """Freeze a model and put adapters beside its matrices. B is 0: nothing has changed yet.
 
     Raises:
-        UserError: peft is not installed, or no matrix has one of the names.
+        UserError: peft is not installed, a name is of no matrix, or of one with which an adapter cannot be merged.
     """
     try:
         from peft import inject_adapter_in_model
@@ -33,32 +39,45 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
         raise UserError("peft is not installed", where="policy.lora", mend="pip install 'rpt[lora]'") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # A is the same on every rank and in every run
-        try:
-            inject_adapter_in_model(_peft(config), model, low_cpu_mem_usage=False)
-        except ValueError as error:
-            raise UserError(
-                f"adapters cannot be put beside {config.targets}",
-                where="policy.lora.targets",
-                mend="name linear layers of the policy, or `all-linear`",
-            ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say of names is checked below
+            try:
+                inject_adapter_in_model(_peft(config), model, low_cpu_mem_usage=False)
+            except ValueError as error:
+                raise _refused(f"adapters cannot be put beside {config.targets}: {_first_line(error)}") from error
+    _must_be_found(model, config)
+    _must_be_mergeable(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 
 
 def adapted(model: nn.Module) -> dict[str, Any]:
-    """By the name of its weight in the plain model, every layer that has an adapter."""
-    return {f"{name}.weight": layer for name, layer in model.named_modules() if hasattr(layer, "base_layer")}
+    """By the name of its weight in the plain model, every layer that has an adapter.
+
+    Layers may stand in each other: each adapts one parameter of the innermost.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "base_layer")}
+    return {plain_name(f"{name}.{_parameter_of(layer)}"): layer for name, layer in layers.items()}
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the plain model."""
+    return name.replace(".base_layer", "")
 
 
 def adapter_parameters(layer: Any) -> list[nn.Parameter]:
     """A and B."""
-    return [layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight]
+    return [parameter for name, parameter in layer.named_parameters() if name.startswith("lora_")]
 
 
 def merged(layer: Any) -> Tensor:
-    """W + alpha / rank · B A."""
-    weight: Tensor = layer.base_layer.weight.data
+    """W + alpha / rank · B A, as `peft` shapes B A for this kind of layer."""
+    weight: Tensor = getattr(layer.get_base_layer(), _parameter_of(layer)).data
     return weight + layer.get_delta_weight(_NAME).to(weight.dtype)
+
+
+def _parameter_of(layer: Any) -> str:
+    return getattr(layer, "parameter_name", "weight")
 
 
 @contextmanager
@@ -82,6 +101,51 @@ def save_adapter(weights: Sequence[tuple[str, Tensor]], config: LoraConfig, base
     peft.save_pretrained(str(folder))
     named = {f"base_model.model.{name.replace(f'.{_NAME}', '')}": tensor for name, tensor in weights}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _must_be_found(model: nn.Module, config: LoraConfig) -> None:
+    """
+    Raises:
+        UserError: no layer of one of the names has an adapter, though others have. (Where experts are stored as one
+            matrix, `peft` knows more names for it: those of the experts' own matrices in the published weights.)
+    """
+    layers = adapted(model)
+    fused = any(type(layer).__name__ == "ParamWrapper" for layer in layers.values())
+    names = [plain_name(name) for name, _ in (*model.named_modules(), *model.named_parameters())]
+    for target in [] if isinstance(config.targets, str) else config.targets:
+        found = any(f".{name.removesuffix('.weight')}".endswith(f".{target}") for name in layers)
+        known = any(f".{name}".endswith(f".{target}") for name in names)
+        if not found and (known or not fused):
+            raise _refused(f"no adapter can be put beside {target}")
+
+
+def _must_be_mergeable(model: Any) -> None:
+    """
+    Raises:
+        UserError: what samples could not be given the sum of some layer and its adapter.
+    """
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for name, layer in adapted(model).items():
+        if type(layer).__name__ not in _KINDS:
+            raise _refused(f"an adapter of {name} ({type(layer).__name__}) cannot be merged")
+        if layer.get_base_layer() is _plain(model.get_output_embeddings()):
+            raise _refused(f"{name} is the output head, which has no adapter here")
+        if uses[id(getattr(layer.get_base_layer(), _parameter_of(layer)))] > 1:
+            raise _refused(f"{name} is tied to another weight, which its adapter would not change")
+
+
+def _plain(module: Any) -> Any:
+    return module.get_base_layer() if hasattr(module, "base_layer") else module
+
+
+def _refused(what: str) -> UserError:
+    return UserError(
+        what, where="policy.lora.targets", mend="name linear layers of the policy, or experts, or `all-linear`"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _peft(config: LoraConfig) -> Any:

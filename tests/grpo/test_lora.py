@@ -6,18 +6,22 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM as Auto
+from transformers import PreTrainedModel, Qwen3MoeConfig
 
 from pipeline.core.config import LoraConfig
 from pipeline.core.errors import UserError
-from pipeline.grpo.lora import add_adapters, without_adapters
+from pipeline.grpo.lora import adapted, adapter_parameters, add_adapters, merged, save_adapter, without_adapters
 from tests.grpo.colours import make_policy, metrics_of, publish_shards, write_manifest, write_recipe
-from tests.grpo.models import tiny
+from tests.grpo.models import VOCAB, tiny
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -32,6 +36,94 @@ def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_names_of_no_layer_are_refused() -> None:
     with pytest.raises(UserError, match=r"policy\.lora\.targets"):
         add_adapters(tiny(), LoraConfig(rank=2, alpha=4, targets=["query"]))
+
+
+def moe(**options: Any) -> PreTrainedModel:
+    """A random mixture of experts, of two layers."""
+    torch.manual_seed(0)
+    model = Auto.from_config(
+        Qwen3MoeConfig(
+            vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, intermediate_size=48, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2,
+            tie_word_embeddings=False, **options,
+        )
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)  # far from uniform
+    return model
+
+
+POLICIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: tiny("llama", tied=False),
+    "experts": moe,
+    "gpt2": lambda: tiny("gpt2"),
+}
+TARGETS = [
+    ("experts", "all-linear"),  # attention, router, and both matrices of every expert
+    ("experts", ["down_proj"]),
+    ("experts", ["gate_proj", "up_proj", "down_proj"]),
+    ("experts", ["gate"]),
+    ("llama", "all-linear"),
+    ("llama", ["embed_tokens"]),
+    ("llama", ["embed_tokens", "q_proj"]),
+    ("gpt2", "all-linear"),  # its matrices are held transposed
+]
+
+
+def adapted_policy(kind: str, targets: str | list[str]) -> tuple[PreTrainedModel, LoraConfig]:
+    """With adapters that have learned something."""
+    model, config = POLICIES[kind](), LoraConfig(rank=2, alpha=4, targets=targets)
+    add_adapters(model, config)
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=random))
+    return model, config
+
+
+@pytest.mark.parametrize(("kind", "targets"), TARGETS, ids=str)
+def test_merged_weights_make_the_adapted_policy(kind: str, targets: str | list[str], tmp_path: Path) -> None:
+    base, ids = POLICIES[kind](), torch.arange(3, 40)[None]
+    model, config = adapted_policy(kind, targets)
+    with torch.no_grad():
+        expected = model(ids).logits
+        assert (base(ids).logits - expected).abs().max() > 0.1
+
+        plain = POLICIES[kind]()
+        own, layers = dict(plain.named_parameters()), adapted(model)
+        assert layers.keys() <= own.keys()
+        for name, layer in layers.items():
+            own[name].copy_(merged(layer))
+        torch.testing.assert_close(plain(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        with without_adapters(model):
+            torch.testing.assert_close(model(ids).logits, base(ids).logits, rtol=1e-5, atol=1e-5)
+
+        base.save_pretrained(tmp_path / "base")
+        weights = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad]
+        assert {id(tensor) for _, tensor in weights} == {
+            id(tensor) for layer in layers.values() for tensor in adapter_parameters(layer)
+        }
+        save_adapter(weights, config, str(tmp_path / "base"), tmp_path / "adapter")
+        read = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+        torch.testing.assert_close(read(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "why"),
+    [
+        ("gpt2", ["wte"], r"wte\.weight is tied to another weight"),
+        ("llama", ["lm_head"], r"lm_head\.weight is the output head"),
+        ("llama", ["input_layernorm"], r"input_layernorm"),
+        ("llama", ["q_proj", "nothing"], r"nothing"),
+        ("experts", ["gate_up_proj", "down_proj"], r"gate_up_proj"),
+    ],
+)
+def test_what_cannot_be_merged_or_is_not_there_is_refused_by_name(kind: str, targets: list[str], why: str) -> None:
+    with pytest.raises(UserError, match=why) as found:
+        add_adapters(POLICIES[kind](), LoraConfig(rank=2, alpha=4, targets=targets))
+    assert "policy.lora.targets" in str(found.value)
 
 
 def test_without_adapters_the_policy_is_the_base() -> None:
@@ -83,4 +175,4 @@ def test_a_killed_run_of_adapters_takes_the_same_steps(tmp_path: Path) -> None:
     before, after = (load_file(folder / "model.safetensors") for folder in (policy, tmp_path / "killed" / "policy"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if name.endswith("_proj.weight")}, "every linear layer"
-    AutoModelForCausalLM.from_pretrained(tmp_path / "killed" / "policy")
+    Auto.from_pretrained(tmp_path / "killed" / "policy")
