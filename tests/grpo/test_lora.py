@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -176,3 +177,22 @@ def test_a_killed_run_of_adapters_takes_the_same_steps(tmp_path: Path) -> None:
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if name.endswith("_proj.weight")}, "every linear layer"
     Auto.from_pretrained(tmp_path / "killed" / "policy")
+
+
+def test_experts_that_learn_under_zero3_are_those_that_sample(tmp_path: Path) -> None:
+    """Every weight partitioned, also those that `peft` reads outside of their layers."""
+    moe(bos_token_id=1, eos_token_id=2).save_pretrained(tmp_path / "policy")
+    topology = json.loads((ROOT / "deepspeed_configs" / "zero3_cpu.json").read_text())
+    topology["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (tmp_path / "zero3.json").write_text(json.dumps(topology))
+    arguments = [str(tmp_path / name) for name in ("policy", "zero3.json")]
+    subprocess.run(
+        [sys.executable, "-m", "tests.grpo.engine_worker", *arguments, str(tmp_path), "lora"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        check=True,
+    )
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert max(seen["gap"], seen["gap_after"]) < 1e-5
+    learned = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert any("experts" in name and "lora_B" in name and tensor.any() for name, tensor in learned.items())
