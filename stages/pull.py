@@ -1,7 +1,9 @@
 """Pull: shards that were pushed, verified byte by byte, to where `rpt train` finds them.
 
-Input:   a data set that `rpt push` wrote, on the hub or in a folder.
-Output:  `work/<name>/materialize/<fingerprint>/` as the stage itself would have left it, `work/<name>/manifest.yaml`.
+Input:   a data set that `rpt push` wrote, on the hub or in a folder. Nothing in it is trusted: only files that its
+         metadata list are read, no link is followed, and names are taken as names only if they have the form of one.
+Output:  `work/<name>/materialize/<fingerprint>/` as the stage itself would have left it, with `pulled.json`, which says
+         that what it was made from lies elsewhere; `work/<name>/manifest.yaml`.
 Command: rpt pull hf://datasets/owner/name|FOLDER [--work work]
 """
 
@@ -9,16 +11,33 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
-from pathlib import Path, PurePosixPath
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
-from pipeline.core.artifact import content_hash, point_current, read_record
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core.artifact import (
+    PULLED,
+    Record,
+    content_hash,
+    fingerprint,
+    is_pulled,
+    mark_pulled,
+    point_current,
+    read_completion,
+    read_record,
+    record_in,
+    seal_record,
+    write_completion,
+)
 from pipeline.core.config import Manifest, load
 from pipeline.core.errors import IntegrityError
 from pipeline.core.progress import say
-from pipeline.export.croissant import checksums
-from pipeline.export.remote import download
+from pipeline.core.sealed import exclusive
+from pipeline.export.croissant import METADATA, checksums
+from pipeline.export.remote import Fetched, download
 
 
 def pull(remote: str, *, work: Path, revision: str | None = None) -> Path:
@@ -31,42 +50,107 @@ def pull(remote: str, *, work: Path, revision: str | None = None) -> Path:
 
     Raises:
         UserError: there is none.
-        IntegrityError: a file is missing, or its bytes are not those that were pushed.
+        IntegrityError: a file is missing, its bytes are not those that were pushed, or no `rpt push` made the data set.
     """
-    source = download(remote, revision)
-    verify(source)
-    name = load(Manifest, source / "manifest.yaml").name
-    fingerprint = json.loads((source / "record.json").read_text(encoding="utf-8"))["fingerprint"]
-    target = work / name / "materialize" / str(fingerprint)
-    if read_record(target) is None:
-        scratch = target.with_name(f".{uuid.uuid4().hex[:12]}")
-        try:
-            shutil.copytree(source / "data", scratch)
-            shutil.copyfile(source / "record.json", scratch / "record.json")
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(scratch, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        read_record(target)
+    fetched = download(remote, revision)
+    with tempfile.TemporaryDirectory(dir=_made(work), prefix=".pull-") as scratch:
+        taken = Path(scratch)
+        fetched.take(METADATA, taken / METADATA)
+        listed = _checksums(taken / METADATA, fetched)
+        for path, sha256 in listed.items():
+            fetched.take(path, taken / path, sha256)
+        name = load(Manifest, taken / "manifest.yaml").name
+        record = _record(taken, listed, fetched)
+        target = work / name / record.stage / record.fingerprint
+        _install(taken / "data", record, _made(target))
+        os.replace(taken / "manifest.yaml", work / name / "manifest.yaml")
     point_current(target)
-    shutil.copyfile(source / "manifest.yaml", work / name / "manifest.yaml")
     say(f"pull         verified  {target}")
     return work / name / "manifest.yaml"
 
 
-def verify(folder: Path) -> None:
-    """
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _checksums(metadata: Path, fetched: Fetched) -> dict[str, str]:
+    """Path → sha256 of what is pulled.
+
     Raises:
-        IntegrityError: a file that `croissant.json` lists is missing, or its bytes are others.
+        IntegrityError: the metadata cannot be read, or do not list what every data set has.
     """
+    where = fetched.folder / METADATA
     try:
-        listed = checksums(json.loads((folder / "croissant.json").read_text(encoding="utf-8")))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise IntegrityError("no readable metadata", where=folder / "croissant.json", mend="push it again") from error
-    for path, sha256 in listed.items():
-        file = folder / path
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise IntegrityError("a path leads out of the data set", where=path, mend="do not trust this data set")
-        if not file.is_file() or content_hash(file) != sha256:
-            what = "differs from what was pushed" if file.is_file() else "is missing"
-            raise IntegrityError(f"a file {what}", where=file, mend="pull it again, or push it again")
+        listed = checksums(json.loads(metadata.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError("no readable metadata", where=where, mend="push it again") from error
+    for needed in ("manifest.yaml", "record.json"):
+        if needed not in listed:
+            raise IntegrityError(f"the metadata do not list `{needed}`", where=where, mend="push it again")
+    return listed
+
+
+def _record(taken: Path, listed: dict[str, str], fetched: Fetched) -> Record:
+    """The record of the shards, found to be one of `materialize`, of exactly the tables that are listed.
+
+    Raises:
+        IntegrityError: it is not.
+    """
+    record = record_in(taken / "record.json", taken / "data")
+    entries = [entry for done in record.completions for entry in done.files.values()]
+    own = fingerprint(record.stage, record.version, record.config, record.inputs)
+    numbers = [done.shard for done in record.completions]
+    wrong = {
+        "is not of `materialize`": record.stage != "materialize",
+        "does not have the fingerprint of its configuration and inputs": record.fingerprint != own,
+        "does not count its shards from 0": numbers != list(range(len(numbers))),
+        "names other tables than the metadata list": {f"data/{e.path}": e.sha256 for e in entries}
+        != {path: sha256 for path, sha256 in listed.items() if path.startswith("data/")},
+        "counts other rows or bytes than its tables have": any(
+            (_rows(taken / "data" / e.path), (taken / "data" / e.path).stat().st_size) != (e.rows, e.bytes)
+            for e in entries
+            if (taken / "data" / e.path).exists()
+        ),
+    }
+    for what, is_so in wrong.items():
+        if is_so:
+            raise IntegrityError(f"the record {what}", where=fetched.folder / "record.json", mend="do not trust it")
+    return record
+
+
+def _rows(path: Path) -> int:
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowException):
+        return -1
+
+
+def _install(tables: Path, record: Record, target: Path) -> None:
+    """Put the tables where the stage would have put them, and what says that it is complete last.
+
+    What is there and whole stays; what is damaged is replaced.
+    """
+    here = replace(record, directory=target)
+    with exclusive(target):
+        for done in record.completions:
+            for entry in done.files.values():
+                there = target / entry.path
+                if there.is_symlink() or not there.is_file() or content_hash(there) != entry.sha256:
+                    os.replace(tables / entry.path, there)
+        if not _is_whole(here):
+            for name in ("record.json", PULLED, *(f"done/{done.shard:05d}.json" for done in record.completions)):
+                (target / name).unlink(missing_ok=True)
+            mark_pulled(here)
+            for done in record.completions:
+                write_completion(target, done)
+            seal_record(here)
+
+
+def _is_whole(record: Record) -> bool:
+    """Whether what was pulled lies there already, as recorded."""
+    try:
+        done = tuple(read_completion(record.directory, done.shard) for done in record.completions)
+        return read_record(record.directory) == record and done == record.completions and is_pulled(record)
+    except IntegrityError:
+        return False

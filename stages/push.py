@@ -26,10 +26,13 @@ from pipeline.core.config import Manifest
 from pipeline.core.errors import UserError
 from pipeline.core.progress import say
 from pipeline.export.card import card
-from pipeline.export.croissant import croissant
+from pipeline.export.croissant import METADATA, croissant
+from pipeline.export.outside import public, secrets
 from pipeline.export.remote import repository, upload
 
 EXAMPLES = 5
+REPORTS = ("audit.json", "report.html")
+"""What `rpt audit` wrote."""
 
 
 def push(manifest: Manifest, remote: str, *, work: Path) -> None:
@@ -68,27 +71,26 @@ def assemble(folder: Path, manifest: Manifest, lineage: Lineage, *, audit: Path,
             assert file is not None
             _link(file.verified(), folder / "data" / file.path.name)
     _link(shards.directory / "record.json", folder / "record.json")
-    for report in ("audit.json", "report.html"):
+    for report in REPORTS:
         if (audit / report).is_file():
             _link(audit / report, folder / report)
-    tree = yaml.safe_dump(_public(manifest.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    secret = secrets(manifest.model_dump(mode="json"))
+    manifest = Manifest.model_validate(public(manifest.model_dump(mode="json")))
+    tree = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (folder / "manifest.yaml").write_text(tree, encoding="utf-8")
     (folder / "README.md").write_text(card(manifest, lineage, _first_rows(shards), name or "FOLDER"), encoding="utf-8")
     files = {p.relative_to(folder).as_posix(): content_hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     url = f"https://huggingface.co/datasets/{name}" if name else "https://arxiv.org/abs/2506.08007"
     metadata = croissant(manifest, lineage, files, datetime.now(UTC).date(), url)
-    (folder / "croissant.json").write_text(json.dumps(metadata, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def _public(tree: Any) -> Any:
-    """A manifest's values without the folders of this machine: of an absolute path only the name."""
-    if isinstance(tree, dict):
-        return {key: _public(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_public(value) for value in tree]
-    if isinstance(tree, str) and Path(tree).is_absolute():
-        return Path(tree).name
-    return tree
+    (folder / METADATA).write_text(json.dumps(metadata, indent=1, ensure_ascii=False), encoding="utf-8")
+    for path in (path for path in sorted(folder.iterdir()) if path.is_file()):
+        text = path.read_text(encoding="utf-8")
+        if any(value in text for value in secret):
+            raise UserError(
+                "it holds a password or a signed query of a source's URL, and is not pushed",
+                where=audit / path.name if path.name in REPORTS else path.name,
+                mend="remove the file and run `rpt audit` again",
+            )
 
 
 def _first_rows(shards: Record) -> list[dict[str, Any]]:

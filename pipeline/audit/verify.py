@@ -18,6 +18,7 @@ from pipeline.core.artifact import (
     Record,
     completion_path,
     fingerprint,
+    is_pulled,
     pointed,
     read_completion,
     read_record,
@@ -47,6 +48,8 @@ class _Checked:
     record: Record | None
     """None: it cannot be read, or is not there yet."""
     done: tuple[Completion, ...]
+    pulled: bool
+    """What it was made from lies elsewhere."""
     damage: dict[str, str]
     """Path → what is wrong with it."""
 
@@ -97,7 +100,7 @@ def verify(work: Path) -> dict[str, Any]:
 def _check(directory: Path) -> _Checked:
     """Hash what a record lists; where the record is damaged, what the completions of its shards list."""
     damage: dict[str, str] = {}
-    record: Record | None = None
+    record, pulled = None, False
     try:
         record = read_record(directory)
     except IntegrityError as error:
@@ -106,6 +109,10 @@ def _check(directory: Path) -> _Checked:
     for entry in (entry for completion in found for entry in completion.files.values()):
         _check_file(directory, entry, damage)
     if record is not None:
+        try:
+            pulled = is_pulled(record)
+        except IntegrityError as error:
+            damage[error.where] = error.what
         if fingerprint(record.stage, record.version, record.config, record.inputs) != directory.name:
             damage[str(directory / "record.json")] = "configuration or inputs are not those of its fingerprint"
         for done in record.completions:
@@ -114,7 +121,7 @@ def _check(directory: Path) -> _Checked:
                 damage[path] = "is not what the record holds of its shard, or is missing"
                 for entry in done.files.values():
                     _check_file(directory, entry, damage)
-    return _Checked(directory, record, record.completions if record else found, damage)
+    return _Checked(directory, record, record.completions if record else found, pulled, damage)
 
 
 def _check_file(directory: Path, entry: Entry, damage: dict[str, str]) -> None:
@@ -150,7 +157,7 @@ def _links(each: _Checked, made: Mapping[str, _Checked]) -> tuple[dict[str, str 
     for name, content in each.record.inputs.items() if each.record else ():
         source = made.get(content)
         made_from[name] = f"{source.directory.parent.name}/{source.directory.name}" if source else None
-        if source is None and name in LINKS:
+        if source is None and name in LINKS and not each.pulled:
             record = str(each.directory / "record.json")
             if any(other.lost and other.directory.parent.name == LINKS[name] for other in made.values()):
                 continue  # most likely that one, whose damage is listed

@@ -295,6 +295,29 @@ def record_in(path: Path, directory: Path) -> Record:
     return record
 
 
+PULLED = "pulled.json"
+"""In the folder of an output that was pulled: what it was made from lies elsewhere."""
+
+
+def mark_pulled(record: Record) -> None:
+    """Say so."""
+    write_sealed(record.directory / PULLED, {"of": _name(record.directory), "inputs": dict(record.inputs)})
+
+
+def is_pulled(record: Record) -> bool:
+    """Whether an output was made on another machine.
+
+    Raises:
+        IntegrityError: what says so was changed.
+    """
+    path = record.directory / PULLED
+    if not path.exists():
+        return False
+    if read_sealed(path) != {"of": _name(record.directory), "inputs": dict(record.inputs)}:
+        raise IntegrityError("is of another output", where=path, mend="pull it again")
+    return True
+
+
 def _check_sizes(record: Record) -> None:
     for done in record.completions:
         for entry in done.files.values():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import Completion, Record, is_current, read_completion, read_record
+from pipeline.core.artifact import PULLED, Completion, Record, is_current, read_completion, read_record
 from pipeline.core.config import Manifest, differences
 
 IN_USE = 3600.0
@@ -40,7 +40,7 @@ class Output:
 
     def left_over(self, now: float | None = None) -> list[Path]:
         """Files that no completion names, and scratch folders, unless they changed within the last hour."""
-        named = {entry.path for done in self.done for entry in done.files.values()} | {"record.json", "done"}
+        named = {entry.path for done in self.done for entry in done.files.values()} | {"record.json", "done", PULLED}
         before = (time.time() if now is None else now) - IN_USE
         found = [path for path in sorted(self.directory.iterdir()) if path.name not in named]
         return [path for path in found if _last_change(path) < before]

@@ -90,7 +90,8 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
     """
     root, names, listed = _list_hub(source, revision) if source.startswith("hf://") else _list(source)
     files, ignored = [], []
-    for name in sorted(names):
+    for found in sorted(names):
+        name = _shown(found) if root.startswith("http") else found
         kind, compression = kind_of(name)
         if listed and (kind is None or (format != "auto" and kind != format) or _is_bookkeeping(name)):
             ignored.append(name)
@@ -100,7 +101,7 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
             raise UserError(
                 "extension says no format", where=name, mend=f"known: {known} (and .gz, .zst), or set corpus.format"
             )
-        files.append(SourceFile(name, f"{root}/{name}", cast(str, kind) if format == "auto" else format, compression))
+        files.append(SourceFile(name, f"{root}/{found}", cast(str, kind) if format == "auto" else format, compression))
     if not files:
         what = f"no {'data' if format == 'auto' else format} files in the source"
         looked_for = ", ".join(suffix for suffix, kind in FORMATS.items() if format in ("auto", kind))
@@ -109,6 +110,11 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
         say(f"source       no data by their names, and left out: {', '.join(ignored[:5])}{more}")
     return files
+
+
+def _shown(path: str) -> str:
+    """A path without its query, which may be a signature: tables hold what it is called."""
+    return path.partition("?")[0]
 
 
 def kind_of(name: str) -> tuple[str | None, str | None]:
@@ -140,7 +146,7 @@ def _list(source: str) -> tuple[str, Sequence[str], bool]:
         if kind == "directory":
             root, paths = path, fs.find(path)
         elif kind is not None:
-            root, paths = path.rpartition("/")[0], [path]
+            root, paths = (_shown(path) if path.startswith("http") else path).rpartition("/")[0], [path]
         elif magic := _MAGIC.search(path):
             root, paths = path[: magic.start()].rpartition("/")[0], fs.glob(path)
             paths = [found for found in paths if _kind(fs, found) != "directory"]

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.audit.lineage import Lineage
 from pipeline.core.config import Manifest
 from pipeline.export.card import COLUMNS, columns_of, licences
+from pipeline.export.outside import check_path
 from pipeline.shards.schema import SPLITS
 
 _OWN = (
@@ -35,6 +36,7 @@ CONTEXT: dict[str, Any] = {
     "rai": "http://mlcommons.org/croissant/RAI/",
     "sc": "https://schema.org/",
 }
+METADATA = "croissant.json"
 PARQUET = "application/x-parquet"
 
 
@@ -80,10 +82,28 @@ def croissant(
     }
 
 
-def checksums(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Path → sha256 of the files that Croissant metadata lists."""
-    listed = tree.get("distribution", ())
-    return {entry["contentUrl"]: entry["sha256"] for entry in listed if entry.get("@type") == "cr:FileObject"}
+def checksums(tree: Any) -> dict[str, str]:
+    """Path → sha256 of the files that Croissant metadata list.
+
+    Raises:
+        ValueError: these are no Croissant metadata.
+        IntegrityError: a path is none below the data set.
+    """
+    try:
+        listed = [entry for entry in tree["distribution"] if entry["@type"] == "cr:FileObject"]
+        found = {entry["contentUrl"]: entry["sha256"] for entry in listed}
+    except (KeyError, TypeError) as error:
+        raise ValueError("no Croissant metadata") from error
+    return {check_path(path): str(sha256) for path, sha256 in found.items()}
+
+
+def is_pushed(tree: Any) -> bool:
+    """Whether `rpt push` wrote these metadata: they name the stage that made the shards."""
+    try:
+        made = [activity["@id"] for activity in tree["prov:wasGeneratedBy"]]
+    except (KeyError, TypeError):
+        return False
+    return any(str(name).startswith("materialize/") for name in made)
 
 
 def _file(item: tuple[str, str]) -> dict[str, Any]:

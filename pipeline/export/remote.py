@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.errors import UserError
+from pipeline.core.artifact import content_hash
+from pipeline.core.errors import IntegrityError, UserError
+from pipeline.export.croissant import METADATA, checksums, is_pushed
+from pipeline.export.outside import check_path, has_links
 
 HUB = "hf://datasets/"
 
@@ -24,38 +32,127 @@ def repository(remote: str) -> str | None:
     return name
 
 
+# -------------------------------------------------------------------------------------------------------- push
+
+
 def upload(folder: Path, remote: str, message: str) -> None:
-    """Replace what lies at `remote` by `folder`; on the hub in one commit.
+    """Put `folder` at `remote`; of what is there only files go that an earlier push listed. On the hub: one commit.
 
     Raises:
-        UserError: the hub cannot be reached or refuses, or a folder there holds something else.
+        UserError: the hub cannot be reached or refuses, or something lies there that no push has put there.
     """
     name = repository(remote)
+    new = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     if name is None:
-        target = Path(remote).expanduser()
-        if target.exists() and any(target.iterdir()) and not (target / "croissant.json").exists():
-            raise UserError("the folder holds something else", where=target, mend="choose another one")
-        scratch = target.with_name(f".{target.name}.pushed")
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(folder, scratch)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
+        _into_folder(folder, new, Path(remote).expanduser())
         return
     from huggingface_hub import HfApi
 
     try:
         api = HfApi()
         api.create_repo(name, repo_type="dataset", exist_ok=True, private=True)
+        present = api.list_repo_files(name, repo_type="dataset")
+        listed: set[str] = set()
+        if METADATA in present:
+            listed = _listed(Path(api.hf_hub_download(name, METADATA, repo_type="dataset")))
         api.upload_folder(
-            repo_id=name, repo_type="dataset", folder_path=folder, commit_message=message, delete_patterns=["data/*"]
+            repo_id=name,
+            repo_type="dataset",
+            folder_path=folder,
+            commit_message=message,
+            delete_patterns=superseded(present, listed, new, remote),
         )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError("the hub did not take it", where=remote, mend=f"check `HF_TOKEN`: {reason}") from error
 
 
-def download(remote: str, revision: str | None) -> Path:
-    """A folder with what lies at `remote`.
+def superseded(present: Collection[str], listed: Collection[str], new: Collection[str], where: object) -> list[str]:
+    """The files of an earlier push that go: it listed them, and this one does not have them.
+
+    Args:
+        present: paths of what is there.
+        listed: of what the earlier push put there.
+        new: of what is put there now.
+        where: for messages.
+
+    Raises:
+        UserError: something else is in the place of a new file, or would be read as one of the shards.
+    """
+    foreign = [path for path in sorted(set(present) - set(listed)) if path in new or path.startswith("data/")]
+    if foreign:
+        raise UserError(
+            f"`{foreign[0]}` is there, and no push has put it there", where=where, mend="move it, or choose another one"
+        )
+    return sorted((set(listed) & set(present)) - set(new))
+
+
+def _into_folder(folder: Path, new: Collection[str], target: Path) -> None:
+    """The metadata come first: whatever is put there is listed by then, and a push that is killed can be repeated."""
+    listed: set[str] = set()
+    if target.exists() and any(target.iterdir()):
+        listed = _listed(target / METADATA) if (target / METADATA).is_file() else set()
+        if not listed:
+            raise UserError("the folder holds something else", where=target, mend="choose another one")
+    for path in {*listed, *new}:
+        if has_links(target, path):
+            raise UserError("a link is in the way", where=target / path, mend="remove it, or choose another folder")
+    present = {path for path in {*listed, *new} if (target / path).exists()}
+    present |= {path.relative_to(target).as_posix() for path in (target / "data").rglob("*") if not path.is_dir()}
+    for path in superseded(present, listed, new, target):
+        (target / path).unlink()
+    (target / "data").mkdir(parents=True, exist_ok=True)
+    scratch = target / f".{uuid.uuid4().hex[:12]}.pushed"
+    try:
+        for path in sorted(new, key=lambda path: path != METADATA):
+            shutil.copyfile(folder / path, scratch)
+            os.replace(scratch, target / path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _listed(metadata: Path) -> set[str]:
+    """The files that an earlier push has put beside its metadata; none if something else has written these."""
+    try:
+        tree = json.loads(metadata.read_text(encoding="utf-8"))
+        return {METADATA, *checksums(tree)} if is_pushed(tree) else set()
+    except (ValueError, RecursionError, IntegrityError):
+        return set()
+
+
+# -------------------------------------------------------------------------------------------------------- pull
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A data set as it lies on this machine: material that is not trusted."""
+
+    folder: Path
+    cache: Path | None = None
+    """Where the hub's cache keeps the files; those of the folder are links into it. None: no link is followed."""
+
+    def take(self, path: str, target: Path, sha256: str | None = None) -> None:
+        """Copy the file `path` to `target`.
+
+        Raises:
+            IntegrityError: it is missing, a link that leads elsewhere, or its bytes have another hash.
+        """
+        source = self.folder / check_path(path)
+        again = "pull it again, or push it again"
+        if not source.is_file():
+            raise IntegrityError("a file is missing", where=source, mend=again)
+        if self.cache is None and has_links(self.folder, path):
+            raise IntegrityError("a link instead of a file", where=source, mend="do not trust this data set")
+        if self.cache is not None and not source.resolve().is_relative_to(self.cache.resolve()):
+            raise IntegrityError("a link leads out of the data set", where=source, mend="do not trust this data set")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        if sha256 is not None and content_hash(target) != sha256:
+            raise IntegrityError("a file differs from what was pushed", where=source, mend=again)
+
+
+def download(remote: str, revision: str | None) -> Fetched:
+    """What lies at `remote`.
 
     Raises:
         UserError: there is nothing, or the hub cannot be reached.
@@ -63,15 +160,16 @@ def download(remote: str, revision: str | None) -> Path:
     name = repository(remote)
     if name is None:
         folder = Path(remote).expanduser()
-        if not (folder / "croissant.json").is_file():
+        if not (folder / METADATA).is_file():
             raise UserError("no pushed data set", where=folder, mend="push one with `rpt push`")
-        return folder
+        return Fetched(folder)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, repo_type="dataset", revision=revision))
+        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             "the hub did not give it", where=remote, mend=f"check the name and `HF_TOKEN`: {reason}"
         ) from error
+    return Fetched(folder, cache=folder.parent.parent)

@@ -1,0 +1,86 @@
+"""What passes between a work folder and the world: no secret of a URL leaves, no path of a data set leads out of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from pipeline.core.errors import IntegrityError
+
+_URL = re.compile(r"\b(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[^\s\"'<>]*)", re.IGNORECASE)
+_PATH = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", re.ASCII)
+
+
+def public(tree: Any) -> Any:
+    """Values of a configuration as they may leave this machine.
+
+    Of an absolute path only the name stays; URLs lose user, password, query and fragment: any of them may be a secret.
+
+    Example:
+        >>> public({"source": "https://me:pw@host/a.jsonl?sig=x", "model": "/home/me/proxy", "seed": 0})
+        {'source': 'https://host/a.jsonl', 'model': 'proxy', 'seed': 0}
+    """
+    if isinstance(tree, dict):
+        return {key: public(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [public(value) for value in tree]
+    if isinstance(tree, str):
+        return Path(tree).name if Path(tree).is_absolute() else _URL.sub(_bare, tree)
+    return tree
+
+
+def _bare(match: re.Match[str]) -> str:
+    scheme, rest = match["scheme"], match["rest"]
+    if scheme.lower() in ("file", "local"):
+        return Path(rest).name
+    rest = rest[: _end_of_path(scheme, rest)]
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _end_of_path(scheme: str, rest: str) -> int:
+    """Where a URL's query or fragment begins. `?` is a wildcard in the paths of stores, unless a value follows."""
+    ends = [rest.find(mark) for mark in "?#" if mark in rest]
+    end = min(ends, default=len(rest))
+    return end if scheme.lower().startswith("http") or "=" in rest[end:] else len(rest)
+
+
+def secrets(tree: Any) -> set[str]:
+    """What `public` takes out of the URLs of a configuration and might be a secret, also as it reads when unquoted.
+
+    Example:
+        >>> sorted(secrets({"source": "https://me:passw0rd@host/a.jsonl?sig=abcdef%2F1"}))
+        ['abcdef%2F1', 'abcdef/1', 'passw0rd']
+    """
+    if isinstance(tree, dict | list):
+        return set().union(*map(secrets, tree.values() if isinstance(tree, dict) else tree))
+    found: set[str] = set()
+    for match in _URL.finditer(tree) if isinstance(tree, str) else ():
+        rest = match["rest"]
+        end = _end_of_path(match["scheme"], rest)
+        user = rest[:end].partition("/")[0].rpartition("@")[0]
+        found |= {*re.split("[:]", user), *re.split("[?#&]", rest[end:])}
+    values = {value.partition("=")[2] or value for value in found}
+    return {value for raw in values for value in (raw, unquote(raw)) if len(value) >= _LEAST}
+
+
+_LEAST = 6
+"""Characters from which on a value is looked for in files: shorter ones are found by chance."""
+
+
+def check_path(path: str) -> str:
+    """A path below a data set, as `rpt push` spells them.
+
+    Raises:
+        IntegrityError: it is none, and may lead anywhere.
+    """
+    if not isinstance(path, str) or not _PATH.fullmatch(path):
+        raise IntegrityError("a path leads out of the data set", where=repr(path), mend="do not trust this data set")
+    return path
+
+
+def has_links(folder: Path, path: str) -> bool:
+    """Whether a link is on the way from a folder to a path below it; the last part may not be there yet."""
+    return any((folder / part).is_symlink() for part in [Path(path), *Path(path).parents[:-1]])
