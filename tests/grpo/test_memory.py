@@ -4,8 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 from pipeline.core.config import ObjectiveConfig, OptimizerConfig, PolicyConfig, Recipe, RolloutConfig
+from pipeline.grpo.batch import batch_of
 from pipeline.grpo.logprobs import PolicyLogprobs, checkpoint_layers
 from pipeline.grpo.memory import (
     activation_bytes,
@@ -13,10 +25,10 @@ from pipeline.grpo.memory import (
     memory_table,
     parameter_sizes,
     recipe_memory,
-    saved_bytes,
     working_parts,
 )
 from pipeline.grpo.packed_attention import repeated
+from pipeline.grpo.types import Group, Response
 from tests.grpo.models import saved, tiny
 
 
@@ -25,12 +37,48 @@ def recipe(*, checkpointing: bool = False, dtype: str = "float32", **parts: obje
     return Recipe(name="a", policy=policy, rollout=RolloutConfig(group_size=4), **parts)
 
 
-@pytest.mark.parametrize(
-    ("kind", "checkpointing"), [("llama", False), ("gpt2", False), ("sliding", False), ("llama", True), ("gpt2", True)]
-)
+def saved_bytes(policy: PolicyLogprobs, shape: tuple[int, int, int, int]) -> int:
+    """Bytes of distinct storages that a forward leaves for its backward, the weights not counted."""
+    groups, size, context, room = shape
+    response = Response((0,) * room, b"", True, (0.0,) * room)
+    # The first context is shorter, so that there is padding; a prompt's last token is the first that responses read.
+    lengths = [context] + [context + 1] * (groups - 1)
+    batch = batch_of([Group((0,) * length, (response,) * size, (1.0,) * size) for length in lengths])
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy(batch, 1.0)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def model_of(kind: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Wide enough for its parts to have about the shares that they have in models of use."""
+    sizes = {"vocab_size": 16, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    made: PretrainedConfig = {
+        "llama": LlamaConfig(**sizes, num_key_value_heads=2, intermediate_size=192),
+        "qwen2": Qwen2Config(**sizes, num_key_value_heads=1, intermediate_size=384),
+        "gpt2": GPT2Config(**sizes),
+        "sliding": MistralConfig(**sizes, num_key_value_heads=2, intermediate_size=192, sliding_window=8),
+    }[kind]
+    made.pad_token_id = made.bos_token_id = made.eos_token_id = 2
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(made, dtype=dtype)
+    return model.eval()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shape", [(3, 4, 170, 80), (2, 8, 20, 100)])
+@pytest.mark.parametrize(("kind", "within"), [("llama", 0.1), ("qwen2", 0.1), ("sliding", 0.15), ("gpt2", 0.15)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_activations_are_within_a_tenth_of_what_autograd_keeps(kind: str, checkpointing: bool, dtype: str) -> None:
-    shape, model = (3, 4, 170, 80), tiny(kind).to(getattr(torch, dtype))
+def test_activations_are_about_what_autograd_keeps(
+    kind: str, within: float, checkpointing: bool, dtype: str, shape: tuple[int, int, int, int]
+) -> None:
+    model = model_of(kind, getattr(torch, dtype))
     expected = activation_bytes(model.config, recipe(checkpointing=checkpointing, dtype=dtype), shape)
     policy = PolicyLogprobs(model, attend=repeated)
     plain = saved_bytes(policy, shape)
@@ -39,8 +87,8 @@ def test_activations_are_within_a_tenth_of_what_autograd_keeps(kind: str, checkp
         checkpoint_layers(model)
         kept = saved_bytes(policy, shape)
         assert kept < 0.5 * plain
-        kept += (plain - kept) // 2  # of its two layers, one is run again at a time
-    assert expected == pytest.approx(kept, rel=0.1)
+        kept += (plain - kept) // 4  # of its four layers, one is run again at a time
+    assert expected == pytest.approx(kept, rel=within)
 
 
 def test_parts_by_hand() -> None:
