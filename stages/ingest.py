@@ -220,7 +220,7 @@ def _row_group(file: InputFile, group: int) -> pa.Table:
         return table.read_row_group(group)
 
 
-READ = Stage("read", 2, run_read, unit="records")
+READ = Stage("read", 3, run_read, unit="records")
 NEAR = Stage("near", 2, run_near)
 ASSIGN = Stage("assign", 3, run_assign)
 INGEST = Stage("ingest", 1, run_ingest)

@@ -121,7 +121,7 @@ class CorpusConfig(Config):
     """Where the records come from and how a record becomes a document."""
 
     locations: ClassVar[frozenset[str]] = frozenset(
-        {"source", "revision", "sha256", "license", "max_quarantine_fraction"}
+        {"source", "revision", "sha256", "license", "max_quarantine_fraction", "max_unpacked_bytes"}
     )
 
     source: str = ""
@@ -152,6 +152,9 @@ class CorpusConfig(Config):
     """Evaluation sets that training documents are kept apart from."""
     max_quarantine_fraction: float = Field(0.2, ge=0, le=1)
     """The run stops when a larger share of the records cannot be used."""
+    max_unpacked_bytes: int = Field(1 << 30, gt=0)
+    """The run stops at a file, or a row group of Parquet, that unpacks to more than this and to more than 100 times
+    its own size."""
     shard_documents: int = Field(1000, gt=0)
     """Documents a shard: the unit of work and of resume."""
     seed: int = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -52,6 +53,10 @@ DOCUMENTS = pa.schema([*_TEXT, pa.field("split", pa.string(), nullable=False), *
 CANDIDATES = pa.schema([*_TEXT, *_ORIGIN, pa.field("held_out", pa.bool_(), nullable=False)])
 """Documents before de-duplication and split. `held_out`: the record's own column says validation."""
 
+NESTING = 100
+"""Lists and objects that may stand in one another in metadata: every later stage must be able to read them."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = "[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\u0080-\u009f]"
 
 
@@ -105,34 +110,37 @@ def to_document(values: Mapping[str, Any], template: Template, config: CorpusCon
     fields = [{"name": name, "start": start, "end": end} for name, start, end in spans]
     rule = config.validation
     held_out = rule.column is not None and as_text(rule.column, values) == rule.value
-    try:
-        meta = to_json({name: value for name, value in values.items() if name not in template.columns})
-    except RecursionError as error:
-        raise Unusable("not_json", "nested too deeply") from error
+    unused = {name: value for name, value in values.items() if name not in template.columns}
+    if _depth(unused) > NESTING:
+        raise Unusable("not_json", f"nested deeper than {NESTING}")
+    meta = to_json(unused)
     return Document(doc_id(text), text, fields, meta, held_out)
 
 
+def _depth(value: Any) -> int:
+    """How deep lists and objects are nested, looked at level by level: what is deep would end a recursion."""
+    depth, level = 0, [value]
+    while level := [part for part in level if isinstance(part, (dict, list, tuple))]:
+        depth += 1
+        level = [inner for part in level for inner in (part.values() if isinstance(part, dict) else part)]
+        if depth > NESTING:
+            break
+    return depth
+
+
 def to_json(value: Any) -> str:
-    """`value` as JSON: readable where it can be, escaped where it holds lone surrogates, null for what is not finite.
+    """`value` as JSON that has UTF-8: a lone surrogate is the text of its escape, what is not finite is null.
 
     Example:
-        >>> to_json({"name": "李", "bad": chr(0xD800)})
-        '{"name": "\\\\u674e", "bad": "\\\\ud800"}'
+        >>> print(to_json({"name": "李", "bad": chr(0xD800), "n": float("inf")}))
+        {"name": "李", "bad": "\\\\ud800", "n": null}
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError:
         finite = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
         text = json.dumps(finite, ensure_ascii=False)
-    return text if _has_utf8(text) else json.dumps(json.loads(text))
-
-
-def _has_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text if text.isascii() else _SURROGATE.sub(lambda found: rf"\\u{ord(found[0]):04x}", text)
 
 
 def _plain(value: Any) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 from pipeline.core.config import CorpusConfig, ValidationConfig
 from pipeline.core.errors import UserError
 from pipeline.corpus.documents import to_document
+from pipeline.corpus.parquet_source import open_parquet
 from pipeline.corpus.quarantine import Unusable
-from pipeline.corpus.readers import Record, Slice, open_parquet, read_records
+from pipeline.corpus.readers import Record, Slice, read_records
 from pipeline.corpus.sources import SourceFile, decompressed, open_raw, reachable
 from pipeline.corpus.template import Template
 
@@ -103,7 +104,7 @@ def _extent(files: Sequence[SourceFile], config: CorpusConfig, seed: int, read_b
     template = Template.parse(config.text)
     sizes = [_size(file) for file in files]
     complete = sum(sizes) <= read_bytes
-    parts = [Slice(file) for file in files] if complete else _places(files, sizes, seed, read_bytes // PLACES)
+    parts = [Slice(file) for file in files] if complete else _places(files, sizes, config, seed, read_bytes // PLACES)
     taken: list[tuple[int, float]] = []
     documents: dict[str, dict[str, Any]] = {}
     unusable: Unusable | None = None
@@ -161,7 +162,9 @@ def _size(file: SourceFile) -> int:
         return raw.seek(0, 2)
 
 
-def _places(files: Sequence[SourceFile], sizes: Sequence[int], seed: int, length: int) -> list[Slice]:
+def _places(
+    files: Sequence[SourceFile], sizes: Sequence[int], config: CorpusConfig, seed: int, length: int
+) -> list[Slice]:
     """Parts of files, each at a byte of the corpus drawn at random."""
     rng = np.random.default_rng(seed)
     ends = np.cumsum(sizes)
@@ -170,7 +173,7 @@ def _places(files: Sequence[SourceFile], sizes: Sequence[int], seed: int, length
         n = int(np.searchsorted(ends, place, side="right"))
         file, offset = files[n], place - int(ends[n]) + sizes[n]
         if file.format == "parquet":
-            with reachable(file.name), open_parquet(file) as table:
+            with reachable(file.name), open_parquet(file, config.max_unpacked_bytes) as table:
                 group = min(table.num_row_groups - 1, table.num_row_groups * offset // sizes[n])
             found.append(Slice(file, group, group + 1))
         elif file.compression is None and file.format in ("jsonl", "text"):
@@ -187,7 +190,7 @@ def _places(files: Sequence[SourceFile], sizes: Sequence[int], seed: int, length
 def _read(part: Slice, config: CorpusConfig, length: int | None) -> tuple[list[Record], float]:
     """Records of a part, about `length` bytes of them, and how many bytes of the file they are."""
     if part.file.format == "parquet":
-        with reachable(part.file.name), open_parquet(part.file) as table:
+        with reachable(part.file.name), open_parquet(part.file, config.max_unpacked_bytes) as table:
             share = _size(part.file) / max(table.metadata.num_rows, 1)
         records = list(islice(read_records(part, config), None if length is None else max(1, int(length / share))))
         return records, len(records) * share
@@ -196,15 +199,15 @@ def _read(part: Slice, config: CorpusConfig, length: int | None) -> tuple[list[R
         records.append(record)
         taken += len(record.raw or b"") + 1
         if length is not None and taken >= length:
-            return records, taken / (_expansion(part.file, length) if part.file.compression else 1.0)
+            return records, taken / (_expansion(part.file, config, length) if part.file.compression else 1.0)
     cut = part.file.compression is None and part.start + (part.stop or 0)
     return records, float(taken if cut else _size(part.file))
 
 
-def _expansion(file: SourceFile, length: int) -> float:
+def _expansion(file: SourceFile, config: CorpusConfig, length: int) -> float:
     """Bytes that a byte of a compressed file becomes, at its start."""
     with reachable(file.name), open_raw(file) as raw:
-        stream = decompressed(raw, file.compression)  # closes `raw` when it goes
+        stream = decompressed(raw, file, config.max_unpacked_bytes)  # closes `raw` when it goes
         return len(stream.read(length)) / max(raw.tell(), 1)
 
 

@@ -10,22 +10,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.core.config import CorpusConfig
 from pipeline.core.errors import UserError
+from pipeline.corpus.arrow_values import Broken
 from pipeline.corpus.cutting import PIECE_LIMIT, Piece, array_elements, documents, lines
 from pipeline.corpus.documents import to_json
+from pipeline.corpus.parquet_source import open_parquet, row_group_rows
 from pipeline.corpus.quarantine import TO_UTF8, Unusable
-from pipeline.corpus.sources import SourceFile, decompressed, open_file, open_raw, reachable
+from pipeline.corpus.sources import SourceFile, open_file, reachable
 
 BOM = b"\xef\xbb\xbf"
 
@@ -66,14 +64,14 @@ def read_records(part: Slice, config: CorpusConfig) -> Iterator[Record]:
 # ------------------------------------------------------------------------------------------- JSON and text
 
 
-def _read_json_lines(part: Slice, _: CorpusConfig) -> Iterator[Record]:
-    with open_file(part.file) as stream:
+def _read_json_lines(part: Slice, config: CorpusConfig) -> Iterator[Record]:
+    with open_file(part.file, config.max_unpacked_bytes) as stream:
         yield from _json_records(_lines(stream, part), part.row)
 
 
 def _read_json(part: Slice, config: CorpusConfig) -> Iterator[Record]:
     """An array of objects, or what many name `.json` as well: JSON lines."""
-    with open_file(part.file) as stream:
+    with open_file(part.file, config.max_unpacked_bytes) as stream:
         skipped = _skip_bom(stream)
         head = cast(io.BufferedReader, stream).peek(1 << 16).lstrip()
         if head.startswith(b"["):
@@ -93,14 +91,13 @@ def parse_json_object(raw: bytes) -> Mapping[str, Any]:
     """The object that `raw` is. NaN and infinities become null, as in most readers.
 
     Raises:
-        Unusable: `not_utf8`, `not_json`, `not_an_object`, or `duplicate_key` (of two values under one name it is not
-            known which one is meant).
+        Unusable: `not_utf8`, `not_json`, `not_an_object`, or `duplicate_key` (of two values under one name, in it or in
+            an object inside it, it is not known which one is meant).
     """
-    repeated: set[str] = set()  # of the object that was completed last, which in the end is the outermost
+    repeated: set[str] = set()
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         tree = dict(pairs)
-        repeated.clear()
         if len(tree) < len(pairs):
             names = [name for name, _ in pairs]
             repeated.update(name for name in names if names.count(name) > 1)
@@ -121,7 +118,7 @@ def parse_json_object(raw: bytes) -> Mapping[str, Any]:
 
 def _read_text(part: Slice, config: CorpusConfig) -> Iterator[Record]:
     """One column, `text`; the byte offset stays with the document as `byte_offset`."""
-    with open_file(part.file) as stream:
+    with open_file(part.file, config.max_unpacked_bytes) as stream:
         for row, piece in enumerate(text_pieces(stream, part, config), part.row):
             if piece.data.strip():
                 yield _record(row, piece, partial(_text, piece.offset))
@@ -181,14 +178,14 @@ def _utf8(raw: bytes) -> str:
 # ----------------------------------------------------------------------------------------------------- CSV
 
 
-def _read_csv(part: Slice, _: CorpusConfig) -> Iterator[Record]:
+def _read_csv(part: Slice, config: CorpusConfig) -> Iterator[Record]:
     """Comma-separated values with a header, quotes as in RFC 4180. Rows are numbered without the header.
 
     A quote that is never closed would swallow the rest of the file: when a row breaks, only its first line is
     rejected, and reading goes on at the line after it.
     """
     csv.field_size_limit(CSV_ROW_LIMIT)
-    with open_file(part.file) as stream:
+    with open_file(part.file, config.max_unpacked_bytes) as stream:
         source = _Lines(lines(stream, _skip_bom(stream)))
         header = next(_csv_rows(source), None)
         if header is None:
@@ -266,50 +263,18 @@ def _cells(cells: list[str], raw: bytes) -> Mapping[str, Any]:
 # ------------------------------------------------------------------------------------------------- Parquet
 
 
-def _read_parquet(part: Slice, _: CorpusConfig) -> Iterator[Record]:
-    with open_parquet(part.file) as table:
+def _read_parquet(part: Slice, config: CorpusConfig) -> Iterator[Record]:
+    with open_parquet(part.file, config.max_unpacked_bytes) as table:
         row = part.row
         for group in range(part.start, table.num_row_groups if part.stop is None else part.stop):
-            for batch in table.iter_batches(batch_size=256, row_groups=[group]):
-                names, columns = batch.schema.names, [_values(column) for column in batch.columns]
-                for values in zip(*columns, strict=True):
-                    broken = next((value for value in values if isinstance(value, Unusable)), None)
-                    tree = {k: v for k, v in zip(names, values, strict=True) if not isinstance(v, Unusable)}
-                    raw = None if broken is None else to_json(tree).encode()
-                    yield Record(row, f"row group {group}", raw, tree if broken is None else broken)
-                    row += 1
-
-
-def open_parquet(file: SourceFile) -> pq.ParquetFile:
-    """The file behind `file`, through a temporary file if it is compressed as a whole: Parquet is read from its end."""
-    raw = open_raw(file)
-    if file.compression:
-        whole = tempfile.SpooledTemporaryFile(PIECE_LIMIT)  # noqa: SIM115 (closed with the Parquet file)
-        with decompressed(raw, file.compression) as stream:
-            while block := stream.read(1 << 20):
-                whole.write(block)
-        raw = cast(BinaryIO, whole)
-    return pq.ParquetFile(raw, page_checksum_verification=True)
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """Python values of a column. Strings come as bytes: Parquet does not say that they are UTF-8."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if any(kind(column.type) for kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
-        column = column.cast(pa.large_binary())
-    try:
-        values = column.to_pylist()
-    except UnicodeDecodeError:
-        values = [_value(value) for value in column]
-    return [None if value != value else value for value in values] if pa.types.is_floating(column.type) else values
-
-
-def _value(value: pa.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        return Unusable("not_utf8", str(error))
+            for tree in row_group_rows(table, group, part.file.name, config.max_unpacked_bytes):
+                broken = next((value.why for value in tree.values() if isinstance(value, Broken)), None)
+                if broken is None:
+                    yield Record(row, f"row group {group}", None, tree)
+                else:
+                    there = {k: v.value if isinstance(v, Broken) else v for k, v in tree.items()}
+                    yield Record(row, f"row group {group}", to_json(there).encode(), broken)
+                row += 1
 
 
 _READERS: Mapping[str, Callable[[Slice, CorpusConfig], Iterator[Record]]] = {

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import fsspec
 import pyarrow as pa
@@ -20,6 +20,9 @@ from pipeline.core.config import CorpusConfig
 from pipeline.core.errors import UserError
 from pipeline.core.progress import say
 from pipeline.corpus.checksums import Checksums, VerifyingReader
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -207,15 +210,58 @@ def _open(file: SourceFile) -> BinaryIO:
     return cast(BinaryIO, fsspec.open(file.url, "rb").open())
 
 
-def open_file(file: SourceFile) -> BinaryIO:
+def open_file(file: SourceFile, max_unpacked_bytes: int) -> BinaryIO:
     """The file's bytes, decompressed and buffered. A truncated or damaged stream raises OSError while it is read."""
-    return decompressed(open_raw(file), file.compression)
+    return decompressed(open_raw(file), file, max_unpacked_bytes)
 
 
-def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
+def decompressed(raw: BinaryIO, file: SourceFile, max_unpacked_bytes: int) -> BinaryIO:
     """`raw` through its compression. (Arrow's streams notice truncation; zstandard's own reader ends silently.)"""
-    stream = pa.CompressedInputStream(pa.PythonFile(raw), compression) if compression else raw
-    return cast(BinaryIO, io.BufferedReader(stream, 1 << 20))
+    stream = raw if file.compression is None else _Unpacking(raw, file, max_unpacked_bytes)
+    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20))
+
+
+class _Unpacking(io.RawIOBase):
+    """A compressed stream, whose bytes are counted: a small file may be made to unpack without end."""
+
+    def __init__(self, raw: BinaryIO, file: SourceFile, most: int) -> None:
+        self.raw, self.name, self.most = raw, file.name, most
+        self.stream = pa.CompressedInputStream(pa.PythonFile(raw), file.compression)
+        self.size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        count: int = self.stream.readinto(buffer)
+        self.size += count
+        if self.size > self.most:
+            check_unpacked(self.size, self.raw.tell(), self.most, self.name)
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self.stream.close()
+            self.raw.close()
+        super().close()
+
+
+EXPANSION = 100
+"""Of files that become larger than `corpus.max_unpacked_bytes`: times their size that they may become. Text becomes ten
+times its compressed size, logs fifty times; what is made to fill memory or disk becomes thousands of times its size."""
+
+
+def check_unpacked(unpacked: int, packed: int, most: int, name: str) -> None:
+    """Refuse what unpacks to more than `most` bytes, and to more than 100 times its size."""
+    if unpacked > max(most, EXPANSION * packed):
+        raise UserError(
+            f"{packed:,} bytes unpack to {unpacked:,} or more",
+            where=name,
+            mend=f"most likely it was made to fill memory or disk; if not, raise corpus.max_unpacked_bytes ({most:,})",
+        )
+
+
+LONG_WINDOW = "its zstd window is over 128 MiB (`zstd --long`): compress it again without, `zstd -d --long=31` reads it"
 
 
 @contextmanager
@@ -230,7 +276,8 @@ def reachable(where: str) -> Iterator[None]:
     except ImportError as error:
         raise UserError("a package for this kind of source is missing", where=where, mend=str(error)) from error
     except (OSError, EOFError, pa.ArrowException) as error:
-        raise UserError("source cannot be read", where=where, mend=_first_line(error)) from error
+        mend = LONG_WINDOW if "too much memory for decoding" in str(error) else _first_line(error)
+        raise UserError("source cannot be read", where=where, mend=mend) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,8 @@ from typing import BinaryIO, cast
 
 from pipeline.core.config import CorpusConfig
 from pipeline.corpus.checksums import Checksums, HashingReader
-from pipeline.corpus.readers import Slice, open_parquet, read_records, text_pieces
+from pipeline.corpus.parquet_source import open_parquet
+from pipeline.corpus.readers import Slice, read_records, text_pieces
 from pipeline.corpus.sources import SourceFile, open_raw, reachable
 
 SLICE_BYTES = 64 << 20
@@ -53,7 +54,7 @@ def survey(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTE
     file = replace(file, checksums=(checksums := hashing.checksums()))
     if file.format == "parquet":
         with reachable(file.name):
-            cuts = list(_row_group_cuts(file, slice_bytes))
+            cuts = list(_row_group_cuts(file, config, slice_bytes))
     stops = [*(start for start, _ in cuts[1:]), None]
     slices = [Slice(file, start, stop, row) for (start, row), stop in zip(cuts, stops, strict=True)]
     if file.format != "parquet":  # of which every slice needs the footer
@@ -117,10 +118,10 @@ def _text_cuts(stream: BinaryIO, file: SourceFile, config: CorpusConfig, slice_b
             due = piece.offset + slice_bytes
 
 
-def _row_group_cuts(file: SourceFile, slice_bytes: int) -> Iterator[tuple[int, int]]:
+def _row_group_cuts(file: SourceFile, config: CorpusConfig, slice_bytes: int) -> Iterator[tuple[int, int]]:
     """(row group, rows before it) of each slice."""
     yield 0, 0
-    with open_parquet(file) as table:
+    with open_parquet(file, config.max_unpacked_bytes) as table:
         rows = size = 0
         for group in range(table.num_row_groups):
             about = table.metadata.row_group(group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -119,6 +120,9 @@ def check_metadata(wanted: Iterable[str], tables: Iterable[pa.Table]) -> None:
 
 
 _MISFIT = object()
+_WHOLE = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
+_EXACT = 2**53 - 1
+"""The largest integer up to which each is a number of its own in double precision: 2^53 + 1 is 2^53 there."""
 
 
 def _typed(value: Any, kind: str) -> Any:
@@ -132,6 +136,13 @@ def _typed(value: Any, kind: str) -> Any:
         return value if isinstance(value, bool) else spelled.get(str(value).strip().lower(), _MISFIT)
     try:
         number = _MISFIT if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return _MISFIT
-    return number if number is _MISFIT or math.isfinite(number) else _MISFIT  # type: ignore[arg-type]
+    return number if number is not _MISFIT and _is_exact(value, number) else _MISFIT  # type: ignore[arg-type]
+
+
+def _is_exact(value: Any, number: float) -> bool:
+    """Whether no other whole number is stored as this one; numbers with fractions are rounded, as everywhere."""
+    if isinstance(value, int) or (isinstance(value, str) and _WHOLE.fullmatch(value)):
+        return abs(number) <= _EXACT
+    return math.isfinite(number)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.documents import count_control_characters, doc_id, to_document, to_json
+from pipeline.corpus.documents import NESTING, count_control_characters, doc_id, to_document, to_json
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.template import Template
 from tests.corpus.corpora import manifest
@@ -59,8 +59,8 @@ def test_control_characters_stay_and_are_counted() -> None:
 
 def test_meta_holds_the_columns_that_the_template_does_not_use() -> None:
     meta = document({"text": "x", "tags": ["é"], "n": None, "f": float("nan"), "s": "\ud800", "b": b"\xff"}).meta
-    assert json.loads(meta) == {"tags": ["é"], "n": None, "f": None, "s": "\ud800", "b": "/w=="}
-    assert meta.encode()  # lone surrogates are escaped
+    assert json.loads(meta) == {"tags": ["é"], "n": None, "f": None, "s": "\\ud800", "b": "/w=="}
+    assert meta.encode()  # a lone surrogate is the text of its escape
     assert "é" in document({"text": "x", "tags": ["é"]}).meta
 
 
@@ -70,7 +70,23 @@ def test_meta_holds_the_columns_that_the_template_does_not_use() -> None:
     )
 )
 def test_meta_is_always_json_in_utf8(value: object) -> None:
-    json.loads(to_json({"value": value}).encode(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    text = to_json({"value": value}).encode()
+    read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    json.dumps(read, ensure_ascii=False).encode()  # what is read can be written, by whatever stage
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for level in range(depth):
+        value = [value] if level % 2 else {"in": value}
+    return value
+
+
+def test_metadata_are_nested_no_deeper_than_every_stage_can_read() -> None:
+    assert json.loads(document({"text": "x", "deep": nested(NESTING - 1)}).meta)["deep"] == nested(NESTING - 1)
+    for depth in (NESTING, 900, 100_000):
+        with pytest.raises(Unusable, match="nested deeper than 100"):
+            document({"text": "x", "deep": nested(depth)})
 
 
 def test_held_out_is_what_the_column_says() -> None:

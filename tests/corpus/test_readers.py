@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
+from pipeline.corpus.documents import to_document
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Record, Slice, parse_json_object, read_records
 from pipeline.corpus.sources import find_files
 from pipeline.corpus.survey import survey
+from pipeline.corpus.template import Template
 from tests.corpus.corpora import jsonl, manifest
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
@@ -50,6 +52,8 @@ def values(records: list[Record]) -> list[Any]:
         (b'{"a": "\xff"}', "not_utf8"),
         (b'{"a": "\xed\xa0\x80"}', "not_utf8"),
         (b'{"a": 1, "a": 2}', "duplicate_key"),
+        (b'{"a": {"b": 1, "b": 2}}', "duplicate_key"),
+        (b'{"a": [{"b": {"c": 1}, "d": [{}, {"c": 1, "c": 1}]}], "e": {}}', "duplicate_key"),
     ],
 )
 def test_json_that_is_no_record(raw: bytes, reason: str) -> None:
@@ -64,13 +68,12 @@ def test_json_that_is_one() -> None:
         "b": None,
         "c": {"d": 1, "e": {}},
     }
-    assert parse_json_object(b'{"a": {"b": 1, "b": 2}}') == {"a": {"b": 2}}  # inside, the last one wins
 
 
 def test_the_duplicate_keys_are_named() -> None:
     with pytest.raises(Unusable) as why:
-        parse_json_object(b'{"b": 1, "a": 1, "b": 2, "c": {}, "a": 3}')
-    assert why.value.detail == "`a`, `b`"
+        parse_json_object(b'{"b": 1, "a": 1, "b": 2, "c": {"d": 1, "d": 2, "e": 1}, "a": 3}')
+    assert why.value.detail == "`a`, `b`, `d`"
 
 
 @pytest.mark.parametrize("end", COMPRESS)
@@ -206,7 +209,7 @@ def test_bytes_that_are_no_utf8_spoil_their_own_row_alone(tmp_path: Path) -> Non
     good, broken = read(parquet(tmp_path / "x.parquet", table))
     assert good.value == {"q": b"a", "l": ["a"], "n": 1}
     assert isinstance(broken.value, Unusable) and broken.value.reason == "not_utf8"
-    assert json.loads(broken.raw or b"") == {"q": "/w==", "n": 2}  # what is left of it; base64 where it is no text
+    assert json.loads(broken.raw or b"") == {"q": "/w==", "l": ["/w=="], "n": 2}  # base64 where it is no text
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-20], lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"x" * 50])
@@ -215,6 +218,184 @@ def test_damaged_parquet_is_an_error(tmp_path: Path, damage: Any) -> None:
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=r"source cannot be read: x\.parquet"):
         read(path)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    with pytest.raises(UserError, match=r"two columns have one name: x\.parquet \(rename one `text`\)"):
+        read(parquet(tmp_path / "x.parquet", table))
+    inside = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"])
+    table = pa.table({"text": ["x"], "l": pa.ListArray.from_arrays([0, 1], inside)})
+    with pytest.raises(UserError, match=r"two columns have one name: y\.parquet \(rename one `a`\)"):
+        read(parquet(tmp_path / "y.parquet", table))
+
+
+def test_a_column_name_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["a"], "Caf!": ["b"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"Caf!", b"Caf\xe9"))
+    with pytest.raises(UserError, match=r"the name of a column is not UTF-8: x\.parquet"):
+        read(path)
+
+
+def varint(number: int) -> bytes:
+    """A positive number as a footer (Thrift's compact protocol) holds it."""
+    number, out = 2 * number, b""
+    while number > 127:
+        number, out = number >> 7, out + bytes([number & 127 | 128])
+    return out + bytes([number])
+
+
+@pytest.mark.parametrize("columns", [["q"], ["q", "l"]])
+@pytest.mark.parametrize(("holds", "says"), [(400, 500), (500, 400)])
+def test_a_row_group_of_other_rows_than_its_footer_says_is_an_error(
+    tmp_path: Path, holds: int, says: int, columns: list[str]
+) -> None:
+    """A writer that died, or lies: readers take the footer's word, or stop where the pages end."""
+    path = tmp_path / "x.parquet"
+    table = pa.table({"q": [f"row {i}" for i in range(holds)], "l": [[i, i] for i in range(holds)]}).select(columns)
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    for field in (b"\x16", b"\x26"):  # i64 fields: `num_rows` of the file and of the row group, not of the column
+        old, new = field + varint(holds), field + varint(says)
+        if field == b"\x16":
+            at = data.rindex(old, footer)
+            data = data[:at] + new + data[at + len(old) :]
+            at = data.index(old, footer)
+            data = data[:at] + new + data[at + len(old) :]
+    path.write_bytes(data)
+    assert pq.read_metadata(path).row_group(0).num_rows == says
+    with pytest.raises(UserError, match=rf"rows where the footer says {says}: x\.parquet, row group 0"):
+        read(path)
+
+
+# ------------------------------------------------------------------------------------- values of Parquet columns
+
+
+def written(path: Path, **columns: pa.Array) -> list[dict[str, Any]]:
+    """The metadata that each row of a Parquet file makes."""
+    records = read(
+        parquet(path / "x.parquet", pa.table({"text": ["x"] * len(next(iter(columns.values()))), **columns}))
+    )
+    template, corpus = Template.parse("{text}"), manifest().corpus
+    return [json.loads(to_document(dict(record.value), template, corpus).meta) for record in records]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrap", ["flat", "list", "struct", "map"])
+def test_single_precision_prints_the_digits_that_are_in_the_data(tmp_path: Path, wrap: str) -> None:
+    numbers = pa.array([0.1, 16777216.0, 1e-20, 3.4e38, None, float("nan")], pa.float32())
+    wrapped, unwrap = {
+        "flat": (numbers, lambda value: value),
+        "list": (pa.ListArray.from_arrays(list(range(7)), numbers), lambda value: value[0]),
+        "struct": (pa.StructArray.from_arrays([numbers], ["x"]), lambda value: value["x"]),
+        "map": (
+            pa.MapArray.from_arrays(list(range(7)), pa.array(list("abcdef")), numbers),
+            lambda value: value[0][1],
+        ),
+    }[wrap]
+    rows = written(tmp_path, n=wrapped)
+    assert [unwrap(row["n"]) for row in rows] == [0.1, 16777216.0, 1e-20, 3.4e38, None, None]
+
+
+def test_half_precision_prints_the_digits_that_are_in_the_data(tmp_path: Path) -> None:
+    numbers = pa.array([0.1, 2048, None], pa.float16())
+    assert written(tmp_path, n=numbers) == [{"n": 0.1}, {"n": 2048.0}, {"n": None}]
+
+
+def instants(kind: pa.DataType, *values: int) -> pa.Array:
+    width = pa.int32() if kind in (pa.date32(), pa.time32("s"), pa.time32("ms")) else pa.int64()
+    return pa.array(values, width).view(kind)
+
+
+SECOND = 10**9
+TIMES: list[tuple[pa.Array, list[str]]] = [
+    (instants(pa.date32(), 18262, 10**7, -(10**7)), ["2020-01-01", "29349-01-26", "-25410-12-06"]),
+    (instants(pa.timestamp("ms"), 0, 10**16), ["1970-01-01 00:00:00", "318857-05-20 17:46:40.000"]),
+    (
+        instants(pa.timestamp("us", "UTC"), 1, 10**18),
+        ["1970-01-01 00:00:00.000001+00:00", "33658-09-27 01:46:40.000000+00:00"],
+    ),
+    (
+        instants(pa.timestamp("ns"), 0, 1000, 1, -1, 3 * SECOND + 10**6 + 20),
+        [
+            "1970-01-01 00:00:00",
+            "1970-01-01 00:00:00.000001",
+            "1970-01-01 00:00:00.000000001",
+            "1969-12-31 23:59:59.999999999",
+            "1970-01-01 00:00:03.001000020",
+        ],
+    ),
+    (
+        instants(pa.timestamp("ns", "Asia/Kolkata"), 0, 1),
+        ["1970-01-01 05:30:00+05:30", "1970-01-01 05:30:00.000000001+05:30"],
+    ),
+    (instants(pa.time64("ns"), SECOND, SECOND + 1), ["00:00:01", "00:00:01.000000001"]),
+    (instants(pa.duration("ns"), 90 * SECOND, 1), ["0:01:30", "0:00:00.000000001"]),
+    (instants(pa.duration("ms"), 90_000, 10**18), ["0:01:30", "1000000000000000000 ms"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("column", "expected"), TIMES, ids=[str(column.type) for column, _ in TIMES])
+def test_times_that_python_cannot_hold_are_text(tmp_path: Path, column: pa.Array, expected: list[str]) -> None:
+    """Whether pandas is installed or not: with it, `to_pylist` gives other objects."""
+    assert [row["t"] for row in written(tmp_path, t=column)] == expected
+    lists = pa.ListArray.from_arrays(list(range(len(column) + 1)), column)
+    assert [row["t"] for row in written(tmp_path, t=lists)] == [[text] for text in expected]
+
+
+def test_a_time_in_the_template_is_its_text(tmp_path: Path) -> None:
+    table = pa.table({"t": instants(pa.timestamp("ns"), 1), "d": instants(pa.date32(), 10**7)})
+    (record,) = read(parquet(tmp_path / "x.parquet", table))
+    text, _ = Template.parse("{t} {d}").render(record.value)  # type: ignore[arg-type]
+    assert text == "1970-01-01 00:00:00.000000001 29349-01-26"
+
+
+# --------------------------------------------------------------------------------------------- files made to fill
+
+
+def bomb(path: Path, kind: str) -> Path:
+    """Some kilobytes that become 20 MB or more."""
+    long, zeros = pa.array(["x" * 1_000_000]), pa.array([0] * 3_000_000, pa.int64())
+    index = pa.array([0] * 4000, pa.int32())
+    same = pa.DictionaryArray.from_arrays(index, long)
+    columns = {
+        "one long string": pa.array(["x" * 20_000_000]),
+        "a string that many rows have": same,
+        "a string many times in a row": pa.LargeListArray.from_arrays([0, len(same)], same),
+        "a long list": pa.ListArray.from_arrays([0, len(zeros)], zeros),
+        "many rows": zeros,
+    }
+    pq.write_table(
+        pa.table({"x": columns[kind]}), path, compression="zstd", store_schema=False, row_group_size=5_000_000
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["one long string", "a string that many rows have", "a string many times in a row", "a long list", "many rows"],
+)
+def test_parquet_that_becomes_far_more_than_its_size_is_refused(tmp_path: Path, kind: str) -> None:
+    path = bomb(tmp_path / "x.parquet", kind)
+    assert path.stat().st_size < 50_000
+    before = pa.total_allocated_bytes()
+    (file,) = find_files(str(path))
+    with pytest.raises(UserError, match=r"bytes unpack to .* x\.parquet, row group 0 .*corpus\.max_unpacked_bytes"):
+        for record in read_records(Slice(file), manifest(max_unpacked_bytes=10_000_000).corpus):
+            assert pa.total_allocated_bytes() - before < 60_000_000
+            del record
+
+
+def test_the_manifest_can_raise_what_parquet_may_become(tmp_path: Path) -> None:
+    (record,) = read(bomb(tmp_path / "x.parquet", "one long string"))
+    assert len(record.value["x"]) == 20_000_000  # type: ignore[index]
+
+
+def test_a_compressed_parquet_file_is_unpacked_up_to_a_bound(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet.gz").write_bytes(gzip.compress(bytes(20_000_000)))
+    with pytest.raises(UserError, match=r"bytes unpack to .* x\.parquet\.gz"):
+        read(tmp_path / "x.parquet.gz", max_unpacked_bytes=1_000_000)
 
 
 # ---------------------------------------------------------------------------------------------------- text

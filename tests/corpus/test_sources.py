@@ -12,7 +12,9 @@ import pytest
 import zstandard
 
 from pipeline.core.errors import UserError
-from pipeline.corpus.sources import SourceFile, find_files, kind_of, open_file
+from pipeline.corpus.sources import EXPANSION, SourceFile, find_files, kind_of, open_file, reachable
+
+MOST = 1 << 30
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -50,7 +52,7 @@ def test_a_relative_path_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     (file,) = find_files("a.jsonl")
     monkeypatch.chdir("/")
-    assert open_file(file).read() == b"a.jsonl"
+    assert open_file(file, MOST).read() == b"a.jsonl"
 
 
 @pytest.mark.parametrize("name", ["notes.docx", "notes", "notes.gz"])
@@ -93,7 +95,7 @@ def test_any_fsspec_file_system_is_a_source() -> None:
     fs.pipe({"/corpus/a.jsonl": b"one", "/corpus/b/c.txt": b"two"})
     assert names("memory://corpus") == ["a.jsonl", "b/c.txt"]
     assert names("memory://corpus/*.jsonl") == ["a.jsonl"]
-    assert [open_file(file).read() for file in find_files("memory://corpus")] == [b"one", b"two"]
+    assert [open_file(file, MOST).read() for file in find_files("memory://corpus")] == [b"one", b"two"]
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def test_a_file_behind_http_is_a_source(served: tuple[Path, str]) -> None:
     folder, url = served
     touch(folder, "a.jsonl")
     (file,) = find_files(f"{url}/a.jsonl")
-    assert (file.name, open_file(file).read()) == ("a.jsonl", b"a.jsonl")
+    assert (file.name, open_file(file, MOST).read()) == ("a.jsonl", b"a.jsonl")
     with pytest.raises(UserError, match="source file not found"):
         find_files(f"{url}/b.jsonl")
 
@@ -144,7 +146,7 @@ def test_a_hub_data_set_comes_from_its_cache_pinned_to_the_commit(hub: str, path
     files = find_files(f"hf://datasets/owner/name{path}")
     assert [file.name for file in files] == expected
     assert all(file.url == f"hf://datasets/owner/name@{hub}/{file.name}" for file in files)
-    assert open_file(files[0]).read() == files[0].name.encode()
+    assert open_file(files[0], MOST).read() == files[0].name.encode()
 
 
 def test_a_hub_data_set_that_cannot_be_fetched_says_what_helps(hub: str) -> None:
@@ -177,7 +179,7 @@ COMPRESSED = {
 @pytest.mark.parametrize("compression", COMPRESSED)
 def test_compressed_streams_of_several_members_are_read_whole(tmp_path: Path, compression: str) -> None:
     (tmp_path / "x").write_bytes(COMPRESSED[compression] * 2)
-    assert open_file(SourceFile("x", f"file://{tmp_path}/x", "text", compression)).read() == DATA * 2
+    assert open_file(SourceFile("x", f"file://{tmp_path}/x", "text", compression), MOST).read() == DATA * 2
 
 
 @pytest.mark.parametrize("compression", COMPRESSED)
@@ -186,4 +188,32 @@ def test_truncated_streams_raise(tmp_path: Path, compression: str, keep: float) 
     data = COMPRESSED[compression]
     (tmp_path / "x").write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(OSError, match=r"[Tt]runcated"):
-        open_file(SourceFile("x", f"file://{tmp_path}/x", "text", compression)).read()
+        open_file(SourceFile("x", f"file://{tmp_path}/x", "text", compression), MOST).read()
+
+
+@pytest.mark.parametrize("compression", COMPRESSED)
+def test_what_unpacks_to_far_more_than_its_size_is_refused(tmp_path: Path, compression: str) -> None:
+    data = {"gzip": gzip.compress, "zstd": zstandard.compress}[compression](bytes(3_000_000))
+    (tmp_path / "x").write_bytes(data)
+    file = SourceFile("x.txt", f"file://{tmp_path}/x", "text", compression)
+    assert len(open_file(file, 3_000_000).read()) == 3_000_000
+    assert len(data) * EXPANSION < 1_000_000
+    stream, got = open_file(file, 1_000_000), 0
+    with pytest.raises(UserError, match=r"bytes unpack to 1,\d{3},\d{3} or more: x\.txt .*corpus\.max_unpacked_bytes"):
+        while block := stream.read(1 << 16):
+            got += len(block)
+    assert got <= 1_000_000 + (1 << 20)
+
+
+def test_what_is_large_but_not_much_larger_than_its_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(COMPRESSED["gzip"])
+    assert open_file(SourceFile("x", f"file://{tmp_path}/x", "text", "gzip"), 1000).read() == DATA
+
+
+def test_a_zstd_window_that_is_too_long_says_what_helps(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # of a stream: the window stays
+    (tmp_path / "x.txt.zst").write_bytes(compressor.compress(b"some text") + compressor.flush())
+    (file,) = find_files(str(tmp_path / "x.txt.zst"))
+    with pytest.raises(UserError, match=r"zstd --long.*compress it again without"), reachable(file.name):
+        open_file(file, MOST).read()

@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.core.config import Manifest, SelectConfig
 from pipeline.core.errors import UserError
@@ -80,3 +82,65 @@ def test_metadata_that_no_document_has_is_refused_with_what_there_is(tmp_path: P
     scored = publish_tables(tmp_path, "score", [{"scores": table} for table in cut(scores, 1)])
     with pytest.raises(UserError, match=r"`dificulty`.*known: difficulty, source, domain"):
         select(manifest, ingested, scored, work=tmp_path, executor=InProcess())
+
+
+def number(value: Any) -> Any:
+    return metadata_frame(["d"], [json.dumps({"id": value})], {"id": "number"})["id"][0]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (3, 3.0),
+        ("3.5", 3.5),
+        (" 7 ", 7.0),
+        (2**53 - 1, 2.0**53 - 1),
+        (str(-(2**53) + 1), -(2.0**53) + 1),
+        (0.1, 0.1),
+        (1e300, 1e300),
+        ("0.1000000000000000055511151231257827", 0.1),  # a fraction is rounded, as everywhere
+        (None, None),
+    ],
+)
+def test_what_a_double_holds_is_a_number(value: Any, expected: float | None) -> None:
+    assert number(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        2**53,  # 2^53 + 1 is stored as this one: `id = 9007199254740993` would select it
+        9007199254740993,
+        -(2**53) - 1,
+        "9007199254740993",
+        "9007199254740993.0",
+        "+9007199254740993 ",
+        2**64,
+        10**400,
+        "1" * 400,
+        True,
+        "nan",
+        "inf",
+        "1e999",
+        "three",
+        [3],
+    ],
+)
+def test_an_integer_that_a_double_does_not_hold_is_not_a_number(value: Any) -> None:
+    with pytest.raises(UserError, match=r"metadata `id` is no number: document d.*\{id: text\} takes anything"):
+        number(value)
+
+
+@given(st.lists(st.integers(-(2**70), 2**70), min_size=2, max_size=2, unique=True))
+def test_two_integers_are_never_one_number(values: list[int]) -> None:
+    found = []
+    for value in values:
+        try:
+            found.append(number(value))
+        except UserError:
+            found.append(object())
+    assert found[0] != found[1]
+
+
+def test_lone_surrogates_of_an_earlier_corpus_are_text() -> None:
+    assert metadata_frame(["d"], ['{"tag": "bad \\\\ud83d"}'], {"tag": "text"})["tag"][0] == r"bad \ud83d"

@@ -1,0 +1,118 @@
+"""Parquet files of a source: rows of a row group, as many as its footer says and no more than memory holds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.core.errors import UserError
+from pipeline.corpus.arrow_values import column_values
+from pipeline.corpus.cutting import PIECE_LIMIT
+from pipeline.corpus.sources import SourceFile, check_unpacked, decompressed, open_raw
+
+BATCH_ROWS = 256
+_WIDTH = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12, "BYTE_ARRAY": 4}
+"""Bytes of a value in memory, by physical type; of strings the offset."""
+
+
+def open_parquet(file: SourceFile, max_unpacked_bytes: int) -> pq.ParquetFile:
+    """The file behind `file`, through a temporary file if it is compressed as a whole: Parquet is read from its end.
+
+    Raises:
+        UserError: two of its columns have one name, or it unpacks to far more than its size.
+    """
+    raw = open_raw(file)
+    if file.compression:
+        whole = tempfile.SpooledTemporaryFile(PIECE_LIMIT)  # noqa: SIM115 (closed with the Parquet file)
+        with decompressed(raw, file, max_unpacked_bytes) as stream:
+            while block := stream.read(1 << 20):
+                whole.write(block)
+        raw = cast(BinaryIO, whole)
+    try:
+        table = pq.ParquetFile(raw, page_checksum_verification=True)
+        if repeated := _repeated_dictionaries(table):
+            table = pq.ParquetFile(raw, page_checksum_verification=True, read_dictionary=repeated)
+        doubled = _doubled(pa.struct(table.schema_arrow))
+    except UnicodeDecodeError as error:
+        raise UserError("the name of a column is not UTF-8", where=file.name, mend="rename it") from error
+    if doubled:
+        raise UserError("two columns have one name", where=file.name, mend=f"rename one `{doubled}`")
+    return table
+
+
+def row_group_rows(table: pq.ParquetFile, group: int, name: str, most: int) -> Iterator[dict[str, Any]]:
+    """The rows of a row group, as columns by name.
+
+    Args:
+        table: the file.
+        group: number of the row group.
+        name: of the file, for messages.
+        most: bytes that it may unpack to, unless it has a hundredth of them itself.
+
+    Raises:
+        UserError: it holds more or fewer rows than its footer says, or unpacks to far more than its size.
+    """
+    about = table.metadata.row_group(group)
+    columns = [about.column(i) for i in range(about.num_columns)]
+    packed = sum(column.total_compressed_size for column in columns)
+    widths = [_WIDTH.get(c.physical_type, table.schema.column(i).length) for i, c in enumerate(columns)]
+    unpacked = [max(c.total_uncompressed_size, c.num_values * w) for c, w in zip(columns, widths, strict=True)]
+    where = f"{name}, row group {group}"
+    check_unpacked(sum(unpacked), packed, most, where)
+    rows = size = 0
+    largest = max((c.total_uncompressed_size for c in columns if c.has_dictionary_page), default=0)
+    batch_rows = max(1, min(BATCH_ROWS, most // max(largest, 1)))  # each row may have a dictionary's longest value
+    for batch in table.iter_batches(batch_size=batch_rows, row_groups=[group]):
+        size += sum(map(_decoded_bytes, batch.columns))
+        check_unpacked(size, packed, most, where)
+        names, values = batch.schema.names, [column_values(column) for column in batch.columns]
+        for row in zip(*values, strict=True):
+            yield dict(zip(names, row, strict=True))
+        rows += batch.num_rows
+    flat = {column.num_values for i, column in enumerate(columns) if not table.schema.column(i).max_repetition_level}
+    if {rows, *flat} != {about.num_rows}:
+        held = ", ".join(f"{count:,}" for count in sorted({rows, *flat} - {about.num_rows}))
+        raise UserError(
+            f"{held} rows where the footer says {about.num_rows:,}",
+            where=where,
+            mend="the file is damaged, or what wrote it has a fault: write it again",
+        )
+
+
+def _repeated_dictionaries(table: pq.ParquetFile) -> list[str]:
+    """Columns of strings in lists that have dictionaries: read as those, they are no larger than the file says."""
+    found = set()
+    for group in range(table.num_row_groups):
+        about = table.metadata.row_group(group)
+        for column in map(about.column, range(about.num_columns)):
+            found.add(column.path_in_schema) if column.has_dictionary_page else None
+    columns = map(table.schema.column, range(len(table.schema.names)))
+    return [c.path for c in columns if c.path in found and c.physical_type == "BYTE_ARRAY" and c.max_repetition_level]
+
+
+def _decoded_bytes(array: pa.Array) -> int:
+    """Bytes of a column once dictionaries are expanded."""
+    if pa.types.is_dictionary(array.type):
+        lengths = pc.binary_length(array.dictionary.cast(pa.large_binary()))
+        return int(pc.sum(pc.take(pc.cast(lengths, pa.int64()), array.indices)).as_py() or 0)
+    if pa.types.is_struct(array.type):
+        return sum(_decoded_bytes(array.field(i)) for i in range(array.type.num_fields))
+    if pa.types.is_map(array.type):
+        return _decoded_bytes(array.keys) + _decoded_bytes(array.items)
+    if any(is_it(array.type) for is_it in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        return _decoded_bytes(array.flatten())
+    return int(array.nbytes)
+
+
+def _doubled(kind: pa.DataType) -> str | None:
+    """A name that two fields of one structure have."""
+    fields = [kind.field(i) for i in range(kind.num_fields)]
+    names = [field.name for field in fields]
+    if pa.types.is_struct(kind) and len(set(names)) < len(names):
+        return next(name for name in names if names.count(name) > 1)
+    return next(filter(None, (_doubled(field.type) for field in fields)), None)
