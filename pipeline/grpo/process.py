@@ -17,6 +17,9 @@ from pipeline.core.config import OptimizerConfig
 from pipeline.core.errors import mendable
 from pipeline.core.progress import quiet_libraries, say
 
+MEETING_FILE = "RPT_MEETING_FILE"
+"""Environment variable: a file by which the ranks of one machine find each other, instead of a port."""
+
 
 def command_line(page: str, purpose: str) -> argparse.ArgumentParser:
     """What every page that trains takes, as `rpt`, `torchrun` or `deepspeed` starts it.
@@ -42,6 +45,7 @@ def stop_signal() -> Iterator[Callable[[], int]]:
     """Within, SIGTERM does not kill: the yielded function says 1 once it came, so that the step can be ended."""
     asked: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # `rpt train` starts several ranks with it blocked
     try:
         yield lambda: int(bool(asked))
     finally:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from pipeline.core.hardware import GPU_UNUSED, gpus, torch_device
 from pipeline.core.progress import say
+from pipeline.grpo.process import MEETING_FILE
 
 ItemT = TypeVar("ItemT")
 
@@ -29,7 +30,11 @@ def prepare_environment() -> None:
 
 
 def start(timeout: timedelta) -> None:
-    """Start the process group, as the environment says. A rank alone opens no port."""
+    """Start the process group, as the environment says.
+
+    A rank alone opens no port, and those of one machine (`rpt train --ranks`) none but on loopback. Those of several
+    machines open ports on all interfaces, for whom their network must be their own.
+    """
     backend = "nccl" if on_gpu() else "gloo"
     if on_gpu():
         torch.cuda.set_device(device())
@@ -37,6 +42,10 @@ def start(timeout: timedelta) -> None:
         say(f"train        {GPU_UNUSED}")
     if os.environ["WORLD_SIZE"] == "1":
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    elif file := os.environ.get(MEETING_FILE):
+        world = int(os.environ["WORLD_SIZE"])
+        store = dist.FileStore(file, world)
+        dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=world, timeout=timeout)
     else:
         dist.init_process_group(backend, timeout=timeout)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import typer
 from pipeline.core.config import Recipe, load, manifest_of
 from pipeline.core.executor import interrupts_ignored
 from pipeline.core.progress import say
+from pipeline.grpo.process import MEETING_FILE
 from stages.commands.options import (
     POLICY,
     Flops,
@@ -69,26 +71,71 @@ def launch(module: str, arguments: list[str], ranks: int) -> None:
         "MALLOC_TRIM_THRESHOLD_": os.environ.get("MALLOC_TRIM_THRESHOLD_", str(1 << 40)),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = [sys.executable, "-m", module, *arguments]
-    if ranks > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        launcher += ["--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT", "--module"]
-        command = [sys.executable, *launcher, "--", module, *arguments]  # `--run` is not the launcher's --run-path
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    with interrupts_ignored():  # by all of them: Ctrl-C is passed on from here
-        process = subprocess.Popen(command, env=environment)
+    with tempfile.TemporaryDirectory(prefix="rpt-ranks-") as meeting:
+        command = [sys.executable, "-m", module, *arguments]
+        if ranks > 1:
+            command = [sys.executable, *_launcher(ranks, Path(meeting)), "--", module, *arguments]
+            environment = _of_ranks(ranks, Path(meeting)) | environment
+        code = _run_to_end(command, environment, ranks)
+    if code:
+        raise typer.Exit(code if code > 0 else 128 - code)
+
+
+def _launcher(ranks: int, meeting: Path) -> list[str]:
+    """Torch's launcher, whose processes find each other by a file: a port would be open to the network."""
+    found_by = [
+        "--nnodes=1",
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file",
+        f"--rdzv-endpoint={meeting / 'launcher'}",
+    ]
+    # On the signals that it handles the launcher ends the ranks after 30 seconds; those we send reach the ranks alone.
+    return [
+        "-m",
+        "torch.distributed.run",
+        *found_by,
+        f"--nproc-per-node={ranks}",
+        "--signals-to-handle=SIGQUIT",
+        "--module",
+    ]
+
+
+def _of_ranks(ranks: int, meeting: Path) -> dict[str, str]:
+    """What several ranks of this machine find in their environment, unless it is set: they talk over loopback only."""
+    import psutil
+
+    addresses = psutil.net_if_addrs().items()
+    loopback = next((name for name, own in addresses if any(each.address == "127.0.0.1" for each in own)), None)
+    networks = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": f"={loopback}"} if loopback else {}
+    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    no_port = {MEETING_FILE: str(meeting / "ranks"), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return {"OMP_NUM_THREADS": threads, **networks, **no_port}
+
+
+def _run_to_end(command: list[str], environment: dict[str, str], ranks: int) -> int:
+    """The exit code of a command. SIGTERM and Ctrl-C let its ranks end their step and save, however long that takes."""
 
     def send(number: int, _: object = None) -> None:
-        """To the ranks themselves: asked to end, they save and exit with 0, where torchrun ends them after a while."""
+        """To the ranks themselves: asked to end, they save and exit with 0."""
         import psutil
 
         with contextlib.suppress(psutil.NoSuchProcess):
-            for rank in psutil.Process(process.pid).children() if ranks > 1 else [process]:
+            started = psutil.Process(process.pid).children() if ranks > 1 else [process]
+            for rank in started:
                 rank.send_signal(number)
+            if not started:
+                process.kill()  # nothing runs yet that could be saved
 
+    # SIGTERM may come to the whole process group. Blocked from its start on, it does not reach the launcher, and waits
+    # for a rank until that can take it (`stop_signal`).
+    several = {signal.SIGTERM} if ranks > 1 else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, several)
+    with interrupts_ignored():  # by all of them: Ctrl-C is passed on from here
+        process = subprocess.Popen(command, env=environment)
     signal.signal(signal.SIGTERM, send)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
-        code = process.wait()
+        return process.wait()
     except KeyboardInterrupt:
         try:
             say("interrupted: the step that runs is ended and saved; Ctrl-C again ends at once")
@@ -98,8 +145,6 @@ def launch(module: str, arguments: list[str], ranks: int) -> None:
             send(signal.SIGKILL)
             process.kill()
         raise
-    if code:
-        raise typer.Exit(code if code > 0 else 128 - code)
 
 
 @commands.command(rich_help_panel=POLICY)
