@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from pipeline.core.config import RolloutConfig
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
+from pipeline.grpo.sampler_secret import shared_secret
 from pipeline.grpo.types import Response, SamplingRequest
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.task.reward import response_bytes
@@ -169,8 +169,7 @@ class RemoteEngine:
 
     def _ask(self, method: str, path: str, body: bytes) -> Any:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._seconds)
-        secret = os.environ.get("RPT_SAMPLER_TOKEN")
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {shared_secret()}"}
         try:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()

