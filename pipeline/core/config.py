@@ -22,9 +22,9 @@ from pipeline.core.errors import UserError
 
 
 class Config(BaseModel):
-    """Base of every configuration model: frozen, unknown keys refused."""
+    """Base of every configuration model: frozen, unknown keys refused, and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     locations: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where something lies. Its content is fingerprinted instead."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import fsspec
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.core.config import CorpusConfig
 from pipeline.core.errors import UserError
@@ -104,6 +106,8 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
             raise UserError(
                 "extension says no format", where=name, mend=f"known: {known} (and .gz, .zst), or set corpus.format"
             )
+        if name != _printable(name):
+            raise UserError("the name of a file is not UTF-8", where=_printable(name), mend="rename it")
         files.append(SourceFile(name, f"{root}/{found}", cast(str, kind) if format == "auto" else format, compression))
     if not files:
         what = f"no {'data' if format == 'auto' else format} files in the source"
@@ -111,7 +115,7 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
         raise UserError(what, where=source, mend=f"extensions looked for: {looked_for} (and .gz, .zst)")
     if ignored:
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
-        say(f"source       no data by their names, and left out: {', '.join(ignored[:5])}{more}")
+        say(f"source       no data by their names, and left out: {', '.join(map(_printable, ignored[:5]))}{more}")
     return files
 
 
@@ -132,6 +136,11 @@ def kind_of(name: str) -> tuple[str | None, str | None]:
     return FORMATS.get(path.with_suffix("").suffix if compression else path.suffix), compression
 
 
+def _printable(name: str) -> str:
+    """A name as it can be printed and stored: bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _is_bookkeeping(name: str) -> bool:
     parts = PurePosixPath(name).parts
     return parts[-1] in _BOOKKEEPING or any(part.startswith((".", "_")) for part in parts)
@@ -139,26 +148,71 @@ def _is_bookkeeping(name: str) -> bool:
 
 def _list(source: str) -> tuple[str, Sequence[str], bool]:
     """(root, names below it, whether a folder was listed) of a path or fsspec URL."""
+    if source.startswith("data:"):
+        raise UserError("a data: URL is no source", where=source[:80], mend="write what it holds to a file")
     with reachable(source):
         try:
             fs, path = url_to_fs(source)
+            return _list_with(fs, path.rstrip("/"), source)
+        except (UserError, OSError, ImportError):
+            raise
         except ValueError as error:
             raise UserError("unknown kind of source", where=source, mend=_first_line(error)) from error
-        path = path.rstrip("/")
-        kind = _kind(fs, path)
-        if kind == "directory":
-            root, paths = path, fs.find(path)
-        elif kind is not None:
-            root, paths = (_shown(path) if path.startswith("http") else path).rpartition("/")[0], [path]
-        elif magic := _MAGIC.search(path):
-            root, paths = path[: magic.start()].rpartition("/")[0], fs.glob(path)
-            paths = [found for found in paths if _kind(fs, found) != "directory"]
-            if not paths:
-                raise UserError("the glob matches no file", where=source, mend="check corpus.source")
-        else:
-            raise FileNotFoundError(source)
-        names = [str(found).removeprefix(root).lstrip("/") for found in paths]
-        return fs.unstrip_protocol(root), names, kind == "directory"
+        except Exception as error:  # fsspec's file systems raise whatever their libraries do
+            what = f"{type(error).__name__}: {_first_line(error)}"
+            raise UserError("source cannot be listed", where=source, mend=what) from error
+
+
+def _list_with(fs: AbstractFileSystem, path: str, source: str) -> tuple[str, Sequence[str], bool]:
+    kind = _kind(fs, path)
+    hidden: tuple[str, ...] = ()
+    if kind == "directory":
+        root, paths = path, fs.find(path)
+        steps, hidden = ["**"], (".", "_")
+    elif kind is not None:
+        root, paths = path.rpartition("/")[0], [path]
+        steps = []
+    elif magic := _MAGIC.search(path):
+        root, paths = path[: magic.start()].rpartition("/")[0], fs.glob(path)
+        paths = [found for found in paths if _kind(fs, found) != "directory"]
+        steps = path.removeprefix(root).strip("/").split("/")
+        steps = steps if steps[-1] == "**" else steps[:-1]
+    else:
+        raise FileNotFoundError(source)
+    if isinstance(fs, LocalFileSystem) and kind != "file":
+        _check_listable(root or "/", steps, hidden)
+    if not paths and kind is None:
+        raise UserError("the glob matches no file", where=source, mend="check corpus.source")
+    names = [str(found).removeprefix(root).lstrip("/") for found in paths]
+    return fs.unstrip_protocol(root), names, kind == "directory"
+
+
+def _check_listable(folder: str, steps: Sequence[str], hidden: tuple[str, ...]) -> None:
+    """Refuse a folder that may not be listed: fsspec leaves it out without a word.
+
+    Args:
+        folder: where files are looked for.
+        steps: patterns of the folders below it that are looked into; `**` is all.
+        hidden: beginnings of the names of folders that are not.
+
+    Raises:
+        UserError: one cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return  # nothing is there to be found
+    except PermissionError as error:
+        mend = "give yourself the right to read it, or name the files with a glob"
+        raise UserError("a folder of the source cannot be listed", where=_printable(folder), mend=mend) from error
+    for entry in folders if steps else ():
+        if entry.name.startswith(hidden):
+            continue
+        if steps[0] == "**":
+            _check_listable(entry.path, steps, hidden)
+        elif fnmatchcase(entry.name, steps[0]):
+            _check_listable(entry.path, steps[1:], hidden)
 
 
 def _kind(fs: AbstractFileSystem, path: str) -> str | None:
@@ -201,7 +255,10 @@ def open_raw(file: SourceFile) -> BinaryIO:
 
 def _open(file: SourceFile) -> BinaryIO:
     if file.url.startswith("file://"):
-        return open(file.url.removeprefix("file://"), "rb")
+        path = file.url.removeprefix("file://")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError("not a file that can be read twice", where=file.name, mend="write what it gives to a file")
+        return open(path, "rb")
     if match := _HUB.fullmatch(file.url):
         from huggingface_hub import hf_hub_download
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -73,14 +75,67 @@ def test_an_extension_that_says_no_format_is_an_error_unless_the_manifest_says_i
         ("nonsense://bucket/x.jsonl", "unknown kind of source"),
         ("dropbox://x.jsonl", "a package for this kind of source is missing"),
         ("hf://models/x", "not a data set of the hub"),
+        ("data:text/plain,hello", "a data: URL is no source"),
+        ("data:application/json;base64,eyJ0ZXh0IjoieCJ9", "a data: URL is no source"),
+        ("dir://x.jsonl", "source cannot be listed"),
+        ("reference://x.jsonl", "source cannot be listed"),
+        ("tar://x.jsonl::notes.txt", "source cannot be listed"),
+        ("a\0b.jsonl", "unknown kind of source"),
     ],
 )
 def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no archive")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as error:
         find_files(source)
     assert source in str(error.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes")
+def test_a_file_name_that_is_not_utf8_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path, "a.jsonl")
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/notes \xe9"))).write_bytes(b"")  # no data: left out
+    assert names(tmp_path) == ["a.jsonl"]
+    assert r"notes \udce9" in capsys.readouterr().err
+    latin = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
+    latin.write_bytes(b"{}")
+    for source in (tmp_path, latin, tmp_path / "*.jsonl"):
+        with pytest.raises(UserError, match=r"the name of a file is not UTF-8: caf\\udce9\.jsonl"):
+            names(source)
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder of another user's, while this process has no rights but everyone's."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+        if os.geteuid() != os.getuid():
+            os.seteuid(os.getuid())
+        for folder in Path(name).glob("*"):
+            folder.chmod(0o755)
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error(unprivileged: Path) -> None:
+    touch(unprivileged, "a/1.jsonl", "b/2.jsonl", "c/d/3.jsonl", ".hidden/4.jsonl")
+    for folder in ("b", ".hidden"):
+        (unprivileged / folder).chmod(0)
+    if os.getuid() == 0:
+        os.seteuid(65534)
+    for source in (".", "*/*.jsonl", "**/*.jsonl", "b"):
+        with pytest.raises(UserError, match=r"a folder of the source cannot be listed: .*/b "):
+            names(f"{unprivileged}/{source}".removesuffix("/."))
+    assert names(unprivileged / "[ac]/*.jsonl") == ["a/1.jsonl"]
+    assert names(unprivileged / "c") == ["d/3.jsonl"]
+    assert names(unprivileged / "a/1.jsonl") == ["1.jsonl"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jsonl")
+    with pytest.raises(UserError, match="not a file that can be read twice"):
+        open_file(SourceFile("x.jsonl", f"file://{tmp_path}/x.jsonl", "jsonl", None), MOST)
 
 
 def test_where_a_folder_has_no_file_of_the_format_its_extensions_are_named(tmp_path: Path) -> None:
