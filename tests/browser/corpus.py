@@ -34,6 +34,10 @@ HOSTILE = (
 """Texts that try to run, to turn the page around, or to break its layout."""
 
 HOSTILE_NAME = '"><script>window.pwned=4</script>.jsonl'
+TIES = (1.0, 1 + 1 / 1024, float(np.nextafter(np.float32(1 + 1 / 1024), np.float32(2))), 1.25, 0.5, 1.5)
+"""Entropies that rules are equal to: on a step of the index's grid and of the shards', between two of the former, just
+above. Every document has one, so that `>` and `>=` keep different positions."""
+
 TOP = 4
 METADATA = {"difficulty": "number"}
 
@@ -112,6 +116,8 @@ def _scores(documents: pa.Table) -> pa.Table:
         tokens = [word if i == 0 else f" {word}" for i, word in enumerate(words)]
         ends = [len("".join(tokens[: i + 1]).encode()) for i in range(len(tokens))]
         entropy = [None if i < 3 else round(rng.expovariate(1.2), 4) for i in range(len(tokens))]
+        for i in range(3 + len(rows) % 4, len(tokens), 4):
+            entropy[i] = TIES[(i + len(rows)) // 4 % len(TIES)]
         top = [[None] * TOP if e is None else [65, 66, 67, 68] for e in entropy]
         likely = [[None] * TOP if e is None else [-0.4, -1.5, -2.5, -4.0] for e in entropy]
         rows.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from pipeline.core.config import BandsConfig
 from pipeline.core.errors import UserError
 from stages.browse import open_library
 from tests.browser.conftest import Live
-from tests.browser.corpus import METADATA, Halting
+from tests.browser.corpus import METADATA, TIES, Halting
 from tests.stages.published import InProcess, cut, publish_tables
 
 BANDS = BandsConfig()
@@ -75,7 +76,9 @@ RULES = st.sampled_from(
         "true",
     ]
 )
-NUMBERS = st.one_of(st.integers(0, 250).map(lambda n: n / 100), st.floats(0, 3).map(lambda x: round(x, 4)))
+NUMBERS = st.one_of(
+    st.sampled_from(TIES), st.integers(0, 250).map(lambda n: n / 100), st.floats(0, 3).map(lambda x: round(x, 4))
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -99,6 +102,47 @@ def test_two_rules_are_counted_as_polars_counts_them(
     ids = live.library.store.documents["doc_id"]
     of_documents = {ids[int(n)]: int(made.gained_D[n]) for n in np.flatnonzero(made.gained_D)}
     assert of_documents == _counts(gained["doc_id"])
+
+
+OPERATORS = {">": np.greater, ">=": np.greater_equal, "<": np.less, "<=": np.less_equal, "=": np.equal}
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("tie", TIES)
+def test_what_is_equal_to_a_threshold_is_kept_as_the_operator_says(
+    live: Live, positions: pl.DataFrame, tie: float, split: str
+) -> None:
+    """On a step of the grid, between two steps, and at a band's threshold; counted by numpy in 32 bits."""
+    entropy = positions.filter(pl.col("split") == split)["entropy"].to_numpy()
+    threshold = np.float32(tie)
+    assert (entropy == threshold).any()
+    for operator, compares in OPERATORS.items():
+        rule = Where.parse(f"entropy {operator} {tie!r}")
+        made = compare(live.library.store, Where.parse("false"), rule, split, BANDS)
+        assert made.after == compares(entropy, threshold).sum(), operator
+        above = compares(entropy, threshold)
+        hard = np.sum([entropy > np.float32(limit) for limit in (0.5, 1.0, 1.5)], axis=0)
+        bands = {name: int((above & (hard == i)).sum()) for i, name in enumerate(("none", "easy", "medium", "hard"))}
+        assert _after(made.by("difficulty"), "difficulty") == {name: n for name, n in bands.items() if n}, operator
+    between = compare(
+        live.library.store, Where.parse("false"), Where.parse(f"entropy BETWEEN {tie!r} AND 1.25"), split, BANDS
+    )
+    assert between.after == ((entropy >= threshold) & (entropy <= np.float32(1.25))).sum()
+    bars = chart(live.library.store, split, BANDS, tie).bars
+    ends = np.array([bar.entropy for bar in bars], np.float32)
+    assert [bar.count for bar in bars[:-1]] == [
+        int(((entropy > low) & (entropy <= high)).sum()) for low, high in pairwise(ends)
+    ]
+
+
+def test_a_document_marks_ties_as_the_operator_says(live: Live) -> None:
+    for number in range(0, live.library.store.documents.height, 5):
+        document = live.library.document(number)
+        entropy = document.frame["entropy"].to_numpy()
+        for operator in OPERATORS:
+            state = live.library.verdict(document, f"entropy {operator} 1.0").state_T
+            kept = OPERATORS[operator](entropy, np.float32(1.0)) & ~np.isnan(entropy)
+            assert [t for t, reason in enumerate(state) if not reason] == np.flatnonzero(kept).tolist()
 
 
 def _after(table: pl.DataFrame, column: str) -> dict[str, int]:

@@ -6,6 +6,7 @@ import random
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.core.config import MaterializeConfig
@@ -15,6 +16,10 @@ from pipeline.shards.examples import Examples, examples
 from pipeline.shards.writer import write_shards
 from tests.selection.tables import documents_of
 from tests.toys import byte_level_tokenizer, problems
+
+STEP = 1 / 1024
+TIES = (1.0, 1.0 + STEP, float(np.nextafter(np.float32(1.0 + STEP), np.float32(2))), 1.0 + 2 * STEP, 1.25, 1.2500001)
+"""Scores at which a rule's `>` and `>=`, or rounding up and down, part: on a step of the shards' grid, just above."""
 
 
 @lru_cache(maxsize=1)
@@ -33,6 +38,8 @@ def made(folder: Path, share: float = 0.2, max_context_tokens: int = 200) -> Exa
         for t, start in enumerate(starts):
             if data[start] & 0xC0 != 0x80 and rng.random() < share:
                 scores = {"entropy": 1 + rng.random(), "nll": rng.expovariate(1)}
+                if len(rows) % 4 == 0:
+                    scores = dict.fromkeys(scores, TIES[len(rows) // 4 % len(TIES)])
                 rows.append(
                     scores
                     | {

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,9 +18,10 @@ from pipeline.core.errors import IntegrityError
 from pipeline.corpus.documents import doc_id
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.sites import SITES
-from pipeline.shards.examples import examples
+from pipeline.shards.examples import _rounded_up, examples
 from pipeline.shards.schema import SHARDS, SPLITS
 from tests.selection.tables import documents_of
+from tests.shards.corpus import STEP, TIES, made
 from tests.shards.tokenizers import tokenizer_of
 
 ADDED = SHARDS.names[len(SITES.names) :]
@@ -181,3 +185,19 @@ def test_makes_what_a_plain_loop_makes(
         row["context"].decode()  # whole characters only
         assert row["target"] == row["continuation"][: row["token_lengths"][0]]
         assert sum(row["token_lengths"]) == len(row["continuation"])
+
+
+def test_a_rule_on_the_grid_keeps_of_the_shards_what_it_keeps_of_the_sites(tmp_path: Path) -> None:
+    """Scores are rounded up, never down onto a threshold that they exceed; a tie stays a tie."""
+    examples_made = made(tmp_path)
+    sites = examples_made.sites.filter(pc.equal(examples_made.sites["split"], "train"))
+    table = pa.concat_tables(examples_made.tables("train", 256))
+    assert table["site_id"].equals(sites["site_id"])
+    for name in ("entropy", "nll"):
+        exact_S, stored_S = sites[name].to_numpy(), table[name].to_numpy()
+        assert {np.float32(tie) for tie in TIES} <= set(exact_S)
+        for threshold in (0.0, 1.0, 1 + STEP, 1 + 2 * STEP, 1.25, 1.5):
+            assert ((stored_S > threshold) == (exact_S > threshold)).all(), (name, threshold)
+    by_hand = [1.0, 1 + STEP / 2, 1 + STEP, TIES[2], 0.0, 1e-6]
+    stored = _rounded_up(pa.chunked_array([pa.array(by_hand, pa.float32())]))
+    assert stored.to_pylist() == [1.0, 1 + STEP, 1 + STEP, 1 + 2 * STEP, 0.0, STEP]
