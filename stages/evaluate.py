@@ -107,7 +107,7 @@ def evaluate(
     readings: dict[str, Reading] = {}
     samples: dict[str, Samples] = {}
     for name, folder in policies.items():
-        direct, reasoning, drawn = read_policy(name, folder, recipe, sites)
+        direct, reasoning, drawn = read_policy(name, folder, recipe, sites, shards.config["max_context_tokens"])
         readings |= {direct.name: direct, reasoning.name: reasoning}
         samples |= {name: drawn} if drawn else {}
     template = template_named(recipe.task.template)
@@ -197,7 +197,7 @@ def banded_by(folder: Path, sites: Sequence[Site], recipe: Recipe) -> list[Site]
 
 
 def read_policy(
-    name: str, folder: Path, recipe: Recipe, sites: Sequence[Site]
+    name: str, folder: Path, recipe: Recipe, sites: Sequence[Site], longest_context: int
 ) -> tuple[Reading, Reading, Samples | None]:
     """One policy's direct reading at the sites, its reasoning, and several responses if the recipe asks for them."""
     import torch
@@ -209,7 +209,8 @@ def read_policy(
     tokenizer = CorpusTokenizer.load(folder)
     prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokenizer, template_named(recipe.task.template))
     dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
-    policy = Sampler.load(folder, tokenizer, dtype=dtype, device=torch_device(), batch_rows=batch)
+    longest = prompts.longest(longest_context, recipe.rollout.max_new_tokens)
+    policy = Sampler.load(folder, tokenizer, dtype=dtype, device=torch_device(), batch_rows=batch, longest=longest)
     say(f"evaluate     {name}: {len(sites):,} held-out sites")
     with progress(f"direct {name}", Meter(len(sites), "sites", steps="sites")) as advance:
         direct = read_directly(policy, tokenizer, sites, batch=batch, advance=advance)

@@ -176,7 +176,10 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
         return dict(known)
 
     sites = held_out_questions(asked, recipe)
-    answers = {name: read_policy(name, folder, recipe, sites) for name, folder in policies.items()}
+    answers = {
+        name: read_policy(name, folder, recipe, sites, asked.config["max_context_tokens"])
+        for name, folder in policies.items()
+    }
     hits = {name: np.array([answer.hit for answer in read]) for name, read in answers.items()}
     own_N = [site.doc_id for site in sites]
     change = difference(hits["after"], hits["before"], own_N)
@@ -209,7 +212,7 @@ def held_out_questions(asked: Record, recipe: Recipe) -> list[Site]:
     return [reader[i] for i in choose_sites(reader.site_ids(), recipe.evaluate.sites, recipe.seed)]
 
 
-def read_policy(name: str, folder: Path, recipe: Recipe, sites: Sequence[Site]) -> list[Answer]:
+def read_policy(name: str, folder: Path, recipe: Recipe, sites: Sequence[Site], longest_question: int) -> list[Answer]:
     """A policy's answers to the questions, at `evaluate.temperature`."""
     import torch
     from transformers import AutoTokenizer
@@ -221,7 +224,8 @@ def read_policy(name: str, folder: Path, recipe: Recipe, sites: Sequence[Site]) 
     tokens = CorpusTokenizer.load(folder)
     prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, template_named(recipe.task.template))
     dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
-    policy = Sampler.load(folder, tokens, dtype=dtype, device=torch_device(), batch_rows=batch)
+    longest = prompts.longest(longest_question, recipe.rollout.max_new_tokens)
+    policy = Sampler.load(folder, tokens, dtype=dtype, device=torch_device(), batch_rows=batch, longest=longest)
     with progress(f"answers {name}", Meter(len(sites), "tokens", steps="questions")) as advance:
         return read_by_reasoning(
             policy,

@@ -54,6 +54,9 @@ class ScreenStageConfig(Config):
     seed: int
     policy: str
     batch_rows: int
+    longest_context: int
+    longest_response: int
+    """Of the run that is screened for."""
 
 
 def screen(recipe: Recipe, shards: Record, *, work: Path, executor: Executor) -> Record:
@@ -75,6 +78,8 @@ def screen(recipe: Recipe, shards: Record, *, work: Path, executor: Executor) ->
         seed=recipe.seed,
         policy=str(folder),
         batch_rows=recipe.rollout.batch_rows,
+        longest_context=shards.config["max_context_tokens"],
+        longest_response=recipe.rollout.max_new_tokens,
     )
     plan = [Shard(i, {"train": file}, {}) for i, file in enumerate(shards.files("train"))]
     inputs = {"shards": shards.content, "policy": model_digest(folder)}
@@ -91,7 +96,7 @@ def run(config: ScreenStageConfig, shard: Shard, out: Path) -> Counters:
 
     table = pl.DataFrame(pl.from_arrow(read_table(shard.files["train"], [*SITE_COLUMNS, *COLUMNS])))
     sites = filter_rows(table, row_filter(config.screen.where, SITE_COLUMNS, "screen.where"), "`screen.where`")
-    sampler, prompts = _policy(config.policy, config.template, config.dtype, config.batch_rows)
+    sampler, prompts = _policy(config)
     rows = list(
         pass_rates(
             sampler,
@@ -119,7 +124,7 @@ def run(config: ScreenStageConfig, shard: Shard, out: Path) -> Counters:
 
 
 @lru_cache(maxsize=1)
-def _policy(folder: str, template: str, dtype: str, batch_rows: int) -> tuple[Sampler, PromptBuilder]:
+def _policy(config: ScreenStageConfig) -> tuple[Sampler, PromptBuilder]:
     """Loaded once a worker process."""
     import torch
     from transformers import AutoTokenizer
@@ -127,8 +132,16 @@ def _policy(folder: str, template: str, dtype: str, batch_rows: int) -> tuple[Sa
     from pipeline.grpo.prompt import PromptBuilder
     from pipeline.grpo.sampler import Sampler
 
+    folder = Path(config.policy)
     tokens = CorpusTokenizer.load(folder)
+    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, template_named(config.template))
+    room = max(config.max_new_tokens, config.longest_response)
     sampler = Sampler.load(
-        Path(folder), tokens, dtype=getattr(torch, dtype), device=torch_device(), batch_rows=batch_rows
+        folder,
+        tokens,
+        dtype=getattr(torch, config.dtype),
+        device=torch_device(),
+        batch_rows=config.batch_rows,
+        longest=prompts.longest(config.longest_context, room),
     )
-    return sampler, PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, template_named(template))
+    return sampler, prompts

@@ -115,9 +115,9 @@ def train(
     rates = read_pass_rates(screening) if screening else None
     curriculum, held_out = Curriculum(shards.files("train"), recipe, rates), progress_sites(shards, recipe)
     ds.start()
-    policy = load_policy(recipe, base, topology, tokens, curriculum)
+    longest_context = shards.config["max_context_tokens"]
+    policy = load_policy(recipe, base, topology, tokens, curriculum, longest_context)
     if recipe.rollout.sampler == "vllm":
-        longest_context = shards.config["max_context_tokens"]
         policy = sampling_with_vllm(policy, recipe, base, tokens, curriculum, longest_context, vllm_server)
     engine, sampler = policy.engine, policy.sampler
     layout = layout_of(recipe, zero_stage(topology), ranks.world_size())
@@ -193,7 +193,12 @@ class Policy:
 
 
 def load_policy(
-    recipe: Recipe, base: Path, topology: dict[str, Any], tokens: CorpusTokenizer, curriculum: Curriculum
+    recipe: Recipe,
+    base: Path,
+    topology: dict[str, Any],
+    tokens: CorpusTokenizer,
+    curriculum: Curriculum,
+    longest_context: int,
 ) -> Policy:
     """Both forms of the policy in `base`, found to agree."""
     import torch
@@ -206,12 +211,15 @@ def load_policy(
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompts = PromptBuilder(tokenizer, tokens, template_named(recipe.task.template))
-    engine = ds.build(base, recipe.policy, recipe.optimizer, topology)
+    longest = prompts.longest(longest_context, recipe.rollout.max_new_tokens)
+    engine = ds.build(base, recipe.policy, recipe.optimizer, topology, longest=longest)
     dtype, rows = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
-    sampler = Sampler.load(base, tokens, dtype=dtype, device=engine.device, batch_rows=rows)
+    sampler = Sampler.load(base, tokens, dtype=dtype, device=engine.device, batch_rows=rows, longest=longest)
     probe = prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
     verify(engine, ds.gathered_weights(engine), sampler.model, probe, recipe.rollout.temperature)
-    reference = ds.build_reference(engine, base, recipe.policy, topology) if recipe.objective.kl else None
+    reference = None
+    if recipe.objective.kl:
+        reference = ds.build_reference(engine, base, recipe.policy, topology, longest=longest)
     return Policy(engine, sampler, prompts, tokenizer, tokens, reference, ModelSize.of(base))
 
 
@@ -235,15 +243,13 @@ def sampling_with_vllm(
     from pipeline.grpo.vllm_sampler import start_vllm
 
     prompt = policy.prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
-    # A context that was cut at its front may take a few tokens more when it is encoded again.
-    longest = longest_context + 64 + len(policy.prompts.ids(b"")) + recipe.rollout.max_new_tokens
     sampler = start_vllm(
         base,
         tokens,
         policy.sampler.eos_ids,
         recipe.rollout,
         dtype=recipe.policy.dtype,
-        max_tokens=longest,
+        max_tokens=policy.prompts.longest(longest_context, recipe.rollout.max_new_tokens),
         server=server,
     )
     sampler.load_weights(ds.gathered_weights(policy.engine))

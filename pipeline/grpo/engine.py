@@ -51,6 +51,7 @@ from pipeline.grpo.loss import k3
 from pipeline.grpo.objective import Objective, entropy_threshold
 from pipeline.grpo.topology import zero_stage
 from pipeline.grpo.types import Batch, ResponseSampler
+from pipeline.scoring.rotary import fix_rotary
 
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -103,7 +104,14 @@ def close(engine: Engine, sampler: ResponseSampler | None = None) -> None:
         torch.distributed.destroy_process_group()
 
 
-def build(folder: Path, policy: PolicyConfig, optimizer: OptimizerConfig, topology: dict[str, Any]) -> Engine:
+def build(
+    folder: Path,
+    policy: PolicyConfig,
+    optimizer: OptimizerConfig,
+    topology: dict[str, Any],
+    *,
+    longest: int | None = None,
+) -> Engine:
     """The policy, its optimizer and its partitions. Every rank must call it, after `start`.
 
     Args:
@@ -111,6 +119,7 @@ def build(folder: Path, policy: PolicyConfig, optimizer: OptimizerConfig, topolo
         policy: precision, checkpointing, adapters.
         optimizer: AdamW's settings and the norm to clip at.
         topology: what `read_topology` read.
+        longest: most tokens of a prompt and its response, as for `fix_rotary`.
     """
     config = _config(policy, topology) | {
         "managed_gradient_accumulation": False,  # a step is as many backwards as its micro-batches
@@ -118,7 +127,7 @@ def build(folder: Path, policy: PolicyConfig, optimizer: OptimizerConfig, topolo
         "zero_allow_untested_optimizer": True,
     }
     with _one_thread():
-        module = _module(folder, policy, config)
+        module = _module(folder, policy, config, longest)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         adamw = torch.optim.AdamW(trained, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay)
         engine, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=config)
@@ -145,7 +154,9 @@ Reference = Callable[[Batch, float], Tensor]
 """A batch and a temperature → log-probabilities [R, T] by the policy that training started from."""
 
 
-def build_reference(engine: Engine, folder: Path, policy: PolicyConfig, topology: dict[str, Any]) -> Reference:
+def build_reference(
+    engine: Engine, folder: Path, policy: PolicyConfig, topology: dict[str, Any], *, longest: int | None = None
+) -> Reference:
     """The policy to measure the divergence from. Every rank must call it, after `build`, and what it returns.
 
     Of a policy with adapters it is the engine's own without them; of another a frozen copy, partitioned as the trained
@@ -155,7 +166,7 @@ def build_reference(engine: Engine, folder: Path, policy: PolicyConfig, topology
     if not policy.lora:
         config = _config(policy, topology if zero_stage(topology) == 3 else {})
         with _one_thread():
-            module = _module(folder, policy, config).requires_grad_(False)
+            module = _module(folder, policy, config, longest).requires_grad_(False)
             reference, *_ = deepspeed.initialize(model=module, config=config)
 
     @torch.no_grad()
@@ -176,9 +187,10 @@ def _config(policy: PolicyConfig, topology: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _module(folder: Path, policy: PolicyConfig, config: dict[str, Any]) -> PolicyLogprobs:
+def _module(folder: Path, policy: PolicyConfig, config: dict[str, Any], longest: int | None) -> PolicyLogprobs:
     with _partitioned_loading(config):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, policy.dtype))
+    fix_rotary(model, longest)
     if policy.lora:
         add_adapters(model, policy.lora)
     if policy.gradient_checkpointing:

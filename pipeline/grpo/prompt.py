@@ -45,6 +45,13 @@ class PromptBuilder:
         text = context.decode("utf-8", errors="replace")
         return [*self.prefix_ids, *self._corpus_tokenizer.encode(text).tolist(), *self.suffix_ids]
 
+    def longest(self, context_tokens: int, room: int) -> int:
+        """Most tokens of a prompt, whose context was cut to `context_tokens`, and of a response of up to `room`.
+
+        A context that was cut at its front may take a few tokens more when it is encoded again.
+        """
+        return len(self.prefix_ids) + context_tokens + 64 + len(self.suffix_ids) + room
+
     def bare_ids(self, text: str) -> list[int]:
         """Token ids of a text as such, after the token that the tokenizer declares for a beginning, if any."""
         beginning = [] if self._corpus_tokenizer.bos_id is None else [self._corpus_tokenizer.bos_id]

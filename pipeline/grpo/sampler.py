@@ -36,6 +36,7 @@ from pipeline.grpo.drawing import Drawing
 from pipeline.grpo.fused_decoder import FusedDecoder, can_fuse
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import Response, SamplingRequest
+from pipeline.scoring.rotary import fix_rotary
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.task.reward import response_bytes
 
@@ -52,6 +53,7 @@ class Sampler:
         eos_ids: ids that end a response.
         batch_rows: responses decoded at once: memory, not results.
         prefill_tokens: context tokens read at once: memory, not results.
+        longest: most tokens of a prompt and its response that the model was loaded for, if it takes no more.
     """
 
     def __init__(
@@ -62,11 +64,12 @@ class Sampler:
         *,
         batch_rows: int = 1024,
         prefill_tokens: int = 16384,
+        longest: int | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.eos_ids = frozenset(eos_ids)
         self._tokenizer = tokenizer
-        self._batch_rows, self._prefill_tokens = batch_rows, prefill_tokens
+        self._batch_rows, self._prefill_tokens, self._longest = batch_rows, prefill_tokens, longest
         self._read, self._rows = _fastest(model)
         kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
         if kinds - {"full_attention", "sliding_attention"}:
@@ -85,11 +88,25 @@ class Sampler:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         batch_rows: int = 1024,
+        longest: int | None = None,
     ) -> Sampler:
-        """From a `transformers` folder; what ends a response is read from its generation configuration."""
+        """From a `transformers` folder; what ends a response is read from its generation configuration.
+
+        Args:
+            folder: of the policy.
+            tokenizer: the policy's.
+            dtype: of its weights.
+            device: where it samples.
+            batch_rows: responses decoded at once.
+            longest: most tokens of a prompt and its response, as for `fix_rotary`.
+
+        Raises:
+            UserError: the policy's responses would depend on what is sampled beside them.
+        """
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        fixed = fix_rotary(model, longest)
         torch.nn.Module.to(model, device)
-        return cls(model, tokenizer, eos_ids_of(model), batch_rows=batch_rows)
+        return cls(model, tokenizer, eos_ids_of(model), batch_rows=batch_rows, longest=longest if fixed else None)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy weights by their `transformers` names. A tied output head follows its embedding.
@@ -108,8 +125,20 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, request: SamplingRequest) -> list[Response]:
-        """The P·G responses, in the order of the request's seeds."""
+        """The P·G responses, in the order of the request's seeds.
+
+        Raises:
+            UserError: a prompt and its response may be longer than the model was loaded for.
+        """
         prompts, group_size, seeds = request.prompts, request.group_size, request.seeds
+        most = max(map(len, prompts), default=0) + request.max_new_tokens
+        if self._longest is not None and most > self._longest:
+            raise UserError(
+                f"a prompt and its response may have {most:,} tokens, more than the {self._longest:,} that the "
+                "policy's rotary frequencies were fixed for",
+                where=type(self.model).__name__,
+                mend="raise `materialize.max_context_tokens`, or lower `rollout.max_new_tokens`",
+            )
         responses: dict[int, Response] = {}
         by_length = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))  # little padding
         for start in range(0, len(prompts), width := max(1, self._batch_rows // group_size)):

@@ -168,9 +168,9 @@ def _limit(config: Any) -> int | None:
     """`max_position_embeddings`. LongRoPE turns positions otherwise as soon as a batch has a row of more than those it
     was first trained with, so that no more are fed."""
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        return rope["original_max_position_embeddings"]
-    return getattr(config, "max_position_embeddings", None)
+    own = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # of all layers, or by type of layers
+    limits = [part["original_max_position_embeddings"] for part in own if part.get("rope_type") == "longrope"]
+    return min(limits, default=getattr(config, "max_position_embeddings", None))
 
 
 def _check_vocabulary(folder: Path, rows: int, tokenizer: CorpusTokenizer) -> None:

@@ -73,6 +73,12 @@ def make_policy(folder: Path) -> Path:
     return folder
 
 
+class ShardsConfig(Config):
+    """What training asks of the settings of `materialize`."""
+
+    max_context_tokens: int = 64
+
+
 def publish_shards(work: Path, policy: Path, sites: int = 30, held_out: int = 12) -> Record:
     """Shards of `work/colours` as `materialize` leaves them: the colour of a document is its number's."""
     tokens = CorpusTokenizer.load(policy)
@@ -98,13 +104,15 @@ def publish_shards(work: Path, policy: Path, sites: int = 30, held_out: int = 12
             "context_truncated": False,
         }
 
-    def run(config: Config, shard: Shard, out: Path) -> Counters:
+    def run(config: ShardsConfig, shard: Shard, out: Path) -> Counters:
         write_rows(out / "train.parquet", SHARDS, (row(i, "train") for i in range(sites)))
         write_rows(out / "validation.parquet", SHARDS, (row(100 + i, "validation") for i in range(held_out)))
         return {"sites": sites + held_out}
 
     inputs = {"sites": str(sites), "policy_tokenizer": tokens.digest}
-    return run_stage(Stage("materialize", 1, run), Config(), [Shard(0, {}, {})], inputs, work / "colours", InProcess())
+    return run_stage(
+        Stage("materialize", 1, run), ShardsConfig(), [Shard(0, {}, {})], inputs, work / "colours", InProcess()
+    )
 
 
 def write_recipe(path: Path, policy: Path, **changes: object) -> Path:

@@ -42,7 +42,7 @@ def shards_of(folder: Path, *parts: list) -> Record:
             if sites:
                 write_rows(scratch / "validation.parquet", SHARDS, map(as_row, sites))
             publish(folder, shard.index, scratch, {}, 0.0)
-    return write_record(folder, "materialize", 1, {}, {}, shards)
+    return write_record(folder, "materialize", 1, {"max_context_tokens": 64}, {}, shards)
 
 
 @pytest.fixture(scope="module")
