@@ -125,6 +125,8 @@ PATTERNS = (r"'(\w{99}){99}'", "'(x+x+)+y'", "'('", "'%%%%%%a'", r"'\pL{50}'", "
 def grammar(rng: random.Random, targets: tuple[str, ...]) -> str:
     """An expression; one in four is far too large. `targets`: paths and addresses that nothing may open."""
     kind = rng.randrange(8)
+    if kind > 5:
+        return sound(rng)
     if kind == 0:
         opening, closing = rng.choice(NESTS)
         many = rng.choice((5, 20, 40, 200, 3000))
@@ -137,6 +139,18 @@ def grammar(rng: random.Random, targets: tuple[str, ...]) -> str:
         form = rng.choice(READS)
         return form.format(reader, target)
     return _value(rng, targets, 4)
+
+
+def sound(rng: random.Random) -> str:
+    """A rule that is counted: up to sixty tests, of numbers and of texts."""
+    tests = []
+    for _ in range(rng.choice((1, 2, 3, 10, 60))):
+        number = f"{rng.choice(COLUMNS[:5])} {rng.choice(('+', '-', '*', '/', '%'))} {rng.randrange(1, 9)}"
+        text = f"{rng.choice(('LOWER', 'UPPER', 'TRIM', ''))}({rng.choice(('doc_id', 'field', 'split'))})"
+        simple = f"{rng.choice(COLUMNS[:3])} {rng.choice(('<', '>', '>=', '='))} {rng.randrange(300) / 100}"
+        like = f"{text} {rng.choice(('LIKE', 'NOT ILIKE'))} '{rng.choice(('%', '_%a%', 'a_'))}{rng.randrange(9)}%'"
+        tests.append(rng.choice((simple, simple, f"({number}) BETWEEN 0 AND {rng.randrange(9)}", like)))
+    return "".join(f"{test}{rng.choice((' AND ', ' OR ', ' AND NOT '))}" for test in tests) + "true"
 
 
 def mutated(rng: random.Random, targets: tuple[str, ...]) -> str:
