@@ -9,7 +9,6 @@ Command: rpt audit data_manifests/<name>.yaml [--compare OTHER]
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pipeline.audit.lineage import Lineage, lineage_of, lineage_of_fingerprint, 
 from pipeline.audit.report import as_json, comparison_page, page
 from pipeline.audit.report import audit as look
 from pipeline.core.config import Manifest, load
+from pipeline.core.files import replace_text
 from pipeline.core.progress import say
 
 
@@ -37,8 +37,8 @@ def audit(manifest: Manifest, *, work: Path, out: Path | None = None) -> Path:
     lineage = lineage_of(work / manifest.name, manifest)
     folder = out or _folder(work, lineage)
     summary, heat_maps = look(lineage, proxy=proxy_tokenizer(manifest, lineage))
-    _write(folder / "audit.json", _json(summary))
-    _write(folder / "report.html", page(summary, heat_maps))
+    replace_text(folder / "audit.json", _json(summary))
+    replace_text(folder / "report.html", page(summary, heat_maps))
     say(f"audit        {folder / 'report.html'}")
     return folder / "report.html"
 
@@ -69,8 +69,8 @@ def compare(
     after = _other(manifest, other, path, overrides, work)
     folder = out or _folder(work, before)
     comparison = compare_lineages(before, after)
-    _write(folder / "compare.json", _json(comparison))
-    _write(folder / "compare.html", comparison_page(comparison))
+    replace_text(folder / "compare.json", _json(comparison))
+    replace_text(folder / "compare.html", comparison_page(comparison))
     say(f"compare      {folder / 'compare.html'}")
     return folder / "compare.html"
 
@@ -92,11 +92,3 @@ def _folder(work: Path, lineage: Lineage) -> Path:
 
 def _json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, indent=1, default=as_json)
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace `path` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from pipeline.core.artifact import Counters, Record, Shard, fingerprint, publish
 from pipeline.core.config import Config, QuestionsConfig, Recipe, load
 from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
+from pipeline.core.files import replacing
 from pipeline.core.hardware import torch_device
 from pipeline.core.parquet import write_rows
 from pipeline.core.progress import Meter, progress, say
@@ -258,9 +258,8 @@ def write_answers(path: Path, sites: Sequence[Site], answers: dict[str, list[Ans
         for name, read in answers.items()
         for site, answer in zip(sites, read, strict=True)
     )
-    temporary = path.with_name(f".{path.name}")
-    write_rows(temporary, ANSWERS, rows)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        write_rows(temporary, ANSWERS, rows)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pipeline.core.artifact import Record, current_record, published_record
 from pipeline.core.config import BandsConfig, Recipe, load, manifest_of
 from pipeline.core.errors import UserError
+from pipeline.core.files import replacing
 from pipeline.core.parquet import write_rows
 from pipeline.core.progress import say
 from pipeline.grpo.compute import ModelSize, Spent, grpo_flops
@@ -387,10 +388,8 @@ def write_rollouts(run: Path, step: int, rollouts: Sequence[Rollout]) -> None:
 
     if ranks.rank() == 0:
         path = run / "rollouts" / f"step-{step:06d}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        write_rows(temporary, ROLLOUTS, rollout_rows(rollouts, step))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            write_rows(temporary, ROLLOUTS, rollout_rows(rollouts, step))
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.config import canonical_json
 from pipeline.core.errors import IntegrityError, UserError
+from pipeline.core.files import flush, replace_text
 from pipeline.core.sealed import read_sealed, write_sealed
 
 Counters = dict[str, int]
@@ -173,7 +174,7 @@ def publish(directory: Path, shard: int, scratch: Path, counters: Counters, seco
     for source in sorted(scratch.iterdir()):
         rows = pq.read_metadata(source).num_rows if source.suffix == ".parquet" else 0
         for member in [source, *source.rglob("*")]:
-            _flush(member)
+            flush(member)
         sha256 = content_hash(source)
         target = directory / f"{source.stem}-{shard:05d}.{sha256[:12]}{source.suffix}"
         _create(source, target)
@@ -191,16 +192,7 @@ def _create(source: Path, target: Path) -> None:
     except OSError:
         if not target.exists():
             raise
-    _flush(target.parent)
-
-
-def _flush(path: Path) -> None:
-    """Make a file's or a folder's own entry durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(target.parent)
 
 
 def write_completion(directory: Path, completion: Completion) -> None:
@@ -357,12 +349,8 @@ def point_current(directory: Path) -> None:
 
 def point(pointer: Path, directory: Path) -> None:
     """Make `pointer`, a file beside an output's directory, name it. One that does already is not written again."""
-    name = directory.name.encode()
-    if pointer.is_file() and pointer.read_bytes() == name:
-        return
-    temporary = pointer.with_name(f".{pointer.name}.{uuid.uuid4().hex[:12]}")
-    temporary.write_bytes(name)
-    os.replace(temporary, pointer)
+    if not (pointer.is_file() and pointer.read_bytes() == directory.name.encode()):
+        replace_text(pointer, directory.name)
 
 
 def pointed(pointer: Path) -> Path | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from pipeline.core.files import replacing
 from pipeline.core.parquet import write_rows
 
 if TYPE_CHECKING:
@@ -74,6 +74,5 @@ def write_responses(
         for i, (site, token_class, drawn) in enumerate(zip(sites, classes, answers_NS, strict=True))
         for sample, answer in enumerate(drawn)
     )
-    temporary = path.with_name(f".{path.name}")
-    write_rows(temporary, RESPONSES, rows)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        write_rows(temporary, RESPONSES, rows)

@@ -6,7 +6,6 @@ checkpoints/latest         name of the last whole one, written last
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from pipeline.core.artifact import content_hash
 from pipeline.core.config import differences
 from pipeline.core.errors import UserError, disk_is_full
+from pipeline.core.files import flush, replace_text
 from pipeline.core.progress import say
 from pipeline.grpo import engine as ds
 from pipeline.grpo import ranks
@@ -71,12 +71,8 @@ def _write(engine: ds.Engine, folder: Path, state: Mapping[str, Any]) -> None:
     if ranks.rank() == 0:
         write_state(folder, {**state, "files": dict(hashes)})
         for file in folder.rglob("*"):
-            _flush(file)
-        temporary = folder.parent / ".latest"
-        temporary.write_text(folder.name)
-        _flush(temporary)
-        os.replace(temporary, folder.parent / "latest")
-        _flush(folder.parent)
+            flush(file)
+        replace_text(folder.parent / "latest", folder.name)
     ranks.barrier()
 
 
@@ -124,11 +120,3 @@ def resume(engine: ds.Engine, folder: Path, own: Mapping[str, Any], layout: Mapp
     saved = ds.load(engine, folder) if same_ranks else ds.load_redistributed(engine, folder)
     torch.set_rng_state(saved["torch_rng"])
     return state
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,6 +28,7 @@ import yaml
 from pipeline.core.artifact import Record, content_hash
 from pipeline.core.config import Recipe, canonical_json, differences
 from pipeline.core.errors import IntegrityError, UserError
+from pipeline.core.files import replace_text
 from pipeline.scoring.tokens import CorpusTokenizer
 
 MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised", "questions", "track")
@@ -89,7 +90,7 @@ def latest_checkpoint(run: Path) -> Path | None:
 def write_state(checkpoint: Path, state: Mapping[str, Any]) -> None:
     """Write `state.json`, last of a checkpoint's files: whole or not there, with a checksum of its own."""
     sealed = {"sha256": _seal(state), **state}
-    _replace(checkpoint / "state.json", json.dumps(sealed, indent=1, ensure_ascii=False))
+    replace_text(checkpoint / "state.json", json.dumps(sealed, indent=1, ensure_ascii=False))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def describe(
     """
     run.mkdir(parents=True, exist_ok=True)
     tree = recipe.model_dump(mode="json")
-    _replace(run / "recipe.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    replace_text(run / "recipe.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     about = {
         "base": {
             "model": recipe.policy.model,
@@ -200,7 +201,7 @@ def describe(
         "versions": {name: _version(name) for name in ("rpt", "torch", "deepspeed", "transformers", "tokenizers")},
         "commit": _commit(),
     }
-    _replace(run / "run.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    replace_text(run / "run.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
 def lock(run: Path, patience: float = 10.0) -> TextIO:
@@ -235,7 +236,7 @@ class MetricsLog:
         self._path = run / "metrics.jsonl"
         lines = self._path.read_text(encoding="utf-8").split("\n")[:-1] if self._path.exists() else []
         keep = [line for line in lines if resumed_step is not None and json.loads(line)["step"] <= resumed_step]
-        _replace(self._path, "".join(f"{line}\n" for line in keep))
+        replace_text(self._path, "".join(f"{line}\n" for line in keep))
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
             str(run / "tensorboard"), purge_step=0 if resumed_step is None else resumed_step + 1
@@ -254,12 +255,6 @@ class MetricsLog:
         """Close both."""
         self._file.close()
         self._board.close()
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _version(package: str) -> str | None:
