@@ -1,9 +1,11 @@
 """Verify: is everything that was published still what was recorded?
 
 Input:   every output under `work/<name>/`: all its files are read and hashed again, its records checked, and that what
-         each was made from is there; and the source files that the documents were read from.
+         each was made from is there; and the source files that the documents were read from. Of a run, the files of its
+         checkpoints.
 Output:  a table, or JSON. Nothing is written. Exit code 3 if anything is damaged.
 Command: rpt verify data_manifests/<name>.yaml [--source PATH] [--json]
+         rpt verify runs/<name> [--json]
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from rich.table import Table
 from pipeline.audit.source import source_damage
 from pipeline.audit.verify import verify as check
 from pipeline.core.config import Manifest
-from pipeline.core.errors import UserError
-from pipeline.core.workspace import human
+from pipeline.core.errors import IntegrityError, UserError
+from pipeline.core.workspace import human, size_of
+from pipeline.grpo.run import OTHER_CHECKPOINT, damage_of, files_of, latest_checkpoint
 
 
 def verify(manifest: Manifest, *, work: Path, source: str | None = None) -> dict[str, Any]:
@@ -39,6 +42,31 @@ def verify(manifest: Manifest, *, work: Path, source: str | None = None) -> dict
     return found | {"ok": found["ok"] and not damage, "damage": found["damage"] + damage}
 
 
+def verify_run(run: Path) -> dict[str, Any]:
+    """Check all whole checkpoints of a run, and that `latest` names one of them."""
+    damage, rows = dict[str, str](), []
+    try:
+        latest_checkpoint(run)
+    except IntegrityError as error:
+        damage[error.where] = error.what
+    for checkpoint in sorted(path.parent for path in (run / "checkpoints").glob("step-*/state.json")):
+        own = damage_of(checkpoint)
+        damage |= own
+        size, files = size_of(checkpoint), len(files_of(checkpoint))
+        rows.append({"checkpoint": checkpoint.name, "files": files, "bytes": size, "damaged": len(own)})
+    listed = [{"where": where, "what": what} for where, what in damage.items()]
+    return {"run": str(run), "ok": not damage, "checkpoints": rows, "damage": listed}
+
+
+def tables_of_run(found: Mapping[str, Any]) -> list[Table]:
+    """The same for people."""
+    checkpoints = Table("checkpoint", "files", "size", "", title=found["run"], title_justify="left")
+    for row in found["checkpoints"]:
+        state = f"{row['damaged']} damaged" if row["damaged"] else "ok"
+        checkpoints.add_row(row["checkpoint"], f"{row['files']:,}", human(row["bytes"]), state)
+    return [checkpoints, *_damage(found, OTHER_CHECKPOINT)]
+
+
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """The same for people."""
     stages = Table("stage", "output", "made from", "files", "size", "", title=found["work"], title_justify="left")
@@ -51,10 +79,12 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         stages.add_row(
             row["stage"], row["fingerprint"], made_from, f"{row['files']:,}", human(row["bytes"]), state
         )  # fmt: skip
-    damage = Table(
-        "damaged", "what is wrong", title="delete the stage's folder and run `rpt data`", title_justify="left"
-    )
+    return [stages, *_damage(found, "delete the stage's folder and run `rpt data`")]
+
+
+def _damage(found: Mapping[str, Any], advice: str) -> list[Table]:
+    damage = Table("damaged", "what is wrong", title=advice, title_justify="left")
     damage.columns[0].overflow = damage.columns[1].overflow = "fold"
     for item in found["damage"]:
         damage.add_row(item["where"], item["what"])
-    return [stages, *([damage] if found["damage"] else [])]
+    return [damage] if found["damage"] else []

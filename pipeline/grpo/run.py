@@ -134,6 +134,21 @@ def must_be_intact(checkpoint: Path, names: Sequence[str], written: Mapping[str,
             raise IntegrityError("a checkpoint's file is not what was written", where=path, mend=OTHER_CHECKPOINT)
 
 
+def damage_of(checkpoint: Path) -> dict[str, str]:
+    """By path, what is wrong with the files of a checkpoint."""
+    found: dict[str, str] = {}
+    try:
+        written = read_state(checkpoint)["files"]
+    except IntegrityError as error:
+        return {error.where: error.what}
+    for name in sorted({*files_of(checkpoint), *written}):
+        try:
+            must_be_intact(checkpoint, [name], written)
+        except IntegrityError as error:
+            found[error.where] = error.what
+    return found
+
+
 def is_complete(run: Path, steps: int, own: Mapping[str, Any]) -> bool:
     """Whether the run has done all its steps and exported its policy.
 

@@ -102,18 +102,29 @@ def doctor(work: Work = Path("work"), as_json: AsJson = False) -> None:
 
 
 @commands.command(rich_help_panel=HOUSE)
-def verify(manifest: ManifestPath, source: Source = None, work: Work = Path("work"), as_json: AsJson = False) -> None:
+def verify(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST|RUN", help="A manifest, or the folder of a run.")],
+    source: Source = None,
+    work: Work = Path("work"),
+    as_json: AsJson = False,
+) -> None:
     """Read every published file again, and the source: are their bytes those that were recorded?
 
-    Example:
+    Examples:
 
         rpt verify data_manifests/demo.yaml
+
+        rpt verify runs/demo
     """
-    from stages.verify import tables
+    from stages.verify import tables, tables_of_run, verify_run
     from stages.verify import verify as check
 
-    found = check(load(Manifest, manifest), work=work, source=source)
-    report(found, tables, as_json)
+    if (manifest / "run.json").is_file():
+        found = verify_run(manifest)
+        report(found, tables_of_run, as_json)
+    else:
+        found = check(load(Manifest, manifest), work=work, source=source)
+        report(found, tables, as_json)
     if not found["ok"]:
         raise typer.Exit(IntegrityError.exit_code)
 

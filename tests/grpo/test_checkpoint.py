@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -12,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from typer.testing import CliRunner
 
 from pipeline.core.artifact import content_hash
 from pipeline.core.errors import IntegrityError, UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.checkpoint import resume, superfluous
 from pipeline.grpo.run import files_of, latest_checkpoint, must_be_intact, read_state, write_state
+from stages.cli import app
 from tests.grpo.models import saved as saved_policy
 
 ROOT = Path(__file__).parent.parent.parent
@@ -133,6 +136,22 @@ def test_missing_and_foreign_files_of_a_checkpoint_are_noticed(copy: Path, alone
     (folder / first).unlink()
     with pytest.raises(IntegrityError, match=f"missing: .*{first}"):
         must_be_intact(folder, [first], state["files"])
+
+
+def test_verify_reads_the_checkpoints_of_a_run(copy: Path) -> None:
+    def verified() -> tuple[int, Any]:
+        done = CliRunner().invoke(app, ["verify", str(copy), "--json"])
+        return done.exit_code, json.loads(done.stdout)
+
+    (copy / "run.json").write_text("{}")
+    (copy / "checkpoints" / "step-000009").mkdir()  # half written: no damage
+    assert verified()[0] == 0 and [row["damaged"] for row in verified()[1]["checkpoints"]] == [0]
+    path = next(copy.rglob("*optim_states.pt"))
+    path.write_bytes(path.read_bytes()[:-1])
+    (copy / "checkpoints" / "latest").write_bytes(b"\xff")
+    code, found = verified()
+    assert code == IntegrityError.exit_code
+    assert {item["where"] for item in found["damage"]} == {str(path), str(copy / "checkpoints" / "latest")}
 
 
 @pytest.mark.parametrize("saved_on", [1, 2])
