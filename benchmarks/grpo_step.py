@@ -327,6 +327,7 @@ def ours(arguments: argparse.Namespace) -> None:
     from pipeline.grpo.sampler import Sampler
     from pipeline.grpo.topology import choose_topology
     from pipeline.grpo.types import Group, SamplingRequest
+    from pipeline.grpo.update import MiniBatch, update
     from pipeline.scoring.tokens import CorpusTokenizer
 
     torch.set_num_threads(arguments.threads)
@@ -363,7 +364,7 @@ def ours(arguments: argparse.Namespace) -> None:
             for p, (prompt, advantages) in enumerate(zip(prompts, advantages_PG, strict=True))
             if any(advantages)
         ]
-        ds.update(engine, micro_batches(groups, recipe.optimizer.micro_batch_tokens), objective, LR)
+        update(engine, [MiniBatch(micro_batches(groups, recipe.optimizer.micro_batch_tokens))], objective, LR)
         hand_over(ds.gathered_weights(engine))
 
     serve(step, parts)

@@ -6,8 +6,8 @@ Output:  `runs/<recipe>/`, whose parts `pipeline/grpo/run.py` lists; `policy/` i
 Command: rpt train RECIPE [--manifest MANIFEST] [--ranks N]
          On several nodes: deepspeed --hostfile HOSTS --module stages.train RECIPE [--manifest MANIFEST]
 
-A step draws sites, samples a group of responses to each, rewards them, and makes one update on what it sampled. It is a
-function of (recipe, shards, policy, step): a killed run goes on from its last checkpoint and takes the same steps.
+A step draws sites, samples a group of responses to each, rewards them, and updates the policy on what it sampled. It is
+a function of (recipe, shards, policy, step): a killed run goes on from its last checkpoint and takes the same steps.
 
 Libraries that take seconds to load are imported where they are used: a run that is complete says so at once.
 """
@@ -58,6 +58,7 @@ from pipeline.task.templates import template_named
 if TYPE_CHECKING:
     from pipeline.grpo.curriculum import Curriculum
     from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.reward import Reader
     from pipeline.grpo.rollout import Rollout
     from pipeline.grpo.sampler import Sampler
     from pipeline.grpo.types import ResponseSampler
@@ -192,6 +193,14 @@ class Policy:
     """The policy as it was before training, where the objective keeps to it."""
     size: ModelSize
 
+    @property
+    def reader(self) -> Reader:
+        """The policy as rewards and rollouts ask it."""
+        from pipeline.grpo.reward import Reader
+
+        sampler = cast("Sampler", self.sampler)  # rewards that ask for probabilities are refused with vLLM
+        return Reader(sampler, self.prompts, self.tokens)
+
 
 def load_policy(
     recipe: Recipe,
@@ -271,67 +280,32 @@ def take_step(
     """
     from pipeline.grpo import engine as ds
     from pipeline.grpo import ranks
-    from pipeline.grpo.batch import micro_batches, text_batches
+    from pipeline.grpo.collection import collect, mini_batches
     from pipeline.grpo.objective import Objective
+    from pipeline.grpo.update import update
 
-    clock, objective, room = Stopwatch(), Objective.of(recipe), recipe.optimizer.micro_batch_tokens
-    before = draws
-    sampled, chosen, draws = collect(policy, curriculum, recipe, step, draws, clock)
+    clock, objective, lr = Stopwatch(), Objective.of(recipe), learning_rate(recipe.optimizer, step)
+    collected = collect(policy.reader, curriculum, recipe, step, draws, clock)
+    sampled, chosen = list(collected.sampled.values()), list(collected.chosen.values())
     with clock("update"):
-        groups = [rollout.group for rollout in chosen]
-        batches = micro_batches(groups, room, learn_unfinished=recipe.objective.learn_unfinished)
-        texts = [policy.prompts.bare_ids(rollout.text) for rollout in sampled if objective.next_token]
-        lr = learning_rate(recipe.optimizer, step)
-        update = ds.update(
-            policy.engine, batches, objective, lr, text=text_batches(texts, room), reference=policy.reference
-        )
+        texts = {
+            number: policy.prompts.bare_ids(rollout.text)
+            for number, rollout in collected.sampled.items()
+            if objective.next_token
+        }
+        batches = mini_batches(collected, texts, recipe)
+        done = update(policy.engine, batches, objective, lr, reference=policy.reference)
     with clock("sync"):
         policy.sampler.load_weights(ds.gathered_weights(policy.engine))
     metrics = rollout_metrics(ranks.gathered([GroupSummary.of(rollout) for rollout in sampled]))
-    flops, trained = ranks.total(grpo_flops(policy.size, recipe, sampled, chosen, texts), len(chosen))
-    metrics |= {"groups/draws": draws - before, "groups/trained": trained, "compute/step": flops}
-    return sampled, draws, metrics | {"lr": lr} | update.metrics() | clock.metrics(metrics["tokens/sampled"])
-
-
-def collect(
-    policy: Policy, curriculum: Curriculum, recipe: Recipe, step: int, draws: int, clock: Stopwatch
-) -> tuple[list[Rollout], list[Rollout], int]:
-    """A step's rollouts: draw, sample, score; with dynamic sampling, again until enough groups have a gradient.
-
-    Returns:
-        this rank's rollouts; those of them to learn from (a gradient, and at most `sites_per_step` over all ranks, in
-        the order of drawing, whatever the number of ranks); draws done since the run began.
-    """
-    from pipeline.grpo import ranks
-    from pipeline.grpo.advantage import ADVANTAGES
-    from pipeline.grpo.reward import Reader, rewarded
-    from pipeline.grpo.rollout import compared, roll_out
-
-    objective, room = recipe.objective, recipe.rollout.sites_per_step
-    reader = Reader(
-        cast("Sampler", policy.sampler), policy.prompts, policy.tokens
-    )  # rewards that read are refused vLLM
-    dynamic = objective.dynamic_sampling_from is not None and step >= objective.dynamic_sampling_from
-    drawn: list[Any] = []
-    sampled: list[Rollout] = []
-    chosen: list[Rollout] = []
-    for _ in range(objective.dynamic_sampling_rounds if dynamic else 1):
-        sites, draws = curriculum.draw(step, draws, drawn), draws + 1
-        drawn += sites
-        mine = ranks.share(sites)
-        with clock("sample"):
-            answered = roll_out(policy.sampler, policy.prompts, mine, recipe, step)
-        with clock("score"):
-            outcomes = rewarded(recipe.task, reader, answered, step, recipe.rollout.max_new_tokens)
-            rollouts = compared(answered, outcomes, ADVANTAGES[objective.advantage])
-        sampled += rollouts
-        informative = ranks.gathered([rollout.group.has_gradient for rollout in rollouts])
-        taken = [index for index, has_gradient in enumerate(informative) if has_gradient][:room]
-        chosen += [rollouts[index // ranks.world_size()] for index in taken if ranks.owns(index)]
-        room -= len(taken)
-        if room == 0:
-            break
-    return sampled, chosen, draws
+    (flops,) = ranks.total(grpo_flops(policy.size, recipe, sampled, chosen, list(texts.values())))
+    metrics |= {
+        "groups/draws": collected.draws - draws,
+        "groups/trained": collected.chosen_by_all,
+        "compute/step": flops,
+        "lr": lr,
+    }
+    return sampled, collected.draws, metrics | done.metrics() | clock.metrics(metrics["tokens/sampled"])
 
 
 def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:

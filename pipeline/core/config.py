@@ -485,7 +485,7 @@ class RolloutConfig(Config):
 
 
 class ObjectiveConfig(Config):
-    """GRPO as the paper uses it: group-normalised advantages, no KL, one on-policy update a step.
+    """GRPO as the paper uses it: group-normalised advantages, no KL.
 
     Equations and sources stand beside the functions of these names (`pipeline/grpo/advantage.py`, `loss.py`).
     """
@@ -495,7 +495,8 @@ class ObjectiveConfig(Config):
     clip: float = Field(0.2, gt=0)
     """The ratio of new to old probability is kept above 1 − `clip`, …"""
     clip_high: float | None = Field(None, gt=0)
-    """… and below 1 + `clip_high`; by default `clip`. Ratios are 1 in the one update a step."""
+    """… and below 1 + `clip_high`; by default `clip`. Ratios are 1, and nothing is clipped, unless
+    `optimizer.updates_per_step` is above 1."""
     kl: float = Field(0.0, ge=0)
     """Weight of the divergence from the policy that training started from (k3); above 0 a copy of it is kept, but not
     beside adapters."""
@@ -522,9 +523,14 @@ class OptimizerConfig(Config):
     execution: ClassVar[frozenset[str]] = frozenset({"micro_batch_tokens"})
 
     lr: float = Field(1e-6, gt=0)
+    updates_per_step: int = Field(1, gt=0)
+    """Mini-batches into which the groups of a step are divided, in the order they were drawn; each is one update. The
+    paper makes one update per step, which is on-policy. From the second one on, ratios of new to old probability differ
+    from 1, and `objective.clip` acts. Costs one more forward pass if above 1."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(0, ge=0)
+    """The rate rises linearly over so many steps. All updates of a step have the same rate."""
     clip_norm: float = Field(0.2, gt=0)
     micro_batch_tokens: int = Field(16384, gt=0)
     """Tokens (contexts counted once a group) of one backward on a rank: memory, not results. A group that has more is

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from pipeline.grpo.types import Batch, Group, Response
+
+ItemT = TypeVar("ItemT")
 
 
 def micro_batches(groups: Sequence[Group], tokens: int, *, learn_unfinished: bool = True) -> list[Batch]:
@@ -50,6 +53,24 @@ def _parts(group: Group, tokens: int) -> list[Group]:
         parts.append(replace(group, responses=responses, advantages=advantages))
         left = left[count:]
     return parts
+
+
+def consecutive_parts(numbered: Mapping[int, ItemT], count: int, parts: int) -> list[list[ItemT]]:
+    """Items by the part they are in, of as many as `parts`, which are consecutive and of almost equal size.
+
+    Args:
+        numbered: some of the items, by their number among all of them: a rank holds its own, and all ranks agree.
+        count: how many items there are in all.
+        parts: how many parts. Of fewer items than that some parts are empty.
+
+    Example:
+        >>> consecutive_parts({0: "a", 1: "b", 4: "e"}, 5, 2)
+        [['a', 'b'], ['e']]
+    """
+    made: list[list[ItemT]] = [[] for _ in range(parts)]
+    for number, item in numbered.items():
+        made[number * parts // count].append(item)
+    return made
 
 
 def text_batches(texts: Sequence[Sequence[int]], tokens: int) -> list[Batch]:

@@ -91,12 +91,13 @@ def grpo_flops(
 
     Args:
         size: of the policy.
-        recipe: its objective and reward say what is read besides.
+        recipe: its objective, reward and updates per step say what is read besides.
         sampled: what was sampled.
         chosen: what of it was learned from.
         texts: token ids of the texts of the next-token loss.
     """
-    passes = 1 + BACKWARD + (recipe.objective.kl > 0) + (recipe.objective.top_entropy < 1)
+    read_first = recipe.objective.top_entropy < 1 or recipe.optimizer.updates_per_step > 1
+    passes = 1 + BACKWARD + (recipe.objective.kl > 0) + read_first
     learned = passes * sum(size.group(rollout.group) for rollout in chosen)
     text = sum(size.learning(len(ids)) for ids in texts)
     return sum(size.group(r.group) + _reading(size, recipe.task.reward, r.group) for r in sampled) + learned + text

@@ -1,4 +1,4 @@
-"""The policy under DeepSpeed: build, update, hand out weights, save, load, export. The only file that knows DeepSpeed.
+"""The policy under DeepSpeed: build, hand out weights, save, load, export. The only file that knows DeepSpeed.
 
 Order matters. The process group comes first: without it ZeRO-3 would silently partition over one rank. Then the model,
 its weights read while they are partitioned (`HfDeepSpeedConfig`), and only then the engine. A model *constructed* under
@@ -16,13 +16,11 @@ import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import deepspeed
-import numpy as np
 import torch
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
@@ -36,7 +34,6 @@ from transformers.integrations import HfDeepSpeedConfig
 from pipeline.core.config import OptimizerConfig, PolicyConfig
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
-from pipeline.grpo.batch import idle_batch
 from pipeline.grpo.logprobs import PolicyLogprobs, checkpoint_layers
 from pipeline.grpo.lora import (
     adapted,
@@ -47,8 +44,6 @@ from pipeline.grpo.lora import (
     save_adapter,
     without_adapters,
 )
-from pipeline.grpo.loss import k3
-from pipeline.grpo.objective import Objective, entropy_threshold
 from pipeline.grpo.topology import zero_stage
 from pipeline.grpo.types import Batch, ResponseSampler
 from pipeline.scoring.rotary import fix_rotary
@@ -60,29 +55,6 @@ _IN_CHECKPOINTS = (LossScaler, ZeroStageEnum, fragment_address)
 
 Engine = Any
 """`deepspeed.DeepSpeedEngine`, which is not typed. Its module is a `PolicyLogprobs`."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one optimizer step did."""
-
-    loss: float
-    """The objective: sums divided by the counts of all ranks."""
-    tokens: int
-    """Tokens of responses it learned from, on all ranks."""
-    grad_norm: float | None
-    """Before clipping; None where DeepSpeed does not tell (fp32 without ZeRO)."""
-    logprob_gap: float
-    """Mean |trainer − sampler| of the log-probabilities (nats): how far the two disagree about the same weights."""
-    parts: dict[str, float] = field(default_factory=dict)
-    """Means over tokens (nats) of what the objective adds: `kl`, `entropy`, `next_token`."""
-
-    def metrics(self) -> dict[str, float]:
-        """By the names they are logged under."""
-        known = {} if self.grad_norm is None else {"grad_norm": self.grad_norm}
-        parts = {f"loss/{name}": value for name, value in self.parts.items()}
-        gap = {"sampler/logprob_gap": self.logprob_gap}
-        return {"loss": self.loss, "tokens/trained": self.tokens, **known, **gap, **parts}
 
 
 def start() -> None:
@@ -196,91 +168,6 @@ def _module(folder: Path, policy: PolicyConfig, config: dict[str, Any], longest:
     if policy.gradient_checkpointing:
         checkpoint_layers(model)
     return PolicyLogprobs(model)
-
-
-def update(
-    engine: Engine,
-    batches: Sequence[Batch],
-    objective: Objective,
-    lr: float,
-    *,
-    text: Sequence[Batch] = (),
-    reference: Reference | None = None,
-) -> Update:
-    """One optimizer step on the micro-batches of all ranks; none if no rank has any. Every rank must call it.
-
-    Gradients are those of sums over *all ranks* divided by global counts: each backward is of a sum divided by the
-    count. Every rank runs the same number of backwards, for ZeRO-3 gathers weights in each.
-
-    Args:
-        engine: the policy.
-        batches: this rank's micro-batches of responses.
-        objective: what is minimised.
-        lr: learning rate of this step.
-        text: this rank's micro-batches for the next-token loss.
-        reference: the policy that training started from, where the objective measures the divergence from it.
-
-    Raises:
-        UserError: the loss or the gradient is not finite; weights stay as they were if it is the loss.
-    """
-    if objective.top_entropy < 1:
-        batches = _most_uncertain(engine, batches, objective)
-    masks = [batch.learned_RT for batch in batches]
-    counted = sum(objective.loss.count(mask_RT) for mask_RT in masks), sum(int(mask_RT.sum()) for mask_RT in masks)
-    count, tokens, text_tokens = ranks.total(*counted, sum(int(batch.mask_RT.sum()) for batch in text))
-    sums: dict[str, Any] = dict.fromkeys(("loss", "gap", "kl", "entropy", "next_token"), 0.0)  # read once, at the end
-    for batch in _same_number(batches if count else [], engine.device):
-        reference_RT = None if reference is None else reference(batch, objective.temperature)
-        logprobs_RT, entropy_RT = engine(batch, objective.temperature, objective.entropy > 0)
-        if reference_RT is not None:
-            sums["kl"] += k3(logprobs_RT.detach(), reference_RT, batch.learned_RT).sum().double()
-        summed = objective.summed(batch, logprobs_RT, entropy_RT, reference_RT)
-        # DeepSpeed averages gradients over ranks; the sum over ranks is meant.
-        engine.backward(summed / count * ranks.world_size())
-        sums["loss"] += summed.detach().double() / count
-        gap_RT = (logprobs_RT.detach() - batch.sampled_logprobs_RT).abs()
-        sums["gap"] += gap_RT.masked_fill(~batch.learned_RT, 0.0).sum().double()
-        sums["entropy"] += entropy_RT.detach().masked_fill(~batch.learned_RT, 0.0).sum().double()
-    for batch in _same_number(text if text_tokens else [], engine.device):
-        logprobs_RT, _ = engine(batch, 1.0)
-        summed = -logprobs_RT.masked_fill(~batch.mask_RT, 0.0).sum()
-        engine.backward(summed / text_tokens * objective.next_token * ranks.world_size())
-        sums["loss"] += summed.detach().double() / text_tokens * objective.next_token
-        sums["next_token"] += summed.detach().double()
-    if not count and not text_tokens:
-        return Update(loss=0.0, tokens=0, grad_norm=0.0, logprob_gap=0.0)
-    loss, gap, kl, entropy, next_token = ranks.total(*map(float, sums.values()))
-    _must_be_finite("loss", loss)
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
-    engine.step()
-    norm = engine.get_global_grad_norm()
-    _must_be_finite("gradient", float(norm or 0.0))
-    parts = {
-        **({"kl": kl / max(tokens, 1)} if reference is not None else {}),
-        **({"entropy": entropy / max(tokens, 1)} if objective.entropy else {}),
-        **({"next_token": next_token / text_tokens} if text_tokens else {}),
-    }
-    return Update(loss, int(tokens), None if norm is None else float(norm), gap / max(tokens, 1), parts)
-
-
-def _same_number(batches: Sequence[Batch], device: torch.device) -> Iterator[Batch]:
-    """This rank's micro-batches, then idle ones until every rank has had as many: they wait in each other's gathers."""
-    for i in range(ranks.largest(len(batches))):
-        yield (batches[i] if i < len(batches) else idle_batch()).to(device)
-
-
-@torch.no_grad()
-def _most_uncertain(engine: Engine, batches: Sequence[Batch], objective: Objective) -> list[Batch]:
-    """The micro-batches, learning from the tokens of highest entropy among those of all ranks: one more forward."""
-    entropies = [engine(batch, objective.temperature, True)[1].cpu() for batch in _same_number(batches, engine.device)]
-    own = [entropy_RT[batch.learned_RT] for entropy_RT, batch in zip(entropies, batches, strict=False)]
-    everyones = ranks.gathered([torch.cat(own).numpy() if own else np.zeros(0, dtype=np.float32)])
-    least = entropy_threshold(torch.from_numpy(np.concatenate(everyones)), objective.top_entropy)
-    return [
-        replace(batch, learned_RT=batch.learned_RT & (entropy_RT >= least))
-        for batch, entropy_RT in zip(batches, entropies, strict=False)
-    ]
 
 
 def gathered_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
@@ -409,10 +296,3 @@ def _partitioned_loading(config: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         del alive  # `transformers` holds a weak reference: other models are loaded whole again
-
-
-def _must_be_finite(what: str, value: float) -> None:
-    if not torch.isfinite(torch.tensor(value)):
-        raise UserError(
-            f"the {what} is not finite ({value})", mend="lower `optimizer.lr`; the last checkpoint can be resumed from"
-        )

@@ -3,8 +3,9 @@
 The caller sums terms times weights over all micro-batches and ranks, and divides once by the global count of tokens or
 responses. Groups of equal rewards are in neither: they have left before.
 
-Shape names: R responses, T tokens. Ratios ρ are new over old probabilities. Where one update is made on what the policy
-itself has just sampled, old is new detached: ρ is 1, no bound acts, and losses differ in their weights alone.
+Shape names: R responses, T tokens. Ratios ρ are new over old probabilities; old is the policy that sampled. In a step's
+only update old is new detached: ρ is 1, no bound acts, and losses differ in their weights alone. With
+`optimizer.updates_per_step` above 1 old is the policy before the first of them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ class Bounds:
     def clamp(self, ratio: Tensor) -> Tensor:
         """The ratio within the bounds."""
         return ratio.clamp(1 - self.low, 1 + self.high)
+
+    def outside(self, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the ratio is below the lower bound, and where it is above the upper one."""
+        return ratio < 1 - self.low, ratio > 1 + self.high
 
 
 # ------------------------------------------------------------------------------------- terms [R, T] to minimise
@@ -59,8 +64,7 @@ def by_sequence(
 
     ρ_i = exp(1/|o_i| Σ_t (log p − log p_old)); the mean of a response's terms is its −min(ρ_i A, clamp(ρ_i)·A).
     """
-    log_ratio_RT = _difference(logprobs_RT, old_logprobs_RT, mask_RT)
-    ratio_R = (log_ratio_RT.sum(dim=1) / mask_RT.sum(dim=1).clamp(min=1)).exp()
+    ratio_R = _ratio_of_responses(logprobs_RT, old_logprobs_RT, mask_RT)
     surrogate_R = torch.minimum(ratio_R * advantages_R, bounds.clamp(ratio_R) * advantages_R)
     return -surrogate_R[:, None] * mask_RT
 
@@ -84,6 +88,55 @@ def k3(logprobs_RT: Tensor, reference_RT: Tensor, mask_RT: Tensor) -> Tensor:
     """
     difference_RT = _difference(reference_RT, logprobs_RT, mask_RT)
     return difference_RT.exp() - difference_RT - 1
+
+
+# --------------------------------------------------------------------------- where a bound acts: masks [R, T], [R, T]
+
+Clipped = Callable[[Tensor, Tensor, Tensor, Tensor, Bounds], tuple[Tensor, Tensor]]
+"""Arguments as of `Terms` → tokens at which the lower bound acts, and those at which the upper one does."""
+
+
+def tokens_cut(
+    logprobs_RT: Tensor, old_logprobs_RT: Tensor, advantages_R: Tensor, mask_RT: Tensor, bounds: Bounds
+) -> tuple[Tensor, Tensor]:
+    """Of `by_token`: the bound is the smaller of the two surrogates, so that the token has no gradient.
+
+    Example:
+        >>> old, new = torch.tensor([[0.5, 0.5, 0.5]]).log(), torch.tensor([[0.3, 0.5, 0.9]]).log()
+        >>> tokens_cut(new, old, torch.tensor([1.0]), torch.tensor([[True] * 3]), Bounds(0.2, 0.28))
+        (tensor([[False, False, False]]), tensor([[False, False,  True]]))
+    """
+    ratio_RT = _difference(logprobs_RT, old_logprobs_RT, mask_RT).exp()
+    return _cut(bounds.outside(ratio_RT), advantages_R, mask_RT)
+
+
+def responses_cut(
+    logprobs_RT: Tensor, old_logprobs_RT: Tensor, advantages_R: Tensor, mask_RT: Tensor, bounds: Bounds
+) -> tuple[Tensor, Tensor]:
+    """Of `by_sequence`: all tokens of a response or none."""
+    ratio_R = _ratio_of_responses(logprobs_RT, old_logprobs_RT, mask_RT)
+    below_R, above_R = bounds.outside(ratio_R)
+    return _cut((below_R[:, None], above_R[:, None]), advantages_R, mask_RT)
+
+
+def weights_cut(
+    logprobs_RT: Tensor, old_logprobs_RT: Tensor, advantages_R: Tensor, mask_RT: Tensor, bounds: Bounds
+) -> tuple[Tensor, Tensor]:
+    """Of `by_weight`: wherever the ratio is outside, whatever the advantage."""
+    below_RT, above_RT = bounds.outside(_difference(logprobs_RT, old_logprobs_RT, mask_RT).exp())
+    return below_RT & mask_RT, above_RT & mask_RT
+
+
+def _cut(outside: tuple[Tensor, Tensor], advantages_R: Tensor, mask_RT: Tensor) -> tuple[Tensor, Tensor]:
+    """−min(ρA, clamp(ρ)A) takes the lower bound for bad responses and the upper one for good ones."""
+    below, above = outside
+    return below & (advantages_R < 0)[:, None] & mask_RT, above & (advantages_R > 0)[:, None] & mask_RT
+
+
+def _ratio_of_responses(logprobs_RT: Tensor, old_logprobs_RT: Tensor, mask_RT: Tensor) -> Tensor:
+    """The geometric mean [R] of the ratios of a response's tokens."""
+    log_ratio_RT = _difference(logprobs_RT, old_logprobs_RT, mask_RT)
+    return (log_ratio_RT.sum(dim=1) / mask_RT.sum(dim=1).clamp(min=1)).exp()
 
 
 def _difference(logprobs_RT: Tensor, other_RT: Tensor, mask_RT: Tensor) -> Tensor:
@@ -120,6 +173,7 @@ class Loss:
     """Σ terms · weights, divided by the global number of tokens or responses."""
 
     terms: Terms
+    clipped: Clipped
     weights: Weights
     per: Literal["token", "response"]
 
@@ -130,14 +184,14 @@ class Loss:
 
 LOSSES: dict[str, Loss] = {
     # 1/R Σ_i 1/|o_i| Σ_t −min(ρA, clamp(ρ)A)                       GRPO: DeepSeekMath, arXiv 2402.03300, equation 3
-    "grpo": Loss(by_token, of_response, "response"),
+    "grpo": Loss(by_token, tokens_cut, of_response, "response"),
     # 1/Σ|o_i| Σ_i Σ_t −min(ρA, clamp(ρ)A)                          DAPO: arXiv 2503.14476, equations 8–12
-    "dapo": Loss(by_token, equal, "token"),
+    "dapo": Loss(by_token, tokens_cut, equal, "token"),
     # 1/R Σ_i 1/room Σ_t −min(ρA, clamp(ρ)A)                        Dr. GRPO: arXiv 2503.20783, section 3.2
-    "dr_grpo": Loss(by_token, of_room, "response"),
+    "dr_grpo": Loss(by_token, tokens_cut, of_room, "response"),
     # 1/R Σ_i −min(ρ_i A, clamp(ρ_i)A)                              GSPO: arXiv 2507.18071, equation 5
-    "gspo": Loss(by_sequence, of_response, "response"),
+    "gspo": Loss(by_sequence, responses_cut, of_response, "response"),
     # 1/Σ|o_i| Σ_i Σ_t −sg(clamp(ρ))A log p                         CISPO: arXiv 2506.13585, equation 4
-    "cispo": Loss(by_weight, equal, "token"),
+    "cispo": Loss(by_weight, weights_cut, equal, "token"),
 }
 """By the names of `objective.loss`."""

@@ -55,7 +55,8 @@ class Objective:
     ) -> Tensor:
         """The sum over a micro-batch that the global count divides, without the next-token loss."""
         mask_RT = batch.learned_RT
-        old_logprobs_RT = logprobs_RT.detach()  # one update on what this policy sampled: the ratio is 1
+        # Without any, this is the only update on what this policy sampled: the ratio is 1.
+        old_logprobs_RT = logprobs_RT.detach() if batch.old_logprobs_RT is None else batch.old_logprobs_RT
         terms_RT = self.loss.terms(logprobs_RT, old_logprobs_RT, batch.advantages_R, mask_RT, self.bounds)
         if self.importance_cap is not None:
             gap_RT = (old_logprobs_RT - batch.sampled_logprobs_RT).masked_fill(~mask_RT, 0.0)

@@ -96,7 +96,7 @@ def run_to_exit(main: Callable[[], None]) -> NoReturn:
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Of an update: rises linearly over `warmup_steps`, then stays.
+    """Of all updates of a step: rises linearly over `warmup_steps`, then stays.
 
     Example:
         >>> [learning_rate(OptimizerConfig(lr=1.0, warmup_steps=4), step) for step in (0, 1, 3, 4, 100)]

@@ -33,6 +33,7 @@ from pipeline.grpo.run import MetricsLog, describe, is_complete, latest_checkpoi
 from pipeline.grpo.topology import choose_topology, zero_stage
 from pipeline.grpo.trackers import tracked
 from pipeline.grpo.types import Batch, Group, Response
+from pipeline.grpo.update import MiniBatch, update
 
 NEXT_TOKEN = Objective(LOSSES["dapo"], Bounds(0.2, 0.2), temperature=1.0, room=1, next_token=1.0)
 """No response is rewarded: of the objective only the next-token loss is left."""
@@ -167,10 +168,10 @@ def take_step(engine: ds.Engine, examples: Sequence[Example], size: ModelSize, r
     """One update on the examples, shared out over the ranks. Returns what it measured."""
     clock, lr = Stopwatch(), learning_rate(recipe.optimizer, step)
     batches = batches_of(ranks.share(examples), recipe.optimizer.micro_batch_tokens)
-    update = ds.update(engine, [], NEXT_TOKEN, lr, text=batches)
+    done = update(engine, [MiniBatch(text=batches)], NEXT_TOKEN, lr)
     return {
-        "loss": update.loss,
-        **({} if update.grad_norm is None else {"grad_norm": update.grad_norm}),
+        "loss": done.loss,
+        **({} if done.grad_norm is None else {"grad_norm": done.grad_norm}),
         "lr": lr,
         "examples": len(examples),
         "tokens/trained": learned(examples),

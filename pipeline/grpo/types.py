@@ -7,7 +7,7 @@ responses, V vocabulary, E hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -106,6 +106,8 @@ class Batch:
     sampled_logprobs_RT: Tensor
     """Of the targets, as the sampler had them: to see whether it and the trainer agree."""
     advantages_R: Tensor
+    old_logprobs_RT: Tensor | None = None
+    """Of the targets, by the trainer before a step's first update; None: the update is the step's only one."""
 
     @property
     def group_size(self) -> int:
@@ -114,4 +116,5 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})

@@ -22,6 +22,7 @@ from pipeline.grpo.batch import micro_batches, text_batches  # noqa: E402
 from pipeline.grpo.sampler import Sampler  # noqa: E402
 from pipeline.grpo.topology import read_topology  # noqa: E402
 from pipeline.grpo.types import SamplingRequest  # noqa: E402
+from pipeline.grpo.update import MiniBatch, update  # noqa: E402
 from tests.grpo.engine_worker import EVERYTHING, MICRO_BATCH, PROMPTS, TEXTS  # noqa: E402
 from tests.grpo.models import TEMPERATURE, some_groups  # noqa: E402
 from tests.grpo.test_sampler import TOKENIZER  # noqa: E402
@@ -36,21 +37,21 @@ def main(folder: Path, topology: Path, out: Path) -> None:
     gaps = [verify(engine, ds.gathered_weights(engine), sampler.model, list(range(3, 20)), TEMPERATURE)]
     batches, text = micro_batches(some_groups(5, 3), MICRO_BATCH), text_batches(TEXTS, 30)
     reference = ds.build_reference(engine, folder, policy, layout)
-    update = ds.update(engine, batches, EVERYTHING, 1e-2, text=text, reference=reference)
+    done = update(engine, [MiniBatch(batches, text)], EVERYTHING, 1e-2, reference=reference)
     before = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
     sampler.load_weights(before.items())
     (response,) = sampler.sample(SamplingRequest(PROMPTS[:1], 1, 1.0, 8, [1]))
     gaps += [verify(engine, ds.gathered_weights(engine), sampler.model, list(range(3, 20)), TEMPERATURE)]
     gaps += [sampler_gap(engine, response, PROMPTS[0], 1.0)]
     ds.save(engine, out / "step-1", {"own": 1})
-    ds.update(engine, batches, EVERYTHING, 1e-2, reference=reference)
+    update(engine, [MiniBatch(batches)], EVERYTHING, 1e-2, reference=reference)
     state = ds.load(engine, out / "step-1")
     same = all(torch.equal(tensor, before[name]) for name, tensor in ds.gathered_weights(engine))
     moved = sum(
         not torch.equal(before[name], p)
         for name, p in Sampler.load(folder, TOKENIZER, dtype=torch.bfloat16).model.named_parameters()
     )
-    seen = {"gaps": gaps, "update": update.metrics(), "state": state, "same": same, "moved": moved}
+    seen = {"gaps": gaps, "update": done.metrics(), "state": state, "same": same, "moved": moved}
     seen["dtypes"] = sorted({str(tensor.dtype) for tensor in before.values()})
     (out / "seen.json").write_text(json.dumps(seen))
     ds.close(engine)

@@ -26,16 +26,18 @@ import deepspeed  # noqa: E402
 
 from pipeline.grpo import engine as ds  # noqa: E402
 from pipeline.grpo.agreement import verify  # noqa: E402
-from pipeline.grpo.batch import batch_of, micro_batches, text_batches  # noqa: E402
+from pipeline.grpo.batch import batch_of, consecutive_parts, micro_batches, text_batches  # noqa: E402
 from pipeline.grpo.loss import LOSSES, Bounds  # noqa: E402
 from pipeline.grpo.objective import Objective  # noqa: E402
 from pipeline.grpo.sampler import Sampler, eos_ids_of  # noqa: E402
 from pipeline.grpo.topology import read_topology  # noqa: E402
 from pipeline.grpo.types import SamplingRequest  # noqa: E402
+from pipeline.grpo.update import MiniBatch, update  # noqa: E402
 from tests.grpo.models import TEMPERATURE, some_groups  # noqa: E402
 from tests.grpo.test_sampler import TOKENIZER  # noqa: E402
 
 LR, BETAS, MICRO_BATCH = 1e-2, (0.9, 0.95), 24  # of its tokens many a group has more
+CLIP, IN_TURN_LR = (0.02, 0.05), 3e-3  # narrow, so that one update reaches both bounds
 LORA = LoraConfig(rank=3, alpha=6.0, targets=["q_proj", "v_proj", "down_proj"])
 OBJECTIVE = Objective(LOSSES["dapo"], Bounds(0.2, 0.2), TEMPERATURE, room=8)
 EVERYTHING = Objective(LOSSES["grpo"], Bounds(0.2, 0.2), TEMPERATURE, 8, kl=0.3, entropy=0.1, next_token=0.2)
@@ -70,17 +72,13 @@ def main(folder: Path, topology: Path, out: Path, how: list[str]) -> None:
     gradients = None
     for seed in (0, 1):
         batches = micro_batches(ranks.share(some_groups(5, 3, seed)), MICRO_BATCH)
-        seen["updates"].append(ds.update(engine, batches, OBJECTIVE, LR).metrics())
+        seen["updates"].append(update(engine, [MiniBatch(batches)], OBJECTIVE, LR).metrics())
         if gradients is None:
-            gradients = {
-                name: first_moment(engine, parameter) / (1 - BETAS[0])
-                for name, parameter in engine.module.model.named_parameters()
-                if parameter.requires_grad
-            }
+            gradients = {name: first_moment(engine, parameter) / (1 - BETAS[0]) for name, parameter in trained(engine)}
             seen["micro_batches"] = ranks.gathered([len(batches)])
         sample()
     seen["bytes"] = held_bytes(engine)
-    nothing = ds.update(engine, [], OBJECTIVE, LR)
+    nothing = update(engine, [MiniBatch()], OBJECTIVE, LR)
     seen["gap_after"] = gap(engine, model)
     weights = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
     with torch.no_grad():
@@ -91,16 +89,19 @@ def main(folder: Path, topology: Path, out: Path, how: list[str]) -> None:
     reference = ds.build_reference(engine, folder, policy, read_topology(topology))
     for name, share in {"everything": 1.0, "uncertain": 0.3}.items():
         objective, text = replace(EVERYTHING, top_entropy=share), text_batches(ranks.share(TEXTS), 30)
-        update = ds.update(engine, batches, objective, 0.0, text=text, reference=reference)
-        seen[name] = update.metrics()
+        seen[name] = update(engine, [MiniBatch(batches, text)], objective, 0.0, reference=reference).metrics()
+    seen["in_turn"], tensors_in_turn = {}, {}
+    for loss in LOSSES:
+        seen["in_turn"][loss], tensors_in_turn[loss] = in_turn(engine, loss)
     endless = [replace(group, advantages=(math.inf,) * 3) for group in some_groups(2, 3)]
     try:
-        ds.update(engine, [batch_of(endless)], OBJECTIVE, LR)
+        update(engine, [MiniBatch([batch_of(endless)])], OBJECTIVE, LR)
     except UserError as error:
         seen["refused"] = str(error)
     if ranks.rank() == 0:
         assert nothing.tokens == 0
-        torch.save({"gradients": gradients, "weights": weights, "logprobs": logprobs}, out / "tensors.pt")
+        tensors = {"gradients": gradients, "weights": weights, "logprobs": logprobs, "in_turn": tensors_in_turn}
+        torch.save(tensors, out / "tensors.pt")
         (out / "seen.json").write_text(json.dumps(seen))
     ds.close(engine)
 
@@ -108,6 +109,36 @@ def main(folder: Path, topology: Path, out: Path, how: list[str]) -> None:
 def gap(engine: ds.Engine, model: PreTrainedModel) -> float:
     """Between the engine's log-probabilities and those of a plain copy."""
     return verify(engine, ds.gathered_weights(engine), model, list(range(3, 20)), TEMPERATURE)
+
+
+def in_turn(engine: ds.Engine, loss: str) -> tuple[dict[str, float], dict[str, dict[str, torch.Tensor]]]:
+    """Two updates of one step on two mini-batches: what it measured; weights before and between, last gradient."""
+    objective = Objective(LOSSES[loss], Bounds(*CLIP), TEMPERATURE, room=8)
+    numbered = dict(zip(ranks.share(range(5)), ranks.share(some_groups(5, 3)), strict=True))
+    parts = [MiniBatch(micro_batches(part, MICRO_BATCH)) for part in consecutive_parts(numbered, 5, 2)]
+    step, seen = engine.step, []
+
+    def recorded_step() -> None:
+        moments = {name: first_moment(engine, p).clone() for name, p in trained(engine)}
+        step()
+        weights = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
+        after = {name: first_moment(engine, p) for name, p in trained(engine)}
+        gradients = {name: (after[name] - BETAS[0] * moments[name]) / (1 - BETAS[0]) for name in moments}
+        seen.append((weights, gradients))
+
+    before = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
+    engine.step = recorded_step
+    try:
+        metrics = update(engine, parts, objective, IN_TURN_LR).metrics()
+    finally:
+        engine.step = step
+    (between, _), (_, gradients) = seen
+    return metrics, {"before": before, "between": between, "gradients": gradients}
+
+
+def trained(engine: ds.Engine) -> list[tuple[str, torch.Tensor]]:
+    """Names and parameters that have gradients."""
+    return [(name, p) for name, p in engine.module.model.named_parameters() if p.requires_grad]
 
 
 def held_bytes(engine: ds.Engine) -> dict[str, int]:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from pipeline.core.config import ObjectiveConfig, PolicyConfig, Recipe, TaskConfig
+from pipeline.core.config import ObjectiveConfig, OptimizerConfig, PolicyConfig, Recipe, TaskConfig
 from pipeline.grpo.compute import ModelSize, Spent, grpo_flops
 from pipeline.grpo.rollout import Rollout
 from pipeline.grpo.types import Group, Response
@@ -66,6 +66,8 @@ def test_a_step_by_hand() -> None:
     assert grpo_flops(size, recipe_of(), [one, two], [one], []) == of_one + of_two + 3 * of_one
     assert grpo_flops(size, recipe_of(kl=0.1), [one, two], [one], []) == of_one + of_two + 4 * of_one
     assert grpo_flops(size, recipe_of(kl=0.1, top_entropy=0.2), [one], [one], []) == of_one + 5 * of_one
+    in_turn = recipe_of().model_copy(update={"optimizer": OptimizerConfig(updates_per_step=2)})
+    assert grpo_flops(size, in_turn, [one], [one], []) == of_one + 4 * of_one
     assert grpo_flops(size, recipe_of(next_token=1), [one], [], [[5, 6]]) == of_one + 3 * prompt
     dense, gain = (recipe_of().model_copy(update={"task": TaskConfig(reward=r)}) for r in ("dense", "information_gain"))
     assert grpo_flops(size, dense, [one], [], []) == of_one + prompt

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.core.config import PolicyConfig, Recipe
@@ -22,8 +24,9 @@ from pipeline.grpo.lora import adapted, add_adapters, merged
 from pipeline.grpo.memory import adapter_sizes, layout_parts, parameter_sizes
 from pipeline.grpo.topology import read_topology
 from pipeline.grpo.types import SamplingRequest
-from tests.grpo.engine_worker import BETAS, LORA, LR, PROMPTS, TEXTS
+from tests.grpo.engine_worker import BETAS, CLIP, LORA, LR, PROMPTS, TEXTS
 from tests.grpo.models import TEMPERATURE, plain_gradients, plain_logprobs, saved, some_groups, tiny
+from tests.grpo.test_loss import TWINS
 from tests.grpo.test_sampler import sampler_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -190,6 +193,54 @@ def test_ranks_have_different_numbers_of_micro_batches(outcomes: dict[str, Outco
     # contexts are of 7, 8 and 10 tokens); the other two groups need one each.
     assert outcomes["zero3"].seen["micro_batches"] == [7]
     assert len(set(outcomes["zero3 two ranks"].seen["micro_batches"])) == 2
+
+
+@pytest.mark.parametrize("loss", TWINS)
+@pytest.mark.parametrize("name", ["zero3", "zero3 two ranks", "zero0 two ranks"])
+def test_a_second_update_weighs_by_the_ratio_to_the_policy_that_sampled(
+    outcomes: dict[str, Outcome], name: str, loss: str
+) -> None:
+    outcome = outcomes[name]
+    seen, tensors = outcome.seen["in_turn"][loss], outcome.tensors["in_turn"][loss]
+    before, between = tiny(tied=outcome.tied), tiny(tied=outcome.tied)
+    before.load_state_dict(tensors["before"], strict=False)
+    between.load_state_dict(tensors["between"], strict=False)
+    parts = some_groups(5, 3)[:3], some_groups(5, 3)[3:]
+    losses, ratios = [], []
+    for model, groups in zip((before, between), parts, strict=True):
+        rows = []
+        for group in groups:
+            for response, advantage in zip(group.responses, group.advantages, strict=True):
+                new_T = plain_logprobs(model, group.prompt, response.ids, TEMPERATURE)
+                old_T = plain_logprobs(before, group.prompt, response.ids, TEMPERATURE).detach()
+                rows.append((new_T, old_T, torch.tensor(advantage)))
+        losses.append(TWINS[loss](rows, *CLIP, room=8))
+        ratios.append([((new_T - old_T).detach().exp(), float(a)) for new_T, old_T, a in rows])
+    assert seen["loss"] == pytest.approx(float(sum(losses)) / 2, abs=1e-5)
+    between.zero_grad()
+    losses[1].backward()
+    for parameter, gradient in tensors["gradients"].items():
+        torch.testing.assert_close(gradient, dict(between.named_parameters())[parameter].grad, rtol=1e-3, atol=2e-5)
+    low, high, tokens = clipped_by_hand(loss, ratios[0] + ratios[1])
+    assert seen["clip/low"] == pytest.approx(low / tokens) and seen["clip/high"] == pytest.approx(high / tokens)
+    assert low and high, "both bounds act"
+
+
+def clipped_by_hand(loss: str, rows: Sequence[tuple[Tensor, float]]) -> tuple[int, int, int]:
+    """Tokens at which each bound acts, and all."""
+    low = high = 0
+    for ratio_T, advantage in rows:
+        for own in ratio_T.tolist():
+            ratio = float(ratio_T.log().mean().exp()) if loss == "gspo" else own
+            low += ratio < 1 - CLIP[0] and (advantage < 0 or loss == "cispo")
+            high += ratio > 1 + CLIP[1] and (advantage > 0 or loss == "cispo")
+    return low, high, sum(len(ratio_T) for ratio_T, _ in rows)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_only_update_of_a_step_has_no_ratio(outcomes: dict[str, Outcome], name: str) -> None:
+    for seen in outcomes[name].seen["updates"]:
+        assert not [metric for metric in seen if metric.startswith("clip/")]
 
 
 def adapted_twin(tied: bool) -> PreTrainedModel:

@@ -51,45 +51,46 @@ def tokens(draw: st.DrawFn) -> Tokens:
     return made
 
 
-def clipped(ratio: Tensor, advantage: Tensor) -> Tensor:
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - LOW, 1 + HIGH) * advantage)
+def clipped(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
 
 Row = tuple[Tensor, Tensor, Tensor]
 """new [T], old [T] and advantage of one response that has a token."""
 
 
-def grpo(rows: list[Row]) -> Tensor:
+def grpo(rows: list[Row], low: float = LOW, high: float = HIGH, room: int = ROOM) -> Tensor:
     means = [
-        torch.stack([clipped((n - o).exp(), a) for n, o in zip(new, old, strict=True)]).mean() for new, old, a in rows
+        torch.stack([clipped((n - o).exp(), a, low, high) for n, o in zip(new, old, strict=True)]).mean()
+        for new, old, a in rows
     ]
     return -torch.stack(means).mean()
 
 
-def dapo(rows: list[Row]) -> Tensor:
+def dapo(rows: list[Row], low: float = LOW, high: float = HIGH, room: int = ROOM) -> Tensor:
     return -torch.stack(
-        [clipped((n - o).exp(), a) for new, old, a in rows for n, o in zip(new, old, strict=True)]
+        [clipped((n - o).exp(), a, low, high) for new, old, a in rows for n, o in zip(new, old, strict=True)]
     ).mean()
 
 
-def dr_grpo(rows: list[Row]) -> Tensor:
-    terms = [clipped((n - o).exp(), a) for new, old, a in rows for n, o in zip(new, old, strict=True)]
-    return -torch.stack(terms).sum() / (len(rows) * ROOM)
+def dr_grpo(rows: list[Row], low: float = LOW, high: float = HIGH, room: int = ROOM) -> Tensor:
+    terms = [clipped((n - o).exp(), a, low, high) for new, old, a in rows for n, o in zip(new, old, strict=True)]
+    return -torch.stack(terms).sum() / (len(rows) * room)
 
 
-def gspo(rows: list[Row]) -> Tensor:
-    return -torch.stack([clipped((new - old).mean().exp(), a) for new, old, a in rows]).mean()
+def gspo(rows: list[Row], low: float = LOW, high: float = HIGH, room: int = ROOM) -> Tensor:
+    return -torch.stack([clipped((new - old).mean().exp(), a, low, high) for new, old, a in rows]).mean()
 
 
-def cispo(rows: list[Row]) -> Tensor:
+def cispo(rows: list[Row], low: float = LOW, high: float = HIGH, room: int = ROOM) -> Tensor:
     terms = []
     for new, old, a in rows:
-        weight = (new - old).exp().clamp(1 - LOW, 1 + HIGH).detach()
+        weight = (new - old).exp().clamp(1 - low, 1 + high).detach()
         terms += list(weight * a * new)
     return -torch.stack(terms).mean()
 
 
-TWINS: dict[str, Callable[[list[Row]], Tensor]] = {
+TWINS: dict[str, Callable[..., Tensor]] = {
     "grpo": grpo,
     "dapo": dapo,
     "dr_grpo": dr_grpo,
@@ -159,6 +160,36 @@ def test_clipping_by_hand(ratio: float, advantage: float, surrogate: float) -> N
         is_clipped = surrogate != pytest.approx(ratio * advantage)
         assert new.grad is not None
         assert new.grad.item() == pytest.approx(0.0 if is_clipped else -ratio * advantage, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "low", "high"),
+    [
+        (1.3, 1.0, False, True),
+        (1.25, 1.0, False, False),  # between 1 + clip and 1 + clip_high
+        (1.3, -1.0, False, False),
+        (0.7, -1.0, True, False),
+        (0.7, 1.0, False, False),
+        (1.0, 1.0, False, False),
+    ],
+)
+def test_where_a_bound_acts_the_token_has_no_gradient(ratio: float, advantage: float, low: bool, high: bool) -> None:
+    new, old = torch.tensor([[math.log(0.3 * ratio), -9.0]], requires_grad=True), torch.tensor([[math.log(0.3), 9.0]])
+    mask, advantages, bounds = torch.tensor([[True, False]]), torch.tensor([advantage]), Bounds(LOW, HIGH)
+    for loss in (LOSSES["grpo"], LOSSES["dapo"], LOSSES["dr_grpo"], LOSSES["gspo"]):
+        new.grad = None
+        loss.terms(new, old, advantages, mask, bounds).sum().backward()
+        below, above = loss.clipped(new, old, advantages, mask, bounds)
+        assert (below.tolist(), above.tolist()) == ([[low, False]], [[high, False]])
+        assert new.grad is not None and (new.grad[0, 0] == 0) == (low or high)
+
+
+def test_a_clipped_weight_is_counted_whatever_the_advantage() -> None:
+    new, old = (0.3 * torch.tensor([[0.5, 1.2, 1.3, 9.0]])).log(), torch.full((1, 4), 0.3).log()
+    mask = torch.tensor([[True, True, True, False]])
+    for advantage in (-1.0, 0.0, 1.0):
+        below, above = LOSSES["cispo"].clipped(new, old, torch.tensor([advantage]), mask, Bounds(LOW, HIGH))
+        assert below.tolist() == [[True, False, False, False]] and above.tolist() == [[False, False, True, False]]
 
 
 def test_k3_is_unbiased_and_never_negative() -> None:

@@ -50,6 +50,27 @@ def test_tokens_that_the_sampler_overrated_count_less_and_none_counts_more_than_
     assert 1.5 in weights and min(weights) < 0.5
 
 
+@pytest.mark.parametrize(("clip_high", "surrogate"), [("0.28", 1.28), ("null", 1.2), ("1.0", 1.5)])
+def test_a_recipe_decides_how_far_up_a_good_token_is_pushed(clip_high: str, surrogate: float) -> None:
+    """ρ is 1.5 for every token, A is 1, and there is one response per group: the loss is −min(1.5, 1 + clip_high)."""
+    recipe = load(Recipe, RECIPES / "demo.yaml", [f"objective.clip_high={clip_high}", "objective.clip=0.2"])
+    batch = batch_of([replace(group, advantages=(1.0,)) for group in some_groups(1, 1)])
+    old_RT = torch.full(batch.mask_RT.shape, math.log(0.5))
+    objective = replace(Objective.of(recipe), loss=LOSSES["grpo"])
+    summed = objective.summed(replace(batch, old_logprobs_RT=old_RT), old_RT + math.log(1.5), torch.zeros(old_RT.shape))
+    assert summed.item() == pytest.approx(-surrogate)
+    with_lower = replace(batch, old_logprobs_RT=old_RT, advantages_R=torch.tensor([-1.0]))
+    assert objective.summed(with_lower, old_RT + math.log(0.5), old_RT).item() == pytest.approx(0.8), "1 − clip"
+
+
+def test_the_cap_compares_the_sampler_with_the_policy_that_sampled_not_with_the_updated_one() -> None:
+    batch = batch_of(some_groups(1, 1))
+    sampled_RT, old_RT, new_RT = (torch.full(batch.mask_RT.shape, math.log(p)) for p in (0.5, 0.6, 0.66))
+    batch = replace(batch, sampled_logprobs_RT=sampled_RT, old_logprobs_RT=old_RT, advantages_R=torch.tensor([1.0]))
+    objective = Objective(LOSSES["grpo"], Bounds(0.2, 0.2), 1.0, room=8, importance_cap=2.0)
+    assert objective.summed(batch, new_RT, new_RT).item() == pytest.approx(-1.1 * 1.2), "ρ = 0.66/0.6, weight 0.6/0.5"
+
+
 def test_responses_cut_at_the_limit_are_compared_with_but_not_learned_from() -> None:
     groups = some_groups(2, 3)
     cut = replace(groups[0], responses=(replace(groups[0].responses[0], finished=False), *groups[0].responses[1:]))
