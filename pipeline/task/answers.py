@@ -57,8 +57,31 @@ def same_mathematics(prediction: str, answer: str) -> bool:
     """
     from math_verify import parse, verify
 
+    if same_answer(prediction, answer):
+        return True
+    if not stays_in_box(prediction):
+        return False  # a box around it would close early, and what stands before that would be judged alone
     gold, guess = (parse(rf"\boxed{{{text}}}") for text in (answer, prediction))
-    return same_answer(prediction, answer) or bool(verify(gold, guess))
+    return bool(verify(gold, guess))
+
+
+def stays_in_box(text: str) -> bool:
+    r"""Whether a box around a text ends where the text does, whether or not escaped braces count as braces.
+
+    Example:
+        >>> [stays_in_box(text) for text in (r"\frac{1}{2}", r"\{1, 2\}", "3} no: it is {5", r"3\} no: it is \{5")]
+        [True, True, False, False]
+    """
+    return _balanced(text) and _balanced(re.sub(r"\\[{}]", "", text))
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for brace in re.findall("[{}]", text):
+        depth += 1 if brace == "{" else -1
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def score_answer(response: bytes, finished: bool, answer: bytes, boundaries: Sequence[int] = ()) -> Outcome:

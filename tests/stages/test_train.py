@@ -86,7 +86,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     world, policy = World(folder), make_policy(folder / "policy")
     publish_shards(folder / "work", policy)
-    write_recipe(folder / "recipe.yaml", policy, data="manifest.yaml")
+    optimizer = {"lr": 3.0e-3, "clip_norm": 1.0, "micro_batch_tokens": 256, "warmup_steps": 2, "updates_per_step": 2}
+    write_recipe(folder / "recipe.yaml", policy, data="manifest.yaml", optimizer=optimizer)
     write_manifest(folder / "manifest.yaml", policy)
 
     undisturbed, two_ranks = world.start("undisturbed"), world.start("two-ranks", ranks=2)
@@ -173,6 +174,13 @@ def test_the_recipe_was_followed(world: World) -> None:
     kept = {int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")}
     measured = {row["step"]: row["eval/easy/reasoning"] for row in rows[2::2]}
     assert kept == {4, 6, max(measured, key=measured.__getitem__)}, "the last two and the best"
+
+
+def test_every_step_makes_two_updates_on_what_it_sampled(world: World) -> None:
+    rows = metrics_of(world.folder / "undisturbed")[1:]
+    assert all({"clip/low", "clip/high"} <= row.keys() for row in rows), "old log-probabilities were kept"
+    assert any(row["clip/high"] for row in rows) or any(row["clip/low"] for row in rows), "ratios reached a bound"
+    assert all(row["sampler/logprob_gap"] < 1e-4 for row in rows), "of the policy that sampled, not the updated one"
 
 
 def test_a_step_trains_on_at_most_as_many_groups_as_asked_for(world: World) -> None:

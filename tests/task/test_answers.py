@@ -42,3 +42,17 @@ def test_latex_is_read_by_math_verify() -> None:
     for prediction, answer, same in pairs:
         assert score_math(box(prediction), True, answer.encode()).right is same, prediction
     assert not score_answer(box("\\sqrt{4}"), True, b"2").right, "the plain rule reads no LaTeX"
+
+
+@pytest.mark.parametrize("escape", ["", "\\"])
+def test_a_second_answer_behind_the_first_is_part_of_the_prediction(escape: str) -> None:
+    """By the rule of extraction a box that opens last and ends the response closes at its last brace."""
+    pytest.importorskip("math_verify")
+    response = f"</think>\\boxed{{3{escape}}} no: final answer is {escape}{{5}}".encode()
+    for answer in (b"3", b"5"):
+        outcome = score_math(response, True, answer)
+        assert outcome.prediction == f"3{escape}}} no: final answer is {escape}{{5".encode()
+        assert not outcome.right, outcome
+    assert score_math(b"</think>\\boxed{3} no: final answer is \\boxed{5}", True, b"5").right, "the last box counts"
+    assert score_math(b"</think>\\boxed{3}. So the answer is 3.", True, b"3").right
+    assert score_math(b"</think>\\boxed{\\{1, 2\\}}", True, b"\\{2, 1\\}").right, "a set's braces are balanced"
