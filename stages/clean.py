@@ -2,7 +2,8 @@
 
 Input:   records under `work/<name>/`; `run.json` of the runs.
 Output:  less: outputs of earlier configurations that no stage's last output and no run was made from, and left-overs of
-         killed workers that are more than an hour old. Unfinished outputs stay: a run may resume from them.
+         killed workers that are more than an hour old. Unfinished outputs stay, and what they are made from: a run may
+         resume from them. What manifests of the same name with other sources have made stays, too.
 Command: rpt clean data_manifests/<name>.yaml [--yes] [--json]
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.core.config import Manifest
-from pipeline.core.workspace import human, made_from, outputs, runs_in, size_of, unneeded
+from pipeline.core.workspace import human, made_from, other_sources, outputs, runs_in, size_of, unneeded
 
 REMOVED = ".removed"
 
@@ -41,7 +42,8 @@ def waste(manifest: Manifest, *, work: Path, runs: Path) -> list[Waste]:
         runs: folder of all runs; the shards they were trained on stay, and what those were made from.
     """
     found = outputs(work / manifest.name)
-    superseded = unneeded(found, [name for run in runs_in(runs) for name in made_from(run)])
+    theirs = other_sources(work / manifest.name)
+    superseded = unneeded(found, [name for run in runs_in(runs) for name in made_from(run)], theirs)
     left = [(path, output) for output in found if output not in superseded for path in output.left_over()]
     whole = [Waste(o.directory, o.bytes, "nothing that is current was made from it") for o in superseded]
     parts = [Waste(path, size_of(path), f"left over from a killed worker of `{o.stage}`") for path, o in left]

@@ -26,12 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.core.artifact import Counters, InputFile, Record, Shard
+from pipeline.core.artifact import Counters, InputFile, Record, Shard, point
 from pipeline.core.config import CorpusConfig, EvaluationSetConfig, Manifest
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
 from pipeline.core.sealed import write_json
 from pipeline.core.stage import Stage, run_stage
+from pipeline.core.workspace import source_pointer
 from pipeline.corpus.assignment import assign, shard_starts, write_assignment
 from pipeline.corpus.checks import check_quarantine, check_source, check_split
 from pipeline.corpus.contamination import EvaluationIndex, as_corpus, evaluation_index
@@ -83,6 +84,7 @@ def ingest(
 
     inputs = {"source": source_digest(surveys)}
     candidates = run_stage(READ, config, read_shards(surveys), inputs, work, executor)
+    point(source_pointer(work, config), candidates.directory)
     check_quarantine(candidates, config, surveys)
 
     inputs = {"read": candidates.content}

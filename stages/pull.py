@@ -19,12 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.artifact import (
-    PULLED,
     Record,
     content_hash,
     fingerprint,
-    is_pulled,
-    mark_pulled,
     point_current,
     read_completion,
     read_record,
@@ -34,6 +31,7 @@ from pipeline.core.artifact import (
 )
 from pipeline.core.config import Manifest, load
 from pipeline.core.errors import IntegrityError
+from pipeline.core.marks import PULLED, is_pulled, mark_pulled
 from pipeline.core.progress import say
 from pipeline.core.sealed import exclusive
 from pipeline.export.croissant import METADATA, checksums

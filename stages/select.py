@@ -26,7 +26,7 @@ from pipeline.core.stage import Stage, run_stage
 from pipeline.selection.corpus_rules import CANDIDATES, looks_at_the_corpus, verdicts
 from pipeline.selection.metadata import check_metadata
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
-from pipeline.selection.sites import OF_SEVERAL, SITES, select_sites, wanted
+from pipeline.selection.sites import OF_SEVERAL, SITES, metadata_named, select_sites, wanted
 
 VERSION = 5
 VERDICTS = pa.schema([pa.field("verdict", pa.uint8(), nullable=False)])
@@ -84,7 +84,8 @@ def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path,
     """
     config = manifest.select
     wanted(config)
-    check_metadata(config.metadata, (read_table(file, ["meta"]) for file in documents.files("documents")))
+    named = metadata_named(config, bool(manifest.corpus.sources))
+    check_metadata(named, (read_table(file, ["meta"]) for file in documents.files("documents")))
     inputs = {"documents": documents.content, "scores": scores.content}
     shared: dict[str, InputFile] = {}
     if config.exclude is not None:

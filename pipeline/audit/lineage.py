@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.core.artifact import Record, content_hash, is_current, read_record
 from pipeline.core.config import Manifest, SelectConfig
 from pipeline.core.errors import UserError
+from pipeline.core.workspace import is_of_source
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import SITES
@@ -138,6 +139,8 @@ def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = ""
         return None
     made = [record for record in _records(work, "materialize") if record.inputs.get("sites") == select.content]
     if manifest is not None:
+        if not is_of_source(work, manifest.corpus, ingest):
+            return None
         if ingest.config != manifest.corpus.identity() or score.config.get("score") != manifest.score.identity():
             return None
         made = [record for record in made if record.config == manifest.materialize.identity()]

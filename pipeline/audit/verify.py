@@ -18,12 +18,12 @@ from pipeline.core.artifact import (
     Record,
     completion_path,
     fingerprint,
-    is_pulled,
     pointed,
     read_completion,
     read_record,
 )
 from pipeline.core.errors import IntegrityError
+from pipeline.core.marks import BEGUN, begun_from, is_pulled
 
 LINKS: Mapping[str, str] = {
     "read": "read",
@@ -106,6 +106,13 @@ def _check(directory: Path) -> _Checked:
     except IntegrityError as error:
         damage[error.where] = error.what
     found = _completions(directory, damage)
+    if not (directory / "record.json").exists() and not (directory / BEGUN).exists():
+        damage[str(directory / "record.json")] = f"is missing, and so is `{BEGUN}` of an output that is not complete"
+    elif record is None:
+        try:
+            begun_from(directory)
+        except IntegrityError as error:
+            damage[error.where] = error.what
     for entry in (entry for completion in found for entry in completion.files.values()):
         _check_file(directory, entry, damage)
     if record is not None:
@@ -171,7 +178,9 @@ def _pointers(work: Path) -> dict[str, str]:
     for stage in sorted({path.parents[1] for path in work.glob("*/[!.]*/record.json")}):
         if not (stage / CURRENT).exists():
             damage[str(stage / CURRENT)] = "is missing"
-    for path in sorted(work.glob(f"*/{CURRENT}")):
+        if stage.name == "read" and not any(stage.glob("source-*")):
+            damage[str(stage / "source-*")] = "are missing: `rpt data` writes them"
+    for path in sorted([*work.glob(f"*/{CURRENT}"), *work.glob("read/source-*")]):
         try:
             pointed(path)
         except IntegrityError as error:

@@ -197,7 +197,7 @@ def _create(source: Path, target: Path) -> None:
 
 def write_completion(directory: Path, completion: Completion) -> None:
     """Say that a shard is done, unless that was said before."""
-    write_sealed(completion_path(directory, completion.shard), {"of": _name(directory), **asdict(completion)})
+    write_sealed(completion_path(directory, completion.shard), {"of": name_of(directory), **asdict(completion)})
 
 
 def read_completion(directory: Path, shard: int) -> Completion | None:
@@ -211,7 +211,7 @@ def read_completion(directory: Path, shard: int) -> Completion | None:
         return None
     tree = read_sealed(path)
     completion = _parsed(_COMPLETION, tree, path)
-    if (tree.get("of"), completion.shard) != (_name(directory), shard):
+    if (tree.get("of"), completion.shard) != (name_of(directory), shard):
         raise IntegrityError(
             "completion of another shard or output", where=path, mend="delete its stage folder, run again"
         )
@@ -223,7 +223,7 @@ def completion_path(directory: Path, shard: int) -> Path:
     return directory / "done" / f"{shard:05d}.json"
 
 
-def _name(directory: Path) -> str:
+def name_of(directory: Path) -> str:
     """`<stage>/<fingerprint>`: what an output is called wherever its work folder lies."""
     return f"{directory.parent.name}/{directory.name}"
 
@@ -285,29 +285,6 @@ def record_in(path: Path, directory: Path) -> Record:
     if record.content != tree.get("content"):
         raise IntegrityError("record was changed after the fact", where=path, mend="delete its folder and run again")
     return record
-
-
-PULLED = "pulled.json"
-"""In the folder of an output that was pulled: what it was made from lies elsewhere."""
-
-
-def mark_pulled(record: Record) -> None:
-    """Say so."""
-    write_sealed(record.directory / PULLED, {"of": _name(record.directory), "inputs": dict(record.inputs)})
-
-
-def is_pulled(record: Record) -> bool:
-    """Whether an output was made on another machine.
-
-    Raises:
-        IntegrityError: what says so was changed.
-    """
-    path = record.directory / PULLED
-    if not path.exists():
-        return False
-    if read_sealed(path) != {"of": _name(record.directory), "inputs": dict(record.inputs)}:
-        raise IntegrityError("is of another output", where=path, mend="pull it again")
-    return True
 
 
 def _check_sizes(record: Record) -> None:

@@ -27,6 +27,7 @@ from pipeline.core.artifact import (
 from pipeline.core.config import Config
 from pipeline.core.errors import UserError, disk_is_full
 from pipeline.core.executor import Executor
+from pipeline.core.marks import BEGUN, begin
 from pipeline.core.progress import Meter, progress, say
 from pipeline.core.sealed import exclusive
 
@@ -84,7 +85,8 @@ def _make(
     executor: Executor,
 ) -> Record:
     """Work on the shards that are not done, and seal the output."""
-    begin = time.monotonic()
+    start = time.monotonic()
+    begin(directory, inputs)
     missing = [shard for shard in shards if read_completion(directory, shard.index) is None]
     resumed = f", {len(shards) - len(missing)} already done" if len(missing) < len(shards) else ""
     say(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do{resumed}")
@@ -94,21 +96,22 @@ def _make(
         for done in executor.map(work_on, missing, accelerated=stage.accelerated):
             advance(1, done.counters.get(stage.unit, 0))
     record = write_record(directory, stage.name, stage.version, config.identity(), inputs, shards)
+    (directory / BEGUN).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty: of a process that works here without a lock
         (directory / "tmp").rmdir()
     counts = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)
-    say(f"{stage.name:<12} done in {time.monotonic() - begin:.1f} s: {counts}")
+    say(f"{stage.name:<12} done in {time.monotonic() - start:.1f} s: {counts}")
     point_current(directory)
     return record
 
 
 def _work(stage: Stage, config: Config, directory: Path, shard: Shard) -> Completion:
     """One shard, in whatever process the executor chose."""
-    begin = time.monotonic()
+    start = time.monotonic()
     try:
         with scratch_folder(directory, shard.index) as out:
             counters = stage.run(config, shard, out)
-            return publish(directory, shard.index, out, counters, time.monotonic() - begin)
+            return publish(directory, shard.index, out, counters, time.monotonic() - start)
     except Exception as error:
         if disk_is_full(error):
             raise UserError(

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import PULLED, Completion, Record, is_current, read_completion, read_record
-from pipeline.core.config import Manifest, differences
+from pipeline.core.artifact import (
+    Completion,
+    Record,
+    is_current,
+    pointed,
+    published_record,
+    read_completion,
+    read_record,
+)
+from pipeline.core.config import CorpusConfig, Manifest, canonical_json, differences
+from pipeline.core.marks import BEGUN, PULLED, begun_from
 
 IN_USE = 3600.0
 """Seconds after its last change during which a left-over may still be a running worker's."""
@@ -28,6 +38,8 @@ class Output:
     """Of the shards that are published."""
     current: bool
     """It is what its stage made last."""
+    inputs: Mapping[str, str]
+    """What it is made from, complete or not."""
 
     @property
     def fingerprint(self) -> str:
@@ -40,7 +52,12 @@ class Output:
 
     def left_over(self, now: float | None = None) -> list[Path]:
         """Files that no completion names, and scratch folders, unless they changed within the last hour."""
-        named = {entry.path for done in self.done for entry in done.files.values()} | {"record.json", "done", PULLED}
+        named = {entry.path for done in self.done for entry in done.files.values()} | {
+            "record.json",
+            "done",
+            PULLED,
+            BEGUN,
+        }
         before = (time.time() if now is None else now) - IN_USE
         found = [path for path in sorted(self.directory.iterdir()) if path.name not in named]
         return [path for path in found if _last_change(path) < before]
@@ -53,21 +70,53 @@ def outputs(work: Path) -> list[Output]:
         record = read_record(directory)
         numbers = sorted(int(path.stem) for path in (directory / "done").glob("*.json"))
         done = record.completions if record else tuple(filter(None, (read_completion(directory, n) for n in numbers)))
-        found.append(Output(directory.parent.name, directory, record, done, is_current(directory)))
+        inputs = record.inputs if record else begun_from(directory)
+        found.append(Output(directory.parent.name, directory, record, done, is_current(directory), inputs))
     return found
 
 
-def unneeded(found: Iterable[Output], trained_on: Iterable[str] = ()) -> list[Output]:
-    """Complete outputs that neither a stage's last output nor a run was made from.
+def unneeded(found: Sequence[Output], trained_on: Iterable[str] = (), sources: Collection[Path] = ()) -> list[Output]:
+    """Complete outputs that neither a stage's last output, nor one that is not complete yet, nor a run was made from.
 
     Args:
-        found: the outputs of one manifest.
+        found: the outputs of one folder.
         trained_on: fingerprints that runs name (`made_from`).
+        sources: outputs of `read` that are other manifests' of that name; all that was made from them is theirs.
     """
-    complete = [output for output in found if output.record is not None]
     runs = set(trained_on)
-    needed = behind([output for output in complete if output.current or output.fingerprint in runs], complete)
-    return [output for output in complete if output.directory not in needed]
+    kept = [o for o in found if o.current or o.record is None or o.fingerprint in runs]
+    theirs = [o for o in found if sources and not behind([o], found).keys().isdisjoint(sources)]
+    needed = behind([*kept, *theirs], found)
+    return [output for output in found if output.record is not None and output.directory not in needed]
+
+
+def source_pointer(work: Path, corpus: CorpusConfig) -> Path:
+    """The file that names what was last read for manifests with this source: several may share a name, and a folder."""
+    sources = [{"name": "", "source": corpus.source, "revision": corpus.revision}]
+    sources += [{"name": s.name, "source": s.source, "revision": s.revision} for s in corpus.sources]
+    key = hashlib.sha256(canonical_json(sources).encode()).hexdigest()[:12]
+    return work / "read" / f"source-{key}"
+
+
+def other_sources(work: Path) -> list[Path]:
+    """What was last read for manifests with other sources than that which was read last of all."""
+    pointed_to = {made for path in (work / "read").glob("source-*") if (made := pointed(path))}
+    return [made for made in sorted(pointed_to) if not is_current(made)]
+
+
+def is_of_source(work: Path, corpus: CorpusConfig, documents: Record) -> bool:
+    """Whether documents were made from the source of a manifest, as it was when `rpt data` read it last.
+
+    True of documents that say of no source, or if nothing is there that does.
+    """
+    read = [record for path in (work / "read").glob("[!.]*/record.json") if (record := read_record(path.parent))]
+    if not read or "read" not in documents.inputs:
+        return True
+    last = pointed(source_pointer(work, corpus))
+    if last is None:
+        return False
+    source = published_record(last).inputs.get("source")
+    return any(r.content == documents.inputs["read"] and r.inputs.get("source") == source for r in read)
 
 
 def behind(some: Iterable[Output], found: Iterable[Output]) -> dict[Path, Output]:
@@ -76,10 +125,10 @@ def behind(some: Iterable[Output], found: Iterable[Output]) -> dict[Path, Output
     waiting, reached = list(some), dict[Path, Output]()
     while waiting:
         output = waiting.pop()
-        if output.directory in reached or output.record is None:
+        if output.directory in reached:
             continue
         reached[output.directory] = output
-        made_from = set(output.record.inputs.values())
+        made_from = set(output.inputs.values())
         waiting += [o for o in complete if o.record and {o.record.content, o.fingerprint} & made_from]
     return reached
 
@@ -157,6 +206,9 @@ def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[
             for output in mine
             if output.record
         }
+        for output in mine if want.stage == "ingest" else ():
+            if output.record and not is_of_source(work, manifest.corpus, output.record):
+                reasons[output.directory].append("made from another source")
         mine.sort(key=lambda output: output.current)  # among equals, the last one counts
         good = [output for output in mine if reasons.get(output.directory) == []]
         last = [output for output in mine if output.record]

@@ -114,7 +114,7 @@ def check_metadata(wanted: Iterable[str], tables: Iterable[pa.Table]) -> None:
     if missing:
         raise UserError(
             f"no document has the metadata `{next(iter(missing))}`",
-            where="select.metadata",
+            where="select.metadata and select.strata",
             mend=f"known: {', '.join(known) or 'none, since the template uses every column'}",
         )
 

@@ -55,6 +55,17 @@ NEAR = 0.01
 """Nats: a position this close to a band's threshold is counted as `near.<band>`: rounding could move it."""
 
 
+def metadata_named(config: SelectConfig, several: bool) -> list[str]:
+    """The metadata that a selection names: what it declares, and what its strata are told apart by.
+
+    Args:
+        several: the manifest names several sources, so that sites have a column `corpus`.
+    """
+    strata = [config.strata.by] if config.strata else []
+    own = {*(OF_SEVERAL if several else SITES).names, "source_file"}
+    return [*config.metadata, *(name for name in strata if name not in own)]
+
+
 def wanted(config: SelectConfig) -> pl.Expr:
     """The boolean expression of one position that `where` and `validation_where` make together.
 

@@ -113,7 +113,7 @@ def run_data(
     from pipeline.core.parquet import read_table
     from pipeline.scoring.tokens import CorpusTokenizer
     from pipeline.selection.metadata import check_metadata
-    from pipeline.selection.sites import wanted
+    from pipeline.selection.sites import metadata_named, wanted
     from stages.ingest import ingest
     from stages.materialize import materialize
     from stages.score import score
@@ -140,7 +140,8 @@ def run_data(
         seconds[name] = time.monotonic() - begin
         if name == "ingest" and last in ("select", "materialize"):
             files = records["ingest"].files("documents")
-            check_metadata(manifest.select.metadata, (read_table(file, ["meta"]) for file in files))
+            named = metadata_named(manifest.select, bool(manifest.corpus.sources))
+            check_metadata(named, (read_table(file, ["meta"]) for file in files))
     stages = {
         name: {"seconds": seconds[name], "directory": str(record.directory), "counters": record.counters}
         for name, record in records.items()

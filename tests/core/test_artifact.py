@@ -85,8 +85,10 @@ def edited(tree: Any, path: tuple[Any, ...]) -> None:
     for key in path[:-1]:
         tree = tree[key]
     value = tree[path[-1]]
-    changed = value + 1 if isinstance(value, int | float) else value[:-1] + ("0" if value[-1:] != "0" else "1")
-    tree[path[-1]] = changed
+    if isinstance(value, str):
+        tree[path[-1]] = value[:-1] + ("0" if value[-1:] != "0" else "1")
+    else:
+        tree[path[-1]] = value + 1 if isinstance(value, int | float) else 1
 
 
 def test_every_value_of_a_record_and_of_a_completion_is_under_its_hash(tmp_path: Path) -> None:

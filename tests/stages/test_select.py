@@ -217,3 +217,10 @@ def test_a_changed_score_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=path.name):
         run(tmp_path, where="entropy > 1.5")
+
+
+def test_strata_by_a_name_that_nothing_has_are_refused(tmp_path: Path) -> None:
+    """Every site would be of one stratum, and a handful be left."""
+    for name in ("nope", "corpus"):  # there is one source, so no site has a `corpus`
+        with pytest.raises(UserError, match=f"no document has the metadata `{name}`"):
+            run(tmp_path, strata={"by": name, "sites": 5})

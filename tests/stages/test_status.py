@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.core.artifact import Counters, Record, Shard, seal_record
+from pipeline.core.artifact import Counters, Record, Shard, point, seal_record
 from pipeline.core.config import Config, Manifest
 from pipeline.core.parquet import parquet_writer
 from pipeline.core.stage import Stage, run_stage
-from pipeline.core.workspace import outputs, states, wanted
+from pipeline.core.workspace import outputs, source_pointer, states, wanted
 from stages.clean import remove, waste
 from stages.status import status
 from tests.stages.published import InProcess
@@ -89,6 +89,7 @@ def test_a_raised_version_of_a_stage_that_is_not_shown_is_told_by_the_one_that_i
     read = run_stage(Stage("read", 1, run), Settings(tree={}), [Shard(0, {}, {})], {}, tmp_path / "toy", InProcess())
     (records["ingest"].directory / "record.json").unlink()
     seal_record(replace(records["ingest"], inputs={"read": read.content}))
+    point(source_pointer(tmp_path / "toy", manifest().corpus), read.directory)
     assert set(found(manifest(), tmp_path, VERSIONS | {"read": 1}).values()) == {UP_TO_DATE}
     newer = found(manifest(), tmp_path, VERSIONS | {"read": 2})
     assert newer["ingest"] == ("stale", ("code version of `read`: 1 → 2",))

@@ -1,0 +1,170 @@
+"""Damaged artifacts: bytes that flip, files that are cut, lost or swapped, values that are edited: all are noticed.
+
+`RPT_DAMAGES=1000` damages that many; by default a few, drawn over the kinds of files and of damage in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.audit.browse.index import index
+from pipeline.audit.browse.store import Store
+from pipeline.audit.verify import verify
+from pipeline.core.artifact import Counters, Record, Shard, current_record
+from pipeline.core.config import Config, Manifest
+from pipeline.core.errors import IntegrityError
+from pipeline.core.parquet import write_rows
+from pipeline.core.stage import Stage, run_stage
+from stages.commands.data import run_data
+from tests.core.test_artifact import SCHEMA, edited, leaves
+from tests.stages.published import InProcess
+from tests.toys import byte_level_tokenizer, problems, write_jsonl
+
+DAMAGES = int(os.environ.get("RPT_DAMAGES", "60"))
+
+
+def half(config: Config, shard: Shard, out: Path) -> Counters:
+    if shard.index == 2:
+        raise KeyboardInterrupt
+    write_rows(out / "numbers.parquet", SCHEMA, [{"number": shard.index}])
+    return {"documents": 1}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All stages of a corpus of three shards with all rules, browse's index, and a stage that is unfinished."""
+    folder = tmp_path_factory.mktemp("whole")
+    rows = problems(60)
+    byte_level_tokenizer(folder / "policy", [row["problem"] for row in rows])
+    write_jsonl(folder / "rows.jsonl", rows)
+    fitted = {"vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "max_steps": 2, "folds": 1}
+    tree = {
+        "name": "toy",
+        "corpus": {"source": str(folder / "rows.jsonl"), "text": "{problem}\n{solution}", "shard_documents": 20},
+        "proxy": {"train": fitted},
+        "select": {"max_sites": 500},
+        "materialize": {"policy_tokenizer": str(folder / "policy")},
+    }
+    run_data(Manifest.model_validate(tree), "materialize", None, folder / "work", InProcess(), as_json=True)
+    made = folder / "work" / "toy"
+    index(current_record(made, "ingest"), current_record(made, "score"), work=made, executor=InProcess())
+    with pytest.raises(KeyboardInterrupt):
+        shards = [Shard(n, {}, {}) for n in range(3)]
+        run_stage(Stage("halved", 1, half), Config(), shards, {"a": "1"}, made, InProcess())
+    assert verify(made)["ok"]
+    return made
+
+
+def kind_of(path: Path) -> str:
+    if path.parent.name == "done":
+        return "completion"
+    if path.suffix in (".parquet", ".bin"):
+        return path.suffix
+    known = ("record.json", "current", "begun.json")
+    return path.name if path.name in known else "source" if path.name.startswith("source-") else "other published"
+
+
+def damages(work: Path, rng: random.Random) -> Iterator[tuple[str, str, list[Path]]]:
+    """(kind of file, kind of damage, files that it is done to), for ever: kinds in turn, files at random."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(path for path in work.rglob("*") if path.is_file()):
+        if path.stat().st_size:
+            files.setdefault(kind_of(path), []).append(path)
+    assert {"record.json", "completion", ".parquet", ".bin", "current", "source", "begun.json"} <= files.keys()
+    while True:
+        for kind, paths in files.items():
+            for damage in ("flip", "cut", "delete", "swap", "edit"):
+                path = rng.choice(paths)
+                others = [other for other in paths if other != path and other.read_bytes() != path.read_bytes()]
+                if damage == "swap":
+                    if others:
+                        yield kind, damage, [path, rng.choice(others)]
+                elif kind == "completion" and damage == "delete" and "halved" in path.parts:
+                    continue  # of a stage that is not complete: the shard is not done, and nothing is damaged
+                elif damage != "edit" or path.suffix == ".json":
+                    yield kind, damage, [path]
+
+
+def do(damage: str, paths: list[Path], rng: random.Random) -> None:
+    data = paths[0].read_bytes()
+    if damage == "flip":
+        at = rng.randrange(len(data))
+        paths[0].write_bytes(data[:at] + bytes([data[at] ^ rng.randrange(1, 256)]) + data[at + 1 :])
+    elif damage == "cut":
+        paths[0].write_bytes(data[: rng.randrange(len(data))])
+    elif damage == "delete":
+        paths[0].unlink()
+    elif damage == "swap":
+        paths[0].write_bytes(paths[1].read_bytes())
+        paths[1].write_bytes(data)
+    else:
+        tree = json.loads(data)
+        edited(tree, rng.choice(list(leaves(tree))))
+        paths[0].write_text(json.dumps(tree, indent=1, ensure_ascii=False))
+
+
+def named(work: Path) -> set[str]:
+    return {item["where"] for item in verify(work)["damage"]}
+
+
+def test_all_damage_is_noticed_and_named(work: Path) -> None:
+    rng = random.Random(0)
+    done: Counter[tuple[str, str]] = Counter()
+    missed: list[tuple[str, str, list[str]]] = []
+    for (kind, damage, paths), _ in zip(damages(work, rng), range(DAMAGES), strict=False):
+        before = {path: path.read_bytes() for path in paths}
+        do(damage, paths, rng)
+        done[kind, damage] += 1
+        found = named(work)
+        if not all(_is_named(path, found) for path in paths):
+            missed.append((kind, damage, [str(path) for path in paths]))
+        for path, data in before.items():
+            path.write_bytes(data)
+    print(json.dumps({f"{kind} {damage}": count for (kind, damage), count in sorted(done.items())}, indent=1))
+    assert not missed
+    assert sum(done.values()) == DAMAGES
+    assert verify(work)["ok"]
+
+
+def _is_named(path: Path, found: set[str]) -> bool:
+    """The file; of a folder that is published as a whole (a fitted proxy), the folder; of the last of several
+    pointers, their pattern; of an output that is begun, the record that it has not."""
+    names = {path, *path.parents, path.with_name("source-*")}
+    if path.name == "begun.json":
+        names.add(path.with_name("record.json"))
+    return not found.isdisjoint(map(str, names))
+
+
+QUESTIONS: dict[str, Callable[[Store], Any]] = {
+    "text": lambda store: store.text(0, 100),
+    "folded": lambda store: store.texts(0),
+}
+
+
+def test_the_live_page_notices_a_damaged_index_when_it_first_opens_it(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work, tmp_path / "toy")
+    record: Record = current_record(tmp_path / "toy", "browse")
+    tried = []
+    for name in record.completions[0].files:
+        file = record.file(name, 0)
+        assert file is not None
+        if file.path.suffix != ".bin":
+            continue
+        data = file.path.read_bytes()
+        file.path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+        store = Store(record)
+        everything = store.runs(store.cell_R * 0, store.begin_R * 0, store.end_R - store.begin_R)
+        ask = QUESTIONS.get(name, lambda store, name=name, all=everything: store.read(name, all))
+        with pytest.raises(IntegrityError, match=file.path.name):
+            ask(store)
+        tried.append(name)
+    assert len(tried) >= 8 and {"text", "folded", "entropy", "document"} <= set(tried)
