@@ -78,13 +78,15 @@ def test_samples_do_not_depend_on_their_neighbours(kind: str, tmp_path: Path) ->
 def test_log_probabilities_of_an_update_do_not_depend_on_their_neighbours(kind: str) -> None:
     model, groups = policy(kind), groups_of([(5, [4, 9]), (40, [20, 3]), (15, [12, 8])])
     assert fix_rotary(model, LONG)
-    learner, batch = PolicyLogprobs(model), batch_of(groups)
-    with torch.no_grad():
-        logprobs_RT, _ = learner(batch, 1.0)
-    rows = [(group.prompt, response.ids) for group in groups for response in group.responses]
-    for row, (prompt, response) in enumerate(rows):
-        found = logprobs_RT[row][batch.mask_RT[row]]
-        torch.testing.assert_close(found, plain(kind, prompt, response), rtol=1e-4, atol=2e-4)
+    learner = PolicyLogprobs(model)
+    for together in (groups, groups[:1]):  # with rows on both sides, and on one
+        batch = batch_of(together)
+        with torch.no_grad():
+            logprobs_RT, _ = learner(batch, 1.0)
+        rows = [(group.prompt, response.ids) for group in together for response in group.responses]
+        for row, (prompt, response) in enumerate(rows):
+            found = logprobs_RT[row][batch.mask_RT[row]]
+            torch.testing.assert_close(found, plain(kind, prompt, response), rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
