@@ -44,12 +44,12 @@ _DTYPES: dict[str, pl.DataType] = {
 
 
 class Function(NamedTuple):
-    """A function of one row's values."""
+    """A function of one row's values, of so many arguments."""
 
     fewest: int
     most: int
     build: Callable[..., pl.Expr]
-    """From polars expressions; from `Value`s where `literal` says so."""
+    """From polars expressions, and from plain values where `literal` says so."""
     literal: Sequence[int] = ()
     """Arguments (from 0) that must be written out as a number or a text."""
 
@@ -83,7 +83,9 @@ def _matches(text: pl.Expr, pattern: object, flags: object = "") -> pl.Expr:
 
 
 def _find(text: pl.Expr, part: object) -> pl.Expr:
-    return _length(text.str.find(_as_text(part), literal=True) + 1).fill_null(0)
+    if not isinstance(part, str):
+        raise Refused("looks for what is no text", "write it out: 'text'")
+    return _length(text.str.find(part, literal=True) + 1).fill_null(0)
 
 
 FUNCTIONS: dict[str, Function] = {
@@ -225,12 +227,6 @@ def _negative(node: exp.Neg) -> pl.Expr:
     return -_expression(node.this) if number is None else pl.lit(number)
 
 
-def _as_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise Refused("looks for what is no text", "write it out: 'text'")
-    return value
-
-
 # ---------------------------------------------------------------------------------------------------- operators
 
 
@@ -274,7 +270,7 @@ def _in(node: exp.In) -> pl.Expr:
 
 def _between(node: exp.Between) -> pl.Expr:
     if node.args.get("symmetric") is not None:
-        raise Refused("uses SYMMETRIC, which has no meaning here", "put the lower limit first", place(node))
+        raise Refused("uses SYMMETRIC", "put the lower limit first", place(node))
     value = _expression(node.this)
     return (value >= _expression(node.args["low"])) & (value <= _expression(node.args["high"]))
 
@@ -290,8 +286,7 @@ def _like(node: exp.Like | exp.ILike) -> pl.Expr:
 
 
 def _regexp_node(node: exp.RegexpLike | exp.RegexpILike) -> pl.Expr:
-    like = _regexp(_expression(node.this), _value(node.expression), ignore_case=isinstance(node, exp.RegexpILike))
-    return ~like if node.args.get("negate") else like
+    return _regexp(_expression(node.this), _value(node.expression), ignore_case=isinstance(node, exp.RegexpILike))
 
 
 def _regexp(text: pl.Expr, pattern: object, *, ignore_case: bool) -> pl.Expr:

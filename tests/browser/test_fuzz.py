@@ -103,16 +103,16 @@ def test_no_where_hangs_or_ends_the_server_or_makes_it_open_anything(
         slowest = max(slowest, (time.monotonic() - begin, path[:300]))
         statuses[answer.status] += 1
         assert answer.status in (200, 400, 404), (answer.status, path[:500])
+    used = next(line for line in Path(f"/proc/{served.process.pid}/status").read_text().splitlines() if "VmHWM" in line)
+    took = f"slowest {slowest[0]:.2f} s: {slowest[1]}"
+    print(f"\n{QUESTIONS} questions: {dict(statuses)}, {counted} counted; {took}; {used}")
     assert served.process.poll() is None and counted > QUESTIONS // 20
-    ours = f"open '{live.built.work}/browse_kept/"  # bits of the other selection, which `/compare` shows unasked
+    ours = f"open '{live.built.work}/browse"  # the index, and the bits of the selection that `/compare` shows unasked
     assert [line for line in served.opened()[before:] if not line.startswith(ours)] == [] and asked_for == []
     with pytest.raises(OSError, match="No such device"):
         os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # nobody has it open for reading
-    used = next(line for line in Path(f"/proc/{served.process.pid}/status").read_text().splitlines() if "VmHWM" in line)
     assert int(used.split()[1]) < 2 << 20, used  # KiB
     canary.shutdown()
-    took = f"slowest {slowest[0]:.2f} s: {slowest[1]}"
-    print(f"\n{QUESTIONS} questions: {dict(statuses)}, {counted} counted; {took}; {used}")
 
 
 def test_a_signal_ends_the_server_while_it_computes(served: Served) -> None:
