@@ -86,5 +86,5 @@ def test_the_last_and_the_best_checkpoint_stay(tmp_path: Path) -> None:
         (folders[-1] / "state.json").write_text(json.dumps({"accuracy": accuracy}))
     half = tmp_path / "step-0"  # of a run that was killed while it wrote it
     half.mkdir()
-    gone = superfluous([half, *folders], keep=2)
+    gone = superfluous([half, *folders], folders[-1], keep=2)
     assert [folder.name for folder in gone] == ["step-0", "step-1", "step-2", "step-4"]
