@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,8 +33,8 @@ from pipeline.export.policy import policy_json
 from pipeline.export.standalone import reward_file
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.where import filter_rows, row_filter
-from pipeline.shards.reader import CORPUS_COLUMN, SITE_COLUMNS
-from pipeline.shards.schema import SPLITS
+from pipeline.shards.reader import SITE_COLUMNS, columns_of
+from pipeline.shards.schema import SHARDS, SPLITS
 from pipeline.task.templates import Template, template_named
 
 REWARD_FILE = "rpt_reward.py"
@@ -59,14 +59,15 @@ def export(
         template: name of the prompt template around each context.
         out: a folder that is not there yet, or empty.
         policy: whose tokenizer it is.
-        where: SQL over `SITE_COLUMNS`, and over `CORPUS_COLUMN` if there are several sources: which sites.
+        where: SQL over `columns_of` the shards: which sites.
 
     Returns:
         rows by split. A context that holds an added token of the policy literally is not among them: other trainers
         parse it where `rpt train` reads text, so that their prompt would be another one.
 
     Raises:
-        UserError: `out` holds something, no site matches, or the tokenizer is not the shards'.
+        UserError: `out` holds something, no site matches, metadata has the name of one of the format's columns, or the
+            tokenizer is not the shards'.
         IntegrityError: a shard was changed.
     """
     kind, text = FORMATS[format], template_named(template)
@@ -75,13 +76,16 @@ def export(
         raise UserError(
             "the shards were cut with another tokenizer", where=policy.policy_tokenizer, mend="run `rpt data` again"
         )
-    several = CORPUS in pq.read_schema(shards.files("train")[0].verified()).names
-    columns = SITE_COLUMNS | (CORPUS_COLUMN if several else {})
+    columns = columns_of(shards.files("train"))
+    of_documents = [field for field in pq.read_schema(shards.files("train")[0].path) if field.name not in SHARDS.names]
+    kind.check([field.name for field in of_documents])
     rule = row_filter(where, columns, "--where")
     told_apart = _AsText(tokenizer)
     with whole_folder(out) as folder:
         rows = {
-            split: _write(kind, folder, split, examples(name, shards, split, text, list(columns), rule, told_apart))
+            split: _write(
+                kind, folder, split, examples(name, shards, split, text, list(columns), rule, told_apart), of_documents
+            )
             for split in SPLITS
         }
         if not rows["train"]:
@@ -140,7 +144,8 @@ def examples(
                 if not wanted(row["context"]):
                     continue
                 source = "/".join(filter(None, ("rpt", name, row.get(CORPUS))))
-                yield Example.of(row, next(index), source, template.before, template.after)
+                metadata = [column for column in columns if column not in SITE_COLUMNS]
+                yield Example.of(row, next(index), source, template.before, template.after, metadata)
 
 
 def _batches(file: InputFile, columns: list[str]) -> Iterator[pa.Table]:
@@ -152,12 +157,12 @@ def _batches(file: InputFile, columns: list[str]) -> Iterator[pa.Table]:
         raise IntegrityError("damaged Parquet file", where=file.path, mend=str(error).splitlines()[0]) from error
 
 
-def _write(kind: Format, folder: Path, split: str, rows: Iterator[Example]) -> int:
+def _write(kind: Format, folder: Path, split: str, rows: Iterator[Example], of_documents: Sequence[pa.Field]) -> int:
     """One split's file; none for a split without rows."""
     first = next(rows, None)
     if first is None:
         return 0
-    return kind.write(folder / f"{split}.{kind.suffix}", itertools.chain([first], rows))
+    return kind.write(folder / f"{split}.{kind.suffix}", itertools.chain([first], rows), of_documents)
 
 
 def _readme(name: str, format: str, out: Path) -> str:

@@ -24,7 +24,7 @@ from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.shards.examples import examples
 from pipeline.shards.writer import write_shards
 
-VERSION = 4
+VERSION = 5
 
 
 def run(config: MaterializeConfig, shard: Shard, out: Path) -> Counters:

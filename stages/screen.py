@@ -27,7 +27,7 @@ from pipeline.core.stage import Stage, run_stage
 from pipeline.grpo.run import policy_tokenizer
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 from pipeline.selection.where import filter_rows, row_filter
-from pipeline.shards.reader import SITE_COLUMNS
+from pipeline.shards.reader import columns_of
 from pipeline.task.templates import template_named
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def screen(recipe: Recipe, shards: Record, *, work: Path, executor: Executor) ->
     Raises:
         UserError: `screen.where` is no expression of a site or matches none, or the shards are another tokenizer's.
     """
-    row_filter(recipe.screen.where, SITE_COLUMNS, "screen.where")
+    row_filter(recipe.screen.where, columns_of(shards.files("train")), "screen.where")
     folder = resolve_model(recipe.policy.model, recipe.policy.revision)
     policy_tokenizer(folder, shards)
     config = ScreenStageConfig(
@@ -94,8 +94,9 @@ def run(config: ScreenStageConfig, shard: Shard, out: Path) -> Counters:
     """One shard: its sites in, their pass rates out."""
     from pipeline.grpo.screening import PASS_RATES, pass_rates
 
-    table = pl.DataFrame(pl.from_arrow(read_table(shard.files["train"], [*SITE_COLUMNS, *COLUMNS])))
-    sites = filter_rows(table, row_filter(config.screen.where, SITE_COLUMNS, "screen.where"), "`screen.where`")
+    columns = columns_of([shard.files["train"]])
+    table = pl.DataFrame(pl.from_arrow(read_table(shard.files["train"], [*columns, *COLUMNS])))
+    sites = filter_rows(table, row_filter(config.screen.where, columns, "screen.where"), "`screen.where`")
     sampler, prompts = _policy(config)
     rows = list(
         pass_rates(

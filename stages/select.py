@@ -24,11 +24,10 @@ from pipeline.core.executor import Executor
 from pipeline.core.parquet import parquet_writer, read_rows, read_table
 from pipeline.core.stage import Stage, run_stage
 from pipeline.selection.corpus_rules import CANDIDATES, looks_at_the_corpus, verdicts
-from pipeline.selection.metadata import check_metadata
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
-from pipeline.selection.sites import OF_SEVERAL, SITES, metadata_named, select_sites, wanted
+from pipeline.selection.sites import check_named, select_sites, sites_schema, wanted
 
-VERSION = 5
+VERSION = 6
 VERDICTS = pa.schema([pa.field("verdict", pa.uint8(), nullable=False)])
 
 
@@ -41,7 +40,7 @@ def run(config: SelectConfig, shard: Shard, out: Path) -> Counters:
     sites, counters = select_sites(
         config, *_tables(config, shard), flagged=_flagged(shard), verdicts=judged, several=several
     )
-    schema = OF_SEVERAL if several else SITES
+    schema = sites_schema(config.metadata, several)
     with parquet_writer(out / "sites.parquet", schema) as writer:
         writer.write_table(sites.select(schema.names).to_arrow().cast(schema))
     return counters
@@ -84,8 +83,7 @@ def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path,
     """
     config = manifest.select
     wanted(config)
-    named = metadata_named(config, bool(manifest.corpus.sources))
-    check_metadata(named, (read_table(file, ["meta"]) for file in documents.files("documents")))
+    check_named(config, documents.files("documents"))
     inputs = {"documents": documents.content, "scores": scores.content}
     shared: dict[str, InputFile] = {}
     if config.exclude is not None:

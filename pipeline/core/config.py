@@ -308,7 +308,7 @@ class SelectConfig(Config):
 
     locations: ClassVar[frozenset[str]] = frozenset({"exclude"})
 
-    metadata: dict[str, Literal["text", "number", "boolean"]] = {}
+    metadata: dict[str, Literal["text", "number", "boolean", "json"]] = {}
     """Metadata of documents that `where` may name, and what they hold: `{difficulty: number}`. `corpus`, the name of
     one of `corpus.sources`, may be named without."""
     where: Expression = "entropy > 1.0"

@@ -11,7 +11,8 @@ import yaml
 from pipeline.audit.funnel import funnel, kept, shard_bytes
 from pipeline.audit.lineage import Lineage
 from pipeline.core.config import CorpusConfig, Manifest
-from pipeline.shards.schema import SHARDS, SHARDS_OF_SEVERAL, SPLITS
+from pipeline.selection.sites import sites_schema
+from pipeline.shards.schema import SPLITS, shards_schema
 
 COLUMNS = {
     "site_id": "`<doc_id>-<position>`",
@@ -32,12 +33,17 @@ COLUMNS = {
     "token_lengths": "byte lengths of the continuation's tokens: a prediction may end at their cumulative sums",
     "context_truncated": "whether the context has lost its beginning",
 }
-"""What each column of the shards means."""
+"""What each column means that shards have whatever the manifest."""
 
 
-def columns_of(corpus: CorpusConfig) -> pa.Schema:
-    """The columns that the shards of a corpus have."""
-    return SHARDS_OF_SEVERAL if corpus.sources else SHARDS
+def columns_of(manifest: Manifest) -> pa.Schema:
+    """The columns that the shards of a manifest have."""
+    return shards_schema(sites_schema(manifest.select.metadata, bool(manifest.corpus.sources)))
+
+
+def meaning_of(column: str) -> str:
+    """What a column of the shards means."""
+    return COLUMNS.get(column, "metadata of the document")
 
 
 def licences(corpus: CorpusConfig) -> list[str]:
@@ -86,7 +92,7 @@ def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]
         f"```yaml\n{yaml.safe_dump(rule, sort_keys=False, allow_unicode=True)}```",
         _table(["stage", "left", "unit", "lost, and why"], [_step(step) for step in funnel(lineage)]),
         "## Columns",
-        _table(["column", "meaning"], [[f"`{name}`", COLUMNS[name]] for name in columns_of(manifest.corpus).names]),
+        _table(["column", "meaning"], [[f"`{name}`", meaning_of(name)] for name in columns_of(manifest).names]),
         "## Examples",
         _table(["context ends with", "next token", "entropy"], [_example(row) for row in examples]),
         "## How to load",

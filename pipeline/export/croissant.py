@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.audit.lineage import Lineage
 from pipeline.core.config import Manifest
-from pipeline.export.card import COLUMNS, columns_of, licences
+from pipeline.export.card import columns_of, licences, meaning_of
 from pipeline.export.outside import check_path
 from pipeline.shards.schema import SPLITS
 
@@ -67,7 +67,7 @@ def croissant(
         "version": "1.0.0",
         **licence,
         "distribution": [*map(_file, files.items()), *map(_set, present)],
-        "recordSet": [_records(split, columns_of(manifest.corpus)) for split in present],
+        "recordSet": [_records(split, columns_of(manifest)) for split in present],
         "prov:wasGeneratedBy": [
             {
                 "@type": "prov:Activity",
@@ -139,7 +139,7 @@ def _records(split: str, columns: pa.Schema) -> dict[str, Any]:
                 "@type": "cr:Field",
                 "@id": f"{split}/{column.name}",
                 "name": column.name,
-                "description": COLUMNS[column.name],
+                "description": meaning_of(column.name),
                 "dataType": _type(column.type.value_type if of_list else column.type),
                 **({"repeated": True} if of_list else {}),
                 "source": {"fileSet": {"@id": f"{split}-files"}, "extract": {"column": column.name}},

@@ -7,7 +7,7 @@ verl: docs/preparation/prepare_data.rst of verl 0.9; TRL: "Dataset formats" of T
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.core.errors import UserError
 from pipeline.core.parquet import parquet_writer
 from pipeline.export.judging import ground_truth
 
@@ -36,17 +37,22 @@ class Example:
     """What a response is judged by (`judging.ground_truth`)."""
     row: Mapping[str, Any]
     """Columns of the shard."""
+    metadata: Sequence[str] = ()
+    """Names of those that are metadata of the document."""
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], index: int, source: str, before: str, after: str) -> Example:
-        """`row` has at least the columns `COLUMNS`."""
+    def of(
+        cls, row: Mapping[str, Any], index: int, source: str, before: str, after: str, metadata: Sequence[str] = ()
+    ) -> Example:
+        """`row` has at least the columns `COLUMNS` and `metadata`."""
         truth = ground_truth(row["continuation"], row["token_lengths"])
-        return cls(index, source, before + row["context"].decode() + after, truth, row)
+        return cls(index, source, before + row["context"].decode() + after, truth, row, metadata)
 
     @property
     def about(self) -> dict[str, Any]:
         """Flat columns for curricula and for looking things up; `target` is for reading."""
-        return {name: self.row[name] for name in ABOUT} | {"target": self.row["target"].decode(errors="replace")}
+        target = {"target": self.row["target"].decode(errors="replace")}
+        return {name: self.row[name] for name in ABOUT} | target | {name: self.row[name] for name in self.metadata}
 
 
 ABOUT = ("site_id", "doc_id", "position", "field", "entropy", "band")
@@ -62,19 +68,29 @@ _ABOUT_FIELDS = [
     pa.field("target", pa.string()),
 ]
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
-_EXTRA = pa.struct([pa.field("split", pa.string()), pa.field("index", pa.int64()), *_ABOUT_FIELDS])
 _REWARD_MODEL = pa.struct([pa.field("style", pa.string()), pa.field("ground_truth", pa.string())])
 
-VERL = pa.schema(
-    [
-        pa.field("data_source", pa.string()),
-        pa.field("prompt", _MESSAGES),
-        pa.field("ability", pa.string()),
-        pa.field("reward_model", _REWARD_MODEL),
-        pa.field("extra_info", _EXTRA),
-    ]
-)
-TRL = pa.schema([pa.field("prompt", _MESSAGES), pa.field("ground_truth", pa.string()), *_ABOUT_FIELDS])
+Schema = Callable[[Sequence[pa.Field]], pa.Schema]
+"""Of Parquet, by the columns of metadata."""
+
+
+def _verl_schema(metadata: Sequence[pa.Field]) -> pa.Schema:
+    extra = [pa.field("split", pa.string()), pa.field("index", pa.int64()), *_ABOUT_FIELDS, *metadata]
+    return pa.schema(
+        [
+            pa.field("data_source", pa.string()),
+            pa.field("prompt", _MESSAGES),
+            pa.field("ability", pa.string()),
+            pa.field("reward_model", _REWARD_MODEL),
+            pa.field("extra_info", pa.struct(extra)),
+        ]
+    )
+
+
+def _trl_schema(metadata: Sequence[pa.Field]) -> pa.Schema:
+    return pa.schema([pa.field("prompt", _MESSAGES), pa.field("ground_truth", pa.string()), *_ABOUT_FIELDS, *metadata])
+
+
 _ENCODINGS = {"prompt.list.element.role": "DELTA_BYTE_ARRAY", "prompt.list.element.content": "DELTA_BYTE_ARRAY"}
 """Neighbouring prompts share their beginnings, as in the shards."""
 
@@ -84,8 +100,10 @@ class Format:
     """A trainer's format: what a row is, and how to use the folder."""
 
     row: Callable[[Example], dict[str, Any]]
-    schema: pa.Schema | None
-    """Of Parquet; None: JSON lines."""
+    schema: Schema | None
+    """None: JSON lines."""
+    own: frozenset[str]
+    """Names that stand beside those of metadata."""
     use: str
     """Markdown, with `{folder}` for the export's folder."""
 
@@ -93,17 +111,31 @@ class Format:
     def suffix(self) -> str:
         return "jsonl" if self.schema is None else "parquet"
 
-    def write(self, path: Path, examples: Iterable[Example]) -> int:
-        """Stream the examples into a file; returns how many there were."""
+    def check(self, metadata: Iterable[str]) -> None:
+        """Refuse metadata of the name of a column that the format has itself.
+
+        Raises:
+            UserError: it says which.
+        """
+        if taken := sorted(self.own & set(metadata)):
+            raise UserError(
+                f"the format has a column `{taken[0]}` of its own",
+                where="select.metadata",
+                mend=f"leave `{taken[0]}` out of `select.metadata`, rename it in the corpus, or choose another format",
+            )
+
+    def write(self, path: Path, examples: Iterable[Example], metadata: Sequence[pa.Field] = ()) -> int:
+        """Stream the examples, with these columns of metadata, into a file; returns how many there were."""
         rows, count = map(self.row, examples), 0
         if self.schema is None:
             with path.open("w", encoding="utf-8") as file:
                 for count, row in enumerate(rows, 1):  # noqa: B007
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
             return count
-        with parquet_writer(path, self.schema, encodings=_ENCODINGS) as writer:
+        schema = self.schema(metadata)
+        with parquet_writer(path, schema, encodings=_ENCODINGS) as writer:
             while buffer := list(islice(rows, ROWS)):
-                writer.write_table(pa.Table.from_pylist(buffer, schema=self.schema), row_group_size=ROWS)
+                writer.write_table(pa.Table.from_pylist(buffer, schema=schema), row_group_size=ROWS)
                 count += len(buffer)
         return count
 
@@ -197,10 +229,10 @@ judge(response, row["ground_truth"]).reward  # a response as text, or better as 
 ```"""
 
 FORMATS: dict[str, Format] = {
-    "verl": Format(_verl, VERL, _VERL_USE),
-    "trl": Format(_trl, TRL, _TRL_USE),
-    "openrlhf": Format(_openrlhf, None, _OPENRLHF_USE),
-    "nemo-rl": Format(_nemo_rl, None, _NEMO_RL_USE),
-    "jsonl": Format(_jsonl, None, _JSONL_USE),
+    "verl": Format(_verl, _verl_schema, frozenset({"split", "index"}), _VERL_USE),
+    "trl": Format(_trl, _trl_schema, frozenset({"prompt", "ground_truth"}), _TRL_USE),
+    "openrlhf": Format(_openrlhf, None, frozenset({"input", "label", "datasource"}), _OPENRLHF_USE),
+    "nemo-rl": Format(_nemo_rl, None, frozenset({"input", "output", "task_name", "messages"}), _NEMO_RL_USE),
+    "jsonl": Format(_jsonl, None, frozenset({"prompt", "context", "ground_truth"}), _JSONL_USE),
 }
 """By the names of `rpt export`."""

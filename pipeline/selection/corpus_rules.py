@@ -146,10 +146,14 @@ def twins_of(scores: pa.Table, suffix_tokens: int) -> NDArray[np.uint64]:
     return twin_T
 
 
+STRATA = ("field", "token_class", "band", "source_file")
+"""What `strata.by` may name besides metadata of documents."""
+
+
 def strata_of(by: str, sites: pl.DataFrame, documents: pa.Table) -> pl.Series:
     """The part of the corpus of each site: a column of its own, or of its document's metadata ("" if absent)."""
     if by in sites.columns:
-        return sites[by].cast(pl.String)
+        return sites[by].cast(pl.String).fill_null("")
     columns = ["doc_id", "source_file", "meta"]
     table = pl.DataFrame(pl.from_arrow(documents.select(columns)))
     value = pl.col("source_file") if by == "source_file" else pl.col("meta").str.json_path_match(f"$.{by}")

@@ -15,7 +15,30 @@ from pipeline.core.errors import UserError
 from pipeline.corpus.documents import CORPUS
 from pipeline.selection.where import SCORE_COLUMNS, Column
 
-KINDS: Mapping[str, pl.DataType] = {"text": pl.String(), "number": pl.Float64(), "boolean": pl.Boolean()}
+KINDS: Mapping[str, pl.DataType] = {
+    "text": pl.String(),
+    "number": pl.Float64(),
+    "boolean": pl.Boolean(),
+    "json": pl.String(),
+}
+_ARROW: Mapping[str, pa.DataType] = {
+    "text": pa.string(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+    "json": pa.string(),
+}
+_KIND = b"rpt.kind"
+"""Of a field's metadata in the tables of sites and shards: which of `KINDS` it is."""
+
+BUILT_IN = frozenset(
+    (
+        *SCORE_COLUMNS,
+        *("site_id", "band", "context", "target", "continuation", "token_lengths", "context_truncated"),
+        *("pass_rate", "screened_length", "source_file"),
+        *("inside_character", "text_start", "token_ends", "byte_end", "key", "twin", "stratum", "row", "budget"),
+    )
+)
+"""Names of columns that metadata may not have: of scores, sites, shards, screenings and what lies between them."""
 
 
 def kinds(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -27,23 +50,53 @@ def rule_columns(metadata: Mapping[str, str]) -> dict[str, Column]:
     """What `where` may name: the scores of a position, and metadata of its document.
 
     Raises:
-        UserError: metadata of the name of a score.
+        UserError: metadata of the name of a built-in column.
 
     Example:
         >>> list(rule_columns({"difficulty": "number"}))[-2:]
         ['corpus', 'difficulty']
     """
-    taken = sorted(SCORE_COLUMNS.keys() & metadata.keys())
-    if taken:
-        raise UserError(
-            f"`select.metadata` names `{taken[0]}`, which is a column of positions",
-            where="select.metadata",
-            mend="only `strata` and the audit can tell such metadata apart",
-        )
-    of_documents = {
-        name: Column(KINDS[kind], f"metadata of the document, {kind}") for name, kind in kinds(metadata).items()
-    }
-    return {**SCORE_COLUMNS, **of_documents}
+    check_names(metadata)
+    return {**SCORE_COLUMNS, **document_columns(metadata)}
+
+
+def document_columns(metadata: Mapping[str, str]) -> dict[str, Column]:
+    """The columns of metadata alone."""
+    return {name: _column(kind) for name, kind in kinds(metadata).items()}
+
+
+def check_names(metadata: Mapping[str, str]) -> None:
+    """Refuse metadata of the name of a built-in column, capitals aside, or two that differ in capitals alone.
+
+    Raises:
+        UserError: it says which.
+    """
+    seen: dict[str, str] = {}
+    for name, kind in metadata.items():
+        lower = name.lower()
+        own = lower in BUILT_IN or (lower == CORPUS and (name, kind) != (CORPUS, "text"))
+        clash = lower if own else seen.get(lower)
+        if clash is not None:
+            raise UserError(
+                f"`select.metadata` names `{name}`, but `{clash}` is a built-in column",
+                where="select.metadata",
+                mend=f"rename the column `{name}` in the corpus, or leave it out of `select.metadata`",
+            )
+        seen[lower] = name
+
+
+def metadata_fields(metadata: Mapping[str, str]) -> list[pa.Field]:
+    """The columns of metadata in the tables of sites and shards; null where a document has none."""
+    return [pa.field(name, _ARROW[kind], metadata={_KIND: kind.encode()}) for name, kind in metadata.items()]
+
+
+def column_of(field: pa.Field) -> Column:
+    """What `where` may do with a column that `metadata_fields` made."""
+    return _column((field.metadata or {}).get(_KIND, b"text").decode())
+
+
+def _column(kind: str) -> Column:
+    return Column(KINDS[kind], f"metadata of the document, {kind}", whole=kind != "json")
 
 
 def metadata_frame(doc_ids: Iterable[str], meta: Iterable[str], wanted: Mapping[str, str]) -> pl.DataFrame:
@@ -71,7 +124,7 @@ def metadata_frame(doc_ids: Iterable[str], meta: Iterable[str], wanted: Mapping[
                 raise UserError(
                     f"metadata `{name}` is no {kind}",
                     where=f"document {doc_id}: {row[name]!r:.80}",
-                    mend=f"select.metadata: {{{name}: text}} takes anything",
+                    mend=f"select.metadata: {{{name}: json}} takes anything",
                 )
             values[name].append(value)
     return pl.DataFrame(values, schema={name: KINDS[kind] for name, kind in wanted.items()})
@@ -98,8 +151,10 @@ def named_in(expression: pl.Expr, metadata: Mapping[str, str]) -> dict[str, str]
     return {name: kind for name, kind in kinds(metadata).items() if name in named}
 
 
-def check_metadata(wanted: Iterable[str], tables: Iterable[pa.Table]) -> None:
+def check_metadata(wanted: Iterable[str], tables: Iterable[pa.Table], key: str = "select.metadata") -> None:
     """Refuse metadata that no document has. `tables`: column `meta`, read until everything was found.
+
+    `key` is what the user calls it.
 
     Raises:
         UserError: it names what the documents do have.
@@ -114,7 +169,7 @@ def check_metadata(wanted: Iterable[str], tables: Iterable[pa.Table]) -> None:
     if missing:
         raise UserError(
             f"no document has the metadata `{next(iter(missing))}`",
-            where="select.metadata and select.strata",
+            where=key,
             mend=f"known: {', '.join(known) or 'none, since the template uses every column'}",
         )
 
@@ -129,6 +184,10 @@ def _typed(value: Any, kind: str) -> Any:
     """A JSON value as its kind, or `_MISFIT`. Of text files, numbers and booleans are what their text says."""
     if value is None:
         return None
+    if kind == "json":
+        return json.dumps(value, ensure_ascii=False)
+    if kind == "text" and isinstance(value, list | dict):
+        return _MISFIT
     if kind == "text":
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if kind == "boolean":

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.core.artifact import Counters
+from pipeline.core.artifact import Counters, InputFile
 from pipeline.core.config import BandsConfig, SelectConfig
+from pipeline.core.errors import UserError
+from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import CORPUS
-from pipeline.selection.corpus_rules import CORPUS_REASONS, strata_of, twins_of
+from pipeline.selection.corpus_rules import CORPUS_REASONS, STRATA, strata_of, twins_of
 from pipeline.selection.keys import key_of, keys
-from pipeline.selection.metadata import named_in, rule_columns, with_metadata
+from pipeline.selection.metadata import (
+    BUILT_IN,
+    check_metadata,
+    metadata_fields,
+    named_in,
+    rule_columns,
+    with_metadata,
+)
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.where import filter_rows, row_filter
 
@@ -36,8 +45,13 @@ SITES = pa.schema(
 )
 """A row is a selected position; rows are in document order, then by position."""
 
-OF_SEVERAL = SITES.append(pa.field(CORPUS, pa.string(), nullable=False))
-"""With the name of the source, where a manifest names several."""
+
+def sites_schema(metadata: Mapping[str, str], several: bool) -> pa.Schema:
+    """`SITES`, the name of the source where a manifest names several, and the metadata that `select.metadata` names."""
+    source = [pa.field(CORPUS, pa.string(), nullable=False)] if several else []
+    declared = {name: kind for name, kind in metadata.items() if not (several and name == CORPUS)}
+    return pa.schema([*SITES, *source, *metadata_fields(declared)])
+
 
 REASONS = (
     "not_scorable",
@@ -55,15 +69,22 @@ NEAR = 0.01
 """Nats: a position this close to a band's threshold is counted as `near.<band>`: rounding could move it."""
 
 
-def metadata_named(config: SelectConfig, several: bool) -> list[str]:
-    """The metadata that a selection names: what it declares, and what its strata are told apart by.
+def check_named(config: SelectConfig, documents: Sequence[InputFile]) -> None:
+    """Refuse what a selection names and no document has: what all sites lack would make one stratum of them.
 
     Args:
-        several: the manifest names several sources, so that sites have a column `corpus`.
+        documents: tables of the documents.
+
+    Raises:
+        UserError: it says what the documents do have.
     """
-    strata = [config.strata.by] if config.strata else []
-    own = {*(OF_SEVERAL if several else SITES).names, "source_file"}
-    return [*config.metadata, *(name for name in strata if name not in own)]
+    check_metadata(config.metadata, (read_table(file, ["meta"]) for file in documents))
+    by = config.strata.by if config.strata else None
+    if by in BUILT_IN and by not in STRATA:
+        mend = f"name one of {', '.join(STRATA)}, or metadata of documents"
+        raise UserError(f"no strata are made by `{by}`", where="select.strata.by", mend=mend)
+    if by is not None and by not in STRATA:
+        check_metadata([by], (read_table(file, ["meta"]) for file in documents), "select.strata.by")
 
 
 def wanted(config: SelectConfig) -> pl.Expr:
@@ -102,7 +123,7 @@ def select_sites(
         several: the documents are of several sources, which their metadata names.
 
     Returns:
-        A frame with the columns of `OF_SEVERAL` (`corpus` null if there is one source), `key`, a site's random number
+        A frame with the columns of `sites_schema` (`corpus` null if there is one source), `key`, a site's random number
         in [0, 2⁶⁴), and `twin` and `stratum` where the configuration thins or has strata; and the counts: `documents`,
         `tokens` = the sum of `dropped.<reason>` and `kept.<split>`, `band.<name>`, nested, over all that is kept, and
         `near.<name>`, over all that is scored.
@@ -111,8 +132,8 @@ def select_sites(
     counters: Counter[str] = Counter({"documents": scores.num_rows, "tokens": 0})
     counters.update({f"dropped.{reason}": 0 for reason in REASONS} | {f"near.{band}": 0 for band in BANDS})
     twins = twins_of(scores, config.thin.suffix_tokens) if config.thin else None
-    kept, begin = [_NOTHING], 0
-    named = named_in(expression, config.metadata) | ({CORPUS: "text"} if several else {})
+    kept, begin = [_nothing(config)], 0
+    named = named_in(expression, config.metadata) | dict(config.metadata) | ({CORPUS: "text"} if several else {})
     for frame in positions(documents, with_metadata(scores.select(SCORE_TABLE_COLUMNS), documents, named)):
         if twins is not None:
             frame = frame.with_columns(twin=pl.Series(twins[begin : begin + frame.height]))
@@ -159,7 +180,7 @@ def _select(
         token_class=pl.col("token_class").cast(pl.String),
         band=band_of(config.bands),
     )
-    return named.select(*SITES.names, "key", *({"twin", CORPUS} & set(frame.columns)))
+    return named.select(*SITES.names, "key", *({"twin", CORPUS, *config.metadata} & set(frame.columns)))
 
 
 def _redrawn(ruled: pl.DataFrame, eligible: pl.DataFrame, expression: pl.Expr, counters: Counter[str]) -> pl.DataFrame:
@@ -229,6 +250,7 @@ def band_of(bands: BandsConfig) -> pl.Expr:
     )
 
 
-_NOTHING = pl.DataFrame(pl.from_arrow(pa.Table.from_batches([], OF_SEVERAL))).with_columns(
-    key=pl.lit(None, dtype=pl.UInt64)
-)
+def _nothing(config: SelectConfig) -> pl.DataFrame:
+    """No site at all, with the types of all columns."""
+    schema = sites_schema(config.metadata, several=True)
+    return pl.DataFrame(pl.from_arrow(schema.empty_table())).with_columns(key=pl.lit(None, dtype=pl.UInt64))

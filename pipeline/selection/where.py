@@ -31,6 +31,8 @@ class Column:
 
     dtype: pl.DataType
     meaning: str
+    whole: bool = True
+    """It is one value. Else it is JSON text, into which LIKE looks, and which equals nothing anyone would write."""
 
 
 SCORE_COLUMNS: Mapping[str, Column] = {
@@ -93,6 +95,7 @@ def checked(where: str, columns: Mapping[str, Column], key: str) -> tuple[exp.Ex
     try:
         tree = parse(where)
         _check_names(tree, columns)
+        _check_comparisons(tree, columns)
         expression = to_polars(tree)
     except Refused as refused:
         at = f"at character {refused.at}: " if refused.at else ""
@@ -117,6 +120,19 @@ def _check_names(tree: exp.Expr, columns: Mapping[str, Column]) -> None:
             hint = f"did you mean `{near[0]}`? " if near else f"if it is text, write '{name[:40]}'. "
             advice = f"{hint}Columns: {', '.join(columns)}"
             raise Refused(f"names `{name[:40]}`, which is no column", advice, place(column))
+
+
+def _check_comparisons(tree: exp.Expr, columns: Mapping[str, Column]) -> None:
+    from sqlglot import exp
+
+    from pipeline.selection.sql import Refused, place
+
+    for node in tree.find_all(exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Between, exp.In):
+        sides = (node.this, node.args.get("expression"))
+        for side in (side.unnest() for side in sides if side is not None):
+            if isinstance(side, exp.Column) and not columns[side.name].whole:
+                advice = f"write {side.name} LIKE '%part%'"
+                raise Refused(f"compares `{side.name}`, which is JSON of a list or an object", advice, place(side))
 
 
 def filter_rows(frame: pl.DataFrame, expression: pl.Expr, name: str) -> pl.DataFrame:

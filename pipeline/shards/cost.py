@@ -25,7 +25,7 @@ from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.words import shingles, words
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.corpus_rules import shares
-from pipeline.selection.sites import OF_SEVERAL, SITES, select_sites
+from pipeline.selection.sites import select_sites, sites_schema
 from pipeline.shards.examples import examples
 from pipeline.shards.writer import write_shards
 
@@ -104,7 +104,7 @@ def try_scores(manifest: Manifest, folder: str, tokenizer: str, rows: Sequence[d
 def try_select(config: SelectConfig, several: bool, scored: Trial) -> Trial:
     """Select among what another trial scored, of several sources or one. Rules over the whole corpus do not apply."""
     begin = time.monotonic()
-    documents, schema = scored.tables["documents"], OF_SEVERAL if several else SITES
+    documents, schema = scored.tables["documents"], sites_schema(config.metadata, several)
     found, _ = select_sites(config, documents, scored.tables["scores"], several=several)
     sites = found.select(schema.names).to_arrow().cast(schema)
     size = _written("sites", sites)

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from pipeline.core.artifact import Counters
 from pipeline.core.config import MaterializeConfig
 from pipeline.core.errors import IntegrityError, UserError
-from pipeline.corpus.documents import CORPUS
 from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.text import TextBytes
-from pipeline.shards.schema import SCORE_STEP, SHARDS, SHARDS_OF_SEVERAL, SPLITS
+from pipeline.shards.schema import SCORE_STEP, SHARDS, SPLITS, shards_schema
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -69,8 +68,8 @@ class Examples:
 
     @property
     def schema(self) -> pa.Schema:
-        """`SHARDS`, with the name of the source if the sites have it."""
-        return SHARDS_OF_SEVERAL if CORPUS in self.sites.column_names else SHARDS
+        """Of the sites' shards."""
+        return shards_schema(self.sites.schema)
 
     def tables(self, split: str, row_group: int) -> Iterator[pa.Table]:
         """The split's rows as tables of `schema`, of `row_group` rows, made one at a time."""

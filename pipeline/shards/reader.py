@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from pipeline.core.artifact import InputFile, content_hash
 from pipeline.core.config import canonical_json
 from pipeline.core.errors import IntegrityError, UserError
-from pipeline.corpus.documents import CORPUS
 from pipeline.selection.keys import key_of, keys
+from pipeline.selection.metadata import column_of
 from pipeline.selection.where import SCORE_COLUMNS, Column, filter_rows, row_filter
-from pipeline.shards.schema import SHARDS, SHARDS_OF_SEVERAL, boundaries_of
+from pipeline.shards.schema import SHARDS, boundaries_of
 
 SITE_COLUMNS = {name: column for name, column in SCORE_COLUMNS.items() if name in SHARDS.names} | {
     "site_id": Column(pl.String(), "<doc_id>-<position>"),
@@ -32,10 +32,25 @@ SITE_COLUMNS = {name: column for name, column in SCORE_COLUMNS.items() if name i
     "band": Column(pl.String(), "hardest band: none, easy, medium or hard"),
     "context_truncated": Column(pl.Boolean(), "whether the context has lost its beginning"),
 }
-"""What `where` of a recipe may name."""
+"""What `where` of a recipe may name, whatever the manifest."""
 
-CORPUS_COLUMN = {CORPUS: Column(pl.String(), "which of the manifest's `corpus.sources` the site is of")}
-"""What it may also name if there are several."""
+
+def columns_of(files: Sequence[InputFile]) -> dict[str, Column]:
+    """What it may name of these shards: `SITE_COLUMNS`, and what the sites have of their documents.
+
+    Raises:
+        IntegrityError: a file is missing, changed or damaged.
+        UserError: they are no shards.
+    """
+    if not files:
+        return dict(SITE_COLUMNS)
+    files[0].verified()
+    with _open(files[0]) as opened:
+        return _columns(opened.schema_arrow)
+
+
+def _columns(shards: pa.Schema) -> dict[str, Column]:
+    return SITE_COLUMNS | {field.name: column_of(field) for field in list(shards)[len(SHARDS) :]}
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,7 @@ class ShardReader:
         Args:
             files: published shards of one split, in shard order; their sha256 is verified now, page checksums
                 whenever a page is read.
-            where: SQL over `SITE_COLUMNS`, and over `CORPUS_COLUMN` and `PASS_RATE_COLUMNS` if there are any.
+            where: SQL over `columns_of` the files, and over `PASS_RATE_COLUMNS` if there are any.
             pass_rates: what `rpt screen` found, by `site_id`; sites it lacks have none.
             cache_bytes: decoded row groups kept in memory, those used last.
 
@@ -94,8 +109,7 @@ class ShardReader:
         """
         self._paths = [file.verified() for file in files]
         self._files = [_open(file) for file in files]
-        several = all(file.schema_arrow.equals(SHARDS_OF_SEVERAL) for file in self._files)
-        self._columns = SITE_COLUMNS | (CORPUS_COLUMN if several and files else {})
+        self._columns = _columns(self._files[0].schema_arrow) if files else dict(SITE_COLUMNS)
         expression = row_filter(where, self._columns | (PASS_RATE_COLUMNS if pass_rates is not None else {}), "where")
         counts = [[f.metadata.row_group(g).num_rows for g in range(f.num_row_groups)] for f in self._files]
         self._groups = [(f, g) for f, groups in enumerate(counts) for g in range(len(groups))]
@@ -166,7 +180,7 @@ def _open(file: InputFile) -> pq.ParquetFile:
         opened = pq.ParquetFile(file.path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(file.path, error) from error
-    if not any(opened.schema_arrow.equals(schema) for schema in (SHARDS, SHARDS_OF_SEVERAL)):
+    if not pa.schema(list(opened.schema_arrow)[: len(SHARDS)]).equals(SHARDS):
         raise UserError("not a table of shards", where=file.path, mend="run `rpt data` with this version")
     return opened
 

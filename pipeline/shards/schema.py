@@ -7,8 +7,7 @@ from itertools import accumulate
 
 import pyarrow as pa
 
-from pipeline.corpus.documents import CORPUS
-from pipeline.selection.sites import OF_SEVERAL, SITES
+from pipeline.selection.sites import SITES
 
 SPLITS = ("train", "validation")
 """The tables of shards, named as the split they hold."""
@@ -34,8 +33,11 @@ entropy, nll: rounded up to the next `SCORE_STEP`, which no threshold on that gr
     sites table, and which halves what they cost.
 """
 
-SHARDS_OF_SEVERAL = SHARDS.append(OF_SEVERAL.field(CORPUS))
-"""With the name of the source, where a manifest names several."""
+
+def shards_schema(sites: pa.Schema) -> pa.Schema:
+    """`SHARDS`, and what sites have of their documents: the name of the source, metadata."""
+    return pa.schema([*SHARDS, *(field for field in sites if field.name not in SITES.names)])
+
 
 SCORE_STEP = 1 / 1024
 """Nats."""

@@ -110,10 +110,8 @@ def run_data(
     manifest: Manifest, last: str, source: str | None, work: Path, executor: Executor, as_json: bool = False
 ) -> dict[str, Record]:
     """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
-    from pipeline.core.parquet import read_table
     from pipeline.scoring.tokens import CorpusTokenizer
-    from pipeline.selection.metadata import check_metadata
-    from pipeline.selection.sites import metadata_named, wanted
+    from pipeline.selection.sites import check_named, wanted
     from stages.ingest import ingest
     from stages.materialize import materialize
     from stages.score import score
@@ -139,9 +137,7 @@ def run_data(
         records[name] = steps[name]()
         seconds[name] = time.monotonic() - begin
         if name == "ingest" and last in ("select", "materialize"):
-            files = records["ingest"].files("documents")
-            named = metadata_named(manifest.select, bool(manifest.corpus.sources))
-            check_metadata(named, (read_table(file, ["meta"]) for file in files))
+            check_named(manifest.select, records["ingest"].files("documents"))
     stages = {
         name: {"seconds": seconds[name], "directory": str(record.directory), "counters": record.counters}
         for name, record in records.items()

@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from pipeline.core.config import Manifest, SelectConfig
 from pipeline.core.errors import UserError
-from pipeline.selection.metadata import metadata_frame, rule_columns
-from pipeline.selection.sites import select_sites
+from pipeline.core.parquet import read_table
+from pipeline.selection.corpus_rules import CANDIDATES
+from pipeline.selection.metadata import BUILT_IN, metadata_frame, rule_columns
+from pipeline.selection.sites import SITES, select_sites
+from pipeline.shards.reader import PASS_RATE_COLUMNS, SITE_COLUMNS
+from pipeline.shards.schema import SHARDS
 from stages.select import select
 from tests.selection.tables import documents_of, scores_of
 from tests.stages.published import InProcess, cut, publish_tables
@@ -45,7 +49,7 @@ def test_a_rule_may_name_metadata(where: str, kept: list[int]) -> None:
         {"difficulty": 5.5, "source": "omni", "checked": False},
         {"difficulty": "7", "source": "gsm8k"},  # a CSV's number
         {"difficulty": 5, "source": "omni", "checked": True},
-        {"difficulty": None, "source": ["a", "list"]},
+        {"difficulty": None, "source": 7},
     )
     config = SelectConfig(where=where, metadata=KINDS)
     sites, counters = select_sites(config, documents, scores)
@@ -55,16 +59,85 @@ def test_a_rule_may_name_metadata(where: str, kept: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value"), [("number", "seven"), ("number", True), ("number", [1]), ("number", "nan"), ("boolean", 1)]
+    ("kind", "value"),
+    [("number", "seven"), ("number", True), ("number", [1]), ("number", "nan"), ("boolean", 1), ("text", ["a"])],
 )
 def test_a_value_that_is_not_of_its_kind_is_named(kind: str, value: object) -> None:
     with pytest.raises(UserError, match=f"metadata `x` is no {kind}: document d: {value!r}".replace("[", r"\[")):
         metadata_frame(["d"], [json.dumps({"x": value})], {"x": kind})
 
 
-def test_a_column_of_positions_is_not_metadata() -> None:
-    with pytest.raises(UserError, match="`rank`, which is a column of positions"):
-        rule_columns({"rank": "number"})
+@pytest.mark.parametrize("name", ["rank", "band", "Entropy", "context", "pass_rate", "source_file", "Corpus", "key"])
+def test_a_built_in_column_is_not_metadata(name: str) -> None:
+    with pytest.raises(UserError, match=f"`{name}`, but `{name.lower()}` is a built-in column.*rename the column"):
+        rule_columns({name: "text"})
+
+
+def test_names_of_metadata_differ_in_more_than_capitals() -> None:
+    with pytest.raises(UserError, match="`Level`, but `level` is"):
+        rule_columns({"level": "text", "Level": "text"})
+    with pytest.raises(UserError, match="`corpus` is a built-in"):
+        rule_columns({"corpus": "number"})
+    assert rule_columns({"corpus": "text"}).keys() == rule_columns({}).keys()
+
+
+def test_every_column_that_is_built_in_is_known_as_such() -> None:
+    tables = (SITES, SHARDS, CANDIDATES, scores_of(documents_of(["a"]), [[1]], [[1.0]]).schema)
+    columns = {name for table in tables for name in table.names} | set(SITE_COLUMNS) | set(PASS_RATE_COLUMNS)
+    of_scores = {"token_ids"}  # are gone where metadata come
+    assert columns - of_scores - {"corpus"} <= BUILT_IN
+
+
+def test_lists_are_looked_into_and_never_compared() -> None:
+    documents, scores = corpus({"domain": ["Mathematics -> Geometry"]}, {"domain": ["Algebra", "Zahlen"]}, {})
+    config = SelectConfig(where="domain LIKE '%Geometry%'", metadata={"domain": "json"})
+    sites, _ = select_sites(config, documents, scores)
+    assert set(sites["doc_id"]) == {documents["doc_id"][0].as_py()}
+    assert set(sites["domain"]) == {'["Mathematics -> Geometry"]'}
+    for where in (
+        "domain = 'Geometry'",
+        "'Geometry' = domain",
+        "domain IN ('a')",
+        "entropy > 1 AND NOT (domain) <> 'a'",
+    ):
+        with pytest.raises(UserError, match=r"compares `domain`, which is JSON.*domain LIKE '%part%'"):
+            select_sites(SelectConfig(where=where, metadata={"domain": "json"}), documents, scores)
+
+
+@pytest.mark.parametrize("by", ["difficulty", "band"])
+def test_strata_by_a_metadata_column_are_of_that_column(tmp_path: Path, by: str) -> None:
+    """`difficulty` is metadata, `band` the band; four documents of two positions each, above every threshold."""
+    documents, scores = corpus({"difficulty": 1}, {"difficulty": 2}, {"difficulty": 2}, {})
+    sites = selected(
+        tmp_path, documents, scores, {"strata": {"by": by, "sites": 1}, "metadata": {"difficulty": "number"}}
+    )
+    assert len(sites) == {"difficulty": 3, "band": 1}[by]
+    assert {row["band"] for row in sites} == {"hard"}
+    if by == "difficulty":
+        assert sorted(str(row["difficulty"]) for row in sites) == ["1.0", "2.0", "None"]
+
+
+@pytest.mark.parametrize(("by", "message"), [("nope", "no document has the metadata `nope`"), ("key", "no strata are")])
+def test_strata_by_what_does_not_exist_are_refused(tmp_path: Path, by: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"{message}.*select\.strata\.by"):
+        selected(tmp_path, *corpus({"difficulty": 1}), {"strata": {"by": by, "sites": 1}})
+
+
+def selected(work: Path, documents: pa.Table, scores: pa.Table, rules: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sites that `rpt select` publishes."""
+    manifest = Manifest.model_validate(
+        {
+            "name": "toy",
+            "corpus": {"source": "texts"},
+            "proxy": {"model": "none"},
+            "select": rules,
+            "materialize": {"policy_tokenizer": "none"},
+        }
+    )
+    ingested = publish_tables(work, "ingest", [{"documents": table} for table in cut(documents, 2)])
+    scored = publish_tables(work, "score", [{"scores": table} for table in cut(scores, 2)])
+    record = select(manifest, ingested, scored, work=work, executor=InProcess())
+    return [row for file in record.files("sites") for row in read_table(file).to_pylist()]
 
 
 def test_metadata_that_no_document_has_is_refused_with_what_there_is(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
@@ -17,9 +18,11 @@ from pipeline.core.artifact import Record, content_hash, current_record
 from pipeline.core.config import Manifest, load
 from pipeline.core.errors import IntegrityError, UserError
 from pipeline.core.parquet import read_table
+from pipeline.corpus.documents import doc_id
 from pipeline.export.formats import FORMATS
 from pipeline.export.judging import ground_truth
 from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.shards.reader import ShardReader
 from pipeline.shards.schema import boundaries_of
 from pipeline.task.reward import score_response
 from stages.export import export
@@ -38,19 +41,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Record]:
     return shards_of(tmp_path_factory.mktemp("work"), TEXTS)
 
 
-def shards_of(work: Path, texts: list[str]) -> tuple[Manifest, Record]:
-    """A manifest and its shards: documents in shards of 15, each tenth held out."""
+def shards_of(work: Path, texts: list[str], metadata: dict[str, str] | None = None) -> tuple[Manifest, Record]:
+    """A manifest and its shards: documents in shards of 15, each tenth held out, each with metadata."""
     policy = byte_level_tokenizer(work / "policy", TEXTS, 400)
     toy = Manifest.model_validate(
         {
             "name": "toy",
             "corpus": {"source": "texts"},
             "proxy": {"model": "none"},
+            "select": {"metadata": metadata or {}},
             "materialize": {"policy_tokenizer": str(policy), "max_context_tokens": 30, "row_group": 64},
         }
     )
     tokenizer = CorpusTokenizer.load(policy)
     documents = documents_of(texts, ["validation" if i % 10 == 9 else "train" for i in range(len(texts))])
+    meta = [json.dumps({"difficulty": i % 5, "domain": ["A", "B"][: i % 3], "label": "x"}) for i in range(len(texts))]
+    field = documents.schema.field("meta")
+    documents = documents.set_column(documents.schema.get_field_index("meta"), field, pa.array(meta, field.type))
     ends = [tokenizer.ends(tokenizer.encode(text)).tolist() for text in texts]
     entropies = [[None if t < 4 else (t % 3) * 0.75 for t in range(len(e))] for e in ends]
     ingested = publish_tables(work, "ingest", [{"documents": t} for t in cut(documents, 15)])
@@ -138,6 +145,47 @@ def test_prompts_have_the_same_ids_in_the_trainers_that_read_them(tmp_path: Path
     for row in exported_sites:
         context = row["prompt"][0]["content"]
         assert whole.encode(context, add_special_tokens=False) == tokenizer.encode(context).tolist()
+
+
+@pytest.fixture(scope="module")
+def with_metadata(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Record]:
+    return shards_of(
+        tmp_path_factory.mktemp("metadata"), TEXTS, {"difficulty": "number", "domain": "json", "label": "text"}
+    )
+
+
+@pytest.mark.parametrize("format", ["verl", "trl", "jsonl"])
+def test_declared_metadata_go_on_into_sites_shards_and_exports(
+    with_metadata: tuple[Manifest, Record], tmp_path: Path, format: str
+) -> None:
+    of_document = {text: i for i, text in enumerate(TEXTS)}
+    ids = {doc_id(text): i for text, i in of_document.items()}
+    everything = rows_of(exported(with_metadata, format, tmp_path / "all"), "train")
+    for row in everything:
+        about = TRUTHS[format](row)[2]
+        number = ids[about["doc_id"]]
+        assert about["difficulty"] == number % 5 and about["label"] == "x"
+        assert json.loads(about["domain"]) == ["A", "B"][: number % 3]
+        assert about["band"] in ("medium", "hard")
+    rule = "difficulty >= 3 AND domain LIKE '%\"B\"%' AND band = 'medium'"
+    some = rows_of(exported(with_metadata, format, tmp_path / "some", where=rule), "train")
+    wanted = {doc_id for doc_id, number in ids.items() if number % 5 >= 3 and number % 3 == 2}
+    assert {TRUTHS[format](row)[2]["doc_id"] for row in some} == wanted - held_out(ids) != set()
+    reader = ShardReader(with_metadata[1].files("train"), rule)
+    assert reader.site_ids() == [TRUTHS[format](row)[2]["site_id"] for row in some]
+    with pytest.raises(UserError, match="compares `domain`"):
+        ShardReader(with_metadata[1].files("train"), "domain = 'B'")
+
+
+def test_metadata_of_the_name_of_a_formats_column_are_refused(
+    with_metadata: tuple[Manifest, Record], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"a column `label` of its own.*select\.metadata"):
+        exported(with_metadata, "openrlhf", tmp_path / "none")
+
+
+def held_out(ids: dict[str, int]) -> set[str]:
+    return {doc_id for doc_id, number in ids.items() if number % 10 == 9}
 
 
 def test_what_cannot_be_exported_is_told_and_leaves_nothing(made: tuple[Manifest, Record], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.selection.corpus_rules import shares
 from pipeline.shards.reader import ShardReader
-from pipeline.shards.schema import SHARDS_OF_SEVERAL
+from pipeline.shards.schema import SHARDS
 from stages.audit import audit
 from stages.commands.data import run_data
 from stages.export import export
@@ -141,7 +141,7 @@ def test_rpt_data_its_audit_and_what_is_pushed(tmp_path: Path) -> None:
     push(read, str(tmp_path / "pushed"), work=tmp_path / "work")
     dataset = pytest.importorskip("mlcroissant").Dataset(jsonld=tmp_path / "pushed" / "croissant.json")
     assert not dataset.metadata.ctx.issues.errors and not dataset.metadata.ctx.issues.warnings
-    assert {field.name for field in dataset.metadata.record_sets[0].fields} == set(SHARDS_OF_SEVERAL.names)
+    assert {field.name for field in dataset.metadata.record_sets[0].fields} == {*SHARDS.names, "corpus", "number"}
     assert next(iter(dataset.records("train")))["train/corpus"] in (b"big", b"small")
     _, front, body = (tmp_path / "pushed" / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["license"] == ["big-1.0", "small-1.0"] == dataset.metadata.license

@@ -26,7 +26,7 @@ from pipeline.export.croissant import checksums
 from pipeline.export.outside import public
 from pipeline.export.remote import repository
 from pipeline.shards.reader import ShardReader
-from pipeline.shards.schema import SHARDS, SHARDS_OF_SEVERAL
+from pipeline.shards.schema import SHARDS
 from stages.pull import pull
 from stages.push import assemble, push
 from tests.toys import byte_level_tokenizer, problems, write_jsonl
@@ -105,7 +105,7 @@ def test_the_metadata_has_every_file_and_every_stage(made: tuple[Manifest, Path]
     stages = {activity["name"]: activity["identifier"] for activity in tree["prov:wasGeneratedBy"]}
     assert stages == {stage: record.content for stage, record in lineage.records.items()}
     assert {"read", "proxy", "score", "materialize"} <= set(stages)
-    assert set(COLUMNS) == set(SHARDS_OF_SEVERAL.names)
+    assert set(COLUMNS) == {*SHARDS.names, "corpus"}
 
 
 def test_the_card_says_what_it_is_and_nothing_of_this_machine(made: tuple[Manifest, Path], pushed: Path) -> None:

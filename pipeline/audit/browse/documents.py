@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from pipeline.audit.browse.index import folded
 from pipeline.audit.browse.store import Store
 from pipeline.core.errors import UserError
-from pipeline.selection.metadata import KINDS, kinds
-from pipeline.selection.where import Column, filter_rows, row_filter
+from pipeline.selection.metadata import document_columns, kinds
+from pipeline.selection.where import filter_rows, row_filter
 
 _ROW = "row of the index"
 
@@ -59,7 +60,7 @@ class Finder:
 
     def __init__(self, store: Store, kept_D: NDArray[np.int64], metadata: Mapping[str, str]) -> None:
         self._store = store
-        self._metadata = kinds(metadata)
+        self._metadata, self._columns = kinds(metadata), document_columns(metadata)
         self.kept_D = kept_D
         positions_D = store.documents["positions"].to_numpy()
         self.share_D = 100 * kept_D / np.maximum(positions_D, 1)
@@ -83,7 +84,7 @@ class Finder:
 
     def _has_metadata(self, wanted: str) -> NDArray[np.bool_]:
         try:
-            expression = row_filter(wanted, {n: Column(KINDS[k], "") for n, k in self._metadata.items()}, "metadata")
+            expression = row_filter(wanted, self._columns, "metadata")
             named = expression.meta.root_names()
         except UserError:
             named = []
@@ -116,13 +117,21 @@ class Finder:
 
 
 def _has_meta(meta: pl.Series, wanted: str) -> NDArray[np.bool_]:
-    """`key=value` compares one value of the JSON objects; anything else is a part of them."""
+    """`key=value` compares one value of the JSON objects, or of a list's values any part; anything else is a part of
+    the objects."""
     key, separator, value = (part.strip() for part in wanted.partition("="))
+    value = value[1:-1] if len(value) > 1 and value[0] == value[-1] == "'" else value
     if not separator:
         return meta.str.contains(wanted, literal=True).to_numpy()
     parts = [json.dumps(key, ensure_ascii=False), json.dumps(value, ensure_ascii=False)[1:-1]]
     likely = np.all([meta.str.contains(part, literal=True).to_numpy() for part in parts], axis=0)
     for row in np.flatnonzero(likely):
         found = json.loads(meta[int(row)]).get(key)
-        likely[row] = value == (found if isinstance(found, str) else json.dumps(found, ensure_ascii=False))
+        values = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in _listed(found)]
+        likely[row] = any(value in v for v in values) if isinstance(found, list) else value in values
     return likely
+
+
+def _listed(found: Any) -> list[Any]:
+    """The values of a list; a single value as a list of it."""
+    return found if isinstance(found, list) else [found]
