@@ -309,8 +309,9 @@ class SelectConfig(Config):
     locations: ClassVar[frozenset[str]] = frozenset({"exclude"})
 
     metadata: dict[str, Literal["text", "number", "boolean", "json"]] = {}
-    """Metadata of documents that `where` may name, and what they hold: `{difficulty: number}`. `corpus`, the name of
-    one of `corpus.sources`, may be named without."""
+    """Metadata of documents that `where` may name, and what they hold: `{difficulty: number}`; lists and objects are
+    `json`. They are columns of sites and shards, too. `corpus`, the name of one of `corpus.sources`, may be named
+    without."""
     where: Expression = "entropy > 1.0"
     """SQL over the score columns (docs/own-corpus.md lists them): which training positions are kept."""
     validation_where: Expression = "entropy > 0.5"

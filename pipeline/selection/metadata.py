@@ -124,7 +124,7 @@ def metadata_frame(doc_ids: Iterable[str], meta: Iterable[str], wanted: Mapping[
                 raise UserError(
                     f"metadata `{name}` is no {kind}",
                     where=f"document {doc_id}: {row[name]!r:.80}",
-                    mend=f"select.metadata: {{{name}: json}} takes anything",
+                    mend=f"select.metadata: {{{name}: {_wider(row[name])}}} takes anything",
                 )
             values[name].append(value)
     return pl.DataFrame(values, schema={name: KINDS[kind] for name, kind in wanted.items()})
@@ -198,6 +198,11 @@ def _typed(value: Any, kind: str) -> Any:
     except (TypeError, ValueError, OverflowError):
         return _MISFIT
     return number if number is not _MISFIT and _is_exact(value, number) else _MISFIT  # type: ignore[arg-type]
+
+
+def _wider(value: Any) -> str:
+    """The kind that takes anything like a value."""
+    return "json" if isinstance(value, list | dict) else "text"
 
 
 def _is_exact(value: Any, number: float) -> bool:
