@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from pipeline.core.config import StopConfig
 from pipeline.core.errors import UserError
-from pipeline.grpo.checkpoint import superfluous
 from pipeline.grpo.watch import Watch
 
 FINE = {
@@ -76,15 +74,3 @@ def test_a_gap_far_below_the_limit_is_warned_of_once() -> None:
     assert [bool(warning) for warning in said] == [False, True, False, False, True]
     assert "differ by 0.25 nats a token" in str(said[1])
     assert not Watch().see(APART, StopConfig(logprob_gap_warning=None))
-
-
-def test_the_last_and_the_best_checkpoint_stay(tmp_path: Path) -> None:
-    folders = []
-    for step, accuracy in enumerate([None, 0.3, 0.5, 0.5, None, 0.4], start=1):
-        folders.append(tmp_path / f"step-{step}")
-        folders[-1].mkdir()
-        (folders[-1] / "state.json").write_text(json.dumps({"accuracy": accuracy}))
-    half = tmp_path / "step-0"  # of a run that was killed while it wrote it
-    half.mkdir()
-    gone = superfluous([half, *folders], folders[-1], keep=2)
-    assert [folder.name for folder in gone] == ["step-0", "step-1", "step-2", "step-4"]
