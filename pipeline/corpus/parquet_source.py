@@ -66,7 +66,7 @@ def row_group_rows(table: pq.ParquetFile, group: int, name: str, most: int) -> I
     check_unpacked(sum(unpacked), packed, most, where)
     rows = size = 0
     largest = max((c.total_uncompressed_size for c in columns if c.has_dictionary_page), default=0)
-    batch_rows = max(1, min(BATCH_ROWS, most // max(largest, 1)))  # each row may have a dictionary's longest value
+    batch_rows = max(1, min(BATCH_ROWS, most // 8 // max(largest, 1)))  # each may have a dictionary's longest value
     for batch in table.iter_batches(batch_size=batch_rows, row_groups=[group]):
         size += sum(map(_decoded_bytes, batch.columns))
         check_unpacked(size, packed, most, where)
