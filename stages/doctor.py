@@ -2,7 +2,7 @@
 
 Input:   this environment and machine; the folder that artifacts go to.
 Output:  tables, or JSON. The exit code is 2 if `rpt data` or `rpt train` could not run.
-Command: rpt doctor [--json]
+Command: rpt doctor [--policy POLICY] [--json]
 """
 
 from __future__ import annotations
@@ -60,8 +60,13 @@ FEATURES = (
 )
 
 
-def doctor(work: Path) -> dict[str, Any]:
-    """Everything, as JSON values. `work`: where artifacts go."""
+def doctor(work: Path, policy: str | None = None) -> dict[str, Any]:
+    """Everything, as JSON values.
+
+    Args:
+        work: where artifacts go.
+        policy: folder or hub id of a policy to look at: what ends its responses.
+    """
     features = [_checked(feature) for feature in FEATURES]
     return {
         "python": platform.python_version(),
@@ -73,8 +78,32 @@ def doctor(work: Path) -> dict[str, Any]:
         "devices": [gpu.name for gpu in gpus()] or ["CPU"],
         "disk": _disk(work),
         "features": features,
+        **({} if policy is None else {"response_ends": ends_of(policy)}),
         "ok": all(feature["missing"] == [] for feature in features if feature["needed"]),
     }
+
+
+def ends_of(policy: str) -> list[dict[str, Any]]:
+    """The tokens that end a response of a policy, and what names each.
+
+    Raises:
+        UserError: there is none, or no such policy.
+    """
+    from pipeline.grpo.response_ends import response_ends
+    from pipeline.scoring.tokens import TOKENIZER_FILES, CorpusTokenizer, resolve_model
+
+    folder = resolve_model(policy, files=(*TOKENIZER_FILES, "generation_config.json", "config.json"))
+    tokens = CorpusTokenizer.load(folder)
+    ends = response_ends(folder, tokens)
+    return [
+        {
+            "id": id,
+            "token": tokens.token_bytes[id].decode("utf-8", errors="replace"),
+            "named_by": list(sources),
+            "taught": id == ends.of_response,
+        }
+        for id, sources in sorted(ends.named.items())
+    ]
 
 
 def _checked(feature: Feature) -> dict[str, Any]:
@@ -130,4 +159,9 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     for feature in found["features"]:
         state = "missing: " + ", ".join(feature["missing"]) if feature["missing"] else "ready"
         features.add_row(feature["feature"], state, feature["mend"])
-    return [machine, features]
+    if "response_ends" not in found:
+        return [machine, features]
+    ends = Table("a response ends with", "id", "named by", "taught by rpt sft")
+    for end in found["response_ends"]:
+        ends.add_row(end["token"], str(end["id"]), ", ".join(end["named_by"]), "yes" if end["taught"] else "")
+    return [machine, features, ends]

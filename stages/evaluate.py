@@ -207,7 +207,7 @@ def read_policy(
     from pipeline.grpo.sampler import Sampler
 
     tokenizer = CorpusTokenizer.load(folder)
-    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokenizer, template_named(recipe.task.template))
+    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokenizer, template_named(recipe.task.template))
     dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
     longest = prompts.longest(longest_context, recipe.rollout.max_new_tokens)
     policy = Sampler.load(folder, tokenizer, dtype=dtype, device=torch_device(), batch_rows=batch, longest=longest)

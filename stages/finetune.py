@@ -222,7 +222,7 @@ def read_policy(name: str, folder: Path, recipe: Recipe, sites: Sequence[Site], 
     from pipeline.grpo.sampler import Sampler
 
     tokens = CorpusTokenizer.load(folder)
-    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, template_named(recipe.task.template))
+    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokens, template_named(recipe.task.template))
     dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
     longest = prompts.longest(longest_question, recipe.rollout.max_new_tokens)
     policy = Sampler.load(folder, tokens, dtype=dtype, device=torch_device(), batch_rows=batch, longest=longest)

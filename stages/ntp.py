@@ -17,6 +17,7 @@ from pipeline.core.artifact import Record, current_record
 from pipeline.core.config import Recipe, load, manifest_of
 from pipeline.grpo.compute import Budget
 from pipeline.grpo.process import command_line, end_with_launcher, run_to_exit
+from pipeline.grpo.response_ends import response_ends
 from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 
 
@@ -43,15 +44,16 @@ def ntp(
     from pipeline.grpo import ranks
 
     ranks.prepare_environment()
-    from transformers import AutoTokenizer
-
     from pipeline.grpo.examples import Stream, some, text_examples
     from pipeline.grpo.supervised import Course, learn
 
     base, supervised = resolve_model(recipe.policy.model, recipe.policy.revision), recipe.supervised
-    tokens, end = CorpusTokenizer.load(base), AutoTokenizer.from_pretrained(base).eos_token_id
+    tokens = CorpusTokenizer.load(base)
+    ends = response_ends(base, tokens)
     files, window = documents.files("documents"), supervised.window
-    training, held_out = (text_examples(files, split, tokens, end, window) for split in ("train", "validation"))
+    training, held_out = (
+        text_examples(files, split, tokens, ends.of_text, window) for split in ("train", "validation")
+    )
     course = Course(
         streams=(Stream(training, recipe.seed, supervised.batch_tokens, "the training documents"),),
         held_out=some(held_out, recipe.evaluate.progress_sites, recipe.seed),
@@ -61,6 +63,7 @@ def ntp(
         "recipe": {key: recipe.identity()[key] for key in ("policy", "optimizer", "supervised", "seed")},
         "documents": documents.content,
         "policy": model_digest(base),
+        "ends": sorted(ends.ids),
     }
     return learn("ntp", recipe, course, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
 

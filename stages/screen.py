@@ -135,7 +135,7 @@ def _policy(config: ScreenStageConfig) -> tuple[Sampler, PromptBuilder]:
 
     folder = Path(config.policy)
     tokens = CorpusTokenizer.load(folder)
-    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, template_named(config.template))
+    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokens, template_named(config.template))
     room = max(config.max_new_tokens, config.longest_response)
     sampler = Sampler.load(
         folder,

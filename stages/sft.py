@@ -19,7 +19,8 @@ from pipeline.core.config import Recipe, load, manifest_of
 from pipeline.core.errors import UserError
 from pipeline.grpo.compute import Budget
 from pipeline.grpo.process import command_line, end_with_launcher, run_to_exit
-from pipeline.grpo.run import policy_tokenizer
+from pipeline.grpo.response_ends import response_ends
+from pipeline.grpo.run import policy_tokenizer, spoken
 from pipeline.grpo.screening import read_pass_rates, screening_of
 from pipeline.scoring.tokens import model_digest, resolve_model
 from pipeline.task.templates import template_named
@@ -62,27 +63,28 @@ def sft(
     from transformers import AutoTokenizer
 
     from pipeline.grpo.examples import Stream, answer_examples, some, text_examples, thought_examples
-    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.prompt import PromptBuilder, kept_prompt
     from pipeline.grpo.supervised import Course, learn
     from pipeline.shards.reader import ShardReader
 
     base, supervised = resolve_model(recipe.policy.model, recipe.policy.revision), recipe.supervised
     tokens, tokenizer = policy_tokenizer(base, shards), AutoTokenizer.from_pretrained(base)
-    prompts, end = PromptBuilder(tokenizer, tokens, template_named(recipe.task.template)), tokenizer.eos_token_id
+    ends, text = response_ends(base, tokens), kept_prompt(run, base, tokens, template_named(recipe.task.template))
+    prompts = PromptBuilder(tokenizer, tokens, text)
     if rollouts:
         answers, what = thought_examples(rollouts, prompts, tokens), "the rollouts"
     else:
         rates = read_pass_rates(screening) if screening else None
         sites = ShardReader(shards.files("train"), recipe.sites.where, pass_rates=rates)
-        answers, what = answer_examples(sites, prompts, tokens, end), "the shards"
+        answers, what = answer_examples(sites, prompts, tokens, ends.of_response), "the shards"
 
     files, window = documents.files("documents"), supervised.window
     text_tokens = round(supervised.plain_text * supervised.batch_tokens)
     streams = [Stream(answers, recipe.seed, supervised.batch_tokens - text_tokens, what)]
     if text_tokens:
-        text = text_examples(files, "train", tokens, end, window)
-        streams.append(Stream(text, recipe.seed, text_tokens, "the training documents"))
-    held_out = text_examples(files, "validation", tokens, end, window)
+        plain = text_examples(files, "train", tokens, ends.of_text, window)
+        streams.append(Stream(plain, recipe.seed, text_tokens, "the training documents"))
+    held_out = text_examples(files, "validation", tokens, ends.of_text, window)
     course = Course(
         streams=tuple(streams),
         held_out=some(held_out, recipe.evaluate.progress_sites, recipe.seed),
@@ -95,6 +97,7 @@ def sft(
         "documents": documents.content,
         "rollouts": [content_hash(file) for file in rollouts],
         "policy": model_digest(base),
+        **spoken(text, ends),
     }
     return learn("sft", recipe, course, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
 

@@ -23,8 +23,6 @@ from typing import TYPE_CHECKING, Any, cast
 from pipeline.core.artifact import Record, current_record, published_record
 from pipeline.core.config import BandsConfig, Recipe, load, manifest_of
 from pipeline.core.errors import UserError
-from pipeline.core.files import replacing
-from pipeline.core.parquet import write_rows
 from pipeline.core.progress import say
 from pipeline.grpo.compute import ModelSize, Spent, grpo_flops
 from pipeline.grpo.metrics import (
@@ -36,6 +34,8 @@ from pipeline.grpo.metrics import (
     rollout_metrics,
 )
 from pipeline.grpo.process import command_line, end_with_launcher, learning_rate, run_to_exit, stop_signal
+from pipeline.grpo.prompt import keep_prompt, kept_prompt
+from pipeline.grpo.response_ends import response_ends
 from pipeline.grpo.run import (
     MetricsLog,
     describe,
@@ -45,6 +45,7 @@ from pipeline.grpo.run import (
     layout_of,
     lock,
     policy_tokenizer,
+    spoken,
 )
 from pipeline.grpo.sampler_choice import with_sampler
 from pipeline.grpo.screening import read_pass_rates, screening_of
@@ -57,8 +58,7 @@ from pipeline.task.templates import template_named
 
 if TYPE_CHECKING:
     from pipeline.grpo.curriculum import Curriculum
-    from pipeline.grpo.prompt import PromptBuilder
-    from pipeline.grpo.reward import Reader
+    from pipeline.grpo.prompt import PromptBuilder, PromptText
     from pipeline.grpo.rollout import Rollout
     from pipeline.grpo.sampler import Sampler
     from pipeline.grpo.types import ResponseSampler
@@ -98,13 +98,17 @@ def train(
     """
     recipe = with_sampler(recipe, vllm_server)
     base = resolve_model(recipe.policy.model, recipe.policy.revision)
-    tokens, own = policy_tokenizer(base, shards), identity(recipe, shards, model_digest(base), screening)
+    tokens, template = policy_tokenizer(base, shards), template_named(recipe.task.template)
+    ends, text = response_ends(base, tokens), kept_prompt(run, base, tokens, template)
+    own = identity(recipe, shards, model_digest(base), screening) | spoken(text, ends)
     main, trained = os.environ.get("RANK", "0") == "0", run / "policy"
     if is_complete(run, recipe.budget.steps, own):
         if main:
             say(f"train        up to date  {trained}")
         return trained
     held = lock(run) if main else None  # until this function or this process ends
+    if main:
+        keep_prompt(run, text, base, tokens, template)
 
     from pipeline.grpo import ranks
 
@@ -112,13 +116,16 @@ def train(
     from pipeline.grpo import checkpoint
     from pipeline.grpo import engine as ds
     from pipeline.grpo.curriculum import Curriculum
+    from pipeline.grpo.rollout import write_rollouts
 
     topology = choose_topology(deepspeed_config, on_gpu=ranks.on_gpu())
     rates = read_pass_rates(screening) if screening else None
     curriculum, held_out = Curriculum(shards.files("train"), recipe, rates), progress_sites(shards, recipe)
     ds.start()
     longest_context = shards.config["max_context_tokens"]
-    policy = load_policy(recipe, base, topology, tokens, curriculum, longest_context)
+    ranks.barrier()  # until rank 0 has kept the prompt: all ranks take it from there
+    text = kept_prompt(run, base, tokens, template)
+    policy = load_policy(recipe, base, topology, tokens, curriculum, longest_context, text)
     if recipe.rollout.sampler == "vllm":
         policy = sampling_with_vllm(policy, recipe, base, tokens, curriculum, longest_context, vllm_server)
     engine, sampler = policy.engine, policy.sampler
@@ -134,6 +141,7 @@ def train(
     if main:
         begins = f"resumes after step {done}" if resumed else "starts"
         say(f"train        {begins}: {steps} steps on {shards.directory.parent}  {run}")
+        say(f"train        a response ends with {ends.described(tokens)}")
         describe(run, recipe, {"shards": shards}, base, own, layout)
         log, progress = tracked(MetricsLog(run, done if resumed else None), run, recipe), ProgressLine(done, steps)
 
@@ -193,14 +201,6 @@ class Policy:
     """The policy as it was before training, where the objective keeps to it."""
     size: ModelSize
 
-    @property
-    def reader(self) -> Reader:
-        """The policy as rewards and rollouts ask it."""
-        from pipeline.grpo.reward import Reader
-
-        sampler = cast("Sampler", self.sampler)  # rewards that ask for probabilities are refused with vLLM
-        return Reader(sampler, self.prompts, self.tokens)
-
 
 def load_policy(
     recipe: Recipe,
@@ -209,19 +209,26 @@ def load_policy(
     tokens: CorpusTokenizer,
     curriculum: Curriculum,
     longest_context: int,
+    text: PromptText,
 ) -> Policy:
-    """Both forms of the policy in `base`, found to agree."""
+    """Both forms of the policy in `base`, found to agree.
+
+    Raises:
+        UserError: they do not, or the policy has too few positions for a site's prompt and the response to it.
+    """
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from pipeline.grpo import engine as ds
     from pipeline.grpo.agreement import verify
+    from pipeline.grpo.positions import sites_must_fit
     from pipeline.grpo.prompt import PromptBuilder
     from pipeline.grpo.sampler import Sampler
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    prompts = PromptBuilder(tokenizer, tokens, template_named(recipe.task.template))
-    longest = prompts.longest(longest_context, recipe.rollout.max_new_tokens)
+    prompts, room = PromptBuilder(tokenizer, tokens, text), recipe.rollout.max_new_tokens
+    longest = prompts.longest(longest_context, room)
+    sites_must_fit(AutoConfig.from_pretrained(base), prompts, curriculum.sites(), longest, room)
     engine = ds.build(base, recipe.policy, recipe.optimizer, topology, longest=longest)
     dtype, rows = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
     sampler = Sampler.load(base, tokens, dtype=dtype, device=engine.device, batch_rows=rows, longest=longest)
@@ -282,10 +289,13 @@ def take_step(
     from pipeline.grpo import ranks
     from pipeline.grpo.collection import collect, mini_batches
     from pipeline.grpo.objective import Objective
+    from pipeline.grpo.reward import Reader
     from pipeline.grpo.update import update
 
     clock, objective, lr = Stopwatch(), Objective.of(recipe), learning_rate(recipe.optimizer, step)
-    collected = collect(policy.reader, curriculum, recipe, step, draws, clock)
+    sampler = cast("Sampler", policy.sampler)  # rewards that ask for probabilities are refused with vLLM
+    reader = Reader(sampler, policy.prompts, policy.tokens)
+    collected = collect(reader, curriculum, recipe, step, draws, clock)
     sampled, chosen = list(collected.sampled.values()), list(collected.chosen.values())
     with clock("update"):
         texts = {
@@ -353,17 +363,6 @@ def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig | None, r
     documents_N = [site.doc_id for site in sites]
     by_band = accuracy_by_band(hits_N, sites, bands) if bands else {"all": proportion(hits_N, documents_N)}
     return {**progress_metrics(by_band), **clock.seconds()}
-
-
-def write_rollouts(run: Path, step: int, rollouts: Sequence[Rollout]) -> None:
-    """`rollouts/step-<step>.parquet`, by rank 0."""
-    from pipeline.grpo import ranks
-    from pipeline.grpo.rollout import ROLLOUTS, rollout_rows
-
-    if ranks.rank() == 0:
-        path = run / "rollouts" / f"step-{step:06d}.parquet"
-        with replacing(path) as temporary:
-            write_rows(temporary, ROLLOUTS, rollout_rows(rollouts, step))
 
 
 def main() -> None:

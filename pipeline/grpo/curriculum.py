@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -38,6 +38,14 @@ class Curriculum:
         readers = {where: ShardReader(files, where, pass_rates=pass_rates) for where in dict.fromkeys(expressions)}
         self._readers = [readers[where] for where in expressions]
         self._shuffled = ShuffledTargets(files, recipe, pass_rates) if recipe.task.targets == "shuffled" else None
+
+    def sites(self) -> Iterator[Site]:
+        """Every site that some phase may draw."""
+        seen: set[int] = set()
+        for reader in self._readers:
+            if id(reader) not in seen:
+                seen.add(id(reader))
+                yield from (reader[i] for i in range(len(reader)))
 
     def draw(self, step: int, number: int, before: Sequence[Draw] = ()) -> list[Draw]:
         """The sites of one draw.

@@ -52,9 +52,10 @@ class Stream:
         self._lengths = np.array([example.length for example in examples], dtype=np.int64)
         if not len(examples):
             raise UserError("nothing to learn from", where=what)
-        if (longest := int(self._lengths.max())) > step_tokens:
+        self.longest = int(self._lengths.max())
+        if self.longest > step_tokens:
             raise UserError(
-                f"an example of {longest:,} tokens is longer than its share of a step, {step_tokens:,} tokens",
+                f"an example of {self.longest:,} tokens is longer than its share of a step, {step_tokens:,} tokens",
                 where=what,
                 mend="raise `supervised.batch_tokens`",
             )
@@ -84,7 +85,7 @@ def some(examples: Sequence[Example], most: int, seed: int) -> tuple[Example, ..
 
 
 def text_examples(
-    files: Sequence[InputFile], split: str, tokens: CorpusTokenizer, end: int | None, window: int
+    files: Sequence[InputFile], split: str, tokens: CorpusTokenizer, end: int, window: int
 ) -> list[Example]:
     """The documents of a split, every token to be predicted from those before it in its document.
 
@@ -92,17 +93,16 @@ def text_examples(
         files: of the table `documents`.
         split: `train` or `validation`.
         tokens: the policy's tokenizer; the token it declares for a beginning stands before a document.
-        end: the token that stands after it, if any.
+        end: the token that stands after it.
         window: a document is read in pieces of at most so many tokens.
     """
     before = [] if tokens.bos_id is None else [tokens.bos_id]
-    after = [] if end is None else [end]
     examples: list[Example] = []
     for file in files:
         table = read_table(file, ["text", "split"])
         texts = [row["text"] for row in table.to_pylist() if row["split"] == split]
         for ids in tokens.encode_batch(texts):
-            examples += pieces(np.concatenate([before, ids, after]).astype(np.int32), window)
+            examples += pieces(np.concatenate([before, ids, [end]]).astype(np.int32), window)
     return examples
 
 

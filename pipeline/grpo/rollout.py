@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.core.config import Recipe
+from pipeline.core.files import replacing
+from pipeline.core.parquet import write_rows
+from pipeline.grpo import ranks
 from pipeline.grpo.advantage import Advantage
 from pipeline.grpo.curriculum import Draw
 from pipeline.grpo.drawing import rollout_seed
@@ -109,3 +113,11 @@ def rollout_rows(rollouts: Sequence[Rollout], step: int) -> list[dict[str, objec
             zip(rollout.group.responses, rollout.outcomes, rollout.group.advantages, strict=True)
         )
     ]
+
+
+def write_rollouts(run: Path, step: int, rollouts: Sequence[Rollout]) -> None:
+    """`rollouts/step-<step>.parquet`, by rank 0."""
+    if ranks.rank() == 0:
+        path = run / "rollouts" / f"step-{step:06d}.parquet"
+        with replacing(path) as temporary:
+            write_rows(temporary, ROLLOUTS, rollout_rows(rollouts, step))

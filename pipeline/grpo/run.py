@@ -4,6 +4,7 @@ recipe.yaml      as resolved, overrides applied
 run.json         what it was made from: shards, base policy, versions, commit
 metrics.jsonl    a line a step
 tensorboard/     the same for TensorBoard
+prompt.json      the rendered prompt, which a resume takes from here
 rollouts/        responses of every n-th step, Parquet
 checkpoints/     what a resume needs
 policy/          the trained policy, a `transformers` folder; its existence means that the run is complete
@@ -20,6 +21,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +31,8 @@ from pipeline.core.artifact import Record, content_hash
 from pipeline.core.config import Recipe, canonical_json, differences
 from pipeline.core.errors import IntegrityError, UserError
 from pipeline.core.files import replace_text
+from pipeline.grpo.prompt import PromptText
+from pipeline.grpo.response_ends import ResponseEnds
 from pipeline.scoring.tokens import CorpusTokenizer
 
 MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised", "questions", "track")
@@ -61,6 +65,11 @@ def identity(recipe: Recipe, shards: Record, policy: str, screening: Record | No
 OTHER_CHECKPOINT = (
     "write the name of an earlier checkpoint into `checkpoints/latest`, or train into another --run folder"
 )
+
+
+def spoken(text: PromptText, ends: ResponseEnds) -> dict[str, Any]:
+    """The part of a run's identity that the policy's files beside its weights decide: prompt, and ends of responses."""
+    return {"prompt": asdict(text), "ends": sorted(ends.ids)}
 
 
 def must_be_same(was: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:

@@ -34,6 +34,8 @@ from pipeline.grpo.decoding import (
 )
 from pipeline.grpo.drawing import Drawing
 from pipeline.grpo.fused_decoder import FusedDecoder, can_fuse
+from pipeline.grpo.positions import must_fit
+from pipeline.grpo.response_ends import response_ends
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import Response, SamplingRequest
 from pipeline.scoring.rotary import fix_rotary
@@ -90,7 +92,7 @@ class Sampler:
         batch_rows: int = 1024,
         longest: int | None = None,
     ) -> Sampler:
-        """From a `transformers` folder; what ends a response is read from its generation configuration.
+        """From a `transformers` folder, whose files say what ends a response (`response_ends.py`).
 
         Args:
             folder: of the policy.
@@ -106,7 +108,8 @@ class Sampler:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         fixed = fix_rotary(model, longest)
         torch.nn.Module.to(model, device)
-        return cls(model, tokenizer, eos_ids_of(model), batch_rows=batch_rows, longest=longest if fixed else None)
+        ends, longest = response_ends(folder, tokenizer), longest if fixed else None
+        return cls(model, tokenizer, ends.ids, batch_rows=batch_rows, longest=longest)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy weights by their `transformers` names. A tied output head follows its embedding.
@@ -128,7 +131,7 @@ class Sampler:
         """The P·G responses, in the order of the request's seeds.
 
         Raises:
-            UserError: a prompt and its response may be longer than the model was loaded for.
+            UserError: a prompt and its response may be longer than the model was loaded for, or than it has positions.
         """
         prompts, group_size, seeds = request.prompts, request.group_size, request.seeds
         most = max(map(len, prompts), default=0) + request.max_new_tokens
@@ -139,6 +142,7 @@ class Sampler:
                 where=type(self.model).__name__,
                 mend="raise `materialize.max_context_tokens`, or lower `rollout.max_new_tokens`",
             )
+        must_fit(self.model.config, max(map(len, prompts), default=0), request.max_new_tokens)
         responses: dict[int, Response] = {}
         by_length = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))  # little padding
         for start in range(0, len(prompts), width := max(1, self._batch_rows // group_size)):
@@ -224,23 +228,6 @@ def _fastest(model: PreTrainedModel) -> tuple[ReadContexts, Rows]:
         return by_modules, partial(Shared, partial(token_by_modules, model))
     decoder = FusedDecoder(model)
     return decoder.read_contexts, partial(Shared, decoder)
-
-
-def eos_ids_of(model: PreTrainedModel) -> frozenset[int]:
-    """Ids that end a response, as the model's generation configuration has them.
-
-    Raises:
-        UserError: it names none, so that no response could ever finish.
-    """
-    named = model.generation_config.eos_token_id if model.generation_config else None
-    ids = [named] if isinstance(named, int) else list(named or ())
-    if not ids:
-        raise UserError(
-            "the policy names no end-of-sequence token",
-            where=model.config._name_or_path,
-            mend="set `eos_token_id` in its generation_config.json",
-        )
-    return frozenset(ids)
 
 
 def _chunks(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.core.artifact import Record
 from pipeline.core.config import Recipe
@@ -28,6 +28,7 @@ from pipeline.grpo.examples import Example, Stream
 from pipeline.grpo.loss import LOSSES, Bounds
 from pipeline.grpo.metrics import Metrics, ProgressLine, Stopwatch
 from pipeline.grpo.objective import Objective
+from pipeline.grpo.positions import must_fit
 from pipeline.grpo.process import learning_rate, stop_signal
 from pipeline.grpo.run import MetricsLog, describe, is_complete, latest_checkpoint, layout_of, lock
 from pipeline.grpo.topology import choose_topology, zero_stage
@@ -98,6 +99,7 @@ def learn(
     plan = (course.of_step(step) for step in count())
     spending = ((step_flops(size, examples), learned(examples)) for examples in plan)
     steps = budget.steps(spending, otherwise=recipe.budget.steps)
+    must_fit(AutoConfig.from_pretrained(base), max(stream.longest for stream in course.streams), 1)
     main = os.environ["RANK"] == "0"
     if is_complete(run, steps, own):
         if main:

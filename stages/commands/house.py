@@ -85,17 +85,23 @@ def clean(
 
 
 @commands.command(rich_help_panel=HOUSE)
-def doctor(work: Work = Path("work"), as_json: AsJson = False) -> None:
+def doctor(
+    work: Work = Path("work"),
+    policy: Annotated[str | None, typer.Option(help="Folder or hub id: show what ends its responses.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """What this machine has: versions, devices, compilers, disk; and what is missing for which feature.
 
-    Example:
+    Examples:
 
         rpt doctor
+
+        rpt doctor --policy demo/policy
     """
     from stages.doctor import doctor as examine
     from stages.doctor import tables
 
-    found = examine(work)
+    found = examine(work, policy)
     report(found, tables, as_json)
     if not found["ok"]:
         raise typer.Exit(UserError.exit_code)

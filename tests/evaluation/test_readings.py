@@ -33,7 +33,7 @@ def read(folder: Path, kind: str, batch: int = 2, room: int = 10) -> tuple[list[
     policy, ticks = Sampler.load(folder, tokenizer), Ticks()
     if kind == "direct":
         return read_directly(policy, tokenizer, SITES, batch=batch, advance=ticks), ticks
-    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokenizer, TEMPLATES["brief"])
+    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokenizer, TEMPLATES["brief"])
     answers = read_by_reasoning(
         policy, prompts, SITES, temperature=0, max_new_tokens=room, seed=0, batch=batch, advance=ticks
     )

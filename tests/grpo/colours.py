@@ -36,7 +36,7 @@ def make_policy(folder: Path) -> Path:
     texts = [context(i) + c for i in range(60) for c in COLOURS] + ["</think>\\boxed{}", TEMPLATES["brief"].text] * 9
     byte_level_tokenizer(folder, texts, vocab_size=330)
     tokens, tokenizer = CorpusTokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
-    prompts = PromptBuilder(tokenizer, tokens, TEMPLATES["brief"])
+    prompts = PromptBuilder.of(tokenizer, tokens, TEMPLATES["brief"])
     end, closed = tokens.id_of("<|end|>"), tokens.id_of("</think>")
     torch.manual_seed(0)
     config = Qwen2Config(

@@ -29,11 +29,11 @@ from pipeline.grpo.agreement import verify  # noqa: E402
 from pipeline.grpo.batch import batch_of, consecutive_parts, micro_batches, text_batches  # noqa: E402
 from pipeline.grpo.loss import LOSSES, Bounds  # noqa: E402
 from pipeline.grpo.objective import Objective  # noqa: E402
-from pipeline.grpo.sampler import Sampler, eos_ids_of  # noqa: E402
+from pipeline.grpo.sampler import Sampler  # noqa: E402
 from pipeline.grpo.topology import read_topology  # noqa: E402
 from pipeline.grpo.types import SamplingRequest  # noqa: E402
 from pipeline.grpo.update import MiniBatch, update  # noqa: E402
-from tests.grpo.models import TEMPERATURE, some_groups  # noqa: E402
+from tests.grpo.models import EOS, TEMPERATURE, some_groups  # noqa: E402
 from tests.grpo.test_sampler import TOKENIZER  # noqa: E402
 
 LR, BETAS, MICRO_BATCH = 1e-2, (0.9, 0.95), 24  # of its tokens many a group has more
@@ -59,7 +59,7 @@ def main(folder: Path, topology: Path, out: Path, how: list[str]) -> None:
     optimizer = OptimizerConfig(lr=9.0, betas=BETAS, weight_decay=0.0, clip_norm=1e9)
     engine = ds.build(folder, policy, optimizer, read_topology(topology))
     model = Sampler.load(folder, TOKENIZER).model
-    sampler = Sampler(model, TOKENIZER, eos_ids_of(model))
+    sampler = Sampler(model, TOKENIZER, {EOS})
     seen: dict[str, Any] = {"gap": gap(engine, model), "responses": [], "updates": []}
 
     def sample() -> None:

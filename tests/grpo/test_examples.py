@@ -78,7 +78,7 @@ def test_a_document_is_read_from_its_beginning_to_its_end(policy: Path, tmp_path
 
 def test_right_responses_are_learned_as_they_were_sampled(policy: Path, tmp_path: Path) -> None:
     tokens = CorpusTokenizer.load(policy)
-    prompts = PromptBuilder(AutoTokenizer.from_pretrained(policy), tokens, TEMPLATES["brief"])
+    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(policy), tokens, TEMPLATES["brief"])
     end = tokens.id_of("<|end|>")
     said = {"match": "It is red.</think>\\boxed{ red}", "mismatch": "</think>\\boxed{ blue}"}
     ids = {reason: [*tokens.encode(text).tolist(), end] for reason, text in said.items()}
@@ -105,7 +105,7 @@ def test_right_responses_are_learned_as_they_were_sampled(policy: Path, tmp_path
 
 def test_without_thoughts_the_true_token_stands_in_the_box(policy: Path, tmp_path: Path) -> None:
     tokens = CorpusTokenizer.load(policy)
-    prompts = PromptBuilder(AutoTokenizer.from_pretrained(policy), tokens, TEMPLATES["brief"])
+    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(policy), tokens, TEMPLATES["brief"])
     shards = publish_shards(tmp_path, policy, sites=5)
     reader, end = ShardReader(shards.files("train")), tokens.id_of("<|end|>")
     read = answer_examples(reader, prompts, tokens, end)

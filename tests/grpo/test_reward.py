@@ -39,7 +39,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     )
     model = Qwen2ForCausalLM(config).eval()
     sampler = Sampler(model, tokens, [tokens.id_of("<|end|>") or 0], prefill_tokens=40)
-    return Reader(sampler, PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, TEMPLATES["brief"]), tokens)
+    return Reader(sampler, PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokens, TEMPLATES["brief"]), tokens)
 
 
 def site(reader: Reader) -> Site:

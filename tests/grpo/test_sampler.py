@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pipeline.core.errors import UserError
 from pipeline.grpo.drawing import draw, rollout_seed, uniform
-from pipeline.grpo.sampler import Sampler, eos_ids_of
+from pipeline.grpo.sampler import Sampler
 from pipeline.grpo.shared_attention import can_share
 from pipeline.grpo.types import SamplingRequest
 from pipeline.scoring.tokens import CorpusTokenizer
@@ -23,7 +23,7 @@ TOKENIZER = CorpusTokenizer({"model": {"type": "BPE", "vocab": {f"<{i}>": i for 
 
 
 def sampler_of(model: PreTrainedModel, **options: int) -> Sampler:
-    return Sampler(model, TOKENIZER, eos_ids_of(model), **options)
+    return Sampler(model, TOKENIZER, {EOS}, **options)
 
 
 def some_prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -163,8 +163,10 @@ def test_direct_reading_is_the_arg_max(kind: str) -> None:
     assert sampler_of(model, prefill_tokens=30).direct(contexts) == expected
 
 
-def test_a_policy_without_an_end_is_refused() -> None:
-    model = tiny()
-    model.generation_config.eos_token_id = None
-    with pytest.raises(UserError, match="end-of-sequence"):
-        eos_ids_of(model)
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
+def test_a_prompt_and_its_room_beyond_the_positions_are_refused(kind: str) -> None:
+    sampler = sampler_of(tiny(kind))
+    request = SamplingRequest([[5] * 10, [5] * 200], 1, 1.0, 57, [1, 2])  # positions 0 to 255
+    assert len(sampler.sample(request)) == 2
+    with pytest.raises(UserError, match=r"prompt of 200 tokens and a response of 58 .* 256 positions"):
+        sampler.sample(SamplingRequest(request.prompts, 1, 1.0, 58, [1, 2]))

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 from pipeline.core.errors import UserError
 from pipeline.grpo import ranks
 from pipeline.grpo.drawing import rollout_seed
-from pipeline.grpo.sampler import Sampler, eos_ids_of
+from pipeline.grpo.response_ends import response_ends
+from pipeline.grpo.sampler import Sampler
 from pipeline.grpo.sampler_secret import VARIABLE
 from pipeline.grpo.types import Response, SamplingRequest
 from pipeline.grpo.vllm_sampler import RemoteEngine, VllmSampler
@@ -93,8 +94,7 @@ def gap(model: torch.nn.Module, prompt: list[int], response: Response, temperatu
 
 def sampler(url: str) -> tuple[VllmSampler, CorpusTokenizer, RemoteEngine]:
     tokens, engine = CorpusTokenizer.load(str(POLICY)), RemoteEngine(url, seconds=120)
-    eos = eos_ids_of(AutoModelForCausalLM.from_pretrained(POLICY))
-    return VllmSampler(engine, tokens, eos), tokens, engine
+    return VllmSampler(engine, tokens, response_ends(POLICY, tokens).ids), tokens, engine
 
 
 def test_same_weights_same_log_probabilities_before_and_after_a_sync(

@@ -172,3 +172,12 @@ except KeyboardInterrupt:
     assert process.returncode == 130, told
     assert "Traceback" not in told, told
     assert len(list(tmp_path.glob("saved-*"))) == (0 if stubborn else ranks)
+
+
+def test_what_ends_the_responses_of_a_policy(tmp_path: Path) -> None:
+    policy = byte_level_tokenizer(tmp_path / "policy", ["some text"])
+    (policy / "generation_config.json").write_text('{"eos_token_id": 7}')
+    found = doctor.doctor(tmp_path, str(policy))
+    ends = {end["id"]: (end["named_by"], end["taught"]) for end in found["response_ends"]}
+    assert ends == {0: (["tokenizer"], True), 7: (["generation configuration"], False)}
+    assert len(doctor.tables(found)) == 3

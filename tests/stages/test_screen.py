@@ -42,7 +42,7 @@ def test_pass_rates_are_the_share_of_right_responses(world: tuple[Path, Recipe, 
     folder, recipe, _ = world
     tokens = CorpusTokenizer.load(folder / "policy")
     sampler = Sampler.load(folder / "policy", tokens)
-    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder / "policy"), tokens, TEMPLATES["brief"])
+    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder / "policy"), tokens, TEMPLATES["brief"])
     found = dict(read_pass_rates(screened).select("site_id", "pass_rate").iter_rows())
     expected = {}
     for index in range(24):  # each site alone

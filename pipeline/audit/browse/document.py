@@ -228,7 +228,7 @@ def prompt_builder(policy: str, tokenizer: CorpusTokenizer, template: str) -> Pr
     from pipeline.task.templates import template_named
 
     folder = resolve_model(policy)
-    return PromptBuilder(AutoTokenizer.from_pretrained(folder), tokenizer, template_named(template))
+    return PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokenizer, template_named(template))
 
 
 class Rollouts:
