@@ -24,6 +24,9 @@ DEEPEST = 24
 MOST_PARTS = 250
 """Columns, numbers, operators and calls. A list of texts after IN counts as one."""
 
+MOST_WORDS = 2_000
+"""Words, numbers, texts and signs, which are counted before the parser sees them."""
+
 TYPES = {
     "BIGINT": TokenType.BIGINT,
     "BOOLEAN": TokenType.BOOLEAN,
@@ -90,6 +93,8 @@ def parse(text: str) -> exp.Expr:
     dialect = Where()
     try:
         words = dialect.tokenize(text)
+        if len(words) > MOST_WORDS:
+            raise Refused("is too long", f"{len(words):,} words and signs, at most {MOST_WORDS:,}")
         _check_nesting(words)
         trees = dialect.parser().parse_into(exp.Condition, words, text)
     except TokenError as error:

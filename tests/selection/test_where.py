@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.selection.expressions import FUNCTIONS, MOST_PATTERNS, to_polars
-from pipeline.selection.sql import DEEPEST, LONGEST, MOST_PARTS, parse
+from pipeline.selection.sql import DEEPEST, LONGEST, MOST_PARTS, MOST_WORDS, parse
 from pipeline.selection.where import SCORE_COLUMNS, describe, filter_rows, row_filter
 
 FRAME = pl.DataFrame(
@@ -146,6 +146,7 @@ def test_a_mistake_is_told_in_one_line_that_repeats_it(where: str, told: str) ->
         ("1+" * 5_000 + "1 > 0", "is too long"),
         (" or ".join(["true"] * 6_900), "is too long"),
         (" or ".join(["true"] * 260), "is too long"),
+        ("1+" * 2_000 + "1 > 0", "4,003 words and signs, at most 2,000"),
         (f"field = '{'x' * LONGEST}'", "is too long"),
         ("STRUCT(" * 20 + "1" + ")" * 20, "calls `STRUCT`"),
         ("LENGTH(LPAD(doc_id, 200000000, 'x')) > 3", "calls `LPAD`"),
@@ -158,7 +159,7 @@ def test_a_mistake_is_told_in_one_line_that_repeats_it(where: str, told: str) ->
         (f"field ~ '{'a' * 300}'", "at most 200 characters"),
         (" or ".join(["field ~ 'a'"] * (MOST_PATTERNS + 1)), "too many regular expressions"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_what_would_take_seconds_or_gigabytes_is_refused_unread(where: str, told: str) -> None:
     with pytest.raises(UserError, match=r"`select\.where` ") as caught:
@@ -312,4 +313,4 @@ def test_help_has_one_line_a_column() -> None:
 def test_the_docs_name_every_function_and_limit(repository: Path) -> None:
     page = (repository / "docs" / "own-corpus.md").read_text(encoding="utf-8")
     assert [name for name in FUNCTIONS if f"`{name}`" not in page] == []
-    assert f"{LONGEST:,}\ncharacters, {MOST_PARTS} parts or {DEEPEST} levels" in page
+    assert f"{LONGEST:,}\ncharacters, {MOST_WORDS:,} words and signs, {MOST_PARTS} parts or {DEEPEST} levels" in page
