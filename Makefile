@@ -12,15 +12,17 @@ RPT       = .venv/bin/rpt
 OR_DEMO   = $(or $(MANIFEST),data_manifests/demo.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train evaluate study audit browse test lint docs bench gpu vllm-cpu demo-models
+.PHONY: help setup data train evaluate study audit browse test lint pins docs bench gpu vllm-cpu demo-models
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: .venv/.done    ## install the pinned packages into .venv (redone only when the pins change)
 
-.venv/.done: requirements.lock
+# Everything by its hash but torch, of which each machine has a build of its own: that and what it brings come second.
+.venv/.done: requirements.lock requirements.hashes
 	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.hashes
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -44,12 +46,17 @@ browse: setup    ## the live page over the same artifacts, on this machine only
 study: setup     ## RPT, controls and baselines over three seeds, and what of the paper's claims holds (QUICK=1)
 	$(RPT) study $(STUDY) $(if $(QUICK),--quick) $(ARGS)
 
-.venv/.done-dev: .venv/.done requirements-dev.lock
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+.venv/.done-dev: .venv/.done requirements-dev.lock requirements-dev.hashes
+	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.hashes
 	@touch $@
 
 test: .venv/.done-dev    ## every test that a CPU can run (RPT_REAL_DATA=folder adds those on real corpora)
 	.venv/bin/pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup
+
+pins: .venv/.done-dev    ## the hashes of every file that the package index has of each pin
+	for of in requirements requirements-dev; do grep -E '^[A-Za-z0-9]' $$of.lock | grep -v '^torch==' | \
+	  .venv/bin/uv pip compile - --quiet --no-deps --universal --python-version 3.11.5 --generate-hashes --no-annotate \
+	  --custom-compile-command 'make pins' --output-file $$of.hashes || exit 1; done
 
 lint: .venv/.done-dev    ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
