@@ -30,8 +30,9 @@ from urllib.parse import urlencode
 import numpy as np
 import pyarrow as pa
 
+from pipeline.config.base import Config
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Counters, Record, Shard
-from pipeline.core.config import Config, Manifest
 from pipeline.core.executor import LocalExecutor
 from pipeline.core.parquet import parquet_writer
 from pipeline.core.stage import Stage, run_stage
@@ -89,7 +90,7 @@ def main() -> None:
 
 def build(work: Path, positions: int) -> dict[str, Any]:
     """Documents, scores, selection and index under `work`; how long each took, and how much disk."""
-    from stages.browse import open_library
+    from commands.browse import open_library
     from stages.score import ScoreStageConfig
     from stages.select import select
 
@@ -211,8 +212,8 @@ def make_scores(config: Config, shard: Shard, out: Path) -> Counters:
 
 def serve(work: Path) -> None:
     """The server's process: on any free port, which it prints."""
-    from stages.browse import open_library
-    from stages.browse import serve as serve_library
+    from commands.browse import open_library
+    from commands.browse import serve as serve_library
 
     serve_library(open_library(MANIFEST, work=work, executor=LocalExecutor()), 0)
 

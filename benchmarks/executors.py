@@ -28,7 +28,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.config import Manifest, load
+from pipeline.config.loading import load
+from pipeline.config.manifest import Manifest
 from pipeline.core.executor import Executor, LocalExecutor
 from pipeline.core.hardware import cores
 from pipeline.core.ray_executor import RayExecutor

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from commands.doctor import SHOWN, version
 from pipeline.core.hardware import GPU_UNUSED, gpus, torch_device
-from stages.doctor import SHOWN, version
 
 ROOT = Path(__file__).parent.parent
 TESTS = ("-m", "pytest", "-q", "-ra", "-m", "gpu", "tests/gpu")

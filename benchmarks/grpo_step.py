@@ -312,23 +312,23 @@ def reward(index: int, arguments: argparse.Namespace) -> float:
 
 def ours(arguments: argparse.Namespace) -> None:
     """The step of `stages/train.py`, with DeepSpeed ZeRO-3 as it is the default there."""
-    from pipeline.grpo import ranks
+    from pipeline.grpo.policy import distributed
 
-    ranks.prepare_environment()
+    distributed.prepare_environment()
     import numpy as np
     import torch
     from transformers import AutoTokenizer
 
-    from pipeline.core.config import ObjectiveConfig, OptimizerConfig, PolicyConfig, Recipe, RolloutConfig
-    from pipeline.grpo import engine as ds
-    from pipeline.grpo.advantage import group_std
-    from pipeline.grpo.batch import micro_batches
-    from pipeline.grpo.objective import Objective
-    from pipeline.grpo.sampler import Sampler
-    from pipeline.grpo.topology import choose_topology
+    from pipeline.config.recipe import ObjectiveConfig, OptimizerConfig, PolicyConfig, Recipe, RolloutConfig
+    from pipeline.core.tokenizer import CorpusTokenizer
+    from pipeline.grpo.algorithm.advantage import group_std
+    from pipeline.grpo.algorithm.objective import Objective
+    from pipeline.grpo.model.batch import micro_batches
+    from pipeline.grpo.policy import engine as ds
+    from pipeline.grpo.policy.deepspeed_config import choose_config
+    from pipeline.grpo.policy.update import MiniBatch, update
+    from pipeline.grpo.rollout.sampler import Sampler
     from pipeline.grpo.types import Group, SamplingRequest
-    from pipeline.grpo.update import MiniBatch, update
-    from pipeline.scoring.tokens import CorpusTokenizer
 
     torch.set_num_threads(arguments.threads)
     ds.start()
@@ -339,7 +339,7 @@ def ours(arguments: argparse.Namespace) -> None:
         objective=ObjectiveConfig(loss="dapo"),
         optimizer=OptimizerConfig(lr=LR, clip_norm=1.0, micro_batch_tokens=arguments.micro_batch_tokens),
     )
-    topology = choose_topology(arguments.deepspeed_config, on_gpu=ranks.on_gpu())
+    topology = choose_config(arguments.deepspeed_config, on_gpu=distributed.on_gpu())
     engine = ds.build(arguments.policy, recipe.policy, recipe.optimizer, topology)
     tokenizer = AutoTokenizer.from_pretrained(arguments.policy)
     prompts = [tokenizer.encode(text, add_special_tokens=False) for text in prompts_of(tokenizer, arguments)]

@@ -28,9 +28,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline.grpo.sampler import Sampler
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import SamplingRequest
-from pipeline.scoring.tokens import CorpusTokenizer
 
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 BAR = 3.0
@@ -122,7 +122,7 @@ class Vllm:
 
 def vllm_worker(arguments: argparse.Namespace) -> None:
     """Sample what a line of standard input asks for; print the seconds that all its tokens would have taken."""
-    from pipeline.grpo.vllm_engine import VllmEngine
+    from pipeline.grpo.rollout.vllm_engine import VllmEngine
 
     rows, most = arguments.sites * arguments.group, max(arguments.contexts) + arguments.new
     engine = VllmEngine(arguments.policy, arguments.dtype, most, rows)

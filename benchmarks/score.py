@@ -204,7 +204,7 @@ def token_ids(arguments: argparse.Namespace) -> list[list[int]]:
     rng = random.Random(0)
     documents: list[list[int]] = []
     if arguments.documents:
-        from pipeline.scoring.tokens import CorpusTokenizer
+        from pipeline.core.tokenizer import CorpusTokenizer
 
         rows = [json.loads(line) for line in arguments.documents.read_text(encoding="utf-8").splitlines()]
         texts = ["\n\n".join(row[name] for name in arguments.field) for row in rng.sample(rows, len(rows))]
@@ -292,7 +292,7 @@ def rpt(arguments: argparse.Namespace) -> Run:
     """What `rpt score` calls."""
     import numpy as np
 
-    from pipeline.core.config import ScoreConfig
+    from pipeline.config.manifest import ScoreConfig
     from pipeline.scoring.documents import score_documents
     from pipeline.scoring.proxy import as_proxy
 
@@ -307,7 +307,7 @@ def forward(arguments: argparse.Namespace) -> Run:
     """`model(ids).logits` on the batches that `rpt` makes."""
     import torch
 
-    from pipeline.core.config import ScoreConfig
+    from pipeline.config.manifest import ScoreConfig
     from pipeline.scoring.windows import batches, plan_windows, windows
 
     model = load(arguments)

@@ -33,12 +33,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.config.manifest import MaterializeConfig, SelectConfig
 from pipeline.core.artifact import InputFile, Shard
-from pipeline.core.config import MaterializeConfig, SelectConfig
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import DOCUMENTS, doc_id
 from pipeline.scoring.entropy import PositionScores
 from pipeline.scoring.table import SCORES, ScoredDocument, scores_table
-from pipeline.scoring.tokens import CorpusTokenizer
 from stages import materialize, select
 
 BARS = {"sites_per_second_all": 100_000, "bytes_per_site_all": 20.0}

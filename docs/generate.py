@@ -21,15 +21,17 @@ import pyarrow as pa  # noqa: E402
 import typer.main  # noqa: E402
 from pydantic_core import PydanticUndefined  # noqa: E402
 
-from pipeline.core import config  # noqa: E402
-from pipeline.core.config import Config, Manifest, Recipe  # noqa: E402
+from pipeline.config import manifest, recipe  # noqa: E402
+from pipeline.config.base import Config  # noqa: E402
+from pipeline.config.manifest import Manifest  # noqa: E402
+from pipeline.config.recipe import Recipe  # noqa: E402
 
 
 def reference() -> str:
     """Every key of manifests and recipes."""
     parts = [
         "# Every key",
-        "Of manifests (`data_manifests/*.yaml`) and recipes (`recipes/*.yaml`), as `pipeline/core/config.py` has them. "
+        "Of manifests (`data_manifests/*.yaml`) and recipes (`recipes/*.yaml`), as `pipeline/config/` has them. "
         "Unknown keys are refused with the nearest known one; `--set key.subkey=value` overrides one. `rpt schema "
         "manifest` and `rpt schema recipe` print JSON Schemas, with which editors complete YAML.",
     ]
@@ -73,7 +75,7 @@ def keys(model: type[Config]) -> str:
 def field_docs() -> dict[str, dict[str, str]]:
     """Class → field → the string that stands under it."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(config)).body:
+    for node in ast.parse(inspect.getsource(manifest)).body + ast.parse(inspect.getsource(recipe)).body:
         if isinstance(node, ast.ClassDef):
             said = found[node.name] = {}
             for field, below in zip(node.body, [*node.body[1:], None], strict=True):
@@ -113,11 +115,11 @@ def _default(value: Any) -> str:
 
 def tables() -> str:
     """Every table that a stage publishes."""
+    from pipeline.corpus.dedup_results import MATCHES
     from pipeline.corpus.documents import DOCUMENTS
-    from pipeline.corpus.matches import MATCHES
     from pipeline.corpus.quarantine import QUARANTINE
-    from pipeline.grpo.rollout import ROLLOUTS
-    from pipeline.grpo.screening import PASS_RATES
+    from pipeline.grpo.data.pass_rates import PASS_RATES
+    from pipeline.grpo.rollout.rollouts import ROLLOUTS
     from pipeline.scoring.table import SCORES
     from pipeline.selection.sites import SITES
     from pipeline.shards.schema import SHARDS
@@ -155,7 +157,7 @@ def _arrow(kind: pa.DataType) -> str:
 
 def commands() -> str:
     """Every command, as its help says it."""
-    from stages.cli import app
+    from commands.cli import app
 
     group = typer.main.get_command(app)
     assert hasattr(group, "commands")

@@ -23,29 +23,32 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load, manifest_of
+from pipeline.config.manifest import BandsConfig, ScoreConfig
+from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, current_record, fingerprint
-from pipeline.core.config import BandsConfig, Recipe, ScoreConfig, load, manifest_of
-from pipeline.core.errors import UserError
 from pipeline.core.hardware import torch_device
+from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.parquet import read_table
-from pipeline.core.progress import Meter, progress, say
+from pipeline.core.progress import Throughput, log, progress_bar
 from pipeline.core.sealed import write_json
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.accuracy import summarize
-from pipeline.evaluation.picture import draw_progress, draw_scaling, read_progress
-from pipeline.evaluation.published import published_rows
-from pipeline.evaluation.readings import (
-    Answer,
-    Reading,
+from pipeline.evaluation.paper_results import published_rows
+from pipeline.evaluation.plots import draw_progress, draw_scaling, read_progress
+from pipeline.evaluation.predictions import (
+    Prediction,
+    Predictions,
     Samples,
     choose_sites,
-    read_by_reasoning,
-    read_directly,
-    read_samples,
+    predict_direct,
+    predict_samples,
+    predict_with_reasoning,
 )
 from pipeline.evaluation.report import Table, blocks, markdown
 from pipeline.evaluation.responses import write_responses
 from pipeline.evaluation.scaling import scaling_of
-from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
 from pipeline.shards.reader import ShardReader, Site
 from pipeline.task.templates import template_named
 
@@ -96,7 +99,7 @@ def evaluate(
     )
     done = out / "evaluation.json"
     if done.exists() and (report := json.loads(done.read_text(encoding="utf-8")))["fingerprint"] == identity:
-        say(f"evaluate     up to date  {out}")
+        log(f"evaluate     up to date  {out}")
         _print(report)
         return report
 
@@ -104,7 +107,7 @@ def evaluate(
     classes = token_classes(shards, sites)
     if bands_by:
         sites = banded_by(bands_by, sites, recipe)
-    readings: dict[str, Reading] = {}
+    readings: dict[str, Predictions] = {}
     samples: dict[str, Samples] = {}
     for name, folder in policies.items():
         direct, reasoning, drawn = read_policy(name, folder, recipe, sites, shards.config["max_context_tokens"])
@@ -138,7 +141,7 @@ def evaluate(
     }
     out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)  # written last: while it is missing, what lies beside it may be another evaluation's
-    answers: list[tuple[str, str, Sequence[Sequence[Answer]]]]
+    answers: list[tuple[str, str, Sequence[Sequence[Prediction]]]]
     answers = [(r.policy, r.kind, [(answer,) for answer in r.answers_N]) for r in readings.values()]
     answers += [(drawn.policy, "sampled", drawn.answers_NS) for drawn in samples.values()]
     write_responses(out / "responses.parquet", sites, classes, sets, answers)
@@ -150,7 +153,7 @@ def evaluate(
     (out / "evaluation.md").write_text(markdown(report, shown), encoding="utf-8")
     write_json(done, report)
     _print(report)
-    say(f"evaluate     written to {out}")
+    log(f"evaluate     written to {out}")
     return report
 
 
@@ -164,7 +167,7 @@ def held_out_sites(shards: Record, recipe: Recipe) -> tuple[list[Site], dict[str
         raise UserError(
             "the shards have no held-out site",
             where=shards.directory,
-            mend="loosen `select.validation_where`, or hold out more documents with `corpus.validation`",
+            hint="loosen `select.validation_where`, or hold out more documents with `corpus.validation`",
         )
     where = {"headline": recipe.evaluate.where} if recipe.evaluate.where != "true" else {}
     chosen: dict[str, list[Site]] = {}
@@ -192,30 +195,30 @@ def banded_by(folder: Path, sites: Sequence[Site], recipe: Recipe) -> list[Site]
 
     tokenizer = CorpusTokenizer.load(folder)
     proxy, top_k = load_proxy(folder, tokenizer, recipe.policy.dtype), ScoreConfig().top_k
-    with progress("bands", Meter(len(sites), "tokens", steps="sites")) as advance:
+    with progress_bar("bands", Throughput(len(sites), "tokens", steps="sites")) as advance:
         return with_entropy_of(proxy, tokenizer, sites, top_k=top_k, batch=recipe.rollout.batch_rows, advance=advance)
 
 
 def read_policy(
     name: str, folder: Path, recipe: Recipe, sites: Sequence[Site], longest_context: int
-) -> tuple[Reading, Reading, Samples | None]:
+) -> tuple[Predictions, Predictions, Samples | None]:
     """One policy's direct reading at the sites, its reasoning, and several responses if the recipe asks for them."""
     import torch
     from transformers import AutoTokenizer
 
-    from pipeline.grpo.prompt import PromptBuilder
-    from pipeline.grpo.sampler import Sampler
+    from pipeline.grpo.rollout.prompt import PromptBuilder
+    from pipeline.grpo.rollout.sampler import Sampler
 
     tokenizer = CorpusTokenizer.load(folder)
     prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokenizer, template_named(recipe.task.template))
     dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
     longest = prompts.longest(longest_context, recipe.rollout.max_new_tokens)
     policy = Sampler.load(folder, tokenizer, dtype=dtype, device=torch_device(), batch_rows=batch, longest=longest)
-    say(f"evaluate     {name}: {len(sites):,} held-out sites")
-    with progress(f"direct {name}", Meter(len(sites), "sites", steps="sites")) as advance:
-        direct = read_directly(policy, tokenizer, sites, batch=batch, advance=advance)
-    with progress(f"reasoning {name}", Meter(len(sites), "tokens", steps="sites")) as advance:
-        reasoning = read_by_reasoning(
+    log(f"evaluate     {name}: {len(sites):,} held-out sites")
+    with progress_bar(f"direct {name}", Throughput(len(sites), "sites", steps="sites")) as advance:
+        direct = predict_direct(policy, tokenizer, sites, batch=batch, advance=advance)
+    with progress_bar(f"reasoning {name}", Throughput(len(sites), "tokens", steps="sites")) as advance:
+        reasoning = predict_with_reasoning(
             policy,
             prompts,
             sites,
@@ -227,8 +230,8 @@ def read_policy(
         )
     drawn, count = None, recipe.evaluate.samples
     if count:
-        with progress(f"sampled {name}", Meter(len(sites), "tokens", steps="sites")) as advance:
-            answers = read_samples(
+        with progress_bar(f"sampled {name}", Throughput(len(sites), "tokens", steps="sites")) as advance:
+            answers = predict_samples(
                 policy,
                 prompts,
                 sites,
@@ -240,7 +243,7 @@ def read_policy(
                 advance=advance,
             )
         drawn = Samples(name, count, tuple(answers))
-    return Reading(name, "direct", tuple(direct)), Reading(name, "reasoning", tuple(reasoning)), drawn
+    return Predictions(name, "direct", tuple(direct)), Predictions(name, "reasoning", tuple(reasoning)), drawn
 
 
 def _draw(report: Mapping[str, Any], metrics: Path | None, out: Path) -> list[Path]:
@@ -291,7 +294,7 @@ def before_and_after(recipe: Recipe, run: Path) -> dict[str, Path]:
     """The recipe's policy before training and the run's after it."""
     trained = run / "policy"
     if not trained.is_dir():
-        raise UserError("the run has no trained policy yet", where=trained, mend="run `rpt train` first")
+        raise UserError("the run has no trained policy yet", where=trained, hint="run `rpt train` first")
     return {"before": resolve_model(recipe.policy.model, recipe.policy.revision), "after": trained}
 
 
@@ -314,5 +317,5 @@ if __name__ == "__main__":
     try:
         typer.run(main)
     except UserError as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         sys.exit(error.exit_code)

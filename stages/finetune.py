@@ -22,30 +22,33 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from pipeline.config.base import Config
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load
+from pipeline.config.recipe import QuestionsConfig, Recipe
 from pipeline.core.artifact import Counters, Record, Shard, fingerprint, published_record
-from pipeline.core.config import Config, QuestionsConfig, Recipe, load
-from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
 from pipeline.core.files import replacing
 from pipeline.core.hardware import torch_device
+from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.parquet import write_rows
-from pipeline.core.progress import Meter, progress, say
+from pipeline.core.progress import Throughput, log, progress_bar
 from pipeline.core.sealed import write_json
 from pipeline.core.stage import Stage, run_stage
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.plan import as_slice, source_digest
+from pipeline.corpus.scan import Scan, scan
 from pipeline.corpus.sources import find_files
-from pipeline.corpus.survey import Survey, survey
 from pipeline.corpus.template import Template
 from pipeline.evaluation.intervals import difference, proportion
-from pipeline.grpo.process import command_line, run_to_exit
-from pipeline.grpo.questions import as_corpus, question_rows, read_questions
-from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
+from pipeline.grpo.data.questions import as_corpus, question_rows, read_questions
+from pipeline.grpo.run.launch import command_line, run_to_exit
 from pipeline.shards.schema import SHARDS
 from pipeline.task.answers import judge_of
 from pipeline.task.templates import template_named
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.readings import Answer
+    from pipeline.evaluation.predictions import Prediction
     from pipeline.shards.reader import Site
 
 VERSION = 1
@@ -92,9 +95,9 @@ def questions(recipe: Recipe, *, work: Path, executor: Executor) -> Record:
     config = recipe.questions
     if config is None or recipe.task.reward not in ("answer", "math"):
         mend = "give `questions` and `task.reward: answer` (texts and plain numbers) or `math` (LaTeX)"
-        raise UserError("the recipe has no questions to be judged", where=recipe.name, mend=mend)
+        raise UserError("the recipe has no questions to be judged", where=recipe.name, hint=mend)
     if recipe.task.reward == "math" and importlib.util.find_spec("math_verify") is None:
-        raise UserError("math-verify is not installed", where="task.reward: math", mend="pip install 'rpt[eval]'")
+        raise UserError("math-verify is not installed", where="task.reward: math", hint="pip install 'rpt[eval]'")
     folder = resolve_model(recipe.policy.model, recipe.policy.revision)
     held_out = _surveys(config, config.held_out_source) if config.held_out_source else []
     training = _surveys(config, config.source)
@@ -118,13 +121,13 @@ def questions(recipe: Recipe, *, work: Path, executor: Executor) -> Record:
     for split, what in (("train", "train on"), ("validation", "hold out")):
         if not record.counters[split]:
             counted = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)
-            raise UserError(f"no question to {what}", where=config.source, mend=f"counted: {counted}")
+            raise UserError(f"no question to {what}", where=config.source, hint=f"counted: {counted}")
     return record
 
 
-def _surveys(config: QuestionsConfig, source: str) -> list[Survey]:
+def _surveys(config: QuestionsConfig, source: str) -> list[Scan]:
     corpus = as_corpus(config, source)
-    surveys = [survey(file, corpus) for file in find_files(source, config.format, config.revision)]
+    surveys = [scan(file, corpus) for file in find_files(source, config.format, config.revision)]
     for about in surveys:
         if about.columns:
             for key, template in (("question", config.question), ("answer", config.answer)):
@@ -167,12 +170,12 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
     """
     policies = {"before": resolve_model(recipe.policy.model, recipe.policy.revision), "after": run / "policy"}
     if not policies["after"].is_dir():
-        raise UserError("the run has no trained policy yet", where=policies["after"], mend="run `rpt finetune` again")
+        raise UserError("the run has no trained policy yet", where=policies["after"], hint="run `rpt finetune` again")
     settings = {key: recipe.identity()[key] for key in ("evaluate", "task", "seed", "rollout")}
     inputs = {"questions": asked.content} | {name: model_digest(folder) for name, folder in policies.items()}
     identity, done = fingerprint("finetune", VERSION, settings, inputs), run / "finetune.json"
     if done.exists() and (known := json.loads(done.read_text(encoding="utf-8")))["fingerprint"] == identity:
-        say(f"finetune     up to date  {done}")
+        log(f"finetune     up to date  {done}")
         return dict(known)
 
     sites = held_out_questions(asked, recipe)
@@ -197,37 +200,39 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
     write_json(done, found)
     for name, share in found["accuracy"].items():
         value, low, high = (f"{100 * share[part]:.1f}" for part in ("value", "low", "high"))
-        say(f"{name:<12} {value} % [{low}, {high}] of {len(sites):,} questions")
+        log(f"{name:<12} {value} % [{low}, {high}] of {len(sites):,} questions")
     value, low, high = (f"{100 * part:+.1f}" for part in (change.value, change.low, change.high))
-    say(f"difference   {value} points [{low}, {high}]")
+    log(f"difference   {value} points [{low}, {high}]")
     return found
 
 
 def held_out_questions(asked: Record, recipe: Recipe) -> list[Site]:
     """At most `evaluate.sites` of them, chosen by hash."""
-    from pipeline.evaluation.readings import choose_sites
+    from pipeline.evaluation.predictions import choose_sites
     from pipeline.shards.reader import ShardReader
 
     reader = ShardReader(asked.files("validation"), recipe.evaluate.where)
     return [reader[i] for i in choose_sites(reader.site_ids(), recipe.evaluate.sites, recipe.seed)]
 
 
-def read_policy(name: str, folder: Path, recipe: Recipe, sites: Sequence[Site], longest_question: int) -> list[Answer]:
+def read_policy(
+    name: str, folder: Path, recipe: Recipe, sites: Sequence[Site], longest_question: int
+) -> list[Prediction]:
     """A policy's answers to the questions, at `evaluate.temperature`."""
     import torch
     from transformers import AutoTokenizer
 
-    from pipeline.evaluation.readings import read_by_reasoning
-    from pipeline.grpo.prompt import PromptBuilder
-    from pipeline.grpo.sampler import Sampler
+    from pipeline.evaluation.predictions import predict_with_reasoning
+    from pipeline.grpo.rollout.prompt import PromptBuilder
+    from pipeline.grpo.rollout.sampler import Sampler
 
     tokens = CorpusTokenizer.load(folder)
     prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokens, template_named(recipe.task.template))
     dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
     longest = prompts.longest(longest_question, recipe.rollout.max_new_tokens)
     policy = Sampler.load(folder, tokens, dtype=dtype, device=torch_device(), batch_rows=batch, longest=longest)
-    with progress(f"answers {name}", Meter(len(sites), "tokens", steps="questions")) as advance:
-        return read_by_reasoning(
+    with progress_bar(f"answers {name}", Throughput(len(sites), "tokens", steps="questions")) as advance:
+        return predict_with_reasoning(
             policy,
             prompts,
             sites,
@@ -240,7 +245,7 @@ def read_policy(name: str, folder: Path, recipe: Recipe, sites: Sequence[Site], 
         )
 
 
-def write_answers(path: Path, sites: Sequence[Site], answers: dict[str, list[Answer]]) -> None:
+def write_answers(path: Path, sites: Sequence[Site], answers: dict[str, list[Prediction]]) -> None:
     """Every answer, a policy after the other."""
     rows = (
         {

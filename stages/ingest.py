@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.config.manifest import CorpusConfig, EvaluationSetConfig, Manifest
 from pipeline.core.artifact import Counters, InputFile, Record, Shard, point
-from pipeline.core.config import CorpusConfig, EvaluationSetConfig, Manifest
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
 from pipeline.core.sealed import write_json
@@ -36,8 +36,8 @@ from pipeline.core.workspace import source_pointer
 from pipeline.corpus.assignment import assign, shard_starts, write_assignment
 from pipeline.corpus.checks import check_quarantine, check_source, check_split
 from pipeline.corpus.contamination import EvaluationIndex, as_corpus, evaluation_index
+from pipeline.corpus.dedup_results import BANDS, MATCHES, OVERLAPS, drop_matched, find_matches, read_candidates, reasons
 from pipeline.corpus.documents import CANDIDATES, DOCUMENTS, count_control_characters, to_document, to_json
-from pipeline.corpus.matches import BANDS, MATCHES, OVERLAPS, after, find_matches, read_candidates, reasons
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.plan import (
     assign_shard,
@@ -51,9 +51,9 @@ from pipeline.corpus.plan import (
 )
 from pipeline.corpus.quarantine import QUARANTINE, Rejected, Unusable
 from pipeline.corpus.readers import Slice, read_records
-from pipeline.corpus.sink import RowSink
+from pipeline.corpus.row_writer import RowWriter
+from pipeline.corpus.scan import SLICE_BYTES, Scan, scan
 from pipeline.corpus.sources import SourceFile, corpus_files, find_files
-from pipeline.corpus.survey import SLICE_BYTES, Survey, survey
 from pipeline.corpus.template import Template
 from pipeline.corpus.words import shingles, words
 
@@ -101,14 +101,14 @@ def ingest(
     return run_stage(INGEST, config, ingest_shards(candidates, assigned), inputs, work, executor)
 
 
-def _survey(config: CorpusConfig, slice_bytes: int, file: SourceFile) -> Survey:
-    return survey(file, config.of_source(file.corpus), slice_bytes)
+def _survey(config: CorpusConfig, slice_bytes: int, file: SourceFile) -> Scan:
+    return scan(file, config.of_source(file.corpus), slice_bytes)
 
 
-def _survey_evaluation(evaluation: EvaluationSetConfig, slice_bytes: int) -> list[Survey]:
+def _survey_evaluation(evaluation: EvaluationSetConfig, slice_bytes: int) -> list[Scan]:
     corpus = as_corpus(evaluation)
     files = find_files(corpus.source, corpus.format, corpus.revision)
-    surveys = [survey(file, corpus, slice_bytes) for file in files]
+    surveys = [scan(file, corpus, slice_bytes) for file in files]
     check_source(surveys, corpus)
     return surveys
 
@@ -123,8 +123,8 @@ def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     template = Template.parse(config.text)
     counters: Counter[str] = Counter(records=0, documents=0)
     with (
-        RowSink(out / "documents.parquet", CANDIDATES) as kept,
-        RowSink(out / "quarantine.parquet", QUARANTINE) as rejected,
+        RowWriter(out / "documents.parquet", CANDIDATES) as kept,
+        RowWriter(out / "quarantine.parquet", QUARANTINE) as rejected,
     ):
         for row, where, raw, value in read_records(part, config):
             counters["records"] += 1
@@ -152,7 +152,7 @@ def run_near(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     rule = config.near_duplicates
     rows = band_rows(rule.threshold) if rule else 0
     table = read_table(shard.files["documents"], ["text"])
-    with RowSink(out / "bands.parquet", BANDS) as near, RowSink(out / "overlaps.parquet", OVERLAPS) as overlaps:
+    with RowWriter(out / "bands.parquet", BANDS) as near, RowWriter(out / "overlaps.parquet", OVERLAPS) as overlaps:
         for row, text in enumerate(table["text"]):
             document = words(text.as_py())
             if rule:
@@ -180,7 +180,7 @@ def run_assign(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     split = assign(candidates["doc_id"], candidates["held_out"], config.validation, config.seed)
     near, overlaps = (list(map(read_table, files_of(shard, table))) for table in ("bands", "overlaps"))
     found = find_matches(config, candidates, split, near, overlaps, documents)
-    split, dropped = after(split, found)
+    split, dropped = drop_matched(split, found)
     write_assignment(out / "assignment.parquet", split, dropped, shard_starts(split, config.shard_documents))
     with parquet_writer(out / "matches.parquet", MATCHES) as writer:
         writer.write_table(found.select(MATCHES.names).to_arrow().cast(MATCHES))

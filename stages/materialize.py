@@ -14,13 +14,14 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+from pipeline.config.base import canonical_json
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest, MaterializeConfig
 from pipeline.core.artifact import Counters, InputFile, Record, Shard, fingerprint
-from pipeline.core.config import Manifest, MaterializeConfig, canonical_json
-from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import read_table
 from pipeline.core.stage import Stage, run_stage
-from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.shards.examples import examples
 from pipeline.shards.writer import write_shards
 
@@ -73,7 +74,7 @@ def materialize(
         raise UserError(
             "no training example is left",
             where=config.policy_tokenizer,
-            mend=f"of {record.counters['sites']:,} sites: {dropped}; check `materialize.policy_tokenizer`",
+            hint=f"of {record.counters['sites']:,} sites: {dropped}; check `materialize.policy_tokenizer`",
         )
     return record
 

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.config.loading import load, manifest_of
+from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, current_record
-from pipeline.core.config import Recipe, load, manifest_of
-from pipeline.grpo.compute import Budget
-from pipeline.grpo.process import command_line, end_with_launcher, run_to_exit
-from pipeline.grpo.response_ends import response_ends
-from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
+from pipeline.core.model_files import model_digest, resolve_model
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.rollout.response_ends import response_ends
+from pipeline.grpo.run.flops import ComputeBudget
+from pipeline.grpo.run.launch import command_line, end_with_launcher, run_to_exit
 
 
 def ntp(
-    recipe: Recipe, documents: Record, *, run: Path, budget: Budget, deepspeed_config: Path | None = None
+    recipe: Recipe, documents: Record, *, run: Path, budget: ComputeBudget, deepspeed_config: Path | None = None
 ) -> Path | None:
     """Train the recipe's policy on the training documents, from the last checkpoint in `run` if there is one.
 
@@ -41,11 +43,11 @@ def ntp(
     Raises:
         UserError: `run` holds another run, there is no training document, or the loss is not finite.
     """
-    from pipeline.grpo import ranks
+    from pipeline.grpo.policy import distributed
 
-    ranks.prepare_environment()
-    from pipeline.grpo.examples import Stream, some, text_examples
-    from pipeline.grpo.supervised import Course, learn
+    distributed.prepare_environment()
+    from pipeline.grpo.data.examples import EpochSampler, subsample, text_examples
+    from pipeline.grpo.run.supervised import TrainingData, train_supervised
 
     base, supervised = resolve_model(recipe.policy.model, recipe.policy.revision), recipe.supervised
     tokens = CorpusTokenizer.load(base)
@@ -54,9 +56,9 @@ def ntp(
     training, held_out = (
         text_examples(files, split, tokens, ends.of_text, window) for split in ("train", "validation")
     )
-    course = Course(
-        streams=(Stream(training, recipe.seed, supervised.batch_tokens, "the training documents"),),
-        held_out=some(held_out, recipe.evaluate.progress_sites, recipe.seed),
+    course = TrainingData(
+        streams=(EpochSampler(training, recipe.seed, supervised.batch_tokens, "the training documents"),),
+        held_out=subsample(held_out, recipe.evaluate.progress_sites, recipe.seed),
         made_from={"documents": documents},
     )
     own = {
@@ -65,19 +67,19 @@ def ntp(
         "policy": model_digest(base),
         "ends": sorted(ends.ids),
     }
-    return learn("ntp", recipe, course, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
+    return train_supervised("ntp", recipe, course, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
 
 
 def main() -> None:
     """One rank, as `rpt ntp`, `torchrun` or `deepspeed` starts it."""
     end_with_launcher()
     parser = command_line("stages.ntp", (__doc__ or "").partition("\n")[0])
-    Budget.add_to(parser)
+    ComputeBudget.add_to(parser)
     arguments = parser.parse_args()
     recipe = load(Recipe, arguments.recipe, arguments.overrides)
     documents = current_record(arguments.work / manifest_of(recipe, arguments.manifest).name, "ingest")
     run = arguments.run or Path("runs") / f"{recipe.name}-ntp"
-    ntp(recipe, documents, run=run, budget=Budget.of(arguments), deepspeed_config=arguments.deepspeed_config)
+    ntp(recipe, documents, run=run, budget=ComputeBudget.of(arguments), deepspeed_config=arguments.deepspeed_config)
 
 
 if __name__ == "__main__":

@@ -22,17 +22,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
+from pipeline.config.base import Config
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest, ProxyConfig, ReferenceConfig, ScoreConfig, TrainProxyConfig
 from pipeline.core.artifact import Counters, InputFile, Record, Shard
-from pipeline.core.config import Config, Manifest, ProxyConfig, ReferenceConfig, ScoreConfig, TrainProxyConfig
-from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
+from pipeline.core.model_files import TOKENIZER_FILES, count_weights, model_digest, resolve_model
 from pipeline.core.parquet import parquet_writer, read_table
-from pipeline.core.progress import say
+from pipeline.core.progress import log
 from pipeline.core.stage import Stage, run_stage
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.quarantine import Rejected, write_quarantine
 from pipeline.scoring.precision import resolve_dtype
 from pipeline.scoring.sample import fold_of, read_texts
-from pipeline.scoring.tokens import TOKENIZER_FILES, CorpusTokenizer, model_digest, resolve_model, weights
 
 if TYPE_CHECKING:
     from pipeline.scoring.proxy import Proxy
@@ -88,14 +90,14 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
         Shard(index, {"documents": file} | proxies | extra, inputs)
         for index, file in enumerate(documents.files("documents"))
     ]
-    per_token = 2.0 * sum(weights(model.path) for model in [models[0], *extra.values()])
+    per_token = 2.0 * sum(count_weights(model.path) for model in [models[0], *extra.values()])
     stage = Stage("score", VERSION, run, unit="tokens", accelerated=True, flops=per_token)
     record = run_stage(stage, config, shards, inputs, work, executor)
     if not record.counters.get("documents"):
         raise UserError(
             "no document can be scored: the proxy's tokenizer is lossy on all of them",
             where=tokenizer,
-            mend="choose a proxy with a byte-level tokenizer, or `proxy: {train: {}}`",
+            hint="choose a proxy with a byte-level tokenizer, or `proxy: {train: {}}`",
         )
     return record
 
@@ -115,7 +117,7 @@ def reference_folder(reference: ReferenceConfig, tokenizer: str) -> Path:
     if CorpusTokenizer.load(folder).digest != tokenizer:
         raise UserError(
             "the reference model has another tokenizer than the proxy", where=folder,
-            mend="choose two models of one family, or fit one on the other's tokens",
+            hint="choose two models of one family, or fit one on the other's tokens",
         )  # fmt: skip
     return folder
 
@@ -142,7 +144,7 @@ def run_fit(config: TrainProxyConfig, source: Shard, out: Path) -> Counters:
 
 
 def _say_of_fold(fold: int, line: str) -> None:
-    say(f"proxy        fold {fold}: {line}")
+    log(f"proxy        fold {fold}: {line}")
 
 
 # ------------------------------------------------------------------------------------------------- the scores

@@ -17,22 +17,24 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import polars as pl
 
+from pipeline.config.base import Config
+from pipeline.config.errors import UserError
+from pipeline.config.recipe import Recipe, ScreenConfig
 from pipeline.core.artifact import Counters, Record, Shard
-from pipeline.core.config import Config, Recipe, ScreenConfig
-from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
 from pipeline.core.hardware import torch_device
+from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.parquet import read_table, write_rows
 from pipeline.core.stage import Stage, run_stage
-from pipeline.grpo.run import policy_tokenizer
-from pipeline.scoring.tokens import CorpusTokenizer, model_digest, resolve_model
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.run.run_folder import policy_tokenizer
 from pipeline.selection.where import filter_rows, row_filter
 from pipeline.shards.reader import columns_of
 from pipeline.task.templates import template_named
 
 if TYPE_CHECKING:
-    from pipeline.grpo.prompt import PromptBuilder
-    from pipeline.grpo.sampler import Sampler
+    from pipeline.grpo.rollout.prompt import PromptBuilder
+    from pipeline.grpo.rollout.sampler import Sampler
 
 VERSION = 1
 COLUMNS = ("context", "continuation", "token_lengths")
@@ -86,13 +88,13 @@ def screen(recipe: Recipe, shards: Record, *, work: Path, executor: Executor) ->
     stage = Stage("screen", VERSION, run, unit="tokens", accelerated=True)
     record = run_stage(stage, config, plan, inputs, work, executor)
     if not record.counters["sites"]:
-        raise UserError("no site to screen", where=recipe.screen.where, mend="widen `screen.where`")
+        raise UserError("no site to screen", where=recipe.screen.where, hint="widen `screen.where`")
     return record
 
 
 def run(config: ScreenStageConfig, shard: Shard, out: Path) -> Counters:
     """One shard: its sites in, their pass rates out."""
-    from pipeline.grpo.screening import PASS_RATES, pass_rates
+    from pipeline.grpo.data.pass_rates import PASS_RATES, pass_rates
 
     columns = columns_of([shard.files["train"]])
     table = pl.DataFrame(pl.from_arrow(read_table(shard.files["train"], [*columns, *COLUMNS])))
@@ -130,8 +132,8 @@ def _policy(config: ScreenStageConfig) -> tuple[Sampler, PromptBuilder]:
     import torch
     from transformers import AutoTokenizer
 
-    from pipeline.grpo.prompt import PromptBuilder
-    from pipeline.grpo.sampler import Sampler
+    from pipeline.grpo.rollout.prompt import PromptBuilder
+    from pipeline.grpo.rollout.sampler import Sampler
 
     folder = Path(config.policy)
     tokens = CorpusTokenizer.load(folder)

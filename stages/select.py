@@ -17,15 +17,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest, SelectConfig
 from pipeline.core.artifact import Counters, InputFile, Record, Shard, content_hash
-from pipeline.core.config import Manifest, SelectConfig
-from pipeline.core.errors import UserError
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import parquet_writer, read_rows, read_table
 from pipeline.core.stage import Stage, run_stage
-from pipeline.selection.corpus_rules import CANDIDATES, looks_at_the_corpus, verdicts
+from pipeline.selection.corpus_rules import CANDIDATES, decisions, needs_corpus_pass
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
-from pipeline.selection.sites import check_named, select_sites, sites_schema, wanted
+from pipeline.selection.sites import check_named, rule_expression, select_sites, sites_schema
 
 VERSION = 6
 VERDICTS = pa.schema([pa.field("verdict", pa.uint8(), nullable=False)])
@@ -63,7 +63,7 @@ def run_candidates(config: SelectConfig, shard: Shard, out: Path) -> Counters:
 def run_verdicts(config: SelectConfig, shard: Shard, out: Path) -> Counters:
     """All shards' candidates in, a verdict on each out."""
     candidates = pa.concat_tables([read_table(file) for file in shard.files.values()])
-    judged = verdicts(config, pl.DataFrame(pl.from_arrow(candidates)))
+    judged = decisions(config, pl.DataFrame(pl.from_arrow(candidates)))
     with parquet_writer(out / "verdicts.parquet", VERDICTS) as writer:
         writer.write_table(pa.table({"verdict": judged}, schema=VERDICTS))
     return {"candidates": len(judged), "kept": int((judged == 0).sum())}
@@ -82,7 +82,7 @@ def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path,
             runs), `exclude` is no list of sites, or no training site is selected.
     """
     config = manifest.select
-    wanted(config)
+    rule_expression(config)
     check_named(config, documents.files("documents"))
     inputs = {"documents": documents.content, "scores": scores.content}
     shared: dict[str, InputFile] = {}
@@ -91,7 +91,7 @@ def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path,
         inputs["flags"] = str(shared["flags"].sha256)
     details = {"several": bool(manifest.corpus.sources)}
     shards = [Shard(done.shard, _files(documents, scores, done.shard) | shared, details) for done in scores.completions]
-    if looks_at_the_corpus(config):
+    if needs_corpus_pass(config):
         candidates = run_stage(CANDIDATE, config, shards, inputs, work, executor)
         listed = {f"candidates-{i}": file for i, file in enumerate(candidates.files("candidates"))}
         # The sites' own inputs are in the candidates' content.
@@ -129,9 +129,9 @@ def _flag_file(path: Path) -> InputFile:
     try:
         found = _read_flags(path)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError("cannot be read as Parquet or CSV", where=path, mend=str(error).splitlines()[0]) from error
+        raise UserError("cannot be read as Parquet or CSV", where=path, hint=str(error).splitlines()[0]) from error
     if "site_id" not in found.columns:
-        raise UserError("an exclusion list needs a column `site_id`", where=path, mend=f"it has {found.columns}")
+        raise UserError("an exclusion list needs a column `site_id`", where=path, hint=f"it has {found.columns}")
     return InputFile(path, content_hash(path))
 
 
@@ -158,7 +158,7 @@ def _nothing_selected(config: SelectConfig, scores: Record) -> UserError:
     return UserError(
         "`select.where` selects no training position",
         where=config.where,
-        mend=f"of {scored.height:,} scored ones, entropy exceeds {', '.join(exceeded)}; fields: {fields}",
+        hint=f"of {scored.height:,} scored ones, entropy exceeds {', '.join(exceeded)}; fields: {fields}",
     )
 
 

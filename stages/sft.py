@@ -14,15 +14,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load, manifest_of
+from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, content_hash, current_record
-from pipeline.core.config import Recipe, load, manifest_of
-from pipeline.core.errors import UserError
-from pipeline.grpo.compute import Budget
-from pipeline.grpo.process import command_line, end_with_launcher, run_to_exit
-from pipeline.grpo.response_ends import response_ends
-from pipeline.grpo.run import policy_tokenizer, spoken
-from pipeline.grpo.screening import read_pass_rates, screening_of
-from pipeline.scoring.tokens import model_digest, resolve_model
+from pipeline.core.model_files import model_digest, resolve_model
+from pipeline.grpo.data.pass_rates import read_pass_rates, screening_of
+from pipeline.grpo.rollout.response_ends import response_ends
+from pipeline.grpo.run.flops import ComputeBudget
+from pipeline.grpo.run.launch import command_line, end_with_launcher, run_to_exit
+from pipeline.grpo.run.run_folder import policy_tokenizer, spoken
 from pipeline.task.templates import template_named
 
 
@@ -33,7 +34,7 @@ def sft(
     rollouts: Sequence[Path],
     *,
     run: Path,
-    budget: Budget,
+    budget: ComputeBudget,
     screening: Record | None = None,
     deepspeed_config: Path | None = None,
 ) -> Path | None:
@@ -57,14 +58,14 @@ def sft(
     Raises:
         UserError: `run` holds another run, no rollout is right, no site matches, or the loss is not finite.
     """
-    from pipeline.grpo import ranks
+    from pipeline.grpo.policy import distributed
 
-    ranks.prepare_environment()
+    distributed.prepare_environment()
     from transformers import AutoTokenizer
 
-    from pipeline.grpo.examples import Stream, answer_examples, some, text_examples, thought_examples
-    from pipeline.grpo.prompt import PromptBuilder, kept_prompt
-    from pipeline.grpo.supervised import Course, learn
+    from pipeline.grpo.data.examples import EpochSampler, answer_examples, subsample, text_examples, thought_examples
+    from pipeline.grpo.rollout.prompt import PromptBuilder, kept_prompt
+    from pipeline.grpo.run.supervised import TrainingData, train_supervised
     from pipeline.shards.reader import ShardReader
 
     base, supervised = resolve_model(recipe.policy.model, recipe.policy.revision), recipe.supervised
@@ -80,14 +81,14 @@ def sft(
 
     files, window = documents.files("documents"), supervised.window
     text_tokens = round(supervised.plain_text * supervised.batch_tokens)
-    streams = [Stream(answers, recipe.seed, supervised.batch_tokens - text_tokens, what)]
+    streams = [EpochSampler(answers, recipe.seed, supervised.batch_tokens - text_tokens, what)]
     if text_tokens:
         plain = text_examples(files, "train", tokens, ends.of_text, window)
-        streams.append(Stream(plain, recipe.seed, text_tokens, "the training documents"))
+        streams.append(EpochSampler(plain, recipe.seed, text_tokens, "the training documents"))
     held_out = text_examples(files, "validation", tokens, ends.of_text, window)
-    course = Course(
+    course = TrainingData(
         streams=tuple(streams),
-        held_out=some(held_out, recipe.evaluate.progress_sites, recipe.seed),
+        held_out=subsample(held_out, recipe.evaluate.progress_sites, recipe.seed),
         made_from={"shards": shards, "documents": documents},
     )
     kept = ("policy", "task", "sites", "optimizer", "supervised", "seed")
@@ -99,7 +100,7 @@ def sft(
         "policy": model_digest(base),
         **spoken(text, ends),
     }
-    return learn("sft", recipe, course, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
+    return train_supervised("sft", recipe, course, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
 
 
 def tables_of(rollouts: Path) -> list[Path]:
@@ -111,7 +112,7 @@ def tables_of(rollouts: Path) -> list[Path]:
     found = [rollouts] if rollouts.is_file() else sorted((rollouts / "rollouts").glob("*.parquet"))
     if not found:
         raise UserError(
-            "no rollouts", where=rollouts, mend="give the folder of a run of `rpt train`, or a Parquet file"
+            "no rollouts", where=rollouts, hint="give the folder of a run of `rpt train`, or a Parquet file"
         )
     return found
 
@@ -121,7 +122,7 @@ def main() -> None:
     end_with_launcher()
     parser = command_line("stages.sft", (__doc__ or "").partition("\n")[0])
     parser.add_argument("--rollouts", type=Path, action="append", default=[], metavar="RUN")
-    Budget.add_to(parser)
+    ComputeBudget.add_to(parser)
     arguments = parser.parse_args()
     recipe = load(Recipe, arguments.recipe, arguments.overrides)
     work = arguments.work / manifest_of(recipe, arguments.manifest).name
@@ -132,7 +133,7 @@ def main() -> None:
         shards,
         [table for rollouts in arguments.rollouts for table in tables_of(rollouts)],
         run=arguments.run or Path("runs") / f"{recipe.name}-sft",
-        budget=Budget.of(arguments),
+        budget=ComputeBudget.of(arguments),
         screening=screening_of(recipe, shards, work),
         deepspeed_config=arguments.deepspeed_config,
     )

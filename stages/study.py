@@ -20,15 +20,19 @@ from typing import Any
 
 import yaml
 
+from pipeline.config.base import canonical_json
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load
+from pipeline.config.manifest import Manifest
+from pipeline.config.recipe import Recipe
+from pipeline.config.study import ArmConfig, StudyConfig
 from pipeline.core.artifact import content_hash, current_record
-from pipeline.core.config import ArmConfig, Manifest, Recipe, StudyConfig, canonical_json, load
-from pipeline.core.errors import UserError
-from pipeline.core.progress import say
+from pipeline.core.model_files import model_digest, resolve_model
+from pipeline.core.progress import log
 from pipeline.core.sealed import write_json
-from pipeline.evaluation.parts import Part, run_parts
+from pipeline.evaluation.jobs import Job, run_jobs
 from pipeline.evaluation.study import Arm, summarize_study
 from pipeline.evaluation.study_report import write_report
-from pipeline.scoring.tokens import model_digest, resolve_model
 
 BASE = "base"
 """The policy that no arm has trained."""
@@ -65,13 +69,13 @@ def study(config: StudyConfig, *, work: Path, out: Path, workers: int) -> dict[s
     """
     manifests = prepare_data(config, work, out)
     parts = plan(config, manifests, work)
-    run_parts(list(parts.values()), out, workers=workers)
+    run_jobs(list(parts.values()), out, workers=workers)
     recipe = load(Recipe, Path(config.recipe), config.set)
     bands = load(Manifest, Path(config.manifest)).select.bands
     found = summarize_study(config, arms_of(config, parts, out), recipe, bands)
     (out / "study.json").unlink(missing_ok=True)
     write_json(out / "study.json", found)
-    say(f"study        {write_report(found, out)}")
+    log(f"study        {write_report(found, out)}")
     return found
 
 
@@ -87,7 +91,7 @@ def prepare_data(config: StudyConfig, work: Path, out: Path) -> dict[str, Path]:
             paths[name].parent.mkdir(parents=True, exist_ok=True)
             paths[name].write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
     for path in dict.fromkeys(paths.values()):
-        _call("-m", "stages.cli", "data", str(path), "--work", str(work))
+        _call("-m", "commands.cli", "data", str(path), "--work", str(work))
     for module in config.prepare:
         _call("-m", module)
     return paths
@@ -95,16 +99,16 @@ def prepare_data(config: StudyConfig, work: Path, out: Path) -> dict[str, Path]:
 
 def _call(*words: str) -> None:
     if subprocess.run([sys.executable, *words]).returncode:
-        raise UserError("a command of the study failed", where=" ".join(words), mend="see what it said above")
+        raise UserError("a command of the study failed", where=" ".join(words), hint="see what it said above")
 
 
-def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[str, Part]:
+def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[str, Job]:
     """All parts by name: `<arm>-<seed>`, `<arm>-<seed>-rlvr`, `<arm>-evaluation`; those that others need first."""
     recipe, policy = Path(config.recipe), load(Recipe, Path(config.recipe)).policy
     base = resolve_model(policy.model, policy.revision)
     known = {"policy": model_digest(base)}
     shards = {name: current_record(work / load(Manifest, path).name, "materialize") for name, path in manifests.items()}
-    parts: dict[str, Part] = {}
+    parts: dict[str, Job] = {}
     questions = load(Recipe, Path(config.finetune)).questions
     local = questions is not None and Path(questions.source).is_file()
     asked = "" if questions is None else content_hash(Path(questions.source)) if local else questions.source
@@ -120,7 +124,7 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
         """`places` are words that say where things lie, and overrides, of which those that decide are in `own`."""
         decides = known | {"recipe": canonical_json(own.identity())} | decides
         everywhere = (*places, "--work", str(work), "--run", "{out}")
-        parts[name] = Part(name, tuple(words), tuple(parts[need] for need in needs), decides, everywhere)
+        parts[name] = Job(name, tuple(words), tuple(parts[need] for need in needs), decides, everywhere)
 
     for name, arm in _in_order(config.arms):
         for seed in config.seeds:
@@ -160,7 +164,7 @@ def _set(overrides: Sequence[str]) -> list[str]:
     return [word for override in overrides for word in ("--set", override)]
 
 
-def arms_of(config: StudyConfig, parts: dict[str, Part], out: Path) -> list[Arm]:
+def arms_of(config: StudyConfig, parts: dict[str, Job], out: Path) -> list[Arm]:
     """Where the report reads each arm's responses, answers and metrics."""
     return [
         Arm(

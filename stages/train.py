@@ -2,7 +2,7 @@
 
 Input:   the `train` shards of materialize (and `validation`, to see held-out accuracy on the way); a `transformers`
          folder of the policy.
-Output:  `runs/<recipe>/`, whose parts `pipeline/grpo/run.py` lists; `policy/` in it is the trained policy.
+Output:  `runs/<recipe>/`, whose parts `pipeline/grpo/run/run_folder.py` lists; `policy/` in it is the trained policy.
 Command: rpt train RECIPE [--manifest MANIFEST] [--ranks N]
          On several nodes: deepspeed --hostfile HOSTS --module stages.train RECIPE [--manifest MANIFEST]
 
@@ -20,23 +20,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load, manifest_of
+from pipeline.config.manifest import BandsConfig
+from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, current_record, published_record
-from pipeline.core.config import BandsConfig, Recipe, load, manifest_of
-from pipeline.core.errors import UserError
-from pipeline.core.progress import say
-from pipeline.grpo.compute import ModelSize, Spent, grpo_flops
-from pipeline.grpo.metrics import (
-    GroupSummary,
-    Metrics,
-    ProgressLine,
-    Stopwatch,
-    held_out_accuracy,
-    rollout_metrics,
-)
-from pipeline.grpo.process import command_line, end_with_launcher, learning_rate, run_to_exit, stop_signal
-from pipeline.grpo.prompt import keep_prompt, kept_prompt
-from pipeline.grpo.response_ends import response_ends
-from pipeline.grpo.run import (
+from pipeline.core.model_files import model_digest, resolve_model
+from pipeline.core.progress import log
+from pipeline.grpo.data.pass_rates import read_pass_rates, screening_of
+from pipeline.grpo.policy.deepspeed_config import choose_config, zero_stage
+from pipeline.grpo.policy.lr_schedule import learning_rate
+from pipeline.grpo.rollout.prompt import keep_prompt, kept_prompt
+from pipeline.grpo.rollout.response_ends import response_ends
+from pipeline.grpo.rollout.sampler_choice import with_sampler
+from pipeline.grpo.run.early_stopping import EarlyStopping
+from pipeline.grpo.run.flops import ComputeUsed, ModelSize, grpo_flops
+from pipeline.grpo.run.launch import command_line, end_with_launcher, run_to_exit, stop_signal
+from pipeline.grpo.run.metrics import GroupSummary, Metrics, ProgressLine, Stopwatch, held_out_accuracy, rollout_metrics
+from pipeline.grpo.run.run_folder import (
     MetricsLog,
     describe,
     identity,
@@ -47,22 +48,17 @@ from pipeline.grpo.run import (
     policy_tokenizer,
     spoken,
 )
-from pipeline.grpo.sampler_choice import with_sampler
-from pipeline.grpo.screening import read_pass_rates, screening_of
-from pipeline.grpo.topology import choose_topology, zero_stage
-from pipeline.grpo.trackers import tracked
-from pipeline.grpo.watch import Watch
-from pipeline.scoring.tokens import model_digest, resolve_model
+from pipeline.grpo.run.trackers import with_trackers
 from pipeline.task.answers import judge_of
 from pipeline.task.templates import template_named
 
 if TYPE_CHECKING:
-    from pipeline.grpo.curriculum import Curriculum
-    from pipeline.grpo.prompt import PromptBuilder, PromptText
-    from pipeline.grpo.rollout import Rollout
-    from pipeline.grpo.sampler import Sampler
+    from pipeline.core.tokenizer import CorpusTokenizer
+    from pipeline.grpo.data.curriculum import Curriculum
+    from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText
+    from pipeline.grpo.rollout.rollouts import Rollout
+    from pipeline.grpo.rollout.sampler import Sampler
     from pipeline.grpo.types import ResponseSampler
-    from pipeline.scoring.tokens import CorpusTokenizer
     from pipeline.shards.reader import Site
 
 
@@ -104,52 +100,55 @@ def train(
     main, trained = os.environ.get("RANK", "0") == "0", run / "policy"
     if is_complete(run, recipe.budget.steps, own):
         if main:
-            say(f"train        up to date  {trained}")
+            log(f"train        up to date  {trained}")
         return trained
     held = lock(run) if main else None  # until this function or this process ends
     if main:
         keep_prompt(run, text, base, tokens, template)
 
-    from pipeline.grpo import ranks
+    from pipeline.grpo.policy import distributed
 
-    ranks.prepare_environment()
-    from pipeline.grpo import checkpoint
-    from pipeline.grpo import engine as ds
-    from pipeline.grpo.curriculum import Curriculum
-    from pipeline.grpo.rollout import write_rollouts
+    distributed.prepare_environment()
+    from pipeline.grpo.data.curriculum import Curriculum
+    from pipeline.grpo.policy import engine as ds
+    from pipeline.grpo.rollout.rollouts import write_rollouts
+    from pipeline.grpo.run import checkpoint
 
-    topology = choose_topology(deepspeed_config, on_gpu=ranks.on_gpu())
+    topology = choose_config(deepspeed_config, on_gpu=distributed.on_gpu())
     rates = read_pass_rates(screening) if screening else None
     curriculum, held_out = Curriculum(shards.files("train"), recipe, rates), progress_sites(shards, recipe)
     ds.start()
     longest_context = shards.config["max_context_tokens"]
-    ranks.barrier()  # until rank 0 has kept the prompt: all ranks take it from there
+    distributed.barrier()  # until rank 0 has kept the prompt: all ranks take it from there
     text = kept_prompt(run, base, tokens, template)
     policy = load_policy(recipe, base, topology, tokens, curriculum, longest_context, text)
     if recipe.rollout.sampler == "vllm":
         policy = sampling_with_vllm(policy, recipe, base, tokens, curriculum, longest_context, vllm_server)
     engine, sampler = policy.engine, policy.sampler
-    layout = layout_of(recipe, zero_stage(topology), ranks.world_size())
+    layout = layout_of(recipe, zero_stage(topology), distributed.world_size())
     steps, budget = recipe.budget.steps, recipe.budget
 
-    done, draws, watch, spent, resumed = 0, 0, Watch(), Spent(), latest_checkpoint(run)
+    done, draws, watch, spent, resumed = 0, 0, EarlyStopping(), ComputeUsed(), latest_checkpoint(run)
     if resumed:
         state = checkpoint.resume(engine, resumed, own, layout)
-        done, draws, watch = state["step"], state["draws"], Watch(**state["watch"])
-        spent = Spent(**state["spent"])
+        done, draws, watch = state["step"], state["draws"], EarlyStopping(**state["watch"])
+        spent = ComputeUsed(**state["spent"])
         sampler.load_weights(ds.gathered_weights(engine))
     if main:
         begins = f"resumes after step {done}" if resumed else "starts"
-        say(f"train        {begins}: {steps} steps on {shards.directory.parent}  {run}")
-        say(f"train        a response ends with {ends.described(tokens)}")
+        log(f"train        {begins}: {steps} steps on {shards.directory.parent}  {run}")
+        log(f"train        a response ends with {ends.described(tokens)}")
         describe(run, recipe, {"shards": shards}, base, own, layout)
-        log, progress = tracked(MetricsLog(run, done if resumed else None), run, recipe), ProgressLine(done, steps)
+        metrics_log, progress = (
+            with_trackers(MetricsLog(run, done if resumed else None), run, recipe),
+            ProgressLine(done, steps),
+        )
 
     def record(step: int, metrics: Metrics) -> None:
         if main:
-            log.write(step, metrics | spent.metrics())
+            metrics_log.write(step, metrics | spent.metrics())
             if line := progress.line(step, metrics):
-                say(line)
+                log(line)
 
     def save(step: int, metrics: Metrics) -> None:
         cursor = {"step": step, "draws": draws, "watch": watch.state(), "spent": spent.state()}
@@ -161,17 +160,17 @@ def train(
             record(0, evaluate(policy, held_out, bands, recipe))
         while done < steps and not stopped:
             sampled, draws, metrics = take_step(policy, curriculum, recipe, done, draws)
-            seconds = metrics["seconds/step"] * ranks.world_size()
+            seconds = metrics["seconds/step"] * distributed.world_size()
             spent = spent.plus(metrics["compute/step"], seconds, metrics["tokens/trained"])
             if done % budget.save_rollouts_every == 0:
-                write_rollouts(run, done, ranks.gathered(sampled))
+                write_rollouts(run, done, distributed.all_gather(sampled))
             done += 1
             if done == steps or done % budget.evaluate_every == 0:
                 metrics |= evaluate(policy, held_out, bands, recipe)
             record(done, metrics)
             if (warning := watch.see(metrics, budget.stop)) and main:
-                say(f"train        warning, step {done}: {warning}")
-            stopped = done < steps and ranks.largest(stop_is_asked()) > 0
+                log(f"train        warning, step {done}: {warning}")
+            stopped = done < steps and distributed.all_reduce_max(stop_is_asked()) > 0
             if stopped or (done < steps and done % budget.save_every == 0):
                 save(done, metrics)
     if not stopped:
@@ -179,8 +178,8 @@ def train(
         save(done, metrics)  # last: a checkpoint of the last step says that the run is complete
     ds.close(engine, sampler)
     if main:
-        log.close()
-        say(
+        metrics_log.close()
+        log(
             "train        stopped: run the same command again to resume" if stopped else f"train        done  {trained}"
         )
     if held:
@@ -219,11 +218,11 @@ def load_policy(
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
-    from pipeline.grpo import engine as ds
-    from pipeline.grpo.agreement import verify
-    from pipeline.grpo.positions import sites_must_fit
-    from pipeline.grpo.prompt import PromptBuilder
-    from pipeline.grpo.sampler import Sampler
+    from pipeline.grpo.policy import engine as ds
+    from pipeline.grpo.policy.agreement import verify
+    from pipeline.grpo.rollout.positions import sites_must_fit
+    from pipeline.grpo.rollout.prompt import PromptBuilder
+    from pipeline.grpo.rollout.sampler import Sampler
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompts, room = PromptBuilder(tokenizer, tokens, text), recipe.rollout.max_new_tokens
@@ -254,10 +253,10 @@ def sampling_with_vllm(
     Raises:
         UserError: there is no vLLM, or it gives other log-probabilities.
     """
-    from pipeline.grpo import engine as ds
-    from pipeline.grpo.agreement import sampler_gap
+    from pipeline.grpo.policy import engine as ds
+    from pipeline.grpo.policy.agreement import sampler_gap
+    from pipeline.grpo.rollout.vllm_sampler import start_vllm
     from pipeline.grpo.types import SamplingRequest
-    from pipeline.grpo.vllm_sampler import start_vllm
 
     prompt = policy.prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
     sampler = start_vllm(
@@ -285,16 +284,16 @@ def take_step(
     Returns:
         this rank's rollouts, draws done since the run began, and what the step measured.
     """
-    from pipeline.grpo import engine as ds
-    from pipeline.grpo import ranks
-    from pipeline.grpo.collection import collect, mini_batches
-    from pipeline.grpo.objective import Objective
-    from pipeline.grpo.reward import Reader
-    from pipeline.grpo.update import update
+    from pipeline.grpo.algorithm.objective import Objective
+    from pipeline.grpo.policy import distributed
+    from pipeline.grpo.policy import engine as ds
+    from pipeline.grpo.policy.update import update
+    from pipeline.grpo.rollout.rewards import RewardContext
+    from pipeline.grpo.run.collection import collect, mini_batches
 
     clock, objective, lr = Stopwatch(), Objective.of(recipe), learning_rate(recipe.optimizer, step)
     sampler = cast("Sampler", policy.sampler)  # rewards that ask for probabilities are refused with vLLM
-    reader = Reader(sampler, policy.prompts, policy.tokens)
+    reader = RewardContext(sampler, policy.prompts, policy.tokens)
     collected = collect(reader, curriculum, recipe, step, draws, clock)
     sampled, chosen = list(collected.sampled.values()), list(collected.chosen.values())
     with clock("update"):
@@ -307,8 +306,8 @@ def take_step(
         done = update(policy.engine, batches, objective, lr, reference=policy.reference)
     with clock("sync"):
         policy.sampler.load_weights(ds.gathered_weights(policy.engine))
-    metrics = rollout_metrics(ranks.gathered([GroupSummary.of(rollout) for rollout in sampled]))
-    (flops,) = ranks.total(grpo_flops(policy.size, recipe, sampled, chosen, list(texts.values())))
+    metrics = rollout_metrics(distributed.all_gather([GroupSummary.of(rollout) for rollout in sampled]))
+    (flops,) = distributed.all_reduce_sum(grpo_flops(policy.size, recipe, sampled, chosen, list(texts.values())))
     metrics |= {
         "groups/draws": collected.draws - draws,
         "groups/trained": collected.chosen_by_all,
@@ -320,12 +319,12 @@ def take_step(
 
 def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:
     """The held-out sites that the evaluations during training look at; none if nothing was held out."""
-    from pipeline.evaluation.readings import choose_sites
+    from pipeline.evaluation.predictions import choose_sites
     from pipeline.shards.reader import ShardReader
 
     files = shards.files("validation")
     if not files:
-        say("train        the shards have no held-out site: accuracy is not measured on the way")
+        log("train        the shards have no held-out site: accuracy is not measured on the way")
         return []
     reader = ShardReader(files, recipe.evaluate.where)
     site_ids = reader.site_ids()
@@ -341,17 +340,17 @@ def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig | None, r
 
     from pipeline.evaluation.accuracy import accuracy_by_band, progress_metrics
     from pipeline.evaluation.intervals import proportion
-    from pipeline.evaluation.readings import read_by_reasoning
-    from pipeline.grpo import ranks
+    from pipeline.evaluation.predictions import predict_with_reasoning
+    from pipeline.grpo.policy import distributed
 
     if not sites:
         return {}
     clock = Stopwatch()
     with clock("evaluate"):
-        answers = read_by_reasoning(
+        answers = predict_with_reasoning(
             policy.sampler,
             policy.prompts,
-            ranks.share(sites),
+            distributed.shard(sites),
             temperature=recipe.evaluate.temperature,
             max_new_tokens=recipe.rollout.max_new_tokens,
             seed=recipe.seed,
@@ -359,7 +358,7 @@ def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig | None, r
             advance=lambda sites, tokens: None,
             judge=judge_of(recipe.task.reward),
         )
-        hits_N = np.array(ranks.gathered([answer.hit for answer in answers]))
+        hits_N = np.array(distributed.all_gather([answer.hit for answer in answers]))
     documents_N = [site.doc_id for site in sites]
     by_band = accuracy_by_band(hits_N, sites, bands) if bands else {"all": proportion(hits_N, documents_N)}
     return {**progress_metrics(by_band), **clock.seconds()}
@@ -379,7 +378,7 @@ def main() -> None:
         raise UserError(
             "sites are not judged as answers are",
             where=arguments.recipe,
-            mend="run `rpt finetune` for questions, `rpt train` for sites",
+            hint="run `rpt finetune` for questions, `rpt train` for sites",
         )
     shards = published_record(questions) if questions else current_record(work, "materialize")
     train(

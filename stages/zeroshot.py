@@ -16,12 +16,12 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.core.hardware import torch_device
-from pipeline.core.progress import say
+from pipeline.core.model_files import resolve_model
+from pipeline.core.progress import log
 from pipeline.evaluation.report import Table, count, percent
 from pipeline.evaluation.zeroshot import BENCHMARKS, letter_of, lm_eval_task, read_questions, summarize_zeroshot
-from pipeline.scoring.tokens import resolve_model
 
 
 def zeroshot(
@@ -51,10 +51,10 @@ def zeroshot(
         UserError: lm-eval is not installed, the policy or the questions cannot be read.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("lm-eval is not installed", where="rpt zeroshot", mend="pip install 'rpt[eval]'")
+        raise UserError("lm-eval is not installed", where="rpt zeroshot", hint="pip install 'rpt[eval]'")
     folder = resolve_model(policy)
     asked, unusable = read_questions(BENCHMARKS[benchmark], source, questions, seed)
-    say(f"zeroshot     {len(asked):,} questions of {benchmark}, {unusable:,} records unusable")
+    log(f"zeroshot     {len(asked):,} questions of {benchmark}, {unusable:,} records unusable")
     samples = _ask(folder, lm_eval_task(f"{benchmark}-{mode}", asked, mode, max_new_tokens), mode)
     metric = "acc" if mode == "direct" else "exact_match"
     hits = [sample[metric] > 0 for sample in samples]

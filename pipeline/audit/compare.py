@@ -9,7 +9,7 @@ import polars as pl
 
 from pipeline.audit.decisions import SPLITS, AuditedShard, decisions, shards
 from pipeline.audit.lineage import Lineage
-from pipeline.selection.keys import key_of, keys
+from pipeline.core.random_keys import random_key, random_keys
 
 FORMAT = 1
 """Of `compare.json`; raised when a key changes its meaning."""
@@ -92,9 +92,9 @@ def _joined(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
 def _drawn(sites: pl.DataFrame, drawn: pl.DataFrame | None) -> pl.DataFrame:
     """The `EXAMPLES` sites with the smallest random keys."""
     ids = sites["doc_id"].unique(maintain_order=True)
-    base = pl.Series([key_of("compare", doc_id) for doc_id in ids], dtype=pl.UInt64)
+    base = pl.Series([random_key("compare", doc_id) for doc_id in ids], dtype=pl.UInt64)
     bases = sites["doc_id"].replace_strict(ids, base, return_dtype=pl.UInt64).to_numpy()
-    keyed = sites.with_columns(key=pl.Series(keys(bases, sites["byte_offset"].to_numpy()), dtype=pl.UInt64))
+    keyed = sites.with_columns(key=pl.Series(random_keys(bases, sites["byte_offset"].to_numpy()), dtype=pl.UInt64))
     both = keyed if drawn is None else pl.concat([drawn, keyed])
     return both.sort("key").head(EXAMPLES)
 

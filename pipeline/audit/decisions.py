@@ -13,7 +13,7 @@ from pipeline.core.artifact import InputFile, Record
 from pipeline.core.parquet import read_table
 from pipeline.selection.metadata import named_in, with_metadata
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
-from pipeline.selection.sites import REASONS, band_of, wanted
+from pipeline.selection.sites import REASONS, band_of, rule_expression
 from pipeline.selection.where import filter_rows
 
 ORIGIN = ["source_file", "source_row", "meta"]
@@ -52,7 +52,7 @@ def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
         that a rule can keep it;
         `decision`: `kept`, or the first reason of `REASONS` that applies; `band`: the hardest one it belongs to.
     """
-    expression = wanted(lineage.rule)
+    expression = rule_expression(lineage.rule)
     site = shard.sites.select("doc_id", "position", kept=pl.lit(True))
     token_ids = pl.Series(pl.from_arrow(shard.scores["token_ids"].combine_chunks().flatten()))
     named = named_in(expression, lineage.rule.metadata)

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 
 from pipeline.audit.decisions import AuditedShard
-from pipeline.scoring.tokens import CorpusTokenizer
-from pipeline.selection.keys import key_of
+from pipeline.core.random_keys import random_key
+from pipeline.core.tokenizer import CorpusTokenizer
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Strata by the share of selectable positions that is kept: none, up to 2 %, …, more than 40 %."""
@@ -48,7 +48,7 @@ class Sample:
         )
         for doc_id, split, tokens, selectable, kept in counted.iter_rows():
             stratum = int(np.searchsorted(SHARES, kept / max(selectable, 1), side="left"))
-            key = key_of("audit", self._seed, doc_id)
+            key = random_key("audit", self._seed, doc_id)
             example = Example(key, shard, doc_id, split, stratum, tokens, selectable, kept)
             heap = self._strata[split, stratum]
             heapq.heappush(heap, (-key, example))

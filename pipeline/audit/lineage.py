@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest, SelectConfig
 from pipeline.core.artifact import Record, content_hash, is_current, read_record
-from pipeline.core.config import Manifest, SelectConfig
-from pipeline.core.errors import UserError
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.core.workspace import is_of_source
-from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import SITES
 
@@ -72,7 +72,7 @@ def lineage_of(work: Path, manifest: Manifest) -> Lineage:
         raise UserError(
             "this selection has not been made",
             where=_short(manifest.select.where),
-            mend="run `rpt data` (or `rpt select`) with this manifest and these overrides first; "
+            hint="run `rpt data` (or `rpt select`) with this manifest and these overrides first; "
             f"in {work} there are: {', '.join(made[-SHOWN:]) or 'none'}",
         )
     lineage = max(found, key=lambda lineage: _preference(work, lineage))
@@ -92,7 +92,7 @@ def lineage_of_fingerprint(work: Path, manifest: Manifest, fingerprint: str) -> 
         if record.fingerprint == fingerprint and (lineage := _up_to(work, None, record, manifest.name)) is not None:
             return lineage
     known = ", ".join(record.fingerprint for record in records) or "none"
-    raise UserError("no such selection", where=work / "select" / fingerprint, mend=f"there are: {known}")
+    raise UserError("no such selection", where=work / "select" / fingerprint, hint=f"there are: {known}")
 
 
 def check_columns(record: Record, table: str, columns: Collection[str]) -> None:
@@ -105,7 +105,7 @@ def check_columns(record: Record, table: str, columns: Collection[str]) -> None:
         missing = [name for name in columns if name not in pq.read_schema(file.path).names]
         if missing:
             what = f"`{table}` of an earlier version of rpt, without {', '.join(missing)}"
-            raise UserError(what, where=record.directory, mend="run `rpt data` again")
+            raise UserError(what, where=record.directory, hint="run `rpt data` again")
 
 
 def lineage_of_shards(work: Path, manifest: Manifest, shards: Record) -> Lineage:
@@ -117,7 +117,7 @@ def lineage_of_shards(work: Path, manifest: Manifest, shards: Record) -> Lineage
     select = _by_content(work, "select", shards.inputs.get("sites"))
     lineage = _up_to(work, None, select, manifest.name) if select is not None else None
     if lineage is None:
-        raise UserError("what the shards were made of is gone", where=shards.directory, mend="run `rpt data` again")
+        raise UserError("what the shards were made of is gone", where=shards.directory, hint="run `rpt data` again")
     return replace(lineage, materialize=shards)
 
 
@@ -173,7 +173,7 @@ def _flags(manifest: Manifest) -> str | None:
         return None
     path = Path(manifest.select.exclude)
     if not path.is_file():
-        raise UserError("no such file", where=path, mend="check select.exclude")
+        raise UserError("no such file", where=path, hint="check select.exclude")
     return content_hash(path)
 
 

@@ -16,17 +16,17 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.audit import drawing
+from pipeline.audit import svg
 from pipeline.audit.decisions import SPLITS, decisions, shards
 from pipeline.audit.distributions import NEAR, Distributions
+from pipeline.audit.dropped_records import duplicates, matches, quarantine
 from pipeline.audit.examples import Example, Sample, TopTokens, heat_maps
 from pipeline.audit.funnel import funnel, kept, shard_bytes
+from pipeline.audit.invisible import escape_invisible
 from pipeline.audit.lineage import Lineage
-from pipeline.audit.losses import duplicates, matches, quarantine
-from pipeline.audit.visible import visible
 from pipeline.core.artifact import InputFile
 from pipeline.core.parquet import read_table
-from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.selection.sites import BANDS
 
 FORMAT = 1
@@ -182,7 +182,7 @@ def _view(summary: Mapping[str, Any]) -> dict[str, Any]:
                     if (t["split"], t["column"], t["source"]) == (split, metric, "where")
                 }
             )
-            for metric in drawing.NAMES
+            for metric in svg.NAMES
         }
         for split in SPLITS
     }
@@ -241,7 +241,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "visible": visible,
+        "visible": escape_invisible,
         "number": _number,
         "percent": _percent,
         "words": _words,
@@ -249,7 +249,7 @@ def render(template: str, **values: Any) -> str:
         "cell": _cell,
         "yaml": _yaml,
     }
-    environment.globals |= {"histogram": drawing.histogram, "share": drawing.share, "splits": SPLITS}
+    environment.globals |= {"histogram": svg.histogram, "share": svg.share, "splits": SPLITS}
     policy = (
         f"default-src 'none'; script-src '{_source(script)}'; style-src '{_source(style)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -317,12 +317,12 @@ def _token(text: str) -> str:
         ('␣the', '⏎')
     """
     shown = text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]} … {len(text):,} characters"
-    return visible(shown.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"))
+    return escape_invisible(shown.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"))
 
 
 def _cell(value: Any) -> str:
     text = value if isinstance(value, str) else as_json(value) if isinstance(value, bytes) else str(value)
-    return visible(text[:CELL_SHOWN] + "…" * (len(text) > CELL_SHOWN))
+    return escape_invisible(text[:CELL_SHOWN] + "…" * (len(text) > CELL_SHOWN))
 
 
 def _yaml(value: Mapping[str, Any]) -> str:

@@ -10,12 +10,12 @@ import polars as pl
 from pipeline.audit.browse.document import Document, as_trained
 from pipeline.audit.decisions import decisions
 from pipeline.audit.lineage import Lineage
-from pipeline.audit.place import Place
-from pipeline.core.config import MaterializeConfig
-from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.audit.locate import Location
+from pipeline.config.manifest import MaterializeConfig
+from pipeline.core.tokenizer import CorpusTokenizer
 
 if TYPE_CHECKING:
-    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.rollout.prompt import PromptBuilder
 
 BYTES_BEFORE, BYTES_AFTER = 600, 240
 """Of the document, around the position."""
@@ -24,7 +24,7 @@ SCORES = ("entropy", "entropy_partial", "nll", "rank")
 
 def site(
     lineage: Lineage,
-    where: Place,
+    where: Location,
     config: MaterializeConfig,
     *,
     policy: CorpusTokenizer,

@@ -6,11 +6,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import CorpusConfig
 from pipeline.core.artifact import InputFile, current_record
-from pipeline.core.config import CorpusConfig
-from pipeline.core.errors import UserError
+from pipeline.corpus.scan import checksums_of
 from pipeline.corpus.sources import SourceFile, corpus_files
-from pipeline.corpus.survey import checksums_of
 
 GONE = "the source has no such file any more"
 CHANGED = "the source file was changed after it was read"
@@ -37,7 +37,7 @@ def source_damage(work: Path, config: CorpusConfig, source: str | None) -> list[
     try:
         files = {file.name: file for file in corpus_files(config, source)}
     except UserError as error:
-        return [{"where": error.where, "what": f"{error.what} ({error.mend})"}]
+        return [{"where": error.where, "what": f"{error.message} ({error.hint})"}]
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda name: _difference(files.get(name), recorded[name]), recorded)
     return [{"where": name, "what": what} for name, what in zip(recorded, found, strict=True) if what]
@@ -55,4 +55,4 @@ def _difference(file: SourceFile | None, sha256: str) -> str | None:
     try:
         return None if checksums_of(file).sha256 == sha256 else CHANGED
     except UserError as error:
-        return error.what
+        return error.message

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.audit.lineage import Lineage, lineage_of_shards
-from pipeline.audit.place import Place, Row
+from pipeline.audit.locate import Location, Row
+from pipeline.config.errors import IntegrityError, UserError
+from pipeline.config.manifest import CorpusConfig, Manifest
 from pipeline.core.artifact import InputFile, read_record
-from pipeline.core.config import CorpusConfig, Manifest
-from pipeline.core.errors import IntegrityError, UserError
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import to_document, to_json
 from pipeline.corpus.quarantine import Unusable
@@ -35,14 +35,14 @@ def shard_row(work: Path, manifest: Manifest, file: Path, row: int) -> tuple[Lin
     listed = [entry for done in record.completions for entry in done.files.values()] if record else []
     entry = next((entry for entry in listed if entry.path == file.name), None)
     if record is None or entry is None or record.directory.parent != (work / "materialize").resolve():
-        raise UserError("not one of the manifest's shards", where=file, mend=f"they lie in {work / 'materialize'}")
+        raise UserError("not one of the manifest's shards", where=file, hint=f"they lie in {work / 'materialize'}")
     sites = read_table(InputFile(file, entry.sha256), ["site_id"])["site_id"]
     if row >= len(sites):
-        raise UserError("the shard has no such row", where=f"{file}:{row}", mend=f"it has {len(sites):,}, from 0")
+        raise UserError("the shard has no such row", where=f"{file}:{row}", hint=f"it has {len(sites):,}, from 0")
     return lineage_of_shards(work, manifest, record), sites[row].as_py()
 
 
-def trace(where: Place, config: CorpusConfig, source: str | None) -> dict[str, Any]:
+def trace(where: Location, config: CorpusConfig, source: str | None) -> dict[str, Any]:
     """Follow a position back to its source.
 
     Args:
@@ -68,7 +68,7 @@ def trace(where: Place, config: CorpusConfig, source: str | None) -> dict[str, A
     file = files.get(meta["source_file"])
     if file is None:
         mend = "give the corpus with --source"
-        raise IntegrityError("the source has no such file any more", where=meta["source_file"], mend=mend)
+        raise IntegrityError("the source has no such file any more", where=meta["source_file"], hint=mend)
     record = _source_record(file, config.of_source(file.corpus), meta["source_row"])
     doc_id = _doc_id(record, config.of_source(file.corpus))
     raw = record.raw

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config.errors import IntegrityError
 from pipeline.core.artifact import (
     CURRENT,
     Completion,
@@ -22,7 +23,6 @@ from pipeline.core.artifact import (
     read_completion,
     read_record,
 )
-from pipeline.core.errors import IntegrityError
 from pipeline.core.marks import BEGUN, begun_from, is_pulled
 
 LINKS: Mapping[str, str] = {
@@ -104,7 +104,7 @@ def _check(directory: Path) -> _Checked:
     try:
         record = read_record(directory)
     except IntegrityError as error:
-        damage[error.where] = error.what
+        damage[error.where] = error.message
     found = _completions(directory, damage)
     if not (directory / "record.json").exists() and not (directory / BEGUN).exists():
         damage[str(directory / "record.json")] = f"is missing, and so is `{BEGUN}` of an output that is not complete"
@@ -112,14 +112,14 @@ def _check(directory: Path) -> _Checked:
         try:
             begun_from(directory)
         except IntegrityError as error:
-            damage[error.where] = error.what
+            damage[error.where] = error.message
     for entry in (entry for completion in found for entry in completion.files.values()):
         _check_file(directory, entry, damage)
     if record is not None:
         try:
             pulled = is_pulled(record)
         except IntegrityError as error:
-            damage[error.where] = error.what
+            damage[error.where] = error.message
         if fingerprint(record.stage, record.version, record.config, record.inputs) != directory.name:
             damage[str(directory / "record.json")] = "configuration or inputs are not those of its fingerprint"
         for done in record.completions:
@@ -137,7 +137,7 @@ def _check_file(directory: Path, entry: Entry, damage: dict[str, str]) -> None:
         path = InputFile(directory / entry.path, entry.sha256).verified()
         rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else 0
     except IntegrityError as error:
-        damage[error.where] = error.what
+        damage[error.where] = error.message
     except (OSError, pa.ArrowException) as error:
         damage[str(directory / entry.path)] = f"cannot be read: {str(error).splitlines()[0]}"
     else:
@@ -151,7 +151,7 @@ def _completions(directory: Path, damage: dict[str, str]) -> tuple[Completion, .
         try:
             found.append(read_completion(directory, int(path.stem)))
         except IntegrityError as error:
-            damage[error.where] = error.what
+            damage[error.where] = error.message
         except ValueError:
             damage[str(path)] = "not a shard's completion"
     return tuple(filter(None, found))
@@ -184,5 +184,5 @@ def _pointers(work: Path) -> dict[str, str]:
         try:
             pointed(path)
         except IntegrityError as error:
-            damage[error.where] = error.what
+            damage[error.where] = error.message
     return damage

@@ -30,8 +30,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.core.config import canonical_json
-from pipeline.core.errors import IntegrityError, UserError
+from pipeline.config.base import canonical_json
+from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core.files import flush, replace_text
 from pipeline.core.sealed import read_sealed, write_sealed
 
@@ -64,11 +64,11 @@ class InputFile:
         """
         if not self.path.exists():
             raise IntegrityError(
-                "published file is missing", where=self.path, mend="delete its stage folder, run again"
+                "published file is missing", where=self.path, hint="delete its stage folder, run again"
             )
         if self.sha256 is not None and content_hash(self.path) != self.sha256:
             raise IntegrityError(
-                "published file was changed after the fact", where=self.path, mend="delete its stage folder, run again"
+                "published file was changed after the fact", where=self.path, hint="delete its stage folder, run again"
             )
         return self.path
 
@@ -213,7 +213,7 @@ def read_completion(directory: Path, shard: int) -> Completion | None:
     completion = _parsed(_COMPLETION, tree, path)
     if (tree.get("of"), completion.shard) != (name_of(directory), shard):
         raise IntegrityError(
-            "completion of another shard or output", where=path, mend="delete its stage folder, run again"
+            "completion of another shard or output", where=path, hint="delete its stage folder, run again"
         )
     return completion
 
@@ -266,7 +266,7 @@ def read_record(directory: Path) -> Record | None:
         return None
     record = record_in(path, directory)
     if (record.stage, record.fingerprint) != (directory.parent.name, directory.name):
-        raise IntegrityError("record of another output", where=path, mend="delete its folder and run again")
+        raise IntegrityError("record of another output", where=path, hint="delete its folder and run again")
     _check_sizes(record)
     return record
 
@@ -281,9 +281,9 @@ def record_in(path: Path, directory: Path) -> Record:
     record = _parsed(_RECORD, tree | {"directory": directory}, path)
     names = [entry.path for done in record.completions for entry in done.files.values()]
     if bad := [name for name in names if PurePath(name).name != name or name in ("", "..")]:
-        raise IntegrityError(f"record names a file outside its folder: {bad[0]!r}", where=path, mend="do not trust it")
+        raise IntegrityError(f"record names a file outside its folder: {bad[0]!r}", where=path, hint="do not trust it")
     if record.content != tree.get("content"):
-        raise IntegrityError("record was changed after the fact", where=path, mend="delete its folder and run again")
+        raise IntegrityError("record was changed after the fact", where=path, hint="delete its folder and run again")
     return record
 
 
@@ -295,7 +295,7 @@ def _check_sizes(record: Record) -> None:
                 raise IntegrityError(
                     "published file is missing or has another size",
                     where=file,
-                    mend="delete its stage folder, run again",
+                    hint="delete its stage folder, run again",
                 )
 
 
@@ -310,7 +310,7 @@ def _parsed(kind: TypeAdapter[Any], tree: Mapping[str, Any], path: Path) -> Any:
         raise IntegrityError(
             f"not what a stage writes: {'.'.join(map(str, first['loc']))}: {first['msg']}",
             where=path,
-            mend="delete its stage folder, run again",
+            hint="delete its stage folder, run again",
         ) from error
 
 
@@ -340,11 +340,11 @@ def pointed(pointer: Path) -> Path | None:
         return None
     name = pointer.read_bytes() if pointer.is_file() else b""
     if not re.fullmatch(rb"[0-9a-f]{12}", name):
-        raise IntegrityError("does not name an output", where=pointer, mend="run `rpt data` again")
+        raise IntegrityError("does not name an output", where=pointer, hint="run `rpt data` again")
     directory = pointer.with_name(name.decode())
     if not (directory / "record.json").exists():
         raise IntegrityError(
-            "names an output that is not complete or not there", where=pointer, mend="run `rpt data` again"
+            "names an output that is not complete or not there", where=pointer, hint="run `rpt data` again"
         )
     return directory
 
@@ -365,8 +365,8 @@ def current_record(work: Path, stage: str) -> Record:
     if directory is not None:
         return published_record(directory)
     if any((work / stage).glob("[!.]*/record.json")):
-        raise IntegrityError("file is missing", where=work / stage / CURRENT, mend="run `rpt data` again")
-    raise UserError(f"stage `{stage}` has no output yet", where=work / stage, mend="run `rpt data` first")
+        raise IntegrityError("file is missing", where=work / stage / CURRENT, hint="run `rpt data` again")
+    raise UserError(f"stage `{stage}` has no output yet", where=work / stage, hint="run `rpt data` first")
 
 
 def published_record(directory: Path) -> Record:
@@ -378,5 +378,5 @@ def published_record(directory: Path) -> Record:
     record = read_record(directory)
     if record is None:
         stage = directory.parent.name
-        raise UserError(f"stage `{stage}` has no output yet", where=directory, mend="run `rpt data` first")
+        raise UserError(f"stage `{stage}` has no output yet", where=directory, hint="run `rpt data` first")
     return record

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.core.hardware import cores, gpus
 
 ItemT = TypeVar("ItemT")
@@ -77,7 +77,7 @@ class LocalExecutor:
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed, most often for lack of memory",
-                mend="run the same command again to resume, with fewer --workers",
+                hint="run the same command again to resume, with fewer --workers",
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

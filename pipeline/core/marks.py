@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.config.errors import IntegrityError
 from pipeline.core.artifact import Record, name_of
-from pipeline.core.errors import IntegrityError
 from pipeline.core.sealed import read_sealed, write_sealed
 
 BEGUN = "begun.json"
@@ -29,7 +29,7 @@ def begun_from(directory: Path) -> dict[str, str]:
         return {}
     tree = read_sealed(path)
     if tree.get("of") != name_of(directory):
-        raise IntegrityError("is of another output", where=path, mend="delete it, run `rpt data` again")
+        raise IntegrityError("is of another output", where=path, hint="delete it, run `rpt data` again")
     return dict(tree["inputs"])
 
 
@@ -52,5 +52,5 @@ def is_pulled(record: Record) -> bool:
     if not path.exists():
         return False
     if read_sealed(path) != {"of": name_of(record.directory), "inputs": dict(record.inputs)}:
-        raise IntegrityError("is of another output", where=path, mend="pull it again")
+        raise IntegrityError("is of another output", where=path, hint="pull it again")
     return True

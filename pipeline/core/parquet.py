@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config.errors import IntegrityError
 from pipeline.core.artifact import InputFile
-from pipeline.core.errors import IntegrityError
 
 ROW_GROUP = 2048
 
@@ -84,7 +84,7 @@ def read_table(file: InputFile, columns: list[str] | None = None) -> pa.Table:
             table = opened.read(columns)
         return table if columns is None else table.select(columns)
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise IntegrityError("damaged Parquet file", where=path, mend=str(error).splitlines()[0]) from error
+        raise IntegrityError("damaged Parquet file", where=path, hint=str(error).splitlines()[0]) from error
 
 
 def read_rows(file: InputFile, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
@@ -107,4 +107,4 @@ def read_rows(file: InputFile, start: int, stop: int, columns: list[str] | None 
                 begin = end
             return table.read_row_groups(groups, columns=columns).slice(skipped, stop - start)
     except (OSError, pa.ArrowException) as error:
-        raise IntegrityError("damaged Parquet file", where=file.path, mend=str(error).splitlines()[0]) from error
+        raise IntegrityError("damaged Parquet file", where=file.path, hint=str(error).splitlines()[0]) from error

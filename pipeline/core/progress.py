@@ -32,7 +32,7 @@ console = Console(stderr=True, highlight=False)
 
 
 @dataclass
-class Meter:
+class Throughput:
     """How far a stage is."""
 
     total: int
@@ -59,7 +59,7 @@ class Meter:
             now: on the clock of `time.monotonic`.
 
         Example:
-            >>> meter = Meter(total=10, unit="tokens", flops=2e9, done=4, units=40_000_000, begin=0.0)
+            >>> meter = Throughput(total=10, unit="tokens", flops=2e9, done=4, units=40_000_000, begin=0.0)
             >>> meter.describe(["NVIDIA H200", "NVIDIA H200"], now=100.0)
             '4 of 10 shards, 2 running, 4 waiting, 400,000 tokens/s, MFU 40 %, 1 min 40 s left'
         """
@@ -96,8 +96,8 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def progress(
-    title: str, meter: Meter, devices: Callable[[], Sequence[str]] = tuple
+def progress_bar(
+    title: str, meter: Throughput, devices: Callable[[], Sequence[str]] = tuple
 ) -> Iterator[Callable[[int, int], None]]:
     """Show `meter` while the block runs; yields its `advance`."""
     if console.is_terminal:
@@ -110,7 +110,7 @@ def progress(
 
     def lines() -> None:
         while not over.wait(LINE_EVERY):
-            say(f"{title:<12} {meter.describe(devices())}")
+            log(f"{title:<12} {meter.describe(devices())}")
 
     thread = threading.Thread(target=lines, daemon=True)
     thread.start()
@@ -126,7 +126,7 @@ class _Described(ProgressColumn):
 
     max_refresh = 1.0
 
-    def __init__(self, meter: Meter, devices: Callable[[], Sequence[str]]) -> None:
+    def __init__(self, meter: Throughput, devices: Callable[[], Sequence[str]]) -> None:
         super().__init__()
         self.meter, self.devices = meter, devices
 
@@ -135,7 +135,7 @@ class _Described(ProgressColumn):
         return Text(self.meter.describe(self.devices()))
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """One line to the person who runs this (standard error: standard output is for results)."""
     console.print(line, markup=False, soft_wrap=True)
     sys.stderr.flush()

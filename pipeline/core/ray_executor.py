@@ -22,12 +22,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from pipeline.config.base import canonical_json
+from pipeline.config.errors import UserError
 from pipeline.core.artifact import content_hash
-from pipeline.core.config import canonical_json
-from pipeline.core.errors import UserError
 from pipeline.core.executor import thread_settings
 from pipeline.core.hardware import cores, gpus
-from pipeline.core.progress import say
+from pipeline.core.progress import log
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -70,7 +70,7 @@ class RayExecutor:
             UserError: Ray is not installed.
         """
         if find_spec("ray") is None:
-            raise UserError("Ray is not installed", mend="pip install 'rpt[ray]'")
+            raise UserError("Ray is not installed", hint="pip install 'rpt[ray]'")
         self._address = address or os.environ.get("RAY_ADDRESS")
         self._work, self._workers, self._gpus = work, workers, gpus
         self._devices: dict[Any, str] = {}
@@ -124,7 +124,7 @@ class RayExecutor:
             raise UserError(
                 f"no node of the Ray cluster has {size.cores} cores and {share:g} GPUs for a worker",
                 where=f"nodes: {offer}",
-                mend="ask for more --workers or less --num-gpus, or add a node",
+                hint="ask for more --workers or less --num-gpus, or add a node",
             )
         return size
 
@@ -167,7 +167,7 @@ class _Crew:
                     raise _gave_up(at, error) from error
                 if at is not None:
                     again.append(at)
-                    say("ray          a worker died: its shard is done again by another")
+                    log("ray          a worker died: its shard is done again by another")
                 self._let_go(worker)
                 self._hire()
                 continue
@@ -190,7 +190,7 @@ class _Crew:
             if done:
                 return done[0], *self._calls.pop(done[0])
             if not self._devices:
-                say("ray          no worker could start yet: waiting for free cores or GPUs on the cluster")
+                log("ray          no worker could start yet: waiting for free cores or GPUs on the cluster")
 
     def _hire(self) -> None:
         worker = self._hirable.remote()
@@ -217,14 +217,14 @@ class _Worker:
                 raise UserError(
                     f"the Ray node {node} does not see the work folder",
                     where=os.path.dirname(marker),
-                    mend="put --work, and start `rpt`, on a file system that all nodes mount at the same path",
+                    hint="put --work, and start `rpt`, on a file system that all nodes mount at the same path",
                 )
             time.sleep(0.5)
         os.chdir(folder)
         if found := [f"{name} {mine}" for name, mine in software().items() if mine != expected[name]]:
             raise UserError(
                 f"the Ray node {node} runs other software than the driver: {', '.join(found)}",
-                mend="install the same version of rpt and the same requirements.lock on all nodes",
+                hint="install the same version of rpt and the same requirements.lock on all nodes",
             )
         return gpus()[0].name if os.environ.get("CUDA_VISIBLE_DEVICES") and gpus() else "CPU"
 
@@ -247,11 +247,11 @@ def _gave_up(item: int | None, error: Exception) -> UserError:
     if item is None:
         reason = str(error).strip().splitlines()[-1].strip()
         return UserError(
-            "workers cannot start on the Ray cluster", where=reason, mend="is rpt installed on all of its nodes?"
+            "workers cannot start on the Ray cluster", where=reason, hint="is rpt installed on all of its nodes?"
         )
     return UserError(
         f"{ATTEMPTS} workers died on the same shard, most often for lack of memory",
-        mend="run the same command again to resume, with fewer --workers or on larger nodes",
+        hint="run the same command again to resume, with fewer --workers or on larger nodes",
     )
 
 
@@ -285,7 +285,7 @@ def _connect(address: str | None) -> Any:
             ray.init(address=address, **quiet)
     except Exception as error:
         raise UserError(
-            "no Ray cluster answers", where=address or "this machine", mend=str(error).strip().splitlines()[0]
+            "no Ray cluster answers", where=address or "this machine", hint=str(error).strip().splitlines()[0]
         ) from error
     return ray
 
@@ -294,4 +294,4 @@ def _relay(data: Any, ignore_prefix: bool) -> None:
     """What workers say on their standard error, as they said it; Ray's own notices of deaths are ours to give."""
     if data["pid"] != "raylet" and data["is_err"]:
         for line in data["lines"]:
-            say(line)
+            log(line)

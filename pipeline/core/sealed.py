@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.config import canonical_json
-from pipeline.core.errors import IntegrityError
-from pipeline.core.progress import say
+from pipeline.config.base import canonical_json
+from pipeline.config.errors import IntegrityError
+from pipeline.core.progress import log
 
 SEAL = "sha256"
 
@@ -45,7 +45,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise IntegrityError(
             "the file was changed after it was written, or an earlier version of rpt wrote it",
             where=path,
-            mend="delete it and run `rpt data` again: shards that are done stay done",
+            hint="delete it and run `rpt data` again: shards that are done stay done",
         )
     return dict(tree)
 
@@ -94,7 +94,7 @@ def _lock(descriptor: int, folder: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(f"{folder.parent.name:<12} waits: another process is at work on {folder}")
+        log(f"{folder.parent.name:<12} waits: another process is at work on {folder}")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
         return False

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.base import Config
+from pipeline.config.errors import UserError, disk_is_full
 from pipeline.core.artifact import (
     Completion,
     Counters,
@@ -24,11 +26,9 @@ from pipeline.core.artifact import (
     scratch_folder,
     write_record,
 )
-from pipeline.core.config import Config
-from pipeline.core.errors import UserError, disk_is_full
 from pipeline.core.executor import Executor
 from pipeline.core.marks import BEGUN, begin
-from pipeline.core.progress import Meter, progress, say
+from pipeline.core.progress import Throughput, log, progress_bar
 from pipeline.core.sealed import exclusive
 
 
@@ -71,7 +71,7 @@ def run_stage(
                 if alone:  # else another process may be at work in it
                     shutil.rmtree(directory / "tmp", ignore_errors=True)
                 return _make(stage, config, shards, inputs, directory, executor)
-    say(f"{stage.name:<12} up to date  {directory}")
+    log(f"{stage.name:<12} up to date  {directory}")
     point_current(directory)
     return record
 
@@ -89,9 +89,9 @@ def _make(
     begin(directory, inputs)
     missing = [shard for shard in shards if read_completion(directory, shard.index) is None]
     resumed = f", {len(shards) - len(missing)} already done" if len(missing) < len(shards) else ""
-    say(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do{resumed}")
-    meter = Meter(len(missing), stage.unit, stage.flops)
-    with progress(stage.name, meter, lambda: executor.devices) as advance:
+    log(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do{resumed}")
+    meter = Throughput(len(missing), stage.unit, stage.flops)
+    with progress_bar(stage.name, meter, lambda: executor.devices) as advance:
         work_on = partial(_work, stage, config, directory)
         for done in executor.map(work_on, missing, accelerated=stage.accelerated):
             advance(1, done.counters.get(stage.unit, 0))
@@ -100,7 +100,7 @@ def _make(
     with contextlib.suppress(OSError):  # not empty: of a process that works here without a lock
         (directory / "tmp").rmdir()
     counts = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)
-    say(f"{stage.name:<12} done in {time.monotonic() - start:.1f} s: {counts}")
+    log(f"{stage.name:<12} done in {time.monotonic() - start:.1f} s: {counts}")
     point_current(directory)
     return record
 
@@ -115,6 +115,6 @@ def _work(stage: Stage, config: Config, directory: Path, shard: Shard) -> Comple
     except Exception as error:
         if disk_is_full(error):
             raise UserError(
-                "the disk is full", where=directory, mend="free some space and run again: published shards stay"
+                "the disk is full", where=directory, hint="free some space and run again: published shards stay"
             ) from error
         raise

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.base import canonical_json, differences
+from pipeline.config.manifest import CorpusConfig, Manifest
 from pipeline.core.artifact import (
     Completion,
     Record,
@@ -19,7 +21,6 @@ from pipeline.core.artifact import (
     read_completion,
     read_record,
 )
-from pipeline.core.config import CorpusConfig, Manifest, canonical_json, differences
 from pipeline.core.marks import BEGUN, PULLED, begun_from
 
 IN_USE = 3600.0

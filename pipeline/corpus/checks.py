@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import pyarrow.compute as pc
 
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import CorpusConfig
 from pipeline.core.artifact import Record
-from pipeline.core.config import CorpusConfig
-from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import CORPUS
 from pipeline.corpus.plan import published
 from pipeline.corpus.quarantine import TO_UTF8
-from pipeline.corpus.survey import Survey
+from pipeline.corpus.scan import Scan
 from pipeline.corpus.template import Template, check_column
 
 
-def check_source(surveys: Sequence[Survey], config: CorpusConfig) -> None:
+def check_source(surveys: Sequence[Scan], config: CorpusConfig) -> None:
     """Stop at a wrong sha256, and at a file that lacks a column the manifest names; of each source by itself."""
     if config.sources:
         for source in config.sources:
@@ -28,28 +28,28 @@ def check_source(surveys: Sequence[Survey], config: CorpusConfig) -> None:
     if config.sha256 is not None:
         if len(surveys) > 1:
             found = f"{len(surveys)} files, from {surveys[0].file.name} to {surveys[-1].file.name}"
-            raise UserError("corpus.sha256 is of one file", where=found, mend="name the file in corpus.source")
+            raise UserError("corpus.sha256 is of one file", where=found, hint="name the file in corpus.source")
         if surveys[0].sha256 != config.sha256:
             mend = f"expected {config.sha256}, found {surveys[0].sha256}; --set corpus.sha256=null takes it as it is"
-            raise UserError("wrong sha256", where=surveys[0].file.name, mend=mend)
+            raise UserError("wrong sha256", where=surveys[0].file.name, hint=mend)
     for about in surveys:
         if about.columns:
             template.check(about.columns, about.file.name)
             if about.file.corpus and CORPUS in about.columns:
                 mend = "rename it: the name of the source stands there in the metadata"
-                raise UserError(f"a column named `{CORPUS}`", where=about.file.name, mend=mend)
+                raise UserError(f"a column named `{CORPUS}`", where=about.file.name, hint=mend)
             if config.validation.column is not None:
                 check_column(config.validation.column, about.columns, about.file.name, "corpus.validation.column")
 
 
-def check_quarantine(candidates: Record, config: CorpusConfig, surveys: Sequence[Survey]) -> None:
+def check_quarantine(candidates: Record, config: CorpusConfig, surveys: Sequence[Scan]) -> None:
     """Stop when nothing is left, or when too large a share of the records cannot be used; say why with an example."""
     counters = candidates.counters
     records, documents = counters["records"], counters["documents"]
     if not records:
         names = [about.file.name for about in surveys]
         where = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise UserError("the corpus has no records", where=where, mend="check corpus.source and corpus.format")
+        raise UserError("the corpus has no records", where=where, hint="check corpus.source and corpus.format")
     share = 1 - documents / records
     if documents and share <= config.max_quarantine_fraction:
         return
@@ -60,14 +60,14 @@ def check_quarantine(candidates: Record, config: CorpusConfig, surveys: Sequence
     mend = TO_UTF8 if reason == "not_utf8" else "mend the corpus or the template"
     if documents:
         mend += f", or raise corpus.max_quarantine_fraction above {share:.3f}"
-    raise UserError(what, where=_example(candidates, reason), mend=mend)
+    raise UserError(what, where=_example(candidates, reason), hint=mend)
 
 
 def check_split(assigned: Record) -> None:
     """Stop when no document is left to train on."""
     if not assigned.counters.get("train"):
         held_out = f"all {assigned.counters['documents']} documents are held out"
-        raise UserError("nothing left to train on", where=held_out, mend="lower corpus.validation")
+        raise UserError("nothing left to train on", where=held_out, hint="lower corpus.validation")
 
 
 def _example(candidates: Record, reason: str) -> str:

@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -128,7 +128,7 @@ class VerifyingReader(io.RawIOBase):
             raise UserError(
                 "source changed while it was read",
                 where=self.name,
-                mend="run again once nothing writes to it; a copy of it can be given with --source",
+                hint="run again once nothing writes to it; a copy of it can be given with --source",
             )
         self._number, self._block = number, data
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.corpus.arrow_values import column_values
-from pipeline.corpus.cutting import PIECE_LIMIT
+from pipeline.corpus.record_splitter import RECORD_LIMIT
 from pipeline.corpus.sources import SourceFile, check_unpacked, decompressed, open_raw
 
 BATCH_ROWS = 256
@@ -28,7 +28,7 @@ def open_parquet(file: SourceFile, max_unpacked_bytes: int) -> pq.ParquetFile:
     """
     raw = open_raw(file)
     if file.compression:
-        whole = tempfile.SpooledTemporaryFile(PIECE_LIMIT)  # noqa: SIM115 (closed with the Parquet file)
+        whole = tempfile.SpooledTemporaryFile(RECORD_LIMIT)  # noqa: SIM115 (closed with the Parquet file)
         with decompressed(raw, file, max_unpacked_bytes) as stream:
             while block := stream.read(1 << 20):
                 whole.write(block)
@@ -39,9 +39,9 @@ def open_parquet(file: SourceFile, max_unpacked_bytes: int) -> pq.ParquetFile:
             table = pq.ParquetFile(raw, page_checksum_verification=True, read_dictionary=repeated)
         doubled = _doubled(pa.struct(table.schema_arrow))
     except UnicodeDecodeError as error:
-        raise UserError("the name of a column is not UTF-8", where=file.name, mend="rename it") from error
+        raise UserError("the name of a column is not UTF-8", where=file.name, hint="rename it") from error
     if doubled:
-        raise UserError("two columns have one name", where=file.name, mend=f"rename one `{doubled}`")
+        raise UserError("two columns have one name", where=file.name, hint=f"rename one `{doubled}`")
     return table
 
 
@@ -80,7 +80,7 @@ def row_group_rows(table: pq.ParquetFile, group: int, name: str, most: int) -> I
         raise UserError(
             f"{held} rows where the footer says {about.num_rows:,}",
             where=where,
-            mend="the file is damaged, or what wrote it has a fault: write it again",
+            hint="the file is damaged, or what wrote it has a fault: write it again",
         )
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from pipeline.config.base import canonical_json
 from pipeline.core.artifact import InputFile, Record, Shard
-from pipeline.core.config import canonical_json
 from pipeline.corpus.checksums import Checksums
 from pipeline.corpus.readers import Slice
+from pipeline.corpus.scan import Scan
 from pipeline.corpus.sources import SourceFile
-from pipeline.corpus.survey import Survey
 
 
-def read_shards(surveys: Sequence[Survey]) -> list[Shard]:
+def read_shards(surveys: Sequence[Scan]) -> list[Shard]:
     """A shard for every slice of every source file."""
     slices = [part for about in surveys for part in about.slices]
     return [Shard(index, {}, {"slice": asdict(part)}) for index, part in enumerate(slices)]
@@ -36,13 +36,13 @@ def as_slice(details: Mapping[str, Any]) -> Slice:
     return Slice(**{**details, "file": SourceFile(**{**file, "checksums": checksums})})
 
 
-def source_digest(surveys: Sequence[Survey]) -> str:
+def source_digest(surveys: Sequence[Scan]) -> str:
     """Identity of the source: names below its root, content, and how it is cut. Not where it lies."""
     cuts = [[s.file.name, s.sha256, [[part.start, part.stop, part.row] for part in s.slices]] for s in surveys]
     return hashlib.sha256(canonical_json(cuts).encode()).hexdigest()
 
 
-def near_shards(candidates: Record, evaluations: Sequence[Sequence[Survey]]) -> list[Shard]:
+def near_shards(candidates: Record, evaluations: Sequence[Sequence[Scan]]) -> list[Shard]:
     """A shard for every table of candidates; content and slices of each evaluation set are what all of them need."""
     sets = [
         [source_digest(surveys), [asdict(part) for about in surveys for part in about.slices]]

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from pipeline.core.config import CorpusConfig
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import CorpusConfig
 from pipeline.corpus.arrow_values import Broken
-from pipeline.corpus.cutting import PIECE_LIMIT, Piece, array_elements, documents, lines
 from pipeline.corpus.documents import to_json
 from pipeline.corpus.parquet_source import open_parquet, row_group_rows
 from pipeline.corpus.quarantine import TO_UTF8, Unusable
+from pipeline.corpus.record_splitter import RECORD_LIMIT, RawRecord, array_elements, documents, lines
 from pipeline.corpus.sources import SourceFile, open_file, reachable
 
 BOM = b"\xef\xbb\xbf"
@@ -81,7 +81,7 @@ def _read_json(part: Slice, config: CorpusConfig) -> Iterator[Record]:
             yield from _json_records(lines(stream, skipped), part.row)
 
 
-def _json_records(pieces: Iterable[Piece], first_row: int) -> Iterator[Record]:
+def _json_records(pieces: Iterable[RawRecord], first_row: int) -> Iterator[Record]:
     for row, piece in enumerate(pieces, first_row):
         if piece.data.strip():
             yield _record(row, piece, parse_json_object)
@@ -128,7 +128,7 @@ def _text(offset: int, raw: bytes) -> Mapping[str, Any]:
     return {"text": _utf8(raw).rstrip("\r\n"), "byte_offset": offset}
 
 
-def text_pieces(stream: BinaryIO, part: Slice, config: CorpusConfig) -> Iterator[Piece]:
+def text_pieces(stream: BinaryIO, part: Slice, config: CorpusConfig) -> Iterator[RawRecord]:
     """The documents of a text file. By line, blank lines count as rows, as in JSON lines, but are no records."""
     if config.document_break == "file":
         return _whole(stream)
@@ -136,16 +136,16 @@ def text_pieces(stream: BinaryIO, part: Slice, config: CorpusConfig) -> Iterator
     return documents(pieces, config.document_bytes) if config.document_break == "blank_lines" else pieces
 
 
-def _whole(stream: BinaryIO) -> Iterator[Piece]:
+def _whole(stream: BinaryIO) -> Iterator[RawRecord]:
     offset = _skip_bom(stream)
-    data = stream.read(PIECE_LIMIT)
+    data = stream.read(RECORD_LIMIT)
     size = len(data)
     while more := stream.read(1 << 20):
         size += len(more)
-    yield Piece(offset, data, size)
+    yield RawRecord(offset, data, size)
 
 
-def _lines(stream: BinaryIO, part: Slice) -> Iterator[Piece]:
+def _lines(stream: BinaryIO, part: Slice) -> Iterator[RawRecord]:
     if part.start:
         stream.seek(part.start)
         return lines(stream, part.start, part.stop)
@@ -157,7 +157,7 @@ def _skip_bom(stream: BinaryIO) -> int:
     return len(stream.read(3)) if cast(io.BufferedReader, stream).peek(3)[:3] == BOM else 0
 
 
-def _record(row: int, piece: Piece, parse: Callable[[bytes], Mapping[str, Any]]) -> Record:
+def _record(row: int, piece: RawRecord, parse: Callable[[bytes], Mapping[str, Any]]) -> Record:
     where = f"byte {piece.offset}"
     if piece.size > len(piece.data):
         whole = Unusable("too_long", f"{piece.size} bytes, of which the first {len(piece.data)} are kept here")
@@ -192,10 +192,10 @@ def _read_csv(part: Slice, config: CorpusConfig) -> Iterator[Record]:
             return
         if isinstance(header.value, Unusable):
             mend = TO_UTF8 if header.value.reason == "not_utf8" else header.value.detail
-            raise UserError("the header line is no CSV in UTF-8", where=part.file.name, mend=mend)
+            raise UserError("the header line is no CSV in UTF-8", where=part.file.name, hint=mend)
         names = header.value[""]
         if len(set(names)) < len(names):
-            raise UserError("the header names a column twice", where=part.file.name, mend=", ".join(names))
+            raise UserError("the header names a column twice", where=part.file.name, hint=", ".join(names))
         for row, record in enumerate(_csv_rows(source)):
             if isinstance(record.value, Unusable):
                 yield record._replace(row=row)
@@ -211,10 +211,10 @@ def _read_csv(part: Slice, config: CorpusConfig) -> Iterator[Record]:
 class _Lines:
     """Lines as `csv.reader` takes them, which remembers those of the current row, and takes lines back."""
 
-    def __init__(self, pieces: Iterator[Piece]) -> None:
+    def __init__(self, pieces: Iterator[RawRecord]) -> None:
         self.pieces = pieces
-        self.returned: deque[Piece] = deque()
-        self.row: list[Piece] = []
+        self.returned: deque[RawRecord] = deque()
+        self.row: list[RawRecord] = []
         self.size = 0  # of the current row so far
 
     def __iter__(self) -> _Lines:
@@ -228,7 +228,7 @@ class _Lines:
             raise csv.Error(f"more than {CSV_ROW_LIMIT} bytes before the row ends")
         return piece.data.decode("utf-8", "surrogateescape")
 
-    def take(self) -> list[Piece]:
+    def take(self) -> list[RawRecord]:
         """The lines of the row that ended here."""
         row, self.row, self.size = self.row, [], 0
         return row
@@ -251,7 +251,7 @@ def _csv_rows(source: _Lines) -> Iterator[Record]:
         row = source.take()
         if cells:
             raw = b"".join(piece.data for piece in row)
-            piece = Piece(row[0].offset, raw, len(raw))
+            piece = RawRecord(row[0].offset, raw, len(raw))
             yield _record(0, piece, partial(_cells, cells))
 
 

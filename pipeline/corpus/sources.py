@@ -18,9 +18,9 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.core.config import CorpusConfig
-from pipeline.core.errors import UserError
-from pipeline.core.progress import say
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import CorpusConfig
+from pipeline.core.progress import log
 from pipeline.corpus.checksums import Checksums, VerifyingReader
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def corpus_files(config: CorpusConfig, source: str | None = None) -> list[Source
         return find_files(source or config.source, config.format, config.revision)
     if source is not None:
         names = ", ".join(part.name for part in config.sources)
-        raise UserError("--source is for a manifest with one source", where=source, mend=f"this one has {names}")
+        raise UserError("--source is for a manifest with one source", where=source, hint=f"this one has {names}")
     return [
         replace(file, name=f"{part.name}/{file.name}", corpus=part.name)
         for part in config.sources
@@ -104,18 +104,18 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
         if format == "auto" and kind is None:
             known = ", ".join(FORMATS)
             raise UserError(
-                "extension says no format", where=name, mend=f"known: {known} (and .gz, .zst), or set corpus.format"
+                "extension says no format", where=name, hint=f"known: {known} (and .gz, .zst), or set corpus.format"
             )
         if name != _printable(name):
-            raise UserError("the name of a file is not UTF-8", where=_printable(name), mend="rename it")
+            raise UserError("the name of a file is not UTF-8", where=_printable(name), hint="rename it")
         files.append(SourceFile(name, f"{root}/{found}", cast(str, kind) if format == "auto" else format, compression))
     if not files:
         what = f"no {'data' if format == 'auto' else format} files in the source"
         looked_for = ", ".join(suffix for suffix, kind in FORMATS.items() if format in ("auto", kind))
-        raise UserError(what, where=source, mend=f"extensions looked for: {looked_for} (and .gz, .zst)")
+        raise UserError(what, where=source, hint=f"extensions looked for: {looked_for} (and .gz, .zst)")
     if ignored:
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
-        say(f"source       no data by their names, and left out: {', '.join(map(_printable, ignored[:5]))}{more}")
+        log(f"source       no data by their names, and left out: {', '.join(map(_printable, ignored[:5]))}{more}")
     return files
 
 
@@ -149,7 +149,7 @@ def _is_bookkeeping(name: str) -> bool:
 def _list(source: str) -> tuple[str, Sequence[str], bool]:
     """(root, names below it, whether a folder was listed) of a path or fsspec URL."""
     if source.startswith("data:"):
-        raise UserError("a data: URL is no source", where=source[:80], mend="write what it holds to a file")
+        raise UserError("a data: URL is no source", where=source[:80], hint="write what it holds to a file")
     with reachable(source):
         try:
             fs, path = url_to_fs(source)
@@ -157,10 +157,10 @@ def _list(source: str) -> tuple[str, Sequence[str], bool]:
         except (UserError, OSError, ImportError):
             raise
         except ValueError as error:
-            raise UserError("unknown kind of source", where=source, mend=_first_line(error)) from error
+            raise UserError("unknown kind of source", where=source, hint=_first_line(error)) from error
         except Exception as error:  # fsspec's file systems raise whatever their libraries do
             what = f"{type(error).__name__}: {_first_line(error)}"
-            raise UserError("source cannot be listed", where=source, mend=what) from error
+            raise UserError("source cannot be listed", where=source, hint=what) from error
 
 
 def _list_with(fs: AbstractFileSystem, path: str, source: str) -> tuple[str, Sequence[str], bool]:
@@ -182,7 +182,7 @@ def _list_with(fs: AbstractFileSystem, path: str, source: str) -> tuple[str, Seq
     if isinstance(fs, LocalFileSystem) and kind != "file":
         _check_listable(root or "/", steps, hidden)
     if not paths and kind is None:
-        raise UserError("the glob matches no file", where=source, mend="check corpus.source")
+        raise UserError("the glob matches no file", where=source, hint="check corpus.source")
     names = [str(found).removeprefix(root).lstrip("/") for found in paths]
     return fs.unstrip_protocol(root), names, kind == "directory"
 
@@ -205,7 +205,7 @@ def _check_listable(folder: str, steps: Sequence[str], hidden: tuple[str, ...]) 
         return  # nothing is there to be found
     except PermissionError as error:
         mend = "give yourself the right to read it, or name the files with a glob"
-        raise UserError("a folder of the source cannot be listed", where=_printable(folder), mend=mend) from error
+        raise UserError("a folder of the source cannot be listed", where=_printable(folder), hint=mend) from error
     for entry in folders if steps else ():
         if entry.name.startswith(hidden):
             continue
@@ -229,7 +229,7 @@ def _list_hub(source: str, revision: str | None) -> tuple[str, Sequence[str], bo
 
     match = _HUB.fullmatch(source.rstrip("/"))
     if match is None:
-        raise UserError("not a data set of the hub", where=source, mend="write hf://datasets/owner/name[/path]")
+        raise UserError("not a data set of the hub", where=source, hint="write hf://datasets/owner/name[/path]")
     repo, path = match["repo"], match["path"]
     wanted = [path, f"{path}/*"] if path else [f"*{suffix}{end}" for suffix in FORMATS for end in ("", *COMPRESSIONS)]
     revision = match["revision"] or revision
@@ -237,7 +237,7 @@ def _list_hub(source: str, revision: str | None) -> tuple[str, Sequence[str], bo
         folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         mend = f"{_first_line(error)} A local copy can be given with --source"
-        raise UserError("data set of the hub cannot be fetched", where=source, mend=mend) from error
+        raise UserError("data set of the hub cannot be fetched", where=source, hint=mend) from error
     found = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     if path:
         found = [name for name in found if fnmatchcase(name, path) or name.startswith(f"{path}/")]
@@ -257,7 +257,7 @@ def _open(file: SourceFile) -> BinaryIO:
     if file.url.startswith("file://"):
         path = file.url.removeprefix("file://")
         if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError("not a file that can be read twice", where=file.name, mend="write what it gives to a file")
+            raise UserError("not a file that can be read twice", where=file.name, hint="write what it gives to a file")
         return open(path, "rb")
     if match := _HUB.fullmatch(file.url):
         from huggingface_hub import hf_hub_download
@@ -314,7 +314,7 @@ def check_unpacked(unpacked: int, packed: int, most: int, name: str) -> None:
         raise UserError(
             f"{packed:,} bytes unpack to {unpacked:,} or more",
             where=name,
-            mend=f"most likely it was made to fill memory or disk; if not, raise corpus.max_unpacked_bytes ({most:,})",
+            hint=f"most likely it was made to fill memory or disk; if not, raise corpus.max_unpacked_bytes ({most:,})",
         )
 
 
@@ -329,12 +329,12 @@ def reachable(where: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError("source file not found", where=where, mend="check corpus.source or --source") from error
+        raise UserError("source file not found", where=where, hint="check corpus.source or --source") from error
     except ImportError as error:
-        raise UserError("a package for this kind of source is missing", where=where, mend=str(error)) from error
+        raise UserError("a package for this kind of source is missing", where=where, hint=str(error)) from error
     except (OSError, EOFError, pa.ArrowException) as error:
         mend = LONG_WINDOW if "too much memory for decoding" in str(error) else _first_line(error)
-        raise UserError("source cannot be read", where=where, mend=mend) from error
+        raise UserError("source cannot be read", where=where, hint=mend) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.corpus.quarantine import Unusable
 
 Span = tuple[str, int, int]
@@ -42,11 +42,11 @@ class Template:
         try:
             pieces = list(string.Formatter().parse(template))
         except ValueError as error:
-            raise UserError(f"corpus.text: {error}", where=repr(template), mend=mend) from error
+            raise UserError(f"corpus.text: {error}", where=repr(template), hint=mend) from error
         if any(form or conversion or column == "" for _, column, form, conversion in pieces):
-            raise UserError("corpus.text: only plain column names stand in braces", where=repr(template), mend=mend)
+            raise UserError("corpus.text: only plain column names stand in braces", where=repr(template), hint=mend)
         if all(column is None for _, column, _, _ in pieces):
-            raise UserError("corpus.text names no column", where=repr(template), mend=mend)
+            raise UserError("corpus.text names no column", where=repr(template), hint=mend)
         return cls(tuple((literal, column) for literal, column, _, _ in pieces))
 
     @cached_property
@@ -92,7 +92,7 @@ def check_column(column: str, known: Sequence[str], file: str, key: str) -> None
     if column not in known and column.partition(".")[0] not in known:
         near = difflib.get_close_matches(column, known, n=len(known), cutoff=0.0)
         listed = ", ".join(near + [name for name in known if name not in near])
-        raise UserError(f"`{key}` names the column `{column}`, which is not there", where=file, mend=f"known: {listed}")
+        raise UserError(f"`{key}` names the column `{column}`, which is not there", where=file, hint=f"known: {listed}")
 
 
 def value_of(column: str, values: Mapping[str, Any]) -> Any:

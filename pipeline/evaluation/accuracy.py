@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.config import BandsConfig
+from pipeline.config.manifest import BandsConfig
 from pipeline.evaluation.intervals import Difference, Estimate, difference, proportion
 from pipeline.evaluation.samples import sampled_accuracy
 from pipeline.task.reward import REASONS
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.readings import Reading, Samples
+    from pipeline.evaluation.predictions import Predictions, Samples
     from pipeline.shards.reader import Site
 
 FORMAT_FAILURES = ("missing", "empty")
@@ -101,7 +101,7 @@ def comparisons(policies: Sequence[str]) -> list[tuple[str, str]]:
 def summarize(
     sites_N: Sequence[Site],
     classes_N: Sequence[str],
-    readings: Mapping[str, Reading],
+    readings: Mapping[str, Predictions],
     samples: Mapping[str, Samples],
     policies: Sequence[str],
     bands: BandsConfig,
@@ -178,7 +178,7 @@ def _compared(own: Estimate | None, other: Estimate | None, change: Difference |
     return asdict(change) | {"intervals_overlap": own.overlaps(other)}
 
 
-def _responses(reading: Reading, documents_N: NDArray[np.str_]) -> dict[str, Any]:
+def _responses(reading: Predictions, documents_N: NDArray[np.str_]) -> dict[str, Any]:
     reason_N = [answer.outcome.reason for answer in reading.answers_N]
     lengths = np.array([len(answer.response_ids) for answer in reading.answers_N])
     return {

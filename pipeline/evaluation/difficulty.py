@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.entropy import score_hidden
 from pipeline.scoring.proxy import Proxy
-from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.shards.reader import Site
 
 

@@ -12,7 +12,7 @@ from pipeline.core.files import replacing
 from pipeline.core.parquet import write_rows
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.readings import Answer
+    from pipeline.evaluation.predictions import Prediction
     from pipeline.shards.reader import Site
 
 RESPONSES = pa.schema(
@@ -46,7 +46,7 @@ def write_responses(
     sites: Sequence[Site],
     classes: Sequence[str],
     sets: Mapping[str, Sequence[int]],
-    answers: Sequence[tuple[str, str, Sequence[Sequence[Answer]]]],
+    answers: Sequence[tuple[str, str, Sequence[Sequence[Prediction]]]],
 ) -> None:
     """Every answer at every site: of each (policy, reading, answers [N, S]) in turn."""
     members = {name: set(chosen) for name, chosen in sets.items()}

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.evaluation.intervals import CONFIDENCE, t_quantile
 
 Floats = NDArray[np.float64]
@@ -96,7 +96,7 @@ def fit_law(compute_N: Sequence[float], accuracy_N: Sequence[float], *, seed: in
     if len({c for c, _ in kept}) <= PARAMETERS:
         raise UserError(
             f"{len(kept)} points for a law with {PARAMETERS} parameters",
-            mend="measure accuracy more often (`budget.evaluate_every`)",
+            hint="measure accuracy more often (`budget.evaluate_every`)",
         )
     compute, accuracy = np.array(kept).T
     unit, points = float(compute.max()), len(kept)
@@ -151,7 +151,7 @@ def scaling_of(metrics: Sequence[Path], bands: Sequence[str]) -> dict[str, Any]:
         try:
             law = fit_law([c for c, _ in points], [p for _, p in points])
         except UserError as error:
-            found[band]["objections"] = [error.what]
+            found[band]["objections"] = [error.message]
             continue
         found[band]["objections"] = objections(law)
         found[band]["law"] = {

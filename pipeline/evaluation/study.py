@@ -15,15 +15,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.core.config import BandsConfig, Recipe, StudyConfig
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import BandsConfig
+from pipeline.config.recipe import Recipe
+from pipeline.config.study import StudyConfig
 from pipeline.evaluation.accuracy import band_members
 from pipeline.evaluation.claims import judge
 from pipeline.evaluation.intervals import Difference, Estimate
+from pipeline.evaluation.multiseed import difference_over_seeds, share_over_seeds
 from pipeline.evaluation.patterns import compare_patterns
 from pipeline.evaluation.samples import pass_at, powers_of_two
 from pipeline.evaluation.scaling import read_metrics, scaling_of
-from pipeline.evaluation.seeds import difference_over_seeds, share_over_seeds
 
 Hits = NDArray[np.bool_]
 
@@ -100,7 +102,7 @@ def summarize_study(config: StudyConfig, arms: Sequence[Arm], recipe: Recipe, ba
 def read_responses(path: Path) -> pl.DataFrame:
     """The table of an evaluation."""
     if not path.is_file():
-        raise UserError("an evaluation of the study is missing", where=path, mend="run `rpt study` again")
+        raise UserError("an evaluation of the study is missing", where=path, hint="run `rpt study` again")
     return pl.read_parquet(path)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.picture import COLOURS, new_figure, save_svg
+from pipeline.evaluation.plots import COLOURS, new_figure, save_svg
 
 
 def draw_arms(study: Mapping[str, Any], path: Path) -> None:

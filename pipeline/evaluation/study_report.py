@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.pages import Block, Heading, Picture, Trace, Words, as_html, markdown
-from pipeline.evaluation.picture import draw_scaling
+from pipeline.evaluation.plots import draw_scaling
 from pipeline.evaluation.report import (
     NOTHING,
     Table,
@@ -22,6 +21,7 @@ from pipeline.evaluation.report import (
     points,
     scaling_table,
 )
+from pipeline.evaluation.report_blocks import Block, Figure, Heading, Paragraph, Trace, as_html, markdown
 from pipeline.evaluation.study_pictures import draw_arms
 
 
@@ -40,8 +40,8 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
     """The report from top to bottom."""
     head = study["sets"][study["headline"]]
     yield Heading(f"Study {study['study']}")
-    yield Words(study["description"])
-    yield Words(
+    yield Paragraph(study["description"])
+    yield Paragraph(
         f"{count(study['seeds'], 'seed')}; {count(head['sites'], 'held-out site')} of "
         f"{count(head['documents'], 'document')} where {study['where']}. Bands are nested. Intervals are 95 %: "
         "Student's t over documents and seeds. Every figure is recomputed from the responses that the parts saved. "
@@ -50,13 +50,13 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
     )
     yield Heading("What holds")
     yield claims_table(study)
-    yield Words(
+    yield Paragraph(
         "Verdicts are computed. Reproduced: in every band the interval of the difference lies on the claimed side of "
         "0; in part: in some; not reproduced: in none; not testable: no material, or fewer than three seeds. p-values "
         "and intervals are not corrected for the number of comparisons."
     )
     yield Heading("Next-token accuracy (Table 1)")
-    yield Picture("arms.svg", "accuracy of every arm by band, with intervals")
+    yield Figure("arms.svg", "accuracy of every arm by band, with intervals")
     for name in study["sets"]:
         yield accuracy_table(study, name)
         if study["sets"][name]["samples"]:
@@ -65,15 +65,15 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
     yield Heading("Compute")
     yield compute_table(study)
     yield Heading("Scaling (Figure 5)")
-    yield Picture("scaling.svg", "accuracy of reasoning over training compute, with the fitted law")
+    yield Figure("scaling.svg", "accuracy of reasoning over training compute, with the fitted law")
     yield scaling_table(study["scaling"])
-    yield from (Words(f"{band}: {line}.") for band, line in objections_of(study["scaling"]))
+    yield from (Paragraph(f"{band}: {line}.") for band, line in objections_of(study["scaling"]))
     yield Heading("RL on questions (Table 2)")
     if study["finetuned"]:
         yield finetuned_table(study)
         yield finetuned_differences(study)
     else:
-        yield Words("No arm went on to questions.")
+        yield Paragraph("No arm went on to questions.")
     yield Heading("Reasoning patterns (Figure 6, Tables 4 and 9)")
     yield pattern_table(study)
     for trace in study["traces"]:

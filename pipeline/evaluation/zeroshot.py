@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.config import CorpusConfig, ValidationConfig
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import CorpusConfig, ValidationConfig
+from pipeline.core.random_keys import random_key
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Slice, read_records
 from pipeline.corpus.sources import find_files
 from pipeline.evaluation.intervals import proportion
-from pipeline.selection.keys import key_of
 
 LETTERS = "ABCDEFGHIJ"
 _REASON = r"Reason step by step, then give the right option's letter in \boxed{}."
@@ -86,8 +86,8 @@ def read_questions(
         else:
             known.append((row, question))
     if not known:
-        raise UserError("no question", where=place, mend=f"columns: question, options, {benchmark.answer}")
-    ranked = sorted(known, key=lambda item: key_of("zeroshot", seed, item[0]))[:count]
+        raise UserError("no question", where=place, hint=f"columns: question, options, {benchmark.answer}")
+    ranked = sorted(known, key=lambda item: random_key("zeroshot", seed, item[0]))[:count]
     return [question for _, question in sorted(ranked, key=lambda item: item[0])], unusable
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.audit.funnel import funnel, kept, shard_bytes
 from pipeline.audit.lineage import Lineage
-from pipeline.core.config import CorpusConfig, Manifest
+from pipeline.config.manifest import CorpusConfig, Manifest
 from pipeline.selection.sites import sites_schema
 from pipeline.shards.schema import SPLITS, shards_schema
 

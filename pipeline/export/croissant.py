@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.audit.lineage import Lineage
-from pipeline.core.config import Manifest
+from pipeline.config.manifest import Manifest
 from pipeline.export.card import columns_of, licences, meaning_of
 from pipeline.export.outside import check_path
 from pipeline.shards.schema import SPLITS

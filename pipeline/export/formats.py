@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.core.parquet import parquet_writer
-from pipeline.export.judging import ground_truth
+from pipeline.export.reward_callback import ground_truth
 
 ROWS = 512
 """Rows held in memory, and of a row group: contexts are long."""
@@ -121,7 +121,7 @@ class Format:
             raise UserError(
                 f"the format has a column `{taken[0]}` of its own",
                 where="select.metadata",
-                mend=f"leave `{taken[0]}` out of `select.metadata`, rename it in the corpus, or choose another format",
+                hint=f"leave `{taken[0]}` out of `select.metadata`, rename it in the corpus, or choose another format",
             )
 
     def write(self, path: Path, examples: Iterable[Example], metadata: Sequence[pa.Field] = ()) -> int:

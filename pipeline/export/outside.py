@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.core.errors import IntegrityError
+from pipeline.config.errors import IntegrityError
 
 _URL = re.compile(r"\b(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[^\s\"'<>]*)", re.IGNORECASE)
 _PATH = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", re.ASCII)
@@ -77,7 +77,7 @@ def check_path(path: str) -> str:
         IntegrityError: it is none, and may lead anywhere.
     """
     if not isinstance(path, str) or not _PATH.fullmatch(path):
-        raise IntegrityError("a path leads out of the data set", where=repr(path), mend="do not trust this data set")
+        raise IntegrityError("a path leads out of the data set", where=repr(path), hint="do not trust this data set")
     return path
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
-from pipeline.core.config import MaterializeConfig
-from pipeline.grpo.response_ends import response_ends
-from pipeline.scoring.tokens import TOKENIZER_FILES, CorpusTokenizer, resolve_model
+from pipeline.config.manifest import MaterializeConfig
+from pipeline.core.model_files import TOKENIZER_FILES, resolve_model
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.rollout.response_ends import response_ends
 
 _FILES = (*TOKENIZER_FILES, "generation_config.json", "config.json")
 

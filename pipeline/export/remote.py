@@ -10,8 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core.artifact import content_hash
-from pipeline.core.errors import IntegrityError, UserError
 from pipeline.export.croissant import METADATA, checksums, is_pushed
 from pipeline.export.outside import check_path, has_links
 
@@ -28,7 +28,7 @@ def repository(remote: str) -> str | None:
         return None
     name = remote.removeprefix(HUB).strip("/")
     if name.count("/") != 1:
-        raise UserError("not a data set of the hub", where=remote, mend=f"write {HUB}owner/name, or give a folder")
+        raise UserError("not a data set of the hub", where=remote, hint=f"write {HUB}owner/name, or give a folder")
     return name
 
 
@@ -64,7 +64,7 @@ def upload(folder: Path, remote: str, message: str) -> None:
         )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError("the hub did not take it", where=remote, mend=f"check `HF_TOKEN`: {reason}") from error
+        raise UserError("the hub did not take it", where=remote, hint=f"check `HF_TOKEN`: {reason}") from error
 
 
 def superseded(present: Collection[str], listed: Collection[str], new: Collection[str], where: object) -> list[str]:
@@ -82,7 +82,7 @@ def superseded(present: Collection[str], listed: Collection[str], new: Collectio
     foreign = [path for path in sorted(set(present) - set(listed)) if path in new or path.startswith("data/")]
     if foreign:
         raise UserError(
-            f"`{foreign[0]}` is there, and no push has put it there", where=where, mend="move it, or choose another one"
+            f"`{foreign[0]}` is there, and no push has put it there", where=where, hint="move it, or choose another one"
         )
     return sorted((set(listed) & set(present)) - set(new))
 
@@ -93,10 +93,10 @@ def _into_folder(folder: Path, new: Collection[str], target: Path) -> None:
     if target.exists() and any(target.iterdir()):
         listed = _listed(target / METADATA) if (target / METADATA).is_file() else set()
         if not listed:
-            raise UserError("the folder holds something else", where=target, mend="choose another one")
+            raise UserError("the folder holds something else", where=target, hint="choose another one")
     for path in {*listed, *new}:
         if has_links(target, path):
-            raise UserError("a link is in the way", where=target / path, mend="remove it, or choose another folder")
+            raise UserError("a link is in the way", where=target / path, hint="remove it, or choose another folder")
     present = {path for path in {*listed, *new} if (target / path).exists()}
     present |= {path.relative_to(target).as_posix() for path in (target / "data").rglob("*") if not path.is_dir()}
     for path in superseded(present, listed, new, target):
@@ -140,15 +140,15 @@ class Fetched:
         source = self.folder / check_path(path)
         again = "pull it again, or push it again"
         if not source.is_file():
-            raise IntegrityError("a file is missing", where=source, mend=again)
+            raise IntegrityError("a file is missing", where=source, hint=again)
         if self.cache is None and has_links(self.folder, path):
-            raise IntegrityError("a link instead of a file", where=source, mend="do not trust this data set")
+            raise IntegrityError("a link instead of a file", where=source, hint="do not trust this data set")
         if self.cache is not None and not source.resolve().is_relative_to(self.cache.resolve()):
-            raise IntegrityError("a link leads out of the data set", where=source, mend="do not trust this data set")
+            raise IntegrityError("a link leads out of the data set", where=source, hint="do not trust this data set")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         if sha256 is not None and content_hash(target) != sha256:
-            raise IntegrityError("a file differs from what was pushed", where=source, mend=again)
+            raise IntegrityError("a file differs from what was pushed", where=source, hint=again)
 
 
 def download(remote: str, revision: str | None) -> Fetched:
@@ -161,7 +161,7 @@ def download(remote: str, revision: str | None) -> Fetched:
     if name is None:
         folder = Path(remote).expanduser()
         if not (folder / METADATA).is_file():
-            raise UserError("no pushed data set", where=folder, mend="push one with `rpt push`")
+            raise UserError("no pushed data set", where=folder, hint="push one with `rpt push`")
         return Fetched(folder)
     from huggingface_hub import snapshot_download
 
@@ -170,6 +170,6 @@ def download(remote: str, revision: str | None) -> Fetched:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            "the hub did not give it", where=remote, mend=f"check the name and `HF_TOKEN`: {reason}"
+            "the hub did not give it", where=remote, hint=f"check the name and `HF_TOKEN`: {reason}"
         ) from error
     return Fetched(folder, cache=folder.parent.parent)

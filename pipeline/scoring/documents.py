@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.core.config import ScoreConfig
-from pipeline.core.errors import UserError
-from pipeline.core.progress import say
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import ScoreConfig
+from pipeline.core.progress import log
 from pipeline.scoring.entropy import PositionScores, score_hidden
 from pipeline.scoring.proxy import Proxy, on_device
 from pipeline.scoring.windows import Window, WindowPlan, batches, fed_tokens, plan_windows, windows
@@ -64,10 +64,10 @@ def score_documents(
                 raise UserError(
                     f"a window of {batch[0].stop - batch[0].start:,} tokens does not fit in memory",
                     where=f"document {names[batch[0].document]}",
-                    mend="lower `score.window`",
+                    hint="lower `score.window`",
                 ) from error
             proxy.most_tokens = fed_tokens(batch, bos=bos, packed=proxy.packs) // 2
-            say(f"score        out of memory: {proxy.most_tokens:,} tokens a batch from here (`score.batch_tokens`)")
+            log(f"score        out of memory: {proxy.most_tokens:,} tokens a batch from here (`score.batch_tokens`)")
     by_document: list[list[PositionScores]] = [[] for _ in documents]
     for window in todo:
         by_document[window.document].append(parts[window])
@@ -118,7 +118,7 @@ def _parts(scored: _Scored, names: Sequence[str]) -> dict[Window, PositionScores
         raise UserError(
             "the proxy's output is NaN or infinite",
             where=f"document {names[broken.document]}",
-            mend="check its weights, or score with `proxy.dtype: float32`",
+            hint="check its weights, or score with `proxy.dtype: float32`",
         )
     return parts
 

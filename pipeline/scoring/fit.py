@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from pipeline.core.config import ScoreConfig, TrainProxyConfig
+from pipeline.config.manifest import ScoreConfig, TrainProxyConfig
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.documents import score_documents
 from pipeline.scoring.muon import Muon
 from pipeline.scoring.proxy import as_proxy
 from pipeline.scoring.sample import Texts
-from pipeline.scoring.tokens import CorpusTokenizer
 
 DOCUMENT = "<|document|>"
 """The proxy's one special token: it stands before every document."""

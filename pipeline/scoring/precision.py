@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.core.hardware import GPU_UNUSED, gpus, torch_device
-from pipeline.core.progress import say
+from pipeline.core.progress import log
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -13,7 +13,7 @@ def resolve_dtype(dtype: str) -> str:
     if not gpus():
         return "float32"
     if torch_device() == "cpu":
-        say(f"score        {GPU_UNUSED}")
+        log(f"score        {GPU_UNUSED}")
         return "float32"
     import torch
 

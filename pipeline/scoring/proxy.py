@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.core.hardware import torch_device
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.entropy import WriteLogits, copy_logits
 from pipeline.scoring.head import same, tiled_head
 from pipeline.scoring.precision import resolve_dtype
-from pipeline.scoring.tokens import CorpusTokenizer
 
 FLASH = ("flash_attention_3", "flash_attention_2")
 """Attention of `transformers` that takes sequences of any lengths end to end; the best first."""
@@ -60,7 +60,7 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
     """
     if not any(folder.glob("*.safetensors")):
         pickled = "; its pickled weights are not read" if any(folder.glob("*.bin")) else ""
-        raise UserError(f"no safetensors weights{pickled}", where=folder, mend="convert with `save_pretrained`")
+        raise UserError(f"no safetensors weights{pickled}", where=folder, hint="convert with `save_pretrained`")
     import transformers
 
     try:
@@ -74,7 +74,7 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
         )
     except Exception as error:  # a damaged folder raises whatever its reader (config, safetensors, torch) raises
         raise UserError(
-            "not a causal language model that `transformers` can load", where=folder, mend=_first_line(error)
+            "not a causal language model that `transformers` can load", where=folder, hint=_first_line(error)
         ) from error
     model, loading = loaded
     if loading["missing_keys"] or loading["mismatched_keys"]:
@@ -133,7 +133,7 @@ def as_proxy(model: Any, bos_id: int | None) -> Proxy:
     other_BT[:, -1] = (other_BT[:, -1] + 1) % rows
     if not same(proxy.hidden(probe_BT)[:, :-1], proxy.hidden(other_BT)[:, :-1]):
         raise UserError(
-            "the model sees later tokens too", where=model.config.name_or_path, mend="choose a causal language model"
+            "the model sees later tokens too", where=model.config.name_or_path, hint="choose a causal language model"
         )
     proxy.packs = model.config._attn_implementation in FLASH and packs_exactly(proxy, probe_BT)
     return proxy
@@ -180,11 +180,11 @@ def _check_vocabulary(folder: Path, rows: int, tokenizer: CorpusTokenizer) -> No
     """
     counts = f"the model has {rows:,} token embeddings, the tokenizer {tokenizer.vocab_size:,} tokens"
     if tokenizer.text_size > rows:
-        raise UserError(counts, where=folder, mend=_TRAINED_WITH)
+        raise UserError(counts, where=folder, hint=_TRAINED_WITH)
     if not (folder / "tokenizer.json").is_file():
         if rows - tokenizer.vocab_size > _SPARE_SHARE * rows:
             mend = f"{_TRAINED_WITH}, or put that one's tokenizer.json into the model's folder"
-            raise UserError(counts, where=folder, mend=mend)
+            raise UserError(counts, where=folder, hint=mend)
         return
     own = CorpusTokenizer.load(folder)
     if own.digest == tokenizer.digest:
@@ -193,7 +193,7 @@ def _check_vocabulary(folder: Path, rows: int, tokenizer: CorpusTokenizer) -> No
         if a != b and a and b:
             raise UserError(
                 f"token {token} is {b!r:.40} of the tokenizer, and {a!r:.40} of the one in the model's folder",
-                where=folder, mend=f"{_TRAINED_WITH}; if the one in the folder is wrong, remove it",
+                where=folder, hint=f"{_TRAINED_WITH}; if the one in the folder is wrong, remove it",
             )  # fmt: skip
 
 

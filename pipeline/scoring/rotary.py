@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 
 _BUFFER = "inv_freq"
 """How `transformers` names frequencies: after it, or after a type of layers and it."""
@@ -45,7 +45,7 @@ def fix_rotary(model: PreTrainedModel, longest: int | None) -> bool:
                 raise UserError(
                     "rotary frequencies depend on the longest row of a batch",
                     where=f"{type(model).__name__}, {name}",
-                    mend="choose another policy, or set `rope_type: default` in its config.json",
+                    hint="choose another policy, or set `rope_type: default` in its config.json",
                 )
             if not isinstance(module.forward, _Table):
                 module.forward = _Table()

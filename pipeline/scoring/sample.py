@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import TrainProxyConfig
 from pipeline.core.artifact import InputFile
-from pipeline.core.config import TrainProxyConfig
-from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 
 HELD_OUT_BYTES = 200_000
@@ -98,6 +98,6 @@ def read_texts(files: Sequence[InputFile], fold: int, config: TrainProxyConfig) 
         raise UserError(
             f"no training documents for the proxy of fold {fold}",
             where="proxy.train.folds",
-            mend="use fewer folds, fewer validation documents, or a larger corpus",
+            hint="use fewer folds, fewer validation documents, or a larger corpus",
         )
     return Texts(tokenizer.texts(), training.texts(), held_out.texts())

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.core.config import ScoreConfig
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import ScoreConfig
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def plan_windows(config: ScoreConfig, model_limit: int | None, *, bos: bool) -> 
         raise UserError(
             f"windows of {tokens} tokens cannot overlap by {overlap}",
             where="score.window",
-            mend=f"raise `score.window` (the model takes {model_limit or 'any number of'} tokens) or lower "
+            hint=f"raise `score.window` (the model takes {model_limit or 'any number of'} tokens) or lower "
             "`score.overlap` and `score.min_context_tokens`",
         )
     return WindowPlan(tokens, overlap)

@@ -14,9 +14,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.core.config import SelectConfig
-from pipeline.core.errors import UserError
-from pipeline.selection.keys import key_of, keys
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import SelectConfig
+from pipeline.core.random_keys import random_key, random_keys
 
 CORPUS_REASONS = ("near_duplicate", "top_fraction", "strata", "mixture", "corpus_cap")
 """Reasons of these rules, in the order in which they apply."""
@@ -35,12 +35,12 @@ sites with the same suffix and token, `stratum` the part of the corpus, `corpus`
 where no rule asks for them."""
 
 
-def looks_at_the_corpus(config: SelectConfig) -> bool:
+def needs_corpus_pass(config: SelectConfig) -> bool:
     """Whether there is any such rule."""
     return any((config.thin, config.top_fraction, config.strata, config.mixture, config.max_sites))
 
 
-def verdicts(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint8]:
+def decisions(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint8]:
     """What the rules say of every candidate.
 
     Args:
@@ -56,7 +56,7 @@ def verdicts(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint8
     Example:
         >>> columns = {"key": [3, 1, 2], "entropy": [2.0, 1.0, 3.0], "twin": [0] * 3, "stratum": [""] * 3}
         >>> candidates = pl.DataFrame(columns, schema_overrides={"key": pl.UInt64})
-        >>> verdicts(SelectConfig(top_fraction=0.6, max_sites=1), candidates).tolist()  # 2 of 3, then the smallest key
+        >>> decisions(SelectConfig(top_fraction=0.6, max_sites=1), candidates).tolist()  # 2 of 3, then the smallest key
         [5, 2, 0]
     """
     left = candidates.with_row_index("row")
@@ -101,7 +101,7 @@ def shares(weights: Mapping[str, float], available: Mapping[str, int], most: int
         raise UserError(
             f"no training site of the source `{empty[0]}` is left for the mixture",
             where="select.mixture",
-            mend=", ".join(f"{name} has {available.get(name, 0):,}" for name in weights),
+            hint=", ".join(f"{name} has {available.get(name, 0):,}" for name in weights),
         )
     exact = {name: Fraction(str(weight)) for name, weight in sorted(weights.items())}  # 0.1 is a tenth
     part = {name: weight / sum(exact.values()) for name, weight in exact.items()}
@@ -115,7 +115,7 @@ def shares(weights: Mapping[str, float], available: Mapping[str, int], most: int
 
 def _draw(frame: pl.DataFrame, among: str, most: int) -> pl.DataFrame:
     """At most `most` of the rows that share a value, by keys of their own: the cap's would favour what is left here."""
-    drawn = pl.Series(keys(key_of(among), frame["key"].to_numpy()), dtype=pl.UInt64)
+    drawn = pl.Series(random_keys(random_key(among), frame["key"].to_numpy()), dtype=pl.UInt64)
     return frame.filter(
         drawn.to_frame("draw")
         .with_columns(frame[among])
@@ -124,7 +124,7 @@ def _draw(frame: pl.DataFrame, among: str, most: int) -> pl.DataFrame:
     )
 
 
-def twins_of(scores: pa.Table, suffix_tokens: int) -> NDArray[np.uint64]:
+def duplicates_over_limit(scores: pa.Table, suffix_tokens: int) -> NDArray[np.uint64]:
     """A hash of every position's token and the tokens before it in its document, at most `suffix_tokens` of them.
 
     Args:
@@ -137,12 +137,12 @@ def twins_of(scores: pa.Table, suffix_tokens: int) -> NDArray[np.uint64]:
     ids_T = lists.flatten().to_numpy().astype(np.int64)
     sizes = pl.Series(pl.from_arrow(lists)).list.len().to_numpy()
     position_T = np.arange(len(ids_T)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    twin_T = keys(0, ids_T)
+    twin_T = random_keys(0, ids_T)
     for back in range(1, suffix_tokens + 1):
         shifted_T = np.concatenate(
             [np.zeros(min(back, len(ids_T)), dtype=np.int64), ids_T[: max(0, len(ids_T) - back)]]
         )
-        twin_T = np.where(position_T >= back, keys(twin_T, shifted_T), twin_T)
+        twin_T = np.where(position_T >= back, random_keys(twin_T, shifted_T), twin_T)
     return twin_T
 
 
@@ -150,7 +150,7 @@ STRATA = ("field", "token_class", "band", "source_file")
 """What `strata.by` may name besides metadata of documents."""
 
 
-def strata_of(by: str, sites: pl.DataFrame, documents: pa.Table) -> pl.Series:
+def over_stratum_limit(by: str, sites: pl.DataFrame, documents: pa.Table) -> pl.Series:
     """The part of the corpus of each site: a column of its own, or of its document's metadata ("" if absent)."""
     if by in sites.columns:
         return sites[by].cast(pl.String).fill_null("")

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.corpus.documents import CORPUS
 from pipeline.selection.where import SCORE_COLUMNS, Column
 
@@ -80,7 +80,7 @@ def check_names(metadata: Mapping[str, str]) -> None:
             raise UserError(
                 f"`select.metadata` names `{name}`, but `{clash}` is a built-in column",
                 where="select.metadata",
-                mend=f"rename the column `{name}` in the corpus, or leave it out of `select.metadata`",
+                hint=f"rename the column `{name}` in the corpus, or leave it out of `select.metadata`",
             )
         seen[lower] = name
 
@@ -124,7 +124,7 @@ def metadata_frame(doc_ids: Iterable[str], meta: Iterable[str], wanted: Mapping[
                 raise UserError(
                     f"metadata `{name}` is no {kind}",
                     where=f"document {doc_id}: {row[name]!r:.80}",
-                    mend=f"select.metadata: {{{name}: {_wider(row[name])}}} takes anything",
+                    hint=f"select.metadata: {{{name}: {_wider(row[name])}}} takes anything",
                 )
             values[name].append(value)
     return pl.DataFrame(values, schema={name: KINDS[kind] for name, kind in wanted.items()})
@@ -170,7 +170,7 @@ def check_metadata(wanted: Iterable[str], tables: Iterable[pa.Table], key: str =
         raise UserError(
             f"no document has the metadata `{next(iter(missing))}`",
             where=key,
-            mend=f"known: {', '.join(known) or 'none, since the template uses every column'}",
+            hint=f"known: {', '.join(known) or 'none, since the template uses every column'}",
         )
 
 

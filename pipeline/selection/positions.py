@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.errors import IntegrityError
+from pipeline.config.errors import IntegrityError
 from pipeline.selection.classes import TOKEN_CLASSES, token_classes
 from pipeline.selection.text import TextBytes
 
@@ -39,7 +39,7 @@ def positions(documents: pa.Table, scores: pa.Table, *, at_once: int = POSITIONS
     """
     row_of_document = pc.index_in(scores["doc_id"], documents["doc_id"])
     if row_of_document.null_count:
-        raise IntegrityError("scores and documents are not of one corpus", mend="delete the score folder, run again")
+        raise IntegrityError("scores and documents are not of one corpus", hint="delete the score folder, run again")
     text = TextBytes.of(documents["text"])
     starts = text.starts_D[_numbers(row_of_document)]
     lengths = _numbers(pc.list_value_length(scores["token_ends"]))

@@ -10,13 +10,13 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import BandsConfig, SelectConfig
 from pipeline.core.artifact import Counters, InputFile
-from pipeline.core.config import BandsConfig, SelectConfig
-from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
+from pipeline.core.random_keys import random_key, random_keys
 from pipeline.corpus.documents import CORPUS
-from pipeline.selection.corpus_rules import CORPUS_REASONS, STRATA, strata_of, twins_of
-from pipeline.selection.keys import key_of, keys
+from pipeline.selection.corpus_rules import CORPUS_REASONS, STRATA, duplicates_over_limit, over_stratum_limit
 from pipeline.selection.metadata import (
     BUILT_IN,
     check_metadata,
@@ -82,12 +82,12 @@ def check_named(config: SelectConfig, documents: Sequence[InputFile]) -> None:
     by = config.strata.by if config.strata else None
     if by in BUILT_IN and by not in STRATA:
         mend = f"name one of {', '.join(STRATA)}, or metadata of documents"
-        raise UserError(f"no strata are made by `{by}`", where="select.strata.by", mend=mend)
+        raise UserError(f"no strata are made by `{by}`", where="select.strata.by", hint=mend)
     if by is not None and by not in STRATA:
         check_metadata([by], (read_table(file, ["meta"]) for file in documents), "select.strata.by")
 
 
-def wanted(config: SelectConfig) -> pl.Expr:
+def rule_expression(config: SelectConfig) -> pl.Expr:
     """The boolean expression of one position that `where` and `validation_where` make together.
 
     Raises:
@@ -128,10 +128,10 @@ def select_sites(
         `tokens` = the sum of `dropped.<reason>` and `kept.<split>`, `band.<name>`, nested, over all that is kept, and
         `near.<name>`, over all that is scored.
     """
-    expression = wanted(config)
+    expression = rule_expression(config)
     counters: Counter[str] = Counter({"documents": scores.num_rows, "tokens": 0})
     counters.update({f"dropped.{reason}": 0 for reason in REASONS} | {f"near.{band}": 0 for band in BANDS})
-    twins = twins_of(scores, config.thin.suffix_tokens) if config.thin else None
+    twins = duplicates_over_limit(scores, config.thin.suffix_tokens) if config.thin else None
     kept, begin = [_nothing(config)], 0
     named = named_in(expression, config.metadata) | dict(config.metadata) | ({CORPUS: "text"} if several else {})
     for frame in positions(documents, with_metadata(scores.select(SCORE_TABLE_COLUMNS), documents, named)):
@@ -141,7 +141,7 @@ def select_sites(
         kept.append(_select(config, expression, frame, flagged, counters))
     sites = pl.concat(kept, how="diagonal")
     if config.strata:
-        sites = sites.with_columns(stratum=strata_of(config.strata.by, sites, documents))
+        sites = sites.with_columns(stratum=over_stratum_limit(config.strata.by, sites, documents))
     if verdicts is not None:
         sites = _judged(sites, verdicts, counters)
     for split in ("train", "validation"):
@@ -231,9 +231,9 @@ def _cap_documents(frame: pl.DataFrame, most: int | None) -> pl.DataFrame:
 
 def _with_key(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
     ids = frame["doc_id"].unique(maintain_order=True)
-    base = pl.Series([key_of("site", seed, doc_id) for doc_id in ids], dtype=pl.UInt64)
+    base = pl.Series([random_key("site", seed, doc_id) for doc_id in ids], dtype=pl.UInt64)
     base_of_site = frame["doc_id"].replace_strict(ids, base, return_dtype=pl.UInt64).to_numpy()
-    return frame.with_columns(key=pl.Series(keys(base_of_site, frame["position"].to_numpy()), dtype=pl.UInt64))
+    return frame.with_columns(key=pl.Series(random_keys(base_of_site, frame["position"].to_numpy()), dtype=pl.UInt64))
 
 
 def band_of(bands: BandsConfig) -> pl.Expr:

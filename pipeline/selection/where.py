@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.selection.classes import TOKEN_CLASSES
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def row_filter(where: str, columns: Mapping[str, Column], key: str) -> pl.Expr:
         1
         >>> row_filter("entropi > 1", SCORE_COLUMNS, "where")
         Traceback (most recent call last):
-        pipeline.core.errors.UserError: `where` names `entropi`, which is no column: entropi > 1 (at character 1: \
+        pipeline.config.errors.UserError: `where` names `entropi`, which is no column: entropi > 1 (at character 1: \
 did you mean `entropy`? Columns: doc_id, position, byte_offset, field, entropy, entropy_partial, nll, rank, \
 reference_nll, excess_loss, token_class, tokens, split)
     """
@@ -144,7 +144,7 @@ def filter_rows(frame: pl.DataFrame, expression: pl.Expr, name: str) -> pl.DataF
     try:
         return frame.filter(expression)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise UserError(f"{name} cannot be computed on this corpus", mend=_first_line(error)) from error
+        raise UserError(f"{name} cannot be computed on this corpus", hint=_first_line(error)) from error
 
 
 _EXAMPLES: Mapping[type[pl.DataType], list[Any]] = {
@@ -165,7 +165,7 @@ def _schema(columns: Mapping[str, Column]) -> dict[str, pl.DataType]:
 def _refusal(what: str, where: str, mend: str) -> UserError:
     printed = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(where.split()))
     shown = printed if len(printed) <= SHOWN else f"{printed[:SHOWN]}…"
-    return UserError(what, where=shown or "(empty)", mend=mend)
+    return UserError(what, where=shown or "(empty)", hint=mend)
 
 
 def _first_line(error: Exception) -> str:

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.config import CorpusConfig, Manifest, MaterializeConfig, SelectConfig, TrainProxyConfig
+from pipeline.config.manifest import CorpusConfig, Manifest, MaterializeConfig, SelectConfig, TrainProxyConfig
 from pipeline.core.parquet import ROW_GROUP, parquet_writer
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import CORPUS, DOCUMENTS
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.words import shingles, words
-from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.corpus_rules import shares
 from pipeline.selection.sites import select_sites, sites_schema
 from pipeline.shards.examples import examples

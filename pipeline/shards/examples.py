@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.config.errors import IntegrityError, UserError
+from pipeline.config.manifest import MaterializeConfig
 from pipeline.core.artifact import Counters
-from pipeline.core.config import MaterializeConfig
-from pipeline.core.errors import IntegrityError, UserError
-from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.selection.text import TextBytes
 from pipeline.shards.schema import SCORE_STEP, SHARDS, SPLITS, shards_schema
 
@@ -106,7 +106,7 @@ def examples(config: MaterializeConfig, tokenizer: CorpusTokenizer, documents: p
     """
     row_of_site = pc.index_in(sites["doc_id"], documents["doc_id"])
     if row_of_site.null_count:
-        raise IntegrityError("sites and documents are not of one corpus", mend="delete the select folder, run again")
+        raise IntegrityError("sites and documents are not of one corpus", hint="delete the select folder, run again")
     used, document_S = np.unique(row_of_site.to_numpy(), return_inverse=True)
     texts = documents["text"].take(pa.array(used))
     text = TextBytes.of(texts)
@@ -191,7 +191,7 @@ def _gather(text: TextBytes, begin_S: Int64, end_S: Int64) -> pa.BinaryArray:
     size_S = end_S - begin_S
     offsets = np.concatenate([[0], np.cumsum(size_S)])
     if offsets[-1] > np.iinfo(np.int32).max:
-        raise UserError("contexts of one row group exceed 2 GiB", mend="lower `materialize.row_group`")
+        raise UserError("contexts of one row group exceed 2 GiB", hint="lower `materialize.row_group`")
     slices = pa.LargeListViewArray.from_arrays(pa.array(begin_S), pa.array(size_S), pa.array(text.data_B))
     buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(slices.flatten().to_numpy())]
     return pa.Array.from_buffers(pa.binary(), len(size_S), buffers)

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.config.base import canonical_json
+from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core.artifact import InputFile, content_hash
-from pipeline.core.config import canonical_json
-from pipeline.core.errors import IntegrityError, UserError
-from pipeline.selection.keys import key_of, keys
+from pipeline.core.random_keys import random_key, random_keys
 from pipeline.selection.metadata import column_of
 from pipeline.selection.where import SCORE_COLUMNS, Column, filter_rows, row_filter
 from pipeline.shards.schema import SHARDS, boundaries_of
@@ -119,7 +119,7 @@ class ShardReader:
             raise UserError(
                 "no site to read",
                 where=where,
-                mend=f"{self._group_first[-1]:,} sites in {len(files)} shards, none matches",
+                hint=f"{self._group_first[-1]:,} sites in {len(files)} shards, none matches",
             )
         self._cache: OrderedDict[int, dict[str, pa.Array]] = OrderedDict()
         self._cache_bytes = cache_bytes
@@ -181,12 +181,12 @@ def _open(file: InputFile) -> pq.ParquetFile:
     except (OSError, pa.ArrowException) as error:
         raise _damaged(file.path, error) from error
     if not pa.schema(list(opened.schema_arrow)[: len(SHARDS)]).equals(SHARDS):
-        raise UserError("not a table of shards", where=file.path, mend="run `rpt data` with this version")
+        raise UserError("not a table of shards", where=file.path, hint="run `rpt data` with this version")
     return opened
 
 
 def _damaged(path: object, error: Exception) -> IntegrityError:
-    return IntegrityError("damaged Parquet file", where=path, mend=str(error).splitlines()[0])
+    return IntegrityError("damaged Parquet file", where=path, hint=str(error).splitlines()[0])
 
 
 def _size(columns: dict[str, pa.Array]) -> int:
@@ -207,7 +207,7 @@ def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
         >>> permutation(6, seed=0, epoch=0).tolist(), permutation(6, seed=0, epoch=1).tolist()
         ([3, 5, 2, 4, 0, 1], [5, 2, 3, 0, 4, 1])
     """
-    order = np.argsort(keys(key_of("epoch", seed, epoch), np.arange(n)), kind="stable")
+    order = np.argsort(random_keys(random_key("epoch", seed, epoch), np.arange(n)), kind="stable")
     order.setflags(write=False)
     return order
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 
 SLOT = "{context}"
 
@@ -137,5 +137,5 @@ def template_named(name: str) -> Template:
         UserError: there is none; the message lists those there are.
     """
     if name not in TEMPLATES:
-        raise UserError(f"no prompt template `{name}`", where="task.template", mend=f"known: {', '.join(TEMPLATES)}")
+        raise UserError(f"no prompt template `{name}`", where="task.template", hint=f"known: {', '.join(TEMPLATES)}")
     return TEMPLATES[name]

@@ -13,14 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from commands.audit import audit, compare
 from pipeline.audit.lineage import Lineage, lineage_of
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Counters, Record, Shard
-from pipeline.core.config import Manifest
 from pipeline.core.parquet import parquet_writer, read_table
 from pipeline.core.stage import Stage, run_stage
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.table import SCORES_WITH_TOP, token_fields
-from pipeline.scoring.tokens import CorpusTokenizer
-from stages.audit import audit, compare
 from stages.ingest import ingest
 from stages.materialize import materialize
 from stages.score import ScoreStageConfig

@@ -11,13 +11,14 @@ from typing import Any
 import duckdb
 import pytest
 
+from commands.audit import audit, compare
 from pipeline.audit.compare import EXAMPLES, OUTCOMES
 from pipeline.audit.compare import compare as compare_lineages
 from pipeline.audit.decisions import SPLITS
 from pipeline.audit.lineage import lineage_of
-from pipeline.core.config import Manifest, load
-from pipeline.core.errors import IntegrityError, UserError
-from stages.audit import audit, compare
+from pipeline.config.errors import IntegrityError, UserError
+from pipeline.config.loading import load
+from pipeline.config.manifest import Manifest
 from stages.ingest import ingest
 from stages.select import select
 from tests.audit.corpus import OTHER, Audited, score

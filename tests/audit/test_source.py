@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from commands.verify import verify
 from pipeline.audit.source import CHANGED, GONE, source_damage
-from stages.verify import verify
 from tests.corpus.corpora import jsonl, manifest, run
 
 

@@ -13,17 +13,17 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from commands import show as show_page
+from commands import stats as stats_page
+from commands import trace as trace_page
+from commands import verify as verify_page
+from commands.cli import app
 from pipeline.audit.lineage import check_columns
 from pipeline.audit.stats import QUANTILES
+from pipeline.config.errors import UserError
 from pipeline.core.artifact import Record
-from pipeline.core.errors import UserError
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.shards.schema import boundaries_of
-from stages import show as show_page
-from stages import stats as stats_page
-from stages import trace as trace_page
-from stages import verify as verify_page
-from stages.cli import app
 from tests.audit.corpus import RUN, TOP, WHERE, Audited
 from tests.stages.published import publish_tables
 

@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.core.config import Manifest
-from stages.browse import open_library, serve
+from commands.browse import open_library, serve
+from pipeline.config.manifest import Manifest
 from tests.stages.published import InProcess
 
 WATCHED = (

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.audit.browse.library import Library
+from commands.browse import open_library
+from pipeline.audit.browse.app_state import AppState
 from pipeline.audit.browse.listening import server
 from pipeline.audit.browse.server import create_app
-from pipeline.core.config import Manifest
-from stages.browse import open_library
+from pipeline.config.manifest import Manifest
 from tests.browser.corpus import Built, build
 from tests.stages.published import InProcess
 
@@ -27,7 +27,7 @@ class Live:
     """A server that is up."""
 
     built: Built
-    library: Library
+    library: AppState
     port: int
 
     @property

@@ -14,10 +14,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.audit.browse.column_index import ColumnIndex, Slices
 from pipeline.audit.browse.rules import ASK, Where
-from pipeline.audit.browse.store import Slices, Store
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record
-from pipeline.core.config import Manifest
 from pipeline.corpus.documents import DOCUMENTS, doc_id
 from pipeline.scoring.table import SCORES_WITH_TOP
 from stages.score import ScoreStageConfig
@@ -140,7 +140,7 @@ def _scores(documents: pa.Table) -> pa.Table:
 
 
 def _write_rollouts(run: Path, site_id: str) -> None:
-    from pipeline.grpo.rollout import ROLLOUTS
+    from pipeline.grpo.rollout.rollouts import ROLLOUTS
 
     blank = {
         pa.int32(): 0,
@@ -174,7 +174,7 @@ class Halting:
     def decide(self, cells: pl.DataFrame, entropy_G: np.ndarray) -> np.ndarray:
         return np.full((cells.height, len(entropy_G)), ASK, dtype=np.int8)
 
-    def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> np.ndarray:
+    def ask(self, store: ColumnIndex, slices: Slices, cell: Mapping[str, str]) -> np.ndarray:
         if not self.left.acquire(blocking=False):
             self.let.wait()
         return self.rule.ask(store, slices, cell)

@@ -16,17 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipeline.audit.browse.compare as compare_module
+from commands.browse import open_library
+from pipeline.audit.browse.column_index import ColumnIndex
 from pipeline.audit.browse.compare import FEWEST, Count, _margin, compare
 from pipeline.audit.browse.documents import Filter
 from pipeline.audit.browse.index import index
 from pipeline.audit.browse.rules import Where
-from pipeline.audit.browse.store import Store
 from pipeline.audit.browse.whatif import chart
 from pipeline.audit.lineage import lineage_of
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import BandsConfig
 from pipeline.core.artifact import Record
-from pipeline.core.config import BandsConfig
-from pipeline.core.errors import UserError
-from stages.browse import open_library
 from tests.browser.conftest import Live
 from tests.browser.corpus import METADATA, TIES, Halting
 from tests.stages.published import InProcess, cut, publish_tables
@@ -183,7 +183,7 @@ def test_estimates_come_first_and_exact_counts_after_them(live: Live, tmp_path: 
     )
     ingested = publish_tables(tmp_path, "ingest", [{"documents": part} for part in cut(documents, 2)])
     scored = publish_tables(tmp_path, "score", [{"scores": part} for part in cut(scores, 2)])
-    store = Store(index(ingested, scored, work=tmp_path, executor=InProcess()))
+    store = ColumnIndex(index(ingested, scored, work=tmp_path, executor=InProcess()))
     nothing, rule = Where.parse("false"), Where.parse("nll > 1")
     halting = Halting(rule, 10)
     count = Count(store, nothing, halting, "train", BANDS)

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.audit.verify import verify
+from pipeline.config.base import Config
+from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core.artifact import Counters, Record, Shard, current_record, fingerprint, read_completion, read_record
-from pipeline.core.config import Config
-from pipeline.core.errors import IntegrityError, UserError
 from pipeline.core.parquet import write_rows
 from pipeline.core.stage import Stage, run_stage
 from tests.stages.published import InProcess

@@ -8,11 +8,11 @@ import pytest
 
 from pipeline.core import progress as module
 from pipeline.core.hardware import visible
-from pipeline.core.progress import Meter, progress
+from pipeline.core.progress import Throughput, progress_bar
 
 
 def test_nothing_is_promised_before_the_first_shard_is_done() -> None:
-    meter = Meter(total=4, unit="tokens", flops=1e9, begin=0.0)
+    meter = Throughput(total=4, unit="tokens", flops=1e9, begin=0.0)
     assert meter.describe(["CPU", "CPU"], now=50.0) == "0 of 4 shards, 2 running, 2 waiting"
     meter.advance(1, 500)
     meter.advance(1, 500)
@@ -23,7 +23,7 @@ def test_nothing_is_promised_before_the_first_shard_is_done() -> None:
 
 
 def test_utilisation_is_of_all_workers_devices() -> None:
-    meter = Meter(total=9, unit="tokens", flops=2 * 1.5e9, done=3, units=33_000_000, begin=0.0)
+    meter = Throughput(total=9, unit="tokens", flops=2 * 1.5e9, done=3, units=33_000_000, begin=0.0)
     # 330,000 tokens/s · 3 GFLOP = 990 TFLOP/s of 989 + 756
     assert "MFU 57 %" in meter.describe(["NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe"], now=100.0)
     assert "MFU" not in meter.describe(["NVIDIA H100 80GB HBM3", "Voodoo 2"], now=100.0)
@@ -33,7 +33,7 @@ def test_lines_appear_while_a_shard_runs(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(module, "LINE_EVERY", 0.05)
     said: list[str] = []
     monkeypatch.setattr(module, "say", said.append)
-    with progress("score", Meter(2, "tokens"), lambda: ["CPU"]) as advance:
+    with progress_bar("score", Throughput(2, "tokens"), lambda: ["CPU"]) as advance:
         advance(1, 10)
         until = time.monotonic() + 20
         while len(said) < 2 and time.monotonic() < until:

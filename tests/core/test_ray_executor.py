@@ -15,9 +15,10 @@ from typing import Any, overload
 
 import pytest
 
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Completion, Record, Shard
-from pipeline.core.config import Manifest, load
-from pipeline.core.errors import UserError
 from pipeline.core.executor import LocalExecutor
 from pipeline.core.hardware import cores
 from pipeline.core.ray_executor import RayExecutor
@@ -57,7 +58,7 @@ def test_a_workers_error_arrives_as_it_was_raised(cluster: Any, tmp_path: Path) 
 
 def _refuse_three(item: int) -> int:
     if item == 3:
-        raise UserError("three is refused", where="item 3", mend="leave it out")
+        raise UserError("three is refused", where="item 3", hint="leave it out")
     return item
 
 

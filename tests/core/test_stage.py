@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.base import Config
+from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core import artifact
 from pipeline.core.artifact import Counters, InputFile, Shard, content_hash, current_record, publish, read_record
-from pipeline.core.config import Config
-from pipeline.core.errors import IntegrityError, UserError
 from pipeline.core.executor import LocalExecutor
 from pipeline.core.parquet import read_table, write_rows
 from pipeline.core.stage import Stage, run_stage

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record
-from pipeline.core.config import Manifest
 from pipeline.core.parquet import read_table
-from pipeline.corpus.survey import SLICE_BYTES
+from pipeline.corpus.scan import SLICE_BYTES
 from stages.ingest import ingest
 
 

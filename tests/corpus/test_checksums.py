@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.corpus.checksums import BLOCK_BYTES, HashingReader, VerifyingReader
 from stages.ingest import ingest
 from tests.corpus.corpora import Here, jsonl, manifest, rows

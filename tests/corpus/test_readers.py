@@ -14,12 +14,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.corpus.documents import to_document
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Record, Slice, parse_json_object, read_records
+from pipeline.corpus.scan import scan
 from pipeline.corpus.sources import find_files
-from pipeline.corpus.survey import survey
 from pipeline.corpus.template import Template
 from tests.corpus.corpora import jsonl, manifest
 
@@ -443,7 +443,7 @@ def test_text(tmp_path: Path, corpus: dict[str, Any], expected: list[tuple[int, 
 def sliced(path: Path, slice_bytes: int, **corpus: Any) -> tuple[int, list[Record]]:
     (file,) = find_files(str(path))
     config = manifest(**corpus).corpus
-    about = survey(file, config, slice_bytes)
+    about = scan(file, config, slice_bytes)
     return len(about.slices), [record for part in about.slices for record in read_records(part, config)]
 
 

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 import zstandard
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.corpus.sources import EXPANSION, SourceFile, find_files, kind_of, open_file, reachable
 
 MOST = 1 << 30

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.template import Template
 

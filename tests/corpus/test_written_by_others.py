@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record
-from pipeline.core.config import Manifest
-from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from stages.ingest import ingest
 from tests.stages.published import InProcess

@@ -3,7 +3,9 @@ from pathlib import Path
 import demo
 from demo.corpus import TEMPLATE
 from demo.lessons import INSTRUCTION
-from pipeline.core.config import Manifest, Recipe, load
+from pipeline.config.loading import load
+from pipeline.config.manifest import Manifest
+from pipeline.config.recipe import Recipe
 from pipeline.task.templates import template_named
 
 ROOT = Path(demo.__file__).parent.parent

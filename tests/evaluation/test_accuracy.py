@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from pipeline.core.config import BandsConfig
+from pipeline.config.manifest import BandsConfig
 from pipeline.evaluation.accuracy import accuracy_by_band, band_members, comparisons, summarize, table_order
 from pipeline.evaluation.intervals import difference, proportion
-from pipeline.evaluation.readings import Answer, Reading, Samples
+from pipeline.evaluation.predictions import Prediction, Predictions, Samples
 from pipeline.task.reward import Outcome
 from tests.evaluation.scripted import outcome, site
 
@@ -23,8 +23,8 @@ SITES = [
 
 
 def reading(policy, kind, hits):
-    answers = tuple(Answer((1, 2), (3,) * (i + 1), b"", outcome(hit == "1")) for i, hit in enumerate(hits))
-    return Reading(policy, kind, answers)
+    answers = tuple(Prediction((1, 2), (3,) * (i + 1), b"", outcome(hit == "1")) for i, hit in enumerate(hits))
+    return Predictions(policy, kind, answers)
 
 
 READINGS = {
@@ -42,7 +42,7 @@ SAMPLES = Samples(
     "after",
     4,
     tuple(
-        tuple(Answer((1, 2), (3,), b"", outcome(hit == "1")) for hit in hits)
+        tuple(Prediction((1, 2), (3,), b"", outcome(hit == "1")) for hit in hits)
         for hits in ("0000", "1111", "0100", "0000", "1010", "1001")
     ),
 )
@@ -108,9 +108,9 @@ def test_summary_compares_after_with_both_readings_before():
 
 
 def test_classes_format_failures_and_lengths():
-    missing = Answer((1,), (3,) * 9, b"", Outcome(0.0, "missing"))
+    missing = Prediction((1,), (3,) * 9, b"", Outcome(0.0, "missing"))
     readings = READINGS | {
-        "reasoning after": Reading("after", "reasoning", (missing, *READINGS["reasoning after"].answers_N[1:]))
+        "reasoning after": Predictions("after", "reasoning", (missing, *READINGS["reasoning after"].answers_N[1:]))
     }
     summary = summarize(SITES, CLASSES, readings, {}, ["before", "after"], BandsConfig(), "true")
     after = summary["readings"]["reasoning after"]

@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.core.config import BandsConfig, CorpusConfig
+from pipeline.config.manifest import BandsConfig, CorpusConfig
 from pipeline.evaluation.accuracy import summarize, table_order
-from pipeline.evaluation.published import published_rows
+from pipeline.evaluation.paper_results import published_rows
 from pipeline.evaluation.report import (
     Table,
     accuracy_table,

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.evaluation.scaling import fit_law, objections
 
 UNIT = 3.2e12

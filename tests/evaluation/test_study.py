@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.core.config import BandsConfig, Recipe, StudyConfig
+from pipeline.config.manifest import BandsConfig
+from pipeline.config.recipe import Recipe
+from pipeline.config.study import StudyConfig
 from pipeline.evaluation.claims import IN_PART, NOT, REPRODUCED, UNTESTED
 from pipeline.evaluation.responses import RESPONSES
 from pipeline.evaluation.study import Arm, summarize_study

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.evaluation.zeroshot import (
     BENCHMARKS,
     Question,

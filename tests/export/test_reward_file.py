@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.export import judging
-from pipeline.export.judging import ground_truth
-from pipeline.export.standalone import reward_file
+from pipeline.export import reward_callback
+from pipeline.export.reward_bundle import reward_file
+from pipeline.export.reward_callback import ground_truth
 from pipeline.task.reward import REASONS, score_response
 
 PIECES = [" 4", "é", "数", "学", "🙂", "}", "^{", "}{", "\\", " ", "\n", "a", "Łu", "\\boxed"]
@@ -117,13 +117,13 @@ def test_ids_that_the_tokenizer_does_not_have_are_judged_as_rpt_train_judges_the
     """Models have spare embedding rows, and a policy that is hot enough says them. 6 and above are spare here; an end
     of sequence may be one, too."""
     known = [bytes.fromhex(data) for data in POLICY["token_bytes"]]
-    policy = judging.Policy(frozenset({3, 9}), ("<|end|>",), tuple(known))
+    policy = reward_callback.Policy(frozenset({3, 9}), ("<|end|>",), tuple(known))
     truth = ground_truth("数".encode(), [2, 1])
     finished = bool(ids) and ids[-1] in (3, 9)
     spoken = ids[:-1] if finished else ids
     ours = b"".join(known[i] if i < 6 else "\ufffd".encode() for i in spoken)
     assert policy.response(ids) == (ours, finished)
-    assert judging.judge(ours, truth, finished) == score_response(ours, finished, "数".encode(), [2, 3])
+    assert reward_callback.judge(ours, truth, finished) == score_response(ours, finished, "数".encode(), [2, 3])
 
 
 def test_trl_goes_on_when_a_policy_says_spare_ids(exported: ModuleType, tmp_path: Path) -> None:

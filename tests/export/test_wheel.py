@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core import packaged
+from pipeline.config import resources
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -64,16 +64,19 @@ def test_everything_that_is_no_code_is_in_the_wheel(wheel: Path) -> None:
 
 def test_rpt_data_by_name_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     """The demo's manifest, proxy and policy are the packaged ones; its corpus is cut to 60 problems."""
-    lines = gzip.decompress((packaged.ROOT / "demo" / "corpus.jsonl.gz").read_bytes()).splitlines(keepends=True)
+    lines = gzip.decompress((resources.ROOT / "demo" / "corpus.jsonl.gz").read_bytes()).splitlines(keepends=True)
     (tmp_path / "some.jsonl").write_bytes(b"".join([*lines[:40], *lines[-20:]]))
-    run = "import sys; from stages.cli import main; main()"
+    run = "import sys; from commands.cli import main; main()"
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
 
     def rpt(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(installed / "python"), "-c", run, *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
-    where = "import pipeline.core.packaged as p, pipeline.grpo.topology as t; print(p.ROOT, *t.CONFIGS.glob('*.json'))"
+    where = (
+        "import pipeline.config.resources as p, pipeline.grpo.policy.deepspeed_config as t; "
+        "print(p.ROOT, *t.CONFIGS.glob('*.json'))"
+    )
     command = [str(installed / "python"), "-c", where]
     root = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert root.startswith(str(installed.parent)) and "zero3.json" in root
@@ -90,5 +93,5 @@ def test_a_name_is_found_wherever_one_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, known: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert (packaged.find(Path(name), "data_manifests") is not None) == known
-    assert packaged.find(tmp_path / name, "data_manifests") is None
+    assert (resources.find(Path(name), "data_manifests") is not None) == known
+    assert resources.find(tmp_path / name, "data_manifests") is None

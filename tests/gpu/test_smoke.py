@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.core.config import ScoreConfig
+from pipeline.config.manifest import ScoreConfig
 from pipeline.core.hardware import torch_device
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.documents import score_documents
 from pipeline.scoring.entropy import score_logits
 from pipeline.scoring.proxy import load_proxy
-from pipeline.scoring.tokens import CorpusTokenizer
 from tests.grpo.colours import metrics_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,7 +33,7 @@ pytestmark = [
 
 def rpt(*words: str, work: Path) -> str:
     """What a command says, in a process of its own; it must end well."""
-    command = [sys.executable, "-m", "stages.cli", *words, "--work", str(work)]
+    command = [sys.executable, "-m", "commands.cli", *words, "--work", str(work)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

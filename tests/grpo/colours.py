@@ -13,12 +13,12 @@ import torch
 import yaml
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from pipeline.config.base import Config
 from pipeline.core.artifact import Counters, Record, Shard
-from pipeline.core.config import Config
 from pipeline.core.parquet import write_rows
 from pipeline.core.stage import Stage, run_stage
-from pipeline.grpo.prompt import PromptBuilder
-from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.shards.schema import SHARDS
 from pipeline.task.templates import TEMPLATES
 from tests.stages.published import InProcess

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from pipeline.core.config import ScoreConfig
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import ScoreConfig
 from pipeline.scoring.documents import score_documents
 from pipeline.scoring.entropy import copy_logits
 from pipeline.scoring.proxy import as_proxy, packs_exactly

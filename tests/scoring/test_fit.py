@@ -11,10 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import TrainProxyConfig
 from pipeline.core.artifact import InputFile
-from pipeline.core.config import TrainProxyConfig
-from pipeline.core.errors import UserError
+from pipeline.core.model_files import model_digest
 from pipeline.core.parquet import write_rows
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import DOCUMENTS
 from pipeline.scoring.fit import (
     bits_per_byte,
@@ -28,7 +30,6 @@ from pipeline.scoring.fit import (
 from pipeline.scoring.muon import orthogonalised
 from pipeline.scoring.proxy import load_proxy
 from pipeline.scoring.sample import Sample, Texts, fold_of, read_texts
-from pipeline.scoring.tokens import CorpusTokenizer, model_digest
 from tests.scoring.models import TEXTS
 
 SMALL = TrainProxyConfig(

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from pipeline.core.config import ScoreConfig
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import ScoreConfig
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.documents import score_documents
 from pipeline.scoring.entropy import PositionScores
 from pipeline.scoring.proxy import Proxy, as_proxy, load_proxy
-from pipeline.scoring.tokens import CorpusTokenizer
 from tests.scoring.models import TEXTS, qwen, rewrite_config, save
 from tests.scoring.plain import NAMES, assert_close, plain_scores
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.config import ScoreConfig
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import ScoreConfig
 from pipeline.scoring.windows import Window, WindowPlan, batches, fed_tokens, plan_windows, windows
 
 PLANS = st.integers(2, 40).flatmap(lambda n: st.builds(WindowPlan, st.just(n), st.integers(0, n - 1)))

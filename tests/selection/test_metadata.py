@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.config import Manifest, SelectConfig
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest, SelectConfig
 from pipeline.core.parquet import read_table
 from pipeline.selection.corpus_rules import CANDIDATES
 from pipeline.selection.metadata import BUILT_IN, metadata_frame, rule_columns

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.config import BandsConfig, SelectConfig
-from pipeline.core.errors import IntegrityError, UserError
-from pipeline.selection.keys import key_of, keys
+from pipeline.config.errors import IntegrityError, UserError
+from pipeline.config.manifest import BandsConfig, SelectConfig
+from pipeline.core.random_keys import random_key, random_keys
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS, positions
-from pipeline.selection.sites import REASONS, SITES, select_sites, wanted
+from pipeline.selection.sites import REASONS, SITES, rule_expression, select_sites
 from pipeline.selection.where import SCORE_COLUMNS
 from tests.selection.tables import documents_of, scores_of
 
@@ -270,22 +270,22 @@ def test_random_positions_are_as_many_in_every_field_of_every_document(
 
 
 def key(seed: int, site: dict[str, Any]) -> int:
-    return int(keys(key_of("site", seed, site["doc_id"]), np.array([site["position"]]))[0])
+    return int(random_keys(random_key("site", seed, site["doc_id"]), np.array([site["position"]]))[0])
 
 
 def test_keys_are_uniform_and_differ_by_seed() -> None:
     """10,000 keys in 16 bins: chi-squared with 15 degrees of freedom exceeds 50 once in 80,000 such tests."""
-    drawn = keys(key_of("site", 0, "d"), np.arange(10_000))
+    drawn = random_keys(random_key("site", 0, "d"), np.arange(10_000))
     bins = np.bincount((drawn >> np.uint64(60)).astype(int), minlength=16)
     assert ((bins - 625) ** 2 / 625).sum() < 50
-    assert len(np.intersect1d(drawn, keys(key_of("site", 1, "d"), np.arange(10_000)))) == 0
+    assert len(np.intersect1d(drawn, random_keys(random_key("site", 1, "d"), np.arange(10_000)))) == 0
 
 
 def test_both_expressions_are_checked() -> None:
     with pytest.raises(UserError, match=r"select\.where"):
-        wanted(SelectConfig(where="entropi > 1"))
+        rule_expression(SelectConfig(where="entropi > 1"))
     with pytest.raises(UserError, match=r"select\.validation_where"):
-        wanted(SelectConfig(validation_where="entropi > 1"))
+        rule_expression(SelectConfig(validation_where="entropi > 1"))
 
 
 def test_the_reasons_are_those_that_are_counted() -> None:

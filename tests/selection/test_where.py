@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.selection.expressions import FUNCTIONS, MOST_PATTERNS, to_polars
 from pipeline.selection.sql import DEEPEST, LONGEST, MOST_PARTS, MOST_WORDS, parse
 from pipeline.selection.where import SCORE_COLUMNS, describe, filter_rows, row_filter

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.config import MaterializeConfig
-from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.config.manifest import MaterializeConfig
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.selection.sites import SITES
 from pipeline.shards.examples import Examples, examples
 from pipeline.shards.writer import write_shards

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.config import MaterializeConfig
-from pipeline.core.errors import IntegrityError
+from pipeline.config.errors import IntegrityError
+from pipeline.config.manifest import MaterializeConfig
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import doc_id
-from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.sites import SITES
 from pipeline.shards.examples import _rounded_up, examples
 from pipeline.shards.schema import SHARDS, SPLITS

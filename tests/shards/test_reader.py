@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core.artifact import InputFile
-from pipeline.core.errors import IntegrityError, UserError
 from pipeline.shards.reader import SITE_COLUMNS, ShardReader, Site, permutation, sites_of_step
 from pipeline.shards.schema import SHARDS
 from tests.shards.corpus import shard_of

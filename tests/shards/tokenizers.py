@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline.scoring.tokenizer_json import byte_characters
-from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.core.tokenizer_json import byte_characters
 
 
 def tokenizer_of(merges: Iterable[tuple[bytes, bytes]], missing: Collection[int] = ()) -> CorpusTokenizer:

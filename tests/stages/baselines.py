@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.config.loading import load
+from pipeline.config.manifest import BandsConfig
+from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, current_record
-from pipeline.core.config import BandsConfig, Recipe, load
-from pipeline.grpo.compute import Budget
+from pipeline.grpo.run.flops import ComputeBudget
 from stages.finetune import questions, report
 from stages.ntp import ntp
 from stages.sft import sft, tables_of
@@ -41,7 +43,7 @@ def prepare(folder: Path) -> None:
 
 def learn_text(folder: Path, run: str, as_long_as: str = "") -> None:
     """`rpt ntp`, for its steps or until it has spent what another run had after five."""
-    budget = Budget(flops=metrics_of(folder / as_long_as)[5]["compute/flops"]) if as_long_as else Budget()
+    budget = ComputeBudget(flops=metrics_of(folder / as_long_as)[5]["compute/flops"]) if as_long_as else ComputeBudget()
     ntp(_recipe(folder), _record(folder, "ingest"), run=folder / run, budget=budget)
 
 
@@ -55,7 +57,7 @@ def imitate(folder: Path, run: str, *rollouts: str) -> None:
     """`rpt sft`, on the rollouts of other runs or on true tokens."""
     tables = [table for name in rollouts for table in tables_of(folder / name)]
     documents, shards = (_record(folder, stage) for stage in ("ingest", "materialize"))
-    sft(_recipe(folder, "supervised.window=40"), documents, shards, tables, run=folder / run, budget=Budget())
+    sft(_recipe(folder, "supervised.window=40"), documents, shards, tables, run=folder / run, budget=ComputeBudget())
 
 
 def answer(folder: Path, run: str) -> None:

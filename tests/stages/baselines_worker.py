@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline.grpo import ranks
+from pipeline.grpo.policy import distributed
 
-ranks.prepare_environment()
+distributed.prepare_environment()
 
-import pipeline.grpo.engine  # noqa: E402, F401
+import pipeline.grpo.policy.engine  # noqa: E402, F401
 
 FOLDER = Path(sys.argv[1])
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from pipeline.config.base import Config
 from pipeline.core.artifact import Counters, Record, Shard
-from pipeline.core.config import Config
 from pipeline.core.parquet import parquet_writer
 from pipeline.core.stage import Stage, run_stage
 

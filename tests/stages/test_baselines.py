@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.config.loading import load
+from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import current_record
-from pipeline.core.config import Recipe, load
-from pipeline.grpo.compute import ModelSize, flops_of
-from pipeline.grpo.examples import Stream, text_examples
-from pipeline.grpo.run import read_state
-from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.data.examples import EpochSampler, text_examples
+from pipeline.grpo.run.flops import ModelSize, flops_of
+from pipeline.grpo.run.run_folder import read_state
 from tests.grpo.colours import COLOURS, metrics_of
 from tests.stages.baselines import SAVE_EVERY, STEPS, SUPERVISED
 
@@ -50,7 +51,7 @@ def test_ntp_takes_the_steps_of_plain_transformers(runs: Path) -> None:
     tokens, end = CorpusTokenizer.load(runs / "policy"), AutoTokenizer.from_pretrained(runs / "policy").eos_token_id
     files = current_record(runs / "work" / "colours", "ingest").files("documents")
     examples = text_examples(files, "train", tokens, end, recipe.supervised.window)
-    stream = Stream(examples, recipe.seed, recipe.supervised.batch_tokens, "")
+    stream = EpochSampler(examples, recipe.seed, recipe.supervised.batch_tokens, "")
     model = AutoModelForCausalLM.from_pretrained(runs / "policy", dtype=torch.float32)
     adamw = torch.optim.AdamW(
         model.parameters(), betas=recipe.optimizer.betas, weight_decay=recipe.optimizer.weight_decay

@@ -16,15 +16,16 @@ from typing import Any
 
 import pytest
 
+from commands.groups.data import run_data
+from pipeline.audit.browse.column_index import ColumnIndex
 from pipeline.audit.browse.index import index
-from pipeline.audit.browse.store import Store
 from pipeline.audit.verify import verify
+from pipeline.config.base import Config
+from pipeline.config.errors import IntegrityError
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Counters, Record, Shard, current_record
-from pipeline.core.config import Config, Manifest
-from pipeline.core.errors import IntegrityError
 from pipeline.core.parquet import write_rows
 from pipeline.core.stage import Stage, run_stage
-from stages.commands.data import run_data
 from tests.core.test_artifact import SCHEMA, edited, leaves
 from tests.stages.published import InProcess
 from tests.toys import byte_level_tokenizer, problems, write_jsonl
@@ -144,7 +145,7 @@ def _is_named(path: Path, found: set[str]) -> bool:
     return not found.isdisjoint(map(str, names))
 
 
-QUESTIONS: dict[str, Callable[[Store], Any]] = {
+QUESTIONS: dict[str, Callable[[ColumnIndex], Any]] = {
     "text": lambda store: store.text(0, 100),
     "folded": lambda store: store.texts(0),
 }
@@ -161,7 +162,7 @@ def test_the_live_page_notices_a_damaged_index_when_it_first_opens_it(work: Path
             continue
         data = file.path.read_bytes()
         file.path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
-        store = Store(record)
+        store = ColumnIndex(record)
         everything = store.runs(store.cell_R * 0, store.begin_R * 0, store.end_R - store.begin_R)
         ask = QUESTIONS.get(name, lambda store, name=name, all=everything: store.read(name, all))
         with pytest.raises(IntegrityError, match=file.path.name):

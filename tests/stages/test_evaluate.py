@@ -12,12 +12,13 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import BandsConfig
+from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, Shard, publish, scratch_folder, write_record
-from pipeline.core.config import BandsConfig, Recipe
-from pipeline.core.errors import UserError
 from pipeline.core.parquet import write_rows
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.responses import RESPONSES
-from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.shards.schema import SHARDS
 from stages.evaluate import evaluate, named_policies
 from tests.evaluation.scripted import END, as_row, reasoner, save_policy, site, tie

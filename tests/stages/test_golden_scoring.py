@@ -12,8 +12,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from pipeline.config.base import canonical_json
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record
-from pipeline.core.config import Manifest, canonical_json
 from pipeline.core.parquet import read_table
 from stages.ingest import ingest
 from stages.score import score

@@ -24,8 +24,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core.artifact import content_hash
-from pipeline.core.errors import IntegrityError, UserError
 from pipeline.core.executor import LocalExecutor
 from pipeline.corpus.documents import DOCUMENTS, doc_id
 from pipeline.corpus.quarantine import QUARANTINE

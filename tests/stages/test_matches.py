@@ -15,7 +15,7 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.words import ngrams, shingles, words
 from tests.corpus.corpora import Ingested, jsonl, run

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.base import canonical_json
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record
-from pipeline.core.config import Manifest, canonical_json
-from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
-from pipeline.scoring.tokens import CorpusTokenizer
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.selection.sites import SITES
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.schema import SHARDS, SPLITS, boundaries_of

@@ -12,22 +12,23 @@ import polars as pl
 import pytest
 import yaml
 
+from commands.audit import audit
+from commands.export import export
+from commands.groups.data import run_data
+from commands.pull import pull
+from commands.push import push
+from commands.stats import stats, tables
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load
+from pipeline.config.manifest import Manifest, ProxyConfig
 from pipeline.core.artifact import Record
-from pipeline.core.config import Manifest, ProxyConfig, load
-from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
 from pipeline.selection.corpus_rules import shares
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.schema import SHARDS
-from stages.audit import audit
-from stages.commands.data import run_data
-from stages.export import export
 from stages.ingest import ingest
 from stages.materialize import materialize
-from stages.pull import pull
-from stages.push import push
 from stages.select import select
-from stages.stats import stats, tables
 from tests.selection.tables import scores_of
 from tests.stages.published import InProcess, publish_tables
 from tests.toys import byte_level_tokenizer, problems

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline.core.config import Recipe, load, manifest_of
-from pipeline.core.errors import UserError
-from stages.cli import app
+from commands.cli import app
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load, manifest_of
+from pipeline.config.recipe import Recipe
 
 COMMANDS = ("train", "ntp", "sft", "finetune", "evaluate", "screen")
 

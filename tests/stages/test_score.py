@@ -16,14 +16,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest, ReferenceConfig, SelectConfig
 from pipeline.core.artifact import Record
-from pipeline.core.config import Manifest, ReferenceConfig, SelectConfig
-from pipeline.core.errors import UserError
 from pipeline.core.parquet import read_table
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import DOCUMENTS
 from pipeline.scoring.precision import resolve_dtype
 from pipeline.scoring.sample import fold_of
-from pipeline.scoring.tokens import CorpusTokenizer
 from pipeline.selection.sites import select_sites
 from stages.score import score
 from tests.scoring.models import TEXTS, qwen, save

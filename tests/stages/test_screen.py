@@ -8,16 +8,17 @@ import polars as pl
 import pytest
 from transformers import AutoTokenizer
 
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load
+from pipeline.config.recipe import Recipe, ScreenConfig, SitesConfig
 from pipeline.core.artifact import Record
-from pipeline.core.config import Recipe, ScreenConfig, SitesConfig, load
-from pipeline.core.errors import UserError
-from pipeline.grpo.curriculum import Curriculum
-from pipeline.grpo.prompt import PromptBuilder
-from pipeline.grpo.sampler import Sampler
-from pipeline.grpo.screening import read_pass_rates, screening_of
+from pipeline.core.random_keys import random_key
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.data.curriculum import Curriculum
+from pipeline.grpo.data.pass_rates import read_pass_rates, screening_of
+from pipeline.grpo.rollout.prompt import PromptBuilder
+from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import SamplingRequest
-from pipeline.scoring.tokens import CorpusTokenizer
-from pipeline.selection.keys import key_of
 from pipeline.task.templates import TEMPLATES
 from stages.screen import screen
 from tests.grpo.colours import COLOURS, context, make_policy, publish_shards, write_recipe
@@ -47,7 +48,7 @@ def test_pass_rates_are_the_share_of_right_responses(world: tuple[Path, Recipe, 
     expected = {}
     for index in range(24):  # each site alone
         site_id = f"{index:032x}-5"
-        seeds = [key_of("screen", recipe.seed, site_id, sample) for sample in range(4)]
+        seeds = [random_key("screen", recipe.seed, site_id, sample) for sample in range(4)]
         made = sampler.sample(SamplingRequest([prompts.ids(context(index).encode())], 4, 1.0, 16, seeds))
         answer = b"\\boxed{" + COLOURS[index % 4].encode() + b"}"
         expected[site_id] = sum(r.finished and answer in r.text for r in made) / 4

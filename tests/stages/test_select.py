@@ -12,9 +12,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from pipeline.config.base import canonical_json
+from pipeline.config.errors import IntegrityError, UserError
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record
-from pipeline.core.config import Manifest, canonical_json
-from pipeline.core.errors import IntegrityError, UserError
 from pipeline.core.parquet import read_table
 from pipeline.selection.sites import SITES
 from stages.select import VERSION, select

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.grpo.run import latest_checkpoint, read_state
+from pipeline.grpo.run.run_folder import latest_checkpoint, read_state
 from tests.grpo.colours import make_policy, metrics_of, publish_shards, write_manifest, write_recipe
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,7 +40,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
     publish_shards(folder / "work", policy)
     write_recipe(folder / "recipe.yaml", policy, data="manifest.yaml")
     write_manifest(folder / "manifest.yaml", policy)
-    command = [sys.executable, "-m", "stages.cli", "train", "recipe.yaml", "--ranks", "2", "--run", "run"]
+    command = [sys.executable, "-m", "commands.cli", "train", "recipe.yaml", "--ranks", "2", "--run", "run"]
     process = subprocess.Popen(
         [*command, "--set", "budget.steps=10000", "--set", "budget.save_every=10000"],
         cwd=folder,

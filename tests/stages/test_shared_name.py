@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from commands.audit import audit
+from commands.clean import remove, waste
+from commands.groups.data import run_data
+from commands.stats import stats
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import current_record
-from pipeline.core.config import Manifest
-from pipeline.core.errors import UserError
 from pipeline.core.workspace import outputs, states
-from stages.audit import audit
-from stages.clean import remove, waste
-from stages.commands.data import run_data
-from stages.stats import stats
 from tests.stages.published import InProcess
 from tests.toys import byte_level_tokenizer, problems, write_jsonl
 

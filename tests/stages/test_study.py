@@ -7,9 +7,11 @@ import polars as pl
 import pytest
 import yaml
 
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load
+from pipeline.config.recipe import Recipe
+from pipeline.config.study import StudyConfig
 from pipeline.core.artifact import Shard, publish, scratch_folder, write_record
-from pipeline.core.config import Recipe, StudyConfig, load
-from pipeline.core.errors import UserError
 from stages.study import arms_of, plan, read_study
 
 

@@ -19,11 +19,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load
+from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, current_record
-from pipeline.core.config import Recipe, load
-from pipeline.core.errors import UserError
-from pipeline.grpo.rollout import ROLLOUTS
-from pipeline.grpo.run import policy_tokenizer
+from pipeline.grpo.rollout.rollouts import ROLLOUTS
+from pipeline.grpo.run.run_folder import policy_tokenizer
 from tests.grpo.colours import make_policy, metrics_of, publish_shards, write_manifest, write_recipe
 from tests.toys import byte_level_tokenizer
 
@@ -43,7 +44,7 @@ class World:
         return self._start(launcher if ranks > 1 else [], run, *more)
 
     def start_command(self, run: str, ranks: int) -> subprocess.Popen[str]:
-        return self._start([], run, "--ranks", str(ranks), page=("stages.cli", "train"))
+        return self._start([], run, "--ranks", str(ranks), page=("commands.cli", "train"))
 
     def start_nodes(self, run: str, nodes: int, *more: str) -> list[subprocess.Popen[str]]:
         """As on several machines: a launcher on each, of one rank, that find one another by address."""

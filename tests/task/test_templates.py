@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.task.templates import TEMPLATES, Template, template_named
 
 DIGESTS = {

@@ -19,11 +19,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.audit.browse.column_index import ColumnIndex, Slices
 from pipeline.audit.browse.rules import ASK, NO, YES, Rule, segments
-from pipeline.audit.browse.store import Slices, Store
-from pipeline.core.config import BandsConfig
-from pipeline.core.errors import UserError
-from pipeline.selection.keys import keys
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import BandsConfig
+from pipeline.core.random_keys import random_keys
 from pipeline.selection.sites import BANDS
 
 AT_ONCE = 1 << 18
@@ -92,7 +92,7 @@ class Comparison:
         return sums.sort(pl.sum_horizontal(list(OUTCOMES)), column, descending=[True, False])
 
 
-def compare(store: Store, first: Rule, second: Rule, split: str, bands: BandsConfig) -> Comparison:
+def compare(store: ColumnIndex, first: Rule, second: Rule, split: str, bands: BandsConfig) -> Comparison:
     """Compare two rules on one split, exactly.
 
     Raises:
@@ -106,7 +106,7 @@ def compare(store: Store, first: Rule, second: Rule, split: str, bands: BandsCon
 class Count:
     """A comparison under way: `run` it, in a thread if you like, and ask for its `result` whenever you like."""
 
-    def __init__(self, store: Store, first: Rule, second: Rule, split: str, bands: BandsConfig) -> None:
+    def __init__(self, store: ColumnIndex, first: Rule, second: Rule, split: str, bands: BandsConfig) -> None:
         """Look up what cell and entropy decide, and find out what must be read."""
         self._store, self._first, self._second = store, first, second
         self._lock = threading.Lock()
@@ -148,7 +148,7 @@ class Count:
             runs = Slices.join(found)
             for shard, which in _split(runs):
                 parts.setdefault(shard, _Part(shard)).changed.append((outcome, runs.take(which)))
-        key_S = keys(0, np.array(list(parts), dtype=np.int64))
+        key_S = random_keys(0, np.array(list(parts), dtype=np.int64))
         self._parts = [parts[shard] for _, shard in sorted(zip(key_S.tolist(), parts, strict=True))]
         self._asked = np.zeros_like(self._decided)
         self._by_document = np.zeros((4, store.documents.height), dtype=np.int64)
@@ -165,7 +165,7 @@ class Count:
                         self.stop()
             except TimeoutError:
                 what = f"counting was ended after {TIME_LIMIT:.0f} s"
-                self._error = UserError(what, mend="ask for less: fewer functions of text, a narrower entropy")
+                self._error = UserError(what, hint="ask for less: fewer functions of text, a narrower entropy")
                 self.stop()
         self._enough.set()
         self._finished.set()
@@ -326,7 +326,7 @@ def _split(runs: Slices) -> Iterator[tuple[int, NDArray[np.int64]]]:
 
 
 def _answer(
-    store: Store, first: Rule, second: Rule, question: _Question
+    store: ColumnIndex, first: Rule, second: Rule, question: _Question
 ) -> dict[int, tuple[NDArray[np.int64], NDArray[np.uint32]]]:
     """By outcome: positions of every piece [P] that have it, and (for changes) the documents they are of."""
     runs = question.runs
@@ -352,13 +352,13 @@ def _answer(
     return answer
 
 
-def _edges(store: Store, cut_B: NDArray[np.float32]) -> NDArray[np.int64]:
+def _edges(store: ColumnIndex, cut_B: NDArray[np.float32]) -> NDArray[np.int64]:
     """[R, G + 1]: segment g of an index row is its rows edge[g]:edge[g + 1]."""
     cuts = [edge for cut in cut_B for edge in (store.cut(cut, "left"), store.cut(cut, "right"))]
     return np.stack([np.zeros_like(store.begin_R), *cuts, store.end_R - store.begin_R], axis=1)
 
 
-def _table(store: Store, count: NDArray[np.int64]) -> pl.DataFrame:
+def _table(store: ColumnIndex, count: NDArray[np.int64]) -> pl.DataFrame:
     """`Comparison.counts` of counts by (cell, level, outcome)."""
     cell, level = np.nonzero(count[:, :, 1:].sum(axis=2))
     names = store.cells[cell].select("field", "token_class")

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.audit.browse.store import verified_once
+from pipeline.audit.browse.column_index import verified_once
+from pipeline.config.manifest import MaterializeConfig
 from pipeline.core.artifact import InputFile
-from pipeline.core.config import MaterializeConfig
+from pipeline.core.model_files import resolve_model
 from pipeline.core.parquet import read_rows
-from pipeline.scoring.tokens import CorpusTokenizer, resolve_model
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.selection.metadata import kinds, rule_columns, with_metadata
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.sites import SITES
@@ -29,7 +30,7 @@ from pipeline.shards.examples import examples
 from pipeline.shards.schema import boundaries_of
 
 if TYPE_CHECKING:
-    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.rollout.prompt import PromptBuilder
 
 TOKENS_SHOWN = 2000
 """Of a longer document this many tokens are shown at once."""
@@ -224,7 +225,7 @@ def prompt_builder(policy: str, tokenizer: CorpusTokenizer, template: str) -> Pr
     """The trainer's, for a policy (folder or hub id). Takes seconds: `transformers` is imported."""
     from transformers import AutoTokenizer
 
-    from pipeline.grpo.prompt import PromptBuilder
+    from pipeline.grpo.rollout.prompt import PromptBuilder
     from pipeline.task.templates import template_named
 
     folder = resolve_model(policy)

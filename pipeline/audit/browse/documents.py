@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.audit.browse.column_index import ColumnIndex
 from pipeline.audit.browse.index import folded
-from pipeline.audit.browse.store import Store
-from pipeline.core.errors import UserError
+from pipeline.config.errors import UserError
 from pipeline.selection.metadata import document_columns, kinds
 from pipeline.selection.where import filter_rows, row_filter
 
@@ -58,7 +58,7 @@ class Finder:
         metadata: kinds of the metadata that the manifest names.
     """
 
-    def __init__(self, store: Store, kept_D: NDArray[np.int64], metadata: Mapping[str, str]) -> None:
+    def __init__(self, store: ColumnIndex, kept_D: NDArray[np.int64], metadata: Mapping[str, str]) -> None:
         self._store = store
         self._metadata, self._columns = kinds(metadata), document_columns(metadata)
         self.kept_D = kept_D

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.config.base import Config
 from pipeline.core.artifact import Counters, Record, Shard
-from pipeline.core.config import Config
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import parquet_writer, read_table
 from pipeline.core.stage import Stage, run_stage

@@ -17,10 +17,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.audit.browse.column_index import ColumnIndex, Slices, verified_once
 from pipeline.audit.browse.index import CELL, COLUMNS
-from pipeline.audit.browse.store import Slices, Store, verified_once
+from pipeline.config.errors import UserError
 from pipeline.core.artifact import Record
-from pipeline.core.errors import UserError
 from pipeline.selection.metadata import kinds, rule_columns
 from pipeline.selection.where import SCORE_COLUMNS, checked
 
@@ -53,7 +53,7 @@ class Rule(Protocol):
         """[C, G]: NO, YES or ASK, for a value within every segment."""
         ...
 
-    def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> Bool:
+    def ask(self, store: ColumnIndex, slices: Slices, cell: Mapping[str, str]) -> Bool:
         """Of every position in some runs, all decided as ASK, whether it is kept; `cell` is theirs if `asks_cell`."""
         ...
 
@@ -115,7 +115,7 @@ class Where:
         decided = np.where(kept, YES if self.rest is None else ASK, NO)
         return decided.reshape(cells.height, len(entropy_G)).astype(np.int8)
 
-    def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> Bool:
+    def ask(self, store: ColumnIndex, slices: Slices, cell: Mapping[str, str]) -> Bool:
         if self.rest is None:
             return np.ones(slices.rows, dtype=bool)
         named = set(self.rest.meta.root_names())
@@ -144,7 +144,7 @@ class Where:
         try:
             return frame.with_columns(kept=self.rest.fill_null(False))["kept"].to_numpy()
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            raise UserError("`where` cannot be computed on this corpus", mend=str(error).splitlines()[0]) from error
+            raise UserError("`where` cannot be computed on this corpus", hint=str(error).splitlines()[0]) from error
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Kept:
     def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
         return np.full((cells.height, len(entropy_G)), ASK, dtype=np.int8)
 
-    def ask(self, store: Store, slices: Slices, cell: Mapping[str, str]) -> Bool:
+    def ask(self, store: ColumnIndex, slices: Slices, cell: Mapping[str, str]) -> Bool:
         paths = [verified_once(file) for file in self.record.files("kept")]
         parts = [np.zeros(0, dtype=bool)]
         for shard, begin, end in zip(slices.shard_N, slices.begin_N, slices.end_N, strict=True):

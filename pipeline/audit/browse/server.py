@@ -19,13 +19,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from pipeline.audit.browse.app_state import SPLITS, AppState
 from pipeline.audit.browse.document import TOKENS_SHOWN
 from pipeline.audit.browse.documents import ORDERS, PAGE, Filter
-from pipeline.audit.browse.guard import LOOPBACK, Guard, may_write, posted
-from pipeline.audit.browse.library import SPLITS, Library
+from pipeline.audit.browse.security import LOOPBACK, RequestGuard, may_write, posted
 from pipeline.audit.browse.whatif import chart, manifest_lines, threshold_of, with_threshold
-from pipeline.audit.visible import visible
-from pipeline.core.errors import UserError
+from pipeline.audit.invisible import escape_invisible
+from pipeline.config.errors import UserError
 
 ASSETS = {
     "base.css": "assets",
@@ -41,7 +41,7 @@ ASSETS = {
 MEDIA = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
-def create_app(library: Library, hosts: Collection[str] = LOOPBACK) -> Guard:
+def create_app(library: AppState, hosts: Collection[str] = LOOPBACK) -> RequestGuard:
     """The live page over one library.
 
     Args:
@@ -64,7 +64,7 @@ def create_app(library: Library, hosts: Collection[str] = LOOPBACK) -> Guard:
         Route("/assets/{name}", asset),
     ]
     handlers: dict[Any, Callable[..., Any]] = {HTTPException: pages.refusal, UserError: pages.mistake}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), hosts)
+    return RequestGuard(Starlette(routes=routes, exception_handlers=handlers), hosts)
 
 
 def asset(request: Request) -> Response:
@@ -79,7 +79,7 @@ def asset(request: Request) -> Response:
 class Pages:
     """One method a page."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: AppState) -> None:
         self._library = library
         self._token = secrets.token_urlsafe(32)
         self._templates = Environment(
@@ -89,7 +89,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {"visible": visible, "commas": "{:,}".format, "signed": signed}
+        self._templates.filters |= {"visible": escape_invisible, "commas": "{:,}".format, "signed": signed}
         self._templates.globals |= {"library": library, "token": self._token, "url": url, "SPLITS": SPLITS}
 
     # --------------------------------------------------------------------------------------------- documents
@@ -283,7 +283,7 @@ def _is_position(position: str, tokens: int) -> bool:
 def _split(asked: QueryParams) -> str:
     split = asked.get("split", SPLITS[0])
     if split not in SPLITS:
-        raise UserError("no such split", where=split, mend=f"one of {', '.join(SPLITS)}")
+        raise UserError("no such split", where=split, hint=f"one of {', '.join(SPLITS)}")
     return split
 
 

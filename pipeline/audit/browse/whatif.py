@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import yaml
 
+from pipeline.audit.browse.column_index import ColumnIndex
 from pipeline.audit.browse.index import GRID
-from pipeline.audit.browse.store import Store
-from pipeline.core.config import BandsConfig
+from pipeline.config.manifest import BandsConfig
 from pipeline.selection.sites import BANDS
 
 STEP = 5
@@ -81,7 +81,7 @@ class Chart:
     """Entropy at the right edge: what the slider goes up to."""
 
 
-def chart(store: Store, split: str, bands: BandsConfig, threshold: float | None) -> Chart:
+def chart(store: ColumnIndex, split: str, bands: BandsConfig, threshold: float | None) -> Chart:
     """The chart; bars from `threshold` on are marked."""
     count_B = np.diff(store.up_to(split)[::STEP])
     last = int(np.flatnonzero(count_B)[-1]) + 1 if count_B.any() else 1

@@ -1,0 +1,85 @@
+"""Browse: the live page over what the stages have published, on this machine only.
+
+Input:   the selection that the manifest describes, the `documents` and `scores` it was made of and every other `select`
+         of them; where they exist, a run's rollouts.
+Output:  pages on http://127.0.0.1:PORT; `browse` (an index of the scores, made once) and `flags.jsonl` in the work
+         folder of the manifest. Nothing else is written.
+Command: rpt browse data_manifests/<name>.yaml [--recipe recipes/<name>.yaml] [--run runs/<name>] [--port 8000]
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+from pipeline.audit.browse.app_state import AppState, Records, Selection, selections
+from pipeline.audit.browse.flags import Flags
+from pipeline.audit.browse.index import index
+from pipeline.audit.browse.security import LOOPBACK
+from pipeline.audit.browse.selection_bitmap import kept
+from pipeline.audit.browse.server import create_app
+from pipeline.audit.lineage import lineage_of
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest
+from pipeline.config.recipe import Recipe, TaskConfig
+from pipeline.core.executor import Executor
+from pipeline.core.progress import log
+
+
+def open_library(
+    manifest: Manifest, *, work: Path, executor: Executor, recipe: Recipe | None = None, run: Path | None = None
+) -> AppState:
+    """Bring the index up to date and open everything that the pages show.
+
+    Args:
+        manifest: with its overrides; the selection that it describes is shown, and others of its scores beside it.
+        work: the manifest's folder.
+        executor: builds the index.
+        recipe: whose prompt template and policy make the prompts; without one the default template.
+        run: the run whose rollouts are shown; `runs/<recipe>` unless told.
+
+    Raises:
+        UserError: the selection that the manifest describes has not been made.
+    """
+    lineage = lineage_of(work, manifest)
+    documents, scores, current = lineage.ingest, lineage.score, lineage.select
+    made = selections(work, scores)
+    indexed = index(documents, scores, work=work, executor=executor)
+    made.sort(key=lambda record: record.fingerprint != current.fingerprint)
+    shown = [Selection(record) for record in made]
+    shown = [
+        s if s.follows_rule else Selection(s.record, kept(indexed, s.record, work=work, executor=executor))
+        for s in shown
+    ]
+    proxy = manifest.proxy
+    fitted = lineage.before["proxy"].files("model")[0].path if proxy.train else None
+    return AppState(
+        manifest,
+        Records(documents, scores, indexed, shown),
+        Flags(work / "flags.jsonl"),
+        task=recipe.task if recipe else TaskConfig(),
+        policy=recipe.policy.model if recipe else manifest.materialize.policy_tokenizer,
+        proxy=str(fitted or proxy.tokenizer or proxy.model),
+        run=run or (Path("runs") / recipe.name if recipe else None),
+    )
+
+
+def serve(library: AppState, port: int) -> None:
+    """Serve the pages until Ctrl+C or SIGTERM, which end the process whatever it is doing.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    from pipeline.audit.browse.listening import server
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as taken:  # named: no Nagle delay
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError("the port is taken", where=port, hint="choose another with --port, or 0 for any") from error
+        taken.listen()
+        threading.Thread(target=lambda: library.prompts, daemon=True).start()  # takes seconds: begin before it is asked
+        log(f"browse       http://127.0.0.1:{taken.getsockname()[1]}  (Ctrl+C ends it)")
+        server(create_app(library, LOOPBACK)).run(sockets=[taken])

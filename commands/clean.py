@@ -1,0 +1,72 @@
+"""Clean: removes what no record needs, after saying what and asking.
+
+Input:   records under `work/<name>/`; `run.json` of the runs.
+Output:  less: outputs of earlier configurations that no stage's last output and no run was made from, and left-overs of
+         killed workers that are more than an hour old. Unfinished outputs stay, and what they are made from: a run may
+         resume from them. What manifests of the same name with other sources have made stays, too.
+Command: rpt clean data_manifests/<name>.yaml [--yes] [--json]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.config.manifest import Manifest
+from pipeline.core.workspace import human, made_from, other_sources, outputs, runs_in, size_of, unneeded
+
+REMOVED = ".removed"
+
+
+@dataclass(frozen=True)
+class Waste:
+    """Something to remove, and why nothing needs it."""
+
+    path: Path
+    bytes: int
+    why: str
+
+
+def waste(manifest: Manifest, *, work: Path, runs: Path) -> list[Waste]:
+    """What can go, in the order of the stages' names.
+
+    Args:
+        manifest: whose folder is looked at.
+        work: folder of all manifests' artifacts.
+        runs: folder of all runs; the shards they were trained on stay, and what those were made from.
+    """
+    found = outputs(work / manifest.name)
+    theirs = other_sources(work / manifest.name)
+    superseded = unneeded(found, [name for run in runs_in(runs) for name in made_from(run)], theirs)
+    left = [(path, output) for output in found if output not in superseded for path in output.left_over()]
+    whole = [Waste(o.directory, o.bytes, "nothing that is current was made from it") for o in superseded]
+    parts = [Waste(path, size_of(path), f"left over from a killed worker of `{o.stage}`") for path, o in left]
+    halves = [
+        Waste(path, size_of(path), "half removed") for path in sorted(work.glob(f"{manifest.name}/*/.*{REMOVED}"))
+    ]
+    return whole + parts + halves
+
+
+def remove(wasted: Sequence[Waste]) -> None:
+    """Remove them. A folder is renamed first: what is half removed is not taken for an output."""
+    for item in wasted:
+        if item.path.is_dir():
+            gone = item.path if item.path.suffix == REMOVED else item.path.with_name(f".{item.path.name}{REMOVED}")
+            os.replace(item.path, gone)
+            shutil.rmtree(gone)
+        else:
+            item.path.unlink(missing_ok=True)
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """What can go, for people."""
+    table = Table("size", "what", "why", title=f"{human(found['bytes'])} can go", title_justify="left")
+    for item in found["waste"]:
+        table.add_row(human(item["bytes"]), item["path"], item["why"])
+    return [table] if found["waste"] else []

@@ -1,0 +1,193 @@
+"""Export: the shards in another trainer's format, with the reward as a file it can load.
+
+Input:   the shards of materialize; the policy's tokenizer.
+Output:  a folder: `train` and `validation` as Parquet or JSON lines (pipeline/export/formats.py), `rpt_reward.py`,
+         `policy.json`, `export.json` (where everything comes from), `README.md` (how to use it). It appears whole or
+         not at all.
+Command: rpt export verl|trl|openrlhf|nemo-rl|jsonl data_manifests/<name>.yaml --out FOLDER
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config.errors import IntegrityError, UserError
+from pipeline.config.manifest import MaterializeConfig
+from pipeline.core.artifact import InputFile, Record, content_hash
+from pipeline.core.progress import log
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.corpus.documents import CORPUS
+from pipeline.export.formats import COLUMNS, FORMATS, ROWS, Example, Format
+from pipeline.export.policy import policy_json
+from pipeline.export.reward_bundle import reward_file
+from pipeline.export.reward_callback import POLICY_FILE
+from pipeline.selection.where import filter_rows, row_filter
+from pipeline.shards.reader import SITE_COLUMNS, columns_of
+from pipeline.shards.schema import SHARDS, SPLITS
+from pipeline.task.templates import Template, template_named
+
+REWARD_FILE = "rpt_reward.py"
+
+
+def export(
+    name: str,
+    shards: Record,
+    *,
+    format: str,
+    template: str,
+    out: Path,
+    policy: MaterializeConfig,
+    where: str = "true",
+) -> dict[str, int]:
+    """Write the shards as `format` into `out`.
+
+    Args:
+        name: the manifest's.
+        shards: record of `materialize`.
+        format: one of `FORMATS`.
+        template: name of the prompt template around each context.
+        out: a folder that is not there yet, or empty.
+        policy: whose tokenizer it is.
+        where: SQL over `columns_of` the shards: which sites.
+
+    Returns:
+        rows by split. A context that holds an added token of the policy literally is not among them: other trainers
+        parse it where `rpt train` reads text, so that their prompt would be another one.
+
+    Raises:
+        UserError: `out` holds something, no site matches, metadata has the name of one of the format's columns, or the
+            tokenizer is not the shards'.
+        IntegrityError: a shard was changed.
+    """
+    kind, text = FORMATS[format], template_named(template)
+    tokenizer = CorpusTokenizer.load(policy.policy_tokenizer, policy.policy_tokenizer_revision)
+    if tokenizer.digest != shards.inputs["policy_tokenizer"]:
+        raise UserError(
+            "the shards were cut with another tokenizer", where=policy.policy_tokenizer, hint="run `rpt data` again"
+        )
+    columns = columns_of(shards.files("train"))
+    of_documents = [field for field in pq.read_schema(shards.files("train")[0].path) if field.name not in SHARDS.names]
+    kind.check([field.name for field in of_documents])
+    rule = row_filter(where, columns, "--where")
+    told_apart = _AsText(tokenizer)
+    with whole_folder(out) as folder:
+        rows = {
+            split: _write(
+                kind, folder, split, examples(name, shards, split, text, list(columns), rule, told_apart), of_documents
+            )
+            for split in SPLITS
+        }
+        if not rows["train"]:
+            raise UserError("no training site to export", where=where, hint="widen --where")
+        (folder / REWARD_FILE).write_text(reward_file(), encoding="utf-8")
+        (folder / POLICY_FILE).write_text(policy_json(tokenizer, policy), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(name, format, out), encoding="utf-8")
+        about = {
+            "manifest": name,
+            "format": format,
+            "rows": rows,
+            "dropped": {"added_token_in_context": told_apart.dropped},
+            "where": where,
+            "template": {"name": text.name, "version": text.version},
+            "shards": {"fingerprint": shards.fingerprint, "content": shards.content},
+            "policy_tokenizer": tokenizer.digest,
+            "files": {file.name: content_hash(file) for file in sorted(folder.iterdir())},
+        }
+        (folder / "export.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    counts = ", ".join(f"{split} {count:,}" for split, count in rows.items())
+    if told_apart.dropped:
+        counts += f", dropped.added_token_in_context {told_apart.dropped:,}"
+    log(f"export       {format}: {counts}  {out}")
+    return rows
+
+
+class _AsText:
+    """Says which contexts another trainer reads as the text that they are, and counts the others."""
+
+    def __init__(self, tokenizer: CorpusTokenizer) -> None:
+        self._tokenizer, self.dropped = tokenizer, 0
+
+    def __call__(self, context: bytes) -> bool:
+        plain = not self._tokenizer.holds_added_token(context.decode())
+        self.dropped += not plain
+        return plain
+
+
+def examples(
+    name: str,
+    shards: Record,
+    split: str,
+    template: Template,
+    columns: list[str],
+    rule: pl.Expr,
+    wanted: Callable[[bytes], bool],
+) -> Iterator[Example]:
+    """The split's sites that match and whose context is wanted, in shard order; memory holds `ROWS` of them.
+
+    `columns`: what the rule may name.
+    """
+    index = itertools.count()
+    for file in shards.files(split):
+        for table in _batches(file, [*columns, *COLUMNS]):
+            for row in filter_rows(pl.DataFrame(pl.from_arrow(table)), rule, "`--where`").iter_rows(named=True):
+                if not wanted(row["context"]):
+                    continue
+                source = "/".join(filter(None, ("rpt", name, row.get(CORPUS))))
+                metadata = [column for column in columns if column not in SITE_COLUMNS]
+                yield Example.of(row, next(index), source, template.before, template.after, metadata)
+
+
+def _batches(file: InputFile, columns: list[str]) -> Iterator[pa.Table]:
+    try:
+        with pq.ParquetFile(file.verified(), page_checksum_verification=True) as table:
+            for batch in table.iter_batches(batch_size=ROWS, columns=list(dict.fromkeys(columns))):
+                yield pa.Table.from_batches([batch])
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError("damaged Parquet file", where=file.path, hint=str(error).splitlines()[0]) from error
+
+
+def _write(kind: Format, folder: Path, split: str, rows: Iterator[Example], of_documents: Sequence[pa.Field]) -> int:
+    """One split's file; none for a split without rows."""
+    first = next(rows, None)
+    if first is None:
+        return 0
+    return kind.write(folder / f"{split}.{kind.suffix}", itertools.chain([first], rows), of_documents)
+
+
+def _readme(name: str, format: str, out: Path) -> str:
+    use = FORMATS[format].use.replace("{folder}", str(out))
+    return (
+        f"# Next-token sites of `{name}` for {format}\n\n"
+        "Each row asks for the next token of a text; `rpt_reward.py` rewards an answer with 1 if it is a prefix of\n"
+        "the true continuation that ends where one of its tokens ends (arXiv 2506.08007, Eq. 3), else with 0.\n"
+        f"`export.json` says which shards the rows come from.\n\n{use}\n"
+    )
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` that becomes `out` when the block ends without an error.
+
+    Raises:
+        UserError: `out` holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("there is something already", where=out, hint="remove it, or choose another --out")
+    scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        os.replace(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The commands of `rpt`, one file per panel of its help."""

@@ -1,0 +1,204 @@
+"""`rpt data`, its stages one by one, `rpt plan`: from a corpus to shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from commands.groups.options import (
+    CORPUS,
+    Address,
+    AsJson,
+    ExecutorName,
+    ManifestPath,
+    NumGpus,
+    Overrides,
+    Ranks,
+    Source,
+    Work,
+    Workers,
+    report,
+)
+from pipeline.config.errors import UserError
+from pipeline.config.loading import load
+from pipeline.config.manifest import Manifest
+
+if TYPE_CHECKING:
+    from pipeline.core.artifact import Record
+    from pipeline.core.executor import Executor
+
+commands = typer.Typer()
+
+
+DATA_STAGES = ("ingest", "score", "select", "materialize")
+
+
+@commands.command(rich_help_panel=CORPUS)
+def data(
+    manifest: ManifestPath,
+    source: Source = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    workers: Workers = None,
+    executor: ExecutorName = "local",
+    address: Address = None,
+    num_gpus: NumGpus = None,
+    as_json: AsJson = False,
+) -> None:
+    """Corpus → Parquet shards of hard next-token sites: ingest, score, select, materialize.
+
+    Only what is not up to date runs; a killed run resumes where it was.
+
+    Examples:
+
+        rpt data data_manifests/demo.yaml
+
+        rpt data data_manifests/demo.yaml --set select.where="entropy > 1.5"
+
+        rpt data data_manifests/omnimath.yaml --source ~/omni_math.jsonl --set 'proxy={train: {}}'
+
+        rpt data data_manifests/omnimath.yaml --executor ray --address head:6379 --work /shared/work
+    """
+    read = load(Manifest, manifest, overrides or ())
+    by = _executor(executor, work / read.name, workers, address, num_gpus)
+    run_data(read, DATA_STAGES[-1], source, work, by, as_json)
+
+
+def _stage_command(stage: str) -> None:
+    """Register `rpt <stage>`: the data pipeline up to and including that stage."""
+
+    def command(
+        manifest: ManifestPath,
+        source: Source = None,
+        overrides: Overrides = None,
+        work: Work = Path("work"),
+        workers: Workers = None,
+        executor: ExecutorName = "local",
+        address: Address = None,
+        num_gpus: NumGpus = None,
+        as_json: AsJson = False,
+    ) -> None:
+        read = load(Manifest, manifest, overrides or ())
+        by = _executor(executor, work / read.name, workers, address, num_gpus)
+        run_data(read, stage, source, work, by, as_json)
+
+    commands.command(stage, rich_help_panel=CORPUS, help=f"`rpt data` up to and including {stage}.")(command)
+
+
+for _stage in DATA_STAGES:
+    _stage_command(_stage)
+
+
+def _executor(name: str, folder: Path, workers: int | None, address: str | None, num_gpus: float | None) -> Executor:
+    """Who calls the stages of the manifest whose folder this is."""
+    if name == "ray":
+        from pipeline.core.ray_executor import RayExecutor
+
+        return RayExecutor(folder, address=address, workers=workers, gpus=num_gpus)
+    if address is not None or num_gpus is not None:
+        raise UserError("--address and --num-gpus are for a Ray cluster", hint="add `--executor ray`")
+    from pipeline.core.executor import LocalExecutor
+
+    return LocalExecutor(workers)
+
+
+def run_data(
+    manifest: Manifest, last: str, source: str | None, work: Path, executor: Executor, as_json: bool = False
+) -> dict[str, Record]:
+    """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
+    from pipeline.core.tokenizer import CorpusTokenizer
+    from pipeline.selection.sites import check_named, rule_expression
+    from stages.ingest import ingest
+    from stages.materialize import materialize
+    from stages.score import score
+    from stages.select import select
+
+    rule_expression(manifest.select)  # what the last stages would refuse is refused as early as it can be told
+    if last == "materialize":
+        CorpusTokenizer.load(manifest.materialize.policy_tokenizer, manifest.materialize.policy_tokenizer_revision)
+
+    folder = work / manifest.name
+    records: dict[str, Record] = {}
+    seconds: dict[str, float] = {}
+    steps: dict[str, Callable[[], Record]] = {
+        "ingest": lambda: ingest(manifest, source=source, work=folder, executor=executor),
+        "score": lambda: score(manifest, records["ingest"], work=folder, executor=executor),
+        "select": lambda: select(manifest, records["ingest"], records["score"], work=folder, executor=executor),
+        "materialize": lambda: materialize(
+            manifest, records["ingest"], records["score"], records["select"], work=folder, executor=executor
+        ),
+    }
+    for name in DATA_STAGES[: DATA_STAGES.index(last) + 1]:
+        begin = time.monotonic()
+        records[name] = steps[name]()
+        seconds[name] = time.monotonic() - begin
+        if name == "ingest" and last in ("select", "materialize"):
+            check_named(manifest.select, records["ingest"].files("documents"))
+    stages = {
+        name: {"seconds": seconds[name], "directory": str(record.directory), "counters": record.counters}
+        for name, record in records.items()
+    }
+    found: dict[str, Any] = {"manifest": manifest.name, "stages": stages}
+    if "materialize" in records:
+        shards = [entry for done in records["materialize"].completions for entry in done.files.values()]
+        found["shards"] = {"sites": sum(e.rows for e in shards), "bytes": sum(e.bytes for e in shards)}
+    report(found, _funnel, as_json)
+    if not as_json:
+        print(f"{'shards' if last == 'materialize' else last}: {records[last].directory}")
+    return records
+
+
+def _funnel(found: dict[str, Any]) -> list[Table]:
+    """What each stage counted (what it did not meet is left out), its seconds here, and what a site costs on disk."""
+    title = f"{found['manifest']}: from records to shards"
+    table = Table("stage", "counted", "", "seconds", title=title, title_justify="left")
+    for column in (2, 3):
+        table.columns[column].justify = "right"
+    for stage, about in found["stages"].items():
+        rows = [(counter, f"{count:,}") for counter, count in about["counters"].items() if count]
+        for i, (counter, count) in enumerate(rows):
+            table.add_row(stage if i == 0 else "", counter, count, f"{about['seconds']:.1f}" if i == 0 else "")
+        table.add_section()
+    if "shards" in found:
+        sites, size = found["shards"]["sites"], found["shards"]["bytes"]
+        table.add_row("shards", "sites", f"{sites:,}", "")
+        table.add_row("", "bytes", f"{size:,}", "")
+        table.add_row("", "bytes per site", f"{size / max(sites, 1):.1f}", "")
+    return [table]
+
+
+@commands.command(rich_help_panel=CORPUS)
+def plan(
+    manifest: ManifestPath,
+    source: Source = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    ranks: Ranks = 1,
+    context_tokens: Annotated[int, typer.Option(help="Of a recipe: tokens of the longest prompt.")] = 4096,
+    as_json: AsJson = False,
+) -> None:
+    """What a manifest or a recipe will cost, before anything runs.
+
+    A manifest: tokens, time on this machine, GPU- or core-hours, bytes; a small random sample of the corpus is read and
+    scored. A recipe: the memory of a rank, part by part, under each of the shipped topologies. Nothing is kept.
+
+    Examples:
+
+        rpt plan data_manifests/demo.yaml
+
+        rpt plan data_manifests/omnimath.yaml --source ~/omni_math.jsonl --set proxy.model=Qwen/Qwen2.5-0.5B --json
+
+        rpt plan recipes/omnimath-14b.yaml --ranks 8
+    """
+    from commands.plan import plan as estimate
+    from commands.plan import tables
+
+    found = estimate(
+        manifest, overrides or (), source=source, workers=workers, ranks=ranks, context_tokens=context_tokens
+    )
+    report(found, tables, as_json)

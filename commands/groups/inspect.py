@@ -1,0 +1,161 @@
+"""`rpt audit`, `rpt browse`, `rpt show`, `rpt stats`, `rpt trace`: what was selected, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.groups.options import (
+    LOOK,
+    AsJson,
+    ManifestOption,
+    ManifestPath,
+    Overrides,
+    Run,
+    SiteManifest,
+    Source,
+    Work,
+    Workers,
+    report,
+)
+from pipeline.config.errors import IntegrityError
+from pipeline.config.loading import load, manifest_of
+from pipeline.config.manifest import Manifest
+from pipeline.config.recipe import Recipe
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=LOOK)
+def audit(
+    manifest: ManifestPath,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Also write what another selection gains and loses: a manifest, a selection's folder name, or "
+            "`key=value` on top of this manifest (repeat for several).",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    out: Annotated[Path | None, typer.Option(help="Where to.  [default: WORK/NAME/audit/SELECTION]")] = None,
+) -> None:
+    """A page that opens offline: what a selection kept and dropped, and why; every number as JSON beside it.
+
+    The selection must have been made (`rpt data` or `rpt select`); nothing is computed anew.
+
+    Examples:
+
+        rpt audit data_manifests/demo.yaml
+
+        rpt audit data_manifests/demo.yaml --compare select.where="entropy > 1.5"
+
+        rpt audit data_manifests/demo.yaml --compare data_manifests/other.yaml
+    """
+    from commands.audit import audit as write_report
+    from commands.audit import compare as write_comparison
+
+    read = load(Manifest, manifest, overrides or ())
+    print(write_report(read, work=work, out=out))
+    if compare:
+        print(write_comparison(read, compare, path=manifest, overrides=overrides or (), work=work, out=out))
+
+
+@commands.command(rich_help_panel=LOOK)
+def browse(
+    manifest: ManifestPath,
+    recipe: Annotated[
+        Path | None, typer.Option(help="The recipe whose prompts are shown, and (unless --run says otherwise) its run.")
+    ] = None,
+    run: Run = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    workers: Workers = None,
+) -> None:
+    """A live page over what is kept and dropped, on this machine only: look, ask what if, compare, flag.
+
+    Examples:
+
+        rpt browse data_manifests/demo.yaml --recipe recipes/demo.yaml
+
+        rpt browse data_manifests/omnimath.yaml --port 0
+    """
+    from commands.browse import open_library, serve
+    from pipeline.core.executor import LocalExecutor
+
+    read, read_recipe = load(Manifest, manifest, overrides or ()), load(Recipe, recipe) if recipe else None
+    folder = work / read.name
+    serve(open_library(read, work=folder, executor=LocalExecutor(workers), recipe=read_recipe, run=run), port)
+
+
+@commands.command(rich_help_panel=LOOK)
+def show(
+    site_id: Annotated[str, typer.Argument(help="`<doc_id>-<position>`: a site, or any other position.")],
+    manifest: ManifestOption = None,
+    recipe: Annotated[Path | None, typer.Option(help="The recipe whose prompt is shown.")] = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    as_json: AsJson = False,
+) -> None:
+    """A position in its document: the proxy's guesses, why it was kept or dropped, what the trainer makes of it.
+
+    Examples:
+
+        rpt show 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41 --recipe recipes/demo.yaml
+
+        rpt show 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41 --manifest data_manifests/demo.yaml
+    """
+    from commands.show import show as look
+    from commands.show import tables
+
+    read_recipe = load(Recipe, recipe) if recipe else None
+    read = manifest_of(read_recipe, manifest, overrides or ())
+    report(look(read, site_id, work=work, recipe=read_recipe), tables, as_json)
+
+
+@commands.command(rich_help_panel=LOOK)
+def stats(
+    manifest: ManifestPath, overrides: Overrides = None, work: Work = Path("work"), as_json: AsJson = False
+) -> None:
+    """Funnel, bands, quantiles of the entropy, token classes and sizes of a selection.
+
+    Examples:
+
+        rpt stats data_manifests/demo.yaml
+
+        rpt stats data_manifests/demo.yaml --set select.where="entropy > 1.5" --json
+    """
+    from commands.stats import stats as count
+    from commands.stats import tables
+
+    report(count(load(Manifest, manifest, overrides or ()), work=work), tables, as_json)
+
+
+@commands.command(rich_help_panel=LOOK)
+def trace(
+    start: Annotated[str, typer.Argument(metavar="SITE_ID|SHARD:ROW", help="A site, or file and row of a shard.")],
+    manifest: SiteManifest,
+    source: Source = None,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    as_json: AsJson = False,
+) -> None:
+    """From a training example back to its record in the source, which is read again and compared.
+
+    Examples:
+
+        rpt trace 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41 --manifest data_manifests/demo.yaml
+
+        rpt trace work/demo/materialize/a5d7186ded6a/train-00000.0b3a7f6c2d1e.parquet:17 --manifest demo
+    """
+    from commands.trace import tables
+    from commands.trace import trace as follow
+
+    found = follow(load(Manifest, manifest, overrides or ()), start, work=work, source=source)
+    report(found, tables, as_json)
+    if not found["source"]["agrees"]:
+        raise typer.Exit(IntegrityError.exit_code)

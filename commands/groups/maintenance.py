@@ -1,0 +1,144 @@
+"""`rpt status`, `rpt clean`, `rpt verify`, `rpt doctor`, `rpt schema`: what is there, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.groups.options import HOUSE, AsJson, ManifestPath, Overrides, Runs, Source, Work, report
+from pipeline.config.base import Config
+from pipeline.config.errors import IntegrityError, UserError
+from pipeline.config.loading import load
+from pipeline.config.manifest import Manifest
+from pipeline.config.recipe import Recipe
+from pipeline.config.study import StudyConfig
+from pipeline.core.progress import log
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=HOUSE)
+def status(
+    manifest: ManifestPath,
+    overrides: Overrides = None,
+    work: Work = Path("work"),
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """What is built, what is stale and why, how large it is, and what the runs were trained on.
+
+    Examples:
+
+        rpt status data_manifests/demo.yaml
+
+        rpt status data_manifests/demo.yaml --set select.where="entropy > 1.5" --json
+    """
+    from commands.status import status as look
+    from commands.status import tables
+    from stages import ingest, materialize, score, select
+
+    stages = [ingest.READ, ingest.NEAR, ingest.ASSIGN, ingest.INGEST]
+    stages += [select.CANDIDATE, select.VERDICT, select.SELECT, materialize.MATERIALIZE]
+    versions = {stage.name: stage.version for stage in stages}
+    versions |= {"score": score.VERSION, "proxy": score.FIT_VERSION}
+    found = look(load(Manifest, manifest, overrides or ()), work=work, runs=runs, versions=versions)
+    report(found, tables, as_json)
+
+
+@commands.command(rich_help_panel=HOUSE)
+def clean(
+    manifest: ManifestPath,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    work: Work = Path("work"),
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no record needs: earlier selections and scores, left-overs of killed workers. Asks first.
+
+    What each stage made last stays, what that was made from, and what runs were trained on. Unfinished outputs stay.
+
+    Examples:
+
+        rpt clean data_manifests/demo.yaml
+
+        rpt clean data_manifests/demo.yaml --yes
+    """
+    from commands.clean import remove, tables, waste
+
+    wasted = waste(load(Manifest, manifest), work=work, runs=runs)
+    found = [{"path": str(item.path), "bytes": item.bytes, "why": item.why} for item in wasted]
+    report({"waste": found, "bytes": sum(item.bytes for item in wasted)}, tables, as_json)
+    if not wasted or not (yes or (sys.stdin.isatty() and typer.confirm("Remove all of this?", err=True))):
+        log("clean        nothing was removed" + ("" if not wasted or sys.stdin.isatty() else " (--yes removes it)"))
+        return
+    remove(wasted)
+    log(f"clean        {len(wasted)} removed")
+
+
+@commands.command(rich_help_panel=HOUSE)
+def doctor(
+    work: Work = Path("work"),
+    policy: Annotated[str | None, typer.Option(help="Folder or hub id: show what ends its responses.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What this machine has: versions, devices, compilers, disk; and what is missing for which feature.
+
+    Examples:
+
+        rpt doctor
+
+        rpt doctor --policy demo/policy
+    """
+    from commands.doctor import doctor as examine
+    from commands.doctor import tables
+
+    found = examine(work, policy)
+    report(found, tables, as_json)
+    if not found["ok"]:
+        raise typer.Exit(UserError.exit_code)
+
+
+@commands.command(rich_help_panel=HOUSE)
+def verify(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST|RUN", help="A manifest, or the folder of a run.")],
+    source: Source = None,
+    work: Work = Path("work"),
+    as_json: AsJson = False,
+) -> None:
+    """Read every published file again, and the source: are their bytes those that were recorded?
+
+    Examples:
+
+        rpt verify data_manifests/demo.yaml
+
+        rpt verify runs/demo
+    """
+    from commands.verify import tables, tables_of_run, verify_run
+    from commands.verify import verify as check
+
+    if (manifest / "run.json").is_file():
+        found = verify_run(manifest)
+        report(found, tables_of_run, as_json)
+    else:
+        found = check(load(Manifest, manifest), work=work, source=source)
+        report(found, tables, as_json)
+    if not found["ok"]:
+        raise typer.Exit(IntegrityError.exit_code)
+
+
+@commands.command(rich_help_panel=HOUSE)
+def schema(kind: Annotated[str, typer.Argument(help="`manifest`, `recipe` or `study`.")]) -> None:
+    """Print the JSON Schema of manifests, recipes or studies, for editors that complete YAML.
+
+    Example:
+
+        rpt schema manifest > manifest.schema.json
+    """
+    kinds: dict[str, type[Config]] = {"manifest": Manifest, "recipe": Recipe, "study": StudyConfig}
+    if kind not in kinds:
+        raise UserError("no such schema", where=kind, hint=f"one of: {', '.join(kinds)}")
+    print(json.dumps(kinds[kind].model_json_schema(), indent=2, ensure_ascii=False))

@@ -1,0 +1,301 @@
+"""Plan: what a manifest or a recipe will cost, before anything runs.
+
+Input:   a manifest, and as much of its corpus and proxy as a small sample needs; or a recipe, and its policy's
+         configuration.
+Output:  a table, or JSON: of a manifest tokens, time on this machine, GPU- or core-hours and bytes of each stage, and
+         how sure they are; of a recipe the memory of a rank under each shipped topology. Nothing is kept.
+Command: rpt plan data_manifests/<name>.yaml [--json]
+         rpt plan recipes/<name>.yaml [--ranks N] [--context-tokens N] [--json]
+
+A part of the corpus is read, a random sample of its documents goes through the functions of every stage in as many
+workers as a run would have, and the whole follows from the number of documents. What leaves as a duplicate of what was
+not read, as a near-duplicate or for an evaluation set is not foreseen. Time is that of the stages, not of `rpt` itself.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.filesize import decimal
+from rich.table import Table
+
+from pipeline.config import resources
+from pipeline.config.loading import load
+from pipeline.config.manifest import Manifest, TrainProxyConfig
+from pipeline.config.recipe import Recipe
+from pipeline.core.executor import LocalExecutor
+from pipeline.core.hardware import cores, gpus
+from pipeline.core.model_files import TOKENIZER_FILES, resolve_model
+from pipeline.core.progress import duration, log
+from pipeline.corpus.estimate import Estimate, estimate, sample
+from pipeline.corpus.scan import SLICE_BYTES
+from pipeline.corpus.sources import corpus_files
+from pipeline.grpo.policy.deepspeed_config import read_config
+from pipeline.selection.corpus_rules import needs_corpus_pass
+from pipeline.shards.cost import (
+    FIT_STEPS,
+    Trial,
+    left_of,
+    size_of,
+    total,
+    try_documents,
+    try_fit,
+    try_materialize,
+    try_scores,
+    try_select,
+    wall,
+)
+
+CONFIGS = Path(__file__).parent.parent / "deepspeed_configs"
+SAMPLE = 512
+"""Documents a scoring worker gets; a slow proxy scores as many of them as it can in `cost.TRY_SECONDS`."""
+
+
+def plan(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    source: str | None = None,
+    workers: int | None = None,
+    ranks: int = 1,
+    context_tokens: int = 4096,
+) -> dict[str, Any]:
+    """The costs of what a YAML file describes, as JSON values; its content says what it is.
+
+    Args:
+        path: of a manifest or a recipe.
+        overrides: as for `load`.
+        source: of a manifest: read this instead of its corpus.
+        workers: of a manifest: processes.
+        ranks: of a recipe: processes that share the run.
+        context_tokens: of a recipe: tokens of the longest prompt.
+
+    Raises:
+        UserError: it is neither, or its corpus, proxy, tokenizer or policy cannot be read.
+    """
+    named = path if path.is_file() else resources.find(path, "data_manifests") or resources.find(path, "recipes")
+    if named and "policy" in (yaml.safe_load(named.read_text(encoding="utf-8")) or {}):
+        return plan_recipe(load(Recipe, path, overrides), ranks, context_tokens)
+    return plan_manifest(load(Manifest, path, overrides), source=source, workers=workers)
+
+
+def plan_recipe(recipe: Recipe, ranks: int, context_tokens: int) -> dict[str, Any]:
+    """The memory of a rank of `rpt train` under each of the shipped topologies."""
+    from pipeline.grpo.policy.memory import recipe_memory
+
+    folder = resolve_model(recipe.policy.model, recipe.policy.revision, files=("config.json",))
+    topologies = {path.stem: read_config(path) for path in sorted(CONFIGS.glob("*.json"))}
+    return recipe_memory(recipe, folder, topologies, ranks, context_tokens)
+
+
+def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int | None = None) -> dict[str, Any]:
+    """What `rpt data` will cost with local workers: documents, tokens, sites, and every stage's time and bytes."""
+    config, crew = manifest.corpus, Crew(workers)
+    files = corpus_files(config, source)
+    log("plan         reads a part of the corpus")
+    found = estimate(files, config)
+    documents = found.document_count
+    chosen = sample(found.documents, config.validation, documents, SAMPLE * crew.scoring)
+    parts = [part for n in range(crew.scoring) if (part := chosen[n :: crew.scoring])]
+    ingested = crew.run(partial(try_documents, config), parts)
+    stages = [_ingest(manifest, found, ingested, len(files), crew)]
+    with tempfile.TemporaryDirectory() as scratch:
+        if manifest.proxy.train is not None:
+            log("plan         fits a proxy for a few steps")
+            stages.append(_fit(manifest.proxy.train, found, Path(scratch), crew))
+            folder = tokenizer = Path(scratch) / "0"
+        else:
+            folder = resolve_model(str(manifest.proxy.model), manifest.proxy.revision)
+            own = manifest.proxy.tokenizer
+            tokenizer = resolve_model(own, files=TOKENIZER_FILES) if own else folder
+        log(f"plan         scores a sample of {len(chosen):,} documents with {crew.scoring} workers")
+        scored = crew.run(partial(try_scores, manifest, str(folder), str(tokenizer)), parts, accelerated=True)
+        devices = list(crew.executor.devices)
+    # A proxy that has only begun to be fitted cannot say which positions are hard.
+    every = {"where": "true", "validation_where": "true"} if manifest.proxy.train else {}
+    rules, several = manifest.select.model_copy(update=every), bool(config.sources)
+    selected = crew.run(partial(try_select, rules, several), scored.trials)
+    made = crew.run(partial(try_materialize, manifest.materialize), selected.trials)
+
+    share = documents / len(scored.counts("tokens"))
+    left = left_of(rules, selected.trials, share)
+    kept = share * left
+    tokens = total(scored.counts("tokens"), documents, found.error)
+    sites = total(selected.counts("sites"), documents, found.error).times(left)
+    examples = total(made.counts("examples"), documents, found.error).times(left)
+    shards = math.ceil(documents / config.shard_documents)
+    pace = sum(trial.pace or 0.0 for trial in scored.trials) / len(scored.trials)
+    passes = 3 if needs_corpus_pass(manifest.select) else 1
+    stages += [
+        crew.stage("score", "tokens", tokens.value, tokens.value * pace, shards, scored, share, accelerated=True),
+        crew.stage(
+            "select", "sites", sites.value, selected.busy * share, shards, selected, share * left, passes=passes
+        ),
+        crew.stage("materialize", "examples", examples.value, made.busy * kept, shards, made, kept),
+    ]
+    return {
+        "manifest": manifest.name,
+        "documents": documents,
+        "tokens": asdict(tokens),
+        "sites": asdict(sites),
+        "sites_are_at_most": bool(every or rules.thin or rules.strata),
+        "stages": stages,
+        "seconds": sum(stage["seconds"] for stage in stages),
+        "bytes": sum(stage["bytes"] for stage in stages),
+        "shards": shards,
+        "sample": {
+            "source_bytes": found.bytes,
+            "records_read": found.read,
+            "complete": found.complete,
+            "documents": len(scored.counts("tokens")),
+            "tokens": sum(scored.counts("tokens")),
+        },
+        "machine": {"cores": cores(), "workers": crew.light, "scoring_workers": crew.scoring, "devices": devices},
+    }
+
+
+@dataclass(frozen=True)
+class Team:
+    """What the workers of one trial measured."""
+
+    trials: list[Trial]
+    start: float
+    """Seconds before the last of them was ready."""
+
+    def counts(self, name: str) -> list[int]:
+        return [count for trial in self.trials for count in trial.counts[name]]
+
+    @property
+    def busy(self) -> float:
+        """Seconds that all of them worked."""
+        return sum(trial.elapsed for trial in self.trials)
+
+
+class Crew:
+    """The local workers that a run would have."""
+
+    def __init__(self, workers: int | None) -> None:
+        self.executor = LocalExecutor(workers)
+        self.light = workers or cores()
+        self.scoring = workers or len(gpus()) or cores()
+
+    def run(self, function: Callable[[Any], Trial], parts: Sequence[Any], *, accelerated: bool = False) -> Team:
+        begin = time.monotonic()
+        trials = list(self.executor.map(function, parts, accelerated=accelerated))
+        return Team(trials, max(0.0, time.monotonic() - begin - max(trial.elapsed for trial in trials)))
+
+    def hours(self, busy: float, *, accelerated: bool = False) -> float:
+        """GPU-hours where workers have GPUs, else core-hours."""
+        workers = self.scoring if accelerated else self.light
+        each = 1 if accelerated and gpus() else max(1, cores() // workers)
+        return busy * each / 3600
+
+    def stage(
+        self, name: str, unit: str, count: float, busy: float, shards: int, team: Team, share: float, *,
+        accelerated: bool = False, passes: int = 1,
+    ) -> dict[str, Any]:  # fmt: skip
+        """A stage's costs: `busy` seconds of work in `shards`, of which `team` did one part in `share`."""
+        workers = self.scoring if accelerated else self.light
+        return {
+            "stage": name,
+            "count": count,
+            "unit": unit,
+            "seconds": passes * team.start + wall(busy, shards, workers),
+            "hours": self.hours(busy, accelerated=accelerated),
+            "of": "GPU" if accelerated and gpus() else "core",
+            "bytes": round(sum(trial.bytes for trial in team.trials) * share),
+        }
+
+
+def _ingest(manifest: Manifest, found: Estimate, ingested: Team, files: int, crew: Crew) -> dict[str, Any]:
+    """The slices are read by some workers, then three or four passes follow, of which one is of one worker."""
+    config, documents = manifest.corpus, found.document_count
+    slices = max(files, math.ceil(found.bytes / SLICE_BYTES))
+    share = documents / len(ingested.counts("documents"))
+    shards = math.ceil(documents / config.shard_documents)
+    passes = 4 if config.near_duplicates or config.decontaminate else 3
+    stage = crew.stage("ingest", "documents", documents, ingested.busy * share, shards, ingested, share, passes=passes)
+    stage["seconds"] += wall(found.seconds, slices, crew.light)
+    stage["hours"] += crew.hours(found.seconds)
+    return stage
+
+
+def _fit(config: TrainProxyConfig, found: Estimate, scratch: Path, crew: Crew) -> dict[str, Any]:
+    """All folds at once, as many as there are workers, each on its share of what would be read of the corpus."""
+    from pipeline.scoring.fit import steps_for
+
+    texts = [row["text"] for row in found.documents]  # no more than `extent.READ_BYTES`
+    tried = sum(len(text.encode()) for text in texts)
+    share = min(config.sample_bytes / tried, found.document_count / len(texts))
+    count = min(config.folds, crew.light)
+    begin = time.monotonic()
+    trials = list(
+        crew.executor.map(partial(try_fit, config, texts, texts[:100]), [scratch / str(n) for n in range(count)])
+    )
+    start = time.monotonic() - begin - max(trial.rest + FIT_STEPS * trial.step for trial in trials)
+    step, rest = (sum(values) / count for values in zip(*((t.step, t.rest) for t in trials), strict=True))
+    of_others = (config.folds - 1) / config.folds if config.folds > 1 else 1.0
+    steps = steps_for(round(trials[0].tokens * share * of_others), config)
+    busy = config.folds * (steps * step + rest * share)
+    return {
+        "stage": "proxy",
+        "count": float(config.folds * steps * config.batch_tokens),
+        "unit": "tokens",
+        "seconds": start + wall(busy, config.folds, crew.light),
+        "hours": crew.hours(busy),
+        "of": "core",
+        "bytes": config.folds * size_of(scratch / "0"),
+    }
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """The same for people."""
+    if "recipe" in found:
+        from pipeline.grpo.policy.memory import memory_table
+
+        return [memory_table(found)]
+    tokens, sites, sample = found["tokens"], found["sites"], found["sample"]
+    table = Table("stage", "makes", "time here", "hours", "bytes", title=_title(found), title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for stage in found["stages"]:
+        at_most = "≤ " if found["sites_are_at_most"] and stage["unit"] in ("sites", "examples") else ""
+        table.add_row(
+            stage["stage"],
+            f"{at_most}{stage['count']:,.0f} {stage['unit']}",
+            duration(stage["seconds"]),
+            f"{'< 0.01' if stage['hours'] < 0.01 else format(stage['hours'], ',.2f')} {stage['of']}-hours",
+            at_most + decimal(stage["bytes"]),
+        )
+    table.add_section()
+    table.add_row("all", f"{found['shards']:,} shards", duration(found["seconds"]), "", decimal(found["bytes"]))
+    sure = Table("how sure", "", box=None, padding=(0, 2, 0, 0))
+    sure.add_row("tokens", _interval(tokens))
+    sure.add_row("sites", ("at most " if found["sites_are_at_most"] else "") + _interval(sites))
+    whole = "all" if sample["complete"] else "some"
+    sure.add_row("read", f"{whole} {sample['records_read']:,} records of {decimal(sample['source_bytes'])}")
+    sure.add_row("scored", f"{sample['documents']:,} documents, {sample['tokens']:,} tokens, drawn at random")
+    return [table, sure]
+
+
+def _interval(of: Mapping[str, float]) -> str:
+    if of["low"] == of["high"]:
+        return f"{of['value']:,.0f}, all counted"
+    return f"{of['low']:,.0f} to {of['high']:,.0f} (95 %)"
+
+
+def _title(found: Mapping[str, Any]) -> str:
+    machine = found["machine"]
+    devices = ", ".join(sorted(set(machine["devices"])))
+    return (
+        f"{found['manifest']}: {found['documents']:,.0f} documents, {found['tokens']['value']:,.0f} tokens, "
+        f"on {machine['scoring_workers']} workers ({devices})"
+    )

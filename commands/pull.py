@@ -1,0 +1,155 @@
+"""Pull: shards that were pushed, verified byte by byte, to where `rpt train` finds them.
+
+Input:   a data set that `rpt push` wrote, on the hub or in a folder. Nothing in it is trusted: only files that its
+         metadata list are read, no link is followed, and names are taken as names only if they have the form of one.
+Output:  `work/<name>/materialize/<fingerprint>/` as the stage itself would have left it, with `pulled.json`, which says
+         that what it was made from lies elsewhere; `work/<name>/manifest.yaml`.
+Command: rpt pull hf://datasets/owner/name|FOLDER [--work work]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config.errors import IntegrityError
+from pipeline.config.loading import load
+from pipeline.config.manifest import Manifest
+from pipeline.core.artifact import (
+    Record,
+    content_hash,
+    fingerprint,
+    point_current,
+    read_completion,
+    read_record,
+    record_in,
+    seal_record,
+    write_completion,
+)
+from pipeline.core.marks import PULLED, is_pulled, mark_pulled
+from pipeline.core.progress import log
+from pipeline.core.sealed import exclusive
+from pipeline.export.croissant import METADATA, checksums
+from pipeline.export.remote import Fetched, download
+
+
+def pull(remote: str, *, work: Path, revision: str | None = None) -> Path:
+    """Fetch and verify a data set. Returns the path of its manifest.
+
+    Args:
+        remote: `hf://datasets/owner/name` or a folder.
+        work: folder of all manifests' artifacts.
+        revision: of the hub's data set.
+
+    Raises:
+        UserError: there is none.
+        IntegrityError: a file is missing, its bytes are not those that were pushed, or no `rpt push` made the data set.
+    """
+    fetched = download(remote, revision)
+    with tempfile.TemporaryDirectory(dir=_made(work), prefix=".pull-") as scratch:
+        taken = Path(scratch)
+        fetched.take(METADATA, taken / METADATA)
+        listed = _checksums(taken / METADATA, fetched)
+        for path, sha256 in listed.items():
+            fetched.take(path, taken / path, sha256)
+        name = load(Manifest, taken / "manifest.yaml").name
+        record = _record(taken, listed, fetched)
+        target = work / name / record.stage / record.fingerprint
+        _install(taken / "data", record, _made(target))
+        os.replace(taken / "manifest.yaml", work / name / "manifest.yaml")
+    point_current(target)
+    log(f"pull         verified  {target}")
+    return work / name / "manifest.yaml"
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _checksums(metadata: Path, fetched: Fetched) -> dict[str, str]:
+    """Path → sha256 of what is pulled.
+
+    Raises:
+        IntegrityError: the metadata cannot be read, or do not list what every data set has.
+    """
+    where = fetched.folder / METADATA
+    try:
+        listed = checksums(json.loads(metadata.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError("no readable metadata", where=where, hint="push it again") from error
+    for needed in ("manifest.yaml", "record.json"):
+        if needed not in listed:
+            raise IntegrityError(f"the metadata do not list `{needed}`", where=where, hint="push it again")
+    return listed
+
+
+def _record(taken: Path, listed: dict[str, str], fetched: Fetched) -> Record:
+    """The record of the shards, found to be one of `materialize`, of exactly the tables that are listed.
+
+    Raises:
+        IntegrityError: it is not.
+    """
+    record = record_in(taken / "record.json", taken / "data")
+    entries = [entry for done in record.completions for entry in done.files.values()]
+    own = fingerprint(record.stage, record.version, record.config, record.inputs)
+    numbers = [done.shard for done in record.completions]
+    wrong = {
+        "is not of `materialize`": record.stage != "materialize",
+        "does not have the fingerprint of its configuration and inputs": record.fingerprint != own,
+        "does not count its shards from 0": numbers != list(range(len(numbers))),
+        "names other tables than the metadata list": {f"data/{e.path}": e.sha256 for e in entries}
+        != {path: sha256 for path, sha256 in listed.items() if path.startswith("data/")},
+        "counts other rows or bytes than its tables have": any(
+            (_rows(taken / "data" / e.path), (taken / "data" / e.path).stat().st_size) != (e.rows, e.bytes)
+            for e in entries
+            if (taken / "data" / e.path).exists()
+        ),
+    }
+    for what, is_so in wrong.items():
+        if is_so:
+            raise IntegrityError(f"the record {what}", where=fetched.folder / "record.json", hint="do not trust it")
+    return record
+
+
+def _rows(path: Path) -> int:
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowException):
+        return -1
+
+
+def _install(tables: Path, record: Record, target: Path) -> None:
+    """Put the tables where the stage would have put them, and what says that it is complete last.
+
+    What is there and whole stays; what is damaged is replaced.
+    """
+    here = replace(record, directory=target)
+    with exclusive(target):
+        for done in record.completions:
+            for entry in done.files.values():
+                there = target / entry.path
+                if there.is_symlink() or not there.is_file() or content_hash(there) != entry.sha256:
+                    os.replace(tables / entry.path, there)
+        if not _is_whole(here):
+            for name in ("record.json", PULLED, *(f"done/{done.shard:05d}.json" for done in record.completions)):
+                (target / name).unlink(missing_ok=True)
+            mark_pulled(here)
+            for done in record.completions:
+                write_completion(target, done)
+            seal_record(here)
+
+
+def _is_whole(record: Record) -> bool:
+    """Whether what was pulled lies there already, as recorded."""
+    try:
+        done = tuple(read_completion(record.directory, done.shard) for done in record.completions)
+        return read_record(record.directory) == record and done == record.completions and is_pulled(record)
+    except IntegrityError:
+        return False

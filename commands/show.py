@@ -1,0 +1,126 @@
+"""Show: one position of a corpus in the terminal.
+
+Input:   what `rpt data` (or `rpt select`) has published for a manifest; any position of it, a site or not.
+Output:  the token in its document, its scores and the proxy's guesses, why it was kept or rejected, and the prompt and
+         the continuation that the trainer makes of it; or JSON. Nothing is written.
+Command: rpt show SITE_ID (--manifest data_manifests/<name>.yaml | --recipe recipes/<name>.yaml) [--json]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.audit.browse.document import prompt_builder
+from pipeline.audit.invisible import escape_invisible
+from pipeline.audit.lineage import lineage_of, proxy_tokenizer
+from pipeline.audit.locate import locate
+from pipeline.audit.site import SCORES, site
+from pipeline.config.manifest import Manifest
+from pipeline.config.recipe import Recipe, TaskConfig
+from pipeline.core.tokenizer import CorpusTokenizer
+
+_MARKED = "bold reverse"
+
+
+def show(manifest: Manifest, site_id: str, *, work: Path, recipe: Recipe | None = None) -> dict[str, Any]:
+    """Everything that is known of a position, as JSON values.
+
+    Args:
+        manifest: with its overrides.
+        site_id: `<doc_id>-<position>`.
+        work: folder of all manifests' artifacts.
+        recipe: whose prompt template and policy make the prompt; without one the default template.
+
+    Raises:
+        UserError: the selection has not been made, or has no such position.
+        IntegrityError: a file that was looked into was changed.
+    """
+    lineage = lineage_of(work / manifest.name, manifest)
+    found = locate(lineage, site_id)
+    config = manifest.materialize
+    policy = CorpusTokenizer.load(config.policy_tokenizer, config.policy_tokenizer_revision)
+    task, model = (recipe.task, recipe.policy.model) if recipe else (TaskConfig(), config.policy_tokenizer)
+    return site(
+        lineage,
+        found,
+        config,
+        policy=policy,
+        prompts=lambda: prompt_builder(model, policy, task.template),
+        proxy=proxy_tokenizer(manifest, lineage),
+    )
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """The same for people."""
+    facts = Table.grid(padding=(0, 2))
+    kept = found["decision"] == "kept"
+    for name, value in {
+        "site": found["site_id"],
+        "source": f"{escape_invisible(found['source_file'])}, row {found['source_row']}, {found['split']}",
+        "position": f"{found['position']:,} of {found['tokens']:,}, bytes {found['bytes'][0]}–{found['bytes'][1]}",
+        "token": _alone(found["token"]),
+        "field": f"{escape_invisible(found['field'] or '(template)')}, {found['token_class'].replace('_', ' ')}",
+        "decision": "kept" if kept else f"rejected: {found['decision'].replace('_', ' ')}",
+        "rule": " ".join(found["rule"].split()),
+        **{name.replace("_", " "): _score(name, found[name]) for name in SCORES},
+        "band": found["band"],
+    }.items():
+        facts.add_row(Text(name, "dim"), value)
+    around = Text.assemble(
+        escape_invisible(found["before"]), (_alone(found["token"]), _MARKED), escape_invisible(found["after"])
+    )
+    return [facts, _passage("in its document", around), *_top(found), *_trained(found["trained"])]
+
+
+def _score(name: str, value: float | None) -> str:
+    if value is None:
+        return "– (not scored)"
+    return f"{value} (0: the proxy's first guess)" if name == "rank" else f"{value:.4f} nats"
+
+
+def _top(found: Mapping[str, Any]) -> list[Table]:
+    if not found["top"]:
+        return []
+    table = Table("", "the proxy's guess", "probability", box=None)
+    for rank, (text, logprob) in enumerate(found["top"]):
+        true = rank == found["rank"]
+        table.add_row(str(rank), Text(_alone(text), _MARKED if true else ""), f"{math.exp(logprob):.4f}")
+    return [table]
+
+
+def _trained(trained: Mapping[str, Any]) -> list[Table]:
+    if trained["dropped"]:
+        return [_passage("no training example", Text(trained["dropped"].replace("_", " ")))]
+    prompt, (target, *rest) = trained["prompt"], trained["continuation"]
+    parts: list[str | tuple[str, str]] = [
+        (escape_invisible(prompt["before"]), "dim"),
+        escape_invisible(prompt["context"]),
+        (escape_invisible(prompt["after"]), "dim"),
+    ]
+    cut = ", the context has lost its beginning" if trained["truncated"] else ""
+    tokens: list[str | tuple[str, str]] = [
+        (_alone(target), _MARKED),
+        *(part for token in rest for part in (("|", "dim"), _alone(token))),
+    ]
+    return [
+        _passage(f"prompt, {prompt['tokens']:,} tokens{cut}", Text.assemble(*parts)),
+        _passage("continuation, token by token", Text.assemble(*tokens)),
+    ]
+
+
+def _passage(title: str, text: Text) -> Table:
+    table = Table(title)
+    table.columns[0].overflow = "fold"
+    table.add_row(text)
+    return table
+
+
+def _alone(text: str) -> str:
+    """A token on its own: spaces and line ends have a shape, too."""
+    return escape_invisible(text).replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")

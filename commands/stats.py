@@ -1,0 +1,82 @@
+"""Stats: the numbers of a selection in the terminal.
+
+Input:   what `rpt data` (or `rpt select`) has published for a manifest.
+Output:  tables of funnel, bands, entropy, token classes, sizes; or JSON. Nothing is written.
+Command: rpt stats data_manifests/<name>.yaml [--json]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.audit.decisions import SPLITS
+from pipeline.audit.invisible import escape_invisible
+from pipeline.audit.lineage import lineage_of
+from pipeline.audit.stats import QUANTILES
+from pipeline.audit.stats import stats as count
+from pipeline.config.manifest import Manifest
+from pipeline.core.workspace import human
+
+
+def stats(manifest: Manifest, *, work: Path) -> dict[str, Any]:
+    """The numbers of the selection that a manifest describes, as JSON values.
+
+    Args:
+        manifest: with its overrides.
+        work: folder of all manifests' artifacts.
+
+    Raises:
+        UserError: the selection has not been made.
+        IntegrityError: a file that is counted was changed.
+    """
+    return count(lineage_of(work / manifest.name, manifest))
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """The same for people."""
+    title = f"{found['manifest']}, selection {found['selection']}"
+    funnel = _table("", "count", title=title)
+    for step in found["funnel"]:
+        for reason, lost in step["lost"].items():
+            if lost:
+                funnel.add_row(f"  − {escape_invisible(reason)}", f"{lost:,}", style="dim")
+        funnel.add_row(step["name"], f"{step['count']:,}")
+    entropy = _table("entropy, nats", "count", "mean", *(f"{100 * q:g} %" for q in QUANTILES))
+    for split in SPLITS:
+        for of, row in found["entropy"][split].items():
+            if row:
+                numbers = [row["mean"], *(row[f"{q:g}"] for q in QUANTILES)]
+                entropy.add_row(f"{split} {of}", f"{row['count']:,}", *(f"{number:.3f}" for number in numbers))
+    sizes = _table("stage", "shards", "rows", "size")
+    for stage, size in found["sizes"].items():
+        sizes.add_row(stage, f"{size['shards']:,}", f"{size['rows']:,}", human(size["bytes"]))
+    if found["bytes_per_site"] is not None:
+        sizes.caption = f"{found['bytes_per_site']:.1f} bytes a site in shards"
+    corpora = [_by_split("corpus", found["corpora"], found["sites"])] if found["corpora"] else []
+    return [
+        funnel,
+        *corpora,
+        _by_split("hardest band", found["bands"], found["sites"]),
+        entropy,
+        _by_split("token class", found["token_classes"], found["sites"]),
+        sizes,
+    ]
+
+
+def _by_split(name: str, counts: Mapping[str, Mapping[str, int]], sites: Mapping[str, int]) -> Table:
+    table = _table(name, *(column for split in SPLITS for column in (f"{split} sites", "share")))
+    for value, row in counts.items():
+        cells = [(f"{row[s]:,}", f"{100 * row[s] / sites[s]:.1f} %" if sites[s] else "–") for s in SPLITS]
+        table.add_row(value.replace("_", " "), *(cell for pair in cells for cell in pair))
+    return table
+
+
+def _table(first: str, *numbers: str, title: str | None = None) -> Table:
+    table = Table(first, title=title, title_justify="left", caption_justify="left")
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table

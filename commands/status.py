@@ -1,0 +1,86 @@
+"""Status: what is built for a manifest, what is stale and why, how large it is, and what its runs were trained on.
+
+Input:   records under `work/<name>/`; `run.json` and checkpoints of runs. Nothing is computed, no data is read.
+Output:  a table, or JSON.
+Command: rpt status data_manifests/<name>.yaml [--json]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from pipeline.config.manifest import Manifest
+from pipeline.core.workspace import Output, human, made_from, outputs, runs_in, size_of, states
+from pipeline.grpo.run.run_folder import latest_checkpoint, read_state
+
+
+def status(manifest: Manifest, *, work: Path, runs: Path, versions: Mapping[str, int]) -> dict[str, Any]:
+    """The state of a manifest's stages and of the runs on its shards, as JSON values.
+
+    Args:
+        manifest: with its overrides.
+        work: folder of all manifests' artifacts.
+        runs: folder of all runs.
+        versions: of the stages' code, by name.
+    """
+    folder = work / manifest.name
+    found = outputs(folder)
+    stages = [
+        {
+            "stage": state.stage,
+            "state": state.state,
+            "why": list(state.why),
+            "directory": str(state.output.directory) if state.output else None,
+            "bytes": state.output.bytes if state.output else 0,
+            "outputs": sum(output.stage == state.stage for output in found),
+        }
+        for state in states(manifest, folder, versions)
+    ]
+    return {
+        "manifest": manifest.name,
+        "work": str(folder),
+        "bytes": size_of(folder) if folder.exists() else 0,
+        "up_to_date": all(stage["state"] == "up to date" for stage in stages),
+        "stages": stages,
+        "runs": _runs(runs, {output.fingerprint: output for output in found}, Path(str(stages[-1]["directory"])).name),
+    }
+
+
+def _runs(runs: Path, known: Mapping[str, Output], shards: str) -> list[dict[str, Any]]:
+    """The runs that were trained on outputs of this folder."""
+    found = []
+    for run in runs_in(runs):
+        mine = [fingerprint for fingerprint in made_from(run) if fingerprint in known]
+        if mine:
+            checkpoint = latest_checkpoint(run)
+            recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+            found.append(
+                {
+                    "run": str(run),
+                    "step": read_state(checkpoint)["step"] if checkpoint else 0,
+                    "steps": recipe["budget"]["steps"],
+                    "policy": (run / "policy").is_dir(),
+                    "made_from": [f"{'' if known[f].current else 'earlier '}{known[f].stage}/{f}" for f in mine],
+                    "on_these_shards": shards in mine,
+                    "bytes": size_of(run),
+                }
+            )
+    return found
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """The same for people."""
+    stages = Table("stage", "state", "why", "size", "outputs", title=f"{found['work']}", title_justify="left")
+    for stage in found["stages"]:
+        why = "\n".join(stage["why"])
+        stages.add_row(stage["stage"], stage["state"], why, human(stage["bytes"]), str(stage["outputs"]))
+    runs = Table("run", "steps", "trained on", "size")
+    for run in found["runs"]:
+        which = "these shards" if run["on_these_shards"] else "\n".join(run["made_from"])
+        runs.add_row(run["run"], f"{run['step']} of {run['steps']}", which, human(run["bytes"]))
+    return [stages, *([runs] if found["runs"] else [])]

@@ -1,0 +1,76 @@
+"""Trace: from a training example back to the record of the source that it was made of.
+
+Input:   shards, and every table that they stand on; the source itself, of which one record is read again.
+Output:  file and row of each table on the way, and the record with its place in the source; or JSON. Nothing is
+         written. Exit code 3 if the record does not make the document any more.
+Command: rpt trace SITE_ID|SHARD:ROW --manifest data_manifests/<name>.yaml [--source PATH] [--json]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.audit.invisible import escape_invisible
+from pipeline.audit.lineage import lineage_of
+from pipeline.audit.locate import locate
+from pipeline.audit.trace import shard_row
+from pipeline.audit.trace import trace as follow
+from pipeline.config.manifest import Manifest
+
+SHOWN = 4000
+"""Characters of a record in the terminal; JSON has all of them."""
+
+
+def trace(manifest: Manifest, start: str, *, work: Path, source: str | None = None) -> dict[str, Any]:
+    """Follow a training example, or any position, back to its source record, as JSON values.
+
+    Args:
+        manifest: with its overrides.
+        start: a `site_id`, or file and row (from 0) of a shard, `train-….parquet:17`.
+        work: folder of all manifests' artifacts.
+        source: read this instead of `corpus.source`.
+
+    Raises:
+        UserError: there is no such row or position, or no source.
+        IntegrityError: a file on the way was changed.
+    """
+    folder, (file, _, row) = work / manifest.name, start.rpartition(":")
+    if file.endswith(".parquet") and row.isdigit():
+        lineage, site_id = shard_row(folder, manifest, Path(file), int(row))
+    else:
+        lineage, site_id = lineage_of(folder, manifest), start
+    return follow(locate(lineage, site_id), manifest.corpus, source)
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """The same for people."""
+    way = Table("table", "file", "row", title=found["site_id"], title_justify="left")
+    way.columns[1].overflow = "fold"
+    for row in found["rows"]:
+        way.add_row(row["table"], row["file"], f"{row['row']:,}")
+    document, source = found["document"], found["source"]
+    column = document["column"]
+    facts = Table.grid(padding=(0, 2))
+    for name, value in {
+        "token": escape_invisible(document["token"]).replace(" ", "␣").replace("\n", "⏎"),
+        "in the document": _span(document["bytes"]),
+        **({f"in `{escape_invisible(column)}`": _span(document["bytes_of_column"])} if column else {}),
+        "source": f"{escape_invisible(source['file'])}, row {source['row']:,}",
+        "in the file": _span(source["bytes"]) if source["bytes"] else source["where"],
+        "text's hash": f"{document['doc_id']}, as it was" if source["agrees"] else f"CHANGED: now {source['doc_id']}",
+    }.items():
+        facts.add_row(Text(name, "dim"), value)
+    record = Table("the record")
+    record.columns[0].overflow = "fold"
+    cut = f"… {len(source['record']):,} characters" if len(source["record"]) > SHOWN else ""
+    record.add_row(Text(escape_invisible(source["record"][:SHOWN]) + cut))
+    return [way, facts, record]
+
+
+def _span(span: tuple[int, int]) -> str:
+    return f"bytes {span[0]:,}–{span[1]:,}"

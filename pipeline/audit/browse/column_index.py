@@ -1,0 +1,195 @@
+"""An index, opened: what is small is in memory, of the columns only what a question needs is read.
+
+Shape names: R (block, cell) rows of the index, C cells, D documents.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.audit.browse.index import CELL, COLUMNS, GRID
+from pipeline.core.artifact import InputFile, Record
+from pipeline.core.parquet import read_table
+from pipeline.selection.metadata import metadata_frame
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Runs of rows of one cell's columns. Shape: N runs."""
+
+    shard_N: Int64
+    begin_N: Int64
+    end_N: Int64
+
+    @property
+    def rows(self) -> int:
+        return int((self.end_N - self.begin_N).sum())
+
+    def take(self, which: NDArray[Any]) -> Slices:
+        """Some of the runs."""
+        return Slices(self.shard_N[which], self.begin_N[which], self.end_N[which])
+
+    @classmethod
+    def join(cls, parts: Sequence[Slices]) -> Slices:
+        """All runs of several; those of one shard in the order of its rows, neighbours made one."""
+        shard_N, begin_N, end_N = (
+            np.concatenate([np.zeros(0, np.int64), *(getattr(part, name) for part in parts)])
+            for name in ("shard_N", "begin_N", "end_N")
+        )
+        order = np.lexsort((begin_N, shard_N))
+        shard_N, begin_N, end_N = shard_N[order], begin_N[order], end_N[order]
+        joins = (shard_N[1:] == shard_N[:-1]) & (begin_N[1:] == end_N[:-1])
+        head, tail = np.concatenate([[True], ~joins])[: len(order)], np.concatenate([~joins, [True]])[: len(order)]
+        return cls(shard_N[head], begin_N[head], end_N[tail])
+
+
+class ColumnIndex:
+    """The index of one scores record.
+
+    Attributes:
+        cells: a row a cell, columns `split`, `field`, `token_class`.
+        cell_R, shard_R, begin_R, end_R: which cell a row of the index is of, and where its positions lie.
+        documents: a row a document, in the order of the scores: `index.DOCUMENTS` and `shard`.
+        first_document_S: the number of each shard's first document.
+        counters: what the index counted.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.counters = record.counters
+        tables = [read_table(file) for file in record.files("cells")]
+        sizes = [table.num_rows for table in tables]
+        table = pa.concat_tables(tables)
+        names = pl.DataFrame(pl.from_arrow(table.select(CELL)))
+        self.cells = names.unique(maintain_order=True).sort(CELL).with_row_index("cell")
+        self.cell_R = names.join(self.cells, on=CELL, how="left", maintain_order="left")["cell"].to_numpy()
+        self.shard_R = np.repeat(np.arange(len(sizes)), sizes)
+        self.begin_R = table["begin"].to_numpy()
+        self.end_R = table["end"].to_numpy()
+        self._below_RG = _counts(table["below"])
+        self._up_to_RG = _counts(table["up_to"])
+        frames = [pl.DataFrame(pl.from_arrow(read_table(file))) for file in record.files("documents")]
+        self.documents = pl.concat(
+            [frame.with_columns(shard=pl.lit(shard, dtype=pl.Int32)) for shard, frame in enumerate(frames)]
+        ).with_row_index("document")
+        self.first_document_S = np.cumsum([0, *(frame.height for frame in frames)])
+        self._open: dict[tuple[str, int], int] = {}
+        self._files = {
+            name: [record.file(name, done.shard) for done in record.completions]
+            for name in [*COLUMNS, "text", "folded"]
+        }
+        self._metadata: dict[tuple[str, str], pl.Series] = {}
+
+    @cached_property
+    def document_of(self) -> dict[str, int]:
+        """The number of a document, by its id."""
+        return dict(zip(self.documents["doc_id"], range(self.documents.height), strict=True))
+
+    def cut(self, entropy: np.float32, side: Literal["left", "right"]) -> Int64:
+        """Rows [R] of each index row with an entropy below `entropy` (side "left"), or up to it ("right")."""
+        step = int(np.searchsorted(GRID, entropy))
+        if step < len(GRID) and GRID[step] == entropy:
+            return (self._below_RG if side == "left" else self._up_to_RG)[:, step].astype(np.int64)
+        low_R = self._up_to_RG[:, step - 1].astype(np.int64) if step else np.zeros(len(self.begin_R), np.int64)
+        high_R = self._below_RG[:, step] if step < len(GRID) else self.end_R - self.begin_R
+        cut_R = low_R.copy()
+        for r in np.flatnonzero(high_R > low_R):
+            between = self._read("entropy", self.shard_R[r], self.begin_R[r] + low_R[r], self.begin_R[r] + high_R[r])
+            cut_R[r] += np.searchsorted(between, entropy, side=side)
+        return cut_R
+
+    def up_to(self, split: str) -> Int64:
+        """[len(GRID)]: positions of a split with an entropy of at most each step of the grid."""
+        ours = self.cells.filter(pl.col("split") == split)["cell"].to_numpy()
+        return self._up_to_RG[np.isin(self.cell_R, ours)].sum(axis=0, dtype=np.int64)
+
+    def runs(self, rows: Int64, begin_N: Int64, end_N: Int64) -> Slices:
+        """Positions begin:end of some rows of the index; empty runs are left out."""
+        runs = Slices(self.shard_R[rows], self.begin_R[rows] + begin_N, self.begin_R[rows] + end_N)
+        return runs.take(end_N > begin_N)
+
+    def read(self, column: str, slices: Slices) -> NDArray:
+        """A column's values in some runs of rows, end to end; `document` counts over all shards."""
+        parts = [
+            self._read(column, shard, begin, end)
+            for shard, begin, end in zip(slices.shard_N, slices.begin_N, slices.end_N, strict=True)
+        ]
+        values = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, COLUMNS[column]), *parts])
+        if column == "document":
+            first_N = self.first_document_S[slices.shard_N]
+            return values + np.repeat(first_N, slices.end_N - slices.begin_N).astype(np.uint32)
+        return values
+
+    def metadata(self, name: str, kind: str) -> pl.Series:
+        """Of every document, its metadata of that name; read once.
+
+        Raises:
+            UserError: a value that is not of that kind.
+        """
+        if (name, kind) not in self._metadata:
+            documents = self.documents
+            frame = metadata_frame(documents["doc_id"], documents["meta"], {name: kind})
+            self._metadata[name, kind] = frame[name]
+        return self._metadata[name, kind]
+
+    def texts(self, shard: int) -> pl.Series:
+        """The documents of a shard in lower case, mapped from the file."""
+        rows = self.documents[int(self.first_document_S[shard]) : int(self.first_document_S[shard + 1])]
+        offsets = np.concatenate([rows["text_begin"].to_numpy(), rows["text_end"].to_numpy()[-1:]])
+        if offsets[-1:] == 0 or not rows.height:
+            return pl.Series("text", [""] * rows.height, dtype=pl.String)
+        with pa.memory_map(str(self._path("folded", shard))) as file:
+            buffers = [None, pa.py_buffer(offsets), file.read_buffer()]
+        return pl.Series("text", pl.from_arrow(pa.Array.from_buffers(pa.large_string(), rows.height, buffers)))
+
+    def text(self, document: int, most: int) -> str:
+        """The first `most` bytes of a document; a character that they cut is left out."""
+        row = self.documents.row(document, named=True)
+        size = min(row["text_end"] - row["text_begin"], most)
+        return os.pread(self._descriptor("text", row["shard"]), size, row["text_begin"]).decode(errors="ignore")
+
+    def _read(self, column: str, shard: int, begin: int, end: int) -> NDArray[Any]:
+        dtype = COLUMNS[column]
+        if self._files[column][shard] is None:  # these scores have no such column
+            return np.full(int(end - begin), np.nan, dtype)
+        file = self._descriptor(column, int(shard))
+        return np.frombuffer(os.pread(file, int(end - begin) * dtype.itemsize, int(begin) * dtype.itemsize), dtype)
+
+    def _descriptor(self, column: str, shard: int) -> int:
+        """The open file of a shard's column. It is open as long as the process lives."""
+        key = (column, shard)
+        if key not in self._open:
+            self._open.setdefault(key, os.open(self._path(column, shard), os.O_RDONLY))
+        return self._open[key]
+
+    def _path(self, column: str, shard: int) -> Path:
+        file = self._files[column][shard]
+        assert file is not None, f"no {column} in shard {shard}"
+        return verified_once(file)
+
+
+@cache
+def verified_once(file: InputFile) -> Path:
+    """The path of a published file, hashed when it is first asked for: pages look into the same files again and again.
+
+    Raises:
+        IntegrityError: its bytes are not those that were recorded.
+    """
+    return file.verified()
+
+
+def _counts(column: pa.ChunkedArray) -> NDArray[np.int32]:
+    """[R, G] of a column of fixed-size lists."""
+    return column.combine_chunks().flatten().to_numpy().reshape(len(column), len(GRID))

@@ -1,0 +1,50 @@
+"""The sites of a selection as one bit a position of the index: what caps decided compares as fast as rules do.
+
+Table of a shard: `kept.bin`, the bits of its positions in the order of the index, little end first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from pipeline.audit.browse.index import COLUMNS
+from pipeline.config.base import Config
+from pipeline.core.artifact import Counters, Record, Shard
+from pipeline.core.executor import Executor
+from pipeline.core.parquet import read_table
+from pipeline.core.stage import Stage, run_stage
+
+VERSION = 1
+
+
+def kept(index: Record, sites: Record, *, work: Path, executor: Executor) -> Record:
+    """Bring the bits of one selection up to date. Counter `sites`."""
+    names = ("documents", "document", "position")
+    shards = []
+    for done in index.completions:
+        files = {name: index.file(name, done.shard) for name in names} | {"sites": sites.file("sites", done.shard)}
+        shards.append(Shard(done.shard, {name: file for name, file in files.items() if file}, {}))
+    inputs = {"index": index.content, "sites": sites.content}
+    return run_stage(Stage("browse_kept", VERSION, run, unit="sites"), Config(), shards, inputs, work, executor)
+
+
+def run(config: Config, shard: Shard, out: Path) -> Counters:
+    """One shard: its part of the index and its sites in, bits out."""
+    documents = pl.Series(read_table(shard.files["documents"], ["doc_id"])["doc_id"].to_pylist(), dtype=pl.String)
+    sites = pl.DataFrame(pl.from_arrow(read_table(shard.files["sites"], ["doc_id", "position"])))
+    row = sites["doc_id"].replace_strict(documents, pl.int_range(len(documents), eager=True), return_dtype=pl.UInt32)
+    site_keys = np.sort(_keys(row.to_numpy(), sites["position"].to_numpy()))
+    document, position = (np.fromfile(shard.files[name].verified(), COLUMNS[name]) for name in ("document", "position"))
+    place = np.searchsorted(site_keys, keys := _keys(document, position))
+    bits = np.zeros(len(keys), dtype=bool)
+    if len(site_keys):
+        bits = site_keys[np.minimum(place, len(site_keys) - 1)] == keys
+    (out / "kept.bin").write_bytes(np.packbits(bits, bitorder="little").tobytes())
+    return {"sites": int(bits.sum())}
+
+
+def _keys(document: np.ndarray, position: np.ndarray) -> np.ndarray:
+    return (document.astype(np.int64) << 32) | position

@@ -1,0 +1,110 @@
+"""Where a position of a corpus lies: found by its `site_id` in the tables that a selection stands on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.audit.decisions import AuditedShard
+from pipeline.audit.lineage import Lineage
+from pipeline.config.errors import UserError
+from pipeline.core.artifact import InputFile, Record
+from pipeline.core.parquet import read_rows, read_table
+
+_SITE_ID = re.compile(r"(?P<doc_id>[0-9a-f]{32})-(?P<position>[0-9]{1,9})")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a published file whose sha256 was checked."""
+
+    table: str
+    file: InputFile
+    row: int
+    values: pa.Table
+    """That row."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """The rows that hold a document, and one of its positions."""
+
+    doc_id: str
+    position: int
+    shard: int
+    document: Row
+    scores: Row
+    site: Row | None
+    """None: the position is no site."""
+    example: Row | None
+    """None: it has not been made into a training example."""
+    sites: pa.Table
+    """All of the document's."""
+
+    @property
+    def site_id(self) -> str:
+        return f"{self.doc_id}-{self.position}"
+
+    @property
+    def audited(self) -> AuditedShard:
+        """The document alone, as the audit looks at a shard."""
+        sites = pl.DataFrame(pl.from_arrow(self.sites))
+        return AuditedShard(self.shard, self.document.values, self.scores.values, sites)
+
+
+def locate(lineage: Lineage, site_id: str) -> Location:
+    """Find a position, a site or not.
+
+    Args:
+        lineage: the selection.
+        site_id: `<doc_id>-<position>`.
+
+    Raises:
+        UserError: no such document, or it has no such position.
+        IntegrityError: a file that was looked into was changed.
+    """
+    match = _SITE_ID.fullmatch(site_id)
+    if match is None:
+        raise UserError("not a site's id", where=site_id, hint="<doc_id>-<position>, as in the column `site_id`")
+    doc_id, position = match["doc_id"], int(match["position"])
+    shard = _shard_of(lineage.ingest, doc_id)
+    document = _row(lineage.ingest, "documents", shard, doc_id)
+    scores = _row(lineage.score, "scores", shard, doc_id)
+    assert document is not None
+    if scores is None:
+        raise UserError("the document has no scores", where=doc_id, hint="it was quarantined by `score`")
+    tokens = len(scores.values["token_ids"][0])
+    if position >= tokens:
+        raise UserError("the document has no such position", where=site_id, hint=f"it has {tokens:,} tokens")
+    listed = lineage.select.file("sites", shard)
+    assert listed is not None
+    sites = read_table(listed)
+    sites = sites.filter(pc.equal(sites["doc_id"], doc_id))
+    site = _row(lineage.select, "sites", shard, site_id, "site_id")
+    made, split = lineage.materialize, str(document.values["split"][0])
+    example = _row(made, split, shard, site_id, "site_id") if made else None
+    return Location(doc_id, position, shard, document, scores, site, example, sites)
+
+
+def _shard_of(documents: Record, doc_id: str) -> int:
+    """The shard of a document; shards of all stages hold the same documents."""
+    for done in documents.completions:
+        file = documents.file("documents", done.shard)
+        if file is not None:
+            ids = pl.scan_parquet(file.verified()).filter(pl.col("doc_id") == doc_id).select(pl.len())
+            if ids.collect().item():
+                return done.shard
+    raise UserError("no document has that id", where=doc_id, hint="is it of this manifest?")
+
+
+def _row(record: Record, table: str, shard: int, value: str, column: str = "doc_id") -> Row | None:
+    """The row of a table's shard that has `value` in `column`."""
+    file = record.file(table, shard)
+    if file is None:
+        return None
+    number = pc.index(read_table(file, [column])[column], value).as_py()
+    return Row(table, file, number, read_rows(file, number, number + 1)) if number >= 0 else None

@@ -1,0 +1,69 @@
+"""Errors a user can act on: what happened, where, and how to mend it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+
+class UserError(Exception):
+    """A problem the user can mend. The command line prints it as one line and exits with `exit_code`.
+
+    Example:
+        >>> str(UserError("source file not found", where="corpus.jsonl", hint="check `corpus.source`"))
+        'source file not found: corpus.jsonl (check `corpus.source`)'
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, where: object = "", hint: str = "") -> None:
+        self.message, self.where, self.hint = message, str(where), hint
+        located = f"{message}: {where}" if self.where else message
+        super().__init__(f"{located} ({hint})" if hint else located)
+
+
+class IntegrityError(UserError):
+    """Published bytes are not the bytes that were recorded."""
+
+    exit_code = 3
+
+
+_TORCH_WROTE_LESS = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|iostream error")
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says so, or that a quota or the largest size of a file is reached.
+
+    Libraries written in other languages wrap it in exceptions without an `errno`; torch only tells that a file has
+    fewer bytes than it wrote.
+
+    Example:
+        >>> disk_is_full(OSError(errno.ENOSPC, "")), disk_is_full(RuntimeError("I/O error: No space left on device"))
+        (True, True)
+        >>> disk_is_full(RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 2304 vs 2196"))
+        True
+    """
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in codes:
+        return True
+    return any(os.strerror(code) in str(error) for code in codes) or bool(_TORCH_WROTE_LESS.search(str(error)))
+
+
+def as_user_error(error: Exception) -> UserError | None:
+    """The error as one that the user can mend; also what the system refused: no space, no right, a file for a folder.
+
+    Example:
+        >>> str(as_user_error(PermissionError(errno.EACCES, "Permission denied", "/root/work")))
+        'Permission denied: /root/work (choose another folder with --work, --run or --out)'
+    """
+    if isinstance(error, UserError):
+        return error
+    if disk_is_full(error):
+        return UserError("the disk is full", where=error, hint="free some space and run again")
+    codes = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+    if isinstance(error, OSError) and error.errno in codes and error.filename is not None:
+        return UserError(
+            str(error.strerror), where=error.filename, hint="choose another folder with --work, --run or --out"
+        )
+    return None

@@ -1,0 +1,46 @@
+"""Manifests, recipes and the demo as they come with the package: found by name, from any folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+"""Holds `data_manifests/`, `recipes/`, `deepspeed_configs/` and `demo/`, in a checkout and in a wheel."""
+
+
+def find(path: Path, folder: str) -> Path | None:
+    """The packaged file that `path` means where there is no such file: `demo`, `demo.yaml`, `<folder>/demo.yaml`.
+
+    Example:
+        >>> find(Path("demo"), "recipes") == find(Path("recipes/demo.yaml"), "recipes") == ROOT / "recipes/demo.yaml"
+        True
+        >>> find(Path("recipes/demo.yaml"), "data_manifests") is None
+        True
+    """
+    if path.is_absolute() or path.parts[:-1] not in ((), (folder,)):
+        return None
+    file = ROOT / folder / path.with_suffix(".yaml").name
+    return file if file.is_file() else None
+
+
+def list_names(folder: str) -> list[str]:
+    """What is packaged there."""
+    return sorted(path.stem for path in (ROOT / folder).glob("*.yaml"))
+
+
+def resolve_paths(tree: Any) -> Any:
+    """A packaged file's values, with the paths that it names relative to `ROOT` made absolute.
+
+    Example:
+        >>> tree = {"model": "demo/policy", "seed": 0}
+        >>> resolve_paths(tree) == {"model": str(ROOT / "demo" / "policy"), "seed": 0}
+        True
+    """
+    if isinstance(tree, dict):
+        return {key: resolve_paths(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [resolve_paths(value) for value in tree]
+    if isinstance(tree, str) and tree.startswith("demo/") and (ROOT / tree).exists():
+        return str(ROOT / tree)
+    return tree

@@ -1,0 +1,91 @@
+"""Model folders: find them by path or hub id, and identify them by content."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config.base import canonical_json
+from pipeline.config.errors import UserError
+from pipeline.core import adapter
+from pipeline.core.artifact import content_hash
+from pipeline.core.progress import console
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template*")
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+MODEL_FILES = ("config.json", "generation_config.json", *WEIGHT_FILES, *TOKENIZER_FILES)
+
+
+# ---------------------------------------------------------------------------------------------- where it lies
+
+
+def resolve_model(name: str, revision: str | None = None, *, files: Sequence[str] = MODEL_FILES) -> Path:
+    """A local folder or file as it is, else the hub's snapshot of `name` with only `files` in it.
+
+    Of a LoRA adapter: the folder of the model that it makes of its base, where weights are asked for.
+
+    Raises:
+        UserError: neither; the message says whether the hub could be asked. Or an adapter that cannot be merged.
+    """
+    folder = _locate(name, revision, files)
+    if not adapter.is_adapter(folder):
+        return folder
+    with_weights = bool(set(WEIGHT_FILES) & set(files))
+    if not with_weights and "tokenizer.json" in files and (folder / "tokenizer.json").is_file():
+        return folder
+    base = resolve_model(*adapter.base_of(folder), files=files)
+    return adapter.merged(folder, base, model_digest(base), TOKENIZER_FILES) if with_weights else base
+
+
+def _locate(name: str, revision: str | None, files: Sequence[str]) -> Path:
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+    from tqdm import tqdm
+
+    wanted, bars = [*files, adapter.CONFIG], tqdm if console.is_terminal else None
+    try:
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted, tqdm_class=bars)
+        return Path(folder)
+    except HFValidationError as error:
+        raise UserError("no such folder", where=name, hint="give a folder or a hub id `owner/name`") from error
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            "neither a local folder nor a model the hub gives",
+            where=f"{name}@{revision}" if revision else name,
+            hint=f"check the name, the network and `HF_TOKEN`: {reason}",
+        ) from error
+
+
+def model_digest(path: Path) -> str:
+    """sha256 over a model folder's configuration and weights (names and contents; nothing else in the folder).
+
+    Of a merged adapter: over what it was merged from.
+    """
+    if (path / adapter.MADE_FROM).is_file():
+        return content_hash(path / adapter.MADE_FROM)
+    members = sorted(p for pattern in ("config.json", *WEIGHT_FILES) for p in path.glob(pattern))
+    return hashlib.sha256(canonical_json([[p.name, content_hash(p)] for p in members]).encode()).hexdigest()
+
+
+def count_weights(path: Path) -> int:
+    """Number of weights in a model folder, from the headers of its safetensors; tied matrices lie there once.
+
+    Raises:
+        UserError: one of the files is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for file in path.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="np") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError("not a safetensors file", where=file, hint=str(error)) from error
+    return count

@@ -1,0 +1,198 @@
+"""Token bytes and boundaries: what a tokenizer makes of a text, counted in bytes and never in decoded strings.
+
+Byte-level BPE splits characters and several tokenizers normalise, so boundaries come from the bytes of the tokens
+themselves (design §5), and a document whose token bytes do not concatenate to its text is not used.
+
+Shape names: T tokens of a text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from pipeline.config.base import canonical_json
+from pipeline.config.errors import UserError
+from pipeline.core.model_files import TOKENIZER_FILES, resolve_model
+from pipeline.core.tokenizer_json import bos_id, deterministic, parsed_in_text, text_only, token_bytes, vocabulary_of
+
+_FIRST_PROBES = ("a", "0", "中")
+_BLANKS = (" ", "\t", "\n", "\r\n", "\u00a0", "\u3000")
+PROBES = (
+    *(f"if x:{blank * n}y = 1{blank * n}" for blank in _BLANKS for n in (*range(1, 9), 16, 31, 32, 33, 65)),
+    *(f"{blank * n}z" for blank in _BLANKS for n in (1, 2, 3, 8)),
+    "def f(n):\n    if n:\n\t\treturn  n \n\n\n  \n\n        # end\r\n \n",
+    "0 12 345 6789 1234567890 3.14 1,000,000 ٣٤٥ ½",
+    "猫は座った。 苹果和梨，고양이  สวัสดี हिन्दी",
+    "🙂🙂 👩‍👩‍👧 🇩🇪 café naïve ﬁ",
+    "The cat's \\frac{1}{2} isn't $x_{1}^{2}$; they'll \"go\"...",
+)
+"""Texts on which every tokenizer is compared with the whole of it, added tokens included."""
+
+
+class CorpusTokenizer:
+    """A `tokenizers` tokenizer as a corpus needs it: text in, ids and byte boundaries out.
+
+    Added tokens are not parsed in text: a document that contains `<think>` yields ordinary tokens. Only runs of white
+    space are parsed where they are added tokens and not special ones (GPT-NeoX), because a model sees them in every
+    text. Nothing is added around a text either; `bos_id` names what the model expects in front of one.
+
+    Attributes:
+        token_bytes: bytes of every id, added tokens by their literal content, unused ids as b"".
+        vocab_size: number of ids, `max(id) + 1`, added tokens included.
+        bos_id: the id this tokenizer's model expects before a text, or None. The rule: what the post-processor of
+            `tokenizer.json` puts first, else the `bos_token` of `tokenizer_config.json` if `add_bos_token` is true.
+            A model's `config.bos_token_id` is not asked: Qwen's names a token the model never saw at a start.
+        text_size: 1 + the largest id that stands in or before a text; a model has at least so many embeddings.
+        prepends_space: the tokenizer puts a dummy space before a text (SentencePiece); no byte of the text.
+        digest: sha256 of `tokenizer.json`.
+    """
+
+    def __init__(self, tree: dict[str, Any], settings: dict[str, Any] | None = None, digest: str = "") -> None:
+        """Args: tree of a `tokenizer.json`, tree of its `tokenizer_config.json`, and the digest of the first."""
+        whole = Tokenizer.from_str(json.dumps(deterministic(tree)))
+        # `tokenizers` numbers added tokens itself; the ids in the file are only what it should come to.
+        self._added = {token.content: i for i, token in whole.get_added_tokens_decoder().items()}
+        parsed = {token["content"] for token in parsed_in_text(tree)}
+        self._encoder = Tokenizer.from_str(json.dumps(text_only(tree)))
+        self._renumbered = _renumbered(self._encoder, {content: self._added[content] for content in parsed})
+        self.digest = digest or hashlib.sha256(canonical_json(tree).encode()).hexdigest()
+        self.token_bytes = token_bytes(tree, self._added)
+        self.vocab_size = len(self.token_bytes)
+        self.bos_id = bos_id(tree, settings or {}, self._added)
+        vocabulary = vocabulary_of(tree)
+        self._ids = {**vocabulary, **self._added}
+        in_text = [i for content, i in self._ids.items() if content not in self._added or content in parsed]
+        self.text_size = 1 + max(in_text if self.bos_id is None else [*in_text, self.bos_id], default=-1)
+        self._lengths = np.array([len(content) for content in self.token_bytes], dtype=np.int64)
+        self._literals = _any_of(self._added.keys() - parsed)
+        self._is_parsed = np.zeros(self.vocab_size, dtype=bool)
+        self._is_parsed[[self._added[content] for content in parsed]] = True
+        self._starts_with_space = np.array([content.startswith(b" ") for content in self.token_bytes], dtype=bool)
+        self.prepends_space = any(self._joined(self.encode(p)) == b" " + p.encode() for p in _FIRST_PROBES)
+        self._prepends_after_parsed = self.prepends_space and any(
+            self._joined(self.encode(f"a{blank}a")).endswith(f"{blank} a".encode()) for blank in parsed
+        )
+        self._check(whole, parsed)
+
+    @classmethod
+    def load(cls, name_or_folder: str | Path, revision: str | None = None) -> CorpusTokenizer:
+        """From a folder, a `tokenizer.json` or a hub id; no remote code.
+
+        Raises:
+            UserError: not found, no network, or no readable `tokenizer.json`.
+        """
+        path = resolve_model(str(name_or_folder), revision, files=TOKENIZER_FILES)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(
+                "no tokenizer.json", where=path, hint="save the tokenizer with `AutoTokenizer(...).save_pretrained`"
+            )
+        settings = file.with_name("tokenizer_config.json")
+        try:
+            text = file.read_text(encoding="utf-8")
+            return _parsed(text, settings.read_text(encoding="utf-8") if settings.is_file() else "{}")
+        except UserError:
+            raise
+        except Exception as error:  # `tokenizers` raises bare Exception on a file it cannot read
+            raise UserError("not a tokenizer that `tokenizers` can read", where=file, hint=str(error)) from error
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Ids [T] of a text, nothing added."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Ids [T] of every text."""
+        encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._renumbered[np.array(encoding.ids, dtype=np.int32)] for encoding in encodings]
+
+    def holds_added_token(self, text: str) -> bool:
+        """Whether a text holds the literal content of an added token, which is ordinary text here."""
+        return self._literals is not None and self._literals.search(text) is not None
+
+    def ends(self, ids: NDArray[np.integer] | Sequence[int]) -> NDArray[np.int64]:
+        """Cumulative byte lengths [T] of a whole text's ids: token t covers bytes ends[t-1]:ends[t].
+
+        Example:
+            >>> tokenizer = CorpusTokenizer({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2},
+            ...                              "merges": [["a", "b"]]}})
+            >>> tokenizer.ends(tokenizer.encode("aba")).tolist()
+            [2, 3]
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        return np.cumsum(self._lengths[ids] - self._dummy_spaces(ids))
+
+    def decode_bytes(self, ids: NDArray[np.integer] | Sequence[int], *, continues: bool = False) -> bytes:
+        """Bytes of ids. With `continues` they follow other tokens, so that no dummy space is taken off their start."""
+        ids = np.asarray(ids, dtype=np.int64)
+        dummies = self._dummy_spaces(ids)
+        if continues:
+            dummies[:1] = 0
+        return b"".join([self.token_bytes[i][dummy:] for i, dummy in zip(ids.tolist(), dummies.tolist(), strict=True)])
+
+    def is_lossless(self, text: str, ids: NDArray[np.integer] | Sequence[int]) -> bool:
+        """Whether the token bytes concatenate to the text's UTF-8 bytes."""
+        return self.decode_bytes(ids) == text.encode()
+
+    def id_of(self, content: str) -> int | None:
+        """The id of a token by its literal content (`</think>`), added tokens first; None if there is none."""
+        return self._ids.get(content)
+
+    def _joined(self, ids: NDArray[np.integer]) -> bytes:
+        return b"".join([self.token_bytes[i] for i in ids.tolist()])
+
+    def _dummy_spaces(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+        """[T] of a whole text's ids: 1 where a token begins with a space that is no byte of the text, else 0."""
+        dummies = np.zeros(len(ids), dtype=np.int64)
+        if self.prepends_space:
+            dummies[:1] = 1
+            if self._prepends_after_parsed:
+                dummies[1:] = self._is_parsed[ids[:-1]]
+            dummies *= self._starts_with_space[ids] & ~self._is_parsed[ids]
+        return dummies
+
+    def _check(self, whole: Tokenizer, parsed: Iterable[str]) -> None:
+        """Compare this tokenizer with the whole one, whose added tokens are all parsed, where that makes no difference.
+
+        Raises:
+            UserError: they give a probe different ids, so that a model would be fed tokens it never saw.
+        """
+        own = [f"a{content * n}b {content}" for content in parsed for n in (1, 2)]
+        for probe in (*PROBES, *own):
+            if self.holds_added_token(probe):
+                continue
+            ids, expected = self.encode(probe).tolist(), whole.encode(probe, add_special_tokens=False).ids
+            if ids != expected:
+                raise UserError(
+                    f"without its added tokens this tokenizer reads {probe!r:.60} as {ids} instead of {expected}",
+                    hint="choose another tokenizer; added tokens other than white space are not parsed in text",
+                )
+
+
+@lru_cache(maxsize=2)
+def _parsed(text: str, settings: str) -> CorpusTokenizer:
+    """Of the two files' contents; a large vocabulary takes seconds, and stages name the same tokenizer."""
+    return CorpusTokenizer(json.loads(text), json.loads(settings), hashlib.sha256(text.encode()).hexdigest())
+
+
+def _renumbered(encoder: Tokenizer, ids: Mapping[str, int]) -> NDArray[np.int32]:
+    """The true id of every id of an encoder that numbers some added tokens, `ids`, otherwise."""
+    own = encoder.get_vocab(with_added_tokens=True)
+    renumbered = np.arange(1 + max(own.values(), default=-1), dtype=np.int32)
+    for content, i in ids.items():
+        renumbered[own[content]] = i
+    return renumbered
+
+
+def _any_of(contents: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern that finds any of some literal texts."""
+    literals = [re.escape(content) for content in sorted(contents) if content]
+    return re.compile("|".join(literals)) if literals else None

@@ -1,0 +1,225 @@
+"""How large a corpus is, told from a part of it: what a plan reads before anything runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import CorpusConfig, ValidationConfig
+from pipeline.corpus.documents import to_document
+from pipeline.corpus.parquet_source import open_parquet
+from pipeline.corpus.quarantine import Unusable
+from pipeline.corpus.readers import Record, Slice, read_records
+from pipeline.corpus.sources import SourceFile, decompressed, open_raw, reachable
+from pipeline.corpus.template import Template
+
+READ_BYTES = 16 << 20
+"""A source up to this size is read whole, of a larger one about so much."""
+
+PLACES = 16
+"""Places of a larger source that are read, drawn by size."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is known of a corpus."""
+
+    bytes: int
+    """Of its files as they lie there."""
+    records: float
+    """Exact if `complete`."""
+    read: int
+    """Records that were looked at."""
+    complete: bool
+    """Those are all."""
+    error: float
+    """Relative standard error of `records`, from how much they differ in size between the places that were read."""
+    documents: list[dict[str, Any]]
+    """What could be used of the records read, without exact duplicates: rows of the documents table, but with
+    `held_out` for `split`."""
+    repeats: int
+    """Records whose text an earlier one has."""
+    document_count: float
+    """Documents of the corpus, at the share of records that made one. (Duplicates of what was not read count.)"""
+    seconds: float
+    """It would take to read all records."""
+
+
+def estimate(
+    files: Sequence[SourceFile], config: CorpusConfig, *, seed: int = 0, read_bytes: int = READ_BYTES
+) -> Estimate:
+    """Read a corpus, or about `read_bytes` of each of its sources.
+
+    Uncompressed JSON lines and text are read at places drawn at random, Parquet in row groups drawn at random; other
+    files can only be read from their start.
+
+    Args:
+        files: as `corpus_files` gives them.
+        config: of the corpus.
+        seed: of the places.
+        read_bytes: sources up to this size are read whole.
+
+    Raises:
+        UserError: a file cannot be read, lacks a column of the template, or nothing of what was read can be used.
+    """
+    names = dict.fromkeys(file.corpus for file in files)
+    return _together(
+        [_extent([f for f in files if f.corpus == name], config.of_source(name), seed, read_bytes) for name in names]
+    )
+
+
+def _together(sources: Sequence[Estimate]) -> Estimate:
+    """Several sources as one corpus, of whose documents as large a share is here of each of them."""
+    if len(sources) == 1:
+        return sources[0]
+    count = sum(source.document_count for source in sources)
+    share = min(len(source.documents) / source.document_count for source in sources)
+    rng = np.random.default_rng(0)
+    documents: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        size = round(share * source.document_count)
+        for n in rng.permutation(len(source.documents))[:size].tolist():
+            documents.setdefault(source.documents[n]["doc_id"], source.documents[n])
+    complete = all(source.complete for source in sources)
+    return Estimate(
+        bytes=sum(source.bytes for source in sources),
+        records=sum(source.records for source in sources),
+        read=sum(source.read for source in sources),
+        complete=complete,
+        error=math.hypot(*(source.error * source.document_count for source in sources)) / count,
+        documents=list(documents.values()),
+        repeats=sum(source.repeats for source in sources),
+        document_count=len(documents) if complete else count,
+        seconds=sum(source.seconds for source in sources),
+    )
+
+
+def _extent(files: Sequence[SourceFile], config: CorpusConfig, seed: int, read_bytes: int) -> Estimate:
+    begin = time.monotonic()
+    template = Template.parse(config.text)
+    sizes = [_size(file) for file in files]
+    complete = sum(sizes) <= read_bytes
+    parts = [Slice(file) for file in files] if complete else _places(files, sizes, config, seed, read_bytes // PLACES)
+    taken: list[tuple[int, float]] = []
+    documents: dict[str, dict[str, Any]] = {}
+    unusable: Unusable | None = None
+    repeats = 0
+    for part in parts:
+        records, size = _read(part, config, None if complete else read_bytes // PLACES)
+        taken.append((len(records), size))
+        for record in records:
+            try:
+                if isinstance(record.value, Unusable):
+                    raise record.value
+                made = to_document(record.value, template, config, part.file.corpus)
+            except Unusable as why:
+                unusable = why
+                continue
+            repeats += made.doc_id in documents
+            origin = {"source_file": part.file.name, "source_row": record.row}
+            row = {"doc_id": made.doc_id, "text": made.text, "fields": made.fields, "meta": made.meta}
+            documents.setdefault(made.doc_id, row | origin | {"held_out": made.held_out})
+    if not documents:
+        why_not = f"{unusable.reason}: {unusable.detail}" if unusable else "there are no records"
+        raise UserError("no record of the corpus can be used", where=config.source, hint=why_not)
+    read, in_all, error = _records(taken, sum(sizes), complete)
+    made_one = len(documents) if complete else len(documents) + repeats
+    return Estimate(
+        bytes=sum(sizes),
+        records=in_all,
+        read=read,
+        complete=complete,
+        error=error,
+        documents=list(documents.values()),
+        repeats=repeats,
+        document_count=in_all * made_one / read,
+        seconds=(time.monotonic() - begin) * in_all / read,
+    )
+
+
+def _records(taken: Sequence[tuple[int, float]], size: int, complete: bool) -> tuple[int, float, float]:
+    """Records read, records in all, relative standard error of these; from (records, bytes) of every place.
+
+    Example:
+        >>> _records([(10, 100.0), (20, 100.0)], 1000, complete=False)[:2]
+        (30, 150.0)
+    """
+    read, size_read = sum(count for count, _ in taken), sum(part for _, part in taken)
+    if complete:
+        return read, float(read), 0.0
+    each = np.array([count / part for count, part in taken if part])
+    error = float(np.std(each, ddof=1) / math.sqrt(len(each)) / np.mean(each)) if len(each) > 1 else 1.0
+    return read, size * read / size_read, error
+
+
+def _size(file: SourceFile) -> int:
+    with reachable(file.name), open_raw(file) as raw:
+        return raw.seek(0, 2)
+
+
+def _places(
+    files: Sequence[SourceFile], sizes: Sequence[int], config: CorpusConfig, seed: int, length: int
+) -> list[Slice]:
+    """Parts of files, each at a byte of the corpus drawn at random."""
+    rng = np.random.default_rng(seed)
+    ends = np.cumsum(sizes)
+    found = []
+    for place in sorted(rng.integers(0, int(ends[-1]), PLACES).tolist()):
+        n = int(np.searchsorted(ends, place, side="right"))
+        file, offset = files[n], place - int(ends[n]) + sizes[n]
+        if file.format == "parquet":
+            with reachable(file.name), open_parquet(file, config.max_unpacked_bytes) as table:
+                group = min(table.num_row_groups - 1, table.num_row_groups * offset // sizes[n])
+            found.append(Slice(file, group, group + 1))
+        elif file.compression is None and file.format in ("jsonl", "text"):
+            with reachable(file.name), open_raw(file) as raw:
+                raw.seek(offset)
+                raw.readline()
+                start = raw.tell()
+            found.append(Slice(file, start, start + length) if start < sizes[n] else Slice(file, 0, length))
+        else:
+            found.append(Slice(file))
+    return list(dict.fromkeys(found))
+
+
+def _read(part: Slice, config: CorpusConfig, length: int | None) -> tuple[list[Record], float]:
+    """Records of a part, about `length` bytes of them, and how many bytes of the file they are."""
+    if part.file.format == "parquet":
+        with reachable(part.file.name), open_parquet(part.file, config.max_unpacked_bytes) as table:
+            share = _size(part.file) / max(table.metadata.num_rows, 1)
+        records = list(islice(read_records(part, config), None if length is None else max(1, int(length / share))))
+        return records, len(records) * share
+    records, taken = [], 0
+    for record in read_records(part, config):
+        records.append(record)
+        taken += len(record.raw or b"") + 1
+        if length is not None and taken >= length:
+            return records, taken / (_expansion(part.file, config, length) if part.file.compression else 1.0)
+    cut = part.file.compression is None and part.start + (part.stop or 0)
+    return records, float(taken if cut else _size(part.file))
+
+
+def _expansion(file: SourceFile, config: CorpusConfig, length: int) -> float:
+    """Bytes that a byte of a compressed file becomes, at its start."""
+    with reachable(file.name), open_raw(file) as raw:
+        stream = decompressed(raw, file, config.max_unpacked_bytes)  # closes `raw` when it goes
+        return len(stream.read(length)) / max(raw.tell(), 1)
+
+
+def sample(
+    documents: Sequence[Mapping[str, Any]], rule: ValidationConfig, population: float, count: int, seed: int = 0
+) -> list[dict[str, Any]]:
+    """At most `count` documents in random order, with a `split` as `rule` would give it to as large a share of them."""
+    order = np.random.default_rng(seed).permutation(len(documents))[:count].tolist()
+    share = rule.fraction if rule.fraction is not None else (rule.documents or 0) / population
+    held_out = round(len(order) * share)
+    chosen = [documents[n] for n in order]
+    validation = [row["held_out"] if rule.column else n < held_out for n, row in enumerate(chosen)]
+    return [{**row, "split": "validation" if out else "train"} for row, out in zip(chosen, validation, strict=True)]

@@ -1,0 +1,132 @@
+"""The survey of a source file, before anything is read for good: its hash, its columns, and how it is cut in slices."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import BinaryIO, cast
+
+from pipeline.config.manifest import CorpusConfig
+from pipeline.corpus.checksums import Checksums, HashingReader
+from pipeline.corpus.parquet_source import open_parquet
+from pipeline.corpus.readers import Slice, read_records, text_pieces
+from pipeline.corpus.sources import SourceFile, open_raw, reachable
+
+SLICE_BYTES = 64 << 20
+"""A slice is the unit of reading: the first record that begins this many bytes after the last cut begins another."""
+
+_PEEK = 100
+"""Records that are looked at to learn a file's columns."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What is known of a source file before it is read. `columns` is empty if its first records have none."""
+
+    file: SourceFile
+    sha256: str
+    columns: tuple[str, ...]
+    slices: tuple[Slice, ...]
+
+
+def scan(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES) -> Scan:
+    """Read a file once: sha256 of its bytes as they lie there, its columns, its slices.
+
+    The files of the slices know their checksums: if one holds anything else when it is read again, that is an error.
+
+    Uncompressed JSON lines and text are cut between records, Parquet between row groups; other files are one slice,
+    because only reading them from the start tells where a record begins.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with reachable(file.name), open_raw(file) as raw:
+        hashing = HashingReader(raw)
+        stream = cast(BinaryIO, io.BufferedReader(hashing, 1 << 20))
+        cuts = [(0, 0)]
+        if file.compression is None and file.format in ("jsonl", "text"):
+            by_line = file.format == "jsonl" or config.document_break == "line"
+            cuts = list((_line_cuts if by_line else _text_cuts)(stream, file, config, slice_bytes))
+        while stream.read(1 << 20):
+            pass
+    file = replace(file, checksums=(checksums := hashing.checksums()))
+    if file.format == "parquet":
+        with reachable(file.name):
+            cuts = list(_row_group_cuts(file, config, slice_bytes))
+    stops = [*(start for start, _ in cuts[1:]), None]
+    slices = [Slice(file, start, stop, row) for (start, row), stop in zip(cuts, stops, strict=True)]
+    if file.format != "parquet":  # of which every slice needs the footer
+        slices = [_of_its_own_blocks(part) for part in slices]
+    return Scan(file, checksums.sha256, _columns(file, config), tuple(slices))
+
+
+def checksums_of(file: SourceFile) -> Checksums:
+    """Hash a file as it lies there.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with reachable(file.name), open_raw(file) as raw:
+        hashing = HashingReader(raw)
+        while hashing.read(1 << 20):
+            pass
+    return hashing.checksums()
+
+
+def _of_its_own_blocks(part: Slice) -> Slice:
+    assert part.file.checksums is not None
+    checksums = part.file.checksums.part(part.start, part.stop)
+    return replace(part, file=replace(part.file, checksums=checksums))
+
+
+def _columns(file: SourceFile, config: CorpusConfig) -> tuple[str, ...]:
+    records = islice(read_records(Slice(file), config), _PEEK)
+    names = [name for record in records if isinstance(record.value, Mapping) for name in record.value]
+    return tuple(dict.fromkeys(names))
+
+
+def _line_cuts(stream: BinaryIO, file: SourceFile, config: CorpusConfig, slice_bytes: int) -> Iterator[tuple[int, int]]:
+    """(offset, lines before it) of each slice."""
+    yield 0, 0
+    offset, rows, due = 0, 0, slice_bytes
+    cut: tuple[int, int] | None = None  # becomes a slice once a byte is seen after it
+    while block := stream.read(1 << 20):
+        if cut:
+            yield cut
+            cut = None
+        counted = 0
+        while (newline := block.find(b"\n", max(due - 1 - offset, counted))) >= 0:
+            rows += block.count(b"\n", counted, newline + 1)
+            counted = newline + 1
+            cut, due = (offset + counted, rows), offset + counted + slice_bytes
+            if counted < len(block):
+                yield cut
+                cut = None
+        rows += block.count(b"\n", counted)
+        offset += len(block)
+
+
+def _text_cuts(stream: BinaryIO, file: SourceFile, config: CorpusConfig, slice_bytes: int) -> Iterator[tuple[int, int]]:
+    """(offset, documents before it) of each slice."""
+    yield 0, 0
+    due = slice_bytes
+    for row, piece in enumerate(text_pieces(stream, Slice(file), config)):
+        if row and piece.offset >= due:
+            yield piece.offset, row
+            due = piece.offset + slice_bytes
+
+
+def _row_group_cuts(file: SourceFile, config: CorpusConfig, slice_bytes: int) -> Iterator[tuple[int, int]]:
+    """(row group, rows before it) of each slice."""
+    yield 0, 0
+    with open_parquet(file, config.max_unpacked_bytes) as table:
+        rows = size = 0
+        for group in range(table.num_row_groups):
+            about = table.metadata.row_group(group)
+            if size >= slice_bytes:
+                yield group, rows
+                size = 0
+            rows += about.num_rows
+            size += about.total_byte_size

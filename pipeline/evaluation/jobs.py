@@ -1,0 +1,110 @@
+"""A study as parts: commands in folders of their own, each after those it needs, a few at a time.
+
+A part is done when its folder holds `part.json`; what is done is not done again. The folder's name ends in a
+fingerprint of all that decides the part's output, so a changed setting makes other folders and leaves the old ones.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.config.errors import UserError
+from pipeline.core.artifact import fingerprint
+from pipeline.core.progress import log
+from pipeline.core.sealed import write_json
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of a study."""
+
+    name: str
+    command: tuple[str, ...]
+    """Words after `rpt`; `{out}` is the part's folder, `{name}` of a part that it needs is that part's."""
+    needs: tuple[Job, ...] = ()
+    decides: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Contents that decide the output besides the command: configurations, data, models."""
+    places: tuple[str, ...] = ()
+    """Words after the command that say where things lie; no part of the fingerprint."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the command, what it needs and what else decides its output."""
+        inputs = {part.name: part.fingerprint for part in self.needs} | dict(self.decides)
+        return fingerprint("study", VERSION, {"command": list(self.command)}, inputs)
+
+    def folder(self, out: Path) -> Path:
+        """Where its output lies."""
+        return out / f"{self.name}.{self.fingerprint[:8]}"
+
+    def words(self, out: Path) -> list[str]:
+        """The command with folders in it."""
+        places = {"out": self.folder(out)} | {part.name: part.folder(out) for part in self.needs}
+        words = [*self.command, *self.places]
+        for name, place in places.items():
+            words = [word.replace(f"{{{name}}}", str(place)) for word in words]
+        return words
+
+    def is_done(self, out: Path) -> bool:
+        """Whether it ended well."""
+        return (self.folder(out) / "part.json").exists()
+
+
+def run_jobs(parts: Sequence[Job], out: Path, *, workers: int) -> None:
+    """Run what is not done, `workers` commands at a time, each with its share of the cores.
+
+    A command that fails does not stop those that do not need it; it is the error in the end.
+
+    Raises:
+        UserError: a command failed; the message names its log.
+    """
+    waiting = [part for part in parts if not part.is_done(out)]
+    total, failed = len(waiting), []
+    log(f"study        {total} of {len(parts)} parts to do  {out}")
+    running: dict[Future[int], Job] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        while waiting or running:
+            ready = [part for part in waiting if all(need.is_done(out) for need in part.needs)]
+            for part in ready[: workers - len(running)]:
+                waiting.remove(part)
+                running[pool.submit(_run, part, out, workers)] = part
+            if not running:
+                break  # what is left needs what failed
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                part = running.pop(future)
+                if code := future.result():
+                    failed.append(part)
+                    log(f"study        {part.name} failed with exit code {code}: {part.folder(out) / 'log.txt'}")
+                else:
+                    log(f"study        {total - len(waiting) - len(running)}/{total} {part.name}")
+    if failed:
+        log_file = failed[0].folder(out) / "log.txt"
+        last = (log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
+        raise UserError(
+            f"{len(failed)} parts failed, first {failed[0].name}: {last}",
+            where=log_file,
+            hint="run the same command again once it is mended: what is done stays",
+        )
+
+
+def _run(part: Job, out: Path, workers: int) -> int:
+    """Run one command with its output in `log.txt`; `part.json` is written if it ends well."""
+    folder, words, begin = part.folder(out), part.words(out), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    with (folder / "log.txt").open("ab") as log_file:
+        command = [sys.executable, "-m", "commands.cli", *words]
+        code = subprocess.run(command, stdout=log_file, stderr=subprocess.STDOUT, env=environment).returncode
+    if code == 0:
+        write_json(folder / "part.json", {"command": words, "seconds": round(time.monotonic() - begin, 1)})
+    return code

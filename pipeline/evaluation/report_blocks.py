@@ -1,0 +1,113 @@
+"""A report as blocks, and blocks as Markdown or as one HTML file that opens offline."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.evaluation.report import Table
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Of a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An SVG beside the report."""
+
+    file: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Literal text under a title."""
+
+    title: str
+    text: str
+
+
+Block = Heading | Paragraph | Figure | Trace | Table
+
+
+def markdown(found: Sequence[Block]) -> str:
+    """As Markdown."""
+    parts, level = [], "#"
+    for block in found:
+        match block:
+            case Heading(text):
+                parts.append(f"{level} {text}")
+                level = "##"
+            case Paragraph(text):
+                parts.append(text)
+            case Figure(file, says):
+                parts.append(f"![{says}]({file})")
+            case Trace(title, text):
+                parts.append(f"**{title}**\n\n```\n{text.replace('```', '` ` `')}\n```")
+            case Table():
+                parts.append(block.markdown())
+    return "\n\n".join(parts) + "\n"
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+body { color: #1a1a1a; background: #fff }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 14px; display: block; overflow-x: auto }
+caption { text-align: left; font-weight: 600; padding: .3rem 0 }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
+th:first-child, td:first-child, table.words td, table.words th { text-align: left }
+pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; white-space: pre-wrap }
+figure { margin: 1rem 0 } svg { max-width: 100%; height: auto; background: #fff }
+"""
+
+
+def as_html(found: Sequence[Block], out: Path) -> str:
+    """As one HTML file, pictures in it."""
+    parts, level = [], 1
+    for block in found:
+        match block:
+            case Heading(text):
+                parts.append(f"<h{level}>{html.escape(text)}</h{level}>")
+                level = 2
+            case Paragraph(text):
+                parts.append(f"<p>{html.escape(text)}</p>")
+            case Figure(file, says):
+                drawing = (out / file).read_text(encoding="utf-8")
+                drawing = drawing[drawing.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{says}"', 1)
+                parts.append(f"<figure>{drawing}</figure>")
+            case Trace(title, text):
+                parts.append(f"<h3>{html.escape(title)}</h3><pre>{html.escape(text)}</pre>")
+            case Table():
+                parts.append(_table(block))
+    body = "\n".join(parts)
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>Study</title>'
+        f"<style>{_STYLE}</style></head><body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _table(table: Table) -> str:
+    def cell(text: str, tag: str) -> str:
+        return f"<{tag}>{html.escape(text).replace(chr(10), '<br>')}</{tag}>"
+
+    head = "".join(cell(name, "th") for name in table.header)
+    rows = "".join(f"<tr>{''.join(cell(text, 'td') for text in row)}</tr>\n" for row in table.rows)
+    kind = ' class="words"' if table.of_words else ""
+    title = html.escape(table.title)
+    return f"<table{kind}><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

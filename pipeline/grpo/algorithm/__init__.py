@@ -1,0 +1,1 @@
+"""The algorithm: advantages, losses and the objective, as pure functions of tensors."""

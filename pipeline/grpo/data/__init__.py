@@ -1,0 +1,1 @@
+"""What is trained on: curriculum, pass rates, questions and supervised examples."""

@@ -1,0 +1,66 @@
+"""Which sites a step draws: those that the recipe's phase of that step names, in an order that is theirs alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import polars as pl
+
+from pipeline.config.recipe import Recipe
+from pipeline.core.artifact import InputFile
+from pipeline.grpo.data.shuffled_targets import ShuffledTargets
+from pipeline.grpo.rollout.sampled_site import SampledSite
+from pipeline.shards.reader import ShardReader, Site, sites_of_step
+
+
+class Curriculum:
+    """The sites of every phase. All of a recipe's phases are opened at once: one that matches no site fails now.
+
+    Raises:
+        UserError: a phase names no column of a site, or matches none.
+    """
+
+    def __init__(self, files: Sequence[InputFile], recipe: Recipe, pass_rates: pl.DataFrame | None = None) -> None:
+        phases = sorted(recipe.curriculum, key=lambda phase: phase.until_step)
+        self._per_draw, self._seed = recipe.rollout.sites_per_step, recipe.seed
+        self._until = [phase.until_step for phase in phases]
+        expressions = [_both(recipe.sites.where, phase.where) for phase in phases] + [recipe.sites.where]
+        readers = {where: ShardReader(files, where, pass_rates=pass_rates) for where in dict.fromkeys(expressions)}
+        self._readers = [readers[where] for where in expressions]
+        self._shuffled = ShuffledTargets(files, recipe, pass_rates) if recipe.task.targets == "shuffled" else None
+
+    def sites(self) -> Iterator[Site]:
+        """Every site that some phase may draw."""
+        seen: set[int] = set()
+        for reader in self._readers:
+            if id(reader) not in seen:
+                seen.add(id(reader))
+                yield from (reader[i] for i in range(len(reader)))
+
+    def draw(self, step: int, number: int, before: Sequence[SampledSite] = ()) -> list[SampledSite]:
+        """The sites of one draw.
+
+        Args:
+            step: chooses the phase.
+            number: of the draw, counted over the whole run; consecutive draws pass through the phase's sites.
+            before: what the step has drawn already.
+        """
+        reader = self._readers[sum(step >= until for until in self._until)]
+        seen = Counter(draw.site.site_id for draw in before)
+        draws = []
+        for index in sites_of_step(len(reader), self._seed, number, self._per_draw):
+            site = reader[int(index)]
+            draws.append(SampledSite(self._shuffled(site, number) if self._shuffled else site, seen[site.site_id]))
+            seen[site.site_id] += 1
+        return draws
+
+
+def _both(first: str, second: str) -> str:
+    """
+    Example:
+        >>> _both("true", "entropy > 1"), _both("entropy > 1", "field = 'a'")
+        ('entropy > 1', "(entropy > 1) AND (field = 'a')")
+    """
+    terms = [term for term in (first, second) if term != "true"]
+    return " AND ".join(f"({term})" for term in terms) if len(terms) > 1 else "".join(terms) or "true"

@@ -1,0 +1,169 @@
+"""Supervised examples: what is read and what is learned, as token ids, drawn in steps of about so many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.config.errors import UserError
+from pipeline.core.artifact import InputFile
+from pipeline.core.parquet import read_table
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.rollout.prompt import PromptBuilder
+from pipeline.grpo.rollout.rewards import encoded
+from pipeline.shards.reader import ShardReader, permutation
+from pipeline.task.extraction import BOX, END_OF_THINKING
+from pipeline.task.reward import response_bytes
+
+Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt that is read and a response that is learned, each of at least one token."""
+
+    prompt: Ids
+    response: Ids
+
+    @property
+    def length(self) -> int:
+        """Tokens of both."""
+        return len(self.prompt) + len(self.response)
+
+
+class EpochSampler:
+    """Examples without end: every epoch all of them in another order, cut into steps of about `step_tokens` tokens.
+
+    An example belongs to the step in which its first token falls. What a step takes depends on (examples, seed, step)
+    alone.
+
+    Raises:
+        UserError: no example, or one that is longer than a step.
+    """
+
+    def __init__(self, examples: Sequence[Example], seed: int, step_tokens: int, what: str) -> None:
+        """`what`: names the examples where they are too few or too long."""
+        self._examples, self._seed, self._step_tokens = examples, seed, step_tokens
+        self._lengths = np.array([example.length for example in examples], dtype=np.int64)
+        if not len(examples):
+            raise UserError("nothing to learn from", where=what)
+        self.longest = int(self._lengths.max())
+        if self.longest > step_tokens:
+            raise UserError(
+                f"an example of {self.longest:,} tokens is longer than its share of a step, {step_tokens:,} tokens",
+                where=what,
+                hint="raise `supervised.batch_tokens`",
+            )
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def of_step(self, step: int) -> list[Example]:
+        """The examples of a step, at least one."""
+        begin, total = step * self._step_tokens, int(self._lengths.sum())
+        end = begin + self._step_tokens
+        chosen: list[int] = []
+        for epoch in range(begin // total, (end - 1) // total + 1):
+            order = permutation(len(self._examples), self._seed, epoch)
+            ends = epoch * total + np.cumsum(self._lengths[order])
+            starts = ends - self._lengths[order]
+            chosen += order[(starts >= begin) & (starts < end)].tolist()
+        return [self._examples[i] for i in chosen]
+
+
+def subsample(examples: Sequence[Example], most: int, seed: int) -> tuple[Example, ...]:
+    """At most so many of them, drawn by seed."""
+    return tuple(examples[i] for i in permutation(len(examples), seed, 0)[:most])
+
+
+# ------------------------------------------------------------------------------------------------------ text
+
+
+def text_examples(
+    files: Sequence[InputFile], split: str, tokens: CorpusTokenizer, end: int, window: int
+) -> list[Example]:
+    """The documents of a split, every token to be predicted from those before it in its document.
+
+    Args:
+        files: of the table `documents`.
+        split: `train` or `validation`.
+        tokens: the policy's tokenizer; the token it declares for a beginning stands before a document.
+        end: the token that stands after it.
+        window: a document is read in pieces of at most so many tokens.
+    """
+    before = [] if tokens.bos_id is None else [tokens.bos_id]
+    examples: list[Example] = []
+    for file in files:
+        table = read_table(file, ["text", "split"])
+        texts = [row["text"] for row in table.to_pylist() if row["split"] == split]
+        for ids in tokens.encode_batch(texts):
+            examples += pieces(np.concatenate([before, ids, [end]]).astype(np.int32), window)
+    return examples
+
+
+def pieces(ids: Ids, window: int) -> Iterator[Example]:
+    """A text in pieces of at most `window` tokens that share one: every token but the first is learned once.
+
+    Example:
+        >>> [(e.prompt.tolist(), e.response.tolist()) for e in pieces(np.array([7, 8, 9, 10]), 3)]
+        [([7], [8, 9]), ([9], [10])]
+    """
+    for start in range(0, len(ids) - 1, window - 1):
+        yield Example(ids[start : start + 1], ids[start + 1 : start + window])
+
+
+# --------------------------------------------------------------------------------------------------- answers
+
+
+def thought_examples(files: Sequence[Path], prompts: PromptBuilder, tokens: CorpusTokenizer) -> list[Example]:
+    """Contexts and the right responses to them that a run has sampled: thought, and continuation in its box.
+
+    Args:
+        files: tables of rollouts (`rollout.ROLLOUTS`).
+        prompts: what the contexts are put in.
+        tokens: the policy's tokenizer.
+
+    Raises:
+        UserError: there is no right response, or they are another tokenizer's.
+    """
+    columns = ["context", "response", "response_ids"]
+    tables = [pl.scan_parquet(file).filter(pl.col("reason") == "match").select(columns) for file in files]
+    rows = pl.concat(tables).collect() if tables else pl.DataFrame()
+    if not len(rows):
+        raise UserError("no right response among the rollouts", where=", ".join(map(str, files[:3])) or "--rollouts")
+    examples = []
+    for context, response, response_ids in rows.iter_rows():
+        ids = np.array(response_ids, dtype=np.int32)
+        said = response_bytes(response_ids, tokens.token_bytes)
+        if not said.decode("utf-8", errors="replace").startswith(response):
+            raise UserError(
+                "the rollouts are another tokenizer's than the policy's",
+                where=files[0],
+                hint="take rollouts of a run that started from the same policy",
+            )
+        examples.append(Example(np.array(prompts.ids(context.encode()), dtype=np.int32), ids))
+    return examples
+
+
+def answer_examples(sites: ShardReader, prompts: PromptBuilder, tokens: CorpusTokenizer, end: int) -> list[Example]:
+    """Contexts and the true next token in a box, without a thought.
+
+    Args:
+        sites: of the training split.
+        prompts: what the contexts are put in.
+        tokens: the policy's tokenizer.
+        end: the token that ends a response.
+    """
+    token_of = {content: token for token, content in reversed(list(enumerate(tokens.token_bytes)))}
+    opening, closing = [*encoded(tokens, END_OF_THINKING), *encoded(tokens, BOX)], [*encoded(tokens, b"}"), end]
+    examples = []
+    for i in range(len(sites)):
+        site = sites[i]
+        prompt, response = prompts.ids(site.context), [*opening, token_of[site.target], *closing]
+        examples.append(Example(np.array(prompt, dtype=np.int32), np.array(response, dtype=np.int32)))
+    return examples

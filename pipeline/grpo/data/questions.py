@@ -1,0 +1,133 @@
+"""Questions with known answers, as rows of the shards' table: the question is the context, the answer what follows.
+
+Training then draws, samples and rewards them as it does sites; only the rule that judges a response is another one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from pipeline.config.manifest import CorpusConfig, ValidationConfig
+from pipeline.config.recipe import QuestionsConfig
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.corpus.assignment import assign
+from pipeline.corpus.documents import doc_id
+from pipeline.corpus.quarantine import Unusable
+from pipeline.corpus.readers import Slice, read_records
+from pipeline.corpus.template import Template, as_text
+
+
+class Question(NamedTuple):
+    """A record that can be used. `held_out`: its file or its own column says so."""
+
+    text: str
+    answer: str
+    held_out: bool
+
+
+def as_corpus(config: QuestionsConfig, source: str) -> CorpusConfig:
+    """One of its sources as what the readers of corpora read."""
+    return CorpusConfig(
+        source=source,
+        format=config.format,
+        revision=config.revision,
+        text=config.question,
+        validation=ValidationConfig(documents=0) if config.held_out_source else config.held_out,
+    )
+
+
+def read_questions(
+    config: QuestionsConfig, parts: Iterable[Slice], counters: Counter[str], *, held_out: bool
+) -> Iterator[Question]:
+    """The questions of the slices, in order. What cannot be used is counted by its reason.
+
+    Args:
+        config: columns, and what stands before a final answer.
+        parts: what to read.
+        counters: `records`, `quarantined.<reason>` and `dropped.no_answer` are added to.
+        held_out: whether all of these questions are.
+    """
+    corpus = as_corpus(config, config.source)
+    question, answer, column = Template.parse(config.question), Template.parse(config.answer), config.held_out.column
+    for part in parts:
+        for _, _, _, value in read_records(part, corpus):
+            counters["records"] += 1
+            try:
+                if isinstance(value, Unusable):
+                    raise value
+                text, reply = question.render(value)[0], final_answer(answer.render(value)[0], config.answer_after)
+                text.encode(), reply.encode()
+                marked = column is not None and as_text(column, value) == config.held_out.value
+            except Unusable as why:
+                counters[f"quarantined.{why.reason}"] += 1
+            except UnicodeEncodeError:
+                counters["quarantined.lone_surrogate"] += 1
+            else:
+                if reply:
+                    yield Question(text, reply, held_out or (marked and not config.held_out_source))
+                counters["dropped.no_answer"] += not reply
+
+
+def final_answer(text: str, after: str | None) -> str:
+    """What stands behind the last `after` of an answer, or all of it, white space around it aside; "" if nothing does.
+
+    Example:
+        >>> final_answer("Half of 8 is 4.\\n#### 4", "####"), final_answer("no mark", "####"), final_answer(" 4 ", None)
+        ('4', '', '4')
+    """
+    return text.strip() if after is None else text.rpartition(after)[2].strip() if after in text else ""
+
+
+def question_rows(
+    questions: Sequence[Question], config: QuestionsConfig, tokens: CorpusTokenizer, counters: Counter[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows of `SHARDS` by split. Of equal questions the first stays.
+
+    Args:
+        questions: those held out first, so that they are not in training as well.
+        config: which are held out, if that is not known; how long they may be.
+        tokens: the policy's tokenizer.
+        counters: `dropped.duplicate`, `dropped.too_long`, `train` and `validation` are added to.
+    """
+    ids = pl.Series([doc_id(question.text) for question in questions], dtype=pl.String)
+    rule = ValidationConfig(column="held_out") if config.held_out_source else config.held_out
+    marked = pl.Series([question.held_out for question in questions], dtype=pl.Boolean)
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    lengths = map(len, tokens.encode_batch([question.text for question in questions]))
+    splits = assign(ids, marked, rule, config.seed)
+    for question, own_id, split, length in zip(questions, ids, splits, lengths, strict=True):
+        if split is None:
+            counters["dropped.duplicate"] += 1
+        elif length > config.max_question_tokens:
+            counters["dropped.too_long"] += 1
+        else:
+            counters[split] += 1
+            rows[split].append(_row(question, own_id, split))
+    return rows
+
+
+def _row(question: Question, own_id: str, split: str) -> dict[str, Any]:
+    """No proxy has scored it, and its answer is one token, so to speak."""
+    text, answer = question.text.encode(), question.answer.encode()
+    return {
+        "site_id": f"{own_id}-0",
+        "doc_id": own_id,
+        "position": 0,
+        "byte_offset": len(text),
+        "field": "answer",
+        "entropy": 0.0,
+        "nll": 0.0,
+        "rank": 0,
+        "token_class": "",
+        "band": "none",
+        "split": split,
+        "context": text,
+        "target": answer,
+        "continuation": answer,
+        "token_lengths": [len(answer)],
+        "context_truncated": False,
+    }

@@ -1,0 +1,1 @@
+"""The model's side: log-probabilities, packing, attention and adapters."""

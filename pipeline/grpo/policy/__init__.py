@@ -1,0 +1,1 @@
+"""The policy under training: engine, update, weights and processes."""

@@ -1,0 +1,1 @@
+"""Rollouts: prompts, samplers, decoding and rewards."""

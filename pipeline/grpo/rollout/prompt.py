@@ -1,0 +1,140 @@
+"""Prompts as token ids: the chat template's text around the context's own tokens.
+
+The template is rendered once and cut at its slot. A prompt is then `prefix + encode(context) + suffix`: a context that
+holds `<think>` or an end-of-turn mark cannot break out of the user's message, for its text is never parsed for special
+tokens. What was rendered is kept in a run's folder, because a chat template may ask for the date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config.base import canonical_json
+from pipeline.config.errors import UserError
+from pipeline.core.sealed import write_json
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.rollout.chat_template import ChatTemplate
+from pipeline.task.templates import SLOT, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+THINK = "<think>"
+KEPT = "prompt.json"
+"""Of a run's folder: the rendered prompt, and the digest of what it was rendered from."""
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """What stands around a context, special tokens as text."""
+
+    before: str
+    after: str
+
+
+def rendered(chat: ChatTemplate | None, tokens: CorpusTokenizer, template: Template) -> PromptText:
+    """The template as one user message of the policy's chat template, generation prompt added.
+
+    Where that does not open a thought and the tokenizer has the token `<think>`, `<think>` and a newline are appended.
+
+    Raises:
+        UserError: the chat template fails, loses the context, or repeats it.
+    """
+    text = template.text
+    if chat:
+        text = chat.render([{"role": "user", "content": text}], add_generation_prompt=True)
+    if not text.rstrip().endswith(THINK) and tokens.id_of(THINK) is not None:
+        text += f"{THINK}\n"
+    if (count := text.count(SLOT)) != 1:
+        raise UserError(
+            f"the policy's chat template shows the context {count} times, not once",
+            where=chat.where if chat else "",
+            hint="repair `chat_template` in the policy's folder, or remove it",
+        )
+    before, _, after = text.partition(SLOT)
+    return PromptText(before, after)
+
+
+def kept_prompt(run: Path, folder: Path, tokens: CorpusTokenizer, template: Template) -> PromptText:
+    """The prompt that a run keeps, if it was rendered from the same templates; else as they render now.
+
+    Args:
+        run: the run's folder; need not exist.
+        folder: of the policy.
+        tokens: the policy's tokenizer.
+        template: the recipe's.
+    """
+    chat, kept = ChatTemplate.of(folder), _read(run / KEPT)
+    if kept.get("made_from") == _made_from(chat, tokens, template):
+        return PromptText(kept["before"], kept["after"])
+    return rendered(chat, tokens, template)
+
+
+def keep_prompt(run: Path, text: PromptText, folder: Path, tokens: CorpusTokenizer, template: Template) -> None:
+    """Write what `kept_prompt` reads. Arguments as there."""
+    write_json(run / KEPT, {"made_from": _made_from(ChatTemplate.of(folder), tokens, template), **asdict(text)})
+
+
+def _made_from(chat: ChatTemplate | None, tokens: CorpusTokenizer, template: Template) -> str:
+    used = {name: token for name, token in chat.special_tokens.items() if name in chat.text} if chat else {}
+    parts = [template.text, chat.text if chat else None, used, tokens.id_of(THINK) is not None]
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def _read(path: Path) -> Mapping[str, str]:
+    """What is kept; nothing if there is nothing to be read."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names = ("made_from", "before", "after")
+    return kept if isinstance(kept, dict) and all(isinstance(kept.get(name), str) for name in names) else {}
+
+
+class PromptBuilder:
+    """Builds the prompt of a context for one policy and one rendered prompt template.
+
+    A policy without a chat template gets the plain text, after the token its model expects at a start, if any.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, corpus_tokenizer: CorpusTokenizer, text: PromptText) -> None:
+        bos = [] if tokenizer.chat_template or corpus_tokenizer.bos_id is None else [corpus_tokenizer.bos_id]
+        self.prefix_ids: list[int] = bos + tokenizer.encode(text.before, add_special_tokens=False)
+        self.suffix_ids: list[int] = tokenizer.encode(text.after, add_special_tokens=False)
+        self._corpus_tokenizer = corpus_tokenizer
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, corpus_tokenizer: CorpusTokenizer, template: Template
+    ) -> PromptBuilder:
+        """With the template as it renders now.
+
+        Raises:
+            UserError: see `rendered`.
+        """
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        where = str(getattr(tokenizer, "name_or_path", ""))
+        chat = ChatTemplate(tokenizer.get_chat_template(), special, where) if tokenizer.chat_template else None
+        return cls(tokenizer, corpus_tokenizer, rendered(chat, corpus_tokenizer, template))
+
+    def ids(self, context: bytes) -> list[int]:
+        """Token ids of the prompt for a context (UTF-8; a character cut at its start becomes U+FFFD)."""
+        text = context.decode("utf-8", errors="replace")
+        return [*self.prefix_ids, *self._corpus_tokenizer.encode(text).tolist(), *self.suffix_ids]
+
+    def longest(self, context_tokens: int, room: int) -> int:
+        """Most tokens of a prompt, whose context was cut to `context_tokens`, and of a response of up to `room`.
+
+        A context that was cut at its front may take a few tokens more when it is encoded again.
+        """
+        return len(self.prefix_ids) + context_tokens + 64 + len(self.suffix_ids) + room
+
+    def bare_ids(self, text: str) -> list[int]:
+        """Token ids of a text as such, after the token that the tokenizer declares for a beginning, if any."""
+        beginning = [] if self._corpus_tokenizer.bos_id is None else [self._corpus_tokenizer.bos_id]
+        return [*beginning, *self._corpus_tokenizer.encode(text).tolist()]

@@ -1,0 +1,106 @@
+"""What ends a response: one rule for sampling, supervised training, evaluation and exports. Starts without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.errors import UserError
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.rollout.chat_template import ChatTemplate, read_json
+
+_MARK = "the-answer-0f3c"
+"""An answer that no template holds otherwise."""
+
+
+@dataclass(frozen=True)
+class ResponseEnds:
+    """Ids that end a response, each with what names it."""
+
+    named: Mapping[int, tuple[str, ...]]
+    """By id: `chat template`, `tokenizer`, `generation configuration`, `model configuration`."""
+    of_response: int
+    """The one that supervised training teaches: the chat template's end of turn, else the tokenizer's."""
+    of_text: int
+    """The one that stands after a document: the tokenizer's, else that of a response."""
+
+    @property
+    def ids(self) -> frozenset[int]:
+        """All of them."""
+        return frozenset(self.named)
+
+    def described(self, tokens: CorpusTokenizer) -> str:
+        """A line for people: each token, its id and what names it."""
+        return ", ".join(
+            f"{tokens.token_bytes[id].decode('utf-8', errors='replace')!r} ({id}: {' and '.join(sources)})"
+            for id, sources in sorted(self.named.items())
+        )
+
+
+def response_ends(folder: Path, tokens: CorpusTokenizer) -> ResponseEnds:
+    """The union of what a policy's files name: the end of turn of the chat template, the tokenizer's `eos_token`, and
+    `eos_token_id` of the generation configuration and of the model's configuration.
+
+    Args:
+        folder: of the policy, or of its tokenizer alone.
+        tokens: its tokenizer.
+
+    Raises:
+        UserError: none of them names an end, so that no response could ever finish.
+    """
+    found: dict[int, tuple[str, ...]] = {}
+    for source, ids in _named(folder, tokens):
+        for id in ids:
+            if 0 <= id < tokens.vocab_size:
+                found[id] = (*found.get(id, ()), source)
+    if not found:
+        raise UserError(
+            "the policy names no token that ends a response",
+            where=folder,
+            hint="set `eos_token` in its tokenizer_config.json, or `eos_token_id` in its generation_config.json",
+        )
+    return ResponseEnds(found, of_response=next(iter(found)), of_text=_first(found, "tokenizer"))
+
+
+def _named(folder: Path, tokens: CorpusTokenizer) -> Iterator[tuple[str, list[int]]]:
+    """Sources in the order in which they are asked what to teach."""
+    turn = end_of_turn(ChatTemplate.of(folder), folder, tokens)
+    yield "chat template", [] if turn is None else [turn]
+    settings = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
+    token = settings.get("eos_token")
+    own = tokens.id_of(token["content"] if isinstance(token, dict) else token) if token else None
+    yield "tokenizer", [] if own is None else [own]
+    yield "generation configuration", _ids(read_json(folder / "generation_config.json"))
+    config = read_json(folder / "config.json")
+    inner = config.get("text_config")
+    yield "model configuration", _ids(config) or _ids(inner if isinstance(inner, dict) else {})
+
+
+def end_of_turn(template: ChatTemplate | None, folder: Path, tokens: CorpusTokenizer) -> int | None:
+    """The special token that the chat template puts after the policy's answer.
+
+    None if there is no template, if it cannot be rendered with an answer, or if no special token follows one.
+    """
+    if template is None:
+        return None
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _MARK}]
+    try:
+        text = template.render(turns, add_generation_prompt=False)
+    except UserError:
+        return None
+    _, mark, after = text.rpartition(_MARK)
+    added = read_json(folder / "tokenizer.json").get("added_tokens") or ()
+    special = [token["content"] for token in added if token.get("special") and token["content"]]
+    follows = [content for content in special if mark and after.lstrip().startswith(content)]
+    return tokens.id_of(max(follows, key=len)) if follows else None
+
+
+def _ids(config: Mapping[str, Any]) -> list[int]:
+    named = config.get("eos_token_id")
+    return [id for id in (named if isinstance(named, list) else [named]) if type(id) is int]
+
+
+def _first(found: Mapping[int, tuple[str, ...]], source: str) -> int:
+    return next((id for id, sources in found.items() if source in sources), next(iter(found)))

@@ -1,0 +1,123 @@
+"""Rollouts: sites → prompts → responses → rewards → groups. Shape names: P sites, G responses a site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config.recipe import Recipe
+from pipeline.core.files import replacing
+from pipeline.core.parquet import write_rows
+from pipeline.grpo.algorithm.advantage import Advantage
+from pipeline.grpo.policy import distributed
+from pipeline.grpo.rollout.prompt import PromptBuilder
+from pipeline.grpo.rollout.rewards import Outcomes, RolloutGroup
+from pipeline.grpo.rollout.sampled_site import SampledSite
+from pipeline.grpo.rollout.token_sampling import rollout_seed
+from pipeline.grpo.types import Group, ResponseSampler, SamplingRequest
+from pipeline.shards.reader import Site
+from pipeline.task.reward import Outcome
+
+ROLLOUTS = pa.schema(
+    [
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("site_id", pa.string(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("response_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("context", pa.large_string(), nullable=False),
+        pa.field("response", pa.large_string(), nullable=False),
+        pa.field("target", pa.binary(), nullable=False),
+        pa.field("prediction", pa.binary()),
+        pa.field("reward", pa.float32(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("advantage", pa.float32(), nullable=False),
+        pa.field("finished", pa.bool_(), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+    ]
+)
+"""A row is a response. `context` and `response` are for reading: bytes that are no UTF-8 appear as U+FFFD there;
+`prediction` (null if there is none), `target` and the ids are exact."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A site, the group of responses to it, and what each earned [G]."""
+
+    site: Site
+    group: Group
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def text(self) -> str:
+        """The true text around the site: its context and what follows; characters cut at either end are left out."""
+        return (self.site.context + self.site.continuation).decode("utf-8", errors="ignore")
+
+
+def roll_out(
+    sampler: ResponseSampler, prompts: PromptBuilder, draws: Sequence[SampledSite], recipe: Recipe, step: int
+) -> list[RolloutGroup]:
+    """The prompt of each drawn site, and its responses, each with the noise of (seed, step, site, sample)."""
+    size = recipe.rollout.group_size
+    ids = [tuple(prompts.ids(draw.site.context)) for draw in draws]
+    seeds = [
+        rollout_seed(recipe.seed, step, draw.site.site_id, draw.repeat * size + g)
+        for draw in draws
+        for g in range(size)
+    ]
+    responses = sampler.sample(
+        SamplingRequest(ids, size, recipe.rollout.temperature, recipe.rollout.max_new_tokens, seeds)
+    )
+    return [
+        RolloutGroup(draw.site, prompt, tuple(responses[p * size : (p + 1) * size]))
+        for p, (draw, prompt) in enumerate(zip(draws, ids, strict=True))
+    ]
+
+
+def group_advantages(answered: Sequence[RolloutGroup], outcomes_PG: Outcomes, advantage: Advantage) -> list[Rollout]:
+    """Groups whose responses are compared with each other by what they earned."""
+    if not answered:
+        return []
+    advantages_PG = advantage(np.array([[outcome.reward for outcome in group] for group in outcomes_PG]))
+    return [
+        Rollout(a.site, Group(a.prompt, a.responses, tuple(advantages)), tuple(outcomes))
+        for a, advantages, outcomes in zip(answered, advantages_PG.tolist(), outcomes_PG, strict=True)
+    ]
+
+
+def rollout_rows(rollouts: Sequence[Rollout], step: int) -> list[dict[str, object]]:
+    """Rows of `ROLLOUTS`, one a response."""
+    return [
+        {
+            "step": step,
+            "site_id": rollout.site.site_id,
+            "sample": sample,
+            "prompt_ids": rollout.group.prompt,
+            "response_ids": response.ids,
+            "context": rollout.site.context.decode("utf-8", errors="replace"),
+            "response": response.text.decode("utf-8", errors="replace"),
+            "target": rollout.site.target,
+            "prediction": outcome.prediction,
+            "reward": outcome.reward,
+            "reason": outcome.reason,
+            "advantage": advantage,
+            "finished": response.finished,
+            "length": len(response.ids),
+        }
+        for rollout in rollouts
+        for sample, (response, outcome, advantage) in enumerate(
+            zip(rollout.group.responses, rollout.outcomes, rollout.group.advantages, strict=True)
+        )
+    ]
+
+
+def write_rollouts(run: Path, step: int, rollouts: Sequence[Rollout]) -> None:
+    """`rollouts/step-<step>.parquet`, by rank 0."""
+    if distributed.rank() == 0:
+        path = run / "rollouts" / f"step-{step:06d}.parquet"
+        with replacing(path) as temporary:
+            write_rows(temporary, ROLLOUTS, rollout_rows(rollouts, step))

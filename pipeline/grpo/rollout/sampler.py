@@ -1,0 +1,243 @@
+"""The built-in sampler: plain PyTorch over any decoder of `transformers`, with its own inference copy of the policy.
+
+A context is read once for its G responses, and where the model's attention allows (`shared_attention.py`) its keys and
+values are also held once; rows that have ended leave the batch (`decoding.py`). A response is a function of
+(weights, prompt, seed): its noise does not depend on which other rows are in the batch, on their order, or on the
+number of ranks.
+
+Shape names: P prompts, G responses a prompt, R = P·G rows, W width of the left-padded contexts, H key-value heads,
+D head dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from pipeline.config.errors import UserError
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.model.prefix_attention import can_share
+from pipeline.grpo.rollout.decoding import (
+    Keyed,
+    Layers,
+    ReadContexts,
+    Repeated,
+    Shared,
+    contexts_by_modules,
+    pad_left,
+    token_by_modules,
+)
+from pipeline.grpo.rollout.fused_decoder import FusedDecoder, can_fuse
+from pipeline.grpo.rollout.positions import must_fit
+from pipeline.grpo.rollout.response_ends import response_ends
+from pipeline.grpo.rollout.token_sampling import SamplingParams
+from pipeline.grpo.types import Response, SamplingRequest
+from pipeline.scoring.rotary import fix_rotary
+from pipeline.task.reward import response_bytes
+
+Rows = Callable[[Layers, Tensor, int, int], Shared | Repeated]
+"""Keys and values of contexts, their mask [P, W], G, room → the rows that are decoded after them."""
+
+
+class Sampler:
+    """Samples responses from a copy of the policy that `load_weights` keeps current.
+
+    Args:
+        model: a causal language model of `transformers` with full or sliding-window attention.
+        tokenizer: the policy's tokenizer, for the bytes of a response.
+        eos_ids: ids that end a response.
+        batch_rows: responses decoded at once: memory, not results.
+        prefill_tokens: context tokens read at once: memory, not results.
+        longest: most tokens of a prompt and its response that the model was loaded for, if it takes no more.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: CorpusTokenizer,
+        eos_ids: Iterable[int],
+        *,
+        batch_rows: int = 1024,
+        prefill_tokens: int = 16384,
+        longest: int | None = None,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.eos_ids = frozenset(eos_ids)
+        self._tokenizer = tokenizer
+        self._batch_rows, self._prefill_tokens, self._longest = batch_rows, prefill_tokens, longest
+        self._read, self._rows = _fastest(model)
+        kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+        if kinds - {"full_attention", "sliding_attention"}:
+            raise UserError(
+                "the built-in sampler knows models with attention layers only",
+                where=f"{type(model).__name__} has {', '.join(sorted(kinds))}",
+                hint="choose another policy",
+            )
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        tokenizer: CorpusTokenizer,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        batch_rows: int = 1024,
+        longest: int | None = None,
+    ) -> Sampler:
+        """From a `transformers` folder, whose files say what ends a response (`response_ends.py`).
+
+        Args:
+            folder: of the policy.
+            tokenizer: the policy's.
+            dtype: of its weights.
+            device: where it samples.
+            batch_rows: responses decoded at once.
+            longest: most tokens of a prompt and its response, as for `fix_rotary`.
+
+        Raises:
+            UserError: the policy's responses would depend on what is sampled beside them.
+        """
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        fixed = fix_rotary(model, longest)
+        torch.nn.Module.to(model, device)
+        ends, longest = response_ends(folder, tokenizer), longest if fixed else None
+        return cls(model, tokenizer, ends.ids, batch_rows=batch_rows, longest=longest)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy weights by their `transformers` names. A tied output head follows its embedding.
+
+        Raises:
+            ValueError: a parameter was not given, or one was given that the model does not have.
+        """
+        own = dict(self.model.named_parameters())  # tied parameters appear once, under their first name
+        aliases = set(dict(self.model.named_parameters(remove_duplicate=False))) - set(own)
+        with torch.no_grad():
+            for name, tensor in weights:
+                if name not in aliases:
+                    own.pop(name).copy_(tensor)
+        if own:
+            raise ValueError(f"weights not given: {', '.join(own)}")
+
+    @torch.inference_mode()
+    def sample(self, request: SamplingRequest) -> list[Response]:
+        """The P·G responses, in the order of the request's seeds.
+
+        Raises:
+            UserError: a prompt and its response may be longer than the model was loaded for, or than it has positions.
+        """
+        prompts, group_size, seeds = request.prompts, request.group_size, request.seeds
+        most = max(map(len, prompts), default=0) + request.max_new_tokens
+        if self._longest is not None and most > self._longest:
+            raise UserError(
+                f"a prompt and its response may have {most:,} tokens, more than the {self._longest:,} that the "
+                "policy's rotary frequencies were fixed for",
+                where=type(self.model).__name__,
+                hint="raise `materialize.max_context_tokens`, or lower `rollout.max_new_tokens`",
+            )
+        must_fit(self.model.config, max(map(len, prompts), default=0), request.max_new_tokens)
+        responses: dict[int, Response] = {}
+        by_length = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))  # little padding
+        for start in range(0, len(prompts), width := max(1, self._batch_rows // group_size)):
+            chosen = by_length[start : start + width]
+            rows = [p * group_size + g for p in chosen for g in range(group_size)]
+            seeds_R = np.array([seeds[row] for row in rows], dtype=np.uint64)
+            drawing = SamplingParams(seeds_R, request.temperature, request.max_new_tokens, self.eos_ids)
+            made = self._decode([prompts[p] for p in chosen], group_size, drawing)
+            responses.update(zip(rows, made, strict=True))
+        return [responses[row] for row in range(len(seeds))]
+
+    @torch.inference_mode()
+    def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]:
+        """The most likely next token after each of P contexts, read straight off the model.
+
+        Args:
+            contexts: token ids, with the token the model expects at a start where it expects one; none is empty.
+        """
+        best = [0] * len(contexts)
+        for chosen, logits_PV in self._next(contexts):
+            for p, token in zip(chosen, logits_PV.argmax(dim=-1).tolist(), strict=True):
+                best[p] = token
+        return best
+
+    @torch.inference_mode()
+    def next_logprobs(self, contexts: Sequence[Sequence[int]], ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities (nats, temperature 1) of given next tokens after each of P contexts.
+
+        Args:
+            contexts: as for `direct`.
+            ids: of every context, the tokens asked for.
+        """
+        found: list[list[float]] = [[]] * len(contexts)
+        for chosen, logits_PV in self._next(contexts):
+            for p, logprobs_V in zip(chosen, logits_PV.float().log_softmax(dim=-1), strict=True):
+                found[p] = logprobs_V[list(ids[p])].tolist()
+        return found
+
+    def _next(self, contexts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        """Numbers of some of the contexts and the logits [P, V] after them, until all were read."""
+        by_length = sorted(range(len(contexts)), key=lambda p: len(contexts[p]))
+        for chosen in _chunks(by_length, [len(context) for context in contexts], self._prefill_tokens):
+            yield chosen, self._read([contexts[p] for p in chosen], len(contexts[chosen[-1]]), None)
+
+    def close(self) -> None:
+        """Nothing to release: the model is plain memory."""
+
+    def _decode(self, prompts: list[Sequence[int]], group_size: int, drawing: SamplingParams) -> list[Response]:
+        """Responses of one batch, prompt by prompt."""
+        device = self.model.device
+        lengths = [len(prompt) for prompt in prompts]
+        width = max(lengths)
+        layers, logits = [], []
+        for chosen in _chunks(range(len(prompts)), [width] * len(prompts), self._prefill_tokens):
+            part: Keyed = []
+            logits.append(self._read([prompts[p] for p in chosen], width, part))
+            layers.append(part)
+        logits_RV = torch.cat(logits).repeat_interleave(group_size, dim=0)
+        rows = self._rows(layers, pad_left(prompts, width, device)[1], group_size, drawing.room)
+        del layers, part, logits
+        positions_R = torch.tensor(lengths, device=device).repeat_interleave(group_size)
+        ids_RT, logprobs_RT = rows.decode(logits_RV, positions_R, drawing)
+
+        end_RT: NDArray[np.bool_] = np.asarray(np.isin(ids_RT, sorted(drawing.eos_ids)))
+        finished_R, length_R = np.any(end_RT, axis=1), np.argmax(end_RT, axis=1) + 1
+        length_R[~finished_R] = drawing.room
+        return [
+            self._response(ids_RT[r, :n].tolist(), logprobs_RT[r, :n].tolist(), finished)
+            for r, (n, finished) in enumerate(zip(length_R.tolist(), finished_R.tolist(), strict=True))
+        ]
+
+    def _response(self, ids: list[int], logprobs: list[float], finished: bool) -> Response:
+        text = response_bytes(ids[:-1] if finished else ids, self._tokenizer.token_bytes)
+        return Response(tuple(ids), text, finished, tuple(logprobs))
+
+
+def _fastest(model: PreTrainedModel) -> tuple[ReadContexts, Rows]:
+    """How the model reads contexts best, and decodes after them."""
+    by_modules = partial(contexts_by_modules, model)
+    if not can_share(model):
+        return by_modules, partial(Repeated, model)
+    if not can_fuse(model):
+        return by_modules, partial(Shared, partial(token_by_modules, model))
+    decoder = FusedDecoder(model)
+    return decoder.read_contexts, partial(Shared, decoder)
+
+
+def _chunks(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Consecutive parts of `order` whose padded size stays within `tokens` (one item at least)."""
+    part: list[int] = []
+    longest = 0
+    for item in order:
+        if part and max(longest, lengths[item]) * (len(part) + 1) > tokens:
+            yield part
+            part, longest = [], 0
+        part, longest = [*part, item], max(longest, lengths[item])
+    if part:
+        yield part

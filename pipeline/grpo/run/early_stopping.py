@@ -1,0 +1,77 @@
+"""Watches a run for what no further step would mend, and stops it by the recipe's rules. Starts without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from pipeline.config.errors import UserError
+from pipeline.config.recipe import StopConfig
+
+
+@dataclass
+class EarlyStopping:
+    """How many steps in a row something has been wrong, up to now; part of a checkpoint."""
+
+    dead: int = 0
+    """Steps without a group of unequal rewards."""
+    collapsed: int = 0
+    """Steps with less entropy than the rules want."""
+    apart: int = 0
+    """Steps at which trainer and sampler differed by enough for a warning."""
+
+    def see(self, metrics: Mapping[str, float], rules: StopConfig) -> str | None:
+        """Take in a step's metrics, the same on every rank.
+
+        Returns:
+            what the user is warned of, at the first of several such steps in a row.
+
+        Raises:
+            UserError: a rule says that the run stops; the message says what was seen, and what may mend it.
+        """
+        entropy, norm = metrics["policy/entropy"], metrics.get("grad_norm", 0.0)
+        self.dead = self.dead + 1 if metrics["groups/zero_variance"] == 1 else 0
+        self.collapsed = self.collapsed + 1 if rules.entropy is not None and entropy < rules.entropy else 0
+        gap, warned = metrics.get("sampler/logprob_gap", 0.0), rules.logprob_gap_warning
+        self.apart = self.apart + 1 if warned is not None and gap > warned else 0
+        if rules.logprob_gap is not None and gap > rules.logprob_gap:
+            raise _stopped(
+                f"trainer and sampler differ by {gap:.3g} nats a token about what was sampled",
+                "logprob_gap",
+                "one of them computes another policy: compare with `rollout.sampler: built_in` and "
+                "`policy.dtype: float32`",
+            )
+        if rules.grad_norm is not None and norm > rules.grad_norm:
+            raise _stopped(
+                f"the gradient explodes: its norm is {norm:.3g}",
+                "grad_norm",
+                "lower `optimizer.lr`, raise `optimizer.warmup_steps`, or look at the step's rollouts",
+            )
+        if rules.dead_reward_steps is not None and self.dead >= rules.dead_reward_steps:
+            always = "right" if metrics["groups/all_right"] > metrics["groups/all_wrong"] else "wrong"
+            raise _stopped(
+                f"no group had unequal rewards for {self.dead} steps: responses are always {always}",
+                "dead_reward_steps",
+                "run `rpt screen` and choose sites by `pass_rate`, raise `rollout.group_size`, or "
+                "check that the policy knows the prompt's format",
+            )
+        if self.collapsed >= rules.entropy_steps:
+            raise _stopped(
+                f"the policy's entropy has collapsed: {entropy:.2g} nats a token, and low for {self.collapsed} steps",
+                "entropy",
+                "give `objective.entropy` or `objective.kl` a weight, or lower `optimizer.lr`",
+            )
+        if self.apart == 1:
+            return (
+                f"trainer and sampler differ by {gap:.3g} nats a token (`sampler/logprob_gap`): rounding to bfloat16 "
+                "makes about 0.05; `objective.importance_cap: 2` weighs tokens by what is left"
+            )
+        return None
+
+    def state(self) -> dict[str, int]:
+        """As a checkpoint holds it: `Watch(**state)` goes on."""
+        return asdict(self)
+
+
+def _stopped(what: str, rule: str, mend: str) -> UserError:
+    return UserError(what, where=f"rule `budget.stop.{rule}`", hint=f"{mend}; the last checkpoint can be resumed from")

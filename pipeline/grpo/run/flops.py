@@ -1,0 +1,192 @@
+"""What training has computed: FLOPs by the usual count, and processor seconds. Starts without torch.
+
+A decoder with N weights in its matrices, L layers and H heads of size Q reads a token that attends to t tokens, itself
+included, in
+
+    C(t) = 2 N + 4 L H Q t
+
+floating-point operations: a multiplication and an addition for every weight, and for every attended token in the
+scores and in the mean of the values (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; with causal attention counted
+token by token, where Chowdhery et al. 2022, arXiv 2204.02311, appendix B, take the sequence's length for t). A backward
+costs twice its forward. Counted is what learning needs: sampling, reading what rewards ask for, forward and backward of
+what is learned from, a prompt once for all responses to it. Not counted: padding, forwards that are run again to save
+memory, evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config.errors import UserError
+from pipeline.config.recipe import READING_REWARDS, Recipe
+
+if TYPE_CHECKING:
+    from pipeline.grpo.rollout.rollouts import Rollout
+    from pipeline.grpo.types import Group
+
+BACKWARD = 2
+"""Forwards that a backward costs."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a forward pass costs, token by token."""
+
+    weights: int
+    """N: numbers in matrices that every token is multiplied with; the output head is one, tables of embeddings are
+    not. A mixture of experts is counted with all of them."""
+    attention: int
+    """L H Q: layers times width of their heads together. Windows of attention are not considered."""
+
+    @classmethod
+    def of(cls, folder: Path) -> ModelSize:
+        """Of the model in a `transformers` folder; only its configuration is read."""
+        import torch
+        from torch import nn
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        head, tables = model.get_output_embeddings().weight, [m for m in model.modules() if isinstance(m, nn.Embedding)]
+        looked_up = {id(table.weight) for table in tables} - {id(head)}
+        matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in looked_up]
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(sum(p.numel() for p in matrices), config.num_hidden_layers * heads * size)
+
+    def forward(self, tokens: int, before: int = 0) -> int:
+        """FLOPs of reading so many tokens that follow `before` others.
+
+        Example:
+            >>> ModelSize(weights=10, attention=1).forward(3), ModelSize(weights=10, attention=1).forward(2, before=1)
+            (84, 60)
+        """
+        attended = tokens * before + tokens * (tokens + 1) // 2
+        return 2 * self.weights * tokens + 4 * self.attention * attended
+
+    def learning(self, tokens: int, before: int = 0) -> int:
+        """FLOPs of reading them and of the backward through them."""
+        return (1 + BACKWARD) * self.forward(tokens, before)
+
+    def group(self, group: Group) -> int:
+        """FLOPs of reading a prompt once and the responses after it, which sampling them costs as well."""
+        before = len(group.prompt)
+        return self.forward(before) + sum(self.forward(len(response.ids), before) for response in group.responses)
+
+
+def grpo_flops(
+    size: ModelSize,
+    recipe: Recipe,
+    sampled: Sequence[Rollout],
+    chosen: Sequence[Rollout],
+    texts: Sequence[Sequence[int]],
+) -> int:
+    """FLOPs of a step.
+
+    Args:
+        size: of the policy.
+        recipe: its objective, reward and updates per step say what is read besides.
+        sampled: what was sampled.
+        chosen: what of it was learned from.
+        texts: token ids of the texts of the next-token loss.
+    """
+    read_first = recipe.objective.top_entropy < 1 or recipe.optimizer.updates_per_step > 1
+    passes = 1 + BACKWARD + (recipe.objective.kl > 0) + read_first
+    learned = passes * sum(size.group(rollout.group) for rollout in chosen)
+    text = sum(size.learning(len(ids)) for ids in texts)
+    return sum(size.group(r.group) + _reading(size, recipe.task.reward, r.group) for r in sampled) + learned + text
+
+
+def _reading(size: ModelSize, reward: str, group: Group) -> int:
+    """FLOPs of what a reward asks the policy: the context alone, and each thought after its own copy of the prompt."""
+    alone = size.forward(len(group.prompt)) if reward in READING_REWARDS else 0
+    whole = [len(group.prompt) + len(response.ids) for response in group.responses if reward == "information_gain"]
+    return alone + sum(map(size.forward, whole))
+
+
+@dataclass(frozen=True)
+class ComputeUsed:
+    """What a run has spent on its steps up to now, on all ranks; part of a checkpoint."""
+
+    flops: float = 0.0
+    seconds: float = 0.0
+    """Of the steps, times the number of ranks: device-seconds, if a rank has one device."""
+    tokens: int = 0
+    """Learned from."""
+
+    def plus(self, flops: float, seconds: float, tokens: float) -> ComputeUsed:
+        """With one more step."""
+        return ComputeUsed(self.flops + flops, self.seconds + seconds, self.tokens + int(tokens))
+
+    def metrics(self) -> dict[str, float]:
+        """`compute/flops`, `compute/seconds`, `compute/tokens`."""
+        return {f"compute/{name}": value for name, value in self.state().items()}
+
+    def state(self) -> dict[str, float]:
+        """As a checkpoint holds it: `Spent(**state)` goes on."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ComputeBudget:
+    """When a run ends, if not after its recipe's steps: after so many tokens learned from, or FLOPs."""
+
+    tokens: int | None = None
+    flops: float | None = None
+
+    @classmethod
+    def add_to(cls, parser: argparse.ArgumentParser) -> None:
+        """The options of a command line that `of` reads."""
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument("--tokens", type=int)
+        group.add_argument("--flops", type=float)
+        group.add_argument("--flops-of", type=Path, metavar="RUN")
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> ComputeBudget:
+        """What a command line says.
+
+        Raises:
+            UserError: `--flops-of` names no run whose compute was counted.
+        """
+        return cls(arguments.tokens, flops_of(arguments.flops_of) if arguments.flops_of else arguments.flops)
+
+    def steps(self, spending: Iterable[tuple[int, int]], *, otherwise: int) -> int:
+        """The first number of steps after which the budget is spent.
+
+        Args:
+            spending: FLOPs and tokens of one step after the other, without end.
+            otherwise: the answer where there is no budget.
+
+        Example:
+            >>> ComputeBudget(flops=25).steps([(10, 1)] * 9, otherwise=7), ComputeBudget().steps([(10, 1)] * 9, otherwise=7)
+            (3, 7)
+        """
+        if self.tokens is None and self.flops is None:
+            return otherwise
+        spent = ComputeUsed()
+        for step, (flops, tokens) in enumerate(spending):
+            if spent.flops >= (self.flops or 0) and spent.tokens >= (self.tokens or 0):
+                return step
+            spent = spent.plus(flops, 0, tokens)
+        raise AssertionError("spending has an end")
+
+
+def flops_of(run: Path) -> float:
+    """What a run has spent up to its last step.
+
+    Raises:
+        UserError: there is no run, or one whose compute was not counted.
+    """
+    path = run / "metrics.jsonl"
+    rows = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    last = json.loads(rows[-1]) if rows else {}
+    if "compute/flops" not in last:
+        raise UserError("no run whose compute was counted", where=path, hint="give the folder of a run of `rpt`")
+    return float(last["compute/flops"])

@@ -1,0 +1,91 @@
+"""A rank as a process: its command line, when it stops, when it leaves, how fast it learns. Starts without torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.config.errors import as_user_error
+from pipeline.core.progress import log, quiet_libraries
+
+
+def command_line(page: str, purpose: str) -> argparse.ArgumentParser:
+    """What every page that trains takes, as `rpt`, `torchrun` or `deepspeed` starts it.
+
+    Args:
+        page: the module's name.
+        purpose: a line for its help.
+    """
+    quiet_libraries()
+    parser = argparse.ArgumentParser(prog=page, description=purpose)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--manifest", type=Path, help="by default the recipe's `data`")
+    parser.add_argument("--work", type=Path, default=Path("work"))
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--deepspeed-config", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--local_rank", type=int, help="what the deepspeed launcher adds; the environment counts")
+    return parser
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], int]]:
+    """Within, SIGTERM does not kill: the yielded function says 1 once it came, so that the step can be ended."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # `rpt train` starts several ranks with it blocked
+    try:
+        yield lambda: int(bool(asked))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_with_launcher() -> None:
+    """Leave when torchrun is gone, even if it was killed: its ranks have sessions of their own and would go on."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    parent = os.getppid()
+    if not _is_python(parent):
+        os._exit(1)  # it was gone before we looked, and what adopts orphans has taken its place
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_python(process: int) -> bool:
+    """Whether a process is one of Python, as every launcher is; where that cannot be told, it is."""
+    try:
+        return b"python" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return not Path("/proc/self").exists()
+
+
+def run_to_exit(main: Callable[[], None]) -> NoReturn:
+    """Run a page as a process, to its exit code; what a user can mend is a line, not a traceback.
+
+    Leaves without Python's teardown: with several ranks, threads of the process group that are still there then have
+    been seen to abort a rank whose work was done.
+    """
+    code = 0
+    try:
+        main()
+    except Exception as error:
+        if not (mend := as_user_error(error)):
+            raise
+        log(f"error: {mend}")
+        code = mend.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,300 @@
+"""The folder of a run: whose it is, how far it got, what it logged. Starts without torch.
+
+recipe.yaml      as resolved, overrides applied
+run.json         what it was made from: shards, base policy, versions, commit
+metrics.jsonl    a line a step
+tensorboard/     the same for TensorBoard
+prompt.json      the rendered prompt, which a resume takes from here
+rollouts/        responses of every n-th step, Parquet
+checkpoints/     what a resume needs
+policy/          the trained policy, a `transformers` folder; its existence means that the run is complete
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from pipeline.config.base import canonical_json, differences
+from pipeline.config.errors import IntegrityError, UserError
+from pipeline.config.recipe import Recipe
+from pipeline.core.artifact import Record, content_hash
+from pipeline.core.files import replace_text
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.rollout.prompt import PromptText
+from pipeline.grpo.rollout.response_ends import ResponseEnds
+
+MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised", "questions", "track")
+"""Keys of a recipe that do not change what a step does: a run can be resumed to go on for longer. Nor do those that the
+models mark as `execution`; and the policy is known by its content, wherever it lies."""
+
+
+def layout_of(recipe: Recipe, zero_stage: int, ranks: int) -> dict[str, Any]:
+    """How a run is distributed and executed: recorded with it, and said when it changes."""
+    return {"zero_stage": zero_stage, "ranks": ranks, "execution": recipe.execution_settings()}
+
+
+def identity(recipe: Recipe, shards: Record, policy: str, screening: Record | None = None) -> dict[str, Any]:
+    """What must be equal for a resumed run to be the same run.
+
+    Args:
+        recipe: all of it that changes a step.
+        shards: what is trained on.
+        policy: digest of the policy that training starts from.
+        screening: what the recipe chooses its sites by, if it does.
+    """
+    screened = {} if screening is None else {"screening": screening.content}
+    return screened | {
+        "recipe": {key: value for key, value in recipe.identity().items() if key not in MAY_CHANGE},
+        "shards": shards.content,
+        "policy": policy,
+    }
+
+
+OTHER_CHECKPOINT = (
+    "write the name of an earlier checkpoint into `checkpoints/latest`, or train into another --run folder"
+)
+
+
+def spoken(text: PromptText, ends: ResponseEnds) -> dict[str, Any]:
+    """The part of a run's identity that the policy's files beside its weights decide: prompt, and ends of responses."""
+    return {"prompt": asdict(text), "ends": sorted(ends.ids)}
+
+
+def must_be_same(was: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
+    """
+    Raises:
+        UserError: the run was started with something else; the message lists what differs, field by field.
+    """
+    if changed := differences(was, now):
+        raise UserError(
+            f"the run was started with something else: {'; '.join(changed)}",
+            where=run,
+            hint="undo the change, or train into another --run folder",
+        )
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The last whole checkpoint of a run, if it has one."""
+    pointer = run / "checkpoints" / "latest"
+    if not pointer.exists():
+        return None
+    folder = pointer.parent / pointer.read_text(encoding="utf-8", errors="replace").strip()
+    if folder.parent != pointer.parent or not (folder / "state.json").is_file():
+        raise IntegrityError(f"names no whole checkpoint: {folder.name!r}", where=pointer, hint=OTHER_CHECKPOINT)
+    return folder
+
+
+def write_state(checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """Write `state.json`, last of a checkpoint's files: whole or not there, with a checksum of its own."""
+    sealed = {"sha256": _seal(state), **state}
+    replace_text(checkpoint / "state.json", json.dumps(sealed, indent=1, ensure_ascii=False))
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint: `step` (updates done), `draws` (of sites done), `identity`, `layout`, `files`.
+
+    Raises:
+        IntegrityError: it is not what was written.
+    """
+    path = checkpoint / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        whole = state.pop("sha256") == _seal(state)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise IntegrityError("a checkpoint's state is not what was written", where=path, hint=OTHER_CHECKPOINT)
+    return dict(state)
+
+
+def _seal(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(state).encode()).hexdigest()
+
+
+def files_of(checkpoint: Path) -> list[str]:
+    """The files of a checkpoint besides `state.json`, by their paths in it."""
+    found = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if not path.is_dir())
+    return sorted(name for name in found if name not in ("state.json", ".state.json"))
+
+
+def must_be_intact(checkpoint: Path, names: Sequence[str], written: Mapping[str, str]) -> None:
+    """Compare files of a checkpoint with the hashes they were written with.
+
+    Raises:
+        IntegrityError: one is missing, changed, or was not written with the others.
+    """
+    for name in names:
+        path = checkpoint / name
+        if not path.is_file():
+            raise IntegrityError("a checkpoint's file is missing", where=path, hint=OTHER_CHECKPOINT)
+        if name not in written or content_hash(path) != written[name]:
+            raise IntegrityError("a checkpoint's file is not what was written", where=path, hint=OTHER_CHECKPOINT)
+
+
+def damage_of(checkpoint: Path) -> dict[str, str]:
+    """By path, what is wrong with the files of a checkpoint."""
+    found: dict[str, str] = {}
+    try:
+        written = read_state(checkpoint)["files"]
+    except IntegrityError as error:
+        return {error.where: error.message}
+    for name in sorted({*files_of(checkpoint), *written}):
+        try:
+            must_be_intact(checkpoint, [name], written)
+        except IntegrityError as error:
+            found[error.where] = error.message
+    return found
+
+
+def is_complete(run: Path, steps: int, own: Mapping[str, Any]) -> bool:
+    """Whether the run has done all its steps and exported its policy.
+
+    Raises:
+        UserError: what lies there is another run.
+    """
+    checkpoint = latest_checkpoint(run)
+    if checkpoint is None:
+        return False
+    state = read_state(checkpoint)
+    must_be_same(state["identity"], own, run)
+    return state["step"] >= steps and (run / "policy").is_dir()
+
+
+def policy_tokenizer(base: Path, shards: Record) -> CorpusTokenizer:
+    """The tokenizer of the policy in `base`.
+
+    Raises:
+        UserError: the shards' targets and boundaries are another tokenizer's tokens.
+    """
+    tokens = CorpusTokenizer.load(base)
+    if tokens.digest != shards.inputs["policy_tokenizer"]:
+        raise UserError(
+            "the shards were cut with another tokenizer than the policy's",
+            where=base,
+            hint=f"run `rpt data` with `materialize.policy_tokenizer={base}`",
+        )
+    return tokens
+
+
+def describe(
+    run: Path,
+    recipe: Recipe,
+    made_from: Mapping[str, Record],
+    base: Path,
+    own: Mapping[str, Any],
+    layout: Mapping[str, Any],
+) -> None:
+    """Write `recipe.yaml` and `run.json`.
+
+    Args:
+        run: the run's folder.
+        recipe: as resolved.
+        made_from: by name, the stages whose output is trained on.
+        base: where the policy was read from.
+        own: `identity` of the run.
+        layout: how it is distributed.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    tree = recipe.model_dump(mode="json")
+    replace_text(run / "recipe.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    about = {
+        "base": {
+            "model": recipe.policy.model,
+            "revision": recipe.policy.revision,
+            "digest": own["policy"],
+            "read_from": str(base),
+        },
+        **{
+            name: {"fingerprint": record.fingerprint, "content": record.content, "directory": str(record.directory)}
+            for name, record in made_from.items()
+        },
+        "layout": dict(layout),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("rpt", "torch", "deepspeed", "transformers", "tokenizers")},
+        "commit": _commit(),
+    }
+    replace_text(run / "run.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+def lock(run: Path, patience: float = 10.0) -> TextIO:
+    """Claim the folder for this process, until the returned file is closed or the process ends, however it ends.
+
+    Raises:
+        UserError: another process still has it after `patience` seconds.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    file = (run / ".lock").open("w")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UserError(
+                    "another process trains into this folder", where=run, hint="wait for it, or give another --run"
+                ) from None
+            time.sleep(0.1)
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard. Lines after the step that is resumed from are cut off: nothing is doubled."""
+
+    def __init__(self, run: Path, resumed_step: int | None) -> None:
+        """`resumed_step`: of the checkpoint that the run goes on from; None starts over."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = run / "metrics.jsonl"
+        lines = self._path.read_text(encoding="utf-8").split("\n")[:-1] if self._path.exists() else []
+        keep = [line for line in lines if resumed_step is not None and json.loads(line)["step"] <= resumed_step]
+        replace_text(self._path, "".join(f"{line}\n" for line in keep))
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(run / "tensorboard"), purge_step=0 if resumed_step is None else resumed_step + 1
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line: what was measured when `step` updates were done."""
+        self._file.write(json.dumps({"step": step} | dict(metrics)) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Close both."""
+        self._file.close()
+        self._board.close()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit this code is at, with a mark if it was changed since; None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head} (changed)" if status.stdout.strip() else head

@@ -1,0 +1,215 @@
+"""Supervised training of the policy by the engine that GRPO uses: what the baselines share.
+
+A step minimises the mean of −log p over the response tokens of its examples; prompts are read and not learned. The
+update is GRPO's with the next-token loss alone: the same optimizer, clipping, partitions and numbers of backwards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.config.recipe import Recipe
+from pipeline.core.artifact import Record
+from pipeline.core.progress import log
+from pipeline.grpo.algorithm.loss import LOSSES, ClipRange
+from pipeline.grpo.algorithm.objective import Objective
+from pipeline.grpo.data.examples import EpochSampler, Example
+from pipeline.grpo.model.batch import idle_batch, micro_batches
+from pipeline.grpo.policy import distributed
+from pipeline.grpo.policy import engine as ds
+from pipeline.grpo.policy.agreement import verify
+from pipeline.grpo.policy.deepspeed_config import choose_config, zero_stage
+from pipeline.grpo.policy.lr_schedule import learning_rate
+from pipeline.grpo.policy.update import MiniBatch, update
+from pipeline.grpo.rollout.positions import must_fit
+from pipeline.grpo.run import checkpoint
+from pipeline.grpo.run.flops import ComputeBudget, ComputeUsed, ModelSize
+from pipeline.grpo.run.launch import stop_signal
+from pipeline.grpo.run.metrics import Metrics, ProgressLine, Stopwatch
+from pipeline.grpo.run.run_folder import MetricsLog, describe, is_complete, latest_checkpoint, layout_of, lock
+from pipeline.grpo.run.trackers import with_trackers
+from pipeline.grpo.types import Batch, Group, Response
+
+NEXT_TOKEN = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), temperature=1.0, room=1, next_token=1.0)
+"""No response is rewarded: of the objective only the next-token loss is left."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a policy is taught, and what shows whether it learns."""
+
+    streams: tuple[EpochSampler, ...]
+    """A step learns from each."""
+    held_out: tuple[Example, ...]
+    """The mean loss on them is measured on the way; may be empty."""
+    made_from: Mapping[str, Record]
+    """By name, the stages whose output is learned from."""
+
+    def of_step(self, step: int) -> list[Example]:
+        """The examples of a step."""
+        return [example for stream in self.streams for example in stream.of_step(step)]
+
+
+def step_flops(size: ModelSize, examples: Sequence[Example]) -> int:
+    """FLOPs of learning from examples."""
+    return sum(size.learning(example.length) for example in examples)
+
+
+def count_response_tokens(examples: Sequence[Example]) -> int:
+    """Tokens of the responses."""
+    return sum(len(example.response) for example in examples)
+
+
+def train_supervised(
+    command: str,
+    recipe: Recipe,
+    course: TrainingData,
+    base: Path,
+    own: Mapping[str, Any],
+    *,
+    run: Path,
+    budget: ComputeBudget,
+    deepspeed_config: Path | None = None,
+) -> Path | None:
+    """Train the policy in `base` on a course, from the last checkpoint in `run` if there is one. Every rank calls it.
+
+    Args:
+        command: its name, for messages.
+        recipe: its `policy`, `optimizer`, `supervised` and `budget` count.
+        course: what is learned.
+        base: folder of the policy that training starts from.
+        own: what must be equal for a resumed run to be the same run.
+        run: the run's folder.
+        budget: when to end.
+        deepspeed_config: topology; by default ZeRO-3 for the devices there are.
+
+    Returns:
+        the folder of the trained policy; None if it was asked to stop (SIGTERM) and saved a checkpoint instead.
+
+    Raises:
+        UserError: `run` holds another run, or the loss is not finite.
+    """
+    size, trained = ModelSize.of(base), run / "policy"
+    plan = (course.of_step(step) for step in count())
+    spending = ((step_flops(size, examples), count_response_tokens(examples)) for examples in plan)
+    steps = budget.steps(spending, otherwise=recipe.budget.steps)
+    must_fit(AutoConfig.from_pretrained(base), max(stream.longest for stream in course.streams), 1)
+    main = os.environ["RANK"] == "0"
+    if is_complete(run, steps, own):
+        if main:
+            log(f"{command:<12} up to date  {trained}")
+        return trained
+    held = lock(run) if main else None  # until this function or this process ends
+    topology = choose_config(deepspeed_config, on_gpu=distributed.on_gpu())
+    ds.start()
+    engine = load_engine(recipe, base, topology, course.of_step(0)[0])
+    layout = layout_of(recipe, zero_stage(topology), distributed.world_size())
+
+    done, spent, resumed = 0, ComputeUsed(), latest_checkpoint(run)
+    if resumed:
+        state = checkpoint.resume(engine, resumed, own, layout)
+        done, spent = state["step"], ComputeUsed(**state["spent"])
+    if main:
+        log(f"{command:<12} {f'resumes after step {done}' if resumed else 'starts'}: {steps} steps  {run}")
+        describe(run, recipe, course.made_from, base, own, layout)
+        metrics_log, progress = (
+            with_trackers(MetricsLog(run, done if resumed else None), run, recipe),
+            ProgressLine(done, steps),
+        )
+
+    def record(step: int, metrics: Metrics) -> None:
+        if main:
+            metrics_log.write(step, metrics | spent.metrics())
+            if line := progress.line(step, metrics):
+                log(line)
+
+    def save(step: int) -> None:
+        cursor = {"step": step, "spent": spent.state()}
+        checkpoint.save(engine, run, cursor, own, layout, recipe.budget.keep_last)
+
+    stopped = False
+    with stop_signal() as stop_is_asked:
+        if not resumed:
+            record(0, held_out_loss(engine, course.held_out, recipe))
+        while done < steps and not stopped:
+            metrics = take_step(engine, course.of_step(done), size, recipe, done)
+            seconds = metrics["seconds/step"] * distributed.world_size()
+            spent = spent.plus(metrics["compute/step"], seconds, metrics["tokens/trained"])
+            done += 1
+            if done == steps or done % recipe.budget.evaluate_every == 0:
+                metrics |= held_out_loss(engine, course.held_out, recipe)
+            record(done, metrics)
+            stopped = done < steps and distributed.all_reduce_max(stop_is_asked()) > 0
+            if stopped or (done < steps and done % recipe.budget.save_every == 0):
+                save(done)
+    if not stopped:
+        ds.export(engine, recipe.policy, AutoTokenizer.from_pretrained(base), trained)
+        save(done)  # last: a checkpoint of the last step says that the run is complete
+    ds.close(engine)
+    if main:
+        metrics_log.close()
+        log(f"{command:<12} " + ("stopped: run the same command again to resume" if stopped else f"done  {trained}"))
+    if held:
+        held.close()
+    return None if stopped else trained
+
+
+def load_engine(recipe: Recipe, base: Path, topology: dict[str, Any], probe: Example) -> ds.Engine:
+    """The policy under DeepSpeed, found to agree with a plain copy."""
+    engine = ds.build(base, recipe.policy, recipe.optimizer, topology)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, recipe.policy.dtype)).eval()
+    ids = [*probe.prompt.tolist(), *probe.response.tolist()]
+    verify(engine, ds.gathered_weights(engine), plain.to(engine.device), ids, 1.0)
+    return engine
+
+
+def take_step(engine: ds.Engine, examples: Sequence[Example], size: ModelSize, recipe: Recipe, step: int) -> Metrics:
+    """One update on the examples, shared out over the ranks. Returns what it measured."""
+    clock, lr = Stopwatch(), learning_rate(recipe.optimizer, step)
+    batches = batches_of(distributed.shard(examples), recipe.optimizer.micro_batch_tokens)
+    done = update(engine, [MiniBatch(text=batches)], NEXT_TOKEN, lr)
+    return {
+        "loss": done.loss,
+        **({} if done.grad_norm is None else {"grad_norm": done.grad_norm}),
+        "lr": lr,
+        "examples": len(examples),
+        "tokens/trained": count_response_tokens(examples),
+        "compute/step": step_flops(size, examples),
+        **clock.metrics(sum(example.length for example in examples)),
+    }
+
+
+@torch.no_grad()
+def held_out_loss(engine: ds.Engine, examples: Sequence[Example], recipe: Recipe) -> Metrics:
+    """`eval/next_token_loss`: mean −log p (nats) of the response tokens; none without examples. Every rank calls it."""
+    if not examples:
+        return {}
+    clock, total = Stopwatch(), 0.0
+    with clock("evaluate"):
+        batches = batches_of(distributed.shard(examples), recipe.optimizer.micro_batch_tokens)
+        idle = [idle_batch()] * (
+            distributed.all_reduce_max(len(batches)) - len(batches)
+        )  # ranks wait in each other's gathers
+        for batch in [*batches, *idle]:
+            batch = batch.to(engine.device)
+            logprobs_RT, _ = engine(batch, 1.0)
+            total -= float(logprobs_RT.masked_fill(~batch.mask_RT, 0.0).sum())
+        (everyones,) = distributed.all_reduce_sum(total)
+    return {"eval/next_token_loss": everyones / count_response_tokens(examples), **clock.seconds()}
+
+
+def batches_of(examples: Sequence[Example], room: int) -> list[Batch]:
+    """Micro-batches of at most `room` padded tokens, in which the responses are what is learned."""
+    groups = []
+    for example in examples:
+        ids = tuple(example.response.tolist())
+        groups.append(Group(tuple(example.prompt.tolist()), (Response(ids, b"", True, (0.0,) * len(ids)),), (1.0,)))
+    return micro_batches(groups, room)

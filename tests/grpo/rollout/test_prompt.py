@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from pipeline.config.errors import UserError
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.rollout.chat_template import ChatTemplate
+from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, keep_prompt, kept_prompt
+from pipeline.task.templates import TEMPLATES
+from tests.toys import byte_level_tokenizer
+
+CHAT = (
+    "{% for m in messages %}[{{ m['content'] | trim }}]{% endfor %}{% if add_generation_prompt %}bot:<end>{% endif %}"
+)
+CONTEXT = "1 + 1 = <think></think><|end|> 数学 "
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [CONTEXT, *(template.text for template in TEMPLATES.values())]
+    return byte_level_tokenizer(tmp_path_factory.mktemp("tokenizer"), texts)
+
+
+def tokenizers(folder: Path, chat: str | None) -> tuple[PreTrainedTokenizerBase, CorpusTokenizer]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = chat
+    return tokenizer, CorpusTokenizer.load(folder)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_prompt_is_the_rendered_template_around_the_context(folder: Path, name: str) -> None:
+    tokenizer, tokens = tokenizers(folder, CHAT.replace("<end>", "<think>"))
+    ids = PromptBuilder.of(tokenizer, tokens, TEMPLATES[name]).ids(CONTEXT.encode())
+    user = TEMPLATES[name].text.strip()
+    assert tokens.decode_bytes(ids).decode() == f"[{user}]bot:<think>".replace("{context}", CONTEXT)
+    assert ids[-1] == tokens.id_of("<think>")
+
+
+def test_a_context_cannot_speak_in_special_tokens(folder: Path) -> None:
+    builder = PromptBuilder.of(*tokenizers(folder, CHAT), TEMPLATES["brief"])
+    tokens = CorpusTokenizer.load(folder)
+    ids = builder.ids(CONTEXT.encode())[len(builder.prefix_ids) : -len(builder.suffix_ids)]
+    assert not {tokens.id_of(name) for name in ("<think>", "</think>", "<|end|>")} & set(ids)
+    assert tokens.decode_bytes(ids) == CONTEXT.encode()
+
+
+@pytest.mark.parametrize(
+    ("chat", "end"),
+    [
+        (CHAT.replace("<end>", "<think>\n"), "bot:<think>\n"),  # as DeepSeek-R1's
+        (CHAT.replace("<end>", ""), "bot:<think>\n"),
+        (CHAT.replace("<end>", "<think>\n\n</think>\n"), "</think>\n<think>\n"),  # a thought closed is none
+        (None, "Complete the text: x<think>\n"),
+    ],
+)
+def test_a_thought_is_opened_once(folder: Path, chat: str | None, end: str) -> None:
+    tokenizer, tokens = tokenizers(folder, chat)
+    text = tokens.decode_bytes(PromptBuilder.of(tokenizer, tokens, TEMPLATES["brief"]).ids(b"x")).decode()
+    assert text.endswith(end)
+
+
+def test_without_a_chat_template_the_expected_beginning_is_there(tmp_path: Path) -> None:
+    folder = byte_level_tokenizer(tmp_path, [CONTEXT])
+    config = folder / "tokenizer_config.json"
+    config.write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|end|>", "add_bos_token": true}',
+        encoding="utf-8",
+    )
+    tokenizer, tokens = tokenizers(folder, None)
+    ids = PromptBuilder.of(tokenizer, tokens, TEMPLATES["brief"]).ids(b"x")
+    assert ids[0] == tokens.id_of("<|end|>") and ids.count(ids[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("chat", "said"),
+    [
+        ("{{ 'hello' }}", "shows the context 0 times"),
+        ("{{ messages[0]['content'] | upper }}", "shows the context 0 times"),
+        ("{{ messages[0]['content'] }} again: {{ messages[0]['content'] }}", "shows the context 2 times"),
+        ("{{ raise_exception('no system message') }}", "no system message"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{{ nothing.at.all }}", "UndefinedError"),
+        ("{{ messages.__class__.__mro__ }}", "cannot be rendered|shows the context 0 times"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ 'x' * 10000000000 }}", "takes more than 1024 MiB"),
+        ("{{ 'x' * 2000000 }}", "makes 2,000,000 characters"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "too much time or memory"),
+        ("{{ 9 ** (9 ** 9) }}", "too much time or memory"),
+    ],
+)
+def test_a_chat_template_that_does_harm_is_an_error_that_says_so(folder: Path, chat: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"chat template.*({said})"):
+        PromptBuilder.of(*tokenizers(folder, chat), TEMPLATES["brief"])
+
+
+DATED = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
+
+
+def policy_with(folder: Path, chat: str, target: Path) -> Path:
+    shutil.copytree(folder, target)
+    (target / "chat_template.jinja").write_text(chat, encoding="utf-8")
+    return target
+
+
+def test_a_date_stays_what_it_was_when_the_run_began(folder: Path, tmp_path: Path) -> None:
+    policy, tokens = policy_with(folder, DATED, tmp_path / "policy"), CorpusTokenizer.load(folder)
+    chat, brief = ChatTemplate.of(policy), TEMPLATES["brief"]
+    assert chat is not None
+    ask = [{"role": "user", "content": "x"}]
+    days = [chat.render(ask, add_generation_prompt=True, now=datetime(2025, month, 7)) for month in (1, 2)]
+    assert days == ["07 Jan 2025 x", "07 Feb 2025 x"]
+
+    run = tmp_path / "run"
+    run.mkdir()
+    first = PromptText(f"07 Jan 2025 {brief.before}", "<think>\n")
+    keep_prompt(run, first, policy, tokens, brief)
+    assert kept_prompt(run, policy, tokens, brief) == first, "on any later date"
+    today = kept_prompt(tmp_path / "new run", policy, tokens, brief)
+    assert today != first and today.before.endswith(f" {brief.before}")
+    assert kept_prompt(run, policy, tokens, TEMPLATES["v0"]).before.endswith(TEMPLATES["v0"].before), "another prompt"
+    (policy / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", encoding="utf-8")
+    assert kept_prompt(run, policy, tokens, brief) == PromptText(brief.before, "<think>\n"), "another chat template"
+
+
+def test_a_file_that_keeps_no_prompt_is_not_read(folder: Path, tmp_path: Path) -> None:
+    tokens, brief = CorpusTokenizer.load(folder), TEMPLATES["brief"]
+    for content in ("", "[]", "{}", '{"made_from": 1}', "\x00"):
+        (tmp_path / "prompt.json").write_text(content)
+        assert kept_prompt(tmp_path, folder, tokens, brief) == PromptText(brief.before, "<think>\n")
+
+
+def test_the_prompt_of_a_folder_is_that_of_its_tokenizer(folder: Path, tmp_path: Path) -> None:
+    policy = policy_with(folder, "{{ eos_token }}" + CHAT.replace("<end>", ""), tmp_path / "policy")
+    tokenizer, tokens = AutoTokenizer.from_pretrained(policy), CorpusTokenizer.load(policy)
+    text = kept_prompt(tmp_path, policy, tokens, TEMPLATES["brief"])
+    expected = tokenizer.apply_chat_template(
+        [{"role": "user", "content": TEMPLATES["brief"].text}], tokenize=False, add_generation_prompt=True
+    )
+    assert f"{text.before}{{context}}{text.after}" == f"{expected}<think>\n" and expected.startswith("<|end|>[")
+    own = PromptBuilder(tokenizer, tokens, text)
+    assert own.ids(b"x") == PromptBuilder.of(tokenizer, tokens, TEMPLATES["brief"]).ids(b"x")
+
+
+def test_real_chat_template(real_data: Path) -> None:
+    tokenizer, tokens = tokenizers(real_data / "tokenizers" / "deepseek-r1-distill-qwen", None)
+    tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "deepseek-r1-distill-qwen")
+    ids = PromptBuilder.of(tokenizer, tokens, TEMPLATES["v0"]).ids(CONTEXT.encode())
+    assert ids[:2] == [151646, 151644] and ids[-2:] == [151648, 198]
+    assert ids.count(151648) == 1, "the context's own <think> is text"

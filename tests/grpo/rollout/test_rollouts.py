@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from pipeline.grpo.algorithm.advantage import group_std
+from pipeline.grpo.rollout.rewards import RewardContext, RolloutGroup, prefix
+from pipeline.grpo.rollout.rollouts import ROLLOUTS, group_advantages, rollout_rows
+from pipeline.grpo.run.metrics import GroupSummary, ProgressLine, Stopwatch, rollout_metrics
+from pipeline.grpo.types import Response
+from pipeline.shards.reader import Site
+
+SITE = Site("d-1", "d", 1, 2.0, "hard", "text", b"ctx \xff", b" 4", b" 4 apples", (2, 9))
+
+
+def said(text: bytes, finished: bool = True, ids: tuple[int, ...] = (1, 2)) -> Response:
+    return Response(ids, text, finished, (-0.5,) * len(ids))
+
+
+RIGHT, WRONG, NONE = said(b"</think>\\boxed{ 4}"), said(b"</think>\\boxed{4}"), said(b"</think>4", ids=(1, 2, 3, 4))
+CUT = said(b"</think>\\boxed{ 4}", finished=False)
+
+
+def test_a_group_by_hand() -> None:
+    answered = [RolloutGroup(SITE, (7, 8), (RIGHT, WRONG, NONE, CUT)), RolloutGroup(SITE, (7,), (RIGHT,) * 4)]
+    first, second = group_advantages(answered, prefix(cast("RewardContext", None), answered), group_std)
+    assert [outcome.reason for outcome in first.outcomes] == ["match", "mismatch", "missing", "unfinished"]
+    assert first.group.advantages == pytest.approx((1.5, -0.5, -0.5, -0.5), abs=1e-5)
+    assert first.group.has_gradient and not second.group.has_gradient
+    assert first.group.prompt == (7, 8) and first.group.responses[2] == NONE
+
+    metrics = rollout_metrics([GroupSummary.of(first), GroupSummary.of(second)])
+    assert metrics["reward/mean"] == 5 / 8
+    assert (metrics["reward/match"], metrics["reward/mismatch"], metrics["reward/unfinished"]) == (5, 1, 1)
+    assert metrics["groups/zero_variance"] == metrics["groups/all_right"] == 0.5
+    assert metrics["groups/all_wrong"] == 0
+    assert metrics["tokens/sampled"] == 7 * 2 + 4
+    assert metrics["response/length"] == 18 / 8
+    assert metrics["policy/entropy"] == pytest.approx(0.5)
+
+    rows = rollout_rows([first], 3)
+    assert [set(row) for row in rows] == [set(ROLLOUTS.names)] * 4
+    assert [row["prediction"] for row in rows] == [b" 4", b"4", None, None]
+    assert rows[0]["context"] == "ctx \ufffd" and rows[0]["step"] == 3 and rows[2]["length"] == 4
+
+
+def test_no_site_is_no_rollout() -> None:
+    assert group_advantages([], [], group_std) == []
+
+
+def test_progress_line_says_what_is_known() -> None:
+    progress = ProgressLine(done=0, steps=10, every=0.0)
+    assert progress.line(0, {"eval/hard/reasoning": 0.25, "eval/hard/reasoning_low": 0.2}) == (
+        "step 0/10 · held-out hard 25.0%"
+    )
+    clock = Stopwatch()
+    with clock("sample"):
+        pass
+    metrics = {"reward/mean": 0.5, "policy/entropy": 0.1, "response/length": 20.0} | clock.metrics(2000)
+    line = progress.line(5, metrics)
+    assert line is not None
+    assert line.startswith("step 5/10 · reward 0.500 · entropy 0.100 · length 20.0 · ")
+    assert line.endswith(" left · held-out hard 25.0%")
+    assert ProgressLine(0, 10, every=60.0).line(5, metrics) is None
