@@ -56,7 +56,9 @@ from pipeline.shards.cost import (
 
 CONFIGS = Path(__file__).parent.parent / "deepspeed_configs"
 SAMPLE = 512
-"""Documents a scoring worker gets; a slow proxy scores as many of them as it can in `cost.TRY_SECONDS`."""
+"""Documents a scoring worker gets; a slow proxy scores as many of them as it can in `TRY_SECONDS`."""
+TRY_SECONDS = 20.0
+"""A worker scores documents for about so long."""
 
 
 def plan(
@@ -117,7 +119,9 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
             own = manifest.proxy.tokenizer
             tokenizer = resolve_model(own, files=TOKENIZER_FILES) if own else folder
         log(f"plan         scores a sample of {len(chosen):,} documents with {crew.scoring} workers")
-        scored = crew.run(partial(try_scores, manifest, str(folder), str(tokenizer)), parts, accelerated=True)
+        scored = crew.run(
+            partial(try_scores, manifest, str(folder), str(tokenizer), TRY_SECONDS), parts, accelerated=True
+        )
         devices = list(crew.executor.devices)
     # A proxy that has only begun to be fitted cannot say which positions are hard.
     every = {"where": "true", "validation_where": "true"} if manifest.proxy.train else {}
@@ -240,7 +244,8 @@ def _fit(config: TrainProxyConfig, found: Estimate, scratch: Path, crew: Crew) -
     trials = list(
         crew.executor.map(partial(try_fit, config, texts, texts[:100]), [scratch / str(n) for n in range(count)])
     )
-    start = time.monotonic() - begin - max(trial.rest + FIT_STEPS * trial.step for trial in trials)
+    worked = max(trial.rest + FIT_STEPS * trial.step for trial in trials)
+    start = max(0.0, time.monotonic() - begin - worked)
     step, rest = (sum(values) / count for values in zip(*((t.step, t.rest) for t in trials), strict=True))
     of_others = (config.folds - 1) / config.folds if config.folds > 1 else 1.0
     steps = steps_for(round(trials[0].tokens * share * of_others), config)

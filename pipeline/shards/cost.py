@@ -29,9 +29,6 @@ from pipeline.selection.sites import select_sites, sites_schema
 from pipeline.shards.examples import examples
 from pipeline.shards.writer import write_shards
 
-TRY_SECONDS = 20.0
-"""A worker scores documents for about so long."""
-
 FIT_STEPS = 8
 """Steps of a training that are timed."""
 
@@ -63,8 +60,10 @@ def try_documents(config: CorpusConfig, rows: Sequence[dict[str, Any]]) -> Trial
     return Trial(time.monotonic() - begin, 2 * size + keys, {"documents": [1] * len(rows)})
 
 
-def try_scores(manifest: Manifest, folder: str, tokenizer: str, rows: Sequence[dict[str, Any]]) -> Trial:
-    """Tokenize, score and tabulate documents, for about `TRY_SECONDS` at most."""
+def try_scores(
+    manifest: Manifest, folder: str, tokenizer: str, seconds: float, rows: Sequence[dict[str, Any]]
+) -> Trial:
+    """Tokenize, score and tabulate documents, for about so many seconds at most."""
     from pipeline.scoring.documents import score_documents
     from pipeline.scoring.proxy import load_proxy
     from pipeline.scoring.table import ROW_GROUP as SCORES_ROW_GROUP
@@ -87,7 +86,7 @@ def try_scores(manifest: Manifest, folder: str, tokenizer: str, rows: Sequence[d
         made.append(scores_table(scored, min_context_tokens=rules.min_context_tokens, with_top=rules.store_top))
         kept += [row for row, _ in good]
         paces.append((time.monotonic() - begin, sum(len(i) for _, i in good)))
-        if time.monotonic() - start > TRY_SECONDS:
+        if time.monotonic() - start > seconds:
             break
     table, documents = pa.concat_tables(made), pa.Table.from_pylist(kept, schema=DOCUMENTS)
     size = _written("scores", table, SCORES_ROW_GROUP)

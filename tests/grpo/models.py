@@ -6,12 +6,14 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM as Auto
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from pipeline.grpo.types import Group, Response
+from pipeline.grpo.drawing import uniform
+from pipeline.grpo.types import Group, Response, SamplingRequest
 
 VOCAB, EOS, TEMPERATURE = 61, 2, 0.7
 
@@ -90,6 +92,39 @@ def plain_logprobs(
     """Log-probabilities [T] of one response, read alone with its prompt: no padding, no cache, no sharing."""
     logits_TV = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1] / temperature
     return logits_TV.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)]
+
+
+NEAR = 2e-5
+"""A draw this close to the bound between two tokens may fall on either side. Machines, thread counts and batch shapes
+round logits otherwise, which moves a bound by 1e-7 to 1e-6. One draw in 400 is as close with `VOCAB` tokens."""
+
+
+def assert_same_draws(
+    model: PreTrainedModel,
+    request: SamplingRequest,
+    found: Sequence[Sequence[int]],
+    expected: Sequence[Sequence[int]],
+) -> None:
+    """Two samplers drew the same ids for a request, or differ first where the draw is `NEAR` the bound between two."""
+    size, split = len(expected) // len(request.prompts), 0
+    assert len(found) == len(expected) == len(request.seeds)
+    for row, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if tuple(one) == tuple(other):
+            continue
+        split += 1
+        t = next((t for t, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), -1)
+        assert t >= 0, f"row {row}: one response goes on where the other ends"
+        low, high = sorted((one[t], other[t]))
+        with torch.no_grad():
+            logits_V = model(torch.tensor([[*request.prompts[row // size], *one[:t]]])).logits[0, -1].double()
+        if request.temperature == 0:
+            assert logits_V.max() - logits_V[[low, high]].min() < NEAR, f"row {row}, token {t}"
+            continue
+        bounds_V = (logits_V / request.temperature).softmax(-1).cumsum(-1)
+        noise = float(uniform(np.array([request.seeds[row]], dtype=np.uint64), t)[0])
+        between = bounds_V[low:high]
+        assert (between - noise).abs().max() < NEAR, f"row {row}, token {t}: {one[t]} and {other[t]}"
+    assert split <= 1 + len(expected) // 20, f"{split} of {len(expected)} responses differ"
 
 
 def plain_gradients(

@@ -160,7 +160,10 @@ def test_the_recipe_was_followed(world: World) -> None:
     rows = metrics_of(run)
     assert [row["lr"] for row in rows[1:]] == [0.0015, *[0.003] * 5], "warm-up"
     assert [row["groups/sampled"] for row in rows[1:3]] == [8, 8]
-    assert all(row["groups/sampled"] in (16, 24) for row in rows[3:]), "dynamic sampling draws again"
+    assert all(row["groups/sampled"] in (8, 16, 24) for row in rows[3:]), "up to three rounds"
+    assert any(row["groups/sampled"] > 8 for row in rows[3:]), (
+        "dynamic sampling draws again"
+    )  # all but 1 in 20 steps do
     assert ["eval/hard/reasoning" in row for row in rows] == [True, False, True, False, True, False, True]
     first, second, third = (pq.read_table(file) for file in sorted((run / "rollouts").iterdir()))
     band = {f"{i:032x}-5": ("easy", "hard", "hard")[i % 3] for i in range(30)}

@@ -1,6 +1,6 @@
-r"""Extraction of the prediction: a table of responses, hostile input, time."""
+r"""Extraction of the prediction: a table of responses, hostile input, the number of steps."""
 
-import time
+import sys
 
 import pytest
 from hypothesis import given
@@ -101,19 +101,44 @@ def test_any_response_gives_none_or_a_part_of_its_answer(response):
     assert prediction is None or prediction in response.partition(b"</think>")[2]
 
 
+def steps(response):
+    """Lines that ran, calls, and for a method of bytes the bytes it may have looked at."""
+    taken = 0
+
+    def called(frame, event, builtin):
+        nonlocal taken
+        if event == "c_call":
+            owner = getattr(builtin, "__self__", None)
+            taken += len(owner) if isinstance(owner, bytes) else 1
+
+    def line(frame, event, argument):
+        nonlocal taken
+        taken += event == "line"
+        return line
+
+    before = sys.gettrace()
+    sys.setprofile(called)
+    sys.settrace(line)
+    try:
+        extract_prediction(response)
+    finally:
+        sys.settrace(before)
+        sys.setprofile(None)
+    return taken
+
+
 @pytest.mark.parametrize(
     "response",
     [
-        b"</think>" * 500_000,
-        b"</think>" + rb"\boxed{" * 500_000,
-        b"</think>" + rb"\boxed{" * 500_000 + b"}" * 500_000 + b".",
-        b"</think>" + rb"\boxed{" + b"{" * 700_000 + b"}" * 700_000 + b"}.",
-        b"</think>" + rb"\boxed{" + b"}" + b" " * 4_000_000 + b".",
-        b"\\boxed" * 700_000 + b"</think>" + b"\\boxed" * 700_000,
+        lambda n: b"</think>" * n,
+        lambda n: b"</think>" + rb"\boxed{" * n,
+        lambda n: b"</think>" + rb"\boxed{" * n + b"}" * n + b".",
+        lambda n: b"</think>" + rb"\boxed{" + b"{" * n + b"}" * n + b"}.",
+        lambda n: b"</think>" + rb"\boxed{" + b"}" + b" " * n + b".",
+        lambda n: b"\\boxed" * n + b"</think>" + b"\\boxed" * n,
     ],
     ids=["thoughts", "open boxes", "nested boxes", "deep braces", "spaces", "near boxes"],
 )
-def test_megabytes_take_linear_time(response):
-    begin = time.perf_counter()
-    extract_prediction(response)
-    assert time.perf_counter() - begin < 5, "megabytes: linear work takes well below a second here"
+def test_twice_the_response_takes_twice_the_steps(response):
+    once, twice = steps(response(2000)), steps(response(4000))
+    assert once > 2000 and twice < 2 * once + 10

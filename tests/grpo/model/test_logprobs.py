@@ -40,11 +40,11 @@ def test_loss_and_every_gradient_equal_the_plain_computation(
         part = OBJECTIVE.summed(batch, *policy(batch, TEMPERATURE)) / count
         part.backward()
         loss += part.item()
-    assert loss == pytest.approx(expected_loss, abs=1e-6)
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     assert largest > 0.01
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=largest * 2e-6, msg=name)
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=largest * 1e-5, msg=name)
 
 
 @settings(max_examples=30, deadline=None)
@@ -99,8 +99,9 @@ def test_gradient_checkpointing_changes_nothing(attend: Attend) -> None:
     policy = PolicyLogprobs(model, attend=attend)
     loss = OBJECTIVE.summed(batch, *policy(batch, TEMPERATURE)) / batch.mask_RT.sum()
     loss.backward()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=largest * 1e-5, msg=name)
 
 
 @pytest.mark.parametrize("logits_at_once", [200, 1 << 20])
@@ -124,7 +125,7 @@ def test_entropy_and_its_gradient_equal_the_plain_computation(logits_at_once: in
     (entropy_RT * weights_T - 0.3 * logprobs_RT).masked_fill(~batch.mask_RT, 0.0).sum().backward()
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=largest * 2e-6, msg=name)
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=largest * 1e-5, msg=name)
 
 
 @pytest.mark.parametrize("attend", [joined, repeated])

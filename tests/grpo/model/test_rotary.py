@@ -18,7 +18,7 @@ from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import SamplingRequest
 from pipeline.scoring.proxy import as_proxy
 from pipeline.scoring.rotary import fix_rotary
-from tests.grpo.models import VOCAB, groups_of, plain_logprobs
+from tests.grpo.models import VOCAB, assert_same_draws, groups_of, plain_logprobs
 from tests.grpo.rollout.test_sampler import TOKENIZER, seeds_of
 
 SHORT, LONG = 24, 62
@@ -64,11 +64,13 @@ def plain(kind: str, prompt: tuple[int, ...], response: tuple[int, ...]) -> Tens
 def test_samples_do_not_depend_on_their_neighbours(kind: str, tmp_path: Path) -> None:
     policy(kind).save_pretrained(tmp_path)
     prompts = [[3 + (p * i) % 50 for i in range(length)] for p, length in enumerate((4, 40, 7, 17, 20, 38))]
-    found = []
+    request, found = SamplingRequest(prompts, 2, 1.0, LONG - 40, seeds_of(prompts, 2)), []
     for rows in (2, 512):
         sampler = Sampler.load(tmp_path, TOKENIZER, batch_rows=rows, longest=LONG)
-        found.append(sampler.sample(SamplingRequest(prompts, 2, 1.0, LONG - 40, seeds_of(prompts, 2))))
-    assert [response.ids for response in found[0]] == [response.ids for response in found[1]]
+        found.append(sampler.sample(request))
+    fixed = policy(kind)
+    fix_rotary(fixed, LONG)
+    assert_same_draws(fixed, request, *([response.ids for response in responses] for responses in found))
     for row, response in enumerate(found[1]):
         expected = plain(kind, tuple(prompts[row // 2]), response.ids)
         torch.testing.assert_close(torch.tensor(response.logprobs), expected, rtol=1e-4, atol=2e-4)

@@ -25,7 +25,7 @@ from pipeline.grpo.policy.deepspeed_config import read_config
 from pipeline.grpo.policy.memory import adapter_sizes, layout_parts, parameter_sizes
 from pipeline.grpo.types import SamplingRequest
 from tests.grpo.algorithm.test_loss import TWINS
-from tests.grpo.models import TEMPERATURE, plain_gradients, plain_logprobs, saved, some_groups, tiny
+from tests.grpo.models import TEMPERATURE, assert_same_draws, plain_gradients, plain_logprobs, saved, some_groups, tiny
 from tests.grpo.policy.engine_worker import BETAS, CLIP, LORA, LR, PROMPTS, TEXTS
 from tests.grpo.rollout.test_sampler import sampler_of
 
@@ -120,8 +120,8 @@ def test_sampling_between_updates_uses_the_new_weights(outcomes: dict[str, Outco
     first, second, third = outcome.seen["responses"]
     assert first != second != third
     exported = AutoModelForCausalLM.from_pretrained(outcome.policy)
-    made = sampler_of(exported).sample(SamplingRequest(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4]))
-    assert [list(response.ids) for response in made] == third
+    request = SamplingRequest(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4])
+    assert_same_draws(exported, request, third, [response.ids for response in sampler_of(exported).sample(request)])
     assert outcome.seen["gap"] < 1e-5 and outcome.seen["gap_after"] < 1e-5
 
 
@@ -289,8 +289,9 @@ def test_the_exported_policy_is_what_peft_makes_of_the_adapter(outcomes: dict[st
         )
     torch.testing.assert_close(logits, adapted_logits, rtol=1e-4, atol=1e-4)
     assert (logits - untrained).abs().max() > 0.1
-    made = sampler_of(exported).sample(SamplingRequest(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4]))
-    assert [list(response.ids) for response in made] == outcome.seen["responses"][-1], "the sampler had the sum"
+    request = SamplingRequest(PROMPTS, 2, 1.0, 8, [1, 2, 3, 4])
+    made = [response.ids for response in sampler_of(exported).sample(request)]
+    assert_same_draws(exported, request, outcome.seen["responses"][-1], made)  # the sampler had the sum
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PhiCo
 from pipeline.grpo.rollout.decoding import Keyed, Shared, contexts_by_modules, token_by_modules
 from pipeline.grpo.rollout.fused_decoder import FusedDecoder, can_fuse
 from pipeline.grpo.types import SamplingRequest
-from tests.grpo.models import tiny
+from tests.grpo.models import assert_same_draws, tiny
 from tests.grpo.rollout.test_sampler import sampler_of, seeds_of, some_prompts
 
 SIZES: dict[str, Any] = {
@@ -105,12 +105,11 @@ def heads_of(model: PreTrainedModel) -> int:
 def test_the_sampler_takes_it() -> None:
     prompts, sampler = some_prompts(5), sampler_of(tiny())
     assert isinstance(sampler._rows.args[0], FusedDecoder)  # type: ignore[attr-defined]
-    found = sampler.sample(SamplingRequest(prompts, 3, 1.0, 30, seeds_of(prompts, 3)))
+    request = SamplingRequest(prompts, 3, 1.0, 30, seeds_of(prompts, 3))
+    found = sampler.sample(request)
     sampler._read = partial(contexts_by_modules, sampler.model)
     sampler._rows = partial(Shared, partial(token_by_modules, sampler.model))
-    assert [r.ids for r in found] == [
-        r.ids for r in sampler.sample(SamplingRequest(prompts, 3, 1.0, 30, seeds_of(prompts, 3)))
-    ]
+    assert_same_draws(tiny(), request, [r.ids for r in found], [r.ids for r in sampler.sample(request)])
 
 
 def test_models_that_only_look_like_the_family_are_left_alone() -> None:

@@ -15,7 +15,7 @@ from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.rollout.token_sampling import rollout_seed, sample_token, uniform
 from pipeline.grpo.types import SamplingRequest
 from pipeline.task.reward import UNKNOWN
-from tests.grpo.models import EOS, VOCAB, plain_logprobs, tiny
+from tests.grpo.models import EOS, VOCAB, assert_same_draws, plain_logprobs, tiny
 
 KNOWN = VOCAB - 1
 TOKENIZER = CorpusTokenizer({"model": {"type": "BPE", "vocab": {f"<{i}>": i for i in range(KNOWN)}, "merges": []}})
@@ -51,37 +51,37 @@ def test_logprobs_are_those_of_reading_the_response_alone(kind: str) -> None:
 def test_contexts_held_once_and_contexts_repeated_give_the_same(kind: str) -> None:
     model, prompts = tiny(kind), some_prompts(7)
     assert can_share(model) and not can_share(tiny("sliding"))
-    shared = sampler_of(model).sample(SamplingRequest(prompts, 5, 1.0, 40, seeds_of(prompts, 5)))
+    request = SamplingRequest(prompts, 5, 1.0, 40, seeds_of(prompts, 5))
+    shared = sampler_of(model).sample(request)
     model._supports_attention_backend = False  # as of models whose attention cannot be exchanged
     assert not can_share(model)
-    repeated = sampler_of(model).sample(SamplingRequest(prompts, 5, 1.0, 40, seeds_of(prompts, 5)))
-    assert [response.ids for response in shared] == [response.ids for response in repeated]
+    repeated = sampler_of(model).sample(request)
+    assert_same_draws(model, request, [r.ids for r in shared], [r.ids for r in repeated])
     for a, b in zip(shared, repeated, strict=True):
-        assert a.logprobs == pytest.approx(b.logprobs, abs=2e-4)
+        assert a.ids != b.ids or a.logprobs == pytest.approx(b.logprobs, abs=2e-4)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2", "sliding"])
 def test_greedy_is_what_generate_does(kind: str) -> None:
     model, prompts = tiny(kind), some_prompts(8)
-    responses = sampler_of(model).sample(SamplingRequest(prompts, 1, 0.0, 30, [0] * 8))
-    for prompt, response in zip(prompts, responses, strict=True):
+    request, expected = SamplingRequest(prompts, 1, 0.0, 30, [0] * 8), []
+    for prompt in prompts:
         ids = torch.tensor([prompt])
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False)
-        assert list(response.ids) == made[0, len(prompt) :].tolist()
+        expected.append(made[0, len(prompt) :].tolist())
+    assert_same_draws(model, request, [response.ids for response in sampler_of(model).sample(request)], expected)
 
 
 @pytest.mark.parametrize("options", [{"batch_rows": 3}, {"batch_rows": 8}, {"prefill_tokens": 25}], ids=str)
 def test_a_response_does_not_depend_on_who_is_in_the_batch(options: dict[str, int]) -> None:
     model, prompts = tiny(), some_prompts(9)
-    seeds = seeds_of(prompts, 4)
-    together = [response.ids for response in sampler_of(model).sample(SamplingRequest(prompts, 4, 1.0, 25, seeds))]
+    forward, backward = (SamplingRequest(p, 4, 1.0, 25, seeds_of(p, 4)) for p in (prompts, prompts[::-1]))
+    together = [response.ids for response in sampler_of(model).sample(forward)]
     assert len(set(together)) > 30
-    apart = [
-        response.ids for response in sampler_of(model, **options).sample(SamplingRequest(prompts, 4, 1.0, 25, seeds))
-    ]
-    assert apart == together
-    backward = sampler_of(model).sample(SamplingRequest(prompts[::-1], 4, 1.0, 25, seeds_of(prompts[::-1], 4)))
-    assert [response.ids for response in backward] == [ids for p in reversed(range(9)) for ids in together[4 * p :][:4]]
+    apart = [response.ids for response in sampler_of(model, **options).sample(forward)]
+    assert_same_draws(model, forward, apart, together)
+    reversed_ = [response.ids for response in sampler_of(model).sample(backward)]
+    assert_same_draws(model, backward, reversed_, [ids for p in reversed(range(9)) for ids in together[4 * p :][:4]])
 
 
 def test_ends_bytes_and_unknown_ids() -> None:

@@ -22,6 +22,7 @@ from pipeline.grpo.algorithm.objective import Objective  # noqa: E402
 from pipeline.grpo.model.batch import micro_batches  # noqa: E402
 from pipeline.grpo.policy import engine as ds  # noqa: E402
 from pipeline.grpo.policy.deepspeed_config import read_config, zero_stage  # noqa: E402
+from pipeline.grpo.policy.update import MiniBatch, update  # noqa: E402
 from pipeline.grpo.run import checkpoint  # noqa: E402
 from pipeline.grpo.run.run_folder import latest_checkpoint  # noqa: E402
 from tests.grpo.models import TEMPERATURE, some_groups  # noqa: E402
@@ -44,7 +45,8 @@ def main() -> None:
             print("resumed", checkpoint.resume(engine, found, OWN, layout)["step"])
         else:
             step = int(action.removeprefix("save:"))
-            ds.update(engine, micro_batches(distributed.shard(some_groups(4, 3, step)), 64), OBJECTIVE, lr=1e-3)
+            batches = micro_batches(distributed.shard(some_groups(4, 3, step)), 64)
+            update(engine, [MiniBatch(batches)], OBJECTIVE, 1e-3)
             checkpoint.save(engine, run, {"step": step}, OWN, layout, keep=1)
     digest = hashlib.sha256()
     for _, tensor in ds.gathered_weights(engine):
@@ -54,4 +56,5 @@ def main() -> None:
     ds.close(engine)
 
 
-run_to_exit(main)
+if __name__ == "__main__":
+    run_to_exit(main)
