@@ -10,6 +10,19 @@ from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.shards.reader import Site
 
 
+def positions_of(config: Any) -> int | None:
+    """Positions a policy was made for, or None if it has no limit.
+
+    With `rope_type: dynamic` the configuration names those it was trained with, and how many times as many it stretches
+    to.
+    """
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    own = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # of all layers, or by type of layers
+    stretches = [part.get("factor", 1) for part in own if part.get("rope_type") == "dynamic"]
+    return positions and int(positions * max(stretches, default=1))
+
+
 def must_fit(config: Any, prompt: int, room: int) -> None:
     """Refuse what a policy cannot read.
 
@@ -21,7 +34,7 @@ def must_fit(config: Any, prompt: int, room: int) -> None:
     Raises:
         UserError: together they need more positions than the model was made for.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(config)
     if positions is not None and prompt + room - 1 > positions:
         raise UserError(
             f"a prompt of {prompt:,} tokens and a response of {room:,} need more than the policy's {positions:,} "
@@ -45,7 +58,7 @@ def sites_must_fit(config: Any, prompts: PromptBuilder, sites: Iterable[Site], l
     Raises:
         UserError: see `must_fit`.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(config)
     if positions is None or longest - 1 <= positions:
         return
     for site in sites:

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, Phi3Config, PhimoeConfig, PreTrainedConfig
 from pipeline.config.errors import UserError
 from pipeline.grpo.model.batch import batch_of
 from pipeline.grpo.model.logprobs import PolicyLogprobs
+from pipeline.grpo.rollout.positions import positions_of
 from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import SamplingRequest
 from pipeline.scoring.proxy import as_proxy
@@ -111,6 +112,10 @@ def test_others_are_left_alone(rope: dict[str, object] | None) -> None:
     config = LlamaConfig(**SIZES, rope_parameters=rope and rope | {"rope_theta": 10000.0})
     assert not fix_rotary(Auto.from_config(config), None)
     assert not fix_rotary(Auto.from_config(config), LONG)
+
+
+def test_dynamic_frequencies_stretch_to_their_factor() -> None:
+    assert [positions_of(config) for config in KINDS.values()] == [256, 256, 4 * SHORT, 256]
 
 
 def test_a_row_beyond_the_longest_is_refused(tmp_path: Path) -> None:
