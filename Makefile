@@ -58,6 +58,9 @@ pins: .venv/.done-dev    ## the hashes of every file that the package index has 
 	  .venv/bin/uv pip compile - --quiet --no-deps --universal --python-version 3.11.5 --generate-hashes --no-annotate \
 	  --custom-compile-command 'make pins' --output-file $$of.hashes || exit 1; done
 
+test-machines: .venv/.done-dev    ## tests under every setting that rounds otherwise, from a path with a space, without pandas (a table; hours)
+	tests/machines.sh
+
 lint: .venv/.done-dev    ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 

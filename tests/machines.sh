@@ -1,0 +1,57 @@
+#!/bin/sh
+# Runs tests under every setting that changes how numbers are rounded, and prints a table: setting, passed, failed,
+# skipped. Then the other tests, from a checkout whose path has a space, and once without pandas.
+#
+#   tests/machines.sh [FOLDER]      logs go to FOLDER, build/machines by default; WORKERS=4 for an idle machine of 4 cores
+#
+# A setting whose log ends with pytest's summary is not run again, so an interrupted run goes on.
+set -u
+root=$(cd "$(dirname "$0")/.." && pwd)
+logs=${1:-$root/build/machines}
+mkdir -p "$logs" && logs=$(cd "$logs" && pwd)
+workers=${WORKERS:-2}
+python=$root/.venv/bin/python
+ROUNDING="tests/grpo tests/scoring tests/evaluation tests/demo tests/stages/test_baselines.py tests/stages/test_train.py
+  tests/stages/test_golden_scoring.py tests/stages/test_screen.py tests/stages/test_score.py tests/stages/test_plan.py"
+WITH_TABLES="tests/corpus tests/audit tests/shards tests/selection tests/stages/test_ingest.py"
+
+# count LOG WORD: the number before WORD in pytest's last line
+count() { tail -n 1 "$1" | grep -oE "[0-9]+ $2" | grep -oE "[0-9]+" || echo 0; }
+
+# row NAME FOLDER TESTS [VARIABLE=VALUE…]: runs tests in a folder under a setting and prints its line of the table
+row() {
+    name=$1 folder=$2 tests=$3 log="$logs/$(echo "$1" | tr ' =/' '___').log"
+    shift 3
+    if ! tail -n 1 "$log" 2>/dev/null | grep -qE " in [0-9.]+s"; then
+        # shellcheck disable=SC2086  # a list of tests
+        (cd "$folder" && env "$@" nice "$python" -m pytest -q -p no:cacheprovider --timeout 900 \
+            --numprocesses "$workers" --dist loadgroup $tests) >"$log" 2>&1
+    fi
+    failed=$(($(count "$log" failed) + $(count "$log" error)))
+    printf '%-62s %7s %7s %8s\n' "$name" "$(count "$log" passed)" "$failed" "$(count "$log" skipped)"
+    total=$((total + failed))
+}
+
+total=0
+printf '%-62s %7s %7s %8s\n' setting passed failed skipped
+for threads in 1 2 4; do
+    for capability in default avx2 unset; do
+        for onednn in AVX2 unset; do
+            set -- "OMP_NUM_THREADS=$threads"
+            [ $capability = unset ] || set -- "$@" "ATEN_CPU_CAPABILITY=$capability"
+            [ $onednn = unset ] || set -- "$@" "ONEDNN_MAX_CPU_ISA=$onednn"
+            row "$*" "$root" "$ROUNDING" "$@"
+        done
+    done
+done
+
+elsewhere=$(mktemp -d)
+trap 'rm -rf "$elsewhere"' EXIT
+git clone --quiet "$root" "$elsewhere/a checkout"
+ln -s "$root/.venv" "$elsewhere/a checkout/.venv"
+row "a path with a space" "$elsewhere/a checkout" tests "OMP_NUM_THREADS=1" "PYTHONPATH=$elsewhere/a checkout"
+
+mkdir "$elsewhere/blocked"
+echo "import sys; sys.modules['pandas'] = None" >"$elsewhere/blocked/sitecustomize.py"
+row "without pandas" "$root" "$WITH_TABLES" "OMP_NUM_THREADS=1" "PYTHONPATH=$elsewhere/blocked"
+exit $((total > 0))
