@@ -12,7 +12,7 @@ mkdir -p "$logs" && logs=$(cd "$logs" && pwd)
 workers=${WORKERS:-2}
 python=$root/.venv/bin/python
 ROUNDING="tests/grpo tests/scoring tests/evaluation tests/demo tests/stages/test_baselines.py tests/stages/test_train.py
-  tests/stages/test_golden_scoring.py tests/stages/test_screen.py tests/stages/test_score.py tests/stages/test_plan.py"
+  tests/stages/test_golden_scoring.py tests/stages/test_screen.py tests/stages/test_score.py tests/commands/test_plan.py"
 WITH_TABLES="tests/corpus tests/audit tests/shards tests/selection tests/stages/test_ingest.py"
 
 # count LOG WORD: the number before WORD in pytest's last line
@@ -52,6 +52,18 @@ ln -s "$root/.venv" "$elsewhere/a checkout/.venv"
 row "a path with a space" "$elsewhere/a checkout" tests "OMP_NUM_THREADS=1" "PYTHONPATH=$elsewhere/a checkout"
 
 mkdir "$elsewhere/blocked"
-echo "import sys; sys.modules['pandas'] = None" >"$elsewhere/blocked/sitecustomize.py"
+cat >"$elsewhere/blocked/sitecustomize.py" <<'PYTHON'
+import sys
+
+
+class NoPandas:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "pandas":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, NoPandas)
+PYTHON
 row "without pandas" "$root" "$WITH_TABLES" "OMP_NUM_THREADS=1" "PYTHONPATH=$elsewhere/blocked"
 exit $((total > 0))

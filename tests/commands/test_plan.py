@@ -29,7 +29,7 @@ TRAIN = {"folds": 2, "vocab_size": 300, "hidden_size": 32, "layers": 1, "heads":
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers score all of their sample, however busy the machine is."""
-    monkeypatch.setattr("stages.plan.TRY_SECONDS", math.inf)
+    monkeypatch.setattr("commands.plan.TRY_SECONDS", math.inf)
 
 
 def corpus(folder: Path, proxy: dict[str, Any]) -> Path:
