@@ -42,7 +42,8 @@ def documents(pieces: Iterable[RawRecord], document_bytes: int) -> Iterator[RawR
     something in it, so cutting that resumes at the start of a document goes on as if it had never stopped.
 
     Example:
-        >>> text = [RawRecord(0, b"one\\n", 4), RawRecord(4, b"\\n", 1), RawRecord(5, b"two\\n", 4), RawRecord(9, b"three\\n", 6)]
+        >>> text = [RawRecord(0, b"one\\n", 4), RawRecord(4, b"\\n", 1), RawRecord(5, b"two\\n", 4)]
+        >>> text += [RawRecord(9, b"three\\n", 6)]
         >>> [piece.data for piece in documents(text, 100)], [piece.data for piece in documents(text, 9)]
         ([b'one\\n\\ntwo\\nthree\\n'], [b'one\\n', b'two\\nthree\\n'])
     """

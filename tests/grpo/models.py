@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pipeline.grpo.rollout.token_sampling import uniform
 from torch import Tensor
 from transformers import AutoModelForCausalLM as Auto
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel, Qwen2Config
 
+from pipeline.grpo.rollout.token_sampling import uniform
 from pipeline.grpo.types import Group, Response, SamplingRequest
 
 VOCAB, EOS, TEMPERATURE = 61, 2, 0.7

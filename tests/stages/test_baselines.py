@@ -110,7 +110,7 @@ def test_sft_learns_the_right_responses_and_half_of_it_plain_text(runs: Path) ->
 
 def test_the_form_alone_is_learned_when_it_alone_is_paid(runs: Path) -> None:
     """The first updates unsettle it (0.72 to 0.98 in steps 1 to 5). Over seeds and instruction sets 0.95 to 1.00 of the
-    last responses had the form, and 0.19 to 0.26 were right."""
+    last responses had the form, and 0.18 to 0.26 were right."""
     rows = metrics_of(runs / "form")[-5:]
     assert sum(row["reward/mean"] for row in rows) / 5 > 0.85
     right = sum(row["reward/match"] for row in rows) / sum(row["groups/sampled"] * 4 for row in rows)
@@ -118,7 +118,7 @@ def test_the_form_alone_is_learned_when_it_alone_is_paid(runs: Path) -> None:
 
 
 def test_shuffled_targets_teach_nothing_above_chance(runs: Path) -> None:
-    """One colour in four is right, whatever the policy says. Over seeds and instruction sets 0.16 to 0.29 of the last
+    """One colour in four is right, whatever the policy says. Over seeds and instruction sets 0.16 to 0.32 of the last
     160 groups' responses were: a policy that says one colour alone has a standard error of 0.034."""
     rows = metrics_of(runs / "shuffled")
     late = [row["reward/mean"] for row in rows[-10:]]

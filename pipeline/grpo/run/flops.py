@@ -165,7 +165,8 @@ class ComputeBudget:
             otherwise: the answer where there is no budget.
 
         Example:
-            >>> ComputeBudget(flops=25).steps([(10, 1)] * 9, otherwise=7), ComputeBudget().steps([(10, 1)] * 9, otherwise=7)
+            >>> steps = [(10, 1)] * 9
+            >>> ComputeBudget(flops=25).steps(steps, otherwise=7), ComputeBudget().steps(steps, otherwise=7)
             (3, 7)
         """
         if self.tokens is None and self.flops is None:
