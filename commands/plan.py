@@ -43,15 +43,15 @@ from pipeline.selection.corpus_rules import needs_corpus_pass
 from pipeline.shards.cost import (
     FIT_STEPS,
     Trial,
-    left_of,
+    estimate_total,
+    kept_share,
     size_of,
-    total,
     try_documents,
     try_fit,
     try_materialize,
     try_scores,
     try_select,
-    wall,
+    wall_seconds,
 )
 
 CONFIGS = Path(__file__).parent.parent / "deepspeed_configs"
@@ -130,11 +130,11 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
     made = crew.run(partial(try_materialize, manifest.materialize), selected.trials)
 
     share = documents / len(scored.counts("tokens"))
-    left = left_of(rules, selected.trials, share)
+    left = kept_share(rules, selected.trials, share)
     kept = share * left
-    tokens = total(scored.counts("tokens"), documents, found.error)
-    sites = total(selected.counts("sites"), documents, found.error).times(left)
-    examples = total(made.counts("examples"), documents, found.error).times(left)
+    tokens = estimate_total(scored.counts("tokens"), documents, found.error)
+    sites = estimate_total(selected.counts("sites"), documents, found.error).times(left)
+    examples = estimate_total(made.counts("examples"), documents, found.error).times(left)
     shards = math.ceil(documents / config.shard_documents)
     pace = sum(trial.pace or 0.0 for trial in scored.trials) / len(scored.trials)
     passes = 3 if needs_corpus_pass(manifest.select) else 1
@@ -212,7 +212,7 @@ class Crew:
             "stage": name,
             "count": count,
             "unit": unit,
-            "seconds": passes * team.start + wall(busy, shards, workers),
+            "seconds": passes * team.start + wall_seconds(busy, shards, workers),
             "hours": self.hours(busy, accelerated=accelerated),
             "of": "GPU" if accelerated and gpus() else "core",
             "bytes": round(sum(trial.bytes for trial in team.trials) * share),
@@ -227,7 +227,7 @@ def _ingest(manifest: Manifest, found: Estimate, ingested: Team, files: int, cre
     shards = math.ceil(documents / config.shard_documents)
     passes = 4 if config.near_duplicates or config.decontaminate else 3
     stage = crew.stage("ingest", "documents", documents, ingested.busy * share, shards, ingested, share, passes=passes)
-    stage["seconds"] += wall(found.seconds, slices, crew.light)
+    stage["seconds"] += wall_seconds(found.seconds, slices, crew.light)
     stage["hours"] += crew.hours(found.seconds)
     return stage
 
@@ -254,7 +254,7 @@ def _fit(config: TrainProxyConfig, found: Estimate, scratch: Path, crew: Crew) -
         "stage": "proxy",
         "count": float(config.folds * steps * config.batch_tokens),
         "unit": "tokens",
-        "seconds": start + wall(busy, config.folds, crew.light),
+        "seconds": start + wall_seconds(busy, config.folds, crew.light),
         "hours": crew.hours(busy),
         "of": "core",
         "bytes": config.folds * size_of(scratch / "0"),

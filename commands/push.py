@@ -27,7 +27,7 @@ from pipeline.core.artifact import Record, content_hash
 from pipeline.core.progress import log
 from pipeline.export.card import card
 from pipeline.export.croissant import METADATA, croissant
-from pipeline.export.outside import public, secrets
+from pipeline.export.outside import find_secrets, redact
 from pipeline.export.remote import repository, upload
 
 EXAMPLES = 5
@@ -74,8 +74,8 @@ def assemble(folder: Path, manifest: Manifest, lineage: Lineage, *, audit: Path,
     for report in REPORTS:
         if (audit / report).is_file():
             _link(audit / report, folder / report)
-    secret = secrets(manifest.model_dump(mode="json"))
-    manifest = Manifest.model_validate(public(manifest.model_dump(mode="json")))
+    secret = find_secrets(manifest.model_dump(mode="json"))
+    manifest = Manifest.model_validate(redact(manifest.model_dump(mode="json")))
     tree = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (folder / "manifest.yaml").write_text(tree, encoding="utf-8")
     (folder / "README.md").write_text(card(manifest, lineage, _first_rows(shards), name or "FOLDER"), encoding="utf-8")

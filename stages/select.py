@@ -25,7 +25,7 @@ from pipeline.core.parquet import parquet_writer, read_rows, read_table
 from pipeline.core.stage import Stage, run_stage
 from pipeline.selection.corpus_rules import CANDIDATES, decisions, needs_corpus_pass
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
-from pipeline.selection.sites import check_named, rule_expression, select_sites, sites_schema
+from pipeline.selection.sites import check_columns_exist, rule_expression, select_sites, sites_schema
 
 VERSION = 6
 VERDICTS = pa.schema([pa.field("verdict", pa.uint8(), nullable=False)])
@@ -83,7 +83,7 @@ def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path,
     """
     config = manifest.select
     rule_expression(config)
-    check_named(config, documents.files("documents"))
+    check_columns_exist(config, documents.files("documents"))
     inputs = {"documents": documents.content, "scores": scores.content}
     shared: dict[str, InputFile] = {}
     if config.exclude is not None:

@@ -112,7 +112,7 @@ def run_data(
 ) -> dict[str, Record]:
     """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
     from pipeline.core.tokenizer import CorpusTokenizer
-    from pipeline.selection.sites import check_named, rule_expression
+    from pipeline.selection.sites import check_columns_exist, rule_expression
     from stages.ingest import ingest
     from stages.materialize import materialize
     from stages.score import score
@@ -138,7 +138,7 @@ def run_data(
         records[name] = steps[name]()
         seconds[name] = time.monotonic() - begin
         if name == "ingest" and last in ("select", "materialize"):
-            check_named(manifest.select, records["ingest"].files("documents"))
+            check_columns_exist(manifest.select, records["ingest"].files("documents"))
     stages = {
         name: {"seconds": seconds[name], "directory": str(record.directory), "counters": record.counters}
         for name, record in records.items()

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.audit.lineage import Lineage
 from pipeline.core.artifact import InputFile, Record
 from pipeline.core.parquet import read_table
-from pipeline.selection.metadata import named_in, with_metadata
+from pipeline.selection.metadata import referenced_metadata, with_metadata
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.sites import REASONS, band_of, rule_expression
 from pipeline.selection.where import filter_rows
@@ -55,7 +55,7 @@ def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
     expression = rule_expression(lineage.rule)
     site = shard.sites.select("doc_id", "position", kept=pl.lit(True))
     token_ids = pl.Series(pl.from_arrow(shard.scores["token_ids"].combine_chunks().flatten()))
-    named = named_in(expression, lineage.rule.metadata)
+    named = referenced_metadata(expression, lineage.rule.metadata)
     scores = with_metadata(shard.scores.drop_columns(["token_ids"]), shard.documents, named)
     begin = 0
     for frame in positions(shard.documents, scores):

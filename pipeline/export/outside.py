@@ -13,19 +13,19 @@ _URL = re.compile(r"\b(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[^\s\"'<>]*)", re
 _PATH = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", re.ASCII)
 
 
-def public(tree: Any) -> Any:
+def redact(tree: Any) -> Any:
     """Values of a configuration as they may leave this machine.
 
     Of an absolute path only the name stays; URLs lose user, password, query and fragment: any of them may be a secret.
 
     Example:
-        >>> public({"source": "https://me:pw@host/a.jsonl?sig=x", "model": "/home/me/proxy", "seed": 0})
+        >>> redact({"source": "https://me:pw@host/a.jsonl?sig=x", "model": "/home/me/proxy", "seed": 0})
         {'source': 'https://host/a.jsonl', 'model': 'proxy', 'seed': 0}
     """
     if isinstance(tree, dict):
-        return {key: public(value) for key, value in tree.items()}
+        return {key: redact(value) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [public(value) for value in tree]
+        return [redact(value) for value in tree]
     if isinstance(tree, str):
         return Path(tree).name if Path(tree).is_absolute() else _URL.sub(_bare, tree)
     return tree
@@ -47,15 +47,15 @@ def _end_of_path(scheme: str, rest: str) -> int:
     return end if scheme.lower().startswith("http") or "=" in rest[end:] else len(rest)
 
 
-def secrets(tree: Any) -> set[str]:
-    """What `public` takes out of the URLs of a configuration and might be a secret, also as it reads when unquoted.
+def find_secrets(tree: Any) -> set[str]:
+    """What `redact` takes out of the URLs of a configuration and might be a secret, also as it reads when unquoted.
 
     Example:
-        >>> sorted(secrets({"source": "https://me:passw0rd@host/a.jsonl?sig=abcdef%2F1"}))
+        >>> sorted(find_secrets({"source": "https://me:passw0rd@host/a.jsonl?sig=abcdef%2F1"}))
         ['abcdef%2F1', 'abcdef/1', 'passw0rd']
     """
     if isinstance(tree, dict | list):
-        return set().union(*map(secrets, tree.values() if isinstance(tree, dict) else tree))
+        return set().union(*map(find_secrets, tree.values() if isinstance(tree, dict) else tree))
     found: set[str] = set()
     for match in _URL.finditer(tree) if isinstance(tree, str) else ():
         rest = match["rest"]

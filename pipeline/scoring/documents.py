@@ -47,7 +47,7 @@ def score_documents(
     parts: dict[Window, PositionScores] = {}
     batch = todo[:1]
     while left := [window for window in todo if window not in parts]:
-        budget = min(config.batch_tokens, proxy.most_tokens)
+        budget = min(config.batch_tokens, proxy.max_batch_tokens)
         before: _Scored | None = None
         try:
             for batch in batches(left, budget, bos=bos, packed=proxy.packs):
@@ -66,8 +66,8 @@ def score_documents(
                     where=f"document {names[batch[0].document]}",
                     hint="lower `score.window`",
                 ) from error
-            proxy.most_tokens = fed_tokens(batch, bos=bos, packed=proxy.packs) // 2
-            log(f"score        out of memory: {proxy.most_tokens:,} tokens a batch from here (`score.batch_tokens`)")
+            proxy.max_batch_tokens = fed_tokens(batch, bos=bos, packed=proxy.packs) // 2
+            log(f"score        out of memory: now {proxy.max_batch_tokens:,} tokens per batch (`score.batch_tokens`)")
     by_document: list[list[PositionScores]] = [[] for _ in documents]
     for window in todo:
         by_document[window.document].append(parts[window])

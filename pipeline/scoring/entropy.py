@@ -123,7 +123,7 @@ def _score_chunk(
         write_logits(hidden_CH, ids, logits_NCW[n, :, : ids.stop - ids.start])
         torch.amax(logits_NCW[n].view(C, -1, BLOCK), -1, out=maxima_NCP[n])
     blocks_NCPB = logits_NCW.view(N, C, -1, BLOCK)
-    top_CK, top_ids_CK = largest(blocks_NCPB, maxima_NCP, min(top_k, vocab_size))
+    top_CK, top_ids_CK = top_logits(blocks_NCPB, maxima_NCP, min(top_k, vocab_size))
     target_C1 = logits_NCW[targets_C // W, torch.arange(C, device=targets_C.device), targets_C % W][:, None]
     lse_C1, rank_C = _normaliser_and_rank(logits_NCW, maxima_NCP.amax((0, 2))[:, None], target_C1, targets_C[:, None])
     return as_scores(top_CK, top_ids_CK, target_C1, lse_C1, rank_C, with_top)
@@ -148,23 +148,23 @@ def _entropy(logprobs_TK: Tensor) -> Tensor:
     return torch.special.entr(logprobs_TK.exp()).sum(-1)
 
 
-def largest(blocks_NCPB: Tensor, maxima_NCP: Tensor, K: int) -> tuple[Tensor, Tensor]:
+def top_logits(blocks_NCPB: Tensor, maxima_NCP: Tensor, K: int) -> tuple[Tensor, Tensor]:
     """The K largest logits [C, K] in fp32 and their ids, ties by id.
 
     No logit of a block that is not among the K best can be: K others, the maxima of those blocks, come before it.
     """
     N, C, P, B = blocks_NCPB.shape
     maxima_CM = maxima_NCP.transpose(0, 1).reshape(C, N * P)
-    block_CM = _first(maxima_CM, torch.arange(N * P, device=maxima_CM.device), min(K, N * P))
+    block_CM = _top_ids(maxima_CM, torch.arange(N * P, device=maxima_CM.device), min(K, N * P))
     rows_C1 = torch.arange(C, device=maxima_CM.device)[:, None]
     candidates_CL = blocks_NCPB[block_CM // P, rows_C1, block_CM % P].flatten(1)
     ids_CL = (block_CM[:, :, None] * B + torch.arange(B, device=maxima_CM.device)).flatten(1)
-    ids_CK = _first(candidates_CL, ids_CL, K)
+    ids_CK = _top_ids(candidates_CL, ids_CL, K)
     tile_CK, column_CK = ids_CK // (P * B), ids_CK % (P * B)
     return blocks_NCPB[tile_CK, rows_C1, column_CK // B, column_CK % B].float(), ids_CK
 
 
-def _first(values_CL: Tensor, ids_CL: Tensor, K: int) -> Tensor:
+def _top_ids(values_CL: Tensor, ids_CL: Tensor, K: int) -> Tensor:
     """Ids [C, K] of the K largest values in falling order, equal ones by id.
 
     That is the order of a stable sort. `topk` leaves open which of equal values it returns, so it is asked for whole

@@ -38,10 +38,10 @@ def tiled_head(model: Any, hidden: Callable[[Tensor], Tensor], probe_BT: Tensor)
         made_BTV = model(input_ids=probe_BT, use_cache=False).logits
     finally:
         hook.remove()
-    if len(given) != 1 or not same(given[0], hidden(probe_BT)):
+    if len(given) != 1 or not equal_up_to_rounding(given[0], hidden(probe_BT)):
         return None
     for finish in _finishes(model.config.get_text_config()):
-        if same(made_BTV, finish(spread_V.expand_as(made_BTV).clone())):
+        if equal_up_to_rounding(made_BTV, finish(spread_V.expand_as(made_BTV).clone())):
             return output_matrix(output.weight, output.bias, finish)
     return None
 
@@ -77,7 +77,7 @@ def output_matrix(weight_VH: Tensor, bias_V: Tensor | None, finish: Finish = _no
     return write
 
 
-def same(a: Tensor, b: Tensor, *, rounding: float = 1e-2) -> bool:
+def equal_up_to_rounding(a: Tensor, b: Tensor, *, rounding: float = 1e-2) -> bool:
     """Whether two tensors differ by rounding only: by 1e-5 of their norm in fp32, by `rounding` in 16 bits. NaN is no
     difference: it is found where it is scored, and named with its document."""
     if a.shape != b.shape:

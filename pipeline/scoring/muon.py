@@ -28,17 +28,17 @@ class Muon(torch.optim.Optimizer):
                 state: dict[str, Any] = self.state[parameter]
                 average = state.setdefault("average", torch.zeros_like(parameter))
                 average.lerp_(parameter.grad, 1 - group["momentum"])
-                update = orthogonalised(parameter.grad.lerp(average, group["momentum"]))
+                update = orthogonalise(parameter.grad.lerp(average, group["momentum"]))
                 scale = max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * scale)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
+def orthogonalise(matrix: Tensor) -> Tensor:
     """About U·Vᵀ of the matrix's singular value decomposition, by five Newton–Schulz steps.
 
     Example:
-        >>> values = torch.linalg.svdvals(orthogonalised(torch.diag(torch.tensor([4.0, 1.0, 0.5]))))
+        >>> values = torch.linalg.svdvals(orthogonalise(torch.diag(torch.tensor([4.0, 1.0, 0.5]))))
         >>> bool(((values > 0.6) & (values < 1.3)).all())
         True
     """

@@ -20,7 +20,7 @@ from pipeline.config.errors import UserError
 from pipeline.core.hardware import torch_device
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.entropy import WriteLogits, copy_logits
-from pipeline.scoring.head import same, tiled_head
+from pipeline.scoring.head import equal_up_to_rounding, tiled_head
 from pipeline.scoring.precision import resolve_dtype
 
 FLASH = ("flash_attention_3", "flash_attention_2")
@@ -47,7 +47,7 @@ class Proxy:
     device: torch.device
     packs: bool = False
     """Windows are fed end to end in one row; else each in a row of its own, padded."""
-    most_tokens: int = sys.maxsize
+    max_batch_tokens: int = sys.maxsize
     """Of a batch. Falls when memory runs out, and stays there for the rest of the process."""
 
 
@@ -131,7 +131,7 @@ def as_proxy(model: Any, bos_id: int | None) -> Proxy:
     )
     other_BT = probe_BT.clone()
     other_BT[:, -1] = (other_BT[:, -1] + 1) % rows
-    if not same(proxy.hidden(probe_BT)[:, :-1], proxy.hidden(other_BT)[:, :-1]):
+    if not equal_up_to_rounding(proxy.hidden(probe_BT)[:, :-1], proxy.hidden(other_BT)[:, :-1]):
         raise UserError(
             "the model sees later tokens too", where=model.config.name_or_path, hint="choose a causal language model"
         )
@@ -143,7 +143,7 @@ def packs_exactly(proxy: Proxy, probe_BT: Tensor) -> bool:
     """Whether the model gives two sequences end to end what it gives each alone. (Recurrent layers do not.)"""
     sizes = [probe_BT.shape[1] // 2, probe_BT.shape[1] - probe_BT.shape[1] // 2]
     alone = torch.cat([proxy.hidden(ids_BT) for ids_BT in probe_BT.split(sizes, 1)], 1)
-    return same(alone, proxy.hidden(probe_BT, sizes), rounding=0.05)
+    return equal_up_to_rounding(alone, proxy.hidden(probe_BT, sizes), rounding=0.05)
 
 
 def _packing(lengths: Sequence[int] | None, device: torch.device) -> dict[str, Any]:

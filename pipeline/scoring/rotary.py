@@ -49,7 +49,7 @@ def fix_rotary(model: PreTrainedModel, longest: int | None) -> bool:
                 )
             if not isinstance(module.forward, _Table):
                 module.forward = _Table()
-            module.forward.turns[own] = _turns(module, own, torch.arange(longest))
+            module.forward.tables[own] = _cos_sin(module, own, torch.arange(longest))
             fixed = True
     return fixed
 
@@ -58,12 +58,12 @@ class _Table:
     """A rotary module's `forward` by table: cos and sin [T, D] of every position, by type of layers."""
 
     def __init__(self) -> None:
-        self.turns: dict[tuple[str, ...], list[Tensor]] = {}
+        self.tables: dict[tuple[str, ...], list[Tensor]] = {}
 
     def __call__(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, ...]:
         own = () if layer_type is None else (layer_type,)
-        turns = self.turns[own] = [turn_TD.to(x.device) for turn_TD in self.turns[own]]
-        return tuple(turn_TD[position_ids].to(x.dtype) for turn_TD in turns)
+        tables = self.tables[own] = [turn_TD.to(x.device) for turn_TD in self.tables[own]]
+        return tuple(turn_TD[position_ids].to(x.dtype) for turn_TD in tables)
 
 
 def _layer_types(module: nn.Module) -> list[tuple[str, ...]]:
@@ -78,14 +78,14 @@ def _layer_types(module: nn.Module) -> list[tuple[str, ...]]:
 def _depends(module: nn.Module, own: tuple[str, ...], longest: int) -> bool:
     """Whether the first positions are turned otherwise beside the last of a row of `longest` tokens."""
     first_T = torch.arange(min(2, longest))
-    alone, beside = (_turns(module, own, ids_T) for ids_T in (first_T, torch.tensor([*first_T, longest - 1])))
+    alone, beside = (_cos_sin(module, own, ids_T) for ids_T in (first_T, torch.tensor([*first_T, longest - 1])))
     return any(
         not torch.equal(one_TD, other_TD[: len(first_T)]) for one_TD, other_TD in zip(alone, beside, strict=True)
     )
 
 
 @torch.no_grad()
-def _turns(module: nn.Module, own: tuple[str, ...], positions_T: Tensor) -> list[Tensor]:
+def _cos_sin(module: nn.Module, own: tuple[str, ...], positions_T: Tensor) -> list[Tensor]:
     """cos and sin [T, D], in fp32."""
     device = next(module.buffers()).device
     forward: Any = type(module).forward

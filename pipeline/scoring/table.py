@@ -57,15 +57,15 @@ def scores_table(documents: Sequence[ScoredDocument], *, min_context_tokens: int
     """Rows of the scores table. Positions with fewer than `min_context_tokens` before them are null."""
     sizes = [len(d.token_ids) for d in documents]
     # Row t of a document's scores stands for position t+1: position 0 has none.
-    null = _joined([np.arange(n) < min_context_tokens for n in sizes], bool)
+    null = _concatenate([np.arange(n) < min_context_tokens for n in sizes], bool)
 
     def positions(name: str) -> NDArray[Any]:
         parts = [np.concatenate([np.zeros(min(1, n)), _array(d, name)]) for d, n in zip(documents, sizes, strict=True)]
-        return _joined(parts, np.float64)
+        return _concatenate(parts, np.float64)
 
     columns: dict[str, pa.Array] = {
-        "token_ids": pa.array(_joined([d.token_ids for d in documents], np.int32)),
-        "token_ends": pa.array(_joined([d.token_ends for d in documents], np.int32)),
+        "token_ids": pa.array(_concatenate([d.token_ids for d in documents], np.int32)),
+        "token_ends": pa.array(_concatenate([d.token_ends for d in documents], np.int32)),
         "field": pa.array([name for d in documents for name in token_fields(d.token_ends, d.fields)], pa.string()),
     }
     for name in ("entropy", "entropy_partial", "nll", "rank"):
@@ -79,7 +79,9 @@ def scores_table(documents: Sequence[ScoredDocument], *, min_context_tokens: int
         K = next((d.scores.top_ids.shape[1] for d in documents), 0)
         for name in ("top_ids", "top_logprobs"):
             kind = schema.field(name).type.value_type
-            values = _joined([_with_first(d, name, n, K) for d, n in zip(documents, sizes, strict=True)], np.float64)
+            values = _concatenate(
+                [_with_first(d, name, n, K) for d, n in zip(documents, sizes, strict=True)], np.float64
+            )
             flat = pa.array(values.astype(kind.to_pandas_dtype()), kind, mask=np.repeat(null, K))
             lists[name] = _lists(flat, [n * K for n in sizes])
     ids = [pa.array([d.doc_id for d in documents]), pa.array([d.split for d in documents])]
@@ -93,7 +95,7 @@ def _reference_nll(documents: Sequence[ScoredDocument], null: NDArray[np.bool_])
     parts = [
         np.concatenate([np.zeros(min(1, len(d.token_ids))), d.reference.nll.numpy()]) for d in documents if d.reference
     ]
-    return pa.array(_joined(parts, np.float32), mask=null)
+    return pa.array(_concatenate(parts, np.float32), mask=null)
 
 
 def token_fields(ends_T: NDArray[np.int64], fields: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -120,7 +122,7 @@ def _with_first(document: ScoredDocument, name: str, tokens: int, K: int) -> NDA
     return np.concatenate([np.zeros(min(1, tokens) * K), _array(document, name).reshape(-1)])
 
 
-def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+def _concatenate(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
 
 

@@ -76,7 +76,7 @@ def decisions(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint
         left = keep("strata", _draw(left, "stratum", config.strata.sites))
     if config.mixture:
         available = dict(left["corpus"].value_counts().iter_rows())
-        share_of = shares(config.mixture.weights, available, config.max_sites)
+        share_of = mixture_counts(config.mixture.weights, available, config.max_sites)
         place = pl.col("key").rank("ordinal").over("corpus")
         share = pl.col("corpus").replace_strict(share_of, default=0, return_dtype=pl.Int64)
         left = keep("mixture", left.filter(place <= share))
@@ -85,7 +85,7 @@ def decisions(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint
     return verdict_C
 
 
-def shares(weights: Mapping[str, float], available: Mapping[str, int], most: int | None) -> dict[str, int]:
+def mixture_counts(weights: Mapping[str, float], available: Mapping[str, int], most: int | None) -> dict[str, int]:
     """How many sites of each source make the largest mixture in these proportions, of at most `most` sites.
 
     What does not divide evenly goes to the largest remainders, among equals to the first name.
@@ -94,8 +94,8 @@ def shares(weights: Mapping[str, float], available: Mapping[str, int], most: int
         UserError: a source has no site.
 
     Example:
-        >>> shares({"a": 3, "b": 1}, {"a": 100, "b": 2}, None), shares({"a": 3, "b": 1}, {"a": 100, "b": 2}, 7)
-        ({'a': 6, 'b': 2}, {'a': 5, 'b': 2})
+        >>> [mixture_counts({"a": 3, "b": 1}, {"a": 100, "b": 2}, most) for most in (None, 7)]
+        [{'a': 6, 'b': 2}, {'a': 5, 'b': 2}]
     """
     if empty := [name for name in weights if not available.get(name)]:
         raise UserError(
@@ -124,7 +124,7 @@ def _draw(frame: pl.DataFrame, among: str, most: int) -> pl.DataFrame:
     )
 
 
-def duplicates_over_limit(scores: pa.Table, suffix_tokens: int) -> NDArray[np.uint64]:
+def duplicate_keys(scores: pa.Table, suffix_tokens: int) -> NDArray[np.uint64]:
     """A hash of every position's token and the tokens before it in its document, at most `suffix_tokens` of them.
 
     Args:
@@ -150,7 +150,7 @@ STRATA = ("field", "token_class", "band", "source_file")
 """What `strata.by` may name besides metadata of documents."""
 
 
-def over_stratum_limit(by: str, sites: pl.DataFrame, documents: pa.Table) -> pl.Series:
+def stratum_of_sites(by: str, sites: pl.DataFrame, documents: pa.Table) -> pl.Series:
     """The part of the corpus of each site: a column of its own, or of its document's metadata ("" if absent)."""
     if by in sites.columns:
         return sites[by].cast(pl.String).fill_null("")

@@ -15,15 +15,15 @@ from typing import NamedTuple
 import polars as pl
 from sqlglot import exp
 
-from pipeline.selection.sql import TYPES, Refused, columns_named, operands, place
+from pipeline.selection.sql import TYPES, Refused, operands, referenced_columns, start_of
 
-LONGEST_PATTERN = 200
+MAX_PATTERN_CHARACTERS = 200
 """Characters of a regular expression or of a LIKE."""
 
-MOST_PATTERNS = 8
+MAX_PATTERNS = 8
 """Regular expressions in one expression."""
 
-PATTERN_SIZE = 1500
+MAX_PATTERN_SIZE = 1500
 """What a regular expression may unfold to: its characters, classes counted as `CLASS`, times every `{n}` in it. A
 `\\w{60}` is prepared in some ten milliseconds; thousands of states take seconds, and again in every thread."""
 
@@ -145,19 +145,19 @@ def to_polars(tree: exp.Expr) -> pl.Expr:
     """
     operators = sum(1 for _ in tree.find_all(exp.RegexpLike, exp.RegexpILike))
     calls = sum(call.name.upper() == "REGEXP_LIKE" for call in tree.find_all(exp.Anonymous))
-    if operators + calls > MOST_PATTERNS:
-        raise Refused("has too many regular expressions", f"at most {MOST_PATTERNS}")
+    if operators + calls > MAX_PATTERNS:
+        raise Refused("has too many regular expressions", f"at most {MAX_PATTERNS}")
     return _expression(tree)
 
 
-def compared_with(tree: exp.Expr, column: str) -> set[float] | None:
+def comparison_values(tree: exp.Expr, column: str) -> set[float] | None:
     """The numbers that an expression compares a column with; None if it does anything else with it.
 
     Example:
         >>> from pipeline.selection.sql import parse
-        >>> sorted(compared_with(parse("a > 1.5 OR NOT a BETWEEN -2 AND 3 OR b = 4"), "a"))
+        >>> sorted(comparison_values(parse("a > 1.5 OR NOT a BETWEEN -2 AND 3 OR b = 4"), "a"))
         [-2.0, 1.5, 3.0]
-        >>> compared_with(parse("a + 1 > 2"), "a"), compared_with(parse("b > 2"), "a")
+        >>> comparison_values(parse("a + 1 > 2"), "a"), comparison_values(parse("b > 2"), "a")
         (None, set())
     """
     found: set[float] = set()
@@ -174,9 +174,9 @@ def compared_with(tree: exp.Expr, column: str) -> set[float] | None:
     return found
 
 
-def named(tree: exp.Expr) -> set[str]:
+def column_names(tree: exp.Expr) -> set[str]:
     """The columns that an expression names."""
-    return {column.name for column in columns_named(tree)}
+    return {column.name for column in referenced_columns(tree)}
 
 
 def _expression(node: exp.Expr | None) -> pl.Expr:
@@ -191,7 +191,7 @@ def _no_meaning(node: exp.Expr | None) -> Refused:
         return Refused("is not a SQL expression", "something is missing")
     words: dict[type, str] = {exp.DPipe: "`||`", exp.Concat: "text after text", exp.Escape: "ESCAPE", exp.Star: "`*`"}
     what = words.get(type(node)) or f"`{type(node).__name__.upper()}`"
-    return Refused(f"uses {what}, which has no meaning here", "compare columns of one row", place(node))
+    return Refused(f"uses {what}, which has no meaning here", "compare columns of one row", start_of(node))
 
 
 # ------------------------------------------------------------------------------------------------------- values
@@ -210,10 +210,10 @@ def _number(node: exp.Expr) -> int | float | None:
         return None
     digits = str(node.this)
     if not re.fullmatch(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", digits, re.ASCII):
-        raise Refused("is not a SQL expression", f"`{digits[:40]}` is no number", place(node))
+        raise Refused("is not a SQL expression", f"`{digits[:40]}` is no number", start_of(node))
     whole = digits.isdigit()
     if whole and int(digits[:20]) >= 1 << 63:
-        raise Refused("names a number that is too large", "write it as 1e20", place(node))
+        raise Refused("names a number that is too large", "write it as 1e20", start_of(node))
     return int(digits) if whole else float(digits)
 
 
@@ -241,44 +241,44 @@ def _remainder(a: pl.Expr, b: pl.Expr) -> pl.Expr:
 
 def _chain(kind: type[exp.Connector], operation: Callable[[pl.Expr, pl.Expr], pl.Expr]) -> Callable:
     """Joined in halves, so that a long chain is no deep expression."""
-    return lambda node: _halved([_expression(part) for part in operands(node, kind)], operation)
+    return lambda node: _balanced_chain([_expression(part) for part in operands(node, kind)], operation)
 
 
-def _halved(parts: Sequence[pl.Expr], operation: Callable[[pl.Expr, pl.Expr], pl.Expr]) -> pl.Expr:
+def _balanced_chain(parts: Sequence[pl.Expr], operation: Callable[[pl.Expr, pl.Expr], pl.Expr]) -> pl.Expr:
     if len(parts) == 1:
         return parts[0]
     middle = len(parts) // 2
-    return operation(_halved(parts[:middle], operation), _halved(parts[middle:], operation))
+    return operation(_balanced_chain(parts[:middle], operation), _balanced_chain(parts[middle:], operation))
 
 
 def _is(node: exp.Is) -> pl.Expr:
     if not isinstance(node.expression, exp.Null):
-        raise Refused("uses IS, which only takes NULL", "write the condition alone, or NOT before it", place(node))
+        raise Refused("uses IS, which only takes NULL", "write the condition alone, or NOT before it", start_of(node))
     return _expression(node.this).is_null()
 
 
 def _in(node: exp.In) -> pl.Expr:
     listed = node.expressions
     if not listed:
-        raise Refused("looks for a value in no list", "IN ('one', 'two')", place(node))
+        raise Refused("looks for a value in no list", "IN ('one', 'two')", start_of(node))
     value = _expression(node.this)
     texts = [str(one.this) for one in listed if isinstance(one, exp.Literal) and one.is_string]
     others = [one for one in listed if not (isinstance(one, exp.Literal) and one.is_string)]
     tests = [value.is_in(texts)] if texts else []
-    return _halved([*tests, *(value == _expression(other) for other in others)], pl.Expr.or_)
+    return _balanced_chain([*tests, *(value == _expression(other) for other in others)], pl.Expr.or_)
 
 
 def _between(node: exp.Between) -> pl.Expr:
     if node.args.get("symmetric") is not None:
-        raise Refused("uses SYMMETRIC", "put the lower limit first", place(node))
+        raise Refused("uses SYMMETRIC", "put the lower limit first", start_of(node))
     value = _expression(node.this)
     return (value >= _expression(node.args["low"])) & (value <= _expression(node.args["high"]))
 
 
 def _like(node: exp.Like | exp.ILike) -> pl.Expr:
     pattern = _value(node.expression)
-    if not isinstance(pattern, str) or len(pattern) > LONGEST_PATTERN:
-        raise Refused("has no pattern", f"LIKE 'part%', at most {LONGEST_PATTERN} characters", place(node))
+    if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN_CHARACTERS:
+        raise Refused("has no pattern", f"LIKE 'part%', at most {MAX_PATTERN_CHARACTERS} characters", start_of(node))
     parts = ({"%": ".*", "_": "."}.get(c) or re.escape(c) for c in pattern)
     flags = "(?is)" if isinstance(node, exp.ILike) else "(?s)"
     like = _expression(node.this).str.contains(f"{flags}^{''.join(parts)}$")
@@ -290,18 +290,20 @@ def _regexp_node(node: exp.RegexpLike | exp.RegexpILike) -> pl.Expr:
 
 
 def _regexp(text: pl.Expr, pattern: object, *, ignore_case: bool) -> pl.Expr:
-    if not isinstance(pattern, str) or len(pattern) > LONGEST_PATTERN:
-        raise Refused("has no regular expression", f"write it out: '^part', at most {LONGEST_PATTERN} characters")
-    if _unfolded(pattern) > PATTERN_SIZE:
+    if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN_CHARACTERS:
+        raise Refused(
+            "has no regular expression", f"write it out: '^part', at most {MAX_PATTERN_CHARACTERS} characters"
+        )
+    if _unfolded_size(pattern) > MAX_PATTERN_SIZE:
         raise Refused("has a regular expression that unfolds to too much", "repeat less often than `{n}` says")
     return text.str.contains(f"(?i){pattern}" if ignore_case else pattern)
 
 
-def _unfolded(pattern: str) -> int:
-    r"""The size of a pattern by `PATTERN_SIZE`'s reckoning.
+def _unfolded_size(pattern: str) -> int:
+    r"""The size of a pattern by `MAX_PATTERN_SIZE`'s reckoning.
 
     Example:
-        >>> _unfolded("^part"), _unfolded(r"\d{3}-\w{2,4}"), _unfolded("(a{9}){9}")
+        >>> _unfolded_size("^part"), _unfolded_size(r"\d{3}-\w{2,4}"), _unfolded_size("(a{9}){9}")
         (5, 636, 729)
     """
     classes = len(re.findall(r"\\[a-zA-Z]|\[|\.|\(\?", pattern))
@@ -324,14 +326,14 @@ def _cast(node: exp.Cast | exp.TryCast) -> pl.Expr:
     dtype = _DTYPES.get(node.to.this.value) if isinstance(node.to.this, exp.DType) else None
     if dtype is None or node.to.expressions or node.args.get("format") or node.args.get("default"):
         known = ", ".join(sorted(TYPES))
-        raise Refused(f"casts to `{node.to.sql()[:40]}`", f"there are {known}, without a length", place(node))
+        raise Refused(f"casts to `{node.to.sql()[:40]}`", f"there are {known}, without a length", start_of(node))
     return _expression(node.this).cast(dtype, strict=not isinstance(node, exp.TryCast))
 
 
 def _call(node: exp.Anonymous) -> pl.Expr:
     written = str(node.name)
     name = OTHER_NAMES.get(written.upper(), written.upper())
-    function, at = FUNCTIONS.get(name), place(node)
+    function, at = FUNCTIONS.get(name), start_of(node)
     if function is None:
         near = difflib.get_close_matches(name, [*FUNCTIONS, *OTHER_NAMES], n=1, cutoff=0.7)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -350,9 +352,11 @@ def _call(node: exp.Anonymous) -> pl.Expr:
 
 def _column(node: exp.Column) -> pl.Expr:
     if len(node.parts) > 1:
-        raise Refused(f"names `{node.parts[0].name}`, which is no column", "write a column's name alone", place(node))
+        raise Refused(
+            f"names `{node.parts[0].name}`, which is no column", "write a column's name alone", start_of(node)
+        )
     if node.name == "*" or (node.name.startswith("^") and node.name.endswith("$")):
-        raise Refused(f"names `{node.name}`, which polars takes for several columns", "rename it", place(node))
+        raise Refused(f"names `{node.name}`, which polars takes for several columns", "rename it", start_of(node))
     return pl.col(node.name)
 
 

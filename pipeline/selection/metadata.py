@@ -145,7 +145,7 @@ def with_metadata(scores: pa.Table, documents: pa.Table, wanted: Mapping[str, st
     return scores
 
 
-def named_in(expression: pl.Expr, metadata: Mapping[str, str]) -> dict[str, str]:
+def referenced_metadata(expression: pl.Expr, metadata: Mapping[str, str]) -> dict[str, str]:
     """The metadata that an expression names, with their kinds."""
     named = set(expression.meta.root_names())
     return {name: kind for name, kind in kinds(metadata).items() if name in named}

@@ -14,8 +14,8 @@ from pipeline.selection.classes import TOKEN_CLASSES, token_classes
 from pipeline.selection.text import TextBytes
 
 DOCUMENT_COLUMNS = ["doc_id", "text"]
-OF_POSITIONS = ["field", "entropy", "entropy_partial", "nll", "rank", "reference_nll"]
-SCORE_TABLE_COLUMNS = ["doc_id", "split", "token_ends", *OF_POSITIONS]
+POSITION_COLUMNS = ["field", "entropy", "entropy_partial", "nll", "rank", "reference_nll"]
+SCORE_TABLE_COLUMNS = ["doc_id", "split", "token_ends", *POSITION_COLUMNS]
 """What `positions` reads of the two tables."""
 
 POSITIONS_AT_ONCE = 1_000_000
@@ -68,7 +68,7 @@ def _places(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _explode(frame: pl.DataFrame) -> pl.DataFrame:
     """One row a token. A token begins where the one before it ends."""
     length = pl.col("token_ends").list.len()
-    per_position = ["position", "byte_offset", "byte_end", *OF_POSITIONS]
+    per_position = ["position", "byte_offset", "byte_end", *POSITION_COLUMNS]
     return (
         frame.lazy()
         .filter(length > 0)

@@ -16,12 +16,12 @@ from pipeline.core.artifact import Counters, InputFile
 from pipeline.core.parquet import read_table
 from pipeline.core.random_keys import random_key, random_keys
 from pipeline.corpus.documents import CORPUS
-from pipeline.selection.corpus_rules import CORPUS_REASONS, STRATA, duplicates_over_limit, over_stratum_limit
+from pipeline.selection.corpus_rules import CORPUS_REASONS, STRATA, duplicate_keys, stratum_of_sites
 from pipeline.selection.metadata import (
     BUILT_IN,
     check_metadata,
     metadata_fields,
-    named_in,
+    referenced_metadata,
     rule_columns,
     with_metadata,
 )
@@ -69,7 +69,7 @@ NEAR = 0.01
 """Nats: a position this close to a band's threshold is counted as `near.<band>`: rounding could move it."""
 
 
-def check_named(config: SelectConfig, documents: Sequence[InputFile]) -> None:
+def check_columns_exist(config: SelectConfig, documents: Sequence[InputFile]) -> None:
     """Refuse what a selection names and no document has: what all sites lack would make one stratum of them.
 
     Args:
@@ -131,19 +131,21 @@ def select_sites(
     expression = rule_expression(config)
     counters: Counter[str] = Counter({"documents": scores.num_rows, "tokens": 0})
     counters.update({f"dropped.{reason}": 0 for reason in REASONS} | {f"near.{band}": 0 for band in BANDS})
-    twins = duplicates_over_limit(scores, config.thin.suffix_tokens) if config.thin else None
+    twin_keys = duplicate_keys(scores, config.thin.suffix_tokens) if config.thin else None
     kept, begin = [_nothing(config)], 0
-    named = named_in(expression, config.metadata) | dict(config.metadata) | ({CORPUS: "text"} if several else {})
+    named = (
+        referenced_metadata(expression, config.metadata) | dict(config.metadata) | ({CORPUS: "text"} if several else {})
+    )
     for frame in positions(documents, with_metadata(scores.select(SCORE_TABLE_COLUMNS), documents, named)):
-        if twins is not None:
-            frame = frame.with_columns(twin=pl.Series(twins[begin : begin + frame.height]))
+        if twin_keys is not None:
+            frame = frame.with_columns(twin=pl.Series(twin_keys[begin : begin + frame.height]))
             begin += frame.height
         kept.append(_select(config, expression, frame, flagged, counters))
     sites = pl.concat(kept, how="diagonal")
     if config.strata:
-        sites = sites.with_columns(stratum=over_stratum_limit(config.strata.by, sites, documents))
+        sites = sites.with_columns(stratum=stratum_of_sites(config.strata.by, sites, documents))
     if verdicts is not None:
-        sites = _judged(sites, verdicts, counters)
+        sites = _apply_decisions(sites, verdicts, counters)
     for split in ("train", "validation"):
         counters[f"kept.{split}"] = int((sites["split"] == split).sum())
     for band in BANDS:
@@ -174,7 +176,7 @@ def _select(
     frame = _with_key(frame, config.seed)
     if config.strategy == "random":
         eligible = eligible.filter(~site_id().is_in(list(flagged)))
-        frame = _redrawn(frame, _with_key(eligible, config.seed), expression, counters)
+        frame = _draw_at_random(frame, _with_key(eligible, config.seed), expression, counters)
     named = frame.with_columns(
         site_id=site_id(),
         token_class=pl.col("token_class").cast(pl.String),
@@ -183,7 +185,9 @@ def _select(
     return named.select(*SITES.names, "key", *({"twin", CORPUS, *config.metadata} & set(frame.columns)))
 
 
-def _redrawn(ruled: pl.DataFrame, eligible: pl.DataFrame, expression: pl.Expr, counters: Counter[str]) -> pl.DataFrame:
+def _draw_at_random(
+    ruled: pl.DataFrame, eligible: pl.DataFrame, expression: pl.Expr, counters: Counter[str]
+) -> pl.DataFrame:
     """Instead of the training sites in `ruled`, as many eligible positions in every field of every document."""
     place = ["doc_id", "field"]
     budget = ruled.filter(pl.col("split") == "train").group_by(place).len("budget")
@@ -206,7 +210,7 @@ def _ranks(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
     return ids, pl.Series(range(len(ids)), dtype=pl.UInt32)
 
 
-def _judged(sites: pl.DataFrame, verdicts: NDArray[np.uint8], counters: Counter[str]) -> pl.DataFrame:
+def _apply_decisions(sites: pl.DataFrame, verdicts: NDArray[np.uint8], counters: Counter[str]) -> pl.DataFrame:
     """The sites that the rules over the whole corpus keep."""
     train = (sites["split"] == "train").to_numpy()
     verdict = np.zeros(sites.height, dtype=np.uint8)

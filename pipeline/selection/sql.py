@@ -15,16 +15,16 @@ from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import ParseError, TokenError
 from sqlglot.tokens import TokenType
 
-LONGEST = 10_000
+MAX_CHARACTERS = 10_000
 """Characters of an expression."""
 
-DEEPEST = 24
+MAX_DEPTH = 24
 """Levels of parentheses, calls and operators. Chains of AND and OR are one level, however long they are."""
 
-MOST_PARTS = 250
+MAX_PARTS = 250
 """Columns, numbers, operators and calls. A list of texts after IN counts as one."""
 
-MOST_WORDS = 2_000
+MAX_WORDS = 2_000
 """Words, numbers, texts and signs, which are counted before the parser sees them."""
 
 TYPES = {
@@ -88,13 +88,13 @@ def parse(text: str) -> exp.Expr:
         >>> parse("entropy > 1 AND NOT field = 'a'").sql()
         "entropy > 1 AND NOT field = 'a'"
     """
-    if len(text) > LONGEST:
-        raise Refused("is too long", f"{len(text):,} characters, at most {LONGEST:,}")
+    if len(text) > MAX_CHARACTERS:
+        raise Refused("is too long", f"{len(text):,} characters, at most {MAX_CHARACTERS:,}")
     dialect = Where()
     try:
         words = dialect.tokenize(text)
-        if len(words) > MOST_WORDS:
-            raise Refused("is too long", f"{len(words):,} words and signs, at most {MOST_WORDS:,}")
+        if len(words) > MAX_WORDS:
+            raise Refused("is too long", f"{len(words):,} words and signs, at most {MAX_WORDS:,}")
         _check_nesting(words)
         trees = dialect.parser().parse_into(exp.Condition, words, text)
     except TokenError as error:
@@ -126,12 +126,12 @@ def operands(tree: exp.Expr, kind: type[exp.Connector]) -> Iterator[exp.Expr]:
             yield node
 
 
-def columns_named(tree: exp.Expr) -> list[exp.Expr]:
+def referenced_columns(tree: exp.Expr) -> list[exp.Expr]:
     """The columns that an expression names, in its order: of `other.entropy`, which is none of ours, `other`."""
-    return sorted((column.parts[0] for column in tree.find_all(exp.Column)), key=place)
+    return sorted((column.parts[0] for column in tree.find_all(exp.Column)), key=start_of)
 
 
-def place(node: exp.Expr) -> int:
+def start_of(node: exp.Expr) -> int:
     """The character (from 1) at which the first named part of a node begins; 0 if that is not known."""
     starts = [part.meta["start"] + 1 for part in node.walk() if "start" in part.meta]
     return min(starts, default=0)
@@ -144,7 +144,7 @@ def _check_nesting(words: list[tokens.Token]) -> None:  # before the parser, whi
             depth += 1
         elif token.token_type in (TokenType.R_PAREN, TokenType.END):
             depth -= 1
-        if depth > DEEPEST:
+        if depth > MAX_DEPTH:
             raise _too_deep(token.start + 1)
 
 
@@ -152,19 +152,19 @@ def _check_size(tree: exp.Expr) -> None:
     parts, waiting = 0, [(tree, 1)]  # a list, since a tree may be deeper than Python's stack
     while waiting:
         node, depth = waiting.pop()
-        if depth > DEEPEST:
-            raise _too_deep(place(node))
+        if depth > MAX_DEPTH:
+            raise _too_deep(start_of(node))
         text_in_list = isinstance(node.parent, exp.In) and isinstance(node, exp.Literal) and node.is_string
         parts += not (text_in_list or isinstance(node, exp.Identifier | exp.Paren))
         chain = type(node) if isinstance(node, exp.And | exp.Or) else None
         inner = operands(node, chain) if chain else node.iter_expressions()
         waiting += [(part, depth + 1) for part in inner]
-        if parts > MOST_PARTS:
-            raise Refused("is too long", f"at most {MOST_PARTS} columns, values, operators and functions")
+        if parts > MAX_PARTS:
+            raise Refused("is too long", f"at most {MAX_PARTS} columns, values, operators and functions")
 
 
 def _too_deep(at: int = 0) -> Refused:
-    return Refused("is nested too deep", f"at most {DEEPEST} levels; chains of AND and OR are one", at)
+    return Refused("is nested too deep", f"at most {MAX_DEPTH} levels; chains of AND and OR are one", at)
 
 
 def _beyond_the_row(words: list[tokens.Token]) -> Refused | None:

@@ -80,10 +80,10 @@ def row_filter(where: str, columns: Mapping[str, Column], key: str) -> pl.Expr:
 did you mean `entropy`? Columns: doc_id, position, byte_offset, field, entropy, entropy_partial, nll, rank, \
 reference_nll, excess_loss, token_class, tokens, split)
     """
-    return checked(where, columns, key)[1]
+    return parse_filter(where, columns, key)[1]
 
 
-def checked(where: str, columns: Mapping[str, Column], key: str) -> tuple[exp.Expr, pl.Expr]:
+def parse_filter(where: str, columns: Mapping[str, Column], key: str) -> tuple[exp.Expr, pl.Expr]:
     """The same as a syntax tree (`pipeline.selection.sql`), and as a polars expression.
 
     Raises:
@@ -111,28 +111,28 @@ def checked(where: str, columns: Mapping[str, Column], key: str) -> tuple[exp.Ex
 
 
 def _check_names(tree: exp.Expr, columns: Mapping[str, Column]) -> None:
-    from pipeline.selection.sql import Refused, columns_named, place
+    from pipeline.selection.sql import Refused, referenced_columns, start_of
 
-    for column in columns_named(tree):
+    for column in referenced_columns(tree):
         name = column.name
         if name not in columns:
             near = difflib.get_close_matches(name.lower(), columns, n=1, cutoff=0.5)
             hint = f"did you mean `{near[0]}`? " if near else f"if it is text, write '{name[:40]}'. "
             advice = f"{hint}Columns: {', '.join(columns)}"
-            raise Refused(f"names `{name[:40]}`, which is no column", advice, place(column))
+            raise Refused(f"names `{name[:40]}`, which is no column", advice, start_of(column))
 
 
 def _check_comparisons(tree: exp.Expr, columns: Mapping[str, Column]) -> None:
     from sqlglot import exp
 
-    from pipeline.selection.sql import Refused, place
+    from pipeline.selection.sql import Refused, start_of
 
     for node in tree.find_all(exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Between, exp.In):
         sides = (node.this, node.args.get("expression"))
         for side in (side.unnest() for side in sides if side is not None):
             if isinstance(side, exp.Column) and not columns[side.name].whole:
                 advice = f"write {side.name} LIKE '%part%'"
-                raise Refused(f"compares `{side.name}`, which is JSON of a list or an object", advice, place(side))
+                raise Refused(f"compares `{side.name}`, which is JSON of a list or an object", advice, start_of(side))
 
 
 def filter_rows(frame: pl.DataFrame, expression: pl.Expr, name: str) -> pl.DataFrame:

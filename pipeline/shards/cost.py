@@ -24,7 +24,7 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import CORPUS, DOCUMENTS
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.words import shingles, words
-from pipeline.selection.corpus_rules import shares
+from pipeline.selection.corpus_rules import mixture_counts
 from pipeline.selection.sites import select_sites, sites_schema
 from pipeline.shards.examples import examples
 from pipeline.shards.writer import write_shards
@@ -56,7 +56,7 @@ def try_documents(config: CorpusConfig, rows: Sequence[dict[str, Any]]) -> Trial
     if rule is not None:
         width = band_rows(rule.threshold)
         keys = sum(bands(shingles(words(row["text"]), rule.words), width).nbytes for row in rows)
-    size = _written("documents", pa.Table.from_pylist(rows, schema=DOCUMENTS), ROW_GROUP)
+    size = _file_size("documents", pa.Table.from_pylist(rows, schema=DOCUMENTS), ROW_GROUP)
     return Trial(time.monotonic() - begin, 2 * size + keys, {"documents": [1] * len(rows)})
 
 
@@ -89,7 +89,7 @@ def try_scores(
         if time.monotonic() - start > seconds:
             break
     table, documents = pa.concat_tables(made), pa.Table.from_pylist(kept, schema=DOCUMENTS)
-    size = _written("scores", table, SCORES_ROW_GROUP)
+    size = _file_size("scores", table, SCORES_ROW_GROUP)
     warm = paces[1:] or paces
     return Trial(
         elapsed=time.monotonic() - start,
@@ -106,7 +106,7 @@ def try_select(config: SelectConfig, several: bool, scored: Trial) -> Trial:
     documents, schema = scored.tables["documents"], sites_schema(config.metadata, several)
     found, _ = select_sites(config, documents, scored.tables["scores"], several=several)
     sites = found.select(schema.names).to_arrow().cast(schema)
-    size = _written("sites", sites)
+    size = _file_size("sites", sites)
     counts = {"sites": _per_document(documents, sites)}
     return Trial(time.monotonic() - begin, size, counts, {"documents": documents, "sites": sites})
 
@@ -169,7 +169,7 @@ def _per_document(documents: pa.Table, rows: pa.Table) -> list[int]:
     return [counts.get(doc_id, 0) for doc_id in documents["doc_id"].to_pylist()]
 
 
-def _written(name: str, table: pa.Table, row_group: int | None = None) -> int:
+def _file_size(name: str, table: pa.Table, row_group: int | None = None) -> int:
     """Bytes of a table's file; row groups must be those of the stage, for they compress differently."""
     with tempfile.TemporaryDirectory() as out:
         with parquet_writer(Path(out) / f"{name}.parquet", table.schema) as writer:
@@ -198,7 +198,7 @@ class Estimate:
         return Estimate(share * self.value, share * self.low, share * self.high)
 
 
-def total(values_D: Sequence[int], population: float, error: float = 0.0) -> Estimate:
+def estimate_total(values_D: Sequence[int], population: float, error: float = 0.0) -> Estimate:
     """The sum over all documents, from a random sample of them without replacement (normal approximation).
 
     Args:
@@ -207,7 +207,7 @@ def total(values_D: Sequence[int], population: float, error: float = 0.0) -> Est
         error: relative standard error of `population`, where it is itself an estimate.
 
     Example:
-        >>> total([4, 6], 2), total([5, 5], 100)
+        >>> estimate_total([4, 6], 2), estimate_total([5, 5], 100)
         (Estimate(value=10.0, low=10.0, high=10.0), Estimate(value=500.0, low=500.0, high=500.0))
     """
     count, mean = len(values_D), float(np.mean(values_D))
@@ -217,7 +217,7 @@ def total(values_D: Sequence[int], population: float, error: float = 0.0) -> Est
     return Estimate(population * mean, max(0.0, population * mean - half), population * mean + half)
 
 
-def left_of(config: SelectConfig, selected: Sequence[Trial], share: float) -> float:
+def kept_share(config: SelectConfig, selected: Sequence[Trial], share: float) -> float:
     """The share of selected sites that rules over the whole corpus leave; thinning and strata are not foreseen.
 
     Args:
@@ -235,16 +235,16 @@ def left_of(config: SelectConfig, selected: Sequence[Trial], share: float) -> fl
     if config.mixture:
         counted = train[CORPUS].value_counts().to_pylist()
         available = {entry["values"]: int(entry["counts"] * top) for entry in counted}
-        kept = sum(shares(config.mixture.weights, available, None).values())
+        kept = sum(mixture_counts(config.mixture.weights, available, None).values())
     kept = min(kept, config.max_sites or kept)
     return (kept / share + sites.num_rows - train.num_rows) / max(sites.num_rows, 1)
 
 
-def wall(busy: float, shards: int, workers: int) -> float:
+def wall_seconds(busy: float, shards: int, workers: int) -> float:
     """Seconds in which `workers` do `shards` of equal size that take `busy` seconds together.
 
     Example:
-        >>> wall(busy=30.0, shards=3, workers=2), wall(busy=30.0, shards=1, workers=2)
+        >>> wall_seconds(busy=30.0, shards=3, workers=2), wall_seconds(busy=30.0, shards=1, workers=2)
         (20.0, 30.0)
     """
     return busy / shards * math.ceil(shards / workers)

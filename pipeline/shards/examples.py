@@ -85,8 +85,8 @@ class Examples:
             "target": _gather(self.text, site, self.cuts.target_end_S[rows]),
             "continuation": _gather(self.text, site, self.cuts.continuation_end_S[rows]),
             "token_lengths": _token_lengths(self.tokens, self.cuts.token_S[rows], self.cuts.past_S[rows]),
-            "entropy": _rounded_up(taken["entropy"]),
-            "nll": _rounded_up(taken["nll"]),
+            "entropy": _round_up(taken["entropy"]),
+            "nll": _round_up(taken["nll"]),
             "context_truncated": pa.array(self.cuts.truncated_S[rows]),
         }
         return pa.table({name: columns[name] for name in self.schema.names}, schema=self.schema)
@@ -197,7 +197,7 @@ def _gather(text: TextBytes, begin_S: Int64, end_S: Int64) -> pa.BinaryArray:
     return pa.Array.from_buffers(pa.binary(), len(size_S), buffers)
 
 
-def _rounded_up(scores: pa.ChunkedArray) -> pa.Array:
+def _round_up(scores: pa.ChunkedArray) -> pa.Array:
     """To a multiple of `SCORE_STEP`, which fp32 holds exactly: x > t stays what it was for every t on that grid."""
     step = np.float32(SCORE_STEP)
     return pa.array(np.ceil(scores.to_numpy() / step) * step)

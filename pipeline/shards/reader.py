@@ -139,7 +139,7 @@ class ShardReader:
             raise IndexError(index)
         row = self._rows[index]
         group = int(np.searchsorted(self._group_first, row, side="right")) - 1
-        columns = self._decoded(group)
+        columns = self._decode(group)
         values = {name: column[row - self._group_first[group]].as_py() for name, column in columns.items()}
         return Site(boundaries=boundaries_of(values.pop("token_lengths")), **values)
 
@@ -158,7 +158,7 @@ class ShardReader:
             frame = frame.join(pass_rates, on="site_id", how="left", maintain_order="left")
         return filter_rows(frame, expression, "`where`")["row"].to_numpy().astype(np.int64)
 
-    def _decoded(self, group: int) -> dict[str, pa.Array]:
+    def _decode(self, group: int) -> dict[str, pa.Array]:
         """The columns of a row group, from the cache if it was used lately."""
         if group not in self._cache:
             table = self._read(*self._groups[group], _NAMES).combine_chunks()

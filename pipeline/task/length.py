@@ -25,16 +25,16 @@ def triangular(length: int, budget: float) -> float:
     return max(0.0, 1.0 - abs(length - budget) / budget)
 
 
-def overlong_penalty(length: int, room: int, margin: int) -> float:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13): 0, then linearly down to −1 at `room` tokens.
+def overlong_penalty(length: int, limit: int, margin: int) -> float:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13): 0, then linearly down to −1 at `limit` tokens.
 
     Args:
         length: of the response.
-        room: tokens a response may have.
-        margin: the last tokens of the room, over which it falls.
+        limit: tokens a response may have.
+        margin: the last tokens of the limit, over which it falls.
 
     Example:
-        >>> [overlong_penalty(length, room=100, margin=20) for length in (80, 85, 100)]
+        >>> [overlong_penalty(length, limit=100, margin=20) for length in (80, 85, 100)]
         [0.0, -0.25, -1.0]
     """
-    return min(0.0, (room - margin - length) / margin)
+    return min(0.0, (limit - margin - length) / margin)

@@ -14,7 +14,7 @@ import yaml
 
 from commands.plan import plan, tables
 from pipeline.config.manifest import Manifest, SelectConfig
-from pipeline.shards.cost import Trial, left_of, total
+from pipeline.shards.cost import Trial, estimate_total, kept_share
 from stages.ingest import ingest
 from stages.materialize import materialize
 from stages.score import score
@@ -149,7 +149,7 @@ def test_what_rules_over_the_corpus_leave_by_hand() -> None:
         ({"mixture": {"weights": {"a": 1, "b": 1}}}, 4 + 2),
         ({"mixture": {"weights": {"a": 3, "b": 1}}, "max_sites": 8}, 4 + 2),
     ):
-        assert left_of(SelectConfig.model_validate(rules), [trial], share=2.0) == left / 10, rules
+        assert kept_share(SelectConfig.model_validate(rules), [trial], share=2.0) == left / 10, rules
 
 
 def test_the_interval_covers() -> None:
@@ -157,11 +157,11 @@ def test_the_interval_covers() -> None:
     corpus_D = rng.lognormal(5, 0.7, 600).astype(int)
     covered = 0
     for _ in range(400):
-        estimate = total(rng.choice(corpus_D, 80, replace=False).tolist(), 600)
+        estimate = estimate_total(rng.choice(corpus_D, 80, replace=False).tolist(), 600)
         covered += estimate.low <= corpus_D.sum() <= estimate.high
     assert 0.90 < covered / 400 < 0.985
     # Hand-worked: mean 5, spread √2, half of the population unseen: 1.96 · 4 · √2 · √(½ / 2) = 5.54.
-    by_hand = total([4, 6], 4)
+    by_hand = estimate_total([4, 6], 4)
     assert (by_hand.value, round(by_hand.high - by_hand.value, 2)) == (20.0, 5.54)
 
 

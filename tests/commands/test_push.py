@@ -26,7 +26,7 @@ from pipeline.core.parquet import read_table
 from pipeline.core.sealed import write_sealed
 from pipeline.export.card import COLUMNS
 from pipeline.export.croissant import checksums
-from pipeline.export.outside import public
+from pipeline.export.outside import redact
 from pipeline.export.remote import repository
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.schema import SHARDS
@@ -377,7 +377,7 @@ def test_no_credential_of_a_source_leaves(made: tuple[Manifest, Path], tmp_path:
     ],
 )
 def test_what_of_a_place_may_leave(url: str, left: str) -> None:
-    assert public({"a": [url]}) == {"a": [left]}
+    assert redact({"a": [url]}) == {"a": [left]}
 
 
 @pytest.mark.parametrize("victim", ["data", "record.json", "manifest.yaml", "README.md"])

@@ -27,7 +27,7 @@ from pipeline.scoring.fit import (
     steps_for,
     unigram_bits_per_byte,
 )
-from pipeline.scoring.muon import orthogonalised
+from pipeline.scoring.muon import orthogonalise
 from pipeline.scoring.proxy import load_proxy
 from pipeline.scoring.sample import Sample, Texts, fold_of, read_texts
 from tests.scoring.models import TEXTS
@@ -170,7 +170,7 @@ def test_orthogonalised_keeps_directions_and_evens_lengths(shape: tuple[int, int
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     U, _, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    core = U.T @ orthogonalised(matrix) @ Vh.T
+    core = U.T @ orthogonalise(matrix) @ Vh.T
     assert ((core.diagonal() > 0.5) & (core.diagonal() < 1.3)).all()
     torch.testing.assert_close(core, core.diagonal().diag(), atol=1e-4, rtol=0)
 

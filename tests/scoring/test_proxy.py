@@ -139,8 +139,7 @@ def test_out_of_memory_halves_the_batches(
         assert_close(a, b)
     assert [size for size in sizes if size > 70] == [first]
     assert (
-        capsys.readouterr().err.count(f"out of memory: {first // 2} tokens a batch from here (`score.batch_tokens`)")
-        == 1
+        capsys.readouterr().err.count(f"out of memory: now {first // 2} tokens per batch (`score.batch_tokens`)") == 1
     )
 
     score_documents(proxy, documents, list("abcdefg"), config)  # the next group of documents is spared the lesson

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
-from pipeline.selection.expressions import FUNCTIONS, MOST_PATTERNS, to_polars
-from pipeline.selection.sql import DEEPEST, LONGEST, MOST_PARTS, MOST_WORDS, parse
+from pipeline.selection.expressions import FUNCTIONS, MAX_PATTERNS, to_polars
+from pipeline.selection.sql import MAX_CHARACTERS, MAX_DEPTH, MAX_PARTS, MAX_WORDS, parse
 from pipeline.selection.where import SCORE_COLUMNS, describe, filter_rows, row_filter
 
 FRAME = pl.DataFrame(
@@ -147,7 +147,7 @@ def test_a_mistake_is_told_in_one_line_that_repeats_it(where: str, told: str) ->
         (" or ".join(["true"] * 6_900), "is too long"),
         (" or ".join(["true"] * 260), "is too long"),
         ("1+" * 2_000 + "1 > 0", "4,003 words and signs, at most 2,000"),
-        (f"field = '{'x' * LONGEST}'", "is too long"),
+        (f"field = '{'x' * MAX_CHARACTERS}'", "is too long"),
         ("STRUCT(" * 20 + "1" + ")" * 20, "calls `STRUCT`"),
         ("LENGTH(LPAD(doc_id, 200000000, 'x')) > 3", "calls `LPAD`"),
         ("LENGTH(RPAD(doc_id, 200000000, 'x')) > 3", "calls `RPAD`"),
@@ -157,7 +157,7 @@ def test_a_mistake_is_told_in_one_line_that_repeats_it(where: str, told: str) ->
         (r"field ~ '(\w{99}){99}'", "unfolds to too much"),
         (r"REGEXP_LIKE(field, '\w{ 9999 }')", "unfolds to too much"),
         (f"field ~ '{'a' * 300}'", "at most 200 characters"),
-        (" or ".join(["field ~ 'a'"] * (MOST_PATTERNS + 1)), "too many regular expressions"),
+        (" or ".join(["field ~ 'a'"] * (MAX_PATTERNS + 1)), "too many regular expressions"),
     ],
     ids=range(21),
 )
@@ -169,8 +169,8 @@ def test_what_would_take_seconds_or_gigabytes_is_refused_unread(where: str, told
 
 def test_rules_as_long_as_people_write_them_are_taken() -> None:
     ids = ", ".join(f"'{n:032x}'" for n in range(250))
-    chain = " AND ".join(f"(entropy > {n} OR nll > {n})" for n in range(MOST_PARTS // 8))
-    nested = "(" * (DEEPEST - 3) + "entropy > 1" + ")" * (DEEPEST - 3)
+    chain = " AND ".join(f"(entropy > {n} OR nll > {n})" for n in range(MAX_PARTS // 8))
+    nested = "(" * (MAX_DEPTH - 3) + "entropy > 1" + ")" * (MAX_DEPTH - 3)
     for where, height in ((f"doc_id IN ({ids})", 0), (chain, 0), (nested, 2)):
         assert filter_rows(FRAME, row_filter(where, SCORE_COLUMNS, "where"), "`where`").height == height
 
@@ -313,4 +313,7 @@ def test_help_has_one_line_a_column() -> None:
 def test_the_docs_name_every_function_and_limit(repository: Path) -> None:
     page = (repository / "docs" / "own-corpus.md").read_text(encoding="utf-8")
     assert [name for name in FUNCTIONS if f"`{name}`" not in page] == []
-    assert f"{LONGEST:,}\ncharacters, {MOST_WORDS:,} words and signs, {MOST_PARTS} parts or {DEEPEST} levels" in page
+    assert (
+        f"{MAX_CHARACTERS:,}\ncharacters, {MAX_WORDS:,} words and signs, {MAX_PARTS} parts or {MAX_DEPTH} levels"
+        in page
+    )

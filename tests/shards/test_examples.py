@@ -18,7 +18,7 @@ from pipeline.config.manifest import MaterializeConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import doc_id
 from pipeline.selection.sites import SITES
-from pipeline.shards.examples import _rounded_up, examples
+from pipeline.shards.examples import _round_up, examples
 from pipeline.shards.schema import SHARDS, SPLITS
 from tests.selection.tables import documents_of
 from tests.shards.corpus import STEP, TIES, made
@@ -199,5 +199,5 @@ def test_a_rule_on_the_grid_keeps_of_the_shards_what_it_keeps_of_the_sites(tmp_p
         for threshold in (0.0, 1.0, 1 + STEP, 1 + 2 * STEP, 1.25, 1.5):
             assert ((stored_S > threshold) == (exact_S > threshold)).all(), (name, threshold)
     by_hand = [1.0, 1 + STEP / 2, 1 + STEP, TIES[2], 0.0, 1e-6]
-    stored = _rounded_up(pa.chunked_array([pa.array(by_hand, pa.float32())]))
+    stored = _round_up(pa.chunked_array([pa.array(by_hand, pa.float32())]))
     assert stored.to_pylist() == [1.0, 1 + STEP, 1 + STEP, 1 + 2 * STEP, 0.0, STEP]

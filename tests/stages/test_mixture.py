@@ -23,7 +23,7 @@ from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest, ProxyConfig
 from pipeline.core.artifact import Record
 from pipeline.core.parquet import read_table
-from pipeline.selection.corpus_rules import shares
+from pipeline.selection.corpus_rules import mixture_counts
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.schema import SHARDS
 from stages.ingest import ingest
@@ -162,10 +162,14 @@ def test_rpt_data_its_audit_and_what_is_pushed(tmp_path: Path) -> None:
 
 
 def test_shares_by_hand() -> None:
-    assert shares({"a": 1, "b": 1, "c": 1}, {"a": 9, "b": 9, "c": 9}, 8) == {"a": 3, "b": 3, "c": 2}
-    assert shares({"a": 0.7, "b": 0.2, "c": 0.1}, {"a": 700, "b": 30, "c": 100}, None) == {"a": 105, "b": 30, "c": 15}
+    assert mixture_counts({"a": 1, "b": 1, "c": 1}, {"a": 9, "b": 9, "c": 9}, 8) == {"a": 3, "b": 3, "c": 2}
+    assert mixture_counts({"a": 0.7, "b": 0.2, "c": 0.1}, {"a": 700, "b": 30, "c": 100}, None) == {
+        "a": 105,
+        "b": 30,
+        "c": 15,
+    }
     with pytest.raises(UserError, match=r"source `b` is left .*a has 4, b has 0"):
-        shares({"a": 1, "b": 1}, {"a": 4}, None)
+        mixture_counts({"a": 1, "b": 1}, {"a": 4}, None)
 
 
 def test_mistakes_of_a_mixture(tmp_path: Path) -> None:

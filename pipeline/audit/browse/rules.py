@@ -22,7 +22,7 @@ from pipeline.audit.browse.index import CELL, COLUMNS
 from pipeline.config.errors import UserError
 from pipeline.core.artifact import Record
 from pipeline.selection.metadata import kinds, rule_columns
-from pipeline.selection.where import SCORE_COLUMNS, checked
+from pipeline.selection.where import SCORE_COLUMNS, parse_filter
 
 NO, YES, ASK = 0, 1, 2
 
@@ -88,14 +88,14 @@ class Where:
         """
         from sqlglot import exp
 
-        from pipeline.selection.expressions import compared_with, named, to_polars
+        from pipeline.selection.expressions import column_names, comparison_values, to_polars
         from pipeline.selection.sql import operands
 
-        tree, _ = checked(where, rule_columns(metadata or {}), "where")
+        tree, _ = parse_filter(where, rule_columns(metadata or {}), "where")
         simple, rest = [pl.lit(True)], []
         cuts: set[float] = set()
         for part in operands(tree, exp.And):
-            numbers = compared_with(part, "entropy") if named(part) <= {"entropy", *CELL} else None
+            numbers = comparison_values(part, "entropy") if column_names(part) <= {"entropy", *CELL} else None
             if numbers is None or len(cuts | numbers) > MOST_CUTS:
                 rest.append(to_polars(part))
             else:
