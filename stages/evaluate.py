@@ -27,13 +27,14 @@ from pipeline.config.errors import UserError
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.manifest import BandsConfig, ScoreConfig
 from pipeline.config.recipe import Recipe
-from pipeline.core.artifact import Record, current_record, fingerprint
+from pipeline.core.artifact import Record, fingerprint
 from pipeline.core.hardware import torch_device
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.parquet import read_table
 from pipeline.core.progress import Throughput, log, progress_bar
 from pipeline.core.sealed import write_json
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.core.workspace import own_record
 from pipeline.evaluation.accuracy import summarize
 from pipeline.evaluation.paper_results import published_rows
 from pipeline.evaluation.plots import draw_progress, draw_scaling, read_progress
@@ -283,7 +284,7 @@ def main(
         named_policies(policy) if policy else before_and_after(config, folder),
         config,
         corpus.select.bands,
-        current_record(work / corpus.name, "materialize"),
+        own_record(work / corpus.name, corpus, "materialize"),
         out=folder / "evaluation",
         metrics=folder / "metrics.jsonl",
         published=published_rows(corpus.corpus, corpus.select.bands),

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.recipe import Recipe
-from pipeline.core.artifact import Record, current_record
+from pipeline.core.artifact import Record
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.core.workspace import own_record
 from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.run.flops import ComputeBudget
 from pipeline.grpo.run.launch import command_line, end_with_launcher, run_to_exit
@@ -77,7 +78,8 @@ def main() -> None:
     ComputeBudget.add_to(parser)
     arguments = parser.parse_args()
     recipe = load(Recipe, arguments.recipe, arguments.overrides)
-    documents = current_record(arguments.work / manifest_of(recipe, arguments.manifest).name, "ingest")
+    manifest = manifest_of(recipe, arguments.manifest)
+    documents = own_record(arguments.work / manifest.name, manifest, "ingest")
     run = arguments.run or Path("runs") / f"{recipe.name}-ntp"
     ntp(recipe, documents, run=run, budget=ComputeBudget.of(arguments), deepspeed_config=arguments.deepspeed_config)
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.recipe import Recipe
-from pipeline.core.artifact import Record, content_hash, current_record
+from pipeline.core.artifact import Record, content_hash
 from pipeline.core.model_files import model_digest, resolve_model
+from pipeline.core.workspace import own_record
 from pipeline.grpo.data.pass_rates import read_pass_rates, screening_of
 from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.run.flops import ComputeBudget
@@ -125,11 +126,12 @@ def main() -> None:
     ComputeBudget.add_to(parser)
     arguments = parser.parse_args()
     recipe = load(Recipe, arguments.recipe, arguments.overrides)
-    work = arguments.work / manifest_of(recipe, arguments.manifest).name
-    shards = current_record(work, "materialize")
+    manifest = manifest_of(recipe, arguments.manifest)
+    work = arguments.work / manifest.name
+    shards = own_record(work, manifest, "materialize")
     sft(
         recipe,
-        current_record(work, "ingest"),
+        own_record(work, manifest, "ingest"),
         shards,
         [table for rollouts in arguments.rollouts for table in tables_of(rollouts)],
         run=arguments.run or Path("runs") / f"{recipe.name}-sft",

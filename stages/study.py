@@ -26,10 +26,11 @@ from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
 from pipeline.config.recipe import Recipe
 from pipeline.config.study import ArmConfig, StudyConfig
-from pipeline.core.artifact import content_hash, current_record
+from pipeline.core.artifact import content_hash
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.progress import log
 from pipeline.core.sealed import write_json
+from pipeline.core.workspace import own_record
 from pipeline.evaluation.jobs import Job, run_jobs
 from pipeline.evaluation.study import Arm, summarize_study
 from pipeline.evaluation.study_report import write_report
@@ -107,7 +108,8 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
     recipe, policy = Path(config.recipe), load(Recipe, Path(config.recipe)).policy
     base = resolve_model(policy.model, policy.revision)
     known = {"policy": model_digest(base)}
-    shards = {name: current_record(work / load(Manifest, path).name, "materialize") for name, path in manifests.items()}
+    read = {name: load(Manifest, path) for name, path in manifests.items()}
+    shards = {name: own_record(work / corpus.name, corpus, "materialize") for name, corpus in read.items()}
     parts: dict[str, Job] = {}
     questions = load(Recipe, Path(config.finetune)).questions
     local = questions is not None and Path(questions.source).is_file()

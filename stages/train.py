@@ -24,9 +24,10 @@ from pipeline.config.errors import UserError
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.manifest import BandsConfig
 from pipeline.config.recipe import Recipe
-from pipeline.core.artifact import Record, current_record, published_record
+from pipeline.core.artifact import Record, published_record
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.progress import log
+from pipeline.core.workspace import own_record
 from pipeline.grpo.data.pass_rates import read_pass_rates, screening_of
 from pipeline.grpo.policy.deepspeed_config import choose_config, zero_stage
 from pipeline.grpo.policy.lr_schedule import learning_rate
@@ -380,7 +381,7 @@ def main() -> None:
             where=arguments.recipe,
             hint="run `rpt finetune` for questions, `rpt train` for sites",
         )
-    shards = published_record(questions) if questions else current_record(work, "materialize")
+    shards = published_record(questions) if questions else own_record(work, manifest, "materialize")
     train(
         recipe,
         None if questions else manifest.select.bands,

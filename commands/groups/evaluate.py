@@ -33,13 +33,14 @@ def screen(
 
         rpt screen recipes/demo.yaml --set screen.samples=8 --set screen.where="band = 'hard'"
     """
-    from pipeline.core.artifact import current_record
     from pipeline.core.executor import LocalExecutor
+    from pipeline.core.workspace import own_record
     from stages.screen import screen as bring_up_to_date
 
     read = load(Recipe, recipe, overrides or ())
-    folder = work / manifest_of(read, manifest).name
-    shards = current_record(folder, "materialize")
+    corpus = manifest_of(read, manifest)
+    folder = work / corpus.name
+    shards = own_record(folder, corpus, "materialize")
     record = bring_up_to_date(read, shards, work=folder, executor=LocalExecutor(workers))
     print(f"pass rates: {record.directory}")
 

@@ -36,10 +36,10 @@ def export(
         rpt export trl data_manifests/demo.yaml --out exports/demo-trl --template brief --where "band = 'hard'"
     """
     from commands.export import export as write
-    from pipeline.core.artifact import current_record
+    from pipeline.core.workspace import own_record
 
     read = load(Manifest, manifest, overrides or ())
-    shards = current_record(work / read.name, "materialize")
+    shards = own_record(work / read.name, read, "materialize")
     write(read.name, shards, format=format, template=template, out=out, policy=read.materialize, where=where)
     print(out)
 

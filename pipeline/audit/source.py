@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import CorpusConfig
-from pipeline.core.artifact import InputFile, current_record
+from pipeline.core.artifact import InputFile, pointed, published_record
+from pipeline.core.workspace import source_pointer
 from pipeline.corpus.scan import checksums_of
 from pipeline.corpus.sources import SourceFile, corpus_files
 
@@ -17,7 +18,7 @@ CHANGED = "the source file was changed after it was read"
 
 
 def source_damage(work: Path, config: CorpusConfig, source: str | None) -> list[dict[str, str]]:
-    """Hash the files of the corpus again, and compare them with what the last `read` recorded.
+    """Hash the files of the corpus again, and compare them with what the last `read` of it recorded.
 
     Args:
         work: the manifest's folder.
@@ -25,13 +26,14 @@ def source_damage(work: Path, config: CorpusConfig, source: str | None) -> list[
         source: look here instead of in `corpus.source`.
 
     Returns:
-        A row per file that is gone or changed: `where`, and `what` is wrong with it. Empty if nothing was read in this
-        folder, as in one that was pulled, or if what was recorded cannot be read.
+        A row per file that is gone or changed: `where`, and `what` is wrong with it. Empty if this source was not read
+        in this folder, as in one that was pulled, or if what was recorded cannot be read.
     """
-    if not (work / "read" / "current").exists():
-        return []
     try:
-        recorded = dict(map(_recorded, current_record(work, "read").files("source")))
+        last = pointed(source_pointer(work, config))
+        if last is None:
+            return []
+        recorded = dict(map(_recorded, published_record(last).files("source")))
     except UserError:
         return []  # what was recorded is damaged itself: `verify` lists it
     try:

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.base import canonical_json, differences
+from pipeline.config.errors import UserError
 from pipeline.config.manifest import CorpusConfig, Manifest
 from pipeline.core.artifact import (
     Completion,
     Record,
+    current_record,
     is_current,
     pointed,
     published_record,
     read_completion,
     read_record,
 )
-from pipeline.core.marks import BEGUN, PULLED, begun_from
+from pipeline.core.marks import BEGUN, PULLED, begun_from, is_pulled
 
 IN_USE = 3600.0
 """Seconds after its last change during which a left-over may still be a running worker's."""
@@ -224,6 +226,47 @@ def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[
         else:
             result.append(State(want.stage, "missing", (), None))
     return result
+
+
+def own_record(work: Path, manifest: Manifest, stage: str) -> Record:
+    """Return the output of a stage that was made from a manifest's own source.
+
+    That is what the stage made last, whatever the overrides were. If the stage has run since for another manifest of
+    this name, it is the output that this manifest describes.
+
+    Args:
+        work: the manifest's folder.
+        manifest: without the overrides that its outputs may have been made with.
+        stage: a stage of `rpt data`.
+
+    Raises:
+        UserError: the stage has not run, or what it made last is another manifest's and this one's is not up to date.
+    """
+    last = current_record(work, stage)
+    if _is_own(work, manifest.corpus, last):
+        return last
+    state = next(state for state in states(manifest, work, {}) if state.stage == stage)
+    if state.state == "up to date" and state.output and state.output.record:
+        return state.output.record
+    raise UserError(
+        f"the last output of `{stage}` was made from another source than this manifest's",
+        where=last.directory,
+        hint=f"run `rpt data` with this manifest again, or use the one of the name `{manifest.name}` that it was made "
+        "with; give one of them another name",
+    )
+
+
+def _is_own(work: Path, corpus: CorpusConfig, record: Record) -> bool:
+    """Whether an output of `ingest`, or of a stage after it, was made from the source of a manifest.
+
+    Where its documents are gone, only an output that was pulled although this source was read here is another's.
+    """
+    made = [output.record for output in outputs(work) if output.stage == "ingest" and output.record]
+    content = record.content if record.stage == "ingest" else record.inputs.get("documents")
+    documents = next((ingest for ingest in made if ingest.content == content), None)
+    if documents is None:
+        return not (is_pulled(record) and source_pointer(work, corpus).exists())
+    return is_of_source(work, corpus, documents)
 
 
 def _reasons(want: Wanted, output: Output, upstream: Mapping[str, Record | None]) -> list[str]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from commands.audit import audit
 from commands.clean import remove, waste
+from commands.cli import app
 from commands.groups.data import run_data
 from commands.stats import stats
+from commands.verify import verify
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import current_record
-from pipeline.core.workspace import outputs, states
+from pipeline.core.artifact import Record, current_record
+from pipeline.core.marks import mark_pulled
+from pipeline.core.workspace import outputs, own_record, states
 from tests.stages.published import InProcess
 from tests.toys import byte_level_tokenizer, problems, write_jsonl
 
@@ -93,6 +101,87 @@ def test_a_source_that_grew_is_shown_as_it_was_read_last(two: Two, tmp_path: Pat
     path.write_text(path.read_text() + Path(two.b.corpus.source).read_text())
     two.data(moved)
     assert (documents(two, moved), documents(two, two.a)) == (100, 40)
+
+
+def own(two: Two, manifest: Manifest, stage: str = "materialize") -> Record:
+    return own_record(two.work / "toy", manifest, stage)
+
+
+@pytest.mark.parametrize("stage", ["ingest", "materialize"])
+def test_each_is_trained_on_what_was_made_of_its_own_source(two: Two, stage: str) -> None:
+    of_a = current_record(two.work / "toy", stage)
+    assert own(two, two.a, stage) == of_a
+    with pytest.raises(UserError, match=f"`{stage}` was made from another source than this manifest's"):
+        own(two, two.b, stage)
+    two.data(two.b)
+    of_b = current_record(two.work / "toy", stage)
+    assert of_b.content != of_a.content and (own(two, two.a, stage), own(two, two.b, stage)) == (of_a, of_b)
+
+
+def test_what_was_made_last_of_a_source_counts_whatever_the_overrides_were(two: Two) -> None:
+    select = two.a.select.model_copy(update={"where": "entropy > 2"})
+    two.data(two.a.model_copy(update={"select": select}))
+    assert own(two, two.a) == current_record(two.work / "toy", "materialize")
+    shutil.rmtree(two.work / "toy" / "select")  # which of a's shards the manifest describes cannot be known now
+    two.data(two.b)
+    with pytest.raises(UserError, match="run `rpt data` with this manifest again"):
+        own(two, two.a)
+
+
+def test_what_was_pulled_is_not_taken_for_what_was_made_here(two: Two) -> None:
+    of_a = current_record(two.work / "toy", "materialize")
+    two.data(two.b)
+    pulled = current_record(two.work / "toy", "materialize")
+    mark_pulled(pulled)
+    shutil.rmtree(two.work / "toy" / "ingest" / current_record(two.work / "toy", "ingest").fingerprint)
+    (two.work / "toy" / "ingest" / "current").unlink()
+    assert own(two, two.a) == of_a
+    shutil.rmtree(two.work / "toy" / "read")
+    assert own(two, two.b) == pulled, "nothing else was read here"
+
+
+def test_every_command_refuses_what_was_made_of_another_source(two: Two, tmp_path: Path, repository: Path) -> None:
+    """`b` has the name of `a`, whose data lie there alone."""
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(two.b.model_dump(mode="json", exclude_none=True)))
+    policy = two.a.materialize.policy_tokenizer
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "r", "policy": {"model": policy}, "data": "b.yaml"}))
+    pages = {page: ["recipe.yaml"] for page in ("train", "sft", "ntp")}
+    pages["evaluate"] = ["recipe.yaml", "--policy", f"one={policy}"]
+    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"stages.{page}", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for page, arguments in pages.items()
+    ]
+    for process in started:
+        output, _ = process.communicate()
+        assert process.returncode == 2 and "made from another source than this manifest's" in output, output
+    screen = ["screen", str(tmp_path / "recipe.yaml")]
+    export = ["export", "jsonl", str(tmp_path / "b.yaml"), "--out", str(tmp_path / "out")]
+    for words in (screen, export):
+        result = CliRunner().invoke(app, [*words, "--work", str(two.work)])
+        assert "made from another source than this manifest's" in str(result.exception), words
+
+
+def test_the_source_that_is_verified_is_the_manifests(two: Two, tmp_path: Path) -> None:
+    """Both files have the same name: what `b` read says nothing of `a`'s."""
+    moved = []
+    for letter, manifest in (("a", two.a), ("b", two.b)):
+        path = tmp_path / letter / "corpus.jsonl"
+        path.parent.mkdir()
+        shutil.copy(manifest.corpus.source, path)
+        corpus = manifest.corpus.model_copy(update={"source": str(path)})
+        moved.append(manifest.model_copy(update={"corpus": corpus}))
+        two.data(moved[-1])
+    assert [verify(manifest, work=two.work)["damage"] for manifest in moved] == [[], []]
+    Path(moved[0].corpus.source).write_text("{}")
+    assert [verify(manifest, work=two.work)["ok"] for manifest in moved] == [False, True]
 
 
 def test_clean_leaves_what_the_other_made(two: Two) -> None:
