@@ -319,7 +319,8 @@ def ours(arguments: argparse.Namespace) -> None:
     import torch
     from transformers import AutoTokenizer
 
-    from pipeline.config.recipe import ObjectiveConfig, OptimizerConfig, PolicyConfig, Recipe, RolloutConfig
+    from pipeline.config.recipe import PolicyConfig, Recipe
+    from pipeline.config.training import ObjectiveConfig, OptimizerConfig, RolloutConfig
     from pipeline.core.tokenizer import CorpusTokenizer
     from pipeline.grpo.algorithm.advantage import group_std
     from pipeline.grpo.algorithm.objective import Objective

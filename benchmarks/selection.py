@@ -33,7 +33,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.config.manifest import MaterializeConfig, SelectConfig
+from pipeline.config.manifest import MaterializeConfig
+from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import InputFile, Shard
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import DOCUMENTS, doc_id

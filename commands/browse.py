@@ -22,7 +22,8 @@ from pipeline.audit.browse.server import create_app
 from pipeline.audit.lineage import lineage_of
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
-from pipeline.config.recipe import Recipe, TaskConfig
+from pipeline.config.recipe import Recipe
+from pipeline.config.task import TaskConfig
 from pipeline.core.executor import Executor
 from pipeline.core.progress import log
 

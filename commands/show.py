@@ -22,7 +22,8 @@ from pipeline.audit.lineage import lineage_of, proxy_tokenizer
 from pipeline.audit.locate import locate
 from pipeline.audit.site import SCORES, site
 from pipeline.config.manifest import Manifest
-from pipeline.config.recipe import Recipe, TaskConfig
+from pipeline.config.recipe import Recipe
+from pipeline.config.task import TaskConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 
 _MARKED = "bold reverse"

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import sys
 import types
@@ -21,7 +20,6 @@ import pyarrow as pa  # noqa: E402
 import typer.main  # noqa: E402
 from pydantic_core import PydanticUndefined  # noqa: E402
 
-from pipeline.config import manifest, recipe  # noqa: E402
 from pipeline.config.base import Config  # noqa: E402
 from pipeline.config.manifest import Manifest  # noqa: E402
 from pipeline.config.recipe import Recipe  # noqa: E402
@@ -64,27 +62,11 @@ def _models_in(annotation: Any) -> Iterator[type[Config]]:
 
 def keys(model: type[Config]) -> str:
     """A table of a model's fields."""
-    said = field_docs()[model.__name__]
     rows = []
     for name, field in model.model_fields.items():
         default = "required" if field.default is PydanticUndefined else _default(field.default)
-        rows.append([f"`{name}`", _cell(_type(field.annotation)), default, _cell(said.get(name, ""))])
+        rows.append([f"`{name}`", _cell(_type(field.annotation)), default, _cell(field.description or "")])
     return table(["key", "type", "default", ""], rows)
-
-
-def field_docs() -> dict[str, dict[str, str]]:
-    """Class → field → the string that stands under it."""
-    found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(manifest)).body + ast.parse(inspect.getsource(recipe)).body:
-        if isinstance(node, ast.ClassDef):
-            said = found[node.name] = {}
-            for field, below in zip(node.body, [*node.body[1:], None], strict=True):
-                text = (
-                    below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
-                )
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    said[field.target.id] = " ".join(str(text).split())
-    return found
 
 
 def _type(annotation: Any) -> str:

@@ -25,8 +25,9 @@ from rich.console import Console
 
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load, manifest_of
-from pipeline.config.manifest import BandsConfig, ScoreConfig
+from pipeline.config.manifest import ScoreConfig
 from pipeline.config.recipe import Recipe
+from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, fingerprint
 from pipeline.core.hardware import torch_device
 from pipeline.core.model_files import model_digest, resolve_model

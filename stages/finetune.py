@@ -25,7 +25,8 @@ import pyarrow as pa
 from pipeline.config.base import Config
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
-from pipeline.config.recipe import QuestionsConfig, Recipe
+from pipeline.config.recipe import Recipe
+from pipeline.config.task import QuestionsConfig
 from pipeline.core.artifact import Counters, Record, Shard, fingerprint, published_record
 from pipeline.core.executor import Executor
 from pipeline.core.files import replacing

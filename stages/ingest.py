@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config.manifest import CorpusConfig, EvaluationSetConfig, Manifest
+from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Counters, InputFile, Record, Shard, point
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table

@@ -19,7 +19,8 @@ import polars as pl
 
 from pipeline.config.base import Config
 from pipeline.config.errors import UserError
-from pipeline.config.recipe import Recipe, ScreenConfig
+from pipeline.config.recipe import Recipe
+from pipeline.config.task import ScreenConfig
 from pipeline.core.artifact import Counters, Record, Shard
 from pipeline.core.executor import Executor
 from pipeline.core.hardware import torch_device

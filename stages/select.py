@@ -18,7 +18,8 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import Manifest, SelectConfig
+from pipeline.config.manifest import Manifest
+from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import Counters, InputFile, Record, Shard, content_hash
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import parquet_writer, read_rows, read_table

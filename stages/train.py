@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load, manifest_of
-from pipeline.config.manifest import BandsConfig
 from pipeline.config.recipe import Recipe
+from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, published_record
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.progress import log

@@ -10,7 +10,7 @@ import typer
 from commands.groups.options import ELSEWHERE, ManifestPath, Overrides, Work
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
-from pipeline.config.recipe import TaskConfig
+from pipeline.config.task import TaskConfig
 
 commands = typer.Typer()
 

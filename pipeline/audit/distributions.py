@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.audit.decisions import SPLITS, AuditedShard
-from pipeline.config.manifest import BandsConfig, SelectConfig
+from pipeline.config.selection import BandsConfig, SelectConfig
 
 EDGES: Mapping[str, NDArray[np.floating]] = {
     "entropy": np.linspace(0, 2.8, 57),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import Manifest, SelectConfig
+from pipeline.config.manifest import Manifest
+from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import Record, content_hash, is_current, read_record
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.core.workspace import is_of_source

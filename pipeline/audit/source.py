@@ -6,8 +6,8 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import CorpusConfig
 from pipeline.core.artifact import InputFile, pointed, published_record
 from pipeline.core.workspace import source_pointer
 from pipeline.corpus.scan import checksums_of

@@ -7,8 +7,9 @@ from typing import Any
 
 from pipeline.audit.lineage import Lineage, lineage_of_shards
 from pipeline.audit.locate import Location, Row
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import IntegrityError, UserError
-from pipeline.config.manifest import CorpusConfig, Manifest
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import InputFile, read_record
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import to_document, to_json

@@ -1,4 +1,4 @@
-"""What every configuration model shares: frozen, unknown keys refused, an identity of what decides the output."""
+"""The base of every configuration model: frozen, unknown keys refused, with an identity for fingerprints."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class Config(BaseModel):
-    """Base of every configuration model: frozen, unknown keys refused, and numbers that are not finite."""
+    """Base of every configuration model: frozen; refuses unknown keys and numbers that are not finite.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    The string under a field is its description, in the reference of the documentation and in the JSON Schemas.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     locations: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say where something lies. Its content is fingerprinted instead."""
+    """Fields that locate an input. The content of the input is fingerprinted instead."""
 
     execution: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change memory and speed but not the meaning of the output: recorded, and part of no identity."""
+    """Fields that change memory and speed but not the output: recorded, but not part of the identity."""
 
     def identity(self) -> dict[str, Any]:
-        """The fields that decide the output, as JSON values: at no depth `locations` or `execution`."""
+        """Return the fields that decide the output, as JSON values: no `locations` or `execution` at any depth."""
         left_out = self.locations | self.execution
         tree = self.model_dump(mode="json", exclude=set(left_out))
         for name, value in self:
@@ -32,18 +35,18 @@ class Config(BaseModel):
         return tree
 
     def execution_settings(self) -> dict[str, Any]:
-        """The fields of `execution`, at any depth, as JSON values."""
+        """Return the fields of `execution`, at any depth, as JSON values."""
         tree = self.model_dump(mode="json", include=set(self.execution))
         parts = {name: value.execution_settings() for name, value in self if isinstance(value, Config)}
         return tree | {name: settings for name, settings in parts.items() if settings}
 
 
 Expression = Annotated[str, BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)]
-"""SQL over the columns of a row. YAML reads a bare `true` as a boolean; it is meant as SQL."""
+"""A SQL expression over the columns of a row. YAML reads a bare `true` as a boolean; it becomes SQL again."""
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling for equal values: sorted keys, no spaces. Models are dumped first.
+    """Return JSON that is the same for equal values: sorted keys, no spaces. Models are dumped first.
 
     Example:
         >>> canonical_json({"b": 1, "a": [1.0, None]})
@@ -55,7 +58,7 @@ def canonical_json(value: Any) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Field-by-field difference of two dumped configurations, as lines a person can read.
+    """Return the differences of two dumped configurations, one readable line per field.
 
     Example:
         >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})

@@ -1,4 +1,4 @@
-"""Studies: several runs from one policy, compared over seeds."""
+"""Studies: several runs from one policy, compared over seeds, as frozen models."""
 
 from __future__ import annotations
 
@@ -8,47 +8,49 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config
 
-# --------------------------------------------------------------------------------------------------- study
-
 
 class ArmConfig(Config):
-    """One way of training the same policy. Every seed is a run."""
+    """One way of training the policy of a study: one run per seed."""
 
     command: Literal["train", "ntp", "sft"] = "train"
+    """The command of `rpt` that trains this arm."""
     manifest: tuple[str, ...] = ()
-    """`key=value` overrides of the study's manifest: other shards."""
+    """`key=value` overrides of the study's manifest, for other shards than those of the other arms."""
     set: tuple[str, ...] = ()
     """`key=value` overrides of the study's recipe."""
     compute_of: str | None = None
-    """Ends when it has spent the FLOPs of this arm's run with the same seed."""
+    """Name of another arm: runs of this arm stop at the FLOPs of that arm's run with the same seed."""
     imitates: str | None = None
-    """`sft`: learns from the right responses that this arm's run with the same seed saved."""
+    """`sft`: name of another arm, from whose saved right responses (same seed) this arm learns."""
     finetune: bool = False
-    """Its policies, too, go on to RL on questions."""
+    """Continue this arm's runs with RL on questions."""
 
 
 class StudyConfig(Config):
-    """Arms that start from the same policy, and what comes of them: recipes/study-demo.yaml."""
+    """Arms that start from the same policy and are compared over seeds. Example: recipes/study-demo.yaml."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Name of the study."""
     description: str = ""
+    """One line about the study."""
     manifest: str
     """Path of the manifest whose held-out sites all arms are evaluated at."""
     recipe: str
     """Path of the recipe that all arms start from."""
     finetune: str
-    """Path of the recipe of RL on questions."""
+    """Path of the recipe for RL on questions."""
     prepare: tuple[str, ...] = ()
-    """Python modules that make what the recipes read; they are run first."""
+    """Python modules that prepare the inputs of the recipes; they are run first."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Values of `seed` in the recipe: one run per arm and seed."""
     set: tuple[str, ...] = ()
     """`key=value` overrides of the recipe, for all arms and for the evaluation."""
     finetune_set: tuple[str, ...] = ()
-    """The same for RL on questions."""
+    """`key=value` overrides of the recipe for RL on questions."""
     reference: str = "rpt"
-    """The arm that the others are compared with."""
+    """Name of the arm with which the others are compared."""
     arms: dict[str, ArmConfig]
-    """By name, in the order of the report."""
+    """Arms by name, in the order of the report."""
     quick: tuple[str, ...] = ()
     """`key=value` overrides of the study itself, for `rpt study --quick`."""
 

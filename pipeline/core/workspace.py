@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.base import canonical_json, differences
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import CorpusConfig, Manifest
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import (
     Completion,
     Record,

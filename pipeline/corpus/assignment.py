@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.config.manifest import ValidationConfig
+from pipeline.config.corpus import ValidationConfig
 from pipeline.core.parquet import parquet_writer
 
 ASSIGNMENT = pa.schema([pa.field("split", pa.string()), pa.field("dropped", pa.string())])

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pyarrow.compute as pc
 
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import CorpusConfig
 from pipeline.core.artifact import Record
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import CORPUS

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.manifest import CorpusConfig, EvaluationSetConfig, ValidationConfig
+from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig, ValidationConfig
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Slice, read_records
 from pipeline.corpus.template import Template

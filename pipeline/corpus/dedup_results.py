@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config.manifest import CorpusConfig, NearDuplicatesConfig
+from pipeline.config.corpus import CorpusConfig, NearDuplicatesConfig
 from pipeline.core.artifact import InputFile
 from pipeline.core.parquet import read_table
 from pipeline.corpus.near import near_duplicates

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.manifest import CorpusConfig
+from pipeline.config.corpus import CorpusConfig
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.template import Template, as_text
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import CorpusConfig, ValidationConfig
 from pipeline.corpus.documents import to_document
 from pipeline.corpus.parquet_source import open_parquet
 from pipeline.corpus.quarantine import Unusable

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.manifest import NearDuplicatesConfig
+from pipeline.config.corpus import NearDuplicatesConfig
 
 if TYPE_CHECKING:
     from datasketch import MinHash

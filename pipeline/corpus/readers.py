@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import CorpusConfig
 from pipeline.corpus.arrow_values import Broken
 from pipeline.corpus.documents import to_json
 from pipeline.corpus.parquet_source import open_parquet, row_group_rows

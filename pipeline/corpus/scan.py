@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import BinaryIO, cast
 
-from pipeline.config.manifest import CorpusConfig
+from pipeline.config.corpus import CorpusConfig
 from pipeline.corpus.checksums import Checksums, HashingReader
 from pipeline.corpus.parquet_source import open_parquet
 from pipeline.corpus.readers import Slice, read_records, text_pieces

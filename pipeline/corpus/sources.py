@@ -18,8 +18,8 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import CorpusConfig
 from pipeline.core.progress import log
 from pipeline.corpus.checksums import Checksums, VerifyingReader
 

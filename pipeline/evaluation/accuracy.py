@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.manifest import BandsConfig
+from pipeline.config.selection import BandsConfig
 from pipeline.evaluation.intervals import Difference, Estimate, difference, proportion
 from pipeline.evaluation.samples import sampled_accuracy
 from pipeline.task.reward import REASONS

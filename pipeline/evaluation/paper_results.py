@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pipeline.config.manifest import BandsConfig, CorpusConfig
+from pipeline.config.corpus import CorpusConfig
+from pipeline.config.selection import BandsConfig
 
 TABLE_1 = {
     "Qwen2.5-14B, direct": (41.90, 30.03, 20.65),

@@ -16,8 +16,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import BandsConfig
 from pipeline.config.recipe import Recipe
+from pipeline.config.selection import BandsConfig
 from pipeline.config.study import StudyConfig
 from pipeline.evaluation.accuracy import band_members
 from pipeline.evaluation.claims import judge

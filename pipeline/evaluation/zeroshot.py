@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import CorpusConfig, ValidationConfig
 from pipeline.core.random_keys import random_key
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Slice, read_records

@@ -10,7 +10,8 @@ import yaml
 
 from pipeline.audit.funnel import funnel, kept, shard_bytes
 from pipeline.audit.lineage import Lineage
-from pipeline.config.manifest import CorpusConfig, Manifest
+from pipeline.config.corpus import CorpusConfig
+from pipeline.config.manifest import Manifest
 from pipeline.selection.sites import sites_schema
 from pipeline.shards.schema import SPLITS, shards_schema
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import SelectConfig
+from pipeline.config.selection import SelectConfig
 from pipeline.core.random_keys import random_key, random_keys
 
 CORPUS_REASONS = ("near_duplicate", "top_fraction", "strata", "mixture", "corpus_cap")

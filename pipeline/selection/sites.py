@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import BandsConfig, SelectConfig
+from pipeline.config.selection import BandsConfig, SelectConfig
 from pipeline.core.artifact import Counters, InputFile
 from pipeline.core.parquet import read_table
 from pipeline.core.random_keys import random_key, random_keys

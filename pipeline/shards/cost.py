@@ -18,7 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.manifest import CorpusConfig, Manifest, MaterializeConfig, SelectConfig, TrainProxyConfig
+from pipeline.config.corpus import CorpusConfig
+from pipeline.config.manifest import Manifest, MaterializeConfig, TrainProxyConfig
+from pipeline.config.selection import SelectConfig
 from pipeline.core.parquet import ROW_GROUP, parquet_writer
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import CORPUS, DOCUMENTS

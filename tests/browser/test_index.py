@@ -25,7 +25,7 @@ from pipeline.audit.browse.rules import Where
 from pipeline.audit.browse.whatif import chart
 from pipeline.audit.lineage import lineage_of
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import BandsConfig
+from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record
 from tests.browser.conftest import Live
 from tests.browser.corpus import METADATA, TIES, Halting

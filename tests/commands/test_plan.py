@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from commands.plan import plan, tables
-from pipeline.config.manifest import Manifest, SelectConfig
+from pipeline.config.manifest import Manifest
+from pipeline.config.selection import SelectConfig
 from pipeline.shards.cost import Trial, estimate_total, kept_share
 from stages.ingest import ingest
 from stages.materialize import materialize

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 import yaml
 
 from pipeline.config.base import Config, canonical_json, differences
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
-from pipeline.config.manifest import CorpusConfig, Manifest
+from pipeline.config.manifest import Manifest
 from pipeline.config.recipe import Recipe
 from pipeline.config.study import StudyConfig
 
@@ -160,6 +163,26 @@ def test_shipped_files_load_and_satisfy_the_schema(repository: Path, kind: type,
         jsonschema.validate(yaml.safe_load(path.read_text()), kind.model_json_schema())
     published = json.loads((repository / folder / f"{name}.schema.json").read_text())
     assert published == kind.model_json_schema(), "run `rpt schema` again: editors complete from the file"
+
+
+@pytest.mark.parametrize("kind", [Manifest, Recipe, StudyConfig])
+def test_every_field_has_a_description(kind: type[Config]) -> None:
+    models = {kind, *models_below(kind)}
+    assert len(models) > 1
+    missing = [
+        f"{m.__name__}.{name}" for m in models for name, field in m.model_fields.items() if not field.description
+    ]
+    assert not missing, "write the description as a string under the field"
+
+
+def models_below(annotation: Any) -> Iterator[type[Config]]:
+    """Yield the configuration models that a type names, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from models_below(field.annotation)
+    for argument in get_args(annotation):
+        yield from models_below(argument)
 
 
 def test_a_bare_true_is_sql(manifest: Path) -> None:

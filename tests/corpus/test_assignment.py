@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.manifest import ValidationConfig
+from pipeline.config.corpus import ValidationConfig
 from pipeline.corpus.assignment import assign, shard_starts, write_assignment
 
 IDS = st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=20)

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import CorpusConfig, ValidationConfig
 from pipeline.corpus.estimate import Estimate, estimate, sample
 from pipeline.corpus.sources import corpus_files, find_files
 from tests.toys import write_jsonl

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.config.manifest import BandsConfig
+from pipeline.config.selection import BandsConfig
 from pipeline.evaluation.accuracy import accuracy_by_band, band_members, comparisons, summarize, table_order
 from pipeline.evaluation.intervals import difference, proportion
 from pipeline.evaluation.predictions import Prediction, Predictions, Samples

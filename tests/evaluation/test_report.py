@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.config.manifest import BandsConfig, CorpusConfig
+from pipeline.config.corpus import CorpusConfig
+from pipeline.config.selection import BandsConfig
 from pipeline.evaluation.accuracy import summarize, table_order
 from pipeline.evaluation.paper_results import published_rows
 from pipeline.evaluation.report import (

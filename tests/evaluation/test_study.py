@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config.manifest import BandsConfig
 from pipeline.config.recipe import Recipe
+from pipeline.config.selection import BandsConfig
 from pipeline.config.study import StudyConfig
 from pipeline.evaluation.claims import IN_PART, NOT, REPRODUCED, UNTESTED
 from pipeline.evaluation.responses import RESPONSES

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import Manifest, SelectConfig
+from pipeline.config.manifest import Manifest
+from pipeline.config.selection import SelectConfig
 from pipeline.core.parquet import read_table
 from pipeline.selection.corpus_rules import CANDIDATES
 from pipeline.selection.metadata import BUILT_IN, metadata_frame, rule_columns

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.errors import IntegrityError, UserError
-from pipeline.config.manifest import BandsConfig, SelectConfig
+from pipeline.config.selection import BandsConfig, SelectConfig
 from pipeline.core.random_keys import random_key, random_keys
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.sites import REASONS, SITES, rule_expression, select_sites

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.config.loading import load
-from pipeline.config.manifest import BandsConfig
 from pipeline.config.recipe import Recipe
+from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, current_record
 from pipeline.grpo.run.flops import ComputeBudget
 from stages.finetune import questions, report

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import Manifest, ReferenceConfig, SelectConfig
+from pipeline.config.manifest import Manifest, ReferenceConfig
+from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import Record
 from pipeline.core.parquet import read_table
 from pipeline.core.tokenizer import CorpusTokenizer

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
-from pipeline.config.recipe import Recipe, ScreenConfig, SitesConfig
+from pipeline.config.recipe import Recipe
+from pipeline.config.task import ScreenConfig, SitesConfig
 from pipeline.core.artifact import Record
 from pipeline.core.random_keys import random_key
 from pipeline.core.tokenizer import CorpusTokenizer

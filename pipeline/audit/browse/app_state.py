@@ -21,8 +21,9 @@ from pipeline.audit.browse.documents import Finder
 from pipeline.audit.browse.flags import Flags
 from pipeline.audit.browse.rules import Kept, Rule, Where
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import BandsConfig, Manifest
-from pipeline.config.recipe import TaskConfig
+from pipeline.config.manifest import Manifest
+from pipeline.config.selection import BandsConfig
+from pipeline.config.task import TaskConfig
 from pipeline.core.artifact import Record, read_record
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.patterns import pattern_hits

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.audit.browse.column_index import ColumnIndex, Slices
 from pipeline.audit.browse.rules import ASK, NO, YES, Rule, segments
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import BandsConfig
+from pipeline.config.selection import BandsConfig
 from pipeline.core.random_keys import random_keys
 from pipeline.selection.sites import BANDS
 

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.audit.browse.column_index import ColumnIndex
 from pipeline.audit.browse.index import GRID
-from pipeline.config.manifest import BandsConfig
+from pipeline.config.selection import BandsConfig
 from pipeline.selection.sites import BANDS
 
 STEP = 5

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from pipeline.config.manifest import CorpusConfig, ValidationConfig
-from pipeline.config.recipe import QuestionsConfig
+from pipeline.config.corpus import CorpusConfig, ValidationConfig
+from pipeline.config.task import QuestionsConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.assignment import assign
 from pipeline.corpus.documents import doc_id

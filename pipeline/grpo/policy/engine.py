@@ -32,7 +32,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.config.errors import UserError
-from pipeline.config.recipe import OptimizerConfig, PolicyConfig
+from pipeline.config.recipe import PolicyConfig
+from pipeline.config.training import OptimizerConfig
 from pipeline.grpo.model.adapters import (
     adapted,
     adapter_parameters,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.recipe import OptimizerConfig
+from pipeline.config.training import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.config.recipe import TaskConfig
+from pipeline.config.task import TaskConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.grpo.rollout.sampler import Sampler

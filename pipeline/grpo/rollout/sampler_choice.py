@@ -6,7 +6,8 @@ import os
 from importlib.util import find_spec
 from typing import Literal
 
-from pipeline.config.recipe import READING_REWARDS, Recipe
+from pipeline.config.recipe import Recipe
+from pipeline.config.task import READING_REWARDS
 from pipeline.core.hardware import torch_device
 from pipeline.core.progress import log
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.errors import UserError
-from pipeline.config.recipe import RolloutConfig
+from pipeline.config.training import RolloutConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.policy import distributed
 from pipeline.grpo.rollout.sampler_secret import shared_secret

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from pipeline.config.errors import UserError
-from pipeline.config.recipe import StopConfig
+from pipeline.config.training import StopConfig
 
 
 @dataclass

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.errors import UserError
-from pipeline.config.recipe import READING_REWARDS, Recipe
+from pipeline.config.recipe import Recipe
+from pipeline.config.task import READING_REWARDS
 
 if TYPE_CHECKING:
     from pipeline.grpo.rollout.rollouts import Rollout

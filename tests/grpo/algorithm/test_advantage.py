@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.config.recipe import ObjectiveConfig
+from pipeline.config.training import ObjectiveConfig
 from pipeline.grpo.algorithm.advantage import ADVANTAGES, EPSILON, group_std, mean_only, rloo
 
 REWARDS = arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 9)), elements=st.sampled_from([0.0, 0.1, 1.0]))

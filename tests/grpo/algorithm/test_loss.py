@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.config.recipe import ObjectiveConfig
+from pipeline.config.training import ObjectiveConfig
 from pipeline.grpo.algorithm.loss import LOSSES, ClipRange, k3
 
 LOW, HIGH, ROOM = 0.2, 0.28, 9

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.config.recipe import CurriculumPhase, PolicyConfig, Recipe, RolloutConfig, SitesConfig
+from pipeline.config.recipe import PolicyConfig, Recipe
+from pipeline.config.task import CurriculumPhase, SitesConfig
+from pipeline.config.training import RolloutConfig
 from pipeline.core.artifact import Record
 from pipeline.grpo.data.curriculum import Curriculum
 from tests.grpo.colours import publish_shards

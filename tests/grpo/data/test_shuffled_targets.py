@@ -7,7 +7,9 @@ from collections import Counter
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.config.recipe import ObjectiveConfig, PolicyConfig, Recipe, RolloutConfig, SitesConfig, TaskConfig
+from pipeline.config.recipe import PolicyConfig, Recipe
+from pipeline.config.task import SitesConfig, TaskConfig
+from pipeline.config.training import ObjectiveConfig, RolloutConfig
 from pipeline.core.artifact import Record
 from pipeline.grpo.data.curriculum import Curriculum
 from pipeline.shards.reader import Site

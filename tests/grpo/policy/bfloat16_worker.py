@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config.recipe import OptimizerConfig, PolicyConfig
+from pipeline.config.recipe import PolicyConfig
+from pipeline.config.training import OptimizerConfig
 from pipeline.grpo.policy import distributed
 
 distributed.prepare_environment()

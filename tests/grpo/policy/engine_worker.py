@@ -17,7 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.config.errors import UserError
-from pipeline.config.recipe import LoraConfig, OptimizerConfig, PolicyConfig
+from pipeline.config.recipe import LoraConfig, PolicyConfig
+from pipeline.config.training import OptimizerConfig
 from pipeline.grpo.policy import distributed
 
 distributed.prepare_environment()

@@ -16,7 +16,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from pipeline.config.recipe import ObjectiveConfig, OptimizerConfig, PolicyConfig, Recipe, RolloutConfig
+from pipeline.config.recipe import PolicyConfig, Recipe
+from pipeline.config.training import ObjectiveConfig, OptimizerConfig, RolloutConfig
 from pipeline.grpo.model.batch import batch_of
 from pipeline.grpo.model.logprobs import PolicyLogprobs, checkpoint_layers
 from pipeline.grpo.model.packed_attention import repeated

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from pipeline.config.recipe import LengthRewardConfig, TaskConfig
+from pipeline.config.task import LengthRewardConfig, TaskConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.grpo.rollout.rewards import REWARDS, RewardContext, RolloutGroup, compute_rewards

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config.recipe import PolicyConfig, Recipe, RolloutConfig
+from pipeline.config.recipe import PolicyConfig, Recipe
+from pipeline.config.training import RolloutConfig
 from pipeline.grpo.rollout.sampler_choice import choose_sampler, with_sampler
 
 HERE = {"installed": True, "gpu": True}

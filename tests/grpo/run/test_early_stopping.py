@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.config.recipe import StopConfig
+from pipeline.config.training import StopConfig
 from pipeline.grpo.run.early_stopping import EarlyStopping
 
 FINE = {

@@ -9,7 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from pipeline.config.recipe import ObjectiveConfig, OptimizerConfig, PolicyConfig, Recipe, TaskConfig
+from pipeline.config.recipe import PolicyConfig, Recipe
+from pipeline.config.task import TaskConfig
+from pipeline.config.training import ObjectiveConfig, OptimizerConfig
 from pipeline.grpo.rollout.rollouts import Rollout
 from pipeline.grpo.run.flops import ComputeUsed, ModelSize, grpo_flops
 from pipeline.grpo.types import Group, Response

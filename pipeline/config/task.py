@@ -1,0 +1,102 @@
+"""The task part of a recipe: what the policy is asked, what responses earn, and which sites or questions are used."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Config, Expression
+from pipeline.config.corpus import ValidationConfig
+
+READING_REWARDS = ("dense", "information_gain")
+"""Values of `task.reward` that read probabilities off the policy, which vLLM does not give."""
+
+
+class LengthRewardConfig(Config):
+    """A triangle over a response's length, highest at a budget: max(`least`, `budget` · `decay`^(step / `over_steps`)).
+
+    `budget` and `decay` are by default RMT's (arXiv 2509.24375).
+    """
+
+    weight: float = Field(0.5, gt=0)
+    """Reward of a right response of exactly the budget's length, on top of its task reward."""
+    budget: int = Field(800, gt=0)
+    """Budget at step 0, in policy tokens per response."""
+    decay: float = Field(0.2, gt=0, le=1)
+    """Factor by which the budget has shrunk after `over_steps` steps."""
+    over_steps: int = Field(gt=0)
+    """Steps in which the budget shrinks by `decay`; it goes on shrinking at that rate."""
+    least: int = Field(1, gt=0)
+    """Smallest budget, in policy tokens per response."""
+
+
+class TaskConfig(Config):
+    """What the policy is asked and which responses are rewarded."""
+
+    template: str = "v0"
+    """Name of a prompt template (`pipeline/task/templates.py`); the paper trains with `v0`."""
+    reward: Literal["prefix", "first_token", "dense", "information_gain", "format_only", "answer", "math"] = "prefix"
+    """What a response earns (`pipeline/grpo/rollout/rewards.py`). Accuracy is always measured by prefix matching,
+    except with `answer` and `math`, which judge answers to questions (`rpt finetune`)."""
+    targets: Literal["own", "shuffled"] = "own"
+    """`shuffled` is a control: each time a site is drawn for training, its continuation is taken from another training
+    site of its band. Only the form of answers and what is likely at any site can then be learned."""
+    length_reward: LengthRewardConfig | None = None
+    """Also rewards right responses for keeping to a token budget that shrinks (RMT)."""
+    overlong_penalty_tokens: int | None = Field(None, gt=0)
+    """Responses that end within this many policy tokens of the limit lose up to 1 (DAPO's soft punishment)."""
+
+
+class SitesConfig(Config):
+    """Which rows of the shards are trained on."""
+
+    where: Expression = "true"
+    """SQL over the site columns, on top of the manifest's selection; after `rpt screen` also over `pass_rate`."""
+
+
+class ScreenConfig(Config):
+    """How `rpt screen` estimates the policy's pass rate at each training site."""
+
+    where: Expression = "true"
+    """SQL over the site columns: which sites are screened."""
+    samples: int = Field(4, gt=0)
+    """Responses per site."""
+    max_new_tokens: int | None = Field(None, gt=0)
+    """Most policy tokens per response; by default `rollout.max_new_tokens`."""
+
+
+class CurriculumPhase(Config):
+    """Until `until_step` (exclusive), only sites that match `where` are drawn."""
+
+    until_step: int = Field(gt=0)
+    """First step after this phase. Steps count from 0."""
+    where: Expression
+    """SQL over the site columns, on top of `sites.where`."""
+
+
+class QuestionsConfig(Config):
+    """Questions with known answers, for `rpt finetune`."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"source", "held_out_source", "format", "revision"})
+
+    source: str
+    """As `corpus.source`: a path, a glob, a folder, `hf://datasets/owner/name[/file]`, any fsspec URL."""
+    held_out_source: str | None = None
+    """Source of the held-out questions, if they are in files of their own; `held_out` is then ignored."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "json"] = "auto"
+    """Format of both sources; `auto` goes by the file name."""
+    revision: str | None = None
+    """Hub revision of both sources (a commit hash: a branch name is not reproducible)."""
+    question: str = "{question}"
+    """Template of the question over the record's columns."""
+    answer: str = "{answer}"
+    """Template of the answer over the record's columns."""
+    answer_after: str | None = None
+    """The final answer is the text after the last occurrence of this in the rendered `answer`; in GSM8K `####`."""
+    held_out: ValidationConfig = ValidationConfig(fraction=0.1)
+    """Which questions are held out."""
+    max_question_tokens: int = Field(1024, gt=0)
+    """Most policy tokens per question; longer questions are left out."""
+    seed: int = 0
+    """Seed of the hash that assigns questions to the held-out split."""
