@@ -119,10 +119,10 @@ def test_the_form_alone_is_learned_when_it_alone_is_paid(runs: Path) -> None:
 
 def test_shuffled_targets_teach_nothing_above_chance(runs: Path) -> None:
     """One colour in four is right, whatever the policy says. Over seeds and instruction sets 0.16 to 0.32 of the last
-    160 groups' responses were: a policy that says one colour alone has a standard error of 0.034."""
+    responses were, as of a policy that says one colour alone. The table of rollouts tells what was paid for."""
     rows = metrics_of(runs / "shuffled")
     late = [row["reward/mean"] for row in rows[-10:]]
-    assert sum(late) / len(late) < 1 / len(COLOURS) + 0.15
+    assert sum(late) / len(late) < 2 / len(COLOURS)
     assert rows[-1]["eval/easy/reasoning"] < 2 / len(COLOURS), "held-out accuracy: 0.25 was seen, four errors are 0.27"
     rollouts = pl.read_parquet(runs / "shuffled" / "rollouts" / "*.parquet")
     targets = rollouts.select("step", "site_id", "target").unique()
