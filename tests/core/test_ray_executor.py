@@ -52,7 +52,11 @@ def test_a_workers_error_arrives_as_it_was_raised(cluster: Any, tmp_path: Path) 
     executor = RayExecutor(tmp_path / "work", address=cluster.address)
     with pytest.raises(UserError) as caught:
         list(executor.map(_refuse_three, range(8)))
-    assert (caught.value.what, caught.value.where, caught.value.mend) == ("three is refused", "item 3", "leave it out")
+    assert (caught.value.message, caught.value.where, caught.value.hint) == (
+        "three is refused",
+        "item 3",
+        "leave it out",
+    )
     assert not list((tmp_path / "work").iterdir()), "the marker of the work folder is gone"
 
 

@@ -62,7 +62,7 @@ def test_an_extension_that_says_no_format_is_an_error_unless_the_manifest_says_i
     touch(tmp_path, name)
     with pytest.raises(UserError, match="extension says no format") as error:
         find_files(str(tmp_path / name))
-    assert ".jsonl" in error.value.mend
+    assert ".jsonl" in error.value.hint
     assert find_files(str(tmp_path / name), "text")[0].format == "text"
 
 
@@ -142,7 +142,7 @@ def test_where_a_folder_has_no_file_of_the_format_its_extensions_are_named(tmp_p
     touch(tmp_path, "a.jsonl")
     with pytest.raises(UserError, match="no text files in the source") as error:
         find_files(str(tmp_path), "text")
-    assert error.value.mend == "extensions looked for: .txt, .text, .md (and .gz, .zst)"
+    assert error.value.hint == "extensions looked for: .txt, .text, .md (and .gz, .zst)"
 
 
 def test_any_fsspec_file_system_is_a_source() -> None:
@@ -207,7 +207,7 @@ def test_a_hub_data_set_comes_from_its_cache_pinned_to_the_commit(hub: str, path
 def test_a_hub_data_set_that_cannot_be_fetched_says_what_helps(hub: str) -> None:
     with pytest.raises(UserError, match="cannot be fetched") as error:
         find_files("hf://datasets/owner/other", revision="0" * 40)
-    assert "--source" in error.value.mend
+    assert "--source" in error.value.hint
 
 
 @pytest.mark.parametrize(

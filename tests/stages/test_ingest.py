@@ -270,7 +270,7 @@ def test_the_sha256_of_the_manifest_is_checked(tmp_path: Path) -> None:
     assert run(tmp_path / "work", path, sha256=found).texts == ["x"]
     with pytest.raises(UserError, match=r"wrong sha256: x\.jsonl") as error:
         run(tmp_path / "work", path, sha256="0" * 64)
-    assert found in error.value.mend and "0" * 64 in error.value.mend
+    assert found in error.value.hint and "0" * 64 in error.value.hint
     jsonl(tmp_path / "y.jsonl", [{"text": "y"}])
     with pytest.raises(UserError, match="of one file"):
         run(tmp_path / "work", tmp_path / "*.jsonl", sha256=found)
@@ -312,9 +312,9 @@ def test_too_much_quarantine_names_the_most_common_reason_and_an_example(tmp_pat
     path = jsonl(tmp_path / "x.jsonl", lines)
     with pytest.raises(UserError) as error:
         run(tmp_path / "work", path, max_quarantine_fraction=0.3)
-    assert error.value.what == "3 of 9 records cannot be used, 2 of them as `null_column`"
+    assert error.value.message == "3 of 9 records cannot be used, 2 of them as `null_column`"
     assert error.value.where.startswith("x.jsonl row 7, byte 95: `text` is null: ")
-    assert "0.333" in error.value.mend
+    assert "0.333" in error.value.hint
     result = run(tmp_path / "work", path, max_quarantine_fraction=0.34)  # nothing is read again for this
     assert len(result.texts) == 6 and result.reasons == ["not_json", "null_column", "null_column"]
 

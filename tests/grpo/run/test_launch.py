@@ -31,7 +31,7 @@ def test_a_rank_whose_launcher_died_before_it_looked_leaves() -> None:
 
 @pytest.mark.parametrize(
     ("raised", "said"),
-    [("UserError('no', mend='yes')", "error: no (yes)"), ("OSError(errno.ENOSPC, 'no')", "error: the disk is full")],
+    [("UserError('no', hint='yes')", "error: no (yes)"), ("OSError(errno.ENOSPC, 'no')", "error: the disk is full")],
 )
 def test_a_page_ends_with_its_exit_code(raised: str, said: str) -> None:
     page = (
