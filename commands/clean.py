@@ -19,7 +19,7 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.config.manifest import Manifest
-from pipeline.core.workspace import human, made_from, other_sources, outputs, runs_in, size_of, unneeded
+from pipeline.core.workspace import format_bytes, made_from, other_sources, outputs, runs_in, size_of, unneeded
 
 REMOVED = ".removed"
 
@@ -44,7 +44,7 @@ def waste(manifest: Manifest, *, work: Path, runs: Path) -> list[Waste]:
     found = outputs(work / manifest.name)
     theirs = other_sources(work / manifest.name)
     superseded = unneeded(found, [name for run in runs_in(runs) for name in made_from(run)], theirs)
-    left = [(path, output) for output in found if output not in superseded for path in output.left_over()]
+    left = [(path, output) for output in found if output not in superseded for path in output.leftovers()]
     whole = [Waste(o.directory, o.bytes, "nothing that is current was made from it") for o in superseded]
     parts = [Waste(path, size_of(path), f"left over from a killed worker of `{o.stage}`") for path, o in left]
     halves = [
@@ -66,7 +66,7 @@ def remove(wasted: Sequence[Waste]) -> None:
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """What can go, for people."""
-    table = Table("size", "what", "why", title=f"{human(found['bytes'])} can go", title_justify="left")
+    table = Table("size", "what", "why", title=f"{format_bytes(found['bytes'])} can go", title_justify="left")
     for item in found["waste"]:
-        table.add_row(human(item["bytes"]), item["path"], item["why"])
+        table.add_row(format_bytes(item["bytes"]), item["path"], item["why"])
     return [table] if found["waste"] else []

@@ -25,11 +25,11 @@ from pipeline.core.artifact import (
     Record,
     content_hash,
     fingerprint,
-    point_current,
     read_completion,
     read_record,
     record_in,
     seal_record,
+    set_current,
     write_completion,
 )
 from pipeline.core.marks import PULLED, is_pulled, mark_pulled
@@ -63,7 +63,7 @@ def pull(remote: str, *, work: Path, revision: str | None = None) -> Path:
         target = work / name / record.stage / record.fingerprint
         _install(taken / "data", record, _made(target))
         os.replace(taken / "manifest.yaml", work / name / "manifest.yaml")
-    point_current(target)
+    set_current(target)
     log(f"pull         verified  {target}")
     return work / name / "manifest.yaml"
 

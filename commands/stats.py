@@ -19,7 +19,7 @@ from pipeline.audit.lineage import lineage_of
 from pipeline.audit.stats import QUANTILES
 from pipeline.audit.stats import stats as count
 from pipeline.config.manifest import Manifest
-from pipeline.core.workspace import human
+from pipeline.core.workspace import format_bytes
 
 
 def stats(manifest: Manifest, *, work: Path) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
                 entropy.add_row(f"{split} {of}", f"{row['count']:,}", *(f"{number:.3f}" for number in numbers))
     sizes = _table("stage", "shards", "rows", "size")
     for stage, size in found["sizes"].items():
-        sizes.add_row(stage, f"{size['shards']:,}", f"{size['rows']:,}", human(size["bytes"]))
+        sizes.add_row(stage, f"{size['shards']:,}", f"{size['rows']:,}", format_bytes(size["bytes"]))
     if found["bytes_per_site"] is not None:
         sizes.caption = f"{found['bytes_per_site']:.1f} bytes a site in shards"
     corpora = [_by_split("corpus", found["corpora"], found["sites"])] if found["corpora"] else []

@@ -15,7 +15,7 @@ import yaml
 from rich.table import Table
 
 from pipeline.config.manifest import Manifest
-from pipeline.core.workspace import Output, human, made_from, outputs, runs_in, size_of, states
+from pipeline.core.workspace import Output, format_bytes, made_from, outputs, runs_in, size_of, states
 from pipeline.grpo.run.run_folder import latest_checkpoint, read_state
 
 
@@ -78,9 +78,9 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     stages = Table("stage", "state", "why", "size", "outputs", title=f"{found['work']}", title_justify="left")
     for stage in found["stages"]:
         why = "\n".join(stage["why"])
-        stages.add_row(stage["stage"], stage["state"], why, human(stage["bytes"]), str(stage["outputs"]))
+        stages.add_row(stage["stage"], stage["state"], why, format_bytes(stage["bytes"]), str(stage["outputs"]))
     runs = Table("run", "steps", "trained on", "size")
     for run in found["runs"]:
         which = "these shards" if run["on_these_shards"] else "\n".join(run["made_from"])
-        runs.add_row(run["run"], f"{run['step']} of {run['steps']}", which, human(run["bytes"]))
+        runs.add_row(run["run"], f"{run['step']} of {run['steps']}", which, format_bytes(run["bytes"]))
     return [stages, *([runs] if found["runs"] else [])]

@@ -20,7 +20,7 @@ from pipeline.audit.source import source_damage
 from pipeline.audit.verify import verify as check
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.manifest import Manifest
-from pipeline.core.workspace import human, size_of
+from pipeline.core.workspace import format_bytes, size_of
 from pipeline.grpo.run.run_folder import OTHER_CHECKPOINT, damage_of, files_of, latest_checkpoint
 
 
@@ -63,7 +63,7 @@ def tables_of_run(found: Mapping[str, Any]) -> list[Table]:
     checkpoints = Table("checkpoint", "files", "size", "", title=found["run"], title_justify="left")
     for row in found["checkpoints"]:
         state = f"{row['damaged']} damaged" if row["damaged"] else "ok"
-        checkpoints.add_row(row["checkpoint"], f"{row['files']:,}", human(row["bytes"]), state)
+        checkpoints.add_row(row["checkpoint"], f"{row['files']:,}", format_bytes(row["bytes"]), state)
     return [checkpoints, *_damage(found, OTHER_CHECKPOINT)]
 
 
@@ -77,7 +77,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         made_from = "\n".join(sorted({made for made in row["made_from"].values() if made}))
         state = f"{len(row['damage'])} damaged" if row["damage"] else "ok" if row["complete"] else "unfinished, ok"
         stages.add_row(
-            row["stage"], row["fingerprint"], made_from, f"{row['files']:,}", human(row["bytes"]), state
+            row["stage"], row["fingerprint"], made_from, f"{row['files']:,}", format_bytes(row["bytes"]), state
         )  # fmt: skip
     return [stages, *_damage(found, "delete the stage's folder and run `rpt data`")]
 

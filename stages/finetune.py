@@ -29,7 +29,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.task import QuestionsConfig
 from pipeline.core.artifact import Counters, Record, Shard, fingerprint, published_record
 from pipeline.core.executor import Executor
-from pipeline.core.files import replacing
+from pipeline.core.files import atomic_replacement
 from pipeline.core.hardware import torch_device
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.parquet import write_rows
@@ -42,7 +42,7 @@ from pipeline.corpus.scan import Scan, scan
 from pipeline.corpus.sources import find_files
 from pipeline.corpus.template import Template
 from pipeline.evaluation.intervals import difference, proportion
-from pipeline.grpo.data.questions import as_corpus, question_rows, read_questions
+from pipeline.grpo.data.questions import question_rows, read_questions, to_corpus_config
 from pipeline.grpo.run.launch import command_line, run_to_exit
 from pipeline.shards.schema import SHARDS
 from pipeline.task.answers import judge_of
@@ -127,7 +127,7 @@ def questions(recipe: Recipe, *, work: Path, executor: Executor) -> Record:
 
 
 def _surveys(config: QuestionsConfig, source: str) -> list[Scan]:
-    corpus = as_corpus(config, source)
+    corpus = to_corpus_config(config, source)
     surveys = [scan(file, corpus) for file in find_files(source, config.format, config.revision)]
     for about in surveys:
         if about.columns:
@@ -264,7 +264,7 @@ def write_answers(path: Path, sites: Sequence[Site], answers: dict[str, list[Pre
         for name, read in answers.items()
         for site, answer in zip(sites, read, strict=True)
     )
-    with replacing(path) as temporary:
+    with atomic_replacement(path) as temporary:
         write_rows(temporary, ANSWERS, rows)
 
 

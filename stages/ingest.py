@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import Counters, InputFile, Record, Shard, point
+from pipeline.core.artifact import Counters, InputFile, Record, Shard, write_pointer
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
 from pipeline.core.sealed import write_json
@@ -36,18 +36,18 @@ from pipeline.core.stage import Stage, run_stage
 from pipeline.core.workspace import source_pointer
 from pipeline.corpus.assignment import assign, shard_starts, write_assignment
 from pipeline.corpus.checks import check_quarantine, check_source, check_split
-from pipeline.corpus.contamination import EvaluationIndex, as_corpus, evaluation_index
+from pipeline.corpus.contamination import EvaluationIndex, evaluation_index, to_corpus_config
 from pipeline.corpus.dedup_results import BANDS, MATCHES, OVERLAPS, drop_matched, find_matches, read_candidates, reasons
 from pipeline.corpus.documents import CANDIDATES, DOCUMENTS, count_control_characters, to_document, to_json
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.plan import (
     assign_shard,
-    evaluations_of,
-    files_of,
     ingest_shards,
     near_shards,
     read_shards,
-    slice_of,
+    shard_evaluations,
+    shard_files,
+    shard_slice,
     source_digest,
 )
 from pipeline.corpus.quarantine import QUARANTINE, Rejected, Unusable
@@ -77,7 +77,7 @@ def ingest(
     """
     config = manifest.corpus
     for name in [part.name for part in config.sources] or [""]:
-        Template.parse(config.of_source(name).text)
+        Template.parse(config.for_source(name).text)
     with ThreadPoolExecutor() as pool:
         surveys = list(pool.map(partial(_survey, config, slice_bytes), corpus_files(config, source)))
     check_source(surveys, config)
@@ -85,7 +85,7 @@ def ingest(
 
     inputs = {"source": source_digest(surveys)}
     candidates = run_stage(READ, config, read_shards(surveys), inputs, work, executor)
-    point(source_pointer(work, config), candidates.directory)
+    write_pointer(source_pointer(work, config), candidates.directory)
     check_quarantine(candidates, config, surveys)
 
     inputs = {"read": candidates.content}
@@ -103,11 +103,11 @@ def ingest(
 
 
 def _survey(config: CorpusConfig, slice_bytes: int, file: SourceFile) -> Scan:
-    return scan(file, config.of_source(file.corpus), slice_bytes)
+    return scan(file, config.for_source(file.corpus), slice_bytes)
 
 
 def _survey_evaluation(evaluation: EvaluationSetConfig, slice_bytes: int) -> list[Scan]:
-    corpus = as_corpus(evaluation)
+    corpus = to_corpus_config(evaluation)
     files = find_files(corpus.source, corpus.format, corpus.revision)
     surveys = [scan(file, corpus, slice_bytes) for file in files]
     check_source(surveys, corpus)
@@ -119,8 +119,8 @@ def _survey_evaluation(evaluation: EvaluationSetConfig, slice_bytes: int) -> lis
 
 def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     """A slice of a source file → its candidate documents and rejected records."""
-    part = slice_of(shard)
-    config = config.of_source(part.file.corpus)
+    part = shard_slice(shard)
+    config = config.for_source(part.file.corpus)
     template = Template.parse(config.text)
     counters: Counter[str] = Counter(records=0, documents=0)
     with (
@@ -149,7 +149,7 @@ def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
 
 def run_near(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     """A table of candidates → the band keys of each, and which of them overlap with evaluation sets."""
-    sets = _evaluation_indexes(config.decontaminate, evaluations_of(shard))
+    sets = _evaluation_indexes(config.decontaminate, shard_evaluations(shard))
     rule = config.near_duplicates
     rows = band_rows(rule.threshold) if rule else 0
     table = read_table(shard.files["documents"], ["text"])
@@ -176,10 +176,10 @@ def _evaluation_indexes(
 
 def run_assign(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     """Ids, band keys and overlaps of all candidates → the split of each, or why it leaves; a row group is a shard."""
-    documents = files_of(shard, "documents")
+    documents = shard_files(shard, "documents")
     candidates = read_candidates(documents)
     split = assign(candidates["doc_id"], candidates["held_out"], config.validation, config.seed)
-    near, overlaps = (list(map(read_table, files_of(shard, table))) for table in ("bands", "overlaps"))
+    near, overlaps = (list(map(read_table, shard_files(shard, table))) for table in ("bands", "overlaps"))
     found = find_matches(config, candidates, split, near, overlaps, documents)
     split, dropped = drop_matched(split, found)
     write_assignment(out / "assignment.parquet", split, dropped, shard_starts(split, config.shard_documents))

@@ -29,7 +29,7 @@ from commands.groups.options import (
 )
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.recipe import Recipe
-from pipeline.core.executor import interrupts_ignored
+from pipeline.core.executor import ignore_interrupts
 from pipeline.core.progress import log
 from pipeline.grpo.policy.rendezvous import MEETING_FILE
 
@@ -131,7 +131,7 @@ def _run_to_end(command: list[str], environment: dict[str, str], ranks: int) -> 
     # for a rank until that can take it (`stop_signal`).
     several = {signal.SIGTERM} if ranks > 1 else set()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, several)
-    with interrupts_ignored():  # by all of them: Ctrl-C is passed on from here
+    with ignore_interrupts():  # by all of them: Ctrl-C is passed on from here
         process = subprocess.Popen(command, env=environment)
     signal.signal(signal.SIGTERM, send)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.core.artifact import InputFile, pointed, published_record
+from pipeline.core.artifact import InputFile, published_record, read_pointer
 from pipeline.core.workspace import source_pointer
 from pipeline.corpus.scan import checksums_of
 from pipeline.corpus.sources import SourceFile, corpus_files
@@ -30,7 +30,7 @@ def source_damage(work: Path, config: CorpusConfig, source: str | None) -> list[
         in this folder, as in one that was pulled, or if what was recorded cannot be read.
     """
     try:
-        last = pointed(source_pointer(work, config))
+        last = read_pointer(source_pointer(work, config))
         if last is None:
             return []
         recorded = dict(map(_recorded, published_record(last).files("source")))

@@ -70,8 +70,8 @@ def trace(where: Location, config: CorpusConfig, source: str | None) -> dict[str
     if file is None:
         mend = "give the corpus with --source"
         raise IntegrityError("the source has no such file any more", where=meta["source_file"], hint=mend)
-    record = _source_record(file, config.of_source(file.corpus), meta["source_row"])
-    doc_id = _doc_id(record, config.of_source(file.corpus))
+    record = _source_record(file, config.for_source(file.corpus), meta["source_row"])
+    doc_id = _doc_id(record, config.for_source(file.corpus))
     raw = record.raw
     if raw is None and not isinstance(record.value, Unusable):
         raw = to_json(record.value).encode()

@@ -19,11 +19,11 @@ from pipeline.core.artifact import (
     Record,
     completion_path,
     fingerprint,
-    pointed,
     read_completion,
+    read_pointer,
     read_record,
 )
-from pipeline.core.marks import BEGUN, begun_from, is_pulled
+from pipeline.core.marks import BEGUN, begun_inputs, is_pulled
 
 LINKS: Mapping[str, str] = {
     "read": "read",
@@ -110,7 +110,7 @@ def _check(directory: Path) -> _Checked:
         damage[str(directory / "record.json")] = f"is missing, and so is `{BEGUN}` of an output that is not complete"
     elif record is None:
         try:
-            begun_from(directory)
+            begun_inputs(directory)
         except IntegrityError as error:
             damage[error.where] = error.message
     for entry in (entry for completion in found for entry in completion.files.values()):
@@ -182,7 +182,7 @@ def _pointers(work: Path) -> dict[str, str]:
             damage[str(stage / "source-*")] = "are missing: `rpt data` writes them"
     for path in sorted([*work.glob(f"*/{CURRENT}"), *work.glob("read/source-*")]):
         try:
-            pointed(path)
+            read_pointer(path)
         except IntegrityError as error:
             damage[error.where] = error.message
     return damage

@@ -131,7 +131,7 @@ class CorpusConfig(Config):
             raise ValueError(f"two of sources are named {doubled[0]}")
         return self
 
-    def of_source(self, name: str) -> CorpusConfig:
+    def for_source(self, name: str) -> CorpusConfig:
         """Return the configuration for reading one of `sources`; "" names the corpus that has a single source."""
         for source in self.sources:
             if source.name == name:

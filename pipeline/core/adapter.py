@@ -31,7 +31,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def base_of(adapter: Path) -> tuple[str, str | None]:
+def base_model(adapter: Path) -> tuple[str, str | None]:
     """Name and revision of the model that an adapter is for.
 
     Raises:
@@ -43,7 +43,7 @@ def base_of(adapter: Path) -> tuple[str, str | None]:
     return str(config["base_model_name_or_path"]), config.get("revision")
 
 
-def merged(adapter: Path, base: Path, base_digest: str, tokenizer_files: tuple[str, ...]) -> Path:
+def merge_adapter(adapter: Path, base: Path, base_digest: str, tokenizer_files: tuple[str, ...]) -> Path:
     """The folder of the model that adapter and base make together; merged when it is asked for first.
 
     Args:

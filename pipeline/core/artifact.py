@@ -210,7 +210,7 @@ def read_completion(directory: Path, shard: int) -> Completion | None:
     if not path.exists():
         return None
     tree = read_sealed(path)
-    completion = _parsed(_COMPLETION, tree, path)
+    completion = _validated(_COMPLETION, tree, path)
     if (tree.get("of"), completion.shard) != (name_of(directory), shard):
         raise IntegrityError(
             "completion of another shard or output", where=path, hint="delete its stage folder, run again"
@@ -278,7 +278,7 @@ def record_in(path: Path, directory: Path) -> Record:
         IntegrityError: it was changed, or names something that is no published file.
     """
     tree = read_sealed(path)
-    record = _parsed(_RECORD, tree | {"directory": directory}, path)
+    record = _validated(_RECORD, tree | {"directory": directory}, path)
     names = [entry.path for done in record.completions for entry in done.files.values()]
     if bad := [name for name in names if PurePath(name).name != name or name in ("", "..")]:
         raise IntegrityError(f"record names a file outside its folder: {bad[0]!r}", where=path, hint="do not trust it")
@@ -302,7 +302,7 @@ def _check_sizes(record: Record) -> None:
 _COMPLETION, _RECORD = TypeAdapter(Completion), TypeAdapter(Record)
 
 
-def _parsed(kind: TypeAdapter[Any], tree: Mapping[str, Any], path: Path) -> Any:
+def _validated(kind: TypeAdapter[Any], tree: Mapping[str, Any], path: Path) -> Any:
     try:
         return kind.validate_python(tree)
     except ValidationError as error:
@@ -319,18 +319,18 @@ def _parsed(kind: TypeAdapter[Any], tree: Mapping[str, Any], path: Path) -> Any:
 CURRENT = "current"
 
 
-def point_current(directory: Path) -> None:
+def set_current(directory: Path) -> None:
     """Remember `directory` as the output its stage made last, for the commands that follow."""
-    point(directory.parent / CURRENT, directory)
+    write_pointer(directory.parent / CURRENT, directory)
 
 
-def point(pointer: Path, directory: Path) -> None:
+def write_pointer(pointer: Path, directory: Path) -> None:
     """Make `pointer`, a file beside an output's directory, name it. One that does already is not written again."""
     if not (pointer.is_file() and pointer.read_bytes() == directory.name.encode()):
         replace_text(pointer, directory.name)
 
 
-def pointed(pointer: Path) -> Path | None:
+def read_pointer(pointer: Path) -> Path | None:
     """The directory that a pointer names, or None where there is no pointer.
 
     Raises:
@@ -351,7 +351,7 @@ def pointed(pointer: Path) -> Path | None:
 
 def is_current(directory: Path) -> bool:
     """Whether an output is what its stage made last."""
-    return pointed(directory.parent / CURRENT) == directory
+    return read_pointer(directory.parent / CURRENT) == directory
 
 
 def current_record(work: Path, stage: str) -> Record:
@@ -361,7 +361,7 @@ def current_record(work: Path, stage: str) -> Record:
         UserError: the stage has not run.
         IntegrityError: its `current` is lost or damaged.
     """
-    directory = pointed(work / stage / CURRENT)
+    directory = read_pointer(work / stage / CURRENT)
     if directory is not None:
         return published_record(directory)
     if any((work / stage).glob("[!.]*/record.json")):

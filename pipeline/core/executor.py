@@ -43,7 +43,7 @@ class LocalExecutor:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self._wanted = workers
+        self._workers = workers
         self.devices: Sequence[str] = ()
 
     def map(
@@ -57,7 +57,7 @@ class LocalExecutor:
         if not items:
             return
         found = gpus() if accelerated else ()
-        workers = self._wanted or len(found) or cores()
+        workers = self._workers or len(found) or cores()
         os.environ |= thread_settings(max(1, cores() // workers))  # inherited by the workers
         workers = min(workers, len(items))
         mine = [found[n % len(found)] for n in range(workers)] if found else []
@@ -70,7 +70,7 @@ class LocalExecutor:
             workers, mp_context=spawn, initializer=_begin, initargs=(identities if mine else None,)
         )
         try:
-            with interrupts_ignored():  # by workers that are only starting; each listens once it is there
+            with ignore_interrupts():  # by workers that are only starting; each listens once it is there
                 running = [pool.submit(_call, function, item) for item in items]
             for done in futures.as_completed(running):
                 yield done.result()
@@ -90,7 +90,7 @@ def thread_settings(threads: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def interrupts_ignored() -> Iterator[None]:
+def ignore_interrupts() -> Iterator[None]:
     """Processes that are started within do not hear Ctrl-C, nor does this one."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_replacement(path: Path) -> Iterator[Path]:
     """Yield another name for `path`: what was written there replaces it in one step, unless an error is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def replace_text(path: Path, text: str) -> None:
     """Replace the file by one of this text, in one step."""
-    with replacing(path) as temporary:
+    with atomic_replacement(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -61,14 +61,14 @@ def gpus() -> tuple[Gpu, ...]:
         ).stdout  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return ()
-    return visible(listed, os.environ)
+    return visible_gpus(listed, os.environ)
 
 
-def visible(listed: str, environment: Mapping[str, str]) -> tuple[Gpu, ...]:
+def visible_gpus(listed: str, environment: Mapping[str, str]) -> tuple[Gpu, ...]:
     """The GPUs of `index, uuid, name` lines that `CUDA_VISIBLE_DEVICES` leaves.
 
     Example:
-        >>> visible("0, GPU-aa, NVIDIA L4\\n1, GPU-bb, NVIDIA L4\\n", {"CUDA_VISIBLE_DEVICES": "1"})
+        >>> visible_gpus("0, GPU-aa, NVIDIA L4\\n1, GPU-bb, NVIDIA L4\\n", {"CUDA_VISIBLE_DEVICES": "1"})
         (Gpu(identity='1', name='NVIDIA L4'),)
     """
     rows = [line.split(", ", 2) for line in listed.splitlines() if line.count(", ") >= 2]

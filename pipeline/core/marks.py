@@ -13,12 +13,12 @@ BEGUN = "begun.json"
 """In the folder of an output that is not complete: what it is made from."""
 
 
-def begin(directory: Path, inputs: Mapping[str, str]) -> None:
+def mark_begun(directory: Path, inputs: Mapping[str, str]) -> None:
     """Say what an output is made from, while there is no record that says it."""
     write_sealed(directory / BEGUN, {"of": name_of(directory), "inputs": dict(inputs)})
 
 
-def begun_from(directory: Path) -> dict[str, str]:
+def begun_inputs(directory: Path) -> dict[str, str]:
     """The inputs of an output that is not complete, as far as it says them.
 
     Raises:

@@ -35,8 +35,8 @@ def resolve_model(name: str, revision: str | None = None, *, files: Sequence[str
     with_weights = bool(set(WEIGHT_FILES) & set(files))
     if not with_weights and "tokenizer.json" in files and (folder / "tokenizer.json").is_file():
         return folder
-    base = resolve_model(*adapter.base_of(folder), files=files)
-    return adapter.merged(folder, base, model_digest(base), TOKENIZER_FILES) if with_weights else base
+    base = resolve_model(*adapter.base_model(folder), files=files)
+    return adapter.merge_adapter(folder, base, model_digest(base), TOKENIZER_FILES) if with_weights else base
 
 
 def _locate(name: str, revision: str | None, files: Sequence[str]) -> Path:

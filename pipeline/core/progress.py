@@ -101,7 +101,7 @@ def progress_bar(
 ) -> Iterator[Callable[[int, int], None]]:
     """Show `meter` while the block runs; yields its `advance`."""
     if console.is_terminal:
-        columns = (TextColumn("{task.description:<12}"), BarColumn(20), _Described(meter, devices))
+        columns = (TextColumn("{task.description:<12}"), BarColumn(20), _MeterColumn(meter, devices))
         with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bars:
             bars.add_task(title, total=meter.total)
             yield meter.advance
@@ -121,7 +121,7 @@ def progress_bar(
         thread.join()
 
 
-class _Described(ProgressColumn):
+class _MeterColumn(ProgressColumn):
     """The meter's words, and its count for the bar beside them."""
 
     max_refresh = 1.0

@@ -99,11 +99,11 @@ class RayExecutor:
         self._work.mkdir(parents=True, exist_ok=True)
         marker = self._work.absolute() / f".ray-{secrets.token_hex(8)}"
         marker.write_text(marker.name)
-        crew = _Crew(self._ray, size, marker, self._devices)
+        pool = _WorkerPool(self._ray, size, marker, self._devices)
         try:
-            yield from crew.run(function, items)
+            yield from pool.run(function, items)
         finally:
-            crew.dismiss()
+            pool.stop()
             marker.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -129,12 +129,12 @@ class RayExecutor:
         return size
 
 
-class _Crew:
+class _WorkerPool:
     """The workers of one `map`, and which call each of them is at."""
 
     def __init__(self, ray: Any, size: Size, marker: Path, devices: dict[Any, str]) -> None:
         self._ray, self._marker, self._devices = ray, marker, devices
-        self._hirable = ray.remote(_Worker).options(
+        self._worker_class = ray.remote(_Worker).options(
             num_cpus=size.cores,
             num_gpus=size.gpus,
             scheduling_strategy="SPREAD",
@@ -144,7 +144,7 @@ class _Crew:
         self._calls: dict[Any, tuple[Any, int | None]] = {}
         """By Ray's reference: the worker, and the item it is at (None: it is starting)."""
         for _ in range(size.workers):
-            self._hire()
+            self._start_worker()
 
     def run(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
         """Results as they come. A dead worker is replaced, and what it was at goes to the next one that is free."""
@@ -164,12 +164,12 @@ class _Crew:
             except self._ray.exceptions.RayError as error:
                 deaths[at] += 1
                 if deaths[at] >= ATTEMPTS:
-                    raise _gave_up(at, error) from error
+                    raise _too_many_deaths(at, error) from error
                 if at is not None:
                     again.append(at)
                     log("ray          a worker died: its shard is done again by another")
-                self._let_go(worker)
-                self._hire()
+                self._stop_worker(worker)
+                self._start_worker()
                 continue
             idle.append(worker)
             if at is None:
@@ -179,10 +179,10 @@ class _Crew:
                 left -= 1
                 yield result
 
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         """Stop all workers, whatever they are at."""
         for worker in {worker for worker, _ in self._calls.values()} | set(self._devices):
-            self._let_go(worker)
+            self._stop_worker(worker)
 
     def _next_answer(self) -> tuple[Any, Any, int | None]:
         while True:
@@ -192,11 +192,11 @@ class _Crew:
             if not self._devices:
                 log("ray          no worker could start yet: waiting for free cores or GPUs on the cluster")
 
-    def _hire(self) -> None:
-        worker = self._hirable.remote()
+    def _start_worker(self) -> None:
+        worker = self._worker_class.remote()
         self._calls[worker.begin.remote(os.getcwd(), str(self._marker), self._software)] = worker, None
 
-    def _let_go(self, worker: Any) -> None:
+    def _stop_worker(self, worker: Any) -> None:
         self._devices.pop(worker, None)
         self._ray.kill(worker)
 
@@ -243,7 +243,7 @@ def software() -> dict[str, str]:
     return found | {"python": platform.python_version(), "rpt": digest}
 
 
-def _gave_up(item: int | None, error: Exception) -> UserError:
+def _too_many_deaths(item: int | None, error: Exception) -> UserError:
     if item is None:
         reason = str(error).strip().splitlines()[-1].strip()
         return UserError(

@@ -19,15 +19,15 @@ from pipeline.core.artifact import (
     Record,
     Shard,
     fingerprint,
-    point_current,
     publish,
     read_completion,
     read_record,
     scratch_folder,
+    set_current,
     write_record,
 )
 from pipeline.core.executor import Executor
-from pipeline.core.marks import BEGUN, begin
+from pipeline.core.marks import BEGUN, mark_begun
 from pipeline.core.progress import Throughput, log, progress_bar
 from pipeline.core.sealed import exclusive
 
@@ -72,7 +72,7 @@ def run_stage(
                     shutil.rmtree(directory / "tmp", ignore_errors=True)
                 return _make(stage, config, shards, inputs, directory, executor)
     log(f"{stage.name:<12} up to date  {directory}")
-    point_current(directory)
+    set_current(directory)
     return record
 
 
@@ -86,7 +86,7 @@ def _make(
 ) -> Record:
     """Work on the shards that are not done, and seal the output."""
     start = time.monotonic()
-    begin(directory, inputs)
+    mark_begun(directory, inputs)
     missing = [shard for shard in shards if read_completion(directory, shard.index) is None]
     resumed = f", {len(shards) - len(missing)} already done" if len(missing) < len(shards) else ""
     log(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do{resumed}")
@@ -101,7 +101,7 @@ def _make(
         (directory / "tmp").rmdir()
     counts = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)
     log(f"{stage.name:<12} done in {time.monotonic() - start:.1f} s: {counts}")
-    point_current(directory)
+    set_current(directory)
     return record
 
 

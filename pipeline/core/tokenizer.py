@@ -22,7 +22,14 @@ from tokenizers import Tokenizer
 from pipeline.config.base import canonical_json
 from pipeline.config.errors import UserError
 from pipeline.core.model_files import TOKENIZER_FILES, resolve_model
-from pipeline.core.tokenizer_json import bos_id, deterministic, parsed_in_text, text_only, token_bytes, vocabulary_of
+from pipeline.core.tokenizer_json import (
+    bos_id,
+    deterministic,
+    parsed_added_tokens,
+    text_only,
+    token_bytes,
+    vocabulary_of,
+)
 
 _FIRST_PROBES = ("a", "0", "中")
 _BLANKS = (" ", "\t", "\n", "\r\n", "\u00a0", "\u3000")
@@ -61,7 +68,7 @@ class CorpusTokenizer:
         whole = Tokenizer.from_str(json.dumps(deterministic(tree)))
         # `tokenizers` numbers added tokens itself; the ids in the file are only what it should come to.
         self._added = {token.content: i for i, token in whole.get_added_tokens_decoder().items()}
-        parsed = {token["content"] for token in parsed_in_text(tree)}
+        parsed = {token["content"] for token in parsed_added_tokens(tree)}
         self._encoder = Tokenizer.from_str(json.dumps(text_only(tree)))
         self._renumbered = _renumbered(self._encoder, {content: self._added[content] for content in parsed})
         self.digest = digest or hashlib.sha256(canonical_json(tree).encode()).hexdigest()

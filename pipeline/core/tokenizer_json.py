@@ -22,7 +22,7 @@ def deterministic(tree: dict[str, Any]) -> dict[str, Any]:
 
 def text_only(tree: dict[str, Any]) -> dict[str, Any]:
     """`tokenizer.json` of an encoder that also knows no added token but white space."""
-    parsed = parsed_in_text(tree)
+    parsed = parsed_added_tokens(tree)
     unparsed = {t["content"] for t in tree.get("added_tokens") or ()} - {t["content"] for t in parsed}
     tree = deterministic(tree)
     model = tree["model"]
@@ -37,7 +37,7 @@ def text_only(tree: dict[str, Any]) -> dict[str, Any]:
     return tree | {"added_tokens": parsed, "post_processor": None}
 
 
-def parsed_in_text(tree: dict[str, Any]) -> list[dict[str, Any]]:
+def parsed_added_tokens(tree: dict[str, Any]) -> list[dict[str, Any]]:
     """The added tokens that are parsed in text: those that are not special and consist of white space."""
     space = _space_symbol(_text_parts(tree)) or ""
     return [
@@ -60,7 +60,7 @@ def token_bytes(tree: dict[str, Any], added: dict[str, int]) -> list[bytes]:
     else:
         by_byte = bool(tree["model"].get("byte_fallback")) or any(p["type"] == "ByteFallback" for p in parts)
         vocabulary = {i: _sentencepiece(token, space, by_byte) for token, i in vocabulary_of(tree).items()}
-    blank = {token["content"] for token in parsed_in_text(tree)}
+    blank = {token["content"] for token in parsed_added_tokens(tree)}
     for content, i in added.items():
         vocabulary[i] = (content.replace(space, " ") if space and content in blank else content).encode()
     return [vocabulary.get(i, b"") for i in range(max(vocabulary, default=-1) + 1)]

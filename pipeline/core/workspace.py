@@ -19,12 +19,12 @@ from pipeline.core.artifact import (
     Record,
     current_record,
     is_current,
-    pointed,
     published_record,
     read_completion,
+    read_pointer,
     read_record,
 )
-from pipeline.core.marks import BEGUN, PULLED, begun_from, is_pulled
+from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled
 
 IN_USE = 3600.0
 """Seconds after its last change during which a left-over may still be a running worker's."""
@@ -54,7 +54,7 @@ class Output:
         """Of everything in the folder."""
         return size_of(self.directory)
 
-    def left_over(self, now: float | None = None) -> list[Path]:
+    def leftovers(self, now: float | None = None) -> list[Path]:
         """Files that no completion names, and scratch folders, unless they changed within the last hour."""
         named = {entry.path for done in self.done for entry in done.files.values()} | {
             "record.json",
@@ -74,7 +74,7 @@ def outputs(work: Path) -> list[Output]:
         record = read_record(directory)
         numbers = sorted(int(path.stem) for path in (directory / "done").glob("*.json"))
         done = record.completions if record else tuple(filter(None, (read_completion(directory, n) for n in numbers)))
-        inputs = record.inputs if record else begun_from(directory)
+        inputs = record.inputs if record else begun_inputs(directory)
         found.append(Output(directory.parent.name, directory, record, done, is_current(directory), inputs))
     return found
 
@@ -89,8 +89,8 @@ def unneeded(found: Sequence[Output], trained_on: Iterable[str] = (), sources: C
     """
     runs = set(trained_on)
     kept = [o for o in found if o.current or o.record is None or o.fingerprint in runs]
-    theirs = [o for o in found if sources and not behind([o], found).keys().isdisjoint(sources)]
-    needed = behind([*kept, *theirs], found)
+    theirs = [o for o in found if sources and not with_ancestors([o], found).keys().isdisjoint(sources)]
+    needed = with_ancestors([*kept, *theirs], found)
     return [output for output in found if output.record is not None and output.directory not in needed]
 
 
@@ -104,7 +104,7 @@ def source_pointer(work: Path, corpus: CorpusConfig) -> Path:
 
 def other_sources(work: Path) -> list[Path]:
     """What was last read for manifests with other sources than that which was read last of all."""
-    pointed_to = {made for path in (work / "read").glob("source-*") if (made := pointed(path))}
+    pointed_to = {made for path in (work / "read").glob("source-*") if (made := read_pointer(path))}
     return [made for made in sorted(pointed_to) if not is_current(made)]
 
 
@@ -116,14 +116,14 @@ def is_of_source(work: Path, corpus: CorpusConfig, documents: Record) -> bool:
     read = [record for path in (work / "read").glob("[!.]*/record.json") if (record := read_record(path.parent))]
     if not read or "read" not in documents.inputs:
         return True
-    last = pointed(source_pointer(work, corpus))
+    last = read_pointer(source_pointer(work, corpus))
     if last is None:
         return False
     source = published_record(last).inputs.get("source")
     return any(r.content == documents.inputs["read"] and r.inputs.get("source") == source for r in read)
 
 
-def behind(some: Iterable[Output], found: Iterable[Output]) -> dict[Path, Output]:
+def with_ancestors(some: Iterable[Output], found: Iterable[Output]) -> dict[Path, Output]:
     """Some outputs, and all of those found that they were made from, by their folders."""
     complete = [output for output in found if output.record is not None]
     waiting, reached = list(some), dict[Path, Output]()
@@ -164,7 +164,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExpectedRecord:
     """What a stage's record holds, among other things, if it was made as a manifest says."""
 
     stage: str
@@ -173,7 +173,7 @@ class Wanted:
     """Input's name → the stage it comes from."""
 
 
-def wanted(manifest: Manifest) -> list[Wanted]:
+def expected_records(manifest: Manifest) -> list[ExpectedRecord]:
     """The stages of `rpt data` for a manifest, in their order."""
     fitted = manifest.proxy.train
     score: dict[str, Any] = {"score": manifest.score.identity()}
@@ -181,11 +181,11 @@ def wanted(manifest: Manifest) -> list[Wanted]:
         score["dtype"] = manifest.proxy.dtype
     made_with = {"documents": "ingest"} | ({"proxy": "proxy"} if fitted else {})
     return [
-        Wanted("ingest", manifest.corpus.identity(), {}),
-        *([Wanted("proxy", fitted.identity(), {"documents": "ingest"})] if fitted else []),
-        Wanted("score", score, made_with),
-        Wanted("select", manifest.select.identity(), {"documents": "ingest", "scores": "score"}),
-        Wanted("materialize", manifest.materialize.identity(), {"documents": "ingest", "sites": "select"}),
+        ExpectedRecord("ingest", manifest.corpus.identity(), {}),
+        *([ExpectedRecord("proxy", fitted.identity(), {"documents": "ingest"})] if fitted else []),
+        ExpectedRecord("score", score, made_with),
+        ExpectedRecord("select", manifest.select.identity(), {"documents": "ingest", "scores": "score"}),
+        ExpectedRecord("materialize", manifest.materialize.identity(), {"documents": "ingest", "sites": "select"}),
     ]
 
 
@@ -200,13 +200,14 @@ def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[
         work: the manifest's folder.
         versions: of the stages' code, by name.
     """
-    found, result, listed = outputs(work), list[State](), wanted(manifest)
+    found, result, listed = outputs(work), list[State](), expected_records(manifest)
     inner = [output for output in found if output.stage not in {want.stage for want in listed}]
     for want in listed:
         mine = [output for output in found if output.stage == want.stage]
         upstream = {s.stage: s.output.record for s in result if s.state == "up to date" and s.output}
         reasons = {
-            output.directory: _reasons(want, output, upstream) + _older(behind([output], inner).values(), versions)
+            output.directory: _reasons(want, output, upstream)
+            + _older(with_ancestors([output], inner).values(), versions)
             for output in mine
             if output.record
         }
@@ -270,7 +271,7 @@ def _is_own(work: Path, corpus: CorpusConfig, record: Record) -> bool:
     return is_of_source(work, corpus, documents)
 
 
-def _reasons(want: Wanted, output: Output, upstream: Mapping[str, Record | None]) -> list[str]:
+def _reasons(want: ExpectedRecord, output: Output, upstream: Mapping[str, Record | None]) -> list[str]:
     """Why a complete output is not what is wanted; none if it is."""
     record = output.record
     assert record is not None
@@ -295,10 +296,10 @@ def size_of(path: Path) -> int:
     return sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
 
 
-def human(size: float) -> str:
+def format_bytes(size: float) -> str:
     """
     Example:
-        >>> human(0), human(1500), human(2_340_000)
+        >>> format_bytes(0), format_bytes(1500), format_bytes(2_340_000)
         ('0 B', '1.5 kB', '2.3 MB')
     """
     for unit in ("B", "kB", "MB", "GB"):

@@ -11,7 +11,7 @@ from pipeline.config.errors import UserError
 from pipeline.core.artifact import Record
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import CORPUS
-from pipeline.corpus.plan import published
+from pipeline.corpus.plan import published_file
 from pipeline.corpus.quarantine import TO_UTF8
 from pipeline.corpus.scan import Scan
 from pipeline.corpus.template import Template, check_column
@@ -22,7 +22,7 @@ def check_source(surveys: Sequence[Scan], config: CorpusConfig) -> None:
     if config.sources:
         for source in config.sources:
             own = [about for about in surveys if about.file.corpus == source.name]
-            check_source(own, config.of_source(source.name))
+            check_source(own, config.for_source(source.name))
         return
     template = Template.parse(config.text)
     if config.sha256 is not None:
@@ -74,7 +74,7 @@ def _example(candidates: Record, reason: str) -> str:
     """The first record that was rejected for `reason`."""
     for done in candidates.completions:
         if f"quarantined.{reason}" in done.counters:
-            rows = read_table(published(candidates, "quarantine", done.shard))
+            rows = read_table(published_file(candidates, "quarantine", done.shard))
             row = rows.filter(pc.equal(rows["reason"], reason)).slice(0, 1).to_pylist()[0]
             return f"{row['source_file']} row {row['source_row']}, {row['detail']}: {row['raw'][:80]!r}"
     return ""

@@ -54,7 +54,7 @@ class EvaluationIndex:
         return Overlap(file, row, " ".join(document[first : first + self.n]))
 
 
-def as_corpus(config: EvaluationSetConfig) -> CorpusConfig:
+def to_corpus_config(config: EvaluationSetConfig) -> CorpusConfig:
     """An evaluation set as what the readers of corpora read."""
     return CorpusConfig(
         source=config.source,
@@ -71,7 +71,7 @@ def evaluation_index(config: EvaluationSetConfig, slices: Iterable[Slice]) -> Ev
     Raises:
         UserError: a file of it cannot be read.
     """
-    corpus, template = as_corpus(config), Template.parse(config.text)
+    corpus, template = to_corpus_config(config), Template.parse(config.text)
     counters: Counter[str] = Counter()
     origins: list[tuple[str, int]] = []
     hashes: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]

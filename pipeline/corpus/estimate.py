@@ -17,7 +17,7 @@ from pipeline.corpus.documents import to_document
 from pipeline.corpus.parquet_source import open_parquet
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Record, Slice, read_records
-from pipeline.corpus.sources import SourceFile, decompressed, open_raw, reachable
+from pipeline.corpus.sources import SourceFile, decompressed, open_raw, source_errors
 from pipeline.corpus.template import Template
 
 READ_BYTES = 16 << 20
@@ -70,12 +70,15 @@ def estimate(
         UserError: a file cannot be read, lacks a column of the template, or nothing of what was read can be used.
     """
     names = dict.fromkeys(file.corpus for file in files)
-    return _together(
-        [_extent([f for f in files if f.corpus == name], config.of_source(name), seed, read_bytes) for name in names]
+    return _combine(
+        [
+            _estimate_source([f for f in files if f.corpus == name], config.for_source(name), seed, read_bytes)
+            for name in names
+        ]
     )
 
 
-def _together(sources: Sequence[Estimate]) -> Estimate:
+def _combine(sources: Sequence[Estimate]) -> Estimate:
     """Several sources as one corpus, of whose documents as large a share is here of each of them."""
     if len(sources) == 1:
         return sources[0]
@@ -101,7 +104,7 @@ def _together(sources: Sequence[Estimate]) -> Estimate:
     )
 
 
-def _extent(files: Sequence[SourceFile], config: CorpusConfig, seed: int, read_bytes: int) -> Estimate:
+def _estimate_source(files: Sequence[SourceFile], config: CorpusConfig, seed: int, read_bytes: int) -> Estimate:
     begin = time.monotonic()
     template = Template.parse(config.text)
     sizes = [_size(file) for file in files]
@@ -160,7 +163,7 @@ def _records(taken: Sequence[tuple[int, float]], size: int, complete: bool) -> t
 
 
 def _size(file: SourceFile) -> int:
-    with reachable(file.name), open_raw(file) as raw:
+    with source_errors(file.name), open_raw(file) as raw:
         return raw.seek(0, 2)
 
 
@@ -175,11 +178,11 @@ def _places(
         n = int(np.searchsorted(ends, place, side="right"))
         file, offset = files[n], place - int(ends[n]) + sizes[n]
         if file.format == "parquet":
-            with reachable(file.name), open_parquet(file, config.max_unpacked_bytes) as table:
+            with source_errors(file.name), open_parquet(file, config.max_unpacked_bytes) as table:
                 group = min(table.num_row_groups - 1, table.num_row_groups * offset // sizes[n])
             found.append(Slice(file, group, group + 1))
         elif file.compression is None and file.format in ("jsonl", "text"):
-            with reachable(file.name), open_raw(file) as raw:
+            with source_errors(file.name), open_raw(file) as raw:
                 raw.seek(offset)
                 raw.readline()
                 start = raw.tell()
@@ -192,7 +195,7 @@ def _places(
 def _read(part: Slice, config: CorpusConfig, length: int | None) -> tuple[list[Record], float]:
     """Records of a part, about `length` bytes of them, and how many bytes of the file they are."""
     if part.file.format == "parquet":
-        with reachable(part.file.name), open_parquet(part.file, config.max_unpacked_bytes) as table:
+        with source_errors(part.file.name), open_parquet(part.file, config.max_unpacked_bytes) as table:
             share = _size(part.file) / max(table.metadata.num_rows, 1)
         records = list(islice(read_records(part, config), None if length is None else max(1, int(length / share))))
         return records, len(records) * share
@@ -208,7 +211,7 @@ def _read(part: Slice, config: CorpusConfig, length: int | None) -> tuple[list[R
 
 def _expansion(file: SourceFile, config: CorpusConfig, length: int) -> float:
     """Bytes that a byte of a compressed file becomes, at its start."""
-    with reachable(file.name), open_raw(file) as raw:
+    with source_errors(file.name), open_raw(file) as raw:
         stream = decompressed(raw, file, config.max_unpacked_bytes)  # closes `raw` when it goes
         return len(stream.read(length)) / max(raw.tell(), 1)
 

@@ -24,7 +24,7 @@ def read_shards(surveys: Sequence[Scan]) -> list[Shard]:
     return [Shard(index, {}, {"slice": asdict(part)}) for index, part in enumerate(slices)]
 
 
-def slice_of(shard: Shard) -> Slice:
+def shard_slice(shard: Shard) -> Slice:
     """What `read_shards` put into a shard."""
     return as_slice(shard.details["slice"])
 
@@ -48,11 +48,11 @@ def near_shards(candidates: Record, evaluations: Sequence[Sequence[Scan]]) -> li
         [source_digest(surveys), [asdict(part) for about in surveys for part in about.slices]]
         for surveys in evaluations
     ]
-    tables = [published(candidates, "documents", done.shard) for done in candidates.completions]
+    tables = [published_file(candidates, "documents", done.shard) for done in candidates.completions]
     return [Shard(index, {"documents": file}, {"evaluations": sets}) for index, file in enumerate(tables)]
 
 
-def evaluations_of(shard: Shard) -> tuple[tuple[str, tuple[Slice, ...]], ...]:
+def shard_evaluations(shard: Shard) -> tuple[tuple[str, tuple[Slice, ...]], ...]:
     """What `near_shards` put into a shard: hash and slices of each evaluation set."""
     return tuple((content, tuple(map(as_slice, parts))) for content, parts in shard.details["evaluations"])
 
@@ -62,11 +62,11 @@ def assign_shard(candidates: Record, near: Record | None) -> Shard:
     files: dict[str, InputFile] = {}
     for record, tables in ((candidates, ["documents"]), (near, ["bands", "overlaps"])):
         for done in record.completions if record else ():
-            files |= {f"{name}-{done.shard:05d}": published(record, name, done.shard) for name in tables if record}
+            files |= {f"{name}-{done.shard:05d}": published_file(record, name, done.shard) for name in tables if record}
     return Shard(0, files, {})
 
 
-def files_of(shard: Shard, table: str) -> list[InputFile]:
+def shard_files(shard: Shard, table: str) -> list[InputFile]:
     """What `assign_shard` put into a shard of one table, in order."""
     return [file for name, file in shard.files.items() if name.startswith(f"{table}-")]
 
@@ -89,8 +89,8 @@ def ingest_shards(candidates: Record, assigned: Record) -> list[Shard]:
         after = len(begins) if shard == len(stops) - 1 else int(np.searchsorted(begins, stop, "left"))
         rejects = range(int(np.searchsorted(begins, start, "left")), after)
         files: dict[str, InputFile] = {"assignment": assignment}
-        files |= {name: published(candidates, "documents", i) for name, (i, _, _) in documents.items()}
-        files |= {f"quarantine-{i:05d}": published(candidates, "quarantine", i) for i in rejects}
+        files |= {name: published_file(candidates, "documents", i) for name, (i, _, _) in documents.items()}
+        files |= {f"quarantine-{i:05d}": published_file(candidates, "quarantine", i) for i in rejects}
         details = {
             "documents": [(name, begin, end) for name, (_, begin, end) in documents.items()],
             "quarantine": [f"quarantine-{i:05d}" for i in rejects],
@@ -99,7 +99,7 @@ def ingest_shards(candidates: Record, assigned: Record) -> list[Shard]:
     return shards
 
 
-def published(record: Record, table: str, shard: int) -> InputFile:
+def published_file(record: Record, table: str, shard: int) -> InputFile:
     """The file of a table that every shard publishes."""
     file = record.file(table, shard)
     assert file is not None, f"{table} of shard {shard}"

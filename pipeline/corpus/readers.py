@@ -23,7 +23,7 @@ from pipeline.corpus.documents import to_json
 from pipeline.corpus.parquet_source import open_parquet, row_group_rows
 from pipeline.corpus.quarantine import TO_UTF8, Unusable
 from pipeline.corpus.record_splitter import RECORD_LIMIT, RawRecord, array_elements, documents, lines
-from pipeline.corpus.sources import SourceFile, open_file, reachable
+from pipeline.corpus.sources import SourceFile, open_file, source_errors
 
 BOM = b"\xef\xbb\xbf"
 
@@ -57,7 +57,7 @@ def read_records(part: Slice, config: CorpusConfig) -> Iterator[Record]:
     Raises:
         UserError: the file cannot be read: missing, truncated, damaged, or not of its format.
     """
-    with reachable(part.file.name):
+    with source_errors(part.file.name):
         yield from _READERS[part.file.format](part, config)
 
 
@@ -119,7 +119,7 @@ def parse_json_object(raw: bytes) -> Mapping[str, Any]:
 def _read_text(part: Slice, config: CorpusConfig) -> Iterator[Record]:
     """One column, `text`; the byte offset stays with the document as `byte_offset`."""
     with open_file(part.file, config.max_unpacked_bytes) as stream:
-        for row, piece in enumerate(text_pieces(stream, part, config), part.row):
+        for row, piece in enumerate(text_records(stream, part, config), part.row):
             if piece.data.strip():
                 yield _record(row, piece, partial(_text, piece.offset))
 
@@ -128,7 +128,7 @@ def _text(offset: int, raw: bytes) -> Mapping[str, Any]:
     return {"text": _utf8(raw).rstrip("\r\n"), "byte_offset": offset}
 
 
-def text_pieces(stream: BinaryIO, part: Slice, config: CorpusConfig) -> Iterator[RawRecord]:
+def text_records(stream: BinaryIO, part: Slice, config: CorpusConfig) -> Iterator[RawRecord]:
     """The documents of a text file. By line, blank lines count as rows, as in JSON lines, but are no records."""
     if config.document_break == "file":
         return _whole(stream)

@@ -11,8 +11,8 @@ from typing import BinaryIO, cast
 from pipeline.config.corpus import CorpusConfig
 from pipeline.corpus.checksums import Checksums, HashingReader
 from pipeline.corpus.parquet_source import open_parquet
-from pipeline.corpus.readers import Slice, read_records, text_pieces
-from pipeline.corpus.sources import SourceFile, open_raw, reachable
+from pipeline.corpus.readers import Slice, read_records, text_records
+from pipeline.corpus.sources import SourceFile, open_raw, source_errors
 
 SLICE_BYTES = 64 << 20
 """A slice is the unit of reading: the first record that begins this many bytes after the last cut begins another."""
@@ -42,7 +42,7 @@ def scan(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES)
     Raises:
         UserError: the file cannot be read.
     """
-    with reachable(file.name), open_raw(file) as raw:
+    with source_errors(file.name), open_raw(file) as raw:
         hashing = HashingReader(raw)
         stream = cast(BinaryIO, io.BufferedReader(hashing, 1 << 20))
         cuts = [(0, 0)]
@@ -53,12 +53,12 @@ def scan(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES)
             pass
     file = replace(file, checksums=(checksums := hashing.checksums()))
     if file.format == "parquet":
-        with reachable(file.name):
+        with source_errors(file.name):
             cuts = list(_row_group_cuts(file, config, slice_bytes))
     stops = [*(start for start, _ in cuts[1:]), None]
     slices = [Slice(file, start, stop, row) for (start, row), stop in zip(cuts, stops, strict=True)]
     if file.format != "parquet":  # of which every slice needs the footer
-        slices = [_of_its_own_blocks(part) for part in slices]
+        slices = [_with_own_checksums(part) for part in slices]
     return Scan(file, checksums.sha256, _columns(file, config), tuple(slices))
 
 
@@ -68,14 +68,14 @@ def checksums_of(file: SourceFile) -> Checksums:
     Raises:
         UserError: it cannot be read.
     """
-    with reachable(file.name), open_raw(file) as raw:
+    with source_errors(file.name), open_raw(file) as raw:
         hashing = HashingReader(raw)
         while hashing.read(1 << 20):
             pass
     return hashing.checksums()
 
 
-def _of_its_own_blocks(part: Slice) -> Slice:
+def _with_own_checksums(part: Slice) -> Slice:
     assert part.file.checksums is not None
     checksums = part.file.checksums.part(part.start, part.stop)
     return replace(part, file=replace(part.file, checksums=checksums))
@@ -112,7 +112,7 @@ def _text_cuts(stream: BinaryIO, file: SourceFile, config: CorpusConfig, slice_b
     """(offset, documents before it) of each slice."""
     yield 0, 0
     due = slice_bytes
-    for row, piece in enumerate(text_pieces(stream, Slice(file), config)):
+    for row, piece in enumerate(text_records(stream, Slice(file), config)):
         if row and piece.offset >= due:
             yield piece.offset, row
             due = piece.offset + slice_bytes

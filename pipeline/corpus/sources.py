@@ -96,7 +96,7 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
     root, names, listed = _list_hub(source, revision) if source.startswith("hf://") else _list(source)
     files, ignored = [], []
     for found in sorted(names):
-        name = _shown(found) if root.startswith("http") else found
+        name = _without_query(found) if root.startswith("http") else found
         kind, compression = kind_of(name)
         if listed and (kind is None or (format != "auto" and kind != format) or _is_bookkeeping(name)):
             ignored.append(name)
@@ -119,7 +119,7 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
     return files
 
 
-def _shown(path: str) -> str:
+def _without_query(path: str) -> str:
     """A path without its query, which may be a signature: tables hold what it is called."""
     return path.partition("?")[0]
 
@@ -150,7 +150,7 @@ def _list(source: str) -> tuple[str, Sequence[str], bool]:
     """(root, names below it, whether a folder was listed) of a path or fsspec URL."""
     if source.startswith("data:"):
         raise UserError("a data: URL is no source", where=source[:80], hint="write what it holds to a file")
-    with reachable(source):
+    with source_errors(source):
         try:
             fs, path = url_to_fs(source)
             return _list_with(fs, path.rstrip("/"), source)
@@ -322,7 +322,7 @@ LONG_WINDOW = "its zstd window is over 128 MiB (`zstd --long`): compress it agai
 
 
 @contextmanager
-def reachable(where: str) -> Iterator[None]:
+def source_errors(where: str) -> Iterator[None]:
     """Turn what file systems and damaged files raise into an error the user can act on."""
     try:
         yield

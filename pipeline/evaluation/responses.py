@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.core.files import replacing
+from pipeline.core.files import atomic_replacement
 from pipeline.core.parquet import write_rows
 
 if TYPE_CHECKING:
@@ -74,5 +74,5 @@ def write_responses(
         for i, (site, token_class, drawn) in enumerate(zip(sites, classes, answers_NS, strict=True))
         for sample, answer in enumerate(drawn)
     )
-    with replacing(path) as temporary:
+    with atomic_replacement(path) as temporary:
         write_rows(temporary, RESPONSES, rows)

@@ -15,7 +15,7 @@ from commands.clean import remove, waste
 from commands.status import status
 from pipeline.config.base import Config
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import Counters, Record, Shard, point, seal_record
+from pipeline.core.artifact import Counters, Record, Shard, seal_record, write_pointer
 from pipeline.core.parquet import parquet_writer
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.workspace import outputs, source_pointer, states, wanted
@@ -90,7 +90,7 @@ def test_a_raised_version_of_a_stage_that_is_not_shown_is_told_by_the_one_that_i
     read = run_stage(Stage("read", 1, run), Settings(tree={}), [Shard(0, {}, {})], {}, tmp_path / "toy", InProcess())
     (records["ingest"].directory / "record.json").unlink()
     seal_record(replace(records["ingest"], inputs={"read": read.content}))
-    point(source_pointer(tmp_path / "toy", manifest().corpus), read.directory)
+    write_pointer(source_pointer(tmp_path / "toy", manifest().corpus), read.directory)
     assert set(found(manifest(), tmp_path, VERSIONS | {"read": 1}).values()) == {UP_TO_DATE}
     newer = found(manifest(), tmp_path, VERSIONS | {"read": 2})
     assert newer["ingest"] == ("stale", ("code version of `read`: 1 → 2",))

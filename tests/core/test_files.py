@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.files import replace_text, replacing
+from pipeline.core.files import atomic_replacement, replace_text
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> Non
 def test_an_error_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("first")
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_replacement(path) as temporary:
         temporary.write_text("half")
         assert path.read_text() == "first"
         raise ZeroDivisionError
@@ -29,6 +29,6 @@ def test_an_error_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 def test_what_was_not_written_replaces_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("first")
-    with pytest.raises(FileNotFoundError), replacing(path):
+    with pytest.raises(FileNotFoundError), atomic_replacement(path):
         pass
     assert path.read_text() == "first"

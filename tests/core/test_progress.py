@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pipeline.core import progress as module
-from pipeline.core.hardware import visible
+from pipeline.core.hardware import visible_gpus
 from pipeline.core.progress import Throughput, progress_bar
 
 
@@ -44,10 +44,10 @@ def test_lines_appear_while_a_shard_runs(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_visible_gpus() -> None:
     listed = "0, GPU-aa, NVIDIA L4\n1, GPU-bb, NVIDIA H200\n"
-    assert [gpu.name for gpu in visible(listed, {})] == ["NVIDIA L4", "NVIDIA H200"]
-    assert [gpu.identity for gpu in visible(listed, {"CUDA_VISIBLE_DEVICES": "GPU-bb, 0"})] == ["GPU-bb", "0"]
-    assert visible(listed, {"CUDA_VISIBLE_DEVICES": ""}) == ()
-    assert visible("", {}) == ()
+    assert [gpu.name for gpu in visible_gpus(listed, {})] == ["NVIDIA L4", "NVIDIA H200"]
+    assert [gpu.identity for gpu in visible_gpus(listed, {"CUDA_VISIBLE_DEVICES": "GPU-bb, 0"})] == ["GPU-bb", "0"]
+    assert visible_gpus(listed, {"CUDA_VISIBLE_DEVICES": ""}) == ()
+    assert visible_gpus("", {}) == ()
 
 
 def test_gpus_as_clusters_name_them() -> None:
@@ -55,10 +55,10 @@ def test_gpus_as_clusters_name_them() -> None:
     listed = "0, GPU-aa11, NVIDIA L4\n1, GPU-bb22, NVIDIA H200\n"
 
     def names(wanted: str) -> list[str]:
-        return [gpu.name for gpu in visible(listed, {"CUDA_VISIBLE_DEVICES": wanted})]
+        return [gpu.name for gpu in visible_gpus(listed, {"CUDA_VISIBLE_DEVICES": wanted})]
 
     assert names("GPU-bb") == ["NVIDIA H200"]
     assert names("MIG-5c,MIG-5d") == ["part of an NVIDIA GPU"] * 2
     assert names("1,7,0") == ["NVIDIA H200"]
     assert names("-1") == names("NoDevFiles") == []
-    assert visible("", {"CUDA_VISIBLE_DEVICES": "MIG-5c"}) == ()
+    assert visible_gpus("", {"CUDA_VISIBLE_DEVICES": "MIG-5c"}) == ()

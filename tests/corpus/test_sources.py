@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.sources import EXPANSION, SourceFile, find_files, kind_of, open_file, reachable
+from pipeline.corpus.sources import EXPANSION, SourceFile, find_files, kind_of, open_file, source_errors
 
 MOST = 1 << 30
 
@@ -270,5 +270,5 @@ def test_a_zstd_window_that_is_too_long_says_what_helps(tmp_path: Path) -> None:
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()  # of a stream: the window stays
     (tmp_path / "x.txt.zst").write_bytes(compressor.compress(b"some text") + compressor.flush())
     (file,) = find_files(str(tmp_path / "x.txt.zst"))
-    with pytest.raises(UserError, match=r"zstd --long.*compress it again without"), reachable(file.name):
+    with pytest.raises(UserError, match=r"zstd --long.*compress it again without"), source_errors(file.name):
         open_file(file, MOST).read()

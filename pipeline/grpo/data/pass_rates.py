@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.config.errors import UserError
 from pipeline.config.recipe import Recipe
-from pipeline.core.artifact import CURRENT, Record, pointed, published_record
+from pipeline.core.artifact import CURRENT, Record, published_record, read_pointer
 from pipeline.core.parquet import read_table
 from pipeline.core.random_keys import random_key
 from pipeline.shards.reader import PASS_RATE_COLUMNS
@@ -96,7 +96,7 @@ def screening_of(recipe: Recipe, shards: Record, work: Path) -> Record | None:
     named = [column for column in PASS_RATE_COLUMNS if any(column in expression for expression in expressions)]
     if not named:
         return None
-    made = pointed(work / "screen" / CURRENT)
+    made = read_pointer(work / "screen" / CURRENT)
     found = published_record(made) if made else None
     if found is None or found.inputs["shards"] != shards.content:
         what = "the sites were not screened" if found is None else "other sites were screened than are trained on"

@@ -29,7 +29,7 @@ class Question(NamedTuple):
     held_out: bool
 
 
-def as_corpus(config: QuestionsConfig, source: str) -> CorpusConfig:
+def to_corpus_config(config: QuestionsConfig, source: str) -> CorpusConfig:
     """One of its sources as what the readers of corpora read."""
     return CorpusConfig(
         source=source,
@@ -51,7 +51,7 @@ def read_questions(
         counters: `records`, `quarantined.<reason>` and `dropped.no_answer` are added to.
         held_out: whether all of these questions are.
     """
-    corpus = as_corpus(config, config.source)
+    corpus = to_corpus_config(config, config.source)
     question, answer, column = Template.parse(config.question), Template.parse(config.answer), config.held_out.column
     for part in parts:
         for _, _, _, value in read_records(part, corpus):

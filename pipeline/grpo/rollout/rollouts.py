@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config.recipe import Recipe
-from pipeline.core.files import replacing
+from pipeline.core.files import atomic_replacement
 from pipeline.core.parquet import write_rows
 from pipeline.grpo.algorithm.advantage import Advantage
 from pipeline.grpo.policy import distributed
@@ -119,5 +119,5 @@ def write_rollouts(run: Path, step: int, rollouts: Sequence[Rollout]) -> None:
     """`rollouts/step-<step>.parquet`, by rank 0."""
     if distributed.rank() == 0:
         path = run / "rollouts" / f"step-{step:06d}.parquet"
-        with replacing(path) as temporary:
+        with atomic_replacement(path) as temporary:
             write_rows(temporary, ROLLOUTS, rollout_rows(rollouts, step))
