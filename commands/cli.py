@@ -5,7 +5,9 @@ Heavy libraries are imported inside the commands, so that `rpt --help` and manif
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
+from typing import Annotated
 
 import typer
 
@@ -24,6 +26,21 @@ app = typer.Typer(
 )
 for group in (data, train, evaluate, inspect, exchange, maintenance):
     app.add_typer(group.commands)
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        print(f"rpt {importlib.metadata.version('rpt')}")  # pyproject.toml has it, and nothing else does
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of `rpt` itself."""
 
 
 def main() -> None:

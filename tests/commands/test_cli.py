@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,9 @@ def test_help_has_examples_and_needs_nothing_heavy(tmp_path: Path, command: str)
     assert "Usage" in done.stdout
     if command in ("data", "train", "evaluate", "schema"):
         assert "Example" in done.stdout
+
+
+def test_the_version_is_that_of_pyproject(tmp_path: Path) -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    done = rpt("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"rpt {declared}\n")

@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    wanted = ("pipeline/", "stages/", "demo/", "data_manifests/", "recipes/", "deepspeed_configs/")
+    wanted = ("pipeline/", "stages/", "commands/", "demo/", "data_manifests/", "recipes/", "deepspeed_configs/")
     for name in files:
         if (name.startswith(wanted) or "/" not in name) and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,17 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_that_is_no_code_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
-    listed = ["git", "ls-files", "pipeline", "stages", "demo", "data_manifests", "recipes", "deepspeed_configs"]
+    listed = [
+        "git",
+        "ls-files",
+        "pipeline",
+        "stages",
+        "commands",
+        "demo",
+        "data_manifests",
+        "recipes",
+        "deepspeed_configs",
+    ]
     committed = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert {name for name in committed if (ROOT / name).exists() and not name.endswith(".md")} <= inside
 
