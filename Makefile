@@ -7,12 +7,13 @@ RANKS    ?= 1
 STUDY    ?= recipes/study-demo.yaml
 QUICK    ?=
 BENCH    ?= selection executors score sampler
+FAST      = tests/test_imports.py tests/test_pins.py tests/config tests/corpus tests/docs/test_names.py tests/selection tests/shards tests/task
 PYTHON   ?= python3
 RPT       = .venv/bin/rpt
 OR_DEMO   = $(or $(MANIFEST),data_manifests/demo.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train evaluate study audit browse test lint pins docs bench gpu vllm-cpu demo-models
+.PHONY: help setup data train evaluate study audit browse check test lint pins docs bench gpu vllm-cpu demo-models
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +50,10 @@ study: setup     ## RPT, controls and baselines over three seeds, and what of th
 .venv/.done-dev: .venv/.done requirements-dev.lock requirements-dev.hashes
 	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.hashes
 	@touch $@
+
+check: .venv/.done-dev    ## lint without types, and the tests that train nothing: about a minute; before every commit
+	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	.venv/bin/pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup -m 'not slow' $(FAST)
 
 test: .venv/.done-dev    ## every test that a CPU can run (RPT_REAL_DATA=folder adds those on real corpora)
 	.venv/bin/pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup
