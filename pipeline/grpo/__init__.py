@@ -1,0 +1,1 @@
+"""GRPO training: the algorithm, model, policy, rollouts, data and run, one package per role."""

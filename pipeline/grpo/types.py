@@ -1,6 +1,6 @@
-"""What passes between the parts of a training step.
+"""Data types that the parts of a training step exchange: requests, responses, groups, batches.
 
-Shape names: P prompts (one a site), G responses a prompt, R = P·G responses, C columns of contexts, T columns of
+Shape names: P prompts (one per site), G responses per prompt, R = P·G responses, C columns of contexts, T columns of
 responses, V vocabulary, E hidden size.
 """
 
@@ -16,105 +16,111 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Response:
-    """What the policy answered to a prompt."""
+    """A response that the policy sampled for a prompt."""
 
     ids: tuple[int, ...]
     """Token ids as sampled [T], the end-of-sequence token included when there is one. Never decoded and re-encoded."""
     text: bytes
     """Bytes of the ids, end-of-sequence token left out."""
     finished: bool
-    """It ended by itself, not for lack of room."""
+    """True if it ended by itself; False if it was cut at the token limit."""
     logprobs: tuple[float, ...]
     """Log-probability [T] (nats) of each id under the distribution it was sampled from."""
 
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """What is asked of a sampler: G responses to each of P prompts."""
+    """A request to a sampler: G responses to each of P prompts."""
 
     prompts: Sequence[Sequence[int]]
-    """[P] token ids, at least one each."""
+    """[P] Token ids, at least one each."""
     group_size: int
-    """G"""
+    """G, responses per prompt."""
     temperature: float
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     max_new_tokens: int
-    """Room for a response; one that has not ended by then is unfinished."""
+    """Maximum length of a response; one that has not ended by then is unfinished."""
     seeds: Sequence[int]
-    """[P·G] of each response (`rollout_seed`), prompt by prompt."""
+    """[P·G] Seed of each response (`rollout_seed`), prompt by prompt."""
 
     def __post_init__(self) -> None:
         if len(self.seeds) != (expected := len(self.prompts) * self.group_size):
-            raise ValueError(f"a seed for each response is needed: {expected}, got {len(self.seeds)}")
+            raise ValueError(f"expected one seed per response: {expected}, got {len(self.seeds)}")
 
 
 class ResponseSampler(Protocol):
-    """What samples: `sampler.Sampler`, built in, or `vllm_sampler.VllmSampler`. Their methods are described there."""
+    """Interface of the samplers: the built-in `sampler.Sampler` and `vllm_sampler.VllmSampler`."""
 
     eos_ids: frozenset[int]
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace the weights, given by their `transformers` names. Every rank must call it."""
 
-    def sample(self, request: SamplingRequest) -> list[Response]: ...
+    def sample(self, request: SamplingRequest) -> list[Response]:
+        """Sample the P·G responses, in the order of the request's seeds."""
 
-    def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]: ...
+    def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]:
+        """Return the most likely next token after each context."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the sampler's resources."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The responses to one prompt, and what each is worth."""
+    """The responses to one prompt, with the advantage of each."""
 
     prompt: tuple[int, ...]
     """Token ids, at least one."""
     responses: tuple[Response, ...]
-    """[G]"""
+    """[G] Sampled responses."""
     advantages: tuple[float, ...]
-    """[G]"""
+    """[G] Advantage of each response."""
 
     @property
     def has_gradient(self) -> bool:
-        """Whether any response is better or worse than the others."""
+        """Return True if any advantage is not zero, so that the group contributes to the gradient."""
         return any(self.advantages)
 
     @property
     def length(self) -> int:
-        """Columns its responses need."""
+        """Return the length of the longest response."""
         return max(len(response.ids) for response in self.responses)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: contexts once, then the G responses of each. Masks say what is real, never a padding id.
+    """One micro-batch: each context once, then its G responses. Masks mark the real tokens; no padding id does.
 
-    A prompt's last token is the first *input* of its responses, so that every response token, the first included, is
+    A prompt's last token is the first *input* of its responses, so that every response token, including the first, is
     predicted by the column it stands in.
     """
 
     context_ids_PC: Tensor
     """Prompts without their last token, left-padded."""
     context_mask_PC: Tensor
+    """True where `context_ids_PC` is a token of a context."""
     inputs_RT: Tensor
     """The prompt's last token and the response without its last, right-padded; row r belongs to context r // G."""
     targets_RT: Tensor
-    """The response."""
+    """Token ids of the response."""
     mask_RT: Tensor
     """True where `targets_RT` is a token of a response."""
-    learned_RT: Tensor
-    """Where of `mask_RT` there is something to learn: all of it, unless the objective leaves tokens out."""
+    loss_mask_RT: Tensor
+    """True for the tokens of `mask_RT` that contribute to the loss: all, unless the objective leaves tokens out."""
     sampled_logprobs_RT: Tensor
-    """Of the targets, as the sampler had them: to see whether it and the trainer agree."""
+    """Log-probabilities of the targets as the sampler reported them, to be compared with the trainer's."""
     advantages_R: Tensor
+    """Advantage of each response."""
     old_logprobs_RT: Tensor | None = None
-    """Of the targets, by the trainer before a step's first update; None: the update is the step's only one."""
+    """Log-probabilities of the targets by the trainer before the step's first update; None if there is only one."""
 
     @property
     def group_size(self) -> int:
-        """G"""
+        """Return G, the number of responses per context."""
         return len(self.inputs_RT) // len(self.context_ids_PC)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Return a copy of the batch on `device`."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})

@@ -1,4 +1,4 @@
-"""Advantages of a group's responses over each other. Shape names: P prompts, G responses a prompt."""
+"""Advantages of responses relative to their group. Shape names: P prompts, G responses per prompt."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Advantage = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 def group_std(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
-    """GRPO's advantage (DeepSeekMath, arXiv 2402.03300, section 4.1.2): (r − mean) / (std + ε), within each group.
+    """Return GRPO's advantage: (r − mean) / (std + ε) within each group.
 
-    The standard deviation is the sample's (ddof = 1, as torch's and verl's). A group of equal rewards gets exactly 0.
+    Source: DeepSeekMath, arXiv 2402.03300, section 4.1.2. The standard deviation is the sample standard deviation
+    (ddof = 1, as in torch and verl). A group of equal rewards gets exactly 0.
 
     Example:
         >>> group_std(np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])).round(3).tolist()
@@ -26,20 +27,22 @@ def group_std(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def mean_only(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Dr. GRPO's advantage (arXiv 2503.20783): r − mean. Groups near 0 or 1 are not weighted up.
+    """Return Dr. GRPO's advantage (arXiv 2503.20783): r − mean. Groups with a small deviation are not weighted up.
 
     Example:
         >>> mean_only(np.array([[1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1]])).tolist()
         [[0.75, -0.25, -0.25, -0.25], [0.0, 0.0, 0.0, 0.0]]
     """
-    equal = (rewards_PG == rewards_PG[:, :1]).all(axis=1, keepdims=True)  # a mean may differ in its last bit
+    # The mean of equal rewards may differ from them in its last bit; the advantage must be exactly 0.
+    equal = (rewards_PG == rewards_PG[:, :1]).all(axis=1, keepdims=True)
     return np.where(equal, 0.0, rewards_PG - rewards_PG.mean(axis=1, keepdims=True))
 
 
 def rloo(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
-    """REINFORCE leave-one-out (arXiv 2402.14740, section 3.2): r − mean of the group's *other* rewards.
+    """Return the REINFORCE leave-one-out advantage (RLOO): r − mean of the group's *other* rewards.
 
-    The baseline does not depend on the response it is for: unbiased. It is G / (G − 1) times `mean_only`.
+    Source: arXiv 2402.14740, section 3.2. The baseline does not depend on the response that it is subtracted from, so
+    the estimate is unbiased. It equals G / (G − 1) times `mean_only`.
 
     Example:
         >>> rloo(np.array([[1.0, 0.0, 0.0, 0.0], [0.1, 0.1, 0.1, 0.1]])).round(3).tolist()
@@ -50,4 +53,4 @@ def rloo(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 ADVANTAGES: dict[str, Advantage] = {"group_std": group_std, "mean_only": mean_only, "rloo": rloo}
-"""By the names of `objective.advantage`."""
+"""Advantage functions by the names that `objective.advantage` accepts."""

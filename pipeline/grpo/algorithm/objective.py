@@ -1,4 +1,7 @@
-"""What an update minimises: a policy loss, and what the recipe adds to it. Shape names as in `types.py`."""
+"""The objective that an update minimises: a policy loss and the recipe's additional terms.
+
+Shape names as in `types.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +18,34 @@ from pipeline.grpo.types import Batch
 
 @dataclass(frozen=True)
 class Objective:
-    """Σ weights · (loss + kl · k3 − entropy · H) / count + next_token · (mean −log p of the sites' text)."""
+    """The objective: Σ weights · (loss + kl · k3 − entropy · H) / count + next_token · (mean −log p of sites' text)."""
 
     loss: Loss
     bounds: ClipRange
     temperature: float
-    """Of the rollouts: log-probabilities and entropies are taken at it; those of text at 1."""
-    room: int
-    """Tokens a response has room for."""
+    """Temperature of the rollouts, at which log-probabilities and entropies are taken; those of text are at 1."""
+    max_new_tokens: int
+    """Maximum length of a response."""
     kl: float = 0.0
     """Weight of the divergence from the reference policy."""
     entropy: float = 0.0
     """Weight of the bonus for the policy's entropy H (nats)."""
     top_entropy: float = 1.0
-    """Share of tokens that learn, those of highest entropy."""
+    """Share of tokens that the loss covers: those of highest entropy."""
     next_token: float = 0.0
     """Weight of the auxiliary next-token loss."""
     importance_cap: float | None = None
-    """Bound of the weight that corrects for a sampler with other probabilities."""
+    """Upper bound of the importance weight that corrects for the sampler's deviating probabilities."""
 
     @classmethod
     def of(cls, recipe: Recipe) -> Objective:
-        """As a recipe names it."""
+        """Return the objective that a recipe configures."""
         config = recipe.objective
         return cls(
             loss=LOSSES[config.loss],
             bounds=ClipRange(config.clip, config.clip if config.clip_high is None else config.clip_high),
             temperature=recipe.rollout.temperature,
-            room=recipe.rollout.max_new_tokens,
+            max_new_tokens=recipe.rollout.max_new_tokens,
             kl=config.kl,
             entropy=config.entropy,
             top_entropy=config.top_entropy,
@@ -53,9 +56,9 @@ class Objective:
     def summed(
         self, batch: Batch, logprobs_RT: Tensor, entropy_RT: Tensor, reference_RT: Tensor | None = None
     ) -> Tensor:
-        """The sum over a micro-batch that the global count divides, without the next-token loss."""
-        mask_RT = batch.learned_RT
-        # Without any, this is the only update on what this policy sampled: the ratio is 1.
+        """Return the weighted sum of a micro-batch's terms, to be divided by the global count; no next-token loss."""
+        mask_RT = batch.loss_mask_RT
+        # Without old log-probabilities this is the step's only update, so the ratio is 1.
         old_logprobs_RT = logprobs_RT.detach() if batch.old_logprobs_RT is None else batch.old_logprobs_RT
         terms_RT = self.loss.terms(logprobs_RT, old_logprobs_RT, batch.advantages_R, mask_RT, self.bounds)
         if self.importance_cap is not None:
@@ -65,19 +68,19 @@ class Objective:
             terms_RT = terms_RT + self.kl * k3(logprobs_RT, reference_RT, mask_RT)
         if self.entropy:
             terms_RT = terms_RT - self.entropy * entropy_RT.masked_fill(~mask_RT, 0.0)
-        return (terms_RT * self.loss.weights(mask_RT, self.room)).sum()
+        return (terms_RT * self.loss.weights(mask_RT, self.max_new_tokens)).sum()
 
 
 def importance(gap_RT: Tensor, cap: float) -> Tensor:
-    """min(e^gap, cap): what a token counts that the sampler drew with another probability than the policy gives it.
+    """Return min(e^gap, cap), the truncated importance weight of tokens that the sampler drew.
 
-    Truncated importance sampling: the estimate stays that of the policy's own distribution up to the bound, which keeps
-    its variance finite (Ionides 2008; for sampler and trainer, Yao et al. 2025, "Your efficient RL framework secretly
-    brings you off-policy RL training").
+    The weight corrects for a sampler whose probabilities differ from the policy's: up to the bound, the estimate is that
+    of the policy's own distribution, and the bound keeps its variance finite (Ionides 2008; for sampler and trainer,
+    Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
 
     Args:
         gap_RT: log-probability by the trainer minus that by the sampler.
-        cap: the bound.
+        cap: upper bound of the weight.
 
     Example:
         >>> importance(torch.tensor([[0.0, 1.0, -1.0]]), 2.0)
@@ -87,9 +90,10 @@ def importance(gap_RT: Tensor, cap: float) -> Tensor:
 
 
 def entropy_threshold(entropies_N: Tensor, share: float) -> float:
-    """The entropy that a token must reach to be among the `share` most uncertain of N (at least one; ties are in).
+    """Return the entropy that a token must reach to be among the `share` of N with the highest entropy.
 
-    Learning from the forking tokens alone: "80/20", arXiv 2506.01939, equation 6.
+    At least one token is selected, and ties are included. Training on these forking tokens only is the "80/20" rule of
+    arXiv 2506.01939, equation 6.
 
     Example:
         >>> entropy_threshold(torch.tensor([0.1, 2.0, 0.3, 1.0, 0.2]), 0.4)

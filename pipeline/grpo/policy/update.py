@@ -140,11 +140,11 @@ def _most_uncertain(batches: Sequence[Batch], entropies: Sequence[Tensor], share
         entropies: [R, T] of each; further ones, of idle batches, are not looked at.
         share: of the tokens.
     """
-    own = [entropy_RT[batch.learned_RT] for entropy_RT, batch in zip(entropies, batches, strict=False)]
+    own = [entropy_RT[batch.loss_mask_RT] for entropy_RT, batch in zip(entropies, batches, strict=False)]
     everyones = distributed.all_gather([torch.cat(own).numpy() if own else np.zeros(0, dtype=np.float32)])
     least = entropy_threshold(torch.from_numpy(np.concatenate(everyones)), share)
     return [
-        replace(batch, learned_RT=batch.learned_RT & (entropy_RT >= least))
+        replace(batch, loss_mask_RT=batch.loss_mask_RT & (entropy_RT >= least))
         for batch, entropy_RT in zip(batches, entropies, strict=False)
     ]
 
@@ -153,7 +153,7 @@ def _optimizer_step(
     engine: Engine, part: MiniBatch, objective: Objective, lr: float, reference: Reference | None
 ) -> _Step | None:
     """Backwards of a mini-batch's micro-batches, then the step; None if no rank has any."""
-    masks = [batch.learned_RT for batch in part.responses]
+    masks = [batch.loss_mask_RT for batch in part.responses]
     counted = sum(objective.loss.count(mask_RT) for mask_RT in masks), sum(int(mask_RT.sum()) for mask_RT in masks)
     count, tokens, text_tokens = distributed.all_reduce_sum(
         *counted, sum(int(batch.mask_RT.sum()) for batch in part.text)
@@ -191,10 +191,10 @@ def _backward(
     sums: dict[str, Tensor | float],
 ) -> Tensor:
     """Forward and backward of one micro-batch of responses. Adds to `sums`; returns the objective's own sum."""
-    learned_RT = batch.learned_RT
+    loss_mask_RT = batch.loss_mask_RT
 
     def summed_over_tokens(values_RT: Tensor) -> Tensor:
-        return values_RT.detach().masked_fill(~learned_RT, 0.0).sum().double()
+        return values_RT.detach().masked_fill(~loss_mask_RT, 0.0).sum().double()
 
     reference_RT = None if reference is None else reference(batch, objective.temperature)
     logprobs_RT, entropy_RT = engine(batch, objective.temperature, objective.entropy > 0)
@@ -206,9 +206,9 @@ def _backward(
     sums["gap"] += summed_over_tokens((old_RT - batch.sampled_logprobs_RT).abs())
     sums["entropy"] += summed_over_tokens(entropy_RT)
     if reference_RT is not None:
-        sums["kl"] += k3(own_RT, reference_RT, learned_RT).sum().double()
+        sums["kl"] += k3(own_RT, reference_RT, loss_mask_RT).sum().double()
     if batch.old_logprobs_RT is not None:
-        below_RT, above_RT = objective.loss.clipped(own_RT, old_RT, batch.advantages_R, learned_RT, objective.bounds)
+        below_RT, above_RT = objective.loss.clipped(own_RT, old_RT, batch.advantages_R, loss_mask_RT, objective.bounds)
         sums["clip/low"] += below_RT.sum().double()
         sums["clip/high"] += above_RT.sum().double()
     return summed.detach().double()

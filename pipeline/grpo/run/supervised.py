@@ -38,7 +38,7 @@ from pipeline.grpo.run.run_folder import MetricsLog, describe, is_complete, late
 from pipeline.grpo.run.trackers import with_trackers
 from pipeline.grpo.types import Batch, Group, Response
 
-NEXT_TOKEN = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), temperature=1.0, room=1, next_token=1.0)
+NEXT_TOKEN = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), temperature=1.0, max_new_tokens=1, next_token=1.0)
 """No response is rewarded: of the objective only the next-token loss is left."""
 
 

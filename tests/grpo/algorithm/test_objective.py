@@ -26,7 +26,7 @@ def test_kl_and_entropy_weigh_as_the_loss_does() -> None:
     batch = batch_of(some_groups(3, 2))
     generator = torch.Generator().manual_seed(1)
     logprobs_RT, entropy_RT, reference_RT = (-torch.rand(batch.mask_RT.shape, generator=generator) for _ in range(3))
-    objective = Objective(LOSSES["grpo"], ClipRange(0.2, 0.2), 1.0, room=8, kl=0.3, entropy=0.1)
+    objective = Objective(LOSSES["grpo"], ClipRange(0.2, 0.2), 1.0, max_new_tokens=8, kl=0.3, entropy=0.1)
     expected = 0.0
     for r, mask_T in enumerate(batch.mask_RT):
         difference_T = (reference_RT - logprobs_RT)[r][mask_T]
@@ -41,7 +41,7 @@ def test_tokens_that_the_sampler_overrated_count_less_and_none_counts_more_than_
     generator = torch.Generator().manual_seed(1)
     trainer_RT, sampler_RT = (-2 * torch.rand(batch.mask_RT.shape, generator=generator) for _ in range(2))
     batch = replace(batch, sampled_logprobs_RT=sampler_RT)
-    objective = Objective(LOSSES["grpo"], ClipRange(0.2, 0.2), 1.0, room=8, importance_cap=1.5)
+    objective = Objective(LOSSES["grpo"], ClipRange(0.2, 0.2), 1.0, max_new_tokens=8, importance_cap=1.5)
     expected, weights = 0.0, []
     for r, mask_T in enumerate(batch.mask_RT):
         ratios = [min(1.5, math.exp(gap)) for gap in (trainer_RT - sampler_RT)[r][mask_T].tolist()]
@@ -68,7 +68,7 @@ def test_the_cap_compares_the_sampler_with_the_policy_that_sampled_not_with_the_
     batch = batch_of(some_groups(1, 1))
     sampled_RT, old_RT, new_RT = (torch.full(batch.mask_RT.shape, math.log(p)) for p in (0.5, 0.6, 0.66))
     batch = replace(batch, sampled_logprobs_RT=sampled_RT, old_logprobs_RT=old_RT, advantages_R=torch.tensor([1.0]))
-    objective = Objective(LOSSES["grpo"], ClipRange(0.2, 0.2), 1.0, room=8, importance_cap=2.0)
+    objective = Objective(LOSSES["grpo"], ClipRange(0.2, 0.2), 1.0, max_new_tokens=8, importance_cap=2.0)
     assert objective.summed(batch, new_RT, new_RT).item() == pytest.approx(-1.1 * 1.2), "ρ = 0.66/0.6, weight 0.6/0.5"
 
 
@@ -76,8 +76,8 @@ def test_responses_cut_at_the_limit_are_compared_with_but_not_learned_from() -> 
     groups = some_groups(2, 3)
     cut = replace(groups[0], responses=(replace(groups[0].responses[0], finished=False), *groups[0].responses[1:]))
     everything, finished = batch_of([cut, groups[1]]), batch_of([cut, groups[1]], learn_unfinished=False)
-    assert everything.learned_RT.equal(everything.mask_RT)
-    assert not finished.learned_RT[0].any() and finished.learned_RT[1:].equal(finished.mask_RT[1:])
+    assert everything.loss_mask_RT.equal(everything.mask_RT)
+    assert not finished.loss_mask_RT[0].any() and finished.loss_mask_RT[1:].equal(finished.mask_RT[1:])
     assert finished.mask_RT.equal(everything.mask_RT), "they are read as before"
 
 

@@ -15,7 +15,7 @@ from pipeline.grpo.model.logprobs import HeadLogprobs, PolicyLogprobs, checkpoin
 from pipeline.grpo.model.packed_attention import Attend, joined, repeated
 from tests.grpo.models import TEMPERATURE, VOCAB, groups_of, plain_gradients, plain_logprobs, some_groups, tiny
 
-OBJECTIVE = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), TEMPERATURE, room=8)
+OBJECTIVE = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), TEMPERATURE, max_new_tokens=8)
 KINDS = [("qwen2", True), ("qwen2", False), ("llama", False), ("gpt2", True), ("sliding", True)]
 
 

@@ -40,7 +40,7 @@ from tests.grpo.rollout.test_sampler import TOKENIZER  # noqa: E402
 LR, BETAS, MICRO_BATCH = 1e-2, (0.9, 0.95), 24  # of its tokens many a group has more
 CLIP, IN_TURN_LR = (0.02, 0.05), 3e-3  # narrow, so that one update reaches both bounds
 LORA = LoraConfig(rank=3, alpha=6.0, targets=["q_proj", "v_proj", "down_proj"])
-OBJECTIVE = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), TEMPERATURE, room=8)
+OBJECTIVE = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), TEMPERATURE, max_new_tokens=8)
 EVERYTHING = Objective(LOSSES["grpo"], ClipRange(0.2, 0.2), TEMPERATURE, 8, kl=0.3, entropy=0.1, next_token=0.2)
 TEXTS = [list(range(4, 4 + length)) for length in (9, 5, 12)]
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11]]
@@ -114,7 +114,7 @@ def gap(engine: ds.Engine, model: PreTrainedModel) -> float:
 
 def in_turn(engine: ds.Engine, loss: str) -> tuple[dict[str, float], dict[str, dict[str, torch.Tensor]]]:
     """Two updates of one step on two mini-batches: what it measured; weights before and between, last gradient."""
-    objective = Objective(LOSSES[loss], ClipRange(*CLIP), TEMPERATURE, room=8)
+    objective = Objective(LOSSES[loss], ClipRange(*CLIP), TEMPERATURE, max_new_tokens=8)
     numbered = dict(zip(distributed.shard(range(5)), distributed.shard(some_groups(5, 3)), strict=True))
     parts = [MiniBatch(micro_batches(part, MICRO_BATCH)) for part in consecutive_parts(numbered, 5, 2)]
     step, seen = engine.step, []

@@ -67,7 +67,7 @@ def test_a_request_arrives_as_it_was_sent(url: str) -> None:
 
 
 def test_a_seed_is_needed_for_each_response() -> None:
-    with pytest.raises(ValueError, match="a seed for each response is needed: 4, got 3"):
+    with pytest.raises(ValueError, match="expected one seed per response: 4, got 3"):
         SamplingRequest([[1], [2]], 2, 1.0, 8, [0, 1, 2])
 
 

@@ -29,7 +29,7 @@ from pipeline.grpo.run.run_folder import latest_checkpoint  # noqa: E402
 from tests.grpo.models import TEMPERATURE, some_groups  # noqa: E402
 
 OWN = {"shards": "a"}
-OBJECTIVE = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), TEMPERATURE, room=8)
+OBJECTIVE = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), TEMPERATURE, max_new_tokens=8)
 
 
 def main() -> None:
