@@ -74,9 +74,9 @@ class Objective:
 def importance(gap_RT: Tensor, cap: float) -> Tensor:
     """Return min(e^gap, cap), the truncated importance weight of tokens that the sampler drew.
 
-    The weight corrects for a sampler whose probabilities differ from the policy's: up to the bound, the estimate is that
-    of the policy's own distribution, and the bound keeps its variance finite (Ionides 2008; for sampler and trainer,
-    Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
+    The weight corrects for a sampler whose probabilities differ from the policy's. Up to the bound, the estimate is
+    that of the policy's own distribution, and the bound keeps its variance finite (Ionides 2008; for sampler and
+    trainer, Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
 
     Args:
         gap_RT: log-probability by the trainer minus that by the sampler.

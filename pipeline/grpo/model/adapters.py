@@ -1,7 +1,8 @@
-"""Low-rank adapters: a policy's matrices W stay as they are, and W + alpha / rank · B A is trained (arXiv 2106.09685).
+"""Low-rank adapters (LoRA, arXiv 2106.09685).
 
-`peft` puts them into the model; samplers and the exported policy get the sum. Dropout of adapters is not offered: the
-policy that learns must be the one that sampled.
+A policy's matrices W are frozen; A and B of W + alpha / rank · B A are trained. `peft` adds them to the model; samplers
+and the exported policy get the merged weights. Adapter dropout is not offered, because the policy that is trained must
+be the one that sampled.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from pipeline.config.recipe import LoraConfig
 _NAME = "default"
 
 _KINDS = ("Linear", "Embedding", "ParamWrapper")
-"""Layers of `peft` whose sum with their adapter is known to be what they compute. The last is of matrices that are no
-layers of their own: the experts of a mixture, and its router."""
+"""Layer classes of `peft` whose merged weight is known to compute what layer and adapter compute.
+
+`ParamWrapper` wraps matrices that are not layers of their own: the experts of a mixture, and its router.
+"""
 
 
 def add_adapters(model: nn.Module, config: LoraConfig) -> None:
-    """Freeze a model and put adapters beside its matrices. B is 0: nothing has changed yet.
+    """Freeze a model and add adapters to its matrices. B starts at 0, so that the model's outputs do not change.
 
     Raises:
-        UserError: peft is not installed, a name is of no matrix, or of one with which an adapter cannot be merged.
+        UserError: peft is not installed, a target matches no matrix, or an adapter cannot be merged into a matrix.
     """
     try:
         from peft import inject_adapter_in_model
@@ -40,38 +43,38 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # A is the same on every rank and in every run
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say of names is checked below
+            warnings.simplefilter("ignore")  # they are about target names, which are checked below
             try:
                 inject_adapter_in_model(_peft(config), model, low_cpu_mem_usage=False)
             except ValueError as error:
-                raise _refused(f"adapters cannot be put beside {config.targets}: {_first_line(error)}") from error
-    _must_be_found(model, config)
-    _must_be_mergeable(model)
+                raise _target_error(f"adapters cannot be added to {config.targets}: {_first_line(error)}") from error
+    _check_targets(model, config)
+    _check_mergeable(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 
 
 def adapted(model: nn.Module) -> dict[str, Any]:
-    """By the name of its weight in the plain model, every layer that has an adapter.
+    """Return every layer that has an adapter, by the name of its weight in the plain model.
 
-    Layers may stand in each other: each adapts one parameter of the innermost.
+    Adapter layers can be nested: each adapts one parameter of the innermost layer.
     """
     layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "base_layer")}
     return {plain_name(f"{name}.{_parameter_of(layer)}"): layer for name, layer in layers.items()}
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name in the plain model."""
+    """Return a parameter's name in the model without adapters."""
     return name.replace(".base_layer", "")
 
 
 def adapter_parameters(layer: Any) -> list[nn.Parameter]:
-    """A and B."""
+    """Return the adapter's matrices A and B."""
     return [parameter for name, parameter in layer.named_parameters() if name.startswith("lora_")]
 
 
 def merged(layer: Any) -> Tensor:
-    """W + alpha / rank · B A, as `peft` shapes B A for this kind of layer."""
+    """Return the merged weight W + alpha / rank · B A, with B A in the shape `peft` gives it for this kind of layer."""
     weight: Tensor = getattr(layer.get_base_layer(), _parameter_of(layer)).data
     return weight + layer.get_delta_weight(_NAME).to(weight.dtype)
 
@@ -82,7 +85,10 @@ def _parameter_of(layer: Any) -> str:
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """Within, the model is the one that training started from. All its modules still run, as ZeRO-3 expects of them."""
+    """Disable the adapters within the context, so that the model is the one that training started from.
+
+    The adapters are scaled by 0 rather than removed, because ZeRO-3 expects every module to run.
+    """
     layers = list(adapted(model).values())
     scaling = [layer.scaling[_NAME] for layer in layers]
     try:
@@ -95,7 +101,7 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 
 
 def save_adapter(weights: Sequence[tuple[str, Tensor]], config: LoraConfig, base: str, folder: Path) -> None:
-    """A folder that `peft.PeftModel.from_pretrained` reads; `weights` by their names in the model."""
+    """Write a folder that `peft.PeftModel.from_pretrained` reads; `weights` are named as in the model."""
     peft = _peft(config)
     peft.base_model_name_or_path, peft.task_type, peft.inference_mode = base, "CAUSAL_LM", True
     peft.save_pretrained(str(folder))
@@ -103,11 +109,14 @@ def save_adapter(weights: Sequence[tuple[str, Tensor]], config: LoraConfig, base
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _must_be_found(model: nn.Module, config: LoraConfig) -> None:
-    """
+def _check_targets(model: nn.Module, config: LoraConfig) -> None:
+    """Check that each target name matched a layer.
+
+    Where experts are stored as one matrix, `peft` also accepts the names of the experts' own matrices in the published
+    weights; such names match no layer here and are not an error.
+
     Raises:
-        UserError: no layer of one of the names has an adapter, though others have. (Where experts are stored as one
-            matrix, `peft` knows more names for it: those of the experts' own matrices in the published weights.)
+        UserError: a target matched no layer, although others did.
     """
     layers = adapted(model)
     fused = any(type(layer).__name__ == "ParamWrapper" for layer in layers.values())
@@ -116,31 +125,32 @@ def _must_be_found(model: nn.Module, config: LoraConfig) -> None:
         found = any(f".{name.removesuffix('.weight')}".endswith(f".{target}") for name in layers)
         known = any(f".{name}".endswith(f".{target}") for name in names)
         if not found and (known or not fused):
-            raise _refused(f"no adapter can be put beside {target}")
+            raise _target_error(f"no adapter can be added to {target}")
 
 
-def _must_be_mergeable(model: Any) -> None:
-    """
+def _check_mergeable(model: Any) -> None:
+    """Check that every adapter can be merged, because samplers receive merged weights.
+
     Raises:
-        UserError: what samples could not be given the sum of some layer and its adapter.
+        UserError: an adapter cannot be merged.
     """
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for name, layer in adapted(model).items():
         if type(layer).__name__ not in _KINDS:
-            raise _refused(f"an adapter of {name} ({type(layer).__name__}) cannot be merged")
+            raise _target_error(f"an adapter of {name} ({type(layer).__name__}) cannot be merged")
         if layer.get_base_layer() is _plain(model.get_output_embeddings()):
-            raise _refused(f"{name} is the output head, which has no adapter here")
+            raise _target_error(f"{name} is the output head, which cannot have an adapter here")
         if uses[id(getattr(layer.get_base_layer(), _parameter_of(layer)))] > 1:
-            raise _refused(f"{name} is tied to another weight, which its adapter would not change")
+            raise _target_error(f"{name} is tied to another weight, which its adapter would not change")
 
 
 def _plain(module: Any) -> Any:
     return module.get_base_layer() if hasattr(module, "base_layer") else module
 
 
-def _refused(what: str) -> UserError:
+def _target_error(message: str) -> UserError:
     return UserError(
-        what, where="policy.lora.targets", hint="name linear layers of the policy, or experts, or `all-linear`"
+        message, where="policy.lora.targets", hint="name linear layers of the policy, or experts, or `all-linear`"
     )
 
 

@@ -1,8 +1,8 @@
 """Log-probabilities of responses under the policy, with gradients: contexts once, no full [R, T, V] in memory.
 
 A batch goes through the model as one row of tokens without padding, each context once (`packed_attention.py`). Loss and
-gradients are those of the plain computation, in which each response is read together with its context. Where a model's
-attention cannot be exchanged, each response is read that way here too.
+gradients equal those of the plain computation, which reads each response together with its context. If a model's
+attention cannot be replaced, each response is read that way here too.
 
 Shape names as in `types.py`; N tokens.
 """
@@ -25,20 +25,20 @@ from pipeline.grpo.model.prefix_attention import can_share
 from pipeline.grpo.types import Batch
 
 LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 25, 1 << 27
-"""Logits that exist at a time: 128 MiB and 512 MiB in fp32."""
+"""Maximum number of logits in memory at a time: 128 MiB and 512 MiB in fp32."""
 
 
 class PolicyLogprobs(nn.Module):
-    """The policy as the objective sees it: a batch in, log-probabilities of its responses out.
+    """The policy as a module that maps a batch to the log-probabilities of its responses.
 
-    The policy that learns must be the one that sampled, so the model is in evaluation mode here too: nothing is dropped
-    out, and no router is jittered, however a model spells it.
+    The policy that is trained must be the one that sampled. The model is therefore in evaluation mode during training
+    too, which turns off dropout and router jitter under whatever name a model has them.
 
     Args:
-        model: a causal language model of `transformers` whose logits are its output head's product. Where its attention
-            can be exchanged, it is from now on that of packed batches.
-        logits_at_once: logits that exist at a time, and as many gradients of them; by default what suits the device.
-        attend: attention of packed batches; by default what suits the device.
+        model: a causal language model of `transformers` whose logits are the product with its output head. If its
+            attention can be replaced, it is replaced by that of packed batches.
+        logits_at_once: maximum number of logits in memory, and of their gradients; by default chosen by device.
+        attend: attention of packed batches; by default chosen by device.
     """
 
     def __init__(
@@ -49,23 +49,23 @@ class PolicyLogprobs(nn.Module):
         self.head = HeadLogprobs(model.get_output_embeddings(), logits_at_once)
         self._attend = attend
         self.packs = can_share(model)
-        """Whether contexts are read once for their responses."""
+        """True if each context is read once for all its responses."""
         if self.packs:
             model.config._attn_implementation = NAME
 
     def forward(self, batch: Batch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor]:
-        """What the policy makes of `batch.targets_RT`; outside the mask it is 0.
+        """Return the log-probabilities and entropies of `batch.targets_RT`, 0 outside the mask.
 
         Args:
             batch: contexts and responses.
-            temperature: logits are divided by it, as they were when the responses were sampled.
-            entropy: whether entropies are computed; they are 0 otherwise.
+            temperature: divisor of the logits, as when the responses were sampled.
+            entropy: True to compute entropies; they are 0 otherwise.
 
         Returns:
-            log-probabilities [R, T] of the targets, and entropies [R, T] of the distributions they were drawn from
+            Log-probabilities [R, T] of the targets, and entropies [R, T] of the distributions they were drawn from
             (nats, fp32).
         """
-        targets_N = batch.targets_RT[batch.mask_RT]  # waits for a GPU, and so comes before the model, not after
+        targets_N = batch.targets_RT[batch.mask_RT]  # synchronises with the GPU, so do it before the model is queued
         hidden_NE = self._packed(batch) if self.packs else self._plain(batch)
         found = self.head(hidden_NE, targets_N, temperature, entropy)
         logprobs_RT, entropy_RT = (
@@ -74,7 +74,7 @@ class PolicyLogprobs(nn.Module):
         return logprobs_RT, entropy_RT
 
     def _packed(self, batch: Batch) -> Tensor:
-        """Hidden states [N, E] of the responses' tokens, contexts read once."""
+        """Return the hidden states [N, E] of the responses' tokens, with each context read once."""
         packing = Packing(batch)
         hidden = self.model.base_model(
             input_ids=packing.ids_N[None],
@@ -86,10 +86,10 @@ class PolicyLogprobs(nn.Module):
         return hidden[0, packing.read :]
 
     def _plain(self, batch: Batch) -> Tensor:
-        """Hidden states [N, E] of the responses' tokens, each response read after its own copy of the context."""
-        mask = _joined(batch.context_mask_PC, batch.mask_RT)
+        """Return the hidden states [N, E] of the responses' tokens, each response read after its own context copy."""
+        mask = _with_contexts(batch.context_mask_PC, batch.mask_RT)
         hidden = self.model.base_model(
-            input_ids=_joined(batch.context_ids_PC, batch.inputs_RT),
+            input_ids=_with_contexts(batch.context_ids_PC, batch.inputs_RT),
             attention_mask=mask,
             position_ids=_positions(mask),
             use_cache=False,
@@ -98,9 +98,9 @@ class PolicyLogprobs(nn.Module):
 
 
 class HeadLogprobs(nn.Module):
-    """The output head, asked for the log-probabilities of given tokens only.
+    """The output head restricted to the log-probabilities of given tokens.
 
-    A module that shares the head's weight, so that ZeRO-3 gathers it for the forward and for the backward.
+    It is a module that shares the head's weight, so that ZeRO-3 gathers the weight for the forward and the backward.
     """
 
     def __init__(self, head: nn.Module, logits_at_once: int | None = None) -> None:
@@ -111,7 +111,7 @@ class HeadLogprobs(nn.Module):
         self._vocabulary, self._logits_at_once = head.out_features, logits_at_once
 
     def forward(self, hidden_NE: Tensor, targets_N: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N] of the targets, and entropies [N] or zeros."""
+        """Return the log-probabilities [N] of the targets, and their entropies [N] or zeros."""
         at_once = self._logits_at_once or (LOGITS_ON_CPU if hidden_NE.device.type == "cpu" else LOGITS_ON_GPU)
         chunk = max(1, at_once // self._vocabulary)  # tokens
         found: tuple[Tensor, Tensor] = ChunkedLogprobs.apply(
@@ -120,10 +120,10 @@ class HeadLogprobs(nn.Module):
         return found
 
 
-def _read(
+def _log_softmax(
     hidden_CE: Tensor, weight_VE: Tensor, targets_C: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """log softmax(z)[target], log Σ exp z and, if wanted, the entropy, each [C] in fp32; and log softmax(z) [C, V]."""
+    """Return log softmax(z)[target], log Σ exp z, the entropy or None, each [C] in fp32, and log softmax(z) [C, V]."""
     logits = _logits(hidden_CE, weight_VE, temperature)
     logprobs = logits.log_softmax(dim=-1)
     logprobs_C = logprobs.gather(1, targets_C[:, None])[:, 0]
@@ -132,7 +132,7 @@ def _read(
     return logprobs_C, total_C, entropy_C, logprobs
 
 
-def _slope(
+def _logits_grad(
     kept: Tensor | None,
     hidden_CE: Tensor,
     weight_VE: Tensor,
@@ -144,29 +144,29 @@ def _slope(
     temperature: float,
     entropy: bool,
 ) -> tuple[Tensor, Tensor | float]:
-    """A slope [C, V] in the type of hidden states and a factor: their product is the gradient of h Wᵀ.
+    """Return the gradient of h Wᵀ as a slope [C, V] in the hidden states' dtype and a factor to multiply it by.
 
-    With p the softmax of z: d log p[y] / dz = onehot(y) − p, and dH / dz = −p (log p + H). The temperature and, without
-    entropy, a token's gradient are left to the factor: it is multiplied into [C, E], not [C, V].
+    With p the softmax of z: d log p[y] / dz = onehot(y) − p, and dH / dz = −p (log p + H). The factor holds the
+    temperature and, without entropy, the token's gradient, so that it is multiplied into [C, E] instead of [C, V].
     """
     target, grad = targets_C[:, None], grad_C[:, None]
     factor: Tensor | float
     if kept is not None:
-        logprobs, room = kept, None
+        logprobs, buffer = kept, None  # autograd's saved tensor must not be overwritten
     else:
-        logprobs = room = _logits(hidden_CE, weight_VE, temperature).sub_(total_C[:, None])
+        logprobs = buffer = _logits(hidden_CE, weight_VE, temperature).sub_(total_C[:, None])
     if entropy:
         weights = (logprobs + entropy_C[:, None]).mul_(grad_entropy_C[:, None]).add_(grad)
         slope, of_target, factor = logprobs.exp().mul_(weights), -grad, -1 / temperature
     else:
-        slope, of_target, factor = torch.exp(logprobs, out=room), -torch.ones_like(grad), -grad / temperature
+        slope, of_target, factor = torch.exp(logprobs, out=buffer), -torch.ones_like(grad), -grad / temperature
     return slope.scatter_add_(1, target, of_target).to(hidden_CE.dtype), factor
 
 
 class ChunkedLogprobs(torch.autograd.Function):
-    """log softmax(h Wᵀ / temperature)[target] and its entropy, a chunk of tokens at a time.
+    """Autograd function of log softmax(h Wᵀ / temperature)[target] and its entropy, one chunk of tokens at a time.
 
-    The backward computes the logits again, unless there was one chunk: what was made of them is kept.
+    The backward recomputes the logits, unless there was only one chunk: then log softmax is kept from the forward.
     """
 
     @staticmethod
@@ -179,12 +179,13 @@ class ChunkedLogprobs(torch.autograd.Function):
         entropy: bool,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities [N] and entropies [N] in fp32."""
         ctx.temperature, ctx.entropy, ctx.chunk = temperature, entropy, chunk
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NE.device)
         total_N, entropy_N = torch.empty_like(logprobs_N), torch.zeros_like(logprobs_N)
         kept = logprobs_N.new_empty(0)
         for rows in _chunks(len(targets_N), chunk):
-            logprobs_N[rows], total_N[rows], entropy_C, made = _read(
+            logprobs_N[rows], total_N[rows], entropy_C, made = _log_softmax(
                 hidden_NE[rows], weight_VE, targets_N[rows], temperature, entropy
             )
             if entropy_C is not None:
@@ -197,15 +198,16 @@ class ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        """Return the gradients of hidden states and, if it is trained, of the weight."""
         hidden_NE, weight_VE, *of_tokens, kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NE)
-        learned = ctx.needs_input_grad[1]
-        grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if learned else None
+        # Sums over chunks are in fp32, because bf16 would lose the small ones.
+        grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for rows in _chunks(len(hidden_NE), ctx.chunk):
             hidden = hidden_NE[rows]
             targets, total, entropy, grad, grad_entropy = (values_N[rows] for values_N in (*of_tokens, *grads))
             made = kept if len(kept) else None
-            slope, factor = _slope(
+            slope, factor = _logits_grad(
                 made, hidden, weight_VE, targets, total, entropy, grad, grad_entropy, ctx.temperature, ctx.entropy
             )
             grad_hidden[rows] = (slope @ weight_VE).mul_(factor)
@@ -216,7 +218,10 @@ class ChunkedLogprobs(torch.autograd.Function):
 
 
 def _logits(hidden_NE: Tensor, weight_VE: Tensor, temperature: float) -> Tensor:
-    """h Wᵀ / temperature in fp32; of a policy in 16 bits from logits rounded to them, as those it was sampled from."""
+    """Return h Wᵀ / temperature in fp32.
+
+    For a 16-bit policy the logits are rounded to 16 bits first, as they were when the responses were sampled.
+    """
     if hidden_NE.dtype == torch.float32:
         return (hidden_NE / temperature) @ weight_VE.t()
     logits = (hidden_NE @ weight_VE.t()).float()
@@ -224,7 +229,7 @@ def _logits(hidden_NE: Tensor, weight_VE: Tensor, temperature: float) -> Tensor:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a · b to a total in fp32."""
+    """Add the matrix product a · b to an fp32 total in place."""
     if a.dtype == torch.float32:
         total.addmm_(a, b)
     else:
@@ -232,17 +237,17 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Keep only the inputs of a model's layers for the backward, which runs each layer again.
+    """Turn on gradient checkpointing: only the layers' inputs are kept, and the backward runs each layer again.
 
-    `transformers` itself would do so of a model in training mode only.
+    It is not left to `transformers`, which does it only for a model in training mode.
 
     Raises:
-        UserError: the model has no layers that can be run again.
+        UserError: the model's layers do not support gradient checkpointing.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise UserError(
-            f"{type(model).__name__} has no gradient checkpointing",
+            f"{type(model).__name__} does not support gradient checkpointing",
             where="policy.gradient_checkpointing",
             hint="set it to false, or choose another policy",
         )
@@ -254,12 +259,12 @@ def _chunks(tokens: int, chunk: int) -> list[slice]:
     return [slice(start, start + chunk) for start in range(0, tokens, chunk)]
 
 
-def _joined(context_PC: Tensor, response_RT: Tensor) -> Tensor:
-    """[R, C + T]: each context's row before every one of its responses."""
+def _with_contexts(context_PC: Tensor, response_RT: Tensor) -> Tensor:
+    """Return rows [R, C + T]: the context's row before each of its responses."""
     size = len(response_RT) // len(context_PC)
     return torch.cat([context_PC.repeat_interleave(size, dim=0), response_RT], dim=1)
 
 
 def _positions(mask: Tensor) -> Tensor:
-    """Positions of the real columns, counted from each row's first one; padding has any position."""
+    """Return positions of the real columns, counted from each row's first one; those of padding have no meaning."""
     return (mask.cumsum(dim=1) - 1).clamp_(min=0)

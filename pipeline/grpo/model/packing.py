@@ -1,4 +1,4 @@
-"""The tokens of a batch in one row, and where in it each context and response stands.
+"""Packing of a batch's tokens into one row without padding, with the place of each context and response in it.
 
 Shape names as in `types.py`; N packed tokens, S slots (P·C + R·T, padding included).
 """
@@ -14,15 +14,18 @@ from pipeline.grpo.types import Batch
 
 
 class Packing:
-    """The tokens of a batch in one row: all contexts, one after the other, then all responses."""
+    """A batch's tokens in one row: all contexts, one after the other, then all responses.
+
+    `contexts` and `width` are P and C, `rows` and `response_width` R and T.
+    """
 
     def __init__(self, batch: Batch) -> None:
-        # Lengths are needed on the host: this is the one place where it waits for the device.
+        # Lengths are needed on the host: this is the only place where it waits for the device.
         contexts_PC, rows_RT = batch.context_mask_PC.cpu(), batch.mask_RT.cpu()
-        (self.contexts, self.width), (self.rows, self.room) = contexts_PC.shape, rows_RT.shape
+        (self.contexts, self.width), (self.rows, self.response_width) = contexts_PC.shape, rows_RT.shape
         self._length_P, self._length_R = contexts_PC.sum(dim=1), rows_RT.sum(dim=1)
         self._position_PC = contexts_PC.cumsum(dim=1) - 1
-        position_RT = self._length_P.repeat_interleave(batch.group_size)[:, None] + torch.arange(self.room)
+        position_RT = self._length_P.repeat_interleave(batch.group_size)[:, None] + torch.arange(self.response_width)
         positions = torch.cat([self._position_PC.flatten(), position_RT.flatten()])
         ids = torch.cat([batch.context_ids_PC.flatten(), batch.inputs_RT.flatten()])
         self._device = ids.device
@@ -30,33 +33,35 @@ class Packing:
         self.ids_N = ids[self._real_N.to(self._device)]
         self.positions_N = positions[self._real_N].to(self._device)
         self.read = int(self._length_P.sum())
-        """Of the N tokens those of contexts; responses follow."""
+        """Number of tokens that belong to contexts; the responses' tokens follow."""
 
     @cached_property
     def slot_N(self) -> Tensor | None:
-        """Where each token stands among contexts [P, C], padded on their *right*, and responses [R, T], one after the
-        other; None if there is no padding."""
+        """Return the slot [N] of each token; None if there is no padding, so that slots equal tokens.
+
+        Slots are those of the contexts [P, C], padded on their *right*, then those of the responses [R, T].
+        """
         split = self.contexts * self.width
-        if len(self._real_N) == split + self.rows * self.room:
+        if len(self._real_N) == split + self.rows * self.response_width:
             return None
         slot_PC = torch.arange(self.contexts)[:, None] * self.width + self._position_PC
-        slots = torch.cat([slot_PC.flatten(), split + torch.arange(self.rows * self.room)])
+        slots = torch.cat([slot_PC.flatten(), split + torch.arange(self.rows * self.response_width)])
         return slots[self._real_N].to(self._device)
 
     @cached_property
     def real_PC(self) -> Tensor | None:
-        """Slots of contexts that hold a token; None if all do."""
+        """Return the mask [P, C] of context slots that hold a token; None if all do."""
         real_PC = torch.arange(self.width) < self._length_P[:, None]
         return None if real_PC.all() else real_PC.to(self._device)
 
     @cached_property
     def seen_RTS(self) -> Tensor:
-        """What each token of a response sees of its context's copy and of its own response: [R or 1, 1, T, C + T]."""
-        time_T = torch.arange(self.room, device=self._device)
+        """Return the attention mask [R or 1, 1, T, C + T] of responses over their context and their own tokens."""
+        time_T = torch.arange(self.response_width, device=self._device)
         own_TT, real_PC = time_T[:, None] >= time_T, self.real_PC
         if real_PC is None:
             real_PC = own_TT.new_ones(1, self.width)
         else:
             real_PC = real_PC.repeat_interleave(self.rows // self.contexts, dim=0)
-        shape = len(real_PC), self.room, -1
+        shape = len(real_PC), self.response_width, -1
         return torch.cat([real_PC[:, None].expand(shape), own_TT.expand(shape)], dim=2)[:, None]

@@ -1,10 +1,10 @@
-"""Attention of decoded responses to the contexts they share: a context's keys and values are held, and read, once.
+"""Attention of decoded responses to the contexts they share: a context's keys and values are stored and read once.
 
-Products with a context's keys and values are one a group, for all queries of its responses ("bifurcated attention",
-arXiv 2403.08845); the softmax is over context and own tokens together.
+There is one product per group with a context's keys and values, for all queries of its responses ("bifurcated
+attention", arXiv 2403.08845); the softmax is over context and own tokens together.
 
-Shape names: P contexts, S slots for a context's responses, R rows, H key-value heads, N query heads of each, W width of
-the left-padded contexts, T tokens decoded so far, D head dimension.
+Shape names: P contexts, S slots per context for its responses, R rows, H key-value heads, N query heads of each, W
+width of the left-padded contexts, T tokens decoded so far, D head dimension.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ _NAME = "rpt_shared_contexts"
 
 
 class PrefixCache:
-    """Keys and values of every layer's contexts, and which context each row belongs to.
+    """Keys and values of the contexts for every layer, and the context that each row belongs to.
 
     Args:
         layers: keys and values [P, H, W, D] of every layer.
-        mask_PW: what of the contexts is real.
-        group_size: rows of each context, in order.
+        mask_PW: True for the real tokens of the contexts.
+        group_size: rows per context, in order.
     """
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], mask_PW: Tensor, group_size: int) -> None:
         self.layers = list(layers)
-        """Keys and values of those contexts that still have rows."""
+        """Keys and values of the contexts that still have rows."""
         bias_PW = torch.zeros(mask_PW.shape, device=mask_PW.device).masked_fill_(~mask_PW, -torch.inf)
         self._bias = None if mask_PW.all() else bias_PW[:, None, None]
-        self._most_rows = group_size  # no context has more; so many slots its rows have
+        self._most_rows = group_size  # S: the most rows that any context has
         self._context_R = torch.arange(len(mask_PW)).repeat_interleave(group_size)
-        self._slot_R: Tensor | None = None  # the rows fill all slots in order
+        self._slot_R: Tensor | None = None  # None: the rows fill all slots in order
         self._device = mask_PW.device
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows, in rising order; contexts without one leave."""
+        """Keep only these rows, given in ascending order; contexts without any row are dropped."""
         context_R = self._context_R[rows.cpu()]
         kept, context_R, counts = context_R.unique_consecutive(return_inverse=True, return_counts=True)
         if len(kept) < len(self.layers[0][0]):
@@ -54,10 +54,14 @@ class PrefixCache:
         self._slot_R = slot_R.to(self._device)
 
     def attend(self, layer: int, query: Tensor, own_keys: Tensor, own_values: Tensor, scaling: float) -> Tensor:
-        """What each row's one token [R, H·N, 1, D] sees of its context and of its own tokens [R, H, T, D].
+        """Return the attention output [R, 1, H·N, D] of one token per row over its context and its own tokens.
 
-        Returns:
-            [R, 1, H·N, D]
+        Args:
+            layer: index of the layer.
+            query: queries [R, H·N, 1, D].
+            own_keys: keys [R, H, T, D] of the rows' own tokens.
+            own_values: values [R, H, T, D] of the rows' own tokens.
+            scaling: factor of the attention scores.
         """
         keys, values = self.layers[layer]
         rows, heads, width, dimension = len(query), *keys.shape[1:]
@@ -71,7 +75,7 @@ class PrefixCache:
         return (read + own).reshape(rows, 1, -1, dimension)
 
     def _by_context(self, query: Tensor) -> Tensor:
-        """[R, H, N, D] → [P, H, S·N, D]; slots without a row hold zeros."""
+        """Regroup [R, H, N, D] → [P, H, S·N, D]; slots without a row hold zeros."""
         if self._slot_R is not None:
             filled = query.new_zeros(len(self.layers[0][0]) * self._most_rows, *query.shape[1:])
             query = filled.index_copy_(0, self._slot_R, query)
@@ -84,7 +88,7 @@ class PrefixCache:
 
 
 def can_share(model: PreTrainedModel) -> bool:
-    """Whether all of a model's layers see the whole context, by way of an attention function that can be exchanged."""
+    """Return True if all layers attend to the whole context through an attention function that can be replaced."""
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     windowed = getattr(model.config, "sliding_window", None) and getattr(model.config, "use_sliding_window", True)
     sdpa = model.config._attn_implementation == "sdpa"
@@ -93,7 +97,7 @@ def can_share(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def sharing(model: PreTrainedModel) -> Iterator[None]:
-    """Within, the model's attention is that of the `PrefixCache` it is called with, as `contexts=`."""
+    """Within the context, make the model attend by the `PrefixCache` that it is called with as `contexts=`."""
     before = model.config._attn_implementation
     model.config._attn_implementation = _NAME
     try:

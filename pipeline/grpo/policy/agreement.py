@@ -1,5 +1,4 @@
-"""Whether the policy that learns, a plain copy of it, and what samples compute the same model. What differs is refused
-before the first step."""
+"""Checks before the first step that the trained policy, a plain copy of it and the sampler compute the same model."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from pipeline.grpo.model.batch import batch_of
 from pipeline.grpo.types import Batch, Group, Response
 
 Learner = Callable[[Batch, float], tuple[Tensor, Tensor]]
-"""A `PolicyLogprobs`, or DeepSpeed's engine of one: batch and temperature → log-probabilities and entropies [R, T]."""
+"""A `PolicyLogprobs` or its DeepSpeed engine: batch and temperature → log-probabilities and entropies [R, T]."""
 
 
 @torch.no_grad()
@@ -26,23 +25,23 @@ def verify(
     prompt: Sequence[int],
     temperature: float,
 ) -> float:
-    """Compare what learns with a plain copy of the policy: every weight, then log-probabilities of a prompt's tokens.
+    """Compare the trained policy with a plain copy: every weight, then the log-probabilities of a prompt's tokens.
 
-    These are read twice, because what differs from itself is random. Every rank must call it.
+    The log-probabilities are computed twice, to detect a policy that is not deterministic. Every rank must call it.
 
     Args:
-        learner: what learns.
+        learner: the policy under training.
         weights: its weights by their names in the copy.
         copy: the policy as `transformers` loads it.
-        prompt: token ids, two at least.
-        temperature: of the log-probabilities.
+        prompt: token ids, at least two.
+        temperature: temperature of the log-probabilities.
 
     Returns:
-        the mean difference of the log-probabilities (nats).
+        The mean absolute difference of the log-probabilities (nats).
 
     Raises:
-        AssertionError: weights differ: they were not loaded, or not handed over.
-        UserError: the policy is random, or the logits of this architecture are not its output head's product.
+        AssertionError: weights differ, because they were not loaded or not handed over.
+        UserError: the policy is not deterministic, or its logits are not the product with its output head.
     """
     expected = dict(copy.named_parameters())
     wrong = [name for name, tensor in weights if not torch.equal(tensor, expected[name])]
@@ -54,39 +53,39 @@ def verify(
     tolerance = 0.2 if copy.dtype == torch.bfloat16 else 1e-3
     if (spread := float((own_T - again_T).abs().mean())) > tolerance / 10:
         raise UserError(
-            f"the policy is random: read twice, its log-probabilities of the same tokens differ by {spread:.3g} nats",
+            f"the policy is not deterministic: two passes over the same tokens differ by {spread:.3g} nats",
             where=type(copy).__name__,
-            hint="set what its config.json has of dropout, jitter or noise to 0, or choose another policy",
+            hint="set dropout, jitter and noise in its config.json to 0, or choose another policy",
         )
     ids = torch.tensor([list(prompt)], device=copy.device)
     logits_TV = copy(input_ids=ids, use_cache=False).logits[0, cut - 1 : -1].float() / temperature
     plain_T = logits_TV.log_softmax(dim=-1).gather(1, ids[0, cut:, None])[:, 0].cpu()
     if (gap := float((own_T - plain_T).abs().mean())) > tolerance:
         raise UserError(
-            f"log-probabilities of the policy are off by {gap:.3g} nats",
+            f"the trainer's log-probabilities of this policy are off by {gap:.3g} nats",
             where=type(copy).__name__,
-            hint="its logits are not a plain product of its output head (soft-capping, scaling): choose another policy",
+            hint="its logits are not a plain product with its output head (soft-capping, scaling): "
+            "choose another policy",
         )
     return gap
 
 
 @torch.no_grad()
 def sampler_gap(learner: Any, response: Response, prompt: Sequence[int], temperature: float) -> float:
-    """Largest difference (nats) between the log-probabilities a sampler gave its own response and the learner's.
+    """Return the largest difference (nats) between the sampler's log-probabilities of a response and the learner's.
 
     Every rank must call it.
 
     Raises:
-        UserError: they are not of the same policy: the weights did not arrive, or one of the two computes another
-            model.
+        UserError: the difference is too large: the weights did not arrive, or one side computes another model.
     """
     weight = next(learner.parameters())
     own_T = _logprobs(learner, response, prompt, temperature, weight.device)
     gap = float((own_T[: len(response.ids)] - torch.tensor(response.logprobs)).abs().max())
     if gap > (0.5 if weight.dtype == torch.bfloat16 else 1e-2):
         raise UserError(
-            f"sampler and trainer disagree by {gap:.3g} nats about the same weights",
-            hint="check that both load the same policy, or choose `rollout.sampler: built_in`",
+            f"log-probabilities of sampler and trainer differ by {gap:.3g} nats under the same weights",
+            hint="check that both load the same policy, or set `rollout.sampler: built_in`",
         )
     return gap
 
@@ -94,6 +93,6 @@ def sampler_gap(learner: Any, response: Response, prompt: Sequence[int], tempera
 def _logprobs(
     learner: Learner, response: Response, prompt: Sequence[int], temperature: float, device: torch.device
 ) -> Tensor:
-    """Of a response's tokens [T], by the learner; on the CPU."""
+    """Return the learner's log-probabilities [T] of a response's tokens, on the CPU."""
     batch = batch_of([Group(tuple(prompt), (response,), (1.0,))]).to(device)
     return learner(batch, temperature)[0][0].cpu()

@@ -1,4 +1,4 @@
-"""DeepSpeed configurations: parallelism and memory, nothing that changes results. Starts without torch."""
+"""DeepSpeed configurations, which set parallelism and memory but nothing that changes results. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ RECIPE_KEYS = (
     "bf16",
     "bfloat16",
 )
-"""What a topology must not set: results follow from the recipe, however it is distributed."""
-
+"""Keys that a DeepSpeed configuration must not set, because the recipe alone decides results."""
 
 CONFIGS = Path(__file__).parent.parent.parent.parent / "deepspeed_configs"
 
 
 def choose_config(path: Path | None, *, on_gpu: bool) -> dict[str, Any]:
-    """The one asked for; by default ZeRO-3 for the devices there are."""
+    """Read the configuration at `path`; by default that of ZeRO-3 for GPUs or for CPUs."""
     return read_config(path or CONFIGS / ("zero3.json" if on_gpu else "zero3_cpu.json"))
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A DeepSpeed JSON.
+    """Read a DeepSpeed JSON file.
 
     Raises:
-        UserError: missing, no JSON, or it sets what the recipe decides.
+        UserError: it is missing, is not a JSON object, or sets a key that the recipe decides.
     """
     if not path.is_file():
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) or "none"
@@ -56,5 +55,5 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def zero_stage(topology: dict[str, Any]) -> int:
-    """0 to 3: what is partitioned over the ranks."""
+    """Return the ZeRO stage, 0 to 3: what is partitioned over the ranks."""
     return int(topology.get("zero_optimization", {}).get("stage", 0))

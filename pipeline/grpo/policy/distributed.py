@@ -1,4 +1,4 @@
-"""The processes of a training run: one a device, started by a launcher, or this one alone."""
+"""The processes (ranks) of a training run: one per device, started by a launcher, or this process alone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ItemT = TypeVar("ItemT")
 
 
 def prepare_environment() -> None:
-    """What a launcher would have set, where there was none; and DeepSpeed's accelerator where there is no GPU.
+    """Set the environment variables of a single rank if no launcher did, and DeepSpeed's accelerator without a GPU.
 
-    Must come before `pipeline.grpo.policy.engine` is imported: DeepSpeed chooses then.
+    Call it before `pipeline.grpo.policy.engine` is imported, because DeepSpeed chooses its accelerator on import.
     """
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     if "RANK" not in os.environ:
@@ -30,10 +30,10 @@ def prepare_environment() -> None:
 
 
 def start(timeout: timedelta) -> None:
-    """Start the process group, as the environment says.
+    """Start the process group that the environment describes.
 
-    A rank alone opens no port, and those of one machine (`rpt train --ranks`) none but on loopback. Those of several
-    machines open ports on all interfaces, for whom their network must be their own.
+    A single rank opens no port, and the ranks of one machine (`rpt train --ranks`) open ports only on loopback. Ranks
+    on several machines open ports on all interfaces, so their network must be trusted.
     """
     backend = "nccl" if on_gpu() else "gloo"
     if on_gpu():
@@ -51,51 +51,51 @@ def start(timeout: timedelta) -> None:
 
 
 def rank() -> int:
-    """This process's number."""
+    """Return the number of this process."""
     return dist.get_rank()
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size()
 
 
 def on_gpu() -> bool:
-    """Whether ranks compute on GPUs."""
+    """Return True if ranks compute on GPUs."""
     return torch_device() == "cuda"
 
 
 def device() -> torch.device:
-    """This process's device."""
+    """Return the device of this process."""
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu() else torch.device("cpu")
 
 
 def shard(items: Sequence[ItemT]) -> list[ItemT]:
-    """This rank's share of a sequence that all ranks hold: every world_size-th item."""
+    """Return this rank's share of a sequence that all ranks hold: every world_size-th item."""
     return list(items[rank() :: world_size()])
 
 
 def owns_item(index: int) -> bool:
-    """Whether this rank's share holds item `index` of the sequence."""
+    """Return True if this rank's share holds item `index` of the sequence."""
     return index % world_size() == rank()
 
 
 def all_reduce_sum(*values: float) -> list[float]:
-    """Sums over ranks. Every rank must call it."""
+    """Return the sum over ranks of each value. Every rank must call it."""
     sums = torch.tensor(values, dtype=torch.float64, device=device())
     dist.all_reduce(sums)
     return [float(value) for value in sums.tolist()]
 
 
 def all_reduce_max(value: int) -> int:
-    """The maximum over ranks. Every rank must call it."""
-    most = torch.tensor(value, device=device())
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return int(most.item())
+    """Return the maximum over ranks. Every rank must call it."""
+    largest = torch.tensor(value, device=device())
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest.item())
 
 
 def all_gather(items: Sequence[ItemT]) -> list[ItemT]:
-    """Undo `shard`: all ranks' items in the order of the sequence they were shared from. Every rank must call it."""
+    """Undo `shard`: return all ranks' items in the order of the original sequence. Every rank must call it."""
     parts: list[Any] = [None] * world_size()
     dist.all_gather_object(parts, list(items))
     return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]

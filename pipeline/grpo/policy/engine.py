@@ -1,8 +1,9 @@
-"""The policy under DeepSpeed: build, hand out weights, save, load, export. The only file that knows DeepSpeed.
+"""The policy under DeepSpeed: build, hand out weights, save, load, export. The only file that imports DeepSpeed.
 
-Order matters. The process group comes first: without it ZeRO-3 would silently partition over one rank. Then the model,
-its weights read while they are partitioned (`HfDeepSpeedConfig`), and only then the engine. A model *constructed* under
-ZeRO-3 would be initialised on empty tensors, so what was loaded is compared with a plain copy (`agreement.py`).
+Order matters. The process group comes first, because without it ZeRO-3 would silently partition over one rank. Then the
+model is loaded, its weights partitioned as they are read (`HfDeepSpeedConfig`), and only then the engine is built. A
+model *constructed* under ZeRO-3 would be initialised on empty tensors, so the loaded weights are compared with a plain
+copy (`agreement.py`).
 """
 
 from __future__ import annotations
@@ -52,28 +53,28 @@ from pipeline.scoring.rotary import fix_rotary
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 _IN_CHECKPOINTS = (LossScaler, ZeroStageEnum, fragment_address)
-"""Classes of DeepSpeed's that its checkpoints hold: plain values without behaviour."""
+"""DeepSpeed's classes that its checkpoints contain, all plain values without behaviour."""
 
 Engine = Any
-"""`deepspeed.DeepSpeedEngine`, which is not typed. Its module is a `PolicyLogprobs`."""
+"""`deepspeed.DeepSpeedEngine`, which has no type annotations. Its module is a `PolicyLogprobs`."""
 
 
 def start() -> None:
-    """Start the process group, as the environment says (`ranks.prepare_environment`)."""
+    """Start the process group that the environment describes (`distributed.prepare_environment`)."""
     deepspeed_logger.setLevel(logging.WARNING)
-    # DeepSpeed would compile an extension for all-reduces over shared memory: half a minute and a C++ compiler for
-    # what takes a CPU run no measurable part of a step.
+    # DeepSpeed would compile an extension for all-reduces over shared memory, which needs half a minute and a C++
+    # compiler and saves no measurable part of a step on CPUs.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     distributed.start(timedelta(hours=2))  # ranks wait for each other's rollouts, which can take long
-    deepspeed.init_distributed(verbose=False)  # takes the group that is there
+    deepspeed.init_distributed(verbose=False)  # uses the existing group
 
 
 def close(engine: Engine, sampler: ResponseSampler | None = None) -> None:
-    """Release the engine and what samples, and leave the process group."""
+    """Release the engine and the sampler, and leave the process group."""
     engine.destroy()
     if sampler is not None:
         sampler.close()
-    if torch.distributed.is_initialized():  # a vLLM of this process leaves it by itself
+    if torch.distributed.is_initialized():  # vLLM in this process destroys it itself
         torch.distributed.destroy_process_group()
 
 
@@ -85,17 +86,17 @@ def build(
     *,
     longest: int | None = None,
 ) -> Engine:
-    """The policy, its optimizer and its partitions. Every rank must call it, after `start`.
+    """Build the engine of a policy and its optimizer. Every rank must call it, after `start`.
 
     Args:
         folder: a `transformers` folder.
         policy: precision, checkpointing, adapters.
         optimizer: AdamW's settings and the norm to clip at.
-        topology: what `read_topology` read.
-        longest: most tokens of a prompt and its response, as for `fix_rotary`.
+        topology: DeepSpeed configuration (`deepspeed_config.read_config`).
+        longest: maximum tokens of a prompt and its response, as for `fix_rotary`.
     """
     config = _config(policy, topology) | {
-        "managed_gradient_accumulation": False,  # a step is as many backwards as its micro-batches
+        "managed_gradient_accumulation": False,  # the number of backwards per step varies with its micro-batches
         "gradient_clipping": optimizer.clip_norm,
         "zero_allow_untested_optimizer": True,
     }
@@ -109,11 +110,11 @@ def build(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Within, operations use no OpenMP threads of their own.
+    """Within the context, limit operations to one OpenMP thread.
 
-    Weights are loaded by threads, and each that computes would start a team of OpenMP threads. GNU's OpenMP counts them
-    for as long as the process lives, and once there are more than cores it lets every team sleep between operations:
-    sampling then takes twice the time on two cores.
+    Weights are loaded by several threads, and each would start its own team of OpenMP threads. GNU's OpenMP counts
+    these for the life of the process, and once they outnumber the cores it lets every team sleep between operations:
+    sampling then takes twice as long on two cores.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -124,16 +125,16 @@ def _one_thread() -> Iterator[None]:
 
 
 Reference = Callable[[Batch, float], Tensor]
-"""A batch and a temperature → log-probabilities [R, T] by the policy that training started from."""
+"""A batch and a temperature → log-probabilities [R, T] under the policy that training started from."""
 
 
 def build_reference(
     engine: Engine, folder: Path, policy: PolicyConfig, topology: dict[str, Any], *, longest: int | None = None
 ) -> Reference:
-    """The policy to measure the divergence from. Every rank must call it, after `build`, and what it returns.
+    """Build the reference policy of the KL term. Every rank must call it, after `build`, and the function it returns.
 
-    Of a policy with adapters it is the engine's own without them; of another a frozen copy, partitioned as the trained
-    one is where that is by ZeRO-3.
+    With adapters, the reference is the engine's own policy without them. Otherwise it is a frozen copy, partitioned
+    like the trained policy under ZeRO-3.
     """
     reference = engine
     if not policy.lora:
@@ -172,9 +173,9 @@ def _module(folder: Path, policy: PolicyConfig, config: dict[str, Any], longest:
 
 
 def gathered_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """Names and full tensors of the policy, one at a time, adapters merged. Every rank must iterate to the end.
+    """Yield names and full tensors of the policy, one at a time, adapters merged. Every rank must iterate to the end.
 
-    A tensor is valid until the next one is asked for: copy what you keep.
+    A tensor is valid only until the next one is requested: copy it to keep it.
     """
     model = engine.module.model
     layers = adapted(model)
@@ -196,10 +197,10 @@ def save(engine: Engine, folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(engine: Engine, folder: Path) -> dict[str, Any]:
-    """Undo `save`: weights and optimizer into the engine. Returns this rank's `state`.
+    """Load weights and optimizer that `save` wrote into the engine, and return this rank's `state`.
 
     Raises:
-        UserError: it cannot be read, or holds anything but tensors and plain values.
+        UserError: the checkpoint cannot be read, or holds anything but tensors and plain values.
     """
     with _weights_only(folder):
         path, state = engine.load_checkpoint(str(folder.parent), tag=folder.name)
@@ -210,9 +211,9 @@ def load(engine: Engine, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _weights_only(folder: Path) -> Iterator[None]:
-    """Within, `torch.load` builds tensors, plain values and what `_IN_CHECKPOINTS` lists, whatever its caller asks for.
+    """Within the context, restrict `torch.load` to tensors, plain values and `_IN_CHECKPOINTS`, whoever calls it.
 
-    Checkpoints are pickles, and DeepSpeed would run what they say: a run folder may come from somebody else.
+    Checkpoints are pickles, and DeepSpeed would execute code in them; a run folder may come from an untrusted source.
     """
     before = os.environ.get(_FORCED)
     os.environ[_FORCED] = "1"
@@ -223,18 +224,18 @@ def _weights_only(folder: Path) -> Iterator[None]:
         named = re.search(r"(?:GLOBAL|global:?|class) `?([\w.]+)", str(error))
         what = f" ({named[1]})" if named else ""
         raise UserError(
-            f"the checkpoint holds more than weights{what}: nothing of it was run",
+            f"the checkpoint contains more than weights{what}; none of it was executed",
             where=folder,
-            hint="do not resume a run whose origin you do not know; train into another --run folder",
+            hint="do not resume a run from an unknown source; train into another --run folder",
         ) from error
     finally:
         os.environ.pop(_FORCED) if before is None else os.environ.update({_FORCED: before})
 
 
 def load_redistributed(engine: Engine, folder: Path) -> dict[str, Any]:
-    """`load` what another number of ranks saved, by way of DeepSpeed's universal format. Every rank must call it.
+    """Load a checkpoint of another number of ranks through DeepSpeed's universal format. Every rank must call it.
 
-    The weights and moments are those saved, to the bit; what follows differs by the order of sums over ranks.
+    Weights and moments are bit-identical to those saved; later steps differ by the order of sums over ranks.
     """
     if engine.zero_optimization_stage() == 0:
         return load(engine, folder)  # every rank holds the whole
@@ -267,9 +268,9 @@ def load_redistributed(engine: Engine, folder: Path) -> dict[str, Any]:
 
 
 def export(engine: Engine, policy: PolicyConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A `transformers` folder of the policy as it is now; whole or not there. Every rank must call it.
+    """Write the current policy as a `transformers` folder, complete or not at all. Every rank must call it.
 
-    Adapters are merged into it, and stand in a folder `adapter` beside it.
+    Adapters are merged into it, and also written to a folder `adapter` beside it.
     """
     main, model = distributed.rank() == 0, engine.module.model
     if policy.lora:
@@ -291,9 +292,9 @@ def export(engine: Engine, policy: PolicyConfig, tokenizer: PreTrainedTokenizerB
 
 @contextmanager
 def _partitioned_loading(config: dict[str, Any]) -> Iterator[None]:
-    """`from_pretrained` within partitions each weight as it is read, if the topology is ZeRO-3; not beyond."""
+    """Within the context, make `from_pretrained` partition each weight as it is read if the topology is ZeRO-3."""
     alive = HfDeepSpeedConfig(config) if zero_stage(config) == 3 else None
     try:
         yield
     finally:
-        del alive  # `transformers` holds a weak reference: other models are loaded whole again
+        del alive  # `transformers` holds only a weak reference, so later models are loaded whole again

@@ -1,4 +1,4 @@
-"""The learning rate of each update."""
+"""The learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pipeline.config.training import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Of all updates of a step: rises linearly over `warmup_steps`, then stays.
+    """Return the learning rate of a step's updates: it rises linearly over `warmup_steps`, then stays constant.
 
     Example:
         >>> [learning_rate(OptimizerConfig(lr=1.0, warmup_steps=4), step) for step in (0, 1, 3, 4, 100)]

@@ -1,4 +1,4 @@
-"""How the ranks of one machine find each other. Starts without torch."""
+"""Rendezvous of the ranks of one machine. Imports no torch."""
 
 MEETING_FILE = "RPT_MEETING_FILE"
-"""Environment variable: a file by which the ranks of one machine meet, so that no port is opened."""
+"""Environment variable with the path of a file store, by which ranks of one machine meet without opening a port."""

@@ -1,8 +1,8 @@
 """The updates of a step: one optimizer step on each of its mini-batches. Shape names as in `types.py`.
 
-A step samples once. With one mini-batch the policy that learns is the one that sampled, and every ratio of new to old
-probability is 1. With several, old probabilities are those before the first update, so that from the second one on the
-bounds of the loss act.
+A step samples once. With one mini-batch the policy that is updated is the one that sampled, and every ratio of new to
+old probability is 1. With several, old probabilities are those before the first update, so that ratios are clipped from
+the second update on.
 """
 
 from __future__ import annotations
@@ -25,31 +25,34 @@ from pipeline.grpo.types import Batch
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """What one optimizer step learns from, as this rank's micro-batches."""
+    """The data of one optimizer step, as this rank's micro-batches."""
 
     responses: Sequence[Batch] = ()
+    """Micro-batches of the policy loss."""
     text: Sequence[Batch] = ()
-    """For the next-token loss."""
+    """Micro-batches of the next-token loss."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What the updates of a step did."""
+    """Measurements of a step's updates, over all ranks."""
 
     loss: float
-    """The objective: sums divided by the counts of all ranks; of several updates the mean."""
+    """The objective: sums divided by the counts of all ranks; with several updates, their mean."""
     tokens: int
-    """Tokens of responses it learned from, on all ranks."""
+    """Response tokens in the loss, on all ranks."""
     grad_norm: float | None
-    """Before clipping, of several updates the largest; None where DeepSpeed does not tell (fp32 without ZeRO)."""
+    """Norm before clipping; with several updates, the largest. None if DeepSpeed reports none (fp32 without ZeRO)."""
     logprob_gap: float
-    """Mean |trainer − sampler| of the log-probabilities (nats): how far the two disagree about the same weights."""
+    """Mean |trainer − sampler| of the log-probabilities (nats) under the same weights."""
     parts: dict[str, float] = field(default_factory=dict)
-    """Means over tokens (nats) of what the objective adds: `loss/kl`, `loss/entropy`, `loss/next_token`; of several
-    updates also the shares of tokens at which a bound of the ratio acted: `clip/low`, `clip/high`."""
+    """Means over tokens (nats) of the objective's additional terms: `loss/kl`, `loss/entropy`, `loss/next_token`.
+
+    With several updates also the shares of clipped tokens: `clip/low`, `clip/high`.
+    """
 
     def metrics(self) -> dict[str, float]:
-        """By the names they are logged under."""
+        """Return the measurements by the names that they are logged under."""
         known = {} if self.grad_norm is None else {"grad_norm": self.grad_norm}
         gap = {"sampler/logprob_gap": self.logprob_gap}
         return {"loss": self.loss, "tokens/trained": self.tokens, **known, **gap, **self.parts}
@@ -57,14 +60,14 @@ class Update:
 
 @dataclass(frozen=True)
 class _Step:
-    """What one optimizer step saw, over all ranks."""
+    """Measurements of one optimizer step, over all ranks."""
 
     loss: float
     grad_norm: float | None
     tokens: int
     text_tokens: int
     sums: dict[str, float]
-    """Over tokens, by name."""
+    """Sums over tokens, by name."""
 
 
 def update(
@@ -75,23 +78,24 @@ def update(
     *,
     reference: Reference | None = None,
 ) -> Update:
-    """One optimizer step on each mini-batch in turn; none on one that is empty on all ranks. Every rank must call it.
+    """Run one optimizer step on each mini-batch in turn, skipping those that are empty on all ranks.
 
-    The gradient of a mini-batch is that of its sums over *all ranks* divided by its own global counts: each backward is
-    of a sum divided by the count. Every rank runs the same number of backwards, because ZeRO-3 gathers weights in each.
+    Every rank must call it. The gradient of a mini-batch is that of its sums over *all ranks* divided by its own global
+    counts, so each backward is of a sum already divided by the count. Every rank runs the same number of backwards,
+    because ZeRO-3 gathers weights in each.
 
     Args:
         engine: the policy.
-        mini_batches: this rank's part of each; all ranks give as many.
-        objective: what is minimised.
+        mini_batches: this rank's part of each mini-batch; the number is the same on all ranks.
+        objective: the objective to minimise.
         lr: learning rate of this step, for all its updates.
-        reference: the policy that training started from, where the objective measures the divergence from it.
+        reference: the policy that training started from, if the objective has a KL term.
 
     Raises:
         UserError: the loss or the gradient of an update is not finite; if it is the loss, weights stay as they were
             before that update.
     """
-    prepared = _as_sampled(engine, mini_batches, objective)
+    prepared = _with_old_policy(engine, mini_batches, objective)
     steps = [step for part in prepared if (step := _optimizer_step(engine, part, objective, lr, reference))]
     if not steps:
         return Update(loss=0.0, tokens=0, grad_norm=0.0, logprob_gap=0.0)
@@ -110,11 +114,11 @@ def update(
 
 
 @torch.no_grad()
-def _as_sampled(engine: Engine, mini_batches: Sequence[MiniBatch], objective: Objective) -> list[MiniBatch]:
-    """The mini-batches with what only the policy that sampled can say, where it is needed: one more forward.
+def _with_old_policy(engine: Engine, mini_batches: Sequence[MiniBatch], objective: Objective) -> list[MiniBatch]:
+    """Add to the mini-batches what needs a forward pass of the policy before the first update.
 
-    Of several mini-batches the old log-probabilities; and which tokens learn, if only the most uncertain of the step
-    do.
+    That is the old log-probabilities if there are several mini-batches, and the mask of high-entropy tokens if the loss
+    covers only those. Otherwise no forward is run.
     """
     several, by_entropy = len(mini_batches) > 1, objective.top_entropy < 1
     if not several and not by_entropy:
@@ -127,24 +131,24 @@ def _as_sampled(engine: Engine, mini_batches: Sequence[MiniBatch], objective: Ob
             for batch, (logprobs_RT, _) in zip(batches, read, strict=False)
         ]
     if by_entropy:
-        batches = _most_uncertain(batches, [entropy_RT.cpu() for _, entropy_RT in read], objective.top_entropy)
-    left = iter(batches)
-    return [replace(part, responses=[next(left) for _ in part.responses]) for part in mini_batches]
+        batches = _high_entropy_mask(batches, [entropy_RT.cpu() for _, entropy_RT in read], objective.top_entropy)
+    remaining = iter(batches)
+    return [replace(part, responses=[next(remaining) for _ in part.responses]) for part in mini_batches]
 
 
-def _most_uncertain(batches: Sequence[Batch], entropies: Sequence[Tensor], share: float) -> list[Batch]:
-    """The micro-batches, learning from the tokens of highest entropy among those of all ranks.
+def _high_entropy_mask(batches: Sequence[Batch], entropies: Sequence[Tensor], share: float) -> list[Batch]:
+    """Restrict the loss masks to the tokens of highest entropy among those of all ranks.
 
     Args:
-        batches: this rank's.
-        entropies: [R, T] of each; further ones, of idle batches, are not looked at.
-        share: of the tokens.
+        batches: this rank's micro-batches.
+        entropies: [R, T] of each micro-batch; further ones, of idle batches, are ignored.
+        share: share of the tokens to keep.
     """
     own = [entropy_RT[batch.loss_mask_RT] for entropy_RT, batch in zip(entropies, batches, strict=False)]
-    everyones = distributed.all_gather([torch.cat(own).numpy() if own else np.zeros(0, dtype=np.float32)])
-    least = entropy_threshold(torch.from_numpy(np.concatenate(everyones)), share)
+    gathered = distributed.all_gather([torch.cat(own).numpy() if own else np.zeros(0, dtype=np.float32)])
+    threshold = entropy_threshold(torch.from_numpy(np.concatenate(gathered)), share)
     return [
-        replace(batch, loss_mask_RT=batch.loss_mask_RT & (entropy_RT >= least))
+        replace(batch, loss_mask_RT=batch.loss_mask_RT & (entropy_RT >= threshold))
         for batch, entropy_RT in zip(batches, entropies, strict=False)
     ]
 
@@ -152,14 +156,14 @@ def _most_uncertain(batches: Sequence[Batch], entropies: Sequence[Tensor], share
 def _optimizer_step(
     engine: Engine, part: MiniBatch, objective: Objective, lr: float, reference: Reference | None
 ) -> _Step | None:
-    """Backwards of a mini-batch's micro-batches, then the step; None if no rank has any."""
+    """Run the backwards of a mini-batch's micro-batches and the optimizer step; return None if no rank has any."""
     masks = [batch.loss_mask_RT for batch in part.responses]
     counted = sum(objective.loss.count(mask_RT) for mask_RT in masks), sum(int(mask_RT.sum()) for mask_RT in masks)
     count, tokens, text_tokens = distributed.all_reduce_sum(
         *counted, sum(int(batch.mask_RT.sum()) for batch in part.text)
     )
     names = ("loss", "gap", "kl", "entropy", "next_token", "clip/low", "clip/high")
-    sums: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)  # read once, at the end
+    sums: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)  # stay on the device until the end: no synchronisation
     for batch in _same_number(part.responses if count else [], engine.device):
         summed = _backward(engine, batch, objective, reference, count, sums)
         sums["loss"] += summed / count
@@ -190,7 +194,7 @@ def _backward(
     count: float,
     sums: dict[str, Tensor | float],
 ) -> Tensor:
-    """Forward and backward of one micro-batch of responses. Adds to `sums`; returns the objective's own sum."""
+    """Run forward and backward of one micro-batch of responses; add to `sums` and return the objective's sum."""
     loss_mask_RT = batch.loss_mask_RT
 
     def summed_over_tokens(values_RT: Tensor) -> Tensor:
@@ -199,7 +203,7 @@ def _backward(
     reference_RT = None if reference is None else reference(batch, objective.temperature)
     logprobs_RT, entropy_RT = engine(batch, objective.temperature, objective.entropy > 0)
     summed = objective.summed(batch, logprobs_RT, entropy_RT, reference_RT)
-    # DeepSpeed averages gradients over ranks; the sum over ranks is meant.
+    # DeepSpeed averages gradients over ranks, but the objective needs their sum.
     engine.backward(summed / count * distributed.world_size())
     own_RT = logprobs_RT.detach()
     old_RT = own_RT if batch.old_logprobs_RT is None else batch.old_logprobs_RT
@@ -215,13 +219,14 @@ def _backward(
 
 
 def _same_number(batches: Sequence[Batch], device: torch.device) -> Iterator[Batch]:
-    """This rank's micro-batches, then idle ones until every rank has had as many: they wait in each other's gathers."""
+    """Yield this rank's micro-batches, then idle ones until all ranks have run equally many, as ZeRO-3 requires."""
     for i in range(distributed.all_reduce_max(len(batches))):
         yield (batches[i] if i < len(batches) else idle_batch()).to(device)
 
 
-def _must_be_finite(what: str, value: float) -> None:
+def _must_be_finite(name: str, value: float) -> None:
     if not torch.isfinite(torch.tensor(value)):
         raise UserError(
-            f"the {what} is not finite ({value})", hint="lower `optimizer.lr`; the last checkpoint can be resumed from"
+            f"the {name} is not finite ({value})",
+            hint="lower `optimizer.lr`; the run can be resumed from the last checkpoint",
         )

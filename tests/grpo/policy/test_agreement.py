@@ -25,7 +25,7 @@ def gap(learner: Any, dtype: torch.dtype = torch.float32) -> float:
 def test_a_policy_that_is_random_in_evaluation_too_is_refused_as_random(dtype: torch.dtype) -> None:
     model = tiny().to(dtype)
     model.model.layers[0].mlp.register_forward_hook(lambda *seen: dropout(seen[-1], 0.5, training=True))
-    with pytest.raises(UserError, match=r"the policy is random: read twice.*dropout"):
+    with pytest.raises(UserError, match=r"the policy is not deterministic: two passes.*dropout"):
         gap(model, dtype)
 
 
