@@ -1,0 +1,1 @@
+"""Scoring: a proxy model's uncertainty at every position of a corpus."""

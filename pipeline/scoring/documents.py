@@ -1,4 +1,4 @@
-"""Documents through a proxy: windows in, batches by length, scores of every position out.
+"""Scores documents with a proxy: cut them into windows, batch the windows by length, score every position.
 
 Shape names: B windows of a batch, T tokens of a window or document, H hidden size.
 """
@@ -26,16 +26,16 @@ from pipeline.scoring.windows import Window, WindowPlan, batches, fed_tokens, pl
 def score_documents(
     proxy: Proxy, documents: Sequence[NDArray[np.int32]], names: Sequence[str], config: ScoreConfig
 ) -> list[PositionScores]:
-    """Scores of every document's positions 1 … T−1 (position 0 has no context).
+    """Return the scores of every document's positions 1 … T−1 (position 0 has no context).
 
-    The values do not depend on what shares a batch, up to rounding; the same call gives the same bits. When memory
-    runs out, this proxy goes on with half the tokens a batch, and says so.
+    Values do not depend on which windows share a batch, up to rounding; the same call gives the same bits. When memory
+    runs out, the proxy continues with half the tokens per batch and logs it.
 
     Args:
         proxy: the model.
         documents: token ids [T] of each document, nothing added.
-        names: of the documents, for errors.
-        config: windows, batches, top_k.
+        names: names of the documents, for error messages.
+        config: the windows, the batch size and `top_k`.
 
     Raises:
         UserError: NaN or infinite values in the model's output, or a window too large for the memory; the message
@@ -43,20 +43,21 @@ def score_documents(
     """
     bos = proxy.bos_id is not None
     plan: WindowPlan = plan_windows(config, proxy.limit, bos=bos)
-    todo = [window for d, ids in enumerate(documents) for window in windows(len(ids), plan, d)]
+    pending = [window for d, ids in enumerate(documents) for window in windows(len(ids), plan, d)]
     parts: dict[Window, PositionScores] = {}
-    batch = todo[:1]
-    while left := [window for window in todo if window not in parts]:
+    batch = pending[:1]
+    # Each pass starts over with the windows that have no scores yet: after an out-of-memory error, in smaller batches.
+    while remaining := [window for window in pending if window not in parts]:
         budget = min(config.batch_tokens, proxy.max_batch_tokens)
-        before: _Scored | None = None
+        previous: _ScoredBatch | None = None
         try:
-            for batch in batches(left, budget, bos=bos, packed=proxy.packs):
+            for batch in batches(remaining, budget, bos=bos, packed=proxy.packs):
                 scored = _score_batch(proxy, batch, documents, config)
-                if before:  # is looked at while an accelerator works on this one
-                    parts |= _parts(before, names)
-                before = scored
-            assert before
-            parts |= _parts(before, names)
+                if previous:  # read back while the accelerator works on the current batch
+                    parts |= _scores_by_window(previous, names)
+                previous = scored
+            assert previous
+            parts |= _scores_by_window(previous, names)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -69,25 +70,28 @@ def score_documents(
             proxy.max_batch_tokens = fed_tokens(batch, bos=bos, packed=proxy.packs) // 2
             log(f"score        out of memory: now {proxy.max_batch_tokens:,} tokens per batch (`score.batch_tokens`)")
     by_document: list[list[PositionScores]] = [[] for _ in documents]
-    for window in todo:
+    for window in pending:
         by_document[window.document].append(parts[window])
-    nothing = _no_scores(config, proxy.vocab_size)
-    return [PositionScores.concatenate(found) if found else nothing for found in by_document]
+    empty = _empty_scores(config, proxy.vocab_size)
+    return [PositionScores.concatenate(found) if found else empty for found in by_document]
 
 
-class _Scored(NamedTuple):
-    """A batch, and the scores of its positions, window after window."""
+class _ScoredBatch(NamedTuple):
+    """A batch and the scores of its positions, window after window."""
 
     batch: Sequence[Window]
     scores: PositionScores
     arrived: torch.cuda.Event | None
-    """When the scores are there, if they come from an accelerator."""
+    """Recorded once the scores are on the CPU; None without an accelerator."""
 
 
 def _score_batch(
     proxy: Proxy, batch: Sequence[Window], documents: Sequence[NDArray[np.int32]], config: ScoreConfig
-) -> _Scored:
-    """On an accelerator everything is only asked for; it waits once, for `transformers` to look at its positions."""
+) -> _ScoredBatch:
+    """Score a batch.
+
+    On an accelerator all work is queued asynchronously; it synchronises once, when `transformers` reads the positions.
+    """
     front = [] if proxy.bos_id is None else [proxy.bos_id]
     fed = [[*front, *documents[w.document][w.start : w.stop].tolist()] for w in batch]
     # The last fed token of a window predicts its last position, the one before it the one before, …
@@ -100,11 +104,15 @@ def _score_batch(
     arrived = torch.cuda.Event() if proxy.device.type == "cuda" else None
     if arrived:
         arrived.record()
-    return _Scored(batch, scores, arrived)
+    return _ScoredBatch(batch, scores, arrived)
 
 
-def _parts(scored: _Scored, names: Sequence[str]) -> dict[Window, PositionScores]:
-    """The scores of a batch by window."""
+def _scores_by_window(scored: _ScoredBatch, names: Sequence[str]) -> dict[Window, PositionScores]:
+    """Wait for the scores of a batch and return them by window.
+
+    Raises:
+        UserError: a score is NaN or infinite.
+    """
     batch, scores, arrived = scored
     if arrived:
         arrived.synchronize()
@@ -124,10 +132,10 @@ def _parts(scored: _Scored, names: Sequence[str]) -> dict[Window, PositionScores
 
 
 def _hidden(proxy: Proxy, fed: Sequence[list[int]]) -> Sequence[Tensor]:
-    """Hidden states [T, H] of every window's ids.
+    """Return the hidden states [T, H] of every window's ids.
 
-    Padding stands on the right, where a causal model's tokens do not look, so no mask is needed, and without one
-    attention takes its fastest way; windows of a batch are about as long, so there is next to nothing to fill up.
+    Padding is on the right, which a causal model's tokens do not attend to. So no mask is needed, and attention
+    without a mask uses its fastest kernel. Windows of a batch are about equally long, so there is hardly any padding.
     """
     lengths = [len(ids) for ids in fed]
     if proxy.packs:
@@ -139,12 +147,13 @@ def _hidden(proxy: Proxy, fed: Sequence[list[int]]) -> Sequence[Tensor]:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether an accelerator (`torch.OutOfMemoryError`) or the machine had no memory left."""
-    says = any(words in str(error) for words in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
-    return says or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    """Return whether an error means that the accelerator or the machine ran out of memory."""
+    # Allocations on the CPU and in cuBLAS fail with a plain RuntimeError.
+    messages = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in messages)
 
 
-def _no_scores(config: ScoreConfig, vocab_size: int) -> PositionScores:
+def _empty_scores(config: ScoreConfig, vocab_size: int) -> PositionScores:
     K = min(config.top_k, vocab_size) if config.store_top else 0
     empty, no_ids = torch.empty(0), torch.empty(0, dtype=torch.int32)
     return PositionScores(empty, empty, empty, no_ids, no_ids.view(0, K), empty.view(0, K))

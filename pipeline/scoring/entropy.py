@@ -1,11 +1,11 @@
-"""How uncertain a model is at a position, from its logits (design §5). Pure functions; all values in nats.
+"""Computes a model's uncertainty at each position from its logits. Pure functions; all values in nats.
 
-The logits of a few hundred positions are made tile by tile of the vocabulary in one buffer, which is used again for the
-next positions. While a tile is warm in the cache, the maxima of its blocks are taken: the `top_k` blocks with the
-largest maxima hold the `top_k` largest logits, so the exact top-k is looked for in a hundredth of the vocabulary.
+The logits of a few hundred positions are computed one vocabulary tile at a time, in one buffer that is reused for the
+next positions. While a tile is in the cache, the maxima of its blocks are taken: the `top_k` blocks with the largest
+maxima hold the `top_k` largest logits, so the exact top-k is searched in a hundredth of the vocabulary.
 
 Shape names: T positions, C positions of a chunk, H hidden size, V vocabulary, K = min(top_k, V); the buffer holds N
-tiles of W ids, each P blocks of B ids.
+tiles of W ids, each of P blocks of B ids.
 """
 
 from __future__ import annotations
@@ -17,56 +17,56 @@ import torch
 from torch import Tensor
 
 CHUNK_TOKENS = 512
-"""Positions whose logits are held at once, enough for a fast product with the output matrix (297 MiB if V is 152k)."""
+"""Positions whose logits are in memory at once: enough for a fast matrix product (297 MiB for V = 152k)."""
 
 TILE_IDS = 4096
-"""Ids of a tile: with a chunk's positions few enough for a cache (8 MiB), enough for a fast product."""
+"""Ids of a tile: few enough that a chunk's logits fit a cache (8 MiB), enough for a fast matrix product."""
 
 BLOCK = 128
-"""Ids of a block, whose largest logit stands for it."""
+"""Ids of a block, which is represented by its largest logit."""
 
 WriteLogits = Callable[[Tensor, slice, Tensor], object]
-"""(hidden [C, H], ids, out [C, ids]) writes the logits of these ids, in the type of `out`."""
+"""A function of (hidden [C, H], ids, out [C, ids]) that writes the logits of these ids to `out`, in its dtype."""
 
 
 @dataclass(frozen=True)
 class PositionScores:
-    """Scores of T positions, fp32 and int32. Rows of `top_*` are empty unless they were asked for."""
+    """Scores of T positions, fp32 and int32. Rows of `top_*` are empty unless requested."""
 
     entropy: Tensor
-    """[T] −Σ p̂ ln p̂, p̂ the K most likely next tokens renormalised."""
+    """[T] −Σ p̂ ln p̂, where p̂ are the probabilities of the K most likely next tokens, renormalised."""
     entropy_partial: Tensor
     """[T] −Σ p ln p over the same K, not renormalised."""
     nll: Tensor
     """[T] −ln p of the true token. NaN or infinite where the model's output is."""
     rank: Tensor
-    """[T] number of tokens the model ranks before the true one: larger logits, and equal ones of lower id."""
+    """[T] number of tokens ranked before the true one: larger logits, and equal logits of lower id."""
     top_ids: Tensor
-    """[T, K] most likely first, equal logits by id."""
+    """[T, K] ids of the most likely tokens in falling order, equal logits by id."""
     top_logprobs: Tensor
-    """[T, K]"""
+    """[T, K] ln p of `top_ids`."""
 
     def take(self, rows: slice) -> PositionScores:
-        """The scores of some positions."""
+        """Return the scores of a range of positions."""
         return PositionScores(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def to_cpu(self) -> PositionScores:
-        """The same on the CPU; from an accelerator, only there once it has done all that it was asked for before."""
+        """Return the scores on the CPU. A copy from an accelerator is asynchronous: synchronise before reading it."""
         return PositionScores(*(getattr(self, f.name).to("cpu", non_blocking=True) for f in fields(self)))
 
     @staticmethod
     def concatenate(parts: list[PositionScores]) -> PositionScores:
-        """The scores of all parts' positions, in order."""
+        """Return the scores of all parts' positions, in order."""
         return PositionScores(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(PositionScores)))
 
 
 def score_logits(logits_TV: Tensor, targets_T: Tensor, top_k: int, *, with_top: bool = False) -> PositionScores:
-    """Scores from the logits that predict each position.
+    """Return the scores of positions, given the logits that predict them.
 
     Args:
-        logits_TV: any floating type; computed with in fp32. −inf means impossible.
+        logits_TV: any floating-point type; computation is in fp32. −inf means impossible.
         targets_T: ids of the true tokens.
-        top_k: entropies are taken over this many most likely tokens (all, if the vocabulary is smaller).
+        top_k: number of most likely tokens that entropies are computed over (all, if the vocabulary is smaller).
         with_top: also return the top ids and log-probabilities, ties in the order of their ids.
 
     Example:
@@ -78,7 +78,7 @@ def score_logits(logits_TV: Tensor, targets_T: Tensor, top_k: int, *, with_top: 
 
 
 def copy_logits(logits_CV: Tensor, ids: slice, out: Tensor) -> None:
-    """`WriteLogits` of a model whose "hidden states" are its logits already."""
+    """Write logits for a model whose hidden states are its logits already (a `WriteLogits`)."""
     out.copy_(logits_CV[:, ids])
 
 
@@ -93,15 +93,16 @@ def score_hidden(
     chunk_tokens: int = CHUNK_TOKENS,
     tile_ids: int = TILE_IDS,
 ) -> PositionScores:
-    """`score_logits` of the logits that `write_logits` makes of hidden states.
+    """Return the scores of positions, given hidden states from which `write_logits` computes their logits.
 
-    Besides the hidden states themselves, memory is `chunk_tokens` × `vocab_size` × 4 bytes, however many positions.
+    Besides the hidden states, memory is `chunk_tokens` × `vocab_size` × 4 bytes for any number of positions. Arguments
+    and result are otherwise those of `score_logits`.
     """
     tiles = -(-vocab_size // tile_ids)
     width = -(-vocab_size // (tiles * BLOCK)) * BLOCK
     shape = (-(-vocab_size // width), min(chunk_tokens, len(hidden_TH)), width)
     logits_NCW = torch.empty(shape, device=hidden_TH.device)
-    logits_NCW[-1].fill_(-torch.inf)  # where no id belongs it stays
+    logits_NCW[-1].fill_(-torch.inf)  # the last tile has columns without an id; they keep −inf
     return PositionScores.concatenate(
         [
             _score_chunk(
@@ -132,7 +133,7 @@ def _score_chunk(
 def as_scores(
     top_CK: Tensor, top_ids_CK: Tensor, target_C1: Tensor, lse_C1: Tensor, rank_C: Tensor, with_top: bool
 ) -> PositionScores:
-    """Scores from the largest logits and their ids, the true token's logit, ln Σ exp of all logits, and its rank."""
+    """Return scores, given the largest logits and their ids, the target's logit and rank, and ln Σ exp of all logits."""
     logprobs_CK = top_CK - lse_C1
     return PositionScores(
         entropy=_entropy(top_CK.log_softmax(-1)),
@@ -149,9 +150,10 @@ def _entropy(logprobs_TK: Tensor) -> Tensor:
 
 
 def top_logits(blocks_NCPB: Tensor, maxima_NCP: Tensor, K: int) -> tuple[Tensor, Tensor]:
-    """The K largest logits [C, K] in fp32 and their ids, ties by id.
+    """Return the K largest logits [C, K] in fp32 and their ids, ties by id.
 
-    No logit of a block that is not among the K best can be: K others, the maxima of those blocks, come before it.
+    Only the K blocks with the largest maxima are searched. A logit of any other block comes after those K maxima, so it
+    cannot be among the K largest.
     """
     N, C, P, B = blocks_NCPB.shape
     maxima_CM = maxima_NCP.transpose(0, 1).reshape(C, N * P)
@@ -165,10 +167,11 @@ def top_logits(blocks_NCPB: Tensor, maxima_NCP: Tensor, K: int) -> tuple[Tensor,
 
 
 def _top_ids(values_CL: Tensor, ids_CL: Tensor, K: int) -> Tensor:
-    """Ids [C, K] of the K largest values in falling order, equal ones by id.
+    """Return the ids [C, K] of the K largest values in falling order, equal ones by id.
 
-    That is the order of a stable sort. `topk` leaves open which of equal values it returns, so it is asked for whole
-    numbers that differ: a float's bits, read as an integer that rises with the float, above the id.
+    That is the order of a stable sort. `topk` does not define which of several equal values it returns, so it gets
+    distinct integers: the high 32 bits are the float's bits as an integer that rises with the float, the low 32 bits
+    the complement of the id.
     """
     bits_CL = (values_CL.float() + 0.0).view(torch.int32).long()  # −0.0 + 0.0 is 0.0
     rising_CL = torch.where(bits_CL < 0, bits_CL ^ 0x7FFFFFFF, bits_CL)
@@ -178,11 +181,12 @@ def _top_ids(values_CL: Tensor, ids_CL: Tensor, K: int) -> Tensor:
 def _normaliser_and_rank(
     logits_NCW: Tensor, largest_C1: Tensor, target_C1: Tensor, targets_C1: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """ln Σ exp of the logits [C, 1], and how many tokens come before the true one [C].
+    """Return ln Σ exp of the logits [C, 1], and the number of tokens ranked before the true one [C].
 
-    Comparisons are written as fp32, which sums several times faster than booleans do, and exactly below 2²⁴.
+    Comparisons are written as fp32, which sums several times faster than booleans and is exact below 2²⁴.
     """
     N, C, W = logits_NCW.shape
+    # Subtracting the largest logit keeps exp below overflow; the clamp avoids −inf − (−inf) in rows of −inf alone.
     shift_C1 = largest_C1.clamp(min=torch.finfo(torch.float32).min)
     before_C1 = target_C1.nextafter(torch.full_like(target_C1, -torch.inf))  # x ≥ target where x > before
     own_C1 = targets_C1 // W
@@ -190,6 +194,7 @@ def _normaliser_and_rank(
     scratch_CW = torch.empty_like(logits_NCW[0])
     for n in range(N):
         sum_C += torch.sub(logits_NCW[n], shift_C1, out=scratch_CW).exp_().sum(-1)
+        # Equal logits count as before the target in tiles of lower ids only; its own tile is completed below.
         bound_C1 = torch.where(own_C1 > n, before_C1, target_C1)
         rank_C += torch.gt(logits_NCW[n], bound_C1, out=scratch_CW).sum(-1)
     own_CW = logits_NCW[own_C1[:, 0], torch.arange(C, device=own_C1.device)]

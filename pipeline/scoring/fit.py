@@ -1,4 +1,4 @@
-"""Fit a proxy on the corpus itself: a byte-level BPE and a small LM a fold that has not seen the fold's documents.
+"""Fits a proxy on the corpus itself: a byte-level BPE, and per fold a small LM that has not seen the fold's documents.
 
 Shape names: B rows of a batch, T tokens of a row, H hidden size, V vocabulary.
 """
@@ -26,16 +26,16 @@ from pipeline.scoring.proxy import as_proxy
 from pipeline.scoring.sample import Texts
 
 DOCUMENT = "<|document|>"
-"""The proxy's one special token: it stands before every document."""
+"""The proxy's only special token: it precedes every document."""
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen2 splits text before BPE (single digits): the more boundaries proxy and policy share, the fewer sites go."""
+"""Qwen2's split before BPE (single digits). The more boundaries proxy and policy share, the fewer sites are dropped."""
 
 
 def fit_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with all 256 bytes, so lossless on any text; the same texts give the same tokenizer."""
+    """Train a byte-level BPE with all 256 bytes, lossless on any text. The same texts give the same tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -59,7 +59,7 @@ def fit_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 
 
 def new_model(vocab_size: int, bos_id: int, config: TrainProxyConfig) -> Any:
-    """An untrained Qwen2-shaped LM, drawn from `config.seed`; blocks start as the identity."""
+    """Return an untrained Qwen2-shaped LM, initialised from `config.seed`; its blocks start as the identity."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     shape = Qwen2Config(
@@ -85,9 +85,9 @@ def new_model(vocab_size: int, bos_id: int, config: TrainProxyConfig) -> Any:
 def packed_batches(
     documents: Sequence[NDArray[np.int64]], config: TrainProxyConfig
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Inputs and targets [B, T] without end: every epoch the documents in another order, end to end, cut into rows.
+    """Yield inputs and targets [B, T] forever: each epoch takes the documents in another order, end to end, as rows.
 
-    A row may start inside a document and hold several; the document token says where one begins.
+    A row may start inside a document and hold several; the document token marks where one begins.
     """
     total = sum(map(len, documents))
     T = min(config.context, max(1, total - 1))
@@ -104,7 +104,7 @@ def packed_batches(
 
 
 def steps_for(tokens: int, config: TrainProxyConfig) -> int:
-    """Steps of a training: `epochs` passes over the tokens, at most `max_steps`."""
+    """Return the number of training steps: `epochs` passes over the tokens, at most `max_steps`."""
     return max(1, min(config.max_steps, round(config.epochs * tokens / config.batch_tokens)))
 
 
@@ -113,8 +113,8 @@ def train(
 ) -> None:
     """Train `model` in place on documents' ids, each with the document token in front.
 
-    Muon on the blocks' matrices (see `muon.py`) and AdamW on the rest; both learning rates warm up for a twentieth of
-    the steps and fall to zero in a cosine.
+    Muon updates the blocks' matrices (see `muon.py`), AdamW the rest. Both learning rates warm up for a twentieth of
+    the steps and decay to zero along a cosine.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]
@@ -151,7 +151,7 @@ def train(
 
 
 def bits_per_byte(model: Any, tokenizer: CorpusTokenizer, texts: Sequence[str]) -> float:
-    """Bits a byte the model needs for the texts' tokens (all but each text's first)."""
+    """Return the bits per byte that the model needs for the texts' tokens (all but each text's first)."""
     ids = tokenizer.encode_batch(texts)
     config = ScoreConfig(min_context_tokens=1)
     scores = score_documents(as_proxy(model, tokenizer.bos_id), ids, ["held-out"] * len(ids), config)
@@ -159,7 +159,7 @@ def bits_per_byte(model: Any, tokenizer: CorpusTokenizer, texts: Sequence[str]) 
 
 
 def unigram_bits_per_byte(tokenizer: CorpusTokenizer, training: Sequence[str], texts: Sequence[str]) -> float:
-    """The same for token frequencies of the training texts (add one): what a proxy must beat."""
+    """Return the bits per byte of add-one unigram frequencies of the training texts, which a proxy must beat."""
     counts = Counter(i for ids in tokenizer.encode_batch(training) for i in ids.tolist())
     total = sum(counts.values()) + tokenizer.vocab_size
     nats = -sum(math.log((counts[i] + 1) / total) for ids in tokenizer.encode_batch(texts) for i in ids[1:].tolist())
@@ -167,7 +167,7 @@ def unigram_bits_per_byte(tokenizer: CorpusTokenizer, training: Sequence[str], t
 
 
 def zlib_bits_per_byte(texts: Sequence[str]) -> float:
-    """The same for zlib on the texts end to end."""
+    """Return the bits per byte of zlib on the texts end to end."""
     joined = "\n".join(texts).encode()
     return 8 * len(zlib.compress(joined, 9)) / len(joined)
 
@@ -176,10 +176,17 @@ def zlib_bits_per_byte(texts: Sequence[str]) -> float:
 
 
 def fit_proxy(texts: Texts, config: TrainProxyConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Fit tokenizer and model and save both in `folder` in `transformers` format.
+    """Fit a tokenizer and a model, and save both to `folder` in `transformers` format.
+
+    Args:
+        texts: the texts to fit and to measure on.
+        config: sizes and training settings.
+        folder: a folder that does not exist yet.
+        say: called with each progress line.
 
     Returns:
-        What `training.json` in the folder says: steps, tokens, and bits per byte on held-out text beside two baselines.
+        The content of `training.json` in the folder: steps, tokens, and bits per byte on held-out text beside two
+        baselines.
     """
     fitted = fit_tokenizer(texts.tokenizer, config.vocab_size)
     folder.mkdir(parents=True)

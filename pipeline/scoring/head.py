@@ -1,4 +1,4 @@
-"""The output head: how a model makes logits of its body's hidden states, and whether tiles of them can be made alone.
+"""The output head: how a model computes logits from hidden states, and whether it can do so tile by tile.
 
 Shape names: B rows, T tokens, C positions of a chunk, H hidden size, V rows of the output matrix.
 """
@@ -14,14 +14,19 @@ from torch import Tensor
 from pipeline.scoring.entropy import WriteLogits
 
 Finish = Callable[[Tensor], Tensor]
-"""What an architecture does to the product with its output matrix, in place and for each logit alone."""
+"""An elementwise in-place function that an architecture applies to the product with its output matrix."""
 
 
 def tiled_head(model: Any, hidden: Callable[[Tensor], Tensor], probe_BT: Tensor) -> WriteLogits | None:
-    """How the model makes logits, for tiles of the vocabulary; None if it is not a known function of `hidden`.
+    """Return the function that computes a model's logits tile by tile; None if they are no known function of `hidden`.
 
-    The output matrix is asked once, on a short input: what it is given must be `hidden`, and numbers that it is made to
-    answer with show what is done to them afterwards.
+    The model runs once on a short input with a hook on its output matrix. The hook checks that the input of the matrix
+    is `hidden`, and replaces its output with known numbers, which show how the model transforms them afterwards.
+
+    Args:
+        model: a `transformers` causal LM.
+        hidden: the hidden states [B, T, H] of ids [B, T].
+        probe_BT: the short input.
     """
     output = model.get_output_embeddings()
     if type(output) is not torch.nn.Linear:
@@ -29,11 +34,11 @@ def tiled_head(model: Any, hidden: Callable[[Tensor], Tensor], probe_BT: Tensor)
     given: list[Tensor] = []
     spread_V = torch.linspace(-100, 100, output.out_features, device=output.weight.device).to(output.weight.dtype)
 
-    def answer(_: Any, inputs: tuple[Tensor, ...], product: Tensor) -> Tensor:
+    def replace_output(_: Any, inputs: tuple[Tensor, ...], product: Tensor) -> Tensor:
         given.append(inputs[0])
         return spread_V.expand_as(product).clone()
 
-    hook = output.register_forward_hook(answer)
+    hook = output.register_forward_hook(replace_output)
     try:
         made_BTV = model(input_ids=probe_BT, use_cache=False).logits
     finally:
@@ -47,22 +52,22 @@ def tiled_head(model: Any, hidden: Callable[[Tensor], Tensor], probe_BT: Tensor)
 
 
 def _finishes(config: Any) -> Iterator[Finish]:
-    """What follows the product, as the architectures' configurations name it; most often nothing."""
+    """Yield the candidates for the function after the product, from the model's configuration; the identity last."""
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
         yield lambda logits: logits.div_(cap).tanh_().mul_(cap)
     if factor := getattr(config, "logit_scale", None):  # Cohere
         yield lambda logits: logits.mul_(factor)
     if divisor := getattr(config, "logits_scaling", None):  # Granite
         yield lambda logits: logits.div_(divisor)
-    yield _nothing
+    yield _identity
 
 
-def _nothing(logits: Tensor) -> Tensor:
+def _identity(logits: Tensor) -> Tensor:
     return logits
 
 
-def output_matrix(weight_VH: Tensor, bias_V: Tensor | None, finish: Finish = _nothing) -> WriteLogits:
-    """Logits of hidden states by the output matrix, made in its own type."""
+def output_matrix(weight_VH: Tensor, bias_V: Tensor | None, finish: Finish = _identity) -> WriteLogits:
+    """Return the function that writes logits as a product with the output matrix, computed in the matrix's dtype."""
 
     def write(hidden_CH: Tensor, ids: slice, out: Tensor) -> None:
         logits = out if out.dtype == weight_VH.dtype else torch.empty_like(out, dtype=weight_VH.dtype)
@@ -78,8 +83,10 @@ def output_matrix(weight_VH: Tensor, bias_V: Tensor | None, finish: Finish = _no
 
 
 def equal_up_to_rounding(a: Tensor, b: Tensor, *, rounding: float = 1e-2) -> bool:
-    """Whether two tensors differ by rounding only: by 1e-5 of their norm in fp32, by `rounding` in 16 bits. NaN is no
-    difference: it is found where it is scored, and named with its document."""
+    """Return whether two tensors differ by rounding only: by 1e-5 of their norm in fp32, by `rounding` in 16 bits.
+
+    NaN counts as equal here: scoring finds it and names its document.
+    """
     if a.shape != b.shape:
         return False
     allowed = 1e-5 if a.dtype == torch.float32 else rounding

@@ -1,4 +1,4 @@
-"""In which precision a proxy computes."""
+"""Chooses the dtype that a proxy computes in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pipeline.core.progress import log
 
 
 def resolve_dtype(dtype: str) -> str:
-    """What `proxy.dtype: auto` means on this machine. torch is imported only where there is a GPU to ask about."""
+    """Return the dtype that `proxy.dtype` means on this machine. Imports torch only if the machine has a GPU."""
     if dtype != "auto":
         return dtype
     if not gpus():

@@ -1,4 +1,4 @@
-"""The proxy: a `transformers` causal LM whose uncertainty selects the sites.
+"""The proxy: a `transformers` causal LM whose uncertainty determines which positions become sites.
 
 Shape names: B rows, T tokens, H hidden size, V rows of the output matrix.
 """
@@ -24,11 +24,13 @@ from pipeline.scoring.head import equal_up_to_rounding, tiled_head
 from pipeline.scoring.precision import resolve_dtype
 
 FLASH = ("flash_attention_3", "flash_attention_2")
-"""Attention of `transformers` that takes sequences of any lengths end to end; the best first."""
+"""Attention implementations of `transformers` that accept packed sequences of any lengths; the best first."""
 
 _SPARE_SHARE = 0.1
-"""Of the rows of a model whose folder has no tokenizer. Models round their vocabulary up, the most known by 2.3 %
-(102,400 rows for 100,015 tokens); more spare rows than this share mean another tokenizer."""
+"""Largest share of unused embedding rows that is accepted if the model's folder has no tokenizer to compare with.
+
+Models round their vocabulary up, by at most 2.3 % in the models we know (102,400 rows for 100,015 tokens). More unused
+rows mean another tokenizer."""
 
 
 @dataclass
@@ -36,27 +38,27 @@ class Proxy:
     """A loaded model."""
 
     hidden: Callable[..., Tensor]
-    """(ids [B, T], lengths) → what `write_logits` makes logits of. With lengths, so many sequences lie end to end in
-    the only row, and none sees another."""
+    """(ids [B, T], lengths) → the hidden states that `write_logits` reads. If lengths are given, the only row holds so
+    many sequences end to end, and none attends to another."""
     write_logits: WriteLogits
     vocab_size: int
-    """Rows of the output matrix V; the tokenizer's ids are fewer."""
+    """V, the rows of the output matrix; the tokenizer may have fewer ids."""
     limit: int | None
-    """Most tokens the model sees at once (`max_position_embeddings`), BOS included."""
+    """Longest input in tokens (`max_position_embeddings`), BOS included; None: no limit."""
     bos_id: int | None
     device: torch.device
     packs: bool = False
-    """Windows are fed end to end in one row; else each in a row of its own, padded."""
+    """Windows are packed end to end in one row; otherwise each has its own padded row."""
     max_batch_tokens: int = sys.maxsize
-    """Of a batch. Falls when memory runs out, and stays there for the rest of the process."""
+    """Upper limit of tokens per batch. It is halved when memory runs out, and stays so for the rest of the process."""
 
 
 def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
     """Load a model from a folder: safetensors only, no remote code, on the accelerator if the machine has one.
 
     Raises:
-        UserError: no safetensors, an architecture `transformers` does not know, weights that are missing, a
-            vocabulary that is not the tokenizer's, or a model that sees later tokens too.
+        UserError: no safetensors, an architecture that `transformers` does not know, missing weights, a vocabulary that
+            is not the tokenizer's, or a model that attends to later tokens.
     """
     if not any(folder.glob("*.safetensors")):
         pickled = "; its pickled weights are not read" if any(folder.glob("*.bin")) else ""
@@ -87,8 +89,10 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
 
 
 def _with_flash_attention(model: Any) -> Any:
-    """The model with it, where it is installed and knows the model; else with PyTorch's own, which is as fast but for
-    the padding."""
+    """Return the model with FlashAttention if that is installed and supports the model.
+
+    Otherwise the model keeps PyTorch's attention, which is as fast except for the padding.
+    """
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
     installed = (is_flash_attn_3_available, is_flash_attn_2_available)
@@ -102,13 +106,13 @@ def _with_flash_attention(model: Any) -> Any:
 
 @torch.inference_mode()
 def as_proxy(model: Any, bos_id: int | None) -> Proxy:
-    """A `transformers` causal LM as a proxy.
+    """Wrap a `transformers` causal LM as a proxy.
 
-    The output matrix is applied to tiles of the vocabulary where that gives the model's own logits, and windows are
-    packed where its attention takes them so; a short input shows both. Elsewhere its full logits are used, or padding.
+    Logits are computed one vocabulary tile at a time if that gives the model's own logits, and windows are packed if
+    its attention supports that; a short input tests both. Otherwise the full logits, or padded rows, are used.
 
     Raises:
-        UserError: the model sees later tokens too.
+        UserError: the model attends to later tokens.
     """
     body = model.base_model
 
@@ -133,21 +137,21 @@ def as_proxy(model: Any, bos_id: int | None) -> Proxy:
     other_BT[:, -1] = (other_BT[:, -1] + 1) % rows
     if not equal_up_to_rounding(proxy.hidden(probe_BT)[:, :-1], proxy.hidden(other_BT)[:, :-1]):
         raise UserError(
-            "the model sees later tokens too", where=model.config.name_or_path, hint="choose a causal language model"
+            "the model attends to later tokens", where=model.config.name_or_path, hint="choose a causal language model"
         )
     proxy.packs = model.config._attn_implementation in FLASH and packs_exactly(proxy, probe_BT)
     return proxy
 
 
 def packs_exactly(proxy: Proxy, probe_BT: Tensor) -> bool:
-    """Whether the model gives two sequences end to end what it gives each alone. (Recurrent layers do not.)"""
+    """Return whether two sequences packed end to end get the same result as each alone; recurrent layers mix them."""
     sizes = [probe_BT.shape[1] // 2, probe_BT.shape[1] - probe_BT.shape[1] // 2]
     alone = torch.cat([proxy.hidden(ids_BT) for ids_BT in probe_BT.split(sizes, 1)], 1)
     return equal_up_to_rounding(alone, proxy.hidden(probe_BT, sizes), rounding=0.05)
 
 
 def _packing(lengths: Sequence[int] | None, device: torch.device) -> dict[str, Any]:
-    """What `transformers` asks for where sequences lie end to end: positions, and for flash attention, the ends."""
+    """Return the arguments that describe packed sequences to `transformers`: positions, and ends for FlashAttention."""
     if lengths is None:
         return {}
     positions_1T = torch.cat([torch.arange(n) for n in lengths])[None]
@@ -160,15 +164,18 @@ def _packing(lengths: Sequence[int] | None, device: torch.device) -> dict[str, A
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device. From pinned memory, so that it does not wait for what the device is at."""
+    """Copy a CPU tensor to a device: from pinned memory, so that the copy does not wait for queued work."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _limit(config: Any) -> int | None:
-    """`max_position_embeddings`. LongRoPE turns positions otherwise as soon as a batch has a row of more than those it
-    was first trained with, so that no more are fed."""
+    """Return the longest input in tokens, or None if there is no limit.
+
+    LongRoPE switches to other rotary frequencies for a whole batch as soon as one row is longer than the original
+    training length, so inputs are never longer than that.
+    """
     rope = getattr(config, "rope_parameters", None) or {}
-    own = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # of all layers, or by type of layers
+    own = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # for all layers, or per layer type
     limits = [part["original_max_position_embeddings"] for part in own if part.get("rope_type") == "longrope"]
     return min(limits, default=getattr(config, "max_position_embeddings", None))
 
@@ -176,15 +183,19 @@ def _limit(config: Any) -> int | None:
 def _check_vocabulary(folder: Path, rows: int, tokenizer: CorpusTokenizer) -> None:
     """Refuse a tokenizer whose tokens are not the model's.
 
-    Spare rows say little: models round their vocabulary up. What does is the tokenizer in the model's folder.
+    The number of rows proves little, because models round their vocabulary up. So the tokens are compared with those of
+    the tokenizer in the model's folder, if there is one.
+
+    Raises:
+        UserError: the tokenizer has more ids than the model has rows, or other tokens.
     """
     counts = f"the model has {rows:,} token embeddings, the tokenizer {tokenizer.vocab_size:,} tokens"
     if tokenizer.text_size > rows:
         raise UserError(counts, where=folder, hint=_TRAINED_WITH)
     if not (folder / "tokenizer.json").is_file():
         if rows - tokenizer.vocab_size > _SPARE_SHARE * rows:
-            mend = f"{_TRAINED_WITH}, or put that one's tokenizer.json into the model's folder"
-            raise UserError(counts, where=folder, hint=mend)
+            hint = f"{_TRAINED_WITH}, or put its tokenizer.json into the model's folder"
+            raise UserError(counts, where=folder, hint=hint)
         return
     own = CorpusTokenizer.load(folder)
     if own.digest == tokenizer.digest:
@@ -192,12 +203,12 @@ def _check_vocabulary(folder: Path, rows: int, tokenizer: CorpusTokenizer) -> No
     for token, (a, b) in enumerate(zip(own.token_bytes, tokenizer.token_bytes, strict=False)):
         if a != b and a and b:
             raise UserError(
-                f"token {token} is {b!r:.40} of the tokenizer, and {a!r:.40} of the one in the model's folder",
+                f"token {token} is {b!r:.40} in the tokenizer, but {a!r:.40} in the one of the model's folder",
                 where=folder, hint=f"{_TRAINED_WITH}; if the one in the folder is wrong, remove it",
             )  # fmt: skip
 
 
-_TRAINED_WITH = "give the tokenizer this model was trained with (`proxy.tokenizer`)"
+_TRAINED_WITH = "use the tokenizer that this model was trained with (`proxy.tokenizer`)"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Which documents a fitted proxy is made from: folds, and samples that fit a budget.
+"""Chooses the documents that a proxy is fitted on: folds, and samples within a budget of bytes.
 
-A fold's proxy scores the fold's documents and is trained on the others', so that no document is scored by a model that
-has seen it.
+The proxy of a fold scores the fold's documents and is trained on the other folds, so no document is scored by a model
+that has seen it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipeline.core.artifact import InputFile
 from pipeline.core.parquet import read_table
 
 HELD_OUT_BYTES = 200_000
-"""Text a fitted proxy is measured on."""
+"""Amount of text that a fitted proxy is measured on."""
 
 
 def fold_of(doc_id: str, folds: int) -> int:
-    """The fold a document belongs to: it is scored by the proxy that has seen none of that fold.
+    """Return the fold of a document, which is scored by the proxy that was not trained on that fold.
 
     Example:
         >>> fold_of("00000000000000ff0123456789abcdef", 2)
@@ -33,17 +33,20 @@ def fold_of(doc_id: str, folds: int) -> int:
 
 @dataclass
 class Sample:
-    """Texts in the order of a hash of (seed, doc_id), at most about `limit` bytes of them: the same whatever the order
-    they come in, and unmoved by documents that are not offered."""
+    """A sample of at most about `limit` bytes of text: the texts with the smallest hashes of (seed, doc_id).
+
+    It does not depend on the order in which texts are offered.
+    """
 
     limit: int
     seed: int
     _kept: list[tuple[str, str]] = field(default_factory=list)
     _bytes: int = 0
     _end: str = "g"
-    """Hashes from here on are out: the first that did not fit."""
+    """The smallest hash that did not fit; larger ones are rejected. Hexadecimal digits sort before "g"."""
 
     def offer(self, doc_id: str, text: str) -> None:
+        """Add a text to the sample if its hash is small enough."""
         key = hashlib.sha256(f"{self.seed}:{doc_id}".encode()).hexdigest()
         if key >= self._end:
             return
@@ -53,6 +56,7 @@ class Sample:
             self._prune()
 
     def texts(self) -> list[str]:
+        """Return the sampled texts in the order of their hashes."""
         self._prune()
         return [text for _, text in self._kept]
 
@@ -67,21 +71,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Texts:
-    """What a fold's proxy is made from and measured on."""
+    """The texts that a fold's proxy is fitted and measured on."""
 
     tokenizer: list[str]
-    """Training documents of all folds: one BPE for the whole corpus."""
+    """Training documents of all folds, because the whole corpus shares one BPE."""
     training: list[str]
-    """Training documents of the other folds (of all, if there is one fold)."""
+    """Training documents of the other folds (of all, if there is only one fold)."""
     held_out: list[str]
-    """Documents the model never sees: its own fold's and the validation split's."""
+    """Documents that the model is not trained on: its own fold and the validation split."""
 
 
 def read_texts(files: Sequence[InputFile], fold: int, config: TrainProxyConfig) -> Texts:
     """Sample the documents table for one fold.
 
     Raises:
-        UserError: no training document outside the fold.
+        UserError: there is no training document outside the fold.
     """
     tokenizer, training = (Sample(config.sample_bytes, config.seed) for _ in range(2))
     held_out = Sample(HELD_OUT_BYTES, config.seed)

@@ -1,4 +1,4 @@
-"""The scores table: a row is a document, its positions are lists (design §4)."""
+"""The scores table: one row per document, with lists over its positions."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ SCORES = pa.schema(
 SCORES_WITH_TOP = SCORES.append(pa.field("top_ids", pa.list_(pa.int32()), nullable=False)).append(
     pa.field("top_logprobs", pa.list_(pa.float32()), nullable=False)
 )
-"""With the top-k of every position, flattened to T·K values a document; null where the position has no scores."""
+"""`SCORES` with the top-k of every position, T·K values per document; null if the position has no scores."""
 
 ROW_GROUP = 128
-"""Documents of a row group: what a reader of one document decodes."""
+"""Documents per row group, which a reader of one document has to decode."""
 
 
 @dataclass(frozen=True)
 class ScoredDocument:
-    """A document's tokens and the scores of its positions 1 … T−1."""
+    """A document's tokens [T] and the scores of its positions 1 … T−1."""
 
     doc_id: str
     split: str
@@ -50,13 +50,13 @@ class ScoredDocument:
     """The documents table's `fields`: byte spans of the template's columns."""
     scores: PositionScores
     reference: PositionScores | None = None
-    """The same positions by the reference model, of which `nll` is kept."""
+    """Scores of the same positions by the reference model; only `nll` is stored."""
 
 
 def scores_table(documents: Sequence[ScoredDocument], *, min_context_tokens: int, with_top: bool) -> pa.Table:
-    """Rows of the scores table. Positions with fewer than `min_context_tokens` before them are null."""
+    """Return rows of the scores table; positions with fewer than `min_context_tokens` tokens before them are null."""
     sizes = [len(d.token_ids) for d in documents]
-    # Row t of a document's scores stands for position t+1: position 0 has none.
+    # Row t of a document's scores belongs to position t+1, because position 0 has no scores.
     null = _concatenate([np.arange(n) < min_context_tokens for n in sizes], bool)
 
     def positions(name: str) -> NDArray[Any]:
@@ -89,7 +89,7 @@ def scores_table(documents: Sequence[ScoredDocument], *, min_context_tokens: int
 
 
 def _reference_nll(documents: Sequence[ScoredDocument], null: NDArray[np.bool_]) -> pa.Array:
-    """All null without a reference model."""
+    """Return the reference model's nll of every position; all null without a reference model."""
     if any(d.reference is None for d in documents):
         return pa.nulls(len(null), pa.float32())
     parts = [
@@ -99,7 +99,7 @@ def _reference_nll(documents: Sequence[ScoredDocument], null: NDArray[np.bool_])
 
 
 def token_fields(ends_T: NDArray[np.int64], fields: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For every token the column in which its first byte lies, "" for the template's own text.
+    """Return for every token the column that its first byte lies in; "" for the template's own text.
 
     Example:
         >>> token_fields(np.array([3, 5, 9]), [{"name": "problem", "start": 3, "end": 5}])
@@ -118,7 +118,7 @@ def _array(document: ScoredDocument, name: str) -> NDArray[Any]:
 
 
 def _with_first(document: ScoredDocument, name: str, tokens: int, K: int) -> NDArray[Any]:
-    """[T·K]: the top-k of positions 0 (none, zeros) … T−1."""
+    """Return the top-k values [T·K] of positions 0 … T−1; those of position 0 are zeros."""
     return np.concatenate([np.zeros(min(1, tokens) * K), _array(document, name).reshape(-1)])
 
 

@@ -1,7 +1,7 @@
-"""Long documents as overlapping windows, and windows as batches.
+"""Cuts long documents into overlapping windows, and groups windows into batches.
 
-Positions are indices of target tokens: position t is predicted from tokens before it. A beginning-of-sequence token,
-where the model expects one, stands in front of every window as context; it is no position and counts for none.
+Positions are indices of target tokens: position t is predicted from the tokens before it. A model that expects a
+beginning-of-sequence token gets one in front of every window as context; it is not a position.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pipeline.config.manifest import ScoreConfig
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How windows lie in a document: the same for every document."""
+    """Size and overlap of windows, the same for every document."""
 
     tokens: int
-    """Document tokens a window holds, so it predicts the positions start+1 … start+tokens."""
+    """Document tokens of a window, which predict the positions start+1 … start+tokens."""
     overlap: int
-    """Document tokens consecutive windows share."""
+    """Document tokens that consecutive windows share."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `start:stop` of one document are fed; positions `first … stop` are taken from it."""
+    """A window feeds tokens `start:stop` of one document to the model, and scores positions `first … stop`."""
 
     document: int
     start: int
@@ -34,13 +34,13 @@ class Window:
 
 
 def plan_windows(config: ScoreConfig, model_limit: int | None, *, bos: bool) -> WindowPlan:
-    """The plan for a model that sees at most `model_limit` tokens.
+    """Return the windows' size and overlap for a model that takes at most `model_limit` tokens.
 
-    Where the model's limit is below `config.window`, the overlap shrinks in proportion; it never gets smaller than
-    `min_context_tokens`, so that no window's start is scored with less.
+    If the model's limit is below `config.window`, the overlap shrinks in proportion. It is never smaller than
+    `min_context_tokens`, so that every position has at least that much context.
 
     Raises:
-        UserError: no room for a step between windows.
+        UserError: the overlap is as large as a window.
 
     Example:
         >>> plan_windows(ScoreConfig(window=4096, overlap=1024), 512, bos=True)
@@ -60,8 +60,10 @@ def plan_windows(config: ScoreConfig, model_limit: int | None, *, bos: bool) -> 
 
 
 def windows(length: int, plan: WindowPlan, document: int = 0) -> list[Window]:
-    """Windows of a document of `length` tokens. Every position 1 … length−1 is taken from exactly one window, the
-    one that gives it most context: the earliest that reaches it.
+    """Return the windows of a document of `length` tokens.
+
+    Every position 1 … length−1 is scored by exactly one window: the earliest that reaches it, which has the most
+    context.
 
     Example:
         >>> [(w.start, w.stop, w.first) for w in windows(10, WindowPlan(tokens=4, overlap=1))]
@@ -77,7 +79,7 @@ def windows(length: int, plan: WindowPlan, document: int = 0) -> list[Window]:
 
 
 def batches(items: Sequence[Window], batch_tokens: int, *, bos: bool, packed: bool = False) -> Iterator[list[Window]]:
-    """Windows longest first, as many at a time as fit `batch_tokens` when padded or packed (at least one)."""
+    """Yield batches of windows, longest first, each of at most `batch_tokens` when padded or packed (at least one)."""
     batch: list[Window] = []
     size = widest = 0
     for window in sorted(items, key=lambda w: (w.start - w.stop, w.document, w.start)):
@@ -93,6 +95,6 @@ def batches(items: Sequence[Window], batch_tokens: int, *, bos: bool, packed: bo
 
 
 def fed_tokens(batch: Sequence[Window], *, bos: bool, packed: bool = False) -> int:
-    """Tokens that are fed for a batch: windows end to end, or all as wide as the widest."""
+    """Return the tokens fed for a batch: the sum of its windows if packed, else all as wide as the widest."""
     lengths = [window.stop - window.start + bos for window in batch]
     return sum(lengths) if packed else max(lengths) * len(lengths)

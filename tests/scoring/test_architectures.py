@@ -134,7 +134,7 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
     shape = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     for model_type in ("bert", "roberta"):
         config = CONFIG_MAPPING[model_type](**shape, num_attention_heads=2, is_decoder=False, initializer_range=0.5)
-        with pytest.raises(UserError, match="the model sees later tokens too"):
+        with pytest.raises(UserError, match="the model attends to later tokens"):
             as_proxy(AutoModelForCausalLM.from_config(config).eval(), None)
 
 

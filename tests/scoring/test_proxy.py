@@ -193,7 +193,7 @@ def test_another_tokenizer_than_the_one_in_the_folder_must_number_tokens_like_it
     load_proxy(folder, CorpusTokenizer(tree | {"added_tokens": [*tree["added_tokens"], *more]}), "float32")
     first, second = (token for token, i in tree["model"]["vocab"].items() if i in (5, 6))
     tree["model"]["vocab"] |= {first: 6, second: 5}
-    with pytest.raises(UserError, match=r"token 5 is .* of the tokenizer, and .* model's folder"):
+    with pytest.raises(UserError, match=r"token 5 is .* in the tokenizer, but .* model's folder"):
         load_proxy(folder, CorpusTokenizer(tree), "float32")
 
 
