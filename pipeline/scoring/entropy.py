@@ -133,7 +133,7 @@ def _score_chunk(
 def as_scores(
     top_CK: Tensor, top_ids_CK: Tensor, target_C1: Tensor, lse_C1: Tensor, rank_C: Tensor, with_top: bool
 ) -> PositionScores:
-    """Return scores, given the largest logits and their ids, the target's logit and rank, and ln Σ exp of all logits."""
+    """Return scores, given the largest logits and their ids, the target's logit and rank, and ln Σ exp of all."""
     logprobs_CK = top_CK - lse_C1
     return PositionScores(
         entropy=_entropy(top_CK.log_softmax(-1)),

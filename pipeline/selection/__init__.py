@@ -1,0 +1,1 @@
+"""Selection: which scored positions become training sites."""

@@ -1,6 +1,6 @@
-"""Token classes: what kind of text a position stands for, from the bytes of its token and of what is just before it.
+"""Token classes: the kind of text of a position, from the bytes of its token and the character before it.
 
-A class is that of the token's first character that is no whitespace. Shape names: P positions, B bytes of documents.
+A token's class is that of its first character that is not whitespace. Shape names: P positions, B bytes of documents.
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ _IDEOGRAPHS = (
 def token_classes(
     text: TextBytes, starts_P: NDArray[np.int64], ends_P: NDArray[np.int64], document_P: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
-    """The class of every position.
+    r"""Return the class of every position.
 
     Args:
         text: the documents' bytes, end to end.
-        starts_P, ends_P: where each token lies in them.
-        document_P: where its document begins in them: nothing before that is looked at.
+        starts_P: offset in `text` at which each token begins.
+        ends_P: offset at which it ends.
+        document_P: offset at which its document begins; bytes before that are ignored.
 
     Returns:
         [P] codes: indices into `TOKEN_CLASSES`.
 
     Example:
         >>> import pyarrow as pa
-        >>> text = TextBytes.of(pa.chunked_array([[r"a b1 \\frac"]]))
+        >>> text = TextBytes.of(pa.chunked_array([[r"a b1 \frac"]]))
         >>> starts, ends = np.array([0, 1, 3, 4, 6]), np.array([1, 3, 4, 6, 10])
         >>> [TOKEN_CLASSES[code] for code in token_classes(text, starts, ends, np.zeros(5, dtype=np.int64))]
         ['word_start', 'word_start', 'digit', 'latex_command', 'latex_command']
@@ -71,29 +72,29 @@ def token_classes(
 
     last_other_B = np.maximum.accumulate(np.where(_LETTERS[data_B], -1, index_B[:-1]))
     before_P = np.maximum(at_P - 1, 0)
-    follows_P = (at_P > starts_P) | (
-        at_P <= document_P
-    )  # after a space of its own, or at the beginning: no word before
+    # A token that begins with a space, or at the beginning of its document, has no word before it.
+    after_space_P = (at_P > starts_P) | (at_P <= document_P)
     run_P = last_other_B[before_P]
     is_letter_P = (kind_P == _CODE["word_start"]) | (kind_P == _CODE["word_part"])
     ascii_P = _LETTERS[data_B[at_P]]
-    commanded_P = ~follows_P & ascii_P & (run_P >= document_P) & (data_B[np.maximum(run_P, 0)] == _BACKSLASH)
-    continues_P = is_letter_P & ~follows_P & _ends_with_letter(data_B, at_P, document_P)
+    # Letters are part of a command if the run of letters that they continue follows a backslash.
+    command_P = ~after_space_P & ascii_P & (run_P >= document_P) & (data_B[np.maximum(run_P, 0)] == _BACKSLASH)
+    continues_P = is_letter_P & ~after_space_P & _ends_with_letter(data_B, at_P, document_P)
 
     class_P = np.where(continues_P, _CODE["word_part"], kind_P)
-    class_P[commanded_P] = _CODE["latex_command"]
+    class_P[command_P] = _CODE["latex_command"]
     class_P[blank_P] = _CODE["whitespace"]
     class_P[text.inside_character(starts_P)] = _CODE["partial_character"]
     return class_P
 
 
 def _next(marks_B: NDArray[np.bool_], index_B: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first marked index at or after each."""
+    """Return for each index the first marked index at or after it."""
     return np.minimum.accumulate(np.where(marks_B, index_B, len(index_B))[::-1])[::-1]
 
 
 def _characters(data_B: NDArray[np.uint8], at_P: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Code points of the UTF-8 characters at the given bytes (of bytes that begin none, some number)."""
+    """Return the code points of the UTF-8 characters at the given offsets; undefined where no character begins."""
     last = len(data_B) - 1
     b0, b1, b2, b3 = (data_B[np.minimum(at_P + i, last)].astype(np.int32) for i in range(4))
     return np.select(
@@ -110,7 +111,7 @@ def _characters(data_B: NDArray[np.uint8], at_P: NDArray[np.int64]) -> NDArray[n
 def _ends_with_letter(
     data_B: NDArray[np.uint8], at_P: NDArray[np.int64], document_P: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Whether the character before each byte is a letter or a mark on one."""
+    """Return whether the character before each offset is a letter or a combining mark."""
     before_P = np.maximum(at_P - 1, document_P)
     for _ in range(3):  # back to the byte that begins the character
         before_P = np.where((data_B[before_P] & 0xC0 == 0x80) & (before_P > document_P), before_P - 1, before_P)
@@ -119,7 +120,7 @@ def _ends_with_letter(
 
 
 def _kinds(character_P: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """The class of every character as if nothing stood before it. Each distinct character is looked up once."""
+    """Return the class of every character without regard to what precedes it; looks up each distinct one once."""
     distinct, where_P = np.unique(character_P, return_inverse=True)
     return np.array([_kind(c) for c in distinct.tolist()], dtype=np.uint8)[where_P]
 

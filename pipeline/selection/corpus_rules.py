@@ -1,7 +1,7 @@
-"""Rules that look at the whole corpus: near-duplicate sites, a top share, strata, a mixture, a cap.
+"""Rules that depend on the whole corpus: near-duplicate sites, a top share, strata, a mixture, a cap.
 
-A first pass lists what these rules need of every training site that the rules of one document leave (`CANDIDATES`),
-this judges them all at once, and the selection drops what it is told to. Shape names: C candidates, T tokens.
+A first pass lists the training sites that pass the rules per document (`CANDIDATES`). `decisions` decides on all of
+them at once, and a second pass applies its result to each shard. Shape names: C candidates, T tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.config.selection import SelectConfig
 from pipeline.core.random_keys import random_key, random_keys
 
 CORPUS_REASONS = ("near_duplicate", "top_fraction", "strata", "mixture", "corpus_cap")
-"""Reasons of these rules, in the order in which they apply."""
+"""Drop reasons of these rules, in the order in which they apply."""
 
 CANDIDATES = pa.schema(
     [
@@ -30,28 +30,29 @@ CANDIDATES = pa.schema(
         pa.field("corpus", pa.string(), nullable=False),
     ]
 )
-"""A row is a training site before these rules; in the order of shards, documents and positions. `twin` is the same for
-sites with the same suffix and token, `stratum` the part of the corpus, `corpus` the source of the document; 0 and ""
-where no rule asks for them."""
+"""One row per training site before these rules, in the order of shards, documents and positions.
+
+`twin` is equal for sites with the same suffix and token, `stratum` is the part of the corpus, `corpus` the source of
+the document; 0 and "" if no rule needs them."""
 
 
 def needs_corpus_pass(config: SelectConfig) -> bool:
-    """Whether there is any such rule."""
+    """Return whether a selection has a rule that depends on the whole corpus."""
     return any((config.thin, config.top_fraction, config.strata, config.mixture, config.max_sites))
 
 
 def decisions(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint8]:
-    """What the rules say of every candidate.
+    """Decide which candidates the rules keep.
 
     Args:
         config: the rules.
         candidates: columns of `CANDIDATES`.
 
     Returns:
-        [C] 0 to keep, else 1 + an index into `CORPUS_REASONS`. A candidate's does not depend on their order.
+        [C] 0 to keep, else 1 + an index into `CORPUS_REASONS`; it does not depend on the order of the candidates.
 
     Raises:
-        UserError: the mixture wants sites of a source that has none left.
+        UserError: a source of the mixture has no site left.
 
     Example:
         >>> columns = {"key": [3, 1, 2], "entropy": [2.0, 1.0, 3.0], "twin": [0] * 3, "stratum": [""] * 3}
@@ -59,39 +60,39 @@ def decisions(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint
         >>> decisions(SelectConfig(top_fraction=0.6, max_sites=1), candidates).tolist()  # 2 of 3, then the smallest key
         [5, 2, 0]
     """
-    left = candidates.with_row_index("row")
+    remaining = candidates.with_row_index("row")
     verdict_C = np.zeros(candidates.height, dtype=np.uint8)
 
     def keep(reason: str, kept: pl.DataFrame) -> pl.DataFrame:
-        dropped = left.join(kept.select("row"), on="row", how="anti")["row"].to_numpy()
+        dropped = remaining.join(kept.select("row"), on="row", how="anti")["row"].to_numpy()
         verdict_C[dropped] = 1 + CORPUS_REASONS.index(reason)
         return kept
 
     if config.thin:
-        left = keep("near_duplicate", _draw(left, "twin", config.thin.most))
+        remaining = keep("near_duplicate", _draw(remaining, "twin", config.thin.most))
     if config.top_fraction:
-        most = int(np.ceil(config.top_fraction * left.height))
-        left = keep("top_fraction", left.sort(["entropy", "key"], descending=[True, False]).head(most))
+        most = int(np.ceil(config.top_fraction * remaining.height))
+        remaining = keep("top_fraction", remaining.sort(["entropy", "key"], descending=[True, False]).head(most))
     if config.strata:
-        left = keep("strata", _draw(left, "stratum", config.strata.sites))
+        remaining = keep("strata", _draw(remaining, "stratum", config.strata.sites))
     if config.mixture:
-        available = dict(left["corpus"].value_counts().iter_rows())
-        share_of = mixture_counts(config.mixture.weights, available, config.max_sites)
-        place = pl.col("key").rank("ordinal").over("corpus")
-        share = pl.col("corpus").replace_strict(share_of, default=0, return_dtype=pl.Int64)
-        left = keep("mixture", left.filter(place <= share))
+        available = dict(remaining["corpus"].value_counts().iter_rows())
+        counts = mixture_counts(config.mixture.weights, available, config.max_sites)
+        rank = pl.col("key").rank("ordinal").over("corpus")
+        count = pl.col("corpus").replace_strict(counts, default=0, return_dtype=pl.Int64)
+        remaining = keep("mixture", remaining.filter(rank <= count))
     if config.max_sites:
-        left = keep("corpus_cap", left.sort("key").head(config.max_sites))
+        remaining = keep("corpus_cap", remaining.sort("key").head(config.max_sites))
     return verdict_C
 
 
 def mixture_counts(weights: Mapping[str, float], available: Mapping[str, int], most: int | None) -> dict[str, int]:
-    """How many sites of each source make the largest mixture in these proportions, of at most `most` sites.
+    """Return the number of sites per source of the largest mixture in these proportions, at most `most` in total.
 
-    What does not divide evenly goes to the largest remainders, among equals to the first name.
+    Sites that do not divide evenly go to the sources with the largest remainders, ties to the first name.
 
     Raises:
-        UserError: a source has no site.
+        UserError: a source of the mixture has no site.
 
     Example:
         >>> [mixture_counts({"a": 3, "b": 1}, {"a": 100, "b": 2}, most) for most in (None, 7)]
@@ -103,7 +104,7 @@ def mixture_counts(weights: Mapping[str, float], available: Mapping[str, int], m
             where="select.mixture",
             hint=", ".join(f"{name} has {available.get(name, 0):,}" for name in weights),
         )
-    exact = {name: Fraction(str(weight)) for name, weight in sorted(weights.items())}  # 0.1 is a tenth
+    exact = {name: Fraction(str(weight)) for name, weight in sorted(weights.items())}  # str: 0.1 is 1/10
     part = {name: weight / sum(exact.values()) for name, weight in exact.items()}
     size = min(int(available[name] / part[name]) for name in part)
     size = size if most is None else min(size, most)
@@ -114,7 +115,10 @@ def mixture_counts(weights: Mapping[str, float], available: Mapping[str, int], m
 
 
 def _draw(frame: pl.DataFrame, among: str, most: int) -> pl.DataFrame:
-    """At most `most` of the rows that share a value, by keys of their own: the cap's would favour what is left here."""
+    """Keep at most `most` rows per value of the column `among`, at random.
+
+    The keys differ from those of the cap on the corpus, which would otherwise favour the rows that are kept here.
+    """
     drawn = pl.Series(random_keys(random_key(among), frame["key"].to_numpy()), dtype=pl.UInt64)
     return frame.filter(
         drawn.to_frame("draw")
@@ -125,10 +129,11 @@ def _draw(frame: pl.DataFrame, among: str, most: int) -> pl.DataFrame:
 
 
 def duplicate_keys(scores: pa.Table, suffix_tokens: int) -> NDArray[np.uint64]:
-    """A hash of every position's token and the tokens before it in its document, at most `suffix_tokens` of them.
+    """Return a hash of every position's token and the `suffix_tokens` tokens before it (fewer at a document's start).
 
     Args:
         scores: column `token_ids` [T of each document].
+        suffix_tokens: number of tokens before the position that the hash covers.
 
     Returns:
         [T of all documents together]
@@ -147,17 +152,17 @@ def duplicate_keys(scores: pa.Table, suffix_tokens: int) -> NDArray[np.uint64]:
 
 
 STRATA = ("field", "token_class", "band", "source_file")
-"""What `strata.by` may name besides metadata of documents."""
+"""Columns that `strata.by` may name, besides metadata of documents."""
 
 
 def stratum_of_sites(by: str, sites: pl.DataFrame, documents: pa.Table) -> pl.Series:
-    """The part of the corpus of each site: a column of its own, or of its document's metadata ("" if absent)."""
+    """Return the stratum of each site: the value of one of its columns or of its document's metadata, "" if absent."""
     if by in sites.columns:
         return sites[by].cast(pl.String).fill_null("")
     columns = ["doc_id", "source_file", "meta"]
     table = pl.DataFrame(pl.from_arrow(documents.select(columns)))
     value = pl.col("source_file") if by == "source_file" else pl.col("meta").str.json_path_match(f"$.{by}")
-    named = sites.select("doc_id").join(
+    joined = sites.select("doc_id").join(
         table.select("doc_id", value=value), on="doc_id", how="left", maintain_order="left"
     )
-    return named["value"].fill_null("")
+    return joined["value"].fill_null("")

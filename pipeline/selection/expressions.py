@@ -1,7 +1,7 @@
-"""Syntax trees of `where` (`sql.parse`) as polars expressions: the operators and functions that there are.
+"""Translates syntax trees of `where` (`sql.parse`) to polars expressions, from a fixed list of operators and functions.
 
-What is not in `_NODES` or `FUNCTIONS` is refused, so that an expression can only compute with the values of its row.
-No function makes text longer than what it is given, whatever its arguments: nothing pads, repeats or joins.
+Anything not in `_NODES` or `FUNCTIONS` is refused, so an expression can only compute with the values of its row. No
+function returns text longer than its arguments: none pads, repeats or joins.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from sqlglot import exp
 
 from pipeline.selection.sql import TYPES, Refused, operands, referenced_columns, start_of
 
-MAX_PATTERN_CHARACTERS = 200
-"""Characters of a regular expression or of a LIKE."""
+MAX_PATTERN = 200
+"""Maximum characters of a regular expression or a LIKE pattern."""
 
 MAX_PATTERNS = 8
-"""Regular expressions in one expression."""
+"""Maximum regular expressions in one expression."""
 
 MAX_PATTERN_SIZE = 1500
-"""What a regular expression may unfold to: its characters, classes counted as `CLASS`, times every `{n}` in it. A
-`\\w{60}` is prepared in some ten milliseconds; thousands of states take seconds, and again in every thread."""
+"""Maximum size of a regular expression with its repetitions written out (`_unfolded_size`). Compiling `\\w{60}` takes
+some ten milliseconds; thousands of states take seconds, in every thread again."""
 
 CLASS = 20
-"""Characters that a class of characters (`\\w`, `[a-z]`) counts as."""
+"""Characters that a character class (`\\w`, `[a-z]`) counts as in the size of a pattern."""
 
 _DTYPES: dict[str, pl.DataType] = {
     "BIGINT": pl.Int64(),
@@ -40,18 +40,18 @@ _DTYPES: dict[str, pl.DataType] = {
     "TEXT": pl.String(),
     "VARCHAR": pl.String(),
 }
-"""By sqlglot's name of a type."""
+"""Polars types by sqlglot's type names."""
 
 
 class Function(NamedTuple):
-    """A function of one row's values, of so many arguments."""
+    """A function of one row's values, with the number of arguments that it takes."""
 
     fewest: int
     most: int
     build: Callable[..., pl.Expr]
-    """From polars expressions, and from plain values where `literal` says so."""
+    """Builds the polars expression from the arguments: polars expressions, or plain values if listed in `literal`."""
     literal: Sequence[int] = ()
-    """Arguments (from 0) that must be written out as a number or a text."""
+    """Indices (from 0) of arguments that must be literals: a number or a text."""
 
 
 def _length(count: pl.Expr) -> pl.Expr:
@@ -60,31 +60,31 @@ def _length(count: pl.Expr) -> pl.Expr:
 
 def _substring(text: pl.Expr, start: object, length: object = None) -> pl.Expr:
     if not isinstance(start, int) or start < 1 or not (length is None or (isinstance(length, int) and length >= 0)):
-        raise Refused("cuts text at no such place", "SUBSTR(text, start, length): whole numbers, start from 1")
+        raise Refused("calls SUBSTR with an invalid start or length", "SUBSTR(text, start, length), start from 1")
     return text.str.slice(start - 1, length)
 
 
 def _round(number: pl.Expr, decimals: object = 0) -> pl.Expr:
     if not isinstance(decimals, int) or not 0 <= decimals <= 15:
-        raise Refused("rounds to no such place", "ROUND(number, decimals): a whole number from 0 to 15")
+        raise Refused("calls ROUND with invalid decimals", "ROUND(number, decimals): an integer from 0 to 15")
     return number.round(decimals)
 
 
 def _log(number: pl.Expr, base: object) -> pl.Expr:
     if not isinstance(base, int | float) or base <= 0:
-        raise Refused("takes a logarithm to no such base", "LOG(number, base): a number above 0")
+        raise Refused("calls LOG with an invalid base", "LOG(number, base): a number above 0")
     return number.log(base)
 
 
 def _matches(text: pl.Expr, pattern: object, flags: object = "") -> pl.Expr:
     if flags not in ("", "i"):
-        raise Refused("has no such flag for REGEXP_LIKE", "the only one is 'i': upper and lower case are the same")
+        raise Refused("calls REGEXP_LIKE with an unknown flag", "the only flag is 'i', which ignores case")
     return _regexp(text, pattern, ignore_case=flags == "i")
 
 
 def _find(text: pl.Expr, part: object) -> pl.Expr:
     if not isinstance(part, str):
-        raise Refused("looks for what is no text", "write it out: 'text'")
+        raise Refused("calls STRPOS without a text literal", "STRPOS(column, 'text')")
     return _length(text.str.find(part, literal=True) + 1).fill_null(0)
 
 
@@ -123,16 +123,16 @@ FUNCTIONS: dict[str, Function] = {
     "TRIM": Function(1, 1, lambda text: text.str.strip_chars()),
     "UPPER": Function(1, 1, lambda text: text.str.to_uppercase()),
 }
-"""Every function that an expression may call."""
+"""Functions that an expression may call."""
 
 OTHER_NAMES = {"CEILING": "CEIL", "CHAR_LENGTH": "LENGTH", "POW": "POWER", "SUBSTRING": "SUBSTR"}
 
 
 def to_polars(tree: exp.Expr) -> pl.Expr:
-    """The polars expression that a tree means.
+    """Return the polars expression of a syntax tree.
 
     Raises:
-        Refused: it holds what has no meaning here.
+        Refused: the tree has an operator or a function that is not supported.
 
     Example:
         >>> from pipeline.selection.sql import parse
@@ -141,7 +141,7 @@ def to_polars(tree: exp.Expr) -> pl.Expr:
         [2, 3]
         >>> to_polars(parse("LPAD(b, 1000000, 'x') = 'x'"))
         Traceback (most recent call last):
-        pipeline.selection.sql.Refused: calls `LPAD`, which is no function of one row's values
+        pipeline.selection.sql.Refused: calls `LPAD`, which is not a function of one row's values
     """
     operators = sum(1 for _ in tree.find_all(exp.RegexpLike, exp.RegexpILike))
     calls = sum(call.name.upper() == "REGEXP_LIKE" for call in tree.find_all(exp.Anonymous))
@@ -151,7 +151,7 @@ def to_polars(tree: exp.Expr) -> pl.Expr:
 
 
 def comparison_values(tree: exp.Expr, column: str) -> set[float] | None:
-    """The numbers that an expression compares a column with; None if it does anything else with it.
+    """Return the numbers that an expression compares a column with, or None if it also uses the column otherwise.
 
     Example:
         >>> from pipeline.selection.sql import parse
@@ -160,7 +160,7 @@ def comparison_values(tree: exp.Expr, column: str) -> set[float] | None:
         >>> comparison_values(parse("a + 1 > 2"), "a"), comparison_values(parse("b > 2"), "a")
         (None, set())
     """
-    found: set[float] = set()
+    values: set[float] = set()
     for node in tree.find_all(exp.Column):
         if node.name != column:
             continue
@@ -170,28 +170,28 @@ def comparison_values(tree: exp.Expr, column: str) -> set[float] | None:
         others = [_number(other) for other in parent.iter_expressions() if other is not node]
         if None in others:
             return None
-        found |= {float(number) for number in others if number is not None}
-    return found
+        values |= {float(number) for number in others if number is not None}
+    return values
 
 
 def column_names(tree: exp.Expr) -> set[str]:
-    """The columns that an expression names."""
+    """Return the names of the columns that an expression refers to."""
     return {column.name for column in referenced_columns(tree)}
 
 
 def _expression(node: exp.Expr | None) -> pl.Expr:
     build = None if node is None else _NODES.get(type(node))
     if build is None:
-        raise _no_meaning(node)
+        raise _unsupported(node)
     return build(node)
 
 
-def _no_meaning(node: exp.Expr | None) -> Refused:
+def _unsupported(node: exp.Expr | None) -> Refused:
     if node is None:
         return Refused("is not a SQL expression", "something is missing")
-    words: dict[type, str] = {exp.DPipe: "`||`", exp.Concat: "text after text", exp.Escape: "ESCAPE", exp.Star: "`*`"}
+    words: dict[type, str] = {exp.DPipe: "`||`", exp.Concat: "adjacent texts", exp.Escape: "ESCAPE", exp.Star: "`*`"}
     what = words.get(type(node)) or f"`{type(node).__name__.upper()}`"
-    return Refused(f"uses {what}, which has no meaning here", "compare columns of one row", start_of(node))
+    return Refused(f"uses {what}, which is not supported", "compare columns of one row", start_of(node))
 
 
 # ------------------------------------------------------------------------------------------------------- values
@@ -202,7 +202,7 @@ def _literal(node: exp.Literal) -> pl.Expr:
 
 
 def _number(node: exp.Expr) -> int | float | None:
-    """A number that is written out, or None."""
+    """Return the value of a number literal, or None for any other node."""
     if isinstance(node, exp.Neg):
         positive = _number(node.this)
         return None if positive is None else -positive
@@ -210,15 +210,15 @@ def _number(node: exp.Expr) -> int | float | None:
         return None
     digits = str(node.this)
     if not re.fullmatch(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", digits, re.ASCII):
-        raise Refused("is not a SQL expression", f"`{digits[:40]}` is no number", start_of(node))
+        raise Refused("is not a SQL expression", f"`{digits[:40]}` is not a number", start_of(node))
     whole = digits.isdigit()
     if whole and int(digits[:20]) >= 1 << 63:
-        raise Refused("names a number that is too large", "write it as 1e20", start_of(node))
+        raise Refused("has an integer that is too large", "write it as 1e20", start_of(node))
     return int(digits) if whole else float(digits)
 
 
 def _value(node: exp.Expr) -> int | float | str | None:
-    """A number or a text that is written out, or None."""
+    """Return the value of a number or text literal, or None for any other node."""
     return str(node.this) if isinstance(node, exp.Literal) and node.is_string else _number(node)
 
 
@@ -235,12 +235,12 @@ def _binary(operation: Callable[[pl.Expr, pl.Expr], pl.Expr]) -> Callable[[exp.E
 
 
 def _remainder(a: pl.Expr, b: pl.Expr) -> pl.Expr:
-    """With the sign of the dividend, as in SQL."""
+    """Return the remainder with the sign of the dividend, as in SQL; that of polars has the sign of the divisor."""
     return (a.abs() % b.abs()) * a.sign()
 
 
 def _chain(kind: type[exp.Connector], operation: Callable[[pl.Expr, pl.Expr], pl.Expr]) -> Callable:
-    """Joined in halves, so that a long chain is no deep expression."""
+    """Return the builder of a chain of AND or OR as a balanced tree, so that a long chain is not a deep expression."""
     return lambda node: _balanced_chain([_expression(part) for part in operands(node, kind)], operation)
 
 
@@ -253,17 +253,17 @@ def _balanced_chain(parts: Sequence[pl.Expr], operation: Callable[[pl.Expr, pl.E
 
 def _is(node: exp.Is) -> pl.Expr:
     if not isinstance(node.expression, exp.Null):
-        raise Refused("uses IS, which only takes NULL", "write the condition alone, or NOT before it", start_of(node))
+        raise Refused("uses IS without NULL", "write the condition alone, or NOT before it", start_of(node))
     return _expression(node.this).is_null()
 
 
 def _in(node: exp.In) -> pl.Expr:
-    listed = node.expressions
-    if not listed:
-        raise Refused("looks for a value in no list", "IN ('one', 'two')", start_of(node))
+    values = node.expressions
+    if not values:
+        raise Refused("uses IN without a list", "IN ('one', 'two')", start_of(node))
     value = _expression(node.this)
-    texts = [str(one.this) for one in listed if isinstance(one, exp.Literal) and one.is_string]
-    others = [one for one in listed if not (isinstance(one, exp.Literal) and one.is_string)]
+    texts = [str(one.this) for one in values if isinstance(one, exp.Literal) and one.is_string]
+    others = [one for one in values if not (isinstance(one, exp.Literal) and one.is_string)]
     tests = [value.is_in(texts)] if texts else []
     return _balanced_chain([*tests, *(value == _expression(other) for other in others)], pl.Expr.or_)
 
@@ -277,8 +277,8 @@ def _between(node: exp.Between) -> pl.Expr:
 
 def _like(node: exp.Like | exp.ILike) -> pl.Expr:
     pattern = _value(node.expression)
-    if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN_CHARACTERS:
-        raise Refused("has no pattern", f"LIKE 'part%', at most {MAX_PATTERN_CHARACTERS} characters", start_of(node))
+    if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
+        raise Refused("uses an invalid LIKE", f"LIKE 'part%', at most {MAX_PATTERN} characters", start_of(node))
     parts = ({"%": ".*", "_": "."}.get(c) or re.escape(c) for c in pattern)
     flags = "(?is)" if isinstance(node, exp.ILike) else "(?s)"
     like = _expression(node.this).str.contains(f"{flags}^{''.join(parts)}$")
@@ -290,17 +290,15 @@ def _regexp_node(node: exp.RegexpLike | exp.RegexpILike) -> pl.Expr:
 
 
 def _regexp(text: pl.Expr, pattern: object, *, ignore_case: bool) -> pl.Expr:
-    if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN_CHARACTERS:
-        raise Refused(
-            "has no regular expression", f"write it out: '^part', at most {MAX_PATTERN_CHARACTERS} characters"
-        )
+    if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
+        raise Refused("has an invalid regular expression", f"a text such as '^part', at most {MAX_PATTERN} characters")
     if _unfolded_size(pattern) > MAX_PATTERN_SIZE:
-        raise Refused("has a regular expression that unfolds to too much", "repeat less often than `{n}` says")
+        raise Refused("has a regular expression with too many repetitions", "use smaller counts in `{n}`")
     return text.str.contains(f"(?i){pattern}" if ignore_case else pattern)
 
 
 def _unfolded_size(pattern: str) -> int:
-    r"""The size of a pattern by `MAX_PATTERN_SIZE`'s reckoning.
+    r"""Return the size of a pattern: its characters, a class counted as `CLASS`, times the largest count of each `{n}`.
 
     Example:
         >>> _unfolded_size("^part"), _unfolded_size(r"\d{3}-\w{2,4}"), _unfolded_size("(a{9}){9}")
@@ -326,7 +324,7 @@ def _cast(node: exp.Cast | exp.TryCast) -> pl.Expr:
     dtype = _DTYPES.get(node.to.this.value) if isinstance(node.to.this, exp.DType) else None
     if dtype is None or node.to.expressions or node.args.get("format") or node.args.get("default"):
         known = ", ".join(sorted(TYPES))
-        raise Refused(f"casts to `{node.to.sql()[:40]}`", f"there are {known}, without a length", start_of(node))
+        raise Refused(f"casts to `{node.to.sql()[:40]}`", f"supported types, without a length: {known}", start_of(node))
     return _expression(node.this).cast(dtype, strict=not isinstance(node, exp.TryCast))
 
 
@@ -337,8 +335,8 @@ def _call(node: exp.Anonymous) -> pl.Expr:
     if function is None:
         near = difflib.get_close_matches(name, [*FUNCTIONS, *OTHER_NAMES], n=1, cutoff=0.7)
         hint = f"did you mean {near[0]}? " if near else ""
-        there = f"There are {', '.join(FUNCTIONS)}"
-        raise Refused(f"calls `{written}`, which is no function of one row's values", hint + there, at)
+        known = f"Functions: {', '.join(FUNCTIONS)}"
+        raise Refused(f"calls `{written}`, which is not a function of one row's values", hint + known, at)
     given = node.expressions
     if not function.fewest <= len(given) <= function.most:
         counts = " to ".join(map(str, dict.fromkeys((function.fewest, function.most))))
@@ -352,11 +350,9 @@ def _call(node: exp.Anonymous) -> pl.Expr:
 
 def _column(node: exp.Column) -> pl.Expr:
     if len(node.parts) > 1:
-        raise Refused(
-            f"names `{node.parts[0].name}`, which is no column", "write a column's name alone", start_of(node)
-        )
+        raise Refused(f"names `{node.parts[0].name}`, which is not a column", "write its name alone", start_of(node))
     if node.name == "*" or (node.name.startswith("^") and node.name.endswith("$")):
-        raise Refused(f"names `{node.name}`, which polars takes for several columns", "rename it", start_of(node))
+        raise Refused(f"names `{node.name}`, which polars would expand to several columns", "rename it", start_of(node))
     return pl.col(node.name)
 
 
@@ -399,4 +395,4 @@ _NODES: dict[type[exp.Expr], Callable[..., pl.Expr]] = {
     exp.Boolean: lambda node: pl.lit(bool(node.this)),
     exp.Null: lambda node: pl.lit(None),
 }
-"""Every kind of node that means something, and what."""
+"""Builders of polars expressions by kind of node; any other kind is refused."""

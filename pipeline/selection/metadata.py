@@ -1,4 +1,4 @@
-"""Metadata of documents as columns that rules may name, typed as the manifest says (`select.metadata`)."""
+"""Metadata of documents as typed columns that rules may name (`select.metadata`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ARROW: Mapping[str, pa.DataType] = {
     "json": pa.string(),
 }
 _KIND = b"rpt.kind"
-"""Of a field's metadata in the tables of sites and shards: which of `KINDS` it is."""
+"""Key in the metadata of an Arrow field that holds which of `KINDS` the column has."""
 
 BUILT_IN = frozenset(
     (
@@ -38,19 +38,19 @@ BUILT_IN = frozenset(
         *("inside_character", "text_start", "token_ends", "byte_end", "key", "twin", "stratum", "row", "budget"),
     )
 )
-"""Names of columns that metadata may not have: of scores, sites, shards, screenings and what lies between them."""
+"""Column names that metadata may not use: those of scores, sites, shards, screenings and intermediate tables."""
 
 
 def kinds(metadata: Mapping[str, str]) -> dict[str, str]:
-    """`select.metadata`, and `corpus`, which needs no naming."""
+    """Return the kinds of `select.metadata` by name, with `corpus`, which every manifest has."""
     return {CORPUS: "text"} | dict(metadata)
 
 
 def rule_columns(metadata: Mapping[str, str]) -> dict[str, Column]:
-    """What `where` may name: the scores of a position, and metadata of its document.
+    """Return the columns that `where` may name: the scores of a position, and metadata of its document.
 
     Raises:
-        UserError: metadata of the name of a built-in column.
+        UserError: metadata has the name of a built-in column.
 
     Example:
         >>> list(rule_columns({"difficulty": "number"}))[-2:]
@@ -61,15 +61,15 @@ def rule_columns(metadata: Mapping[str, str]) -> dict[str, Column]:
 
 
 def document_columns(metadata: Mapping[str, str]) -> dict[str, Column]:
-    """The columns of metadata alone."""
+    """Return the columns of metadata alone."""
     return {name: _column(kind) for name, kind in kinds(metadata).items()}
 
 
 def check_names(metadata: Mapping[str, str]) -> None:
-    """Refuse metadata of the name of a built-in column, capitals aside, or two that differ in capitals alone.
+    """Refuse metadata whose name equals that of a built-in column or of other metadata, ignoring case.
 
     Raises:
-        UserError: it says which.
+        UserError: there is such a name; the message has it.
     """
     seen: dict[str, str] = {}
     for name, kind in metadata.items():
@@ -86,12 +86,12 @@ def check_names(metadata: Mapping[str, str]) -> None:
 
 
 def metadata_fields(metadata: Mapping[str, str]) -> list[pa.Field]:
-    """The columns of metadata in the tables of sites and shards; null where a document has none."""
+    """Return the Arrow fields of metadata in the tables of sites and shards; null if a document has no value."""
     return [pa.field(name, _ARROW[kind], metadata={_KIND: kind.encode()}) for name, kind in metadata.items()]
 
 
 def column_of(field: pa.Field) -> Column:
-    """What `where` may do with a column that `metadata_fields` made."""
+    """Return the description for `where` of a column that `metadata_fields` made."""
     return _column((field.metadata or {}).get(_KIND, b"text").decode())
 
 
@@ -99,67 +99,76 @@ def _column(kind: str) -> Column:
     return Column(KINDS[kind], f"metadata of the document, {kind}", whole=kind != "json")
 
 
-def metadata_frame(doc_ids: Iterable[str], meta: Iterable[str], wanted: Mapping[str, str]) -> pl.DataFrame:
-    """A row a document: its metadata as typed columns, null where it has none.
+def metadata_frame(doc_ids: Iterable[str], meta: Iterable[str], columns: Mapping[str, str]) -> pl.DataFrame:
+    """Return a frame with one row per document: its metadata as typed columns, null if absent.
 
     Args:
-        doc_ids: for messages.
-        meta: the documents' JSON objects.
-        wanted: kind by name.
+        doc_ids: ids of the documents, for error messages.
+        meta: the documents' metadata as JSON objects.
+        columns: the kind of each column, by name.
 
     Raises:
-        UserError: a value that is not of its kind.
+        UserError: a value is not of its kind.
 
     Example:
         >>> meta = ['{"level": "3.5"}', '{"level": 4, "x": 1}']
         >>> metadata_frame(["a", "b"], meta, {"level": "number"})["level"].to_list()
         [3.5, 4.0]
     """
-    values: dict[str, list[Any]] = {name: [] for name in wanted}
+    values: dict[str, list[Any]] = {name: [] for name in columns}
     for doc_id, text in zip(doc_ids, meta, strict=True):
         row = json.loads(text)
-        for name, kind in wanted.items():
+        for name, kind in columns.items():
             value = _typed(row.get(name), kind)
             if value is _MISFIT:
                 raise UserError(
-                    f"metadata `{name}` is no {kind}",
+                    f"metadata `{name}` is not of kind `{kind}`",
                     where=f"document {doc_id}: {row[name]!r:.80}",
-                    hint=f"select.metadata: {{{name}: {_wider(row[name])}}} takes anything",
+                    hint=f"select.metadata: {{{name}: {_wider(row[name])}}} accepts any value",
                 )
             values[name].append(value)
-    return pl.DataFrame(values, schema={name: KINDS[kind] for name, kind in wanted.items()})
+    return pl.DataFrame(values, schema={name: KINDS[kind] for name, kind in columns.items()})
 
 
-def with_metadata(scores: pa.Table, documents: pa.Table, wanted: Mapping[str, str]) -> pa.Table:
-    """The scores with columns of their documents' metadata. `documents`: `doc_id` and `meta` of all of them."""
-    if not wanted:
+def with_metadata(scores: pa.Table, documents: pa.Table, columns: Mapping[str, str]) -> pa.Table:
+    """Return the scores with columns of their documents' metadata.
+
+    Args:
+        scores: rows of the scores table.
+        documents: columns `doc_id` and `meta` of their documents.
+        columns: the kind of each column of metadata, by name.
+    """
+    if not columns:
         return scores
     ids = documents["doc_id"].to_pylist()
-    frame = metadata_frame(ids, documents["meta"].to_pylist(), wanted)
+    frame = metadata_frame(ids, documents["meta"].to_pylist(), columns)
     row_of = {doc_id: row for row, doc_id in enumerate(ids)}
     rows = [row_of[doc_id] for doc_id in scores["doc_id"].to_pylist() if doc_id in row_of]
     if len(rows) < scores.num_rows:
-        return scores  # `positions` says that they are not of one corpus
-    for name in wanted:
+        return scores  # `positions` raises: scores and documents are from different corpora
+    for name in columns:
         scores = scores.append_column(name, frame[name].gather(rows).to_arrow())
     return scores
 
 
 def referenced_metadata(expression: pl.Expr, metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata that an expression names, with their kinds."""
-    named = set(expression.meta.root_names())
-    return {name: kind for name, kind in kinds(metadata).items() if name in named}
+    """Return the kinds of the metadata that an expression names."""
+    names = set(expression.meta.root_names())
+    return {name: kind for name, kind in kinds(metadata).items() if name in names}
 
 
-def check_metadata(wanted: Iterable[str], tables: Iterable[pa.Table], key: str = "select.metadata") -> None:
-    """Refuse metadata that no document has. `tables`: column `meta`, read until everything was found.
+def check_metadata(names: Iterable[str], tables: Iterable[pa.Table], key: str = "select.metadata") -> None:
+    """Refuse metadata that no document has.
 
-    `key` is what the user calls it.
+    Args:
+        names: names of metadata.
+        tables: column `meta` of the documents; read until every name was found.
+        key: the configuration key that has the names, for the message.
 
     Raises:
-        UserError: it names what the documents do have.
+        UserError: no document has one of them; the message lists the metadata that documents have.
     """
-    missing, known = dict.fromkeys(wanted), dict[str, None]()
+    missing, known = dict.fromkeys(names), dict[str, None]()
     for table in tables if missing else ():
         for text in table["meta"].to_pylist():
             known |= dict.fromkeys(json.loads(text))
@@ -177,11 +186,11 @@ def check_metadata(wanted: Iterable[str], tables: Iterable[pa.Table], key: str =
 _MISFIT = object()
 _WHOLE = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
 _EXACT = 2**53 - 1
-"""The largest integer up to which each is a number of its own in double precision: 2^53 + 1 is 2^53 there."""
+"""The largest integer up to which double precision represents every integer: 2^53 + 1 rounds to 2^53."""
 
 
 def _typed(value: Any, kind: str) -> Any:
-    """A JSON value as its kind, or `_MISFIT`. Of text files, numbers and booleans are what their text says."""
+    """Return a JSON value as its kind, or `_MISFIT`. Numbers and booleans may be text, as in CSV files."""
     if value is None:
         return None
     if kind == "json":
@@ -201,12 +210,12 @@ def _typed(value: Any, kind: str) -> Any:
 
 
 def _wider(value: Any) -> str:
-    """The kind that takes anything like a value."""
+    """Return the kind that accepts any value like the given one."""
     return "json" if isinstance(value, list | dict) else "text"
 
 
 def _is_exact(value: Any, number: float) -> bool:
-    """Whether no other whole number is stored as this one; numbers with fractions are rounded, as everywhere."""
+    """Return whether a number is finite and, if it is an integer, stored without rounding."""
     if isinstance(value, int) or (isinstance(value, str) and _WHOLE.fullmatch(value)):
         return abs(number) <= _EXACT
     return math.isfinite(number)

@@ -1,4 +1,4 @@
-"""Scores as a frame with one row a scored position: what selection filters and an audit looks at."""
+"""Turns scores into frames with one row per position, which selection filters and audits display."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from pipeline.selection.text import TextBytes
 DOCUMENT_COLUMNS = ["doc_id", "text"]
 POSITION_COLUMNS = ["field", "entropy", "entropy_partial", "nll", "rank", "reference_nll"]
 SCORE_TABLE_COLUMNS = ["doc_id", "split", "token_ends", *POSITION_COLUMNS]
-"""What `positions` reads of the two tables."""
+"""Columns of the scores table that `positions` reads."""
 
 POSITIONS_AT_ONCE = 1_000_000
 TOKEN_CLASS = pl.Enum(TOKEN_CLASSES)
 
 
 def positions(documents: pa.Table, scores: pa.Table, *, at_once: int = POSITIONS_AT_ONCE) -> Iterator[pl.DataFrame]:
-    """Every scored position, in frames of whole documents.
+    """Yield every position of the scores table, in frames of whole documents.
 
     Args:
         documents: `DOCUMENT_COLUMNS` of a shard.
         scores: `SCORE_TABLE_COLUMNS` of the same shard; its documents are among `documents`, in the same order.
-        at_once: positions a frame holds, more only where one document does (memory, not results).
+        at_once: maximum positions per frame, unless one document has more; affects memory, not results.
 
     Yields:
-        Frames with the columns of `SCORE_COLUMNS` (`token_class` is a `TOKEN_CLASS`) and `inside_character`: whether
-        the token begins within a character of the text. Rows are in document order, then by position.
+        Frames with the columns of `SCORE_COLUMNS` (`token_class` is a `TOKEN_CLASS`) and `inside_character`: true if
+        the token begins inside a character of the text. Rows are in document order, then by position.
 
     Raises:
-        IntegrityError: scores of a document that the shard does not have.
+        IntegrityError: the shard lacks a document that has scores.
     """
     row_of_document = pc.index_in(scores["doc_id"], documents["doc_id"])
     if row_of_document.null_count:
-        raise IntegrityError("scores and documents are not of one corpus", hint="delete the score folder, run again")
+        raise IntegrityError(
+            "scores and documents are from different corpora", hint="delete the score folder and run again"
+        )
     text = TextBytes.of(documents["text"])
     starts = text.starts_D[_numbers(row_of_document)]
     lengths = _numbers(pc.list_value_length(scores["token_ends"]))
@@ -55,18 +57,18 @@ def positions(documents: pa.Table, scores: pa.Table, *, at_once: int = POSITIONS
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """Through polars: pyarrow would import pandas, which takes longer than what is asked."""
+    """Convert a column by polars, because pyarrow would import pandas, which takes longer than the conversion."""
     return pl.Series(pl.from_arrow(column)).to_numpy()
 
 
 def _places(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where each token begins and ends, and where its document begins, in the bytes of all documents."""
+    """Return the offsets of each token's begin and end and of its document's begin, in the bytes of all documents."""
     document = frame["text_start"]
     return (document + frame["byte_offset"]).to_numpy(), (document + frame["byte_end"]).to_numpy(), document.to_numpy()
 
 
 def _explode(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row a token. A token begins where the one before it ends."""
+    """Return one row per token, which begins where the token before it ends."""
     length = pl.col("token_ends").list.len()
     per_position = ["position", "byte_offset", "byte_end", *POSITION_COLUMNS]
     return (
@@ -86,7 +88,7 @@ def _explode(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _batches(lengths: np.ndarray, at_once: int) -> Iterator[tuple[int, int]]:
-    """Ranges of documents that hold at most `at_once` tokens together, or one document.
+    """Yield ranges of documents with at most `at_once` tokens together, or of one document.
 
     Example:
         >>> list(_batches(np.array([3, 3, 9, 1]), 6))

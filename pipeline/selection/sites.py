@@ -1,4 +1,4 @@
-"""Which scored positions become sites, and why the others do not."""
+"""Selects the scored positions that become sites, and counts why the others do not."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ SITES = pa.schema(
         pa.field("split", pa.string(), nullable=False),
     ]
 )
-"""A row is a selected position; rows are in document order, then by position."""
+"""One row per selected position, in document order, then by position."""
 
 
 def sites_schema(metadata: Mapping[str, str], several: bool) -> pa.Schema:
-    """`SITES`, the name of the source where a manifest names several, and the metadata that `select.metadata` names."""
+    """Return `SITES` with the metadata of `select.metadata`, and the source's name if there are several sources."""
     source = [pa.field(CORPUS, pa.string(), nullable=False)] if several else []
     declared = {name: kind for name, kind in metadata.items() if not (several and name == CORPUS)}
     return pa.schema([*SITES, *source, *metadata_fields(declared)])
@@ -62,36 +62,37 @@ REASONS = (
     "not_drawn",
     *CORPUS_REASONS,
 )
-"""Why a position is no site, in the order in which they are asked: the first that applies is the one counted."""
+"""Reasons why a position is not a site, in the order of the checks; the first that applies is counted."""
 
 BANDS = ("easy", "medium", "hard")
 NEAR = 0.01
-"""Nats: a position this close to a band's threshold is counted as `near.<band>`: rounding could move it."""
+"""Distance in nats to a band's threshold up to which a position counts as `near.<band>`: rounding could move it."""
 
 
 def check_columns_exist(config: SelectConfig, documents: Sequence[InputFile]) -> None:
-    """Refuse what a selection names and no document has: what all sites lack would make one stratum of them.
+    """Refuse a selection that names metadata which no document has; it would put all sites into one stratum.
 
     Args:
-        documents: tables of the documents.
+        config: the selection.
+        documents: files of the documents table.
 
     Raises:
-        UserError: it says what the documents do have.
+        UserError: no document has it; the message lists the metadata that documents have.
     """
     check_metadata(config.metadata, (read_table(file, ["meta"]) for file in documents))
     by = config.strata.by if config.strata else None
     if by in BUILT_IN and by not in STRATA:
-        mend = f"name one of {', '.join(STRATA)}, or metadata of documents"
-        raise UserError(f"no strata are made by `{by}`", where="select.strata.by", hint=mend)
+        hint = f"name one of {', '.join(STRATA)}, or metadata of documents"
+        raise UserError(f"`{by}` cannot define strata", where="select.strata.by", hint=hint)
     if by is not None and by not in STRATA:
         check_metadata([by], (read_table(file, ["meta"]) for file in documents), "select.strata.by")
 
 
 def rule_expression(config: SelectConfig) -> pl.Expr:
-    """The boolean expression of one position that `where` and `validation_where` make together.
+    """Return the boolean expression of one position that combines `where` and `validation_where`.
 
     Raises:
-        UserError: one of them is no such expression (`row_filter`).
+        UserError: one of them is not a valid expression (`row_filter`).
     """
     columns = rule_columns(config.metadata)
     train = row_filter(config.where, columns, "select.where")
@@ -110,33 +111,33 @@ def select_sites(
 ) -> tuple[pl.DataFrame, Counters]:
     """Select the sites of a shard.
 
-    A document's sites depend on that document alone (and on `verdicts`), so that it does not matter how a corpus is
-    cut into shards.
+    A document's sites depend only on the document (and on `verdicts`), so they do not depend on how a corpus is cut
+    into shards.
 
     Args:
-        config: what to keep.
-        documents: the shard's documents (`document_columns`); with `meta`, if a rule names metadata.
-        scores: their scores (`score_columns`).
-        flagged: ids of sites that are not wanted.
-        verdicts: what the rules over the whole corpus say of the shard's training sites, in their order: 0 to keep,
-            else 1 + an index into `CORPUS_REASONS`. None: there are no such rules, or this finds what they look at.
-        several: the documents are of several sources, which their metadata names.
+        config: the rules.
+        documents: the shard's documents (`DOCUMENT_COLUMNS`), with `meta` if a rule names metadata.
+        scores: their scores (`SCORE_TABLE_COLUMNS`).
+        flagged: ids of sites to drop.
+        verdicts: the decisions of the rules over the whole corpus on the shard's training sites, in their order: 0 to
+            keep, else 1 + an index into `CORPUS_REASONS`. None: there are no such rules, or this call lists the
+            candidates for them.
+        several: whether the documents are from several sources, which their metadata names.
 
     Returns:
-        A frame with the columns of `sites_schema` (`corpus` null if there is one source), `key`, a site's random number
-        in [0, 2⁶⁴), and `twin` and `stratum` where the configuration thins or has strata; and the counts: `documents`,
-        `tokens` = the sum of `dropped.<reason>` and `kept.<split>`, `band.<name>`, nested, over all that is kept, and
-        `near.<name>`, over all that is scored.
+        A frame with the columns of `sites_schema` (`corpus` is null if there is one source), `key`, a random number in
+        [0, 2⁶⁴) per site, and `twin` and `stratum` if the rules need them; and the counts: `documents`; `tokens` = the
+        sum of `dropped.<reason>` and `kept.<split>`; `band.<name>`, nested, over all kept sites; and `near.<name>`,
+        over all scored positions.
     """
     expression = rule_expression(config)
     counters: Counter[str] = Counter({"documents": scores.num_rows, "tokens": 0})
     counters.update({f"dropped.{reason}": 0 for reason in REASONS} | {f"near.{band}": 0 for band in BANDS})
     twin_keys = duplicate_keys(scores, config.thin.suffix_tokens) if config.thin else None
-    kept, begin = [_nothing(config)], 0
-    named = (
-        referenced_metadata(expression, config.metadata) | dict(config.metadata) | ({CORPUS: "text"} if several else {})
-    )
-    for frame in positions(documents, with_metadata(scores.select(SCORE_TABLE_COLUMNS), documents, named)):
+    kept, begin = [_empty_sites(config)], 0
+    columns = referenced_metadata(expression, config.metadata) | dict(config.metadata)
+    columns |= {CORPUS: "text"} if several else {}
+    for frame in positions(documents, with_metadata(scores.select(SCORE_TABLE_COLUMNS), documents, columns)):
         if twin_keys is not None:
             frame = frame.with_columns(twin=pl.Series(twin_keys[begin : begin + frame.height]))
             begin += frame.height
@@ -156,7 +157,7 @@ def select_sites(
 def _select(
     config: SelectConfig, expression: pl.Expr, frame: pl.DataFrame, flagged: Collection[str], counters: Counter[str]
 ) -> pl.DataFrame:
-    """The sites of some whole documents; what is dropped is added to `counters`."""
+    """Return the sites of some whole documents, and add the dropped positions to `counters`."""
 
     def drop(reason: str, kept: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
         counters[f"dropped.{reason}"] += before.height - kept.height
@@ -177,41 +178,42 @@ def _select(
     if config.strategy == "random":
         eligible = eligible.filter(~site_id().is_in(list(flagged)))
         frame = _draw_at_random(frame, _with_key(eligible, config.seed), expression, counters)
-    named = frame.with_columns(
+    sites = frame.with_columns(
         site_id=site_id(),
         token_class=pl.col("token_class").cast(pl.String),
         band=band_of(config.bands),
     )
-    return named.select(*SITES.names, "key", *({"twin", CORPUS, *config.metadata} & set(frame.columns)))
+    return sites.select(*SITES.names, "key", *({"twin", CORPUS, *config.metadata} & set(frame.columns)))
 
 
 def _draw_at_random(
     ruled: pl.DataFrame, eligible: pl.DataFrame, expression: pl.Expr, counters: Counter[str]
 ) -> pl.DataFrame:
-    """Instead of the training sites in `ruled`, as many eligible positions in every field of every document."""
-    place = ["doc_id", "field"]
-    budget = ruled.filter(pl.col("split") == "train").group_by(place).len("budget")
-    order = pl.col("key").rank("ordinal").over(place)
-    drawn = eligible.join(budget, on=place, maintain_order="left").filter(order <= pl.col("budget")).drop("budget")
+    """Replace the training sites in `ruled` by as many random eligible positions of the same document and field."""
+    group = ["doc_id", "field"]
+    budget = ruled.filter(pl.col("split") == "train").group_by(group).len("budget")
+    order = pl.col("key").rank("ordinal").over(group)
+    drawn = eligible.join(budget, on=group, maintain_order="left").filter(order <= pl.col("budget")).drop("budget")
     passing = filter_rows(drawn, expression, "`select.where`").height
     stayed = drawn.join(ruled, on=["doc_id", "position"], how="semi").height
     trained = int((ruled["split"] == "train").sum())
-    counters["dropped.not_drawn"] += trained - stayed  # of what the rules keep
-    counters["dropped.where"] -= drawn.height - passing  # drawn although `where` would not have kept them
-    counters["dropped.document_cap"] -= passing - stayed  # or the cap
+    # The counters hold what the rules dropped. Correct them so that they still add up for the drawn positions.
+    counters["dropped.not_drawn"] += trained - stayed  # kept by the rules, but not drawn
+    counters["dropped.where"] -= drawn.height - passing  # drawn, although `where` had dropped them
+    counters["dropped.document_cap"] -= passing - stayed  # drawn, although the cap had dropped them
     return pl.concat([drawn, ruled.filter(pl.col("split") != "train")]).sort(
-        pl.col("doc_id").replace_strict(*_ranks(eligible)), "position", maintain_order=True
+        pl.col("doc_id").replace_strict(*_document_order(eligible)), "position", maintain_order=True
     )
 
 
-def _ranks(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
-    """Documents, and their places in the shard."""
+def _document_order(frame: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
+    """Return the ids of the documents, and their indices in the shard."""
     ids = frame["doc_id"].unique(maintain_order=True)
     return ids, pl.Series(range(len(ids)), dtype=pl.UInt32)
 
 
 def _apply_decisions(sites: pl.DataFrame, verdicts: NDArray[np.uint8], counters: Counter[str]) -> pl.DataFrame:
-    """The sites that the rules over the whole corpus keep."""
+    """Return the sites that the rules over the whole corpus keep, and count the others."""
     train = (sites["split"] == "train").to_numpy()
     verdict = np.zeros(sites.height, dtype=np.uint8)
     verdict[train] = verdicts
@@ -221,12 +223,12 @@ def _apply_decisions(sites: pl.DataFrame, verdicts: NDArray[np.uint8], counters:
 
 
 def site_id() -> pl.Expr:
-    """A position's name."""
+    """Return the expression of a position's id, `<doc_id>-<position>`."""
     return pl.format("{}-{}", "doc_id", "position")
 
 
 def _cap_documents(frame: pl.DataFrame, most: int | None) -> pl.DataFrame:
-    """Keep each document's `most` positions of highest entropy; among equals the first ones."""
+    """Keep the `most` positions of highest entropy per document, ties by position."""
     if most is None:
         return frame
     order = pl.col("entropy").rank("ordinal", descending=True).over("doc_id")
@@ -241,7 +243,7 @@ def _with_key(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
 
 
 def band_of(bands: BandsConfig) -> pl.Expr:
-    """The hardest band whose threshold the entropy exceeds, or `none`."""
+    """Return the expression of the hardest band whose threshold the entropy exceeds, or `none`."""
     entropy = pl.col("entropy")
     return (
         pl.when(entropy > bands.hard)
@@ -254,7 +256,7 @@ def band_of(bands: BandsConfig) -> pl.Expr:
     )
 
 
-def _nothing(config: SelectConfig) -> pl.DataFrame:
-    """No site at all, with the types of all columns."""
+def _empty_sites(config: SelectConfig) -> pl.DataFrame:
+    """Return an empty frame with the types of all columns."""
     schema = sites_schema(config.metadata, several=True)
     return pl.DataFrame(pl.from_arrow(schema.empty_table())).with_columns(key=pl.lit(None, dtype=pl.UInt64))

@@ -1,8 +1,8 @@
-"""The SQL of `where`: text → syntax tree, within limits, by sqlglot.
+"""Parses the SQL of `where` into a syntax tree, within limits, with sqlglot.
 
-The dialect knows the words below and nothing else: no statement, no table, no type but those of `TYPES`. Every other
-word is a column's or a function's name, so that no function of sqlglot or of a database is ever resolved.
-`expressions.py` says which nodes and functions have a meaning. Nothing here touches data.
+The dialect knows the words below and nothing else: no statements, no tables, and only the types in `TYPES`. Every other
+word is the name of a column or a function, so no function of sqlglot or of a database is ever resolved.
+`expressions.py` defines which nodes and functions are supported. Nothing here touches data.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from sqlglot.errors import ParseError, TokenError
 from sqlglot.tokens import TokenType
 
 MAX_CHARACTERS = 10_000
-"""Characters of an expression."""
+"""Maximum characters of an expression."""
 
 MAX_DEPTH = 24
-"""Levels of parentheses, calls and operators. Chains of AND and OR are one level, however long they are."""
+"""Maximum levels of parentheses, calls and operators. A chain of AND or OR of any length is one level."""
 
 MAX_PARTS = 250
-"""Columns, numbers, operators and calls. A list of texts after IN counts as one."""
+"""Maximum columns, numbers, operators and calls. A list of texts after IN counts as one."""
 
 MAX_WORDS = 2_000
-"""Words, numbers, texts and signs, which are counted before the parser sees them."""
+"""Maximum words, numbers, texts and symbols, counted before the parser runs."""
 
 TYPES = {
     "BIGINT": TokenType.BIGINT,
@@ -44,7 +44,7 @@ TYPES = {
 
 
 class Refused(Exception):
-    """What is wrong with an expression, and at which character (from 1; 0: nowhere in particular)."""
+    """Raised when an expression is refused: the reason, advice, and the character (from 1; 0 if unknown)."""
 
     def __init__(self, what: str, advice: str = "", at: int = 0) -> None:
         super().__init__(what)
@@ -60,9 +60,11 @@ _WORDS = (
 
 
 class Where(Dialect):
-    """Operators and words of an expression of one row. sqlglot registers it under the name `where`."""
+    """The dialect of expressions of one row, which sqlglot registers under the name `where`."""
 
     class Tokenizer(tokens.Tokenizer):
+        """The tokenizer, which knows only the words and symbols above."""
+
         SINGLE_TOKENS = {symbol: tokens.Tokenizer.SINGLE_TOKENS[symbol] for symbol in _SYMBOLS}  # noqa: RUF012
         COMMENTS = ["--", ("/*", "*/")]  # noqa: RUF012
         KEYWORDS = {  # noqa: RUF012
@@ -72,6 +74,8 @@ class Where(Dialect):
         }
 
     class Parser(parser.Parser):
+        """The parser, which knows no functions except CAST, TRY_CAST and CASE."""
+
         FUNCTIONS = {}  # noqa: RUF012
         FUNCTION_PARSERS = {name: parser.Parser.FUNCTION_PARSERS[name] for name in ("CAST", "TRY_CAST")}  # noqa: RUF012
         NO_PAREN_FUNCTIONS = {}  # noqa: RUF012
@@ -79,10 +83,10 @@ class Where(Dialect):
 
 
 def parse(text: str) -> exp.Expr:
-    """The syntax tree of an expression.
+    """Parse an expression into a syntax tree.
 
     Raises:
-        Refused: it is no expression, or beyond a limit.
+        Refused: it is not an expression, or exceeds a limit.
 
     Example:
         >>> parse("entropy > 1 AND NOT field = 'a'").sql()
@@ -94,7 +98,7 @@ def parse(text: str) -> exp.Expr:
     try:
         words = dialect.tokenize(text)
         if len(words) > MAX_WORDS:
-            raise Refused("is too long", f"{len(words):,} words and signs, at most {MAX_WORDS:,}")
+            raise Refused("is too long", f"{len(words):,} words and symbols, at most {MAX_WORDS:,}")
         _check_nesting(words)
         trees = dialect.parser().parse_into(exp.Condition, words, text)
     except TokenError as error:
@@ -110,35 +114,35 @@ def parse(text: str) -> exp.Expr:
 
 
 def operands(tree: exp.Expr, kind: type[exp.Connector]) -> Iterator[exp.Expr]:
-    """The parts that AND (or OR) joins, from left to right; the expression itself if it is no such chain.
+    """Yield the operands of a chain of AND (or OR) from left to right, or the expression itself if it is no chain.
 
     Example:
         >>> [part.sql() for part in operands(parse("a AND (b AND c) AND (d OR e)"), exp.And)]
         ['a', 'b', 'c', '(d OR e)']
     """
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
+    stack = [tree]  # no recursion, because a chain may be longer than Python's stack
+    while stack:
+        node = stack.pop()
         inner = node.unnest()
         if isinstance(inner, kind):
-            waiting += [inner.expression, inner.this]
+            stack += [inner.expression, inner.this]
         else:
             yield node
 
 
 def referenced_columns(tree: exp.Expr) -> list[exp.Expr]:
-    """The columns that an expression names, in its order: of `other.entropy`, which is none of ours, `other`."""
+    """Return the columns that an expression names, in its order; `other` for a qualified name like `other.entropy`."""
     return sorted((column.parts[0] for column in tree.find_all(exp.Column)), key=start_of)
 
 
 def start_of(node: exp.Expr) -> int:
-    """The character (from 1) at which the first named part of a node begins; 0 if that is not known."""
+    """Return the character (from 1) at which the first named part of a node begins, or 0 if unknown."""
     starts = [part.meta["start"] + 1 for part in node.walk() if "start" in part.meta]
     return min(starts, default=0)
 
 
-def _check_nesting(words: list[tokens.Token]) -> None:  # before the parser, which calls itself at each level
-    depth = 0
+def _check_nesting(words: list[tokens.Token]) -> None:
+    depth = 0  # checked before parsing, because the parser recurses at each level
     for token in words:
         if token.token_type in (TokenType.L_PAREN, TokenType.CASE):
             depth += 1
@@ -149,29 +153,29 @@ def _check_nesting(words: list[tokens.Token]) -> None:  # before the parser, whi
 
 
 def _check_size(tree: exp.Expr) -> None:
-    parts, waiting = 0, [(tree, 1)]  # a list, since a tree may be deeper than Python's stack
-    while waiting:
-        node, depth = waiting.pop()
+    parts, stack = 0, [(tree, 1)]  # no recursion, because a tree may be deeper than Python's stack
+    while stack:
+        node, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise _too_deep(start_of(node))
         text_in_list = isinstance(node.parent, exp.In) and isinstance(node, exp.Literal) and node.is_string
         parts += not (text_in_list or isinstance(node, exp.Identifier | exp.Paren))
         chain = type(node) if isinstance(node, exp.And | exp.Or) else None
         inner = operands(node, chain) if chain else node.iter_expressions()
-        waiting += [(part, depth + 1) for part in inner]
+        stack += [(part, depth + 1) for part in inner]
         if parts > MAX_PARTS:
             raise Refused("is too long", f"at most {MAX_PARTS} columns, values, operators and functions")
 
 
 def _too_deep(at: int = 0) -> Refused:
-    return Refused("is nested too deep", f"at most {MAX_DEPTH} levels; chains of AND and OR are one", at)
+    return Refused("is nested too deeply", f"at most {MAX_DEPTH} levels; a chain of AND or OR is one level", at)
 
 
 def _beyond_the_row(words: list[tokens.Token]) -> Refused | None:
     kinds = {("(", "SELECT"): "a subquery", (")", "OVER"): "a window"}
     for before, word in pairwise(words):
         if kind := kinds.get((before.text, word.text.upper())):
-            return Refused("looks beyond one row", f"{kind} is not allowed; compare columns", word.start + 1)
+            return Refused("reads more than one row", f"{kind} is not allowed; compare columns", word.start + 1)
     return None
 
 
@@ -180,6 +184,10 @@ def _not_sql(error: ParseError, text: str) -> Refused:
     near = str(found.get("highlight") or "").strip()
     lines = text.splitlines(keepends=True)[: max((found.get("line") or 1) - 1, 0)]
     at = sum(map(len, lines)) + (found.get("col") or 0) - max(len(near) - 1, 0)
-    said = str(found.get("description") or "")
-    why = "it stops here" if "missing" in said else said if said.startswith("Expect") else "not expected here"
-    return Refused("is not a SQL expression", f"`{near[:40]}`: {why}" if near else why, max(at, 0))
+    message = str(found.get("description") or "")
+    reason = "unexpected"
+    if "missing" in message:
+        reason = "something is missing after it"
+    elif message.startswith("Expect"):
+        reason = message
+    return Refused("is not a SQL expression", f"`{near[:40]}`: {reason}" if near else reason, max(at, 0))

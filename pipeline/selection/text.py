@@ -1,4 +1,4 @@
-"""The UTF-8 bytes of a column of documents as one array, so that byte offsets are looked up without a loop."""
+"""The UTF-8 bytes of a column of documents as one array, for vectorised lookups of byte offsets."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TextBytes:
-    """Documents laid end to end. Shapes: D documents, B bytes together."""
+    """The bytes of documents end to end. Shapes: D documents, B bytes in total."""
 
     data_B: NDArray[np.uint8]
     starts_D: NDArray[np.int64]
-    """Where each document begins in `data_B`."""
+    """Offset in `data_B` at which each document begins."""
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> TextBytes:
-        """Of a string column; a large_string column in one chunk is not copied."""
+        """Build from a string column; a large_string column in one chunk is not copied."""
         text = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in column.chunks] or [_EMPTY])
         _, offsets, data = text.buffers()
         starts_D = np.frombuffer(offsets, dtype=np.int64)[text.offset : text.offset + len(text)] if len(text) else _NONE
         return cls(np.frombuffer(data or b"", dtype=np.uint8), starts_D)
 
     def inside_character(self, at: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the byte at each offset into `data_B` continues a character; the end of the data does not.
+        """Return whether the byte at each offset into `data_B` continues a character; False at the end of the data.
 
         Example:
             >>> TextBytes.of(pa.chunked_array([["né"]])).inside_character(np.array([0, 1, 2, 3])).tolist()

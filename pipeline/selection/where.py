@@ -1,9 +1,9 @@
-"""`where`: a SQL expression over the columns of one row, checked before anything runs.
+"""Checks `where`: a SQL expression over the columns of one row, before anything runs.
 
-An expression is text from outside: a manifest, a recipe, an address of the live page. `sql.py` parses it within limits,
-`expressions.py` translates the operators and functions that it lists, and polars sees only the translation, never the
-text. An expression sees one row at a time: aggregates, windows and subqueries would look at a whole shard, so that the
-same manifest would select other sites when cut into other shards.
+An expression is untrusted text: from a manifest, a recipe, or a URL of the live page. `sql.py` parses it within limits,
+`expressions.py` translates the supported operators and functions, and polars only gets the translation, never the text.
+An expression sees one row at a time. Aggregates, windows and subqueries would read a whole shard, so that the same
+manifest would select other sites if its corpus were cut into other shards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlglot import exp
 
 SHOWN = 300
-"""Characters of an expression that an error repeats."""
+"""Maximum characters of an expression that an error message quotes."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Column:
     dtype: pl.DataType
     meaning: str
     whole: bool = True
-    """It is one value. Else it is JSON text, into which LIKE looks, and which equals nothing anyone would write."""
+    """True: one value. False: JSON text, which LIKE can search, but which comparisons are refused for."""
 
 
 SCORE_COLUMNS: Mapping[str, Column] = {
@@ -50,11 +50,11 @@ SCORE_COLUMNS: Mapping[str, Column] = {
     "tokens": Column(pl.Int32(), "length of the document in tokens"),
     "split": Column(pl.String(), "train or validation"),
 }
-"""What `select.where` and `select.validation_where` may name."""
+"""Columns that `select.where` and `select.validation_where` may name."""
 
 
 def describe(columns: Mapping[str, Column]) -> str:
-    """One line a column, for `--help` and documentation."""
+    """Return one line per column, for `--help` and the documentation."""
     width = max(map(len, columns))
     return "\n".join(f"{name:<{width}}  {column.meaning}" for name, column in columns.items())
 
@@ -64,19 +64,19 @@ def row_filter(where: str, columns: Mapping[str, Column], key: str) -> pl.Expr:
 
     Args:
         where: the expression.
-        columns: what it may name.
-        key: what the user calls it (`select.where`), for the message.
+        columns: the columns that it may name.
+        key: the configuration key of the expression (`select.where`), for the message.
 
     Raises:
-        UserError: it does not parse, names an unknown column or function, is beyond a limit (`sql.py`), is not boolean,
-            or compares what cannot be compared.
+        UserError: it does not parse, names an unknown column or function, exceeds a limit (`sql.py`), is not boolean,
+            or compares values of types that cannot be compared.
 
     Example:
         >>> pl.DataFrame({"entropy": [0.5, 2.0]}).filter(row_filter("entropy > 1", SCORE_COLUMNS, "where")).height
         1
         >>> row_filter("entropi > 1", SCORE_COLUMNS, "where")
         Traceback (most recent call last):
-        pipeline.config.errors.UserError: `where` names `entropi`, which is no column: entropi > 1 (at character 1: \
+        pipeline.config.errors.UserError: `where` names `entropi`, which is not a column: entropi > 1 (at character 1: \
 did you mean `entropy`? Columns: doc_id, position, byte_offset, field, entropy, entropy_partial, nll, rank, \
 reference_nll, excess_loss, token_class, tokens, split)
     """
@@ -84,10 +84,15 @@ reference_nll, excess_loss, token_class, tokens, split)
 
 
 def parse_filter(where: str, columns: Mapping[str, Column], key: str) -> tuple[exp.Expr, pl.Expr]:
-    """The same as a syntax tree (`pipeline.selection.sql`), and as a polars expression.
+    """Parse `where` into a syntax tree (`pipeline.selection.sql`) and a boolean polars expression of one row.
+
+    Args:
+        where: the expression.
+        columns: the columns that it may name.
+        key: the configuration key of the expression, for the message.
 
     Raises:
-        UserError: as `row_filter`.
+        UserError: as for `row_filter`.
     """
     from pipeline.selection.expressions import to_polars
     from pipeline.selection.sql import Refused, parse
@@ -100,6 +105,7 @@ def parse_filter(where: str, columns: Mapping[str, Column], key: str) -> tuple[e
     except Refused as refused:
         at = f"at character {refused.at}: " if refused.at else ""
         raise _refusal(f"`{key}` {refused.what}", where, at + refused.advice) from refused
+    # Run it on a few example rows, because polars finds type errors only when it computes.
     probe = pl.DataFrame({name: _EXAMPLES[type(c.dtype)] for name, c in columns.items()}, schema=_schema(columns))
     try:
         result = probe.select(expression.alias("where"))
@@ -117,9 +123,9 @@ def _check_names(tree: exp.Expr, columns: Mapping[str, Column]) -> None:
         name = column.name
         if name not in columns:
             near = difflib.get_close_matches(name.lower(), columns, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`? " if near else f"if it is text, write '{name[:40]}'. "
+            hint = f"did you mean `{near[0]}`? " if near else f"a text is written in quotes: '{name[:40]}'. "
             advice = f"{hint}Columns: {', '.join(columns)}"
-            raise Refused(f"names `{name[:40]}`, which is no column", advice, start_of(column))
+            raise Refused(f"names `{name[:40]}`, which is not a column", advice, start_of(column))
 
 
 def _check_comparisons(tree: exp.Expr, columns: Mapping[str, Column]) -> None:
@@ -136,10 +142,15 @@ def _check_comparisons(tree: exp.Expr, columns: Mapping[str, Column]) -> None:
 
 
 def filter_rows(frame: pl.DataFrame, expression: pl.Expr, name: str) -> pl.DataFrame:
-    """The rows for which the expression is true (neither false nor null). `name` is what the user calls it.
+    """Return the rows for which the expression is true (neither false nor null).
+
+    Args:
+        frame: the rows.
+        expression: a boolean expression of one row.
+        name: the configuration key of the expression, for the message.
 
     Raises:
-        UserError: a value it cannot compute with, such as `CAST(field AS INT)` of a word.
+        UserError: it cannot be computed on a value, such as `CAST(field AS INT)` on a word.
     """
     try:
         return frame.filter(expression)
@@ -155,17 +166,17 @@ _EXAMPLES: Mapping[type[pl.DataType], list[Any]] = {
     pl.Boolean: [True, False, None],
     pl.Enum: ["digit", "word_start", None],
 }
-"""Values to try an expression on; strings that are numbers, since a cast is the corpus' business."""
+"""Example values to run an expression on. Strings are numbers, because whether a cast works depends on the corpus."""
 
 
 def _schema(columns: Mapping[str, Column]) -> dict[str, pl.DataType]:
     return {name: column.dtype for name, column in columns.items()}
 
 
-def _refusal(what: str, where: str, mend: str) -> UserError:
+def _refusal(message: str, where: str, hint: str) -> UserError:
     printed = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(where.split()))
     shown = printed if len(printed) <= SHOWN else f"{printed[:SHOWN]}…"
-    return UserError(what, where=shown or "(empty)", hint=mend)
+    return UserError(message, where=shown or "(empty)", hint=hint)
 
 
 def _first_line(error: Exception) -> str:

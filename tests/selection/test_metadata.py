@@ -64,7 +64,9 @@ def test_a_rule_may_name_metadata(where: str, kept: list[int]) -> None:
     [("number", "seven"), ("number", True), ("number", [1]), ("number", "nan"), ("boolean", 1), ("text", ["a"])],
 )
 def test_a_value_that_is_not_of_its_kind_is_named(kind: str, value: object) -> None:
-    with pytest.raises(UserError, match=f"metadata `x` is no {kind}: document d: {value!r}".replace("[", r"\[")):
+    with pytest.raises(
+        UserError, match=f"metadata `x` is not of kind `{kind}`: document d: {value!r}".replace("[", r"\[")
+    ):
         metadata_frame(["d"], [json.dumps({"x": value})], {"x": kind})
 
 
@@ -118,7 +120,9 @@ def test_strata_by_a_metadata_column_are_of_that_column(tmp_path: Path, by: str)
         assert sorted(str(row["difficulty"]) for row in sites) == ["1.0", "2.0", "None"]
 
 
-@pytest.mark.parametrize(("by", "message"), [("nope", "no document has the metadata `nope`"), ("key", "no strata are")])
+@pytest.mark.parametrize(
+    ("by", "message"), [("nope", "no document has the metadata `nope`"), ("key", "`key` cannot define strata")]
+)
 def test_strata_by_what_does_not_exist_are_refused(tmp_path: Path, by: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"{message}.*select\.strata\.by"):
         selected(tmp_path, *corpus({"difficulty": 1}), {"strata": {"by": by, "sites": 1}})
@@ -201,7 +205,9 @@ def test_what_a_double_holds_is_a_number(value: Any, expected: float | None) -> 
     ],
 )
 def test_an_integer_that_a_double_does_not_hold_is_not_a_number(value: Any) -> None:
-    with pytest.raises(UserError, match=r"metadata `id` is no number: document d.*\{id: (text|json)\} takes anything"):
+    with pytest.raises(
+        UserError, match=r"metadata `id` is not of kind `number`: document d.*\{id: (text|json)\} accepts any value"
+    ):
         number(value)
 
 

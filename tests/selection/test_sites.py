@@ -104,7 +104,7 @@ def test_scores_that_lack_a_document_and_documents_that_lack_scores() -> None:
     assert counters["documents"] == 2 and counters["dropped.inside_character"] == 1
     ids = documents["doc_id"].to_pylist()
     assert [site["site_id"] for site in sites] == [f"{ids[1]}-0", f"{ids[1]}-2", f"{ids[2]}-0", f"{ids[2]}-1"]
-    with pytest.raises(IntegrityError, match="not of one corpus"):
+    with pytest.raises(IntegrityError, match="from different corpora"):
         select(SelectConfig(), documents.slice(1), scores)
     assert select(SelectConfig(), documents, scores.slice(0, 0)) == ([], {})
 

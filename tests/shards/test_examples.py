@@ -124,7 +124,7 @@ def test_a_document_the_policy_loses_is_counted_and_the_others_keep_their_places
 def test_no_site_at_all_and_sites_of_another_corpus() -> None:
     documents = documents_of(["ab"])
     assert rows_of(config_of(), tokenizer_of([]), documents, sites_of({})) == ([], {})
-    with pytest.raises(IntegrityError, match="not of one corpus"):
+    with pytest.raises(IntegrityError, match="from different corpora"):
         rows_of(config_of(), tokenizer_of([]), documents, sites_of({"cd": [1]}))
 
 

@@ -71,7 +71,7 @@ def test_only_the_rows_that_match(files: list[InputFile]) -> None:
 def test_where_may_name_the_columns_of_a_site_but_not_its_bytes(files: list[InputFile]) -> None:
     assert set(SITE_COLUMNS) == set(SHARDS.names) - {"context", "target", "continuation", "token_lengths"}
     ShardReader(files, " AND ".join(f"{name} IS NOT NULL" for name in SITE_COLUMNS))
-    with pytest.raises(UserError, match="names `context`, which is no column"):
+    with pytest.raises(UserError, match="names `context`, which is not a column"):
         ShardReader(files, "context = 'a'")
     with pytest.raises(UserError, match="did you mean `band`"):
         ShardReader(files, "bnd = 'hard'")
