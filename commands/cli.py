@@ -1,4 +1,4 @@
-"""The command line: `rpt data`, `rpt train`, `rpt evaluate`, one command a stage; commands/groups has them by panel.
+"""The command line `rpt`: one command per stage, defined in commands/groups by panel of the help.
 
 Heavy libraries are imported inside the commands, so that `rpt --help` and manifest checks start at once.
 """
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Reinforcement Pre-Training: turn a corpus into hard next-token sites, and train a policy on them.",
-    epilog="Exit codes: 0 done, 2 a mistake to mend, 3 damaged artifacts, 130 interrupted.",
+    epilog="Exit codes: 0 done, 2 user error, 3 damaged artifacts, 130 interrupted.",
 )
 for group in (data, train, evaluate, inspect, exchange, maintenance):
     app.add_typer(group.commands)
@@ -44,19 +44,19 @@ def options(
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 a mistake to mend, 3 damaged artifacts, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 2 user error, 3 damaged artifacts, 130 interrupted."""
     quiet_libraries()
     try:
         app()
-    except SystemExit as over:
-        if over.code == 130:  # what typer makes of Ctrl-C
+    except SystemExit as stop:
+        if stop.code == 130:  # Typer turns Ctrl-C into this code
             log("interrupted: run the same command again to resume")
         raise
     except Exception as error:
-        if not (mend := as_user_error(error)):
+        if not (user_error := as_user_error(error)):
             raise
-        log(f"error: {mend}")
-        sys.exit(mend.exit_code)
+        log(f"error: {user_error}")
+        sys.exit(user_error.exit_code)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def commands() -> str:
     assert hasattr(group, "commands")
     parts = [
         "# Commands",
-        "Exit codes: 0 done; 1 an error that is a bug; 2 a mistake to mend, told in one line; 3 damaged artifacts; 130 "
+        "Exit codes: 0 done; 1 an error that is a bug; 2 a user error, reported in one line; 3 damaged artifacts; 130 "
         "interrupted (Ctrl-C). What is told while a command runs goes to standard error: a moving bar on a terminal, a "
         "plain line every half minute elsewhere; results go to standard output. `rpt --install-completion` completes "
         "commands and options in your shell.",

@@ -1,4 +1,4 @@
-"""`rpt data`, its stages one by one, `rpt plan`: from a corpus to shards."""
+"""The commands that turn a corpus into shards: `rpt data`, its stages one by one, and `rpt plan`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from commands.groups.options import (
     Work,
     Workers,
     report,
+    set_option,
 )
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
@@ -50,9 +51,9 @@ def data(
     num_gpus: NumGpus = None,
     as_json: AsJson = False,
 ) -> None:
-    """Corpus → Parquet shards of hard next-token sites: ingest, score, select, materialize.
+    """Build Parquet shards of hard next-token sites from a corpus: ingest, score, select, materialize.
 
-    Only what is not up to date runs; a killed run resumes where it was.
+    Only what is out of date runs; a killed run resumes where it stopped.
 
     Examples:
 
@@ -70,7 +71,7 @@ def data(
 
 
 def _stage_command(stage: str) -> None:
-    """Register `rpt <stage>`: the data pipeline up to and including that stage."""
+    """Register `rpt <stage>`, which runs the data pipeline up to and including that stage."""
 
     def command(
         manifest: ManifestPath,
@@ -87,7 +88,7 @@ def _stage_command(stage: str) -> None:
         by = _executor(executor, work / read.name, workers, address, num_gpus)
         run_data(read, stage, source, work, by, as_json)
 
-    commands.command(stage, rich_help_panel=CORPUS, help=f"`rpt data` up to and including {stage}.")(command)
+    commands.command(stage, rich_help_panel=CORPUS, help=f"Run the data pipeline up to `{stage}`.")(command)
 
 
 for _stage in DATA_STAGES:
@@ -95,13 +96,13 @@ for _stage in DATA_STAGES:
 
 
 def _executor(name: str, folder: Path, workers: int | None, address: str | None, num_gpus: float | None) -> Executor:
-    """Who calls the stages of the manifest whose folder this is."""
+    """Return the executor that runs the stages of the manifest whose folder this is."""
     if name == "ray":
         from pipeline.core.ray_executor import RayExecutor
 
         return RayExecutor(folder, address=address, workers=workers, gpus=num_gpus)
     if address is not None or num_gpus is not None:
-        raise UserError("--address and --num-gpus are for a Ray cluster", hint="add `--executor ray`")
+        raise UserError("--address and --num-gpus need a Ray cluster", hint="add `--executor ray`")
     from pipeline.core.executor import LocalExecutor
 
     return LocalExecutor(workers)
@@ -118,7 +119,8 @@ def run_data(
     from stages.score import score
     from stages.select import select
 
-    rule_expression(manifest.select)  # what the last stages would refuse is refused as early as it can be told
+    # Check now what the last stages would refuse only after hours of scoring.
+    rule_expression(manifest.select)
     if last == "materialize":
         CorpusTokenizer.load(manifest.materialize.policy_tokenizer, manifest.materialize.policy_tokenizer_revision)
 
@@ -154,7 +156,7 @@ def run_data(
 
 
 def _funnel(found: dict[str, Any]) -> list[Table]:
-    """What each stage counted (what it did not meet is left out), its seconds here, and what a site costs on disk."""
+    """Return a table of each stage's non-zero counters, its seconds here, and the bytes per site on disk."""
     title = f"{found['manifest']}: from records to shards"
     table = Table("stage", "counted", "", "seconds", title=title, title_justify="left")
     for column in (2, 3):
@@ -176,16 +178,19 @@ def _funnel(found: dict[str, Any]) -> list[Table]:
 def plan(
     manifest: ManifestPath,
     source: Source = None,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        set_option("`select.max_sites=1000` of a manifest, `rollout.max_new_tokens=256` of a recipe"),
+    ] = None,
     workers: Workers = None,
     ranks: Ranks = 1,
-    context_tokens: Annotated[int, typer.Option(help="Of a recipe: tokens of the longest prompt.")] = 4096,
+    context_tokens: Annotated[int, typer.Option(help="Tokens of the longest prompt (recipes only).")] = 4096,
     as_json: AsJson = False,
 ) -> None:
-    """What a manifest or a recipe will cost, before anything runs.
+    """Estimate what a manifest or a recipe will cost, before anything runs.
 
-    A manifest: tokens, time on this machine, GPU- or core-hours, bytes; a small random sample of the corpus is read and
-    scored. A recipe: the memory of a rank, part by part, under each of the shipped topologies. Nothing is kept.
+    For a manifest: tokens, time on this machine, GPU- or core-hours, and bytes; a small random sample of the corpus is
+    read and scored. For a recipe: memory per rank, part by part, under each shipped topology. Nothing is kept.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`rpt screen`, `rpt evaluate`, `rpt study`, `rpt zeroshot`: how good policies are."""
+"""The commands that measure policies: `rpt screen`, `rpt evaluate`, `rpt study`, `rpt zeroshot`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from commands.groups.options import POLICY, ManifestOption, Overrides, RecipePath, Run, Work, Workers
-from commands.groups.train import launch, of_recipe
+from commands.groups.options import (
+    POLICY,
+    ManifestOption,
+    RecipeOverrides,
+    RecipePath,
+    Run,
+    Work,
+    Workers,
+    set_option,
+)
+from commands.groups.train import launch, recipe_arguments
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.recipe import Recipe
 
@@ -19,13 +28,13 @@ commands = typer.Typer()
 def screen(
     recipe: RecipePath,
     manifest: ManifestOption = None,
-    overrides: Overrides = None,
+    overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     workers: Workers = None,
 ) -> None:
-    """How often the policy is right at each training site, before training: a few responses a site.
+    """Estimate the policy's pass rate at each training site before training, from a few responses per site.
 
-    A recipe can then choose sites whose rewards will differ: `sites: {where: pass_rate > 0 AND pass_rate < 1}`.
+    A recipe can then choose the sites whose rewards will differ: `sites: {where: pass_rate > 0 AND pass_rate < 1}`.
 
     Examples:
 
@@ -53,15 +62,15 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME=FOLDER",
-            help="A policy to read (repeat for several; the others are compared with the first).  "
-            "[default: the recipe's and the run's, before and after]",
+            help="A policy to evaluate (repeatable; the first is what the others are compared with).  "
+            "[default: the policy of the recipe as `before` and that of the run as `after`]",
         ),
     ] = None,
-    overrides: Overrides = None,
+    overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     run: Run = None,
 ) -> None:
-    """Next-token accuracy on held-out documents: direct and by reasoning, before and after training.
+    """Measure next-token accuracy on held-out documents: direct and by reasoning, before and after training.
 
     Examples:
 
@@ -71,25 +80,25 @@ def evaluate(
 
         rpt evaluate recipes/demo.yaml --run runs/three --policy base=demo/policy --policy ntp=runs/ntp/policy
     """
-    arguments = of_recipe(recipe, manifest, work, run, overrides)
+    arguments = recipe_arguments(recipe, manifest, work, run, overrides)
     arguments += [word for named in policy or () for word in ("--policy", named)]
     launch("stages.evaluate", arguments, ranks=1)
 
 
 @commands.command(rich_help_panel=POLICY)
 def study(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A YAML of arms, as recipes/study-demo.yaml.")],
-    quick: Annotated[bool, typer.Option("--quick", help="The study's own short variant.")] = False,
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A YAML file of arms, e.g. recipes/study-demo.yaml.")],
+    quick: Annotated[bool, typer.Option("--quick", metavar="", help="Run the study's short variant.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Commands at a time.  [default: one a core, at most 4]")
+        int | None, typer.Option(min=1, help="Commands to run at the same time.  [default: one per core, at most 4]")
     ] = None,
-    overrides: Overrides = None,
+    overrides: Annotated[list[str] | None, set_option("`seeds=[0,1,2]`")] = None,
     work: Work = Path("work"),
     run: Run = None,
 ) -> None:
-    """Arms that start from one policy, with controls and seeds → one report: what of the paper's claims holds here.
+    """Train several variants from one policy over several seeds and report which of the paper's claims hold.
 
-    Every part is a command of its own in a folder of its own: what is done is not done again.
+    Every part is a separate `rpt` command in its own folder; finished parts are not run again.
 
     Examples:
 
@@ -106,16 +115,20 @@ def study(
 
 @commands.command(rich_help_panel=POLICY)
 def zeroshot(
-    policy: Annotated[str, typer.Argument(help="Folder or hub id of a policy.")],
-    benchmark: Annotated[Literal["mmlu-pro", "supergpqa"], typer.Option(help="Which questions.")] = "mmlu-pro",
-    source: Annotated[str | None, typer.Option(help="A copy of the benchmark.  [default: the hub's]")] = None,
-    mode: Annotated[Literal["direct", "reasoning"], typer.Option(help="Likeliest letter, or a response.")] = "direct",
-    questions: Annotated[int | None, typer.Option(min=1, help="How many, chosen by hash.  [default: all]")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Room for a response.")] = 12288,
-    seed: Annotated[int, typer.Option(help="Of the choice of questions.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where to.")] = Path("runs/zeroshot"),
+    policy: Annotated[str, typer.Argument(help="Folder or Hub id of a policy.")],
+    benchmark: Annotated[Literal["mmlu-pro", "supergpqa"], typer.Option(help="Benchmark to run.")] = "mmlu-pro",
+    source: Annotated[str | None, typer.Option(help="Local copy of the benchmark.  [default: download it]")] = None,
+    mode: Annotated[
+        Literal["direct", "reasoning"], typer.Option(help="Take the most likely letter, or generate a response.")
+    ] = "direct",
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="Number of questions, chosen by hash.  [default: all]")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of a response.")] = 12288,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of questions.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/zeroshot"),
 ) -> None:
-    """Accuracy on MMLU-Pro or SuperGPQA without examples, through lm-eval (`pip install 'rpt[eval]'`).
+    """Measure zero-shot accuracy on MMLU-Pro or SuperGPQA with lm-eval (`pip install 'rpt[eval]'`).
 
     Examples:
 

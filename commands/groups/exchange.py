@@ -1,4 +1,4 @@
-"""`rpt export`, `rpt push`, `rpt pull`: shards for other trainers, to the hub and from it."""
+"""The commands that exchange shards with other trainers and the Hub: `rpt export`, `rpt push`, `rpt pull`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from commands.groups.options import ELSEWHERE, ManifestPath, Overrides, Work
+from commands.groups.options import EXCHANGE, ManifestPath, Overrides, Work
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
 from pipeline.config.task import TaskConfig
@@ -15,19 +15,20 @@ from pipeline.config.task import TaskConfig
 commands = typer.Typer()
 
 
-@commands.command(rich_help_panel=ELSEWHERE)
+@commands.command(rich_help_panel=EXCHANGE)
 def export(
     format: Annotated[
-        Literal["verl", "trl", "openrlhf", "nemo-rl", "jsonl"], typer.Argument(help="Whose format.", show_default=False)
+        Literal["verl", "trl", "openrlhf", "nemo-rl", "jsonl"],
+        typer.Argument(help="Output format.", show_default=False),
     ],
     manifest: ManifestPath,
-    out: Annotated[Path, typer.Option(help="A folder that is not there yet.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A folder that does not exist yet.", show_default=False)],
     template: Annotated[str, typer.Option(help="Prompt template around each context.")] = TaskConfig().template,
-    where: Annotated[str, typer.Option(help="SQL over the site columns: which sites.")] = "true",
+    where: Annotated[str, typer.Option(help="SQL condition over the site columns.")] = "true",
     overrides: Overrides = None,
     work: Work = Path("work"),
 ) -> None:
-    """The shards in another trainer's format, with the reward as a file that it loads.
+    """Export the shards to another trainer's format, with the reward as a file which that trainer loads.
 
     Examples:
 
@@ -44,14 +45,14 @@ def export(
     print(out)
 
 
-@commands.command(rich_help_panel=ELSEWHERE)
+@commands.command(rich_help_panel=EXCHANGE)
 def push(
     manifest: ManifestPath,
     remote: Annotated[str, typer.Argument(help="`hf://datasets/owner/name`, or a folder.", show_default=False)],
     overrides: Overrides = None,
     work: Work = Path("work"),
 ) -> None:
-    """Shards to the hub or a folder, with a card, the audit, and Croissant metadata (sha256, provenance).
+    """Upload the shards to the Hub or a folder, with a card, the audit and Croissant metadata (sha256, provenance).
 
     Examples:
 
@@ -64,13 +65,13 @@ def push(
     put(load(Manifest, manifest, overrides or ()), remote, work=work)
 
 
-@commands.command(rich_help_panel=ELSEWHERE)
+@commands.command(rich_help_panel=EXCHANGE)
 def pull(
     remote: Annotated[str, typer.Argument(help="`hf://datasets/owner/name`, or a folder.", show_default=False)],
-    revision: Annotated[str | None, typer.Option(help="Commit of the hub's data set.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of the data set on the Hub.")] = None,
     work: Work = Path("work"),
 ) -> None:
-    """Shards that were pushed, verified by sha256, to where `rpt train` finds them. Prints the manifest to train with.
+    """Download pushed shards to where `rpt train` finds them, verify their sha256, and print the manifest to use.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""`rpt audit`, `rpt browse`, `rpt show`, `rpt stats`, `rpt trace`: what was selected, and why."""
+"""The commands that show what was selected, and why: `rpt audit`, `browse`, `show`, `stats` and `trace`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from commands.groups.options import (
-    LOOK,
+    INSPECT,
     AsJson,
     ManifestOption,
     ManifestPath,
@@ -28,24 +28,24 @@ from pipeline.config.recipe import Recipe
 commands = typer.Typer()
 
 
-@commands.command(rich_help_panel=LOOK)
+@commands.command(rich_help_panel=INSPECT)
 def audit(
     manifest: ManifestPath,
     compare: Annotated[
         list[str] | None,
         typer.Option(
             metavar="OTHER",
-            help="Also write what another selection gains and loses: a manifest, a selection's folder name, or "
-            "`key=value` on top of this manifest (repeat for several).",
+            help="Also compare with another selection: a manifest, the folder name of a selection, or `key=value` on "
+            "top of this manifest. Repeatable.",
         ),
     ] = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
-    out: Annotated[Path | None, typer.Option(help="Where to.  [default: WORK/NAME/audit/SELECTION]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder.  [default: WORK/NAME/audit/SELECTION]")] = None,
 ) -> None:
-    """A page that opens offline: what a selection kept and dropped, and why; every number as JSON beside it.
+    """Write an offline HTML report of what a selection kept and dropped, and why, with every number as JSON.
 
-    The selection must have been made (`rpt data` or `rpt select`); nothing is computed anew.
+    The selection must exist (`rpt data` or `rpt select`); nothing is scored or selected again.
 
     Examples:
 
@@ -64,19 +64,19 @@ def audit(
         print(write_comparison(read, compare, path=manifest, overrides=overrides or (), work=work, out=out))
 
 
-@commands.command(rich_help_panel=LOOK)
+@commands.command(rich_help_panel=INSPECT)
 def browse(
     manifest: ManifestPath,
     recipe: Annotated[
-        Path | None, typer.Option(help="The recipe whose prompts are shown, and (unless --run says otherwise) its run.")
+        Path | None, typer.Option(help="Recipe whose prompts are shown, and whose run unless --run is given.")
     ] = None,
     run: Run = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8000,
     overrides: Overrides = None,
     work: Work = Path("work"),
     workers: Workers = None,
 ) -> None:
-    """A live page over what is kept and dropped, on this machine only: look, ask what if, compare, flag.
+    """Serve a page to this machine only that shows what is kept and dropped: read, try other rules, compare, flag.
 
     Examples:
 
@@ -92,16 +92,16 @@ def browse(
     serve(open_library(read, work=folder, executor=LocalExecutor(workers), recipe=read_recipe, run=run), port)
 
 
-@commands.command(rich_help_panel=LOOK)
+@commands.command(rich_help_panel=INSPECT)
 def show(
-    site_id: Annotated[str, typer.Argument(help="`<doc_id>-<position>`: a site, or any other position.")],
+    site_id: Annotated[str, typer.Argument(help="`<doc_id>-<position>` of a site or of any other position.")],
     manifest: ManifestOption = None,
-    recipe: Annotated[Path | None, typer.Option(help="The recipe whose prompt is shown.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe whose prompt is shown.")] = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
     as_json: AsJson = False,
 ) -> None:
-    """A position in its document: the proxy's guesses, why it was kept or dropped, what the trainer makes of it.
+    """Show a position in its document: the proxy's guesses, why it was kept or dropped, and its training example.
 
     Examples:
 
@@ -117,11 +117,11 @@ def show(
     report(look(read, site_id, work=work, recipe=read_recipe), tables, as_json)
 
 
-@commands.command(rich_help_panel=LOOK)
+@commands.command(rich_help_panel=INSPECT)
 def stats(
     manifest: ManifestPath, overrides: Overrides = None, work: Work = Path("work"), as_json: AsJson = False
 ) -> None:
-    """Funnel, bands, quantiles of the entropy, token classes and sizes of a selection.
+    """Print the funnel, bands, entropy quantiles, token classes and sizes of a selection.
 
     Examples:
 
@@ -135,16 +135,16 @@ def stats(
     report(count(load(Manifest, manifest, overrides or ()), work=work), tables, as_json)
 
 
-@commands.command(rich_help_panel=LOOK)
+@commands.command(rich_help_panel=INSPECT)
 def trace(
-    start: Annotated[str, typer.Argument(metavar="SITE_ID|SHARD:ROW", help="A site, or file and row of a shard.")],
+    start: Annotated[str, typer.Argument(metavar="SITE_ID|SHARD:ROW", help="A site, or a row of a shard.")],
     manifest: SiteManifest,
     source: Source = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
     as_json: AsJson = False,
 ) -> None:
-    """From a training example back to its record in the source, which is read again and compared.
+    """Trace a training example back to its source record, which is read again and compared.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`rpt status`, `rpt clean`, `rpt verify`, `rpt doctor`, `rpt schema`: what is there, and whether it is whole."""
+"""The maintenance commands: `rpt status`, `rpt clean`, `rpt verify`, `rpt doctor`, `rpt schema`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from commands.groups.options import HOUSE, AsJson, ManifestPath, Overrides, Runs, Source, Work, report
+from commands.groups.options import MAINTENANCE, AsJson, ManifestPath, Overrides, Runs, Source, Work, report
 from pipeline.config.base import Config
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.loading import load
@@ -21,7 +21,7 @@ from pipeline.core.progress import log
 commands = typer.Typer()
 
 
-@commands.command(rich_help_panel=HOUSE)
+@commands.command(rich_help_panel=MAINTENANCE)
 def status(
     manifest: ManifestPath,
     overrides: Overrides = None,
@@ -29,7 +29,7 @@ def status(
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """What is built, what is stale and why, how large it is, and what the runs were trained on.
+    """Show what is built, what is stale and why, how large it is, and what the runs were trained on.
 
     Examples:
 
@@ -49,17 +49,17 @@ def status(
     report(found, tables, as_json)
 
 
-@commands.command(rich_help_panel=HOUSE)
+@commands.command(rich_help_panel=MAINTENANCE)
 def clean(
     manifest: ManifestPath,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", metavar="", help="Do not ask for confirmation.")] = False,
     work: Work = Path("work"),
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Remove what no record needs: earlier selections and scores, left-overs of killed workers. Asks first.
+    """Remove what no record needs: earlier selections and scores, leftovers of killed workers. Asks first.
 
-    What each stage made last stays, what that was made from, and what runs were trained on. Unfinished outputs stay.
+    The last output of each stage, its inputs, what runs were trained on, and unfinished outputs are kept.
 
     Examples:
 
@@ -79,13 +79,15 @@ def clean(
     log(f"clean        {len(wasted)} removed")
 
 
-@commands.command(rich_help_panel=HOUSE)
+@commands.command(rich_help_panel=MAINTENANCE)
 def doctor(
     work: Work = Path("work"),
-    policy: Annotated[str | None, typer.Option(help="Folder or hub id: show what ends its responses.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a policy: show which tokens end its responses.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What this machine has: versions, devices, compilers, disk; and what is missing for which feature.
+    """Show what this machine has (versions, devices, compilers, disk) and what is missing for which feature.
 
     Examples:
 
@@ -102,14 +104,14 @@ def doctor(
         raise typer.Exit(UserError.exit_code)
 
 
-@commands.command(rich_help_panel=HOUSE)
+@commands.command(rich_help_panel=MAINTENANCE)
 def verify(
-    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST|RUN", help="A manifest, or the folder of a run.")],
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST|RUN", help="A manifest or the folder of a run.")],
     source: Source = None,
     work: Work = Path("work"),
     as_json: AsJson = False,
 ) -> None:
-    """Read every published file again, and the source: are their bytes those that were recorded?
+    """Check that every published file, and the source, still has the bytes that were recorded.
 
     Examples:
 
@@ -130,9 +132,9 @@ def verify(
         raise typer.Exit(IntegrityError.exit_code)
 
 
-@commands.command(rich_help_panel=HOUSE)
+@commands.command(rich_help_panel=MAINTENANCE)
 def schema(kind: Annotated[str, typer.Argument(help="`manifest`, `recipe` or `study`.")]) -> None:
-    """Print the JSON Schema of manifests, recipes or studies, for editors that complete YAML.
+    """Print the JSON Schema of manifests, recipes or studies, which editors use to complete YAML.
 
     Example:
 
@@ -140,5 +142,5 @@ def schema(kind: Annotated[str, typer.Argument(help="`manifest`, `recipe` or `st
     """
     kinds: dict[str, type[Config]] = {"manifest": Manifest, "recipe": Recipe, "study": StudyConfig}
     if kind not in kinds:
-        raise UserError("no such schema", where=kind, hint=f"one of: {', '.join(kinds)}")
+        raise UserError("unknown schema", where=kind, hint=f"choose one of: {', '.join(kinds)}")
     print(json.dumps(kinds[kind].model_json_schema(), indent=2, ensure_ascii=False))

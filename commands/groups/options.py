@@ -1,4 +1,4 @@
-"""What commands share: the options that several take, the panels of the help, and how a report is printed."""
+"""The options that several commands take, the panels of the help, and the printing of reports."""
 
 from __future__ import annotations
 
@@ -10,50 +10,55 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-CORPUS, POLICY, LOOK = "Corpus → shards", "Shards → policy", "Look and question"
-ELSEWHERE, HOUSE = "To and from elsewhere", "Keep house"
+CORPUS, POLICY, INSPECT = "Corpus → shards", "Shards → policy", "Inspect"
+EXCHANGE, MAINTENANCE = "Import / export", "Maintenance"
+
+
+def set_option(example: str) -> Any:
+    """Return the `--set` option of a command, whose help shows keys that the command accepts."""
+    return typer.Option("--set", metavar="KEY=VALUE", help=f"Override a key, e.g. {example}. Repeatable.")
+
 
 ManifestPath = Annotated[Path, typer.Argument(help="A YAML file, or the name of one that comes with rpt: `demo`.")]
 RecipePath = Annotated[Path, typer.Argument(help="A YAML file, or the name of one that comes with rpt: `demo`.")]
 ManifestOption = Annotated[
-    Path | None, typer.Option("--manifest", help="The manifest whose shards are used.  [default: the recipe's `data`]")
+    Path | None, typer.Option("--manifest", help="Manifest whose shards to use.  [default: the recipe's `data`]")
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. `select.max_sites=1000`.")
-]
+Overrides = Annotated[list[str] | None, set_option("`select.max_sites=1000`")]
+RecipeOverrides = Annotated[list[str] | None, set_option("`budget.steps=100`")]
 Work = Annotated[Path, typer.Option(help="Folder of the stages' artifacts.")]
 Run = Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME]")]
 Source = Annotated[str | None, typer.Option(help="Read the corpus from here instead of the manifest's source.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Worker processes.  [default: one a core; one a GPU where a stage uses them]")
+    int | None,
+    typer.Option(min=1, help="Worker processes.  [default: one per core, or per GPU in stages that use GPUs]"),
 ]
 ExecutorName = Annotated[
-    Literal["local", "ray"], typer.Option("--executor", help="Processes of this machine, or of a Ray cluster.")
+    Literal["local", "ray"], typer.Option("--executor", help="Run on this machine or on a Ray cluster.")
 ]
 Address = Annotated[
-    str | None, typer.Option(help="With ray: the cluster, `host:port` or `auto`.  [default: one on this machine]")
+    str | None, typer.Option(help="Ray only: the cluster, `host:port` or `auto`.  [default: one on this machine]")
 ]
 NumGpus = Annotated[
-    float | None, typer.Option(min=0, help="With ray: a scoring worker's share of GPUs.  [default: 1 if there are any]")
+    float | None, typer.Option(min=0, help="Ray only: GPUs per scoring worker.  [default: 1 if there are any]")
 ]
-Ranks = Annotated[int, typer.Option(min=1, help="Processes on this machine (one a GPU).")]
+Ranks = Annotated[int, typer.Option(min=1, help="Processes on this machine (one per GPU).")]
 Topology = Annotated[
     Path | None,
-    typer.Option(help="DeepSpeed topology.  [default: zero3.json on GPUs, zero3_cpu.json without]"),
+    typer.Option(help="DeepSpeed configuration.  [default: zero3.json on GPUs, zero3_cpu.json without]"),
 ]
 PolicyFolder = Annotated[Path | None, typer.Option(help="Start from this policy.  [default: the recipe's]")]
-FlopsOf = Annotated[
-    Path | None, typer.Option(metavar="RUN", help="End when as many FLOPs are spent as that run has spent.")
-]
-Flops = Annotated[float | None, typer.Option(help="End when so many FLOPs are spent.")]
-Tokens = Annotated[int | None, typer.Option(help="End when so many tokens are learned from.")]
+FlopsOf = Annotated[Path | None, typer.Option(metavar="RUN", help="Stop after as many FLOPs as that run has used.")]
+Flops = Annotated[float | None, typer.Option(help="Stop after this many FLOPs.")]
+Tokens = Annotated[int | None, typer.Option(help="Stop after training on this many tokens.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-SiteManifest = Annotated[Path, typer.Option("--manifest", help="The manifest whose selection is looked at.")]
+# An empty metavar: Typer would show the type of a flag, `<bool>`, which takes no value.
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of tables.")]
+SiteManifest = Annotated[Path, typer.Option("--manifest", help="Manifest of the selection.")]
 
 
 def report(found: dict[str, Any], tables: Callable[[dict[str, Any]], list[Table]], as_json: bool) -> None:
-    """On standard output."""
+    """Print a report to standard output as JSON or as tables."""
     from rich.console import Console
 
     if as_json:

@@ -1,4 +1,4 @@
-"""`rpt train` and the baselines: from shards, or questions, to a policy. Compute runs in processes of its own."""
+"""The commands that train a policy: `rpt train`, the baselines and `rpt finetune`; training runs in child processes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from commands.groups.options import (
     Flops,
     FlopsOf,
     ManifestOption,
-    Overrides,
     PolicyFolder,
     Ranks,
+    RecipeOverrides,
     RecipePath,
     Run,
     Tokens,
@@ -43,15 +43,15 @@ def train(
     ranks: Ranks = 1,
     deepspeed: Topology = None,
     vllm_server: Annotated[
-        str | None, typer.Option(help="A vLLM that samples: http://host:port.  [default: none, or in this process]")
+        str | None, typer.Option(help="Sample with the vLLM server at http://host:port.  [default: in this process]")
     ] = None,
-    overrides: Overrides = None,
+    overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     run: Run = None,
 ) -> None:
-    """Shards → policy: DeepSpeed ZeRO-3 GRPO with the prefix-matching reward. Resumes by itself.
+    """Train the policy on the shards by DeepSpeed ZeRO-3 GRPO with the prefix-matching reward; resumes automatically.
 
-    Several nodes: start `deepspeed --hostfile … --module stages.train …` yourself (docs/training.md).
+    For several nodes start `deepspeed --hostfile … --module stages.train …` yourself (docs/training.md).
 
     Examples:
 
@@ -59,13 +59,13 @@ def train(
 
         rpt train recipes/demo.yaml --ranks 2 --set budget.steps=20 --run runs/short
     """
-    arguments = _of_run(recipe, manifest, work, run, deepspeed, overrides)
+    arguments = _training_arguments(recipe, manifest, work, run, deepspeed, overrides)
     arguments += ["--vllm-server", vllm_server] if vllm_server else []
     launch("stages.train", arguments, ranks)
 
 
 def launch(module: str, arguments: list[str], ranks: int) -> None:
-    """Start a compute page in fresh processes, whose allocator and threads are set before torch is loaded."""
+    """Run a stage in new processes, whose allocator and threads are set before torch is loaded."""
     environment = os.environ | {
         # Page faults of large short-lived tensors stall CPU runs by up to ten times: keep freed memory.
         "MALLOC_MMAP_MAX_": os.environ.get("MALLOC_MMAP_MAX_", "0"),
@@ -76,33 +76,33 @@ def launch(module: str, arguments: list[str], ranks: int) -> None:
         command = [sys.executable, "-m", module, *arguments]
         if ranks > 1:
             command = [sys.executable, *_launcher(ranks, Path(meeting)), "--", module, *arguments]
-            environment = _of_ranks(ranks, Path(meeting)) | environment
-        code = _run_to_end(command, environment, ranks)
+            environment = _rank_environment(ranks, Path(meeting)) | environment
+        code = _run_command(command, environment, ranks)
     if code:
         raise typer.Exit(code if code > 0 else 128 - code)
 
 
 def _launcher(ranks: int, meeting: Path) -> list[str]:
-    """Torch's launcher, whose processes find each other by a file: a port would be open to the network."""
-    found_by = [
+    """Return the command of torch's launcher, whose processes meet in a file: a port would be open to the network."""
+    rendezvous = [
         "--nnodes=1",
         "--rdzv-backend=c10d",
         "--rdzv-conf=store_type=file",
         f"--rdzv-endpoint={meeting / 'launcher'}",
     ]
-    # On the signals that it handles the launcher ends the ranks after 30 seconds; those we send reach the ranks alone.
+    # The launcher kills the ranks 30 seconds after a signal that it handles; the signals we send go to the ranks only.
     return [
         "-m",
         "torch.distributed.run",
-        *found_by,
+        *rendezvous,
         f"--nproc-per-node={ranks}",
         "--signals-to-handle=SIGQUIT",
         "--module",
     ]
 
 
-def _of_ranks(ranks: int, meeting: Path) -> dict[str, str]:
-    """What several ranks of this machine find in their environment, unless it is set: they talk over loopback only."""
+def _rank_environment(ranks: int, meeting: Path) -> dict[str, str]:
+    """Return default environment variables of several ranks on this machine, which use the loopback interface only."""
     import psutil
 
     addresses = psutil.net_if_addrs().items()
@@ -113,11 +113,11 @@ def _of_ranks(ranks: int, meeting: Path) -> dict[str, str]:
     return {"OMP_NUM_THREADS": threads, **networks, **no_port}
 
 
-def _run_to_end(command: list[str], environment: dict[str, str], ranks: int) -> int:
-    """The exit code of a command. SIGTERM and Ctrl-C let its ranks end their step and save, however long that takes."""
+def _run_command(command: list[str], environment: dict[str, str], ranks: int) -> int:
+    """Run a command and return its exit code; on SIGTERM or Ctrl-C its ranks finish their step and save first."""
 
     def send(number: int, _: object = None) -> None:
-        """To the ranks themselves: asked to end, they save and exit with 0."""
+        """Send a signal to the ranks themselves: on SIGTERM they save and exit with 0."""
         import psutil
 
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -125,13 +125,13 @@ def _run_to_end(command: list[str], environment: dict[str, str], ranks: int) -> 
             for rank in started:
                 rank.send_signal(number)
             if not started:
-                process.kill()  # nothing runs yet that could be saved
+                process.kill()  # no rank has started, so there is nothing to save
 
-    # SIGTERM may come to the whole process group. Blocked from its start on, it does not reach the launcher, and waits
-    # for a rank until that can take it (`stop_signal`).
+    # SIGTERM may be sent to the whole process group. The children inherit the blocked mask: the signal never reaches
+    # the launcher, and stays pending in a rank until that rank handles it (`stop_signal`).
     several = {signal.SIGTERM} if ranks > 1 else set()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, several)
-    with ignore_interrupts():  # by all of them: Ctrl-C is passed on from here
+    with ignore_interrupts():  # inherited by the children: Ctrl-C is passed on from here
         process = subprocess.Popen(command, env=environment)
     signal.signal(signal.SIGTERM, send)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -139,7 +139,7 @@ def _run_to_end(command: list[str], environment: dict[str, str], ranks: int) -> 
         return process.wait()
     except KeyboardInterrupt:
         try:
-            log("interrupted: the step that runs is ended and saved; Ctrl-C again ends at once")
+            log("interrupted: finishing and saving the current step (Ctrl-C again to quit now)")
             send(signal.SIGTERM)
             process.wait()
         except KeyboardInterrupt:
@@ -158,13 +158,13 @@ def ntp(
     tokens: Tokens = None,
     ranks: Ranks = 1,
     deepspeed: Topology = None,
-    overrides: Overrides = None,
+    overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     run: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME-ntp]")] = None,
 ) -> None:
-    """Baseline: next-token training of the policy on the corpus' plain text, by the same engine. Resumes by itself.
+    """Baseline: next-token training on the plain text of the corpus; same engine; resumes automatically.
 
-    Ends after the recipe's `budget.steps`, or when as much is spent as an option says.
+    Runs the recipe's `budget.steps`, or instead up to the limit that an option sets.
 
     Examples:
 
@@ -172,8 +172,8 @@ def ntp(
 
         rpt ntp recipes/demo.yaml --flops-of runs/demo
     """
-    arguments = _of_run(recipe, manifest, work, run, deepspeed, _from_policy(policy, overrides))
-    launch("stages.ntp", [*arguments, *_of_budget(flops_of, flops, tokens)], ranks)
+    arguments = _training_arguments(recipe, manifest, work, run, deepspeed, _with_policy(policy, overrides))
+    launch("stages.ntp", [*arguments, *_budget_arguments(flops_of, flops, tokens)], ranks)
 
 
 @commands.command(rich_help_panel=POLICY)
@@ -183,7 +183,8 @@ def sft(
     rollouts: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="RUN", help="Imitate the right responses that this run saved.  [default: true tokens, no thought]"
+            metavar="RUN",
+            help="Imitate the correct responses that this run saved.  [default: true tokens without reasoning]",
         ),
     ] = None,
     policy: PolicyFolder = None,
@@ -192,13 +193,13 @@ def sft(
     tokens: Tokens = None,
     ranks: Ranks = 1,
     deepspeed: Topology = None,
-    overrides: Overrides = None,
+    overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     run: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME-sft]")] = None,
 ) -> None:
-    """Baseline: supervised training on contexts, thoughts and what follows, by the same engine. Resumes by itself.
+    """Baseline: supervised fine-tuning on (context, reasoning, continuation); same engine; resumes automatically.
 
-    Ends after the recipe's `budget.steps`, or when as much is spent as an option says.
+    Runs the recipe's `budget.steps`, or instead up to the limit that an option sets.
 
     Examples:
 
@@ -206,9 +207,9 @@ def sft(
 
         rpt sft recipes/demo.yaml --rollouts runs/demo --flops-of runs/demo --set supervised.plain_text=0.5
     """
-    arguments = _of_run(recipe, manifest, work, run, deepspeed, _from_policy(policy, overrides))
+    arguments = _training_arguments(recipe, manifest, work, run, deepspeed, _with_policy(policy, overrides))
     arguments += [word for path in rollouts or () for word in ("--rollouts", str(path))]
-    launch("stages.sft", [*arguments, *_of_budget(flops_of, flops, tokens)], ranks)
+    launch("stages.sft", [*arguments, *_budget_arguments(flops_of, flops, tokens)], ranks)
 
 
 @commands.command(rich_help_panel=POLICY)
@@ -218,13 +219,13 @@ def finetune(
     policy: PolicyFolder = None,
     ranks: Ranks = 1,
     deepspeed: Topology = None,
-    overrides: Overrides = None,
+    overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     run: Run = None,
 ) -> None:
-    """Questions with known answers → policy, by the GRPO of `rpt train`; accuracy before and after. Resumes by itself.
+    """Train on questions with known answers by GRPO and report accuracy before and after; resumes automatically.
 
-    The questions are kept beside the manifest's artifacts; nothing else of the manifest is used.
+    The prepared questions are stored beside the manifest's artifacts; nothing else of the manifest is used.
 
     Examples:
 
@@ -235,8 +236,8 @@ def finetune(
     from pipeline.core.executor import LocalExecutor
     from stages.finetune import questions
 
-    changed = _from_policy(policy, overrides)
-    arguments = _of_run(recipe, manifest, work, run, deepspeed, changed)
+    changed = _with_policy(policy, overrides)
+    arguments = _training_arguments(recipe, manifest, work, run, deepspeed, changed)
     read = load(Recipe, recipe, changed)
     record = questions(read, work=work / manifest_of(read, manifest).name, executor=LocalExecutor(1))
     arguments += ["--questions", str(record.directory)]
@@ -244,7 +245,7 @@ def finetune(
     launch("stages.finetune", arguments, 1)
 
 
-def _of_run(
+def _training_arguments(
     recipe: Path,
     manifest: Path | None,
     work: Path,
@@ -252,26 +253,27 @@ def _of_run(
     deepspeed: Path | None,
     overrides: list[str] | None,
 ) -> list[str]:
-    """The arguments of a page that trains. A misspelt key fails here, before anything heavy starts."""
-    arguments = of_recipe(recipe, manifest, work, run, overrides)
+    """Return the arguments of a stage that trains. A misspelt key fails here, before anything heavy starts."""
+    arguments = recipe_arguments(recipe, manifest, work, run, overrides)
     return arguments + (["--deepspeed-config", str(deepspeed)] if deepspeed else [])
 
 
-def of_recipe(
+def recipe_arguments(
     recipe: Path, manifest: Path | None, work: Path, run: Path | None, overrides: list[str] | None
 ) -> list[str]:
-    """The arguments of a page that takes a recipe, once the recipe and its manifest have been read."""
+    """Check the recipe and its manifest, and return the arguments of a stage that takes a recipe."""
     manifest_of(load(Recipe, recipe, overrides or ()), manifest)
     arguments = [str(recipe), *(["--manifest", str(manifest)] if manifest else []), "--work", str(work)]
     arguments += ["--run", str(run)] if run else []
     return arguments + [word for override in overrides or () for word in ("--set", override)]
 
 
-def _from_policy(policy: Path | None, overrides: list[str] | None) -> list[str]:
-    """The overrides, and those that say where the policy comes from."""
+def _with_policy(policy: Path | None, overrides: list[str] | None) -> list[str]:
+    """Return the overrides together with those that replace the policy."""
     return [*(overrides or ()), *([f"policy.model={policy}", "policy.revision=null"] if policy else [])]
 
 
-def _of_budget(flops_of: Path | None, flops: float | None, tokens: int | None) -> list[str]:
+def _budget_arguments(flops_of: Path | None, flops: float | None, tokens: int | None) -> list[str]:
+    """Return the arguments of the budget options that were given."""
     given = {"--flops-of": flops_of, "--flops": flops, "--tokens": tokens}
     return [word for name, value in given.items() if value is not None for word in (name, str(value))]

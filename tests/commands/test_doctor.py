@@ -74,7 +74,7 @@ def test_completion_knows_the_commands(tmp_path: Path) -> None:
 
 def test_help_is_grouped_and_names_the_exit_codes(tmp_path: Path) -> None:
     shown = rpt("--help", cwd=tmp_path).stdout
-    assert "Keep house" in shown and "Corpus → shards" in shown and "130 interrupted" in shown
+    assert "Maintenance" in shown and "Corpus → shards" in shown and "130 interrupted" in shown
 
 
 def test_ctrl_c_leaves_nothing_half_published(tmp_path: Path) -> None:
