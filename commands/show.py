@@ -47,12 +47,13 @@ def show(manifest: Manifest, site_id: str, *, work: Path, recipe: Recipe | None 
     config = manifest.materialize
     policy = CorpusTokenizer.load(config.policy_tokenizer, config.policy_tokenizer_revision)
     task, model = (recipe.task, recipe.policy.model) if recipe else (TaskConfig(), config.policy_tokenizer)
+    run = Path("runs") / recipe.name if recipe else None
     return site(
         lineage,
         found,
         config,
         policy=policy,
-        prompts=lambda: prompt_builder(model, policy, task.template),
+        prompts=lambda: prompt_builder(model, task.template, run),
         proxy=proxy_tokenizer(manifest, lineage),
     )
 

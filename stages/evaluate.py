@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,10 +52,11 @@ from pipeline.evaluation.predictions import (
 from pipeline.evaluation.report import Table, blocks, markdown
 from pipeline.evaluation.responses import write_responses
 from pipeline.evaluation.scaling import scaling_of
+from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
 from pipeline.shards.reader import ShardReader, Site
 from pipeline.task.templates import template_named
 
-VERSION = 4
+VERSION = 5
 
 
 def evaluate(
@@ -64,6 +66,7 @@ def evaluate(
     shards: Record,
     *,
     out: Path,
+    run: Path | None = None,
     metrics: Path | None = None,
     published: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -75,6 +78,7 @@ def evaluate(
         manifest_bands: thresholds of the difficulty bands.
         shards: record of `materialize`.
         out: folder to write to. An evaluation of the same things that lies there already is printed again.
+        run: the run that is evaluated: a prompt that it keeps is used again (see `prompts_of`).
         metrics: JSON lines of the training run, for the picture.
         published: rows of the paper to print beside the measured ones.
 
@@ -86,6 +90,8 @@ def evaluate(
     """
     other, revision = recipe.evaluate.bands_by, recipe.evaluate.bands_by_revision
     bands_by = resolve_model(other, revision) if other else None
+    template = template_named(recipe.task.template)
+    prompts = prompts_of(policies, template, run)
     identity = fingerprint(
         "evaluate",
         VERSION,
@@ -94,6 +100,7 @@ def evaluate(
             "max_new_tokens": recipe.rollout.max_new_tokens,
             "dtype": recipe.policy.dtype,
             "bands": manifest_bands.identity(),
+            "prompts": {name: asdict(prompt) for name, prompt in prompts.items()},
         },
         {"shards": shards.content}
         | {f"policy {name}": model_digest(folder) for name, folder in policies.items()}
@@ -112,10 +119,10 @@ def evaluate(
     readings: dict[str, Predictions] = {}
     samples: dict[str, Samples] = {}
     for name, folder in policies.items():
-        direct, reasoning, drawn = read_policy(name, folder, recipe, sites, shards.config["max_context_tokens"])
+        longest_context = shards.config["max_context_tokens"]
+        direct, reasoning, drawn = read_policy(name, folder, recipe, prompts[name], sites, longest_context)
         readings |= {direct.name: direct, reasoning.name: reasoning}
         samples |= {name: drawn} if drawn else {}
-    template = template_named(recipe.task.template)
     report = {
         "recipe": recipe.name,
         "fingerprint": identity,
@@ -202,17 +209,16 @@ def banded_by(folder: Path, sites: Sequence[Site], recipe: Recipe) -> list[Site]
 
 
 def read_policy(
-    name: str, folder: Path, recipe: Recipe, sites: Sequence[Site], longest_context: int
+    name: str, folder: Path, recipe: Recipe, text: PromptText, sites: Sequence[Site], longest_context: int
 ) -> tuple[Predictions, Predictions, Samples | None]:
     """One policy's direct reading at the sites, its reasoning, and several responses if the recipe asks for them."""
     import torch
     from transformers import AutoTokenizer
 
-    from pipeline.grpo.rollout.prompt import PromptBuilder
     from pipeline.grpo.rollout.sampler import Sampler
 
     tokenizer = CorpusTokenizer.load(folder)
-    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokenizer, template_named(recipe.task.template))
+    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokenizer, text)
     dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
     longest = prompts.longest(longest_context, recipe.rollout.max_new_tokens)
     policy = Sampler.load(folder, tokenizer, dtype=dtype, device=torch_device(), batch_rows=batch, longest=longest)
@@ -287,6 +293,7 @@ def main(
         corpus.select.bands,
         own_record(work / corpus.name, corpus, "materialize"),
         out=folder / "evaluation",
+        run=folder,
         metrics=folder / "metrics.jsonl",
         published=published_rows(corpus.corpus, corpus.select.bands),
     )

@@ -43,6 +43,7 @@ from pipeline.corpus.sources import find_files
 from pipeline.corpus.template import Template
 from pipeline.evaluation.intervals import difference, proportion
 from pipeline.grpo.data.questions import question_rows, read_questions, to_corpus_config
+from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
 from pipeline.grpo.run.launch import command_line, run_to_exit
 from pipeline.shards.schema import SHARDS
 from pipeline.task.answers import judge_of
@@ -173,6 +174,8 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
     if not policies["after"].is_dir():
         raise UserError("the run has no trained policy yet", where=policies["after"], hint="run `rpt finetune` again")
     settings = {key: recipe.identity()[key] for key in ("evaluate", "task", "seed", "rollout")}
+    prompts = prompts_of(policies, template_named(recipe.task.template), run)
+    settings["prompts"] = {name: asdict(prompt) for name, prompt in prompts.items()}
     inputs = {"questions": asked.content} | {name: model_digest(folder) for name, folder in policies.items()}
     identity, done = fingerprint("finetune", VERSION, settings, inputs), run / "finetune.json"
     if done.exists() and (known := json.loads(done.read_text(encoding="utf-8")))["fingerprint"] == identity:
@@ -181,7 +184,7 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
 
     sites = held_out_questions(asked, recipe)
     answers = {
-        name: read_policy(name, folder, recipe, sites, asked.config["max_context_tokens"])
+        name: read_policy(name, folder, recipe, prompts[name], sites, asked.config["max_context_tokens"])
         for name, folder in policies.items()
     }
     hits = {name: np.array([answer.hit for answer in read]) for name, read in answers.items()}
@@ -217,18 +220,17 @@ def held_out_questions(asked: Record, recipe: Recipe) -> list[Site]:
 
 
 def read_policy(
-    name: str, folder: Path, recipe: Recipe, sites: Sequence[Site], longest_question: int
+    name: str, folder: Path, recipe: Recipe, text: PromptText, sites: Sequence[Site], longest_question: int
 ) -> list[Prediction]:
     """A policy's answers to the questions, at `evaluate.temperature`."""
     import torch
     from transformers import AutoTokenizer
 
     from pipeline.evaluation.predictions import predict_with_reasoning
-    from pipeline.grpo.rollout.prompt import PromptBuilder
     from pipeline.grpo.rollout.sampler import Sampler
 
     tokens = CorpusTokenizer.load(folder)
-    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokens, template_named(recipe.task.template))
+    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, text)
     dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
     longest = prompts.longest(longest_question, recipe.rollout.max_new_tokens)
     policy = Sampler.load(folder, tokens, dtype=dtype, device=torch_device(), batch_rows=batch, longest=longest)

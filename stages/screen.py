@@ -28,13 +28,13 @@ from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.parquet import read_table, write_rows
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
 from pipeline.grpo.run.run_folder import policy_tokenizer
 from pipeline.selection.where import filter_rows, row_filter
 from pipeline.shards.reader import columns_of
 from pipeline.task.templates import template_named
 
 if TYPE_CHECKING:
-    from pipeline.grpo.rollout.prompt import PromptBuilder
     from pipeline.grpo.rollout.sampler import Sampler
 
 VERSION = 1
@@ -51,6 +51,8 @@ class ScreenStageConfig(Config):
     screen: ScreenConfig
     template: str
     template_version: int
+    prompt: tuple[str, str]
+    """What stands before and after each context, as the policy's chat template rendered it when the stage began."""
     temperature: float
     max_new_tokens: int
     dtype: str
@@ -70,11 +72,14 @@ def screen(recipe: Recipe, shards: Record, *, work: Path, executor: Executor) ->
     """
     row_filter(recipe.screen.where, columns_of(shards.files("train")), "screen.where")
     folder = resolve_model(recipe.policy.model, recipe.policy.revision)
+    template = template_named(recipe.task.template)
+    prompt = prompts_of({"policy": folder}, template)["policy"]
     policy_tokenizer(folder, shards)
     config = ScreenStageConfig(
         screen=recipe.screen,
         template=recipe.task.template,
-        template_version=template_named(recipe.task.template).version,
+        template_version=template.version,
+        prompt=(prompt.before, prompt.after),
         temperature=recipe.rollout.temperature,
         max_new_tokens=recipe.screen.max_new_tokens or recipe.rollout.max_new_tokens,
         dtype=recipe.policy.dtype,
@@ -133,12 +138,11 @@ def _policy(config: ScreenStageConfig) -> tuple[Sampler, PromptBuilder]:
     import torch
     from transformers import AutoTokenizer
 
-    from pipeline.grpo.rollout.prompt import PromptBuilder
     from pipeline.grpo.rollout.sampler import Sampler
 
     folder = Path(config.policy)
     tokens = CorpusTokenizer.load(folder)
-    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokens, template_named(config.template))
+    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, PromptText(*config.prompt))
     room = max(config.max_new_tokens, config.longest_response)
     sampler = Sampler.load(
         folder,

@@ -136,7 +136,7 @@ class AppState:
             task: the prompt template of the recipe.
             policy: folder or hub id of the policy, whose tokenizer and chat template make the prompt.
             proxy: folder or hub id of the tokenizer that the scores' top tokens are named by.
-            run: folder of a run, for its rollouts.
+            run: folder of a run, for its rollouts and the prompt that it keeps.
         """
         self.manifest, self.records, self.flags, self.task = manifest, records, flags, task
         self.store = ColumnIndex(records.index)
@@ -147,7 +147,7 @@ class AppState:
         self.metadata = {name: kind for named in of_selections for name, kind in named.items()}
         self.metadata |= manifest.select.metadata
         self.finder = Finder(self.store, _sites_by_document(self.store, self.current.record), self.metadata)
-        self.rollouts = Rollouts(run)
+        self.rollouts, self._run = Rollouts(run), run
         self._policy, self._proxy = policy, proxy
         self._documents = Rows(records.documents.files("documents"))
         top = ["top_ids", "top_logprobs"] if self.has_top else []
@@ -276,7 +276,7 @@ class AppState:
     @cached_property
     def prompts(self) -> PromptBuilder:
         """The trainer's `PromptBuilder`."""
-        return prompt_builder(self._policy, self.policy_tokenizer, self.task.template)
+        return prompt_builder(self._policy, self.task.template, self._run)
 
     @cached_property
     def has_top(self) -> bool:

@@ -221,15 +221,22 @@ def as_trained(
     }
 
 
-def prompt_builder(policy: str, tokenizer: CorpusTokenizer, template: str) -> PromptBuilder:
-    """The trainer's, for a policy (folder or hub id). Takes seconds: `transformers` is imported."""
+def prompt_builder(policy: str, template: str, run: Path | None) -> PromptBuilder:
+    """Return the trainer's `PromptBuilder` of a policy. Takes seconds: `transformers` is imported.
+
+    Args:
+        policy: folder or hub id.
+        template: name of the prompt template.
+        run: the folder of a run, whose prompt is used if it keeps one of these templates.
+    """
     from transformers import AutoTokenizer
 
-    from pipeline.grpo.rollout.prompt import PromptBuilder
+    from pipeline.grpo.rollout.prompt import PromptBuilder, prompts_of
     from pipeline.task.templates import template_named
 
     folder = resolve_model(policy)
-    return PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokenizer, template_named(template))
+    text = prompts_of({"policy": folder}, template_named(template), run)["policy"]
+    return PromptBuilder(AutoTokenizer.from_pretrained(folder), CorpusTokenizer.load(folder), text)
 
 
 class Rollouts:

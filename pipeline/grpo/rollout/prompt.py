@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,9 +69,36 @@ def kept_prompt(run: Path, folder: Path, tokens: CorpusTokenizer, template: Temp
         tokens: the policy's tokenizer.
         template: the recipe's.
     """
-    chat, kept = ChatTemplate.of(folder), _read(run / KEPT)
-    if kept.get("made_from") == _made_from(chat, tokens, template):
-        return PromptText(kept["before"], kept["after"])
+    return _first_kept([run], folder, tokens, template)
+
+
+def prompts_of(policies: Mapping[str, Path], template: Template, run: Path | None = None) -> dict[str, PromptText]:
+    """Return the prompt that each policy is evaluated with, by the policy's name.
+
+    It is the one that a run keeps, where it was rendered from the same templates: the run that the policy lies in as
+    `policy/`, else the run that is evaluated, else the run of another of the policies. A chat template that holds the
+    date then shows every policy the date that the trained one knows.
+
+    Args:
+        policies: folders by name.
+        template: the recipe's.
+        run: the folder of the run that is evaluated; need not exist.
+    """
+    runs = [*([run] if run else []), *(folder.parent for folder in policies.values())]
+    return {
+        name: _first_kept([folder.parent, *runs], folder, CorpusTokenizer.load(folder), template)
+        for name, folder in policies.items()
+    }
+
+
+def _first_kept(runs: Iterable[Path], folder: Path, tokens: CorpusTokenizer, template: Template) -> PromptText:
+    """The prompt of the first run that keeps one of these templates; else as they render now."""
+    chat = ChatTemplate.of(folder)
+    made_from = _made_from(chat, tokens, template)
+    for run in runs:
+        kept = _read(run / KEPT)
+        if kept.get("made_from") == made_from:
+            return PromptText(kept["before"], kept["after"])
     return rendered(chat, tokens, template)
 
 
