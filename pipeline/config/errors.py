@@ -1,4 +1,4 @@
-"""Errors a user can act on: what happened, where, and how to mend it."""
+"""Errors a user can act on: what happened, where, and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 
 
 class UserError(Exception):
-    """A problem the user can mend. The command line prints it as one line and exits with `exit_code`.
+    """A problem the user can fix. The command line prints it as one line and exits with `exit_code`.
 
     Example:
         >>> str(UserError("source file not found", where="corpus.jsonl", hint="check `corpus.source`"))
@@ -24,7 +24,7 @@ class UserError(Exception):
 
 
 class IntegrityError(UserError):
-    """Published bytes are not the bytes that were recorded."""
+    """Raised when published bytes differ from the recorded ones."""
 
     exit_code = 3
 
@@ -33,10 +33,10 @@ _TORCH_WROTE_LESS = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter f
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error says so, or that a quota or the largest size of a file is reached.
+    """Return whether an error means that the disk, a quota or the largest size of a file is exhausted.
 
-    Libraries written in other languages wrap it in exceptions without an `errno`; torch only tells that a file has
-    fewer bytes than it wrote.
+    Libraries written in other languages raise exceptions without an `errno`; torch only reports that a file has fewer
+    bytes than it wrote.
 
     Example:
         >>> disk_is_full(OSError(errno.ENOSPC, "")), disk_is_full(RuntimeError("I/O error: No space left on device"))
@@ -51,7 +51,9 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def as_user_error(error: Exception) -> UserError | None:
-    """The error as one that the user can mend; also what the system refused: no space, no right, a file for a folder.
+    """Return the error as a `UserError`, or None if it is a bug.
+
+    Also converts what the system refuses: no space, no permission, a file in place of a folder.
 
     Example:
         >>> str(as_user_error(PermissionError(errno.EACCES, "Permission denied", "/root/work")))

@@ -1,4 +1,4 @@
-"""Loading a manifest, recipe or study from YAML, with overrides and errors that name the nearest known key."""
+"""Load a manifest, recipe or study from YAML, with overrides and errors that name the nearest known key."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ from pipeline.config.manifest import Manifest
 from pipeline.config.recipe import Recipe
 from pipeline.config.study import StudyConfig
 
-# ------------------------------------------------------------------------------------------------- loading
-
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def load(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
-    """Read a YAML file into `kind`, apply `a.b=c` overrides, and refuse what the model does not know.
+    """Read a YAML file into `kind`, apply `a.b=c` overrides, and refuse unknown keys.
 
     Args:
-        kind: `Manifest` or `Recipe`.
+        kind: `Manifest`, `Recipe` or `StudyConfig`.
         path: the YAML file, or the name of one that comes with the package (`demo`).
         overrides: `dotted.key=value` strings; the value is parsed as YAML, so a template is quoted:
             `corpus.text="{question}"`.
@@ -39,8 +37,8 @@ def load(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> Conf
     found = None if path.is_file() else resources.find(path, folder)
     if found is None and not path.is_file():
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
-        mend = f"YAML files there: {known}; packaged: {', '.join(resources.list_names(folder))}"
-        raise UserError(f"{_noun(kind)} not found", where=path, hint=mend)
+        hint = f"YAML files there: {known}; packaged: {', '.join(resources.list_names(folder))}"
+        raise UserError(f"{_noun(kind)} not found", where=path, hint=hint)
     try:
         tree = yaml.safe_load((found or path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -62,20 +60,20 @@ def load(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> Conf
 
 
 def manifest_of(recipe: Recipe | None, given: Path | None, overrides: Sequence[str] = ()) -> Manifest:
-    """Read the manifest that is given, or else the one that the recipe names.
+    """Read the given manifest, or else the one that the recipe names.
 
     Raises:
-        UserError: neither is; or it cannot be read.
+        UserError: there is neither, or it cannot be read.
     """
     named = recipe.data if recipe else None
     if given is None and named is None:
-        mend = "give --manifest" + (", or write `data: MANIFEST` into the recipe" if recipe else "")
-        raise UserError("no manifest says which data is meant", where=recipe.name if recipe else "", hint=mend)
+        hint = "give --manifest" + (", or write `data: MANIFEST` into the recipe" if recipe else "")
+        raise UserError("no manifest given", where=recipe.name if recipe else "", hint=hint)
     return load(Manifest, given or Path(named or ""), overrides)
 
 
 def _with_data_found(tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A recipe's values with `data` as a path that means the same from any folder, unless it names a packaged manifest.
+    """Return a recipe's values with `data` as an absolute path, unless it names a packaged manifest.
 
     Example:
         >>> _with_data_found({"data": "demo"}, Path("/recipes")), _with_data_found({"data": "a.yaml"}, Path("/recipes"))
@@ -94,7 +92,7 @@ def _noun(kind: type[Config]) -> str:
 
 
 def _other_kind(kind: type[Config], tree: Mapping[str, Any]) -> str | None:
-    """What the file is, if all its keys are of another kind and not all are of `kind`.
+    """Return the kind of file that the keys fit, if they fit another kind and not `kind`.
 
     Example:
         >>> _other_kind(Manifest, {"name": "demo", "policy": {}, "budget": {}})
@@ -107,7 +105,7 @@ def _other_kind(kind: type[Config], tree: Mapping[str, Any]) -> str | None:
 
 
 def _with_override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
-    """A copy of `tree` with one `a.b=c` applied.
+    """Return a copy of `tree` with one `a.b=c` applied.
 
     Example:
         >>> _with_override({"select": {"where": "true"}}, "select.max_sites=5")
@@ -127,6 +125,7 @@ def _with_override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
 
 
 def _explain(kind: type[Config], error: ValidationError) -> Iterable[str]:
+    """Yield one message per problem that pydantic found."""
     for problem in error.errors():
         location = [part for part in problem["loc"] if part != "__root__"]
         dotted = ".".join(map(str, location)) or "(top level)"
@@ -150,7 +149,7 @@ def _explain(kind: type[Config], error: ValidationError) -> Iterable[str]:
 
 
 def _known_keys(kind: type[Config], location: Sequence[int | str]) -> list[str]:
-    """Field names of the model that sits at `location` below `kind`, through optionals and tuples."""
+    """Return the field names of the model at `location` below `kind`, through optionals and tuples."""
     if not location:
         return list(kind.model_fields)
     if isinstance(location[0], int):

@@ -1,4 +1,4 @@
-"""Manifests, recipes and the demo as they come with the package: found by name, from any folder."""
+"""Manifests, recipes and the demo that come with the package: found by name, from any folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-"""Holds `data_manifests/`, `recipes/`, `deepspeed_configs/` and `demo/`, in a checkout and in a wheel."""
+"""Folder of `data_manifests/`, `recipes/`, `deepspeed_configs/` and `demo/`, in a checkout and in a wheel."""
 
 
 def find(path: Path, folder: str) -> Path | None:
-    """The packaged file that `path` means where there is no such file: `demo`, `demo.yaml`, `<folder>/demo.yaml`.
+    """Return the packaged file that `path` names: `demo`, `demo.yaml` or `<folder>/demo.yaml`; None if there is none.
 
     Example:
         >>> find(Path("demo"), "recipes") == find(Path("recipes/demo.yaml"), "recipes") == ROOT / "recipes/demo.yaml"
@@ -25,12 +25,12 @@ def find(path: Path, folder: str) -> Path | None:
 
 
 def list_names(folder: str) -> list[str]:
-    """What is packaged there."""
+    """Return the names of the packaged YAML files of a folder."""
     return sorted(path.stem for path in (ROOT / folder).glob("*.yaml"))
 
 
 def resolve_paths(tree: Any) -> Any:
-    """A packaged file's values, with the paths that it names relative to `ROOT` made absolute.
+    """Return a packaged file's values, with paths relative to `ROOT` made absolute.
 
     Example:
         >>> tree = {"model": "demo/policy", "seed": 0}

@@ -1,0 +1,1 @@
+"""What every stage shares: artifacts, executors, Parquet, progress, tokenizers and model folders."""

@@ -1,9 +1,8 @@
-"""LoRA adapters as models: merged into their base once, so that everything that reads a model reads a plain folder.
+"""LoRA adapters as models: merged into their base once, so that all readers of models see a plain folder.
 
 An adapter is what `peft` saves: `adapter_config.json`, which names the base, and `adapter_model.safetensors`. The
-merged folder lies beside the hub's snapshots (`$HF_HOME/rpt/merged`), under a name made of the contents of both. It is
-computed in the base's own type, and known by what it was made from, not by its bytes: rounding may differ between
-machines.
+merged folder is in `$HF_HOME/rpt/merged`; its name is a hash of the contents of both. It is computed in the base's own
+number format. Its digest is that of its inputs, not of its bytes, because rounding may differ between machines.
 """
 
 from __future__ import annotations
@@ -23,34 +22,34 @@ from pipeline.core.artifact import content_hash
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 MADE_FROM = "merged_from.json"
-"""In a merged folder: digests of the adapter, of its base, and of the tokenizer's files."""
+"""File in a merged folder with the digests of the adapter, of its base, and of the tokenizer's files."""
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter; `transformers` asks the same."""
+    """Return whether a folder holds an adapter, by the same test as `transformers`."""
     return (folder / CONFIG).is_file()
 
 
 def base_model(adapter: Path) -> tuple[str, str | None]:
-    """Name and revision of the model that an adapter is for.
+    """Return name and revision of the model that an adapter is for.
 
     Raises:
-        UserError: it names none.
+        UserError: the adapter names none.
     """
     config = _config(adapter)
     if not config.get("base_model_name_or_path"):
-        raise UserError("the adapter names no base", where=adapter / CONFIG, hint="set base_model_name_or_path")
+        raise UserError("the adapter names no base model", where=adapter / CONFIG, hint="set base_model_name_or_path")
     return str(config["base_model_name_or_path"]), config.get("revision")
 
 
 def merge_adapter(adapter: Path, base: Path, base_digest: str, tokenizer_files: tuple[str, ...]) -> Path:
-    """The folder of the model that adapter and base make together; merged when it is asked for first.
+    """Return the folder of the merged model, which the first call creates.
 
     Args:
         adapter: folder of the adapter.
         base: folder of the model it is for.
-        base_digest: of the base's contents.
-        tokenizer_files: patterns; they are taken from the adapter if it has a tokenizer, else from the base.
+        base_digest: digest of the base's contents.
+        tokenizer_files: patterns of files that are copied from the adapter if it has a tokenizer, else from the base.
 
     Raises:
         UserError: `peft` is missing, the weights are not in safetensors, they do not fit the base, or cannot be merged.
@@ -68,7 +67,7 @@ def merge_adapter(adapter: Path, base: Path, base_digest: str, tokenizer_files: 
     key = hashlib.sha256(canonical_json(made_from).encode()).hexdigest()[:16]
     folder = Path(huggingface_hub.constants.HF_HOME) / "rpt" / "merged" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # the ranks of a run ask at once
+    with FileLock(folder.with_suffix(".lock")):  # all ranks of a run call this at once
         if not folder.is_dir():
             scratch = folder.with_name(f".{key}.{uuid.uuid4().hex[:12]}")
             try:
@@ -97,15 +96,15 @@ def _merge(adapter: Path, base: Path, out: Path) -> None:
         loaded = model.load_adapter(str(adapter), "default")
         if loaded.missing_keys or loaded.unexpected_keys:
             one = (loaded.missing_keys or loaded.unexpected_keys)[0]
-            raise ValueError(f"their layers are not the same ones: {one}")
+            raise ValueError(f"their layers differ: {one}")
         model.merge_and_unload(safe_merge=True).save_pretrained(out)
-    except Exception as error:  # what does not fit is a KeyError, ValueError, RuntimeError or AttributeError of peft's
+    except Exception as error:  # peft raises KeyError, ValueError, RuntimeError or AttributeError
         reason = " ".join(str(error).split())[:300]
-        raise UserError("adapter and base do not fit", where=f"{adapter} + {base}", hint=reason) from error
+        raise UserError("the adapter does not fit its base model", where=f"{adapter} + {base}", hint=reason) from error
 
 
 def _digest(adapter: Path) -> str:
-    """sha256 of an adapter: its weights and settings, wherever its base lies (which has a digest of its own)."""
+    """Return the sha256 of an adapter's weights and settings, without the location of its base."""
     settings = {k: v for k, v in _config(adapter).items() if k not in ("base_model_name_or_path", "revision")}
     return hashlib.sha256(canonical_json([settings, content_hash(adapter / WEIGHTS)]).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Artifacts: how a stage's output is named, published, recorded and trusted (design §3).
+"""Artifacts: how a stage's output is named, published, recorded and verified.
 
 Layout of a stage's directory `work/<manifest>/<stage>/<fingerprint>/`:
 
@@ -6,11 +6,11 @@ Layout of a stage's directory `work/<manifest>/<stage>/<fingerprint>/`:
     done/00003.json                        a shard's completion: rows, bytes, sha256, counters
     record.json                            written last; without it the stage is not complete
 
-Beside the fingerprints, `current` names the one that was made last. Completions and records are sealed
-(`core/sealed.py`): their counters and rows are as trustworthy as the tables.
+The file `current` beside the fingerprints names the latest output. Completions and records are sealed
+(`core/sealed.py`), so that their counters and rows are as trustworthy as the tables.
 
 Every publish is an atomic create-if-absent: a data file appears under its content's name or not at all, and the
-first completion of a shard wins. Files that no completion names are left-overs of killed workers: harmless.
+first completion of a shard wins. Files that no completion names are left over from killed workers and harmless.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.core.files import flush, replace_text
 from pipeline.core.sealed import read_sealed, write_sealed
 
 Counters = dict[str, int]
-"""What a shard counted. `dropped.<reason>` and `quarantined.<reason>` are the funnel's losses."""
+"""Counts of a shard, by name. `dropped.<reason>` and `quarantined.<reason>` count what the funnel loses."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file a shard reads, with the hash its bytes must have (None: not known yet)."""
+    """A file that a shard reads, with the sha256 that it must have (None: not known yet)."""
 
     path: Path
     sha256: str | None = None
 
     def verified(self) -> Path:
-        """The path, once its bytes are known to be the recorded ones.
+        """Return the path, after comparing the file's bytes with the recorded hash.
 
         Raises:
-            IntegrityError: missing, or changed since it was published.
+            IntegrityError: the file is missing, or was changed since it was published.
         """
         if not self.path.exists():
             raise IntegrityError(
@@ -79,14 +79,14 @@ class Shard:
 
     index: int
     files: Mapping[str, InputFile]
-    """By table name: what this shard reads."""
+    """Files that this shard reads, by table name."""
     details: Mapping[str, Any]
-    """JSON values that are part of the plan: row ranges, fold numbers."""
+    """Further JSON values of the plan: row ranges, fold numbers."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A shard is done: what it published and what it counted."""
+    """The result of a finished shard: published files and counters."""
 
     shard: int
     files: Mapping[str, Entry]
@@ -96,7 +96,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Record:
-    """A complete stage. `directory` is where it was opened, and no part of it."""
+    """The record of a complete stage. `directory` is where it was opened; it is not part of the record."""
 
     stage: str
     version: int
@@ -108,13 +108,13 @@ class Record:
 
     @property
     def content(self) -> str:
-        """Hash of everything published: what downstream fingerprints build on."""
+        """Return the hash of everything published, which enters the fingerprints of downstream stages."""
         hashes = [[name, done.shard, entry.sha256] for done in self.completions for name, entry in done.files.items()]
         return hashlib.sha256(canonical_json(sorted(hashes)).encode()).hexdigest()
 
     @property
     def counters(self) -> Counters:
-        """Sum over shards."""
+        """Return the counters, summed over shards."""
         total: Counter[str] = Counter()
         for done in self.completions:
             total.update(done.counters)
@@ -122,27 +122,27 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Sum of the shards' own seconds (not wall time)."""
+        """Return the sum of the shards' own seconds (not wall time)."""
         return sum(done.seconds for done in self.completions)
 
     def files(self, table: str) -> list[InputFile]:
-        """The published files of a table, in shard order; shards without one are left out."""
+        """Return the published files of a table, in shard order; shards without one are left out."""
         return [file for done in self.completions if (file := self.file(table, done.shard))]
 
     def file(self, table: str, shard: int) -> InputFile | None:
-        """The published file of a table in one shard, if it has one."""
+        """Return the published file of a table in one shard, or None."""
         entry = self.completions[shard].files.get(table)
         return InputFile(self.directory / entry.path, entry.sha256) if entry else None
 
 
 def fingerprint(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Identity of a stage's output: its own config, its code version, the content of its inputs."""
+    """Return the identity of a stage's output: a hash of its config, code version and inputs."""
     identity = canonical_json({"stage": stage, "version": version, "config": config, "inputs": inputs})
     return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
 def content_hash(path: Path) -> str:
-    """sha256 of a file, or of a folder's (relative path, sha256) pairs."""
+    """Return the sha256 of a file, or of a folder's (relative path, sha256) pairs."""
     if path.is_dir():
         parts = [[str(p.relative_to(path)), content_hash(p)] for p in sorted(path.rglob("*")) if p.is_file()]
         return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
@@ -155,7 +155,7 @@ def content_hash(path: Path) -> str:
 
 @contextlib.contextmanager
 def scratch_folder(directory: Path, shard: int) -> Iterator[Path]:
-    """A temporary folder on the stage's own file system, gone afterwards whatever happens."""
+    """Yield a temporary folder on the stage's own file system, which is removed afterwards in any case."""
     folder = directory / "tmp" / f"{shard:05d}.{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True)
     try:
@@ -168,7 +168,9 @@ def publish(directory: Path, shard: int, scratch: Path, counters: Counters, seco
     """Publish everything in `scratch` as shard `shard`, then its completion; the first finisher wins.
 
     Each entry `name.ext` of `scratch` becomes `name-<shard>.<sha>.ext`. Parquet footers are read back first.
-    Returns the completion that counts, which may be an earlier finisher's.
+
+    Returns:
+        The completion that counts, which may be an earlier finisher's.
     """
     files: dict[str, Entry] = {}
     for source in sorted(scratch.iterdir()):
@@ -196,15 +198,15 @@ def _create(source: Path, target: Path) -> None:
 
 
 def write_completion(directory: Path, completion: Completion) -> None:
-    """Say that a shard is done, unless that was said before."""
+    """Write a shard's completion, unless there is one already."""
     write_sealed(completion_path(directory, completion.shard), {"of": name_of(directory), **asdict(completion)})
 
 
 def read_completion(directory: Path, shard: int) -> Completion | None:
-    """The completion of a shard, or None if it is not done.
+    """Return the completion of a shard, or None if it is not done.
 
     Raises:
-        IntegrityError: it was changed, or is another shard's or output's.
+        IntegrityError: it was changed, or belongs to another shard or output.
     """
     path = completion_path(directory, shard)
     if not path.exists():
@@ -219,12 +221,12 @@ def read_completion(directory: Path, shard: int) -> Completion | None:
 
 
 def completion_path(directory: Path, shard: int) -> Path:
-    """Where a shard's completion lies."""
+    """Return the path of a shard's completion."""
     return directory / "done" / f"{shard:05d}.json"
 
 
 def name_of(directory: Path) -> str:
-    """`<stage>/<fingerprint>`: what an output is called wherever its work folder lies."""
+    """Return `<stage>/<fingerprint>`, the name of an output in any work folder."""
     return f"{directory.parent.name}/{directory.name}"
 
 
@@ -250,16 +252,18 @@ def write_record(
 
 
 def seal_record(record: Record) -> None:
-    """Write the record into its directory: from now on its stage is complete."""
+    """Write the record into its directory, which makes the stage complete."""
     tree = {k: v for k, v in asdict(record).items() if k != "directory"} | {"content": record.content}
     write_sealed(record.directory / "record.json", tree)
 
 
 def read_record(directory: Path) -> Record | None:
-    """The record of a complete stage, or None. Sizes of the published files are checked, hashes when they are read.
+    """Return the record of a complete stage, or None.
+
+    The sizes of the published files are checked here; their hashes are checked when they are read.
 
     Raises:
-        IntegrityError: the record was changed or is another output's, or a published file is missing.
+        IntegrityError: the record was changed or belongs to another output, or a published file is missing.
     """
     path = directory / "record.json"
     if not path.exists():
@@ -272,10 +276,10 @@ def read_record(directory: Path) -> Record | None:
 
 
 def record_in(path: Path, directory: Path) -> Record:
-    """The record that a file holds, of an output in `directory`; nothing else is looked at.
+    """Return the record in a file, of an output in `directory`, without checking the published files.
 
     Raises:
-        IntegrityError: it was changed, or names something that is no published file.
+        IntegrityError: it was changed, or names a file outside its folder.
     """
     tree = read_sealed(path)
     record = _validated(_RECORD, tree | {"directory": directory}, path)
@@ -314,27 +318,27 @@ def _validated(kind: TypeAdapter[Any], tree: Mapping[str, Any], path: Path) -> A
         ) from error
 
 
-# ---------------------------------------------------------------------------------------- what was made last
+# ------------------------------------------------------------------------------------------ latest output
 
 CURRENT = "current"
 
 
 def set_current(directory: Path) -> None:
-    """Remember `directory` as the output its stage made last, for the commands that follow."""
+    """Make `directory` the current output of its stage, for later commands."""
     write_pointer(directory.parent / CURRENT, directory)
 
 
 def write_pointer(pointer: Path, directory: Path) -> None:
-    """Make `pointer`, a file beside an output's directory, name it. One that does already is not written again."""
+    """Make the file `pointer`, beside an output's directory, name it. It is written only if it changes."""
     if not (pointer.is_file() and pointer.read_bytes() == directory.name.encode()):
         replace_text(pointer, directory.name)
 
 
 def read_pointer(pointer: Path) -> Path | None:
-    """The directory that a pointer names, or None where there is no pointer.
+    """Return the directory that a pointer names, or None if there is no pointer.
 
     Raises:
-        IntegrityError: it names no output that is complete.
+        IntegrityError: it does not name a complete output.
     """
     if not pointer.exists():
         return None
@@ -350,12 +354,12 @@ def read_pointer(pointer: Path) -> Path | None:
 
 
 def is_current(directory: Path) -> bool:
-    """Whether an output is what its stage made last."""
+    """Return whether an output is the latest of its stage."""
     return read_pointer(directory.parent / CURRENT) == directory
 
 
 def current_record(work: Path, stage: str) -> Record:
-    """The output a stage made last under `work` (one manifest's folder).
+    """Return the latest output of a stage under `work` (one manifest's folder).
 
     Raises:
         UserError: the stage has not run.
@@ -370,7 +374,7 @@ def current_record(work: Path, stage: str) -> Record:
 
 
 def published_record(directory: Path) -> Record:
-    """The output of a stage in this folder.
+    """Return the record of the stage's output in this folder.
 
     Raises:
         UserError: the stage is not complete.

@@ -1,4 +1,4 @@
-"""Executors: who calls a stage's function on each shard. They differ in nothing else."""
+"""Executors: run a stage's function on each shard, in local processes or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ ResultT = TypeVar("ResultT")
 
 
 class Executor(Protocol):
-    """Calls a picklable function on every item and yields results as they come, in any order."""
+    """Anything that calls a picklable function on every item and yields results as they come, in any order."""
 
     @property
     def devices(self) -> Sequence[str]:
-        """What each worker that is there computes on: an accelerator's name, or "CPU"."""
+        """Return the device of each running worker: an accelerator's name, or "CPU"."""
         ...
 
     def map(
         self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT], *, accelerated: bool = False
     ) -> Iterator[ResultT]:
-        """`accelerated`: the function computes on an accelerator if its worker has one."""
+        """Yield the function's results; with `accelerated`, workers get an accelerator where there are some."""
         ...
 
 
 class LocalExecutor:
-    """Processes on this machine: one a core, or one a GPU for functions that compute there.
+    """Processes on this machine: one per core, or one per GPU for functions that compute there.
 
-    Every worker computes with `cores // workers` threads, whatever is left to do: floating-point results, and so the
-    bytes of the shards, do not depend on how a run was interrupted.
+    Every worker computes with `cores // workers` threads, even if fewer shards are left than workers: the number of
+    threads changes floating-point sums, and the bytes of the shards must not depend on how a run was interrupted.
     """
 
     def __init__(self, workers: int | None = None) -> None:
@@ -52,7 +52,7 @@ class LocalExecutor:
         """Run `function` on `items` in spawned processes.
 
         Raises:
-            UserError: a worker died (most often: out of memory). What was published stays.
+            UserError: a worker died (most often: out of memory). Published shards stay.
         """
         if not items:
             return
@@ -70,7 +70,7 @@ class LocalExecutor:
             workers, mp_context=spawn, initializer=_begin, initargs=(identities if mine else None,)
         )
         try:
-            with ignore_interrupts():  # by workers that are only starting; each listens once it is there
+            with ignore_interrupts():  # workers ignore Ctrl-C while they start; `_begin` then installs their handler
                 running = [pool.submit(_call, function, item) for item in items]
             for done in futures.as_completed(running):
                 yield done.result()
@@ -84,14 +84,14 @@ class LocalExecutor:
 
 
 def thread_settings(threads: int) -> dict[str, str]:
-    """Environment that holds a worker's numerical libraries to so many threads; it must stand before they load."""
+    """Return environment variables that limit numerical libraries to `threads`; set them before the libraries load."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
     return dict.fromkeys(names, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"}
 
 
 @contextlib.contextmanager
 def ignore_interrupts() -> Iterator[None]:
-    """Processes that are started within do not hear Ctrl-C, nor does this one."""
+    """Ignore Ctrl-C in this process and in processes that are started meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -106,7 +106,7 @@ _interrupted = threading.Event()
 
 
 def _interrupt(*_: object) -> None:
-    """Ctrl-C in a worker: it leaves the shard it is at, whose scratch folder goes, and takes no other."""
+    """Handle Ctrl-C in a worker: abandon the current shard, remove its scratch folder and take no other."""
     _interrupted.set()
     raise SystemExit(130)
 
@@ -118,21 +118,21 @@ def _call(function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT:
 
 
 def _begin(identities: Any) -> None:
-    """A worker's first act: take a GPU of its own, if there are some, and arrange to leave with the parent.
+    """Initialise a worker: take a GPU of its own, if there are some, and exit when the parent does.
 
-    What libraries print in it goes to standard error: standard output is for the command's results.
+    Output of libraries goes to standard error, because standard output is for the command's results.
     """
     signal.signal(signal.SIGINT, _interrupt)
     os.dup2(2, 1)
     if identities is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = identities.get()
     else:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns where `transformers` asks for it
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns when `transformers` imports it
     _die_with_parent()
 
 
 def _die_with_parent() -> None:
-    """Leave when the parent is gone, even if it was killed: no orphan goes on working."""
+    """Exit when the parent is gone, even if it was killed, so that no orphan goes on working."""
     parent = mp.parent_process()
     assert parent is not None
 

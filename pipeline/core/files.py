@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, made durable, then moved into place."""
+"""Atomic file writes: written under another name, made durable, then moved into place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_replacement(path: Path) -> Iterator[Path]:
-    """Yield another name for `path`: what was written there replaces it in one step, unless an error is raised."""
+    """Yield a temporary path; the file written there atomically replaces `path`, unless an error is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
@@ -24,13 +24,13 @@ def atomic_replacement(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace the file by one of this text, in one step."""
+    """Replace the content of a file with `text`, atomically."""
     with atomic_replacement(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def flush(path: Path) -> None:
-    """Make what a file holds, or a folder lists, durable."""
+    """Make the content of a file, or the entries of a folder, durable (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a machine computes with: cores, accelerators, and how fast those are where that is known."""
+"""The hardware of a machine: cores, accelerators, and their peak speed where it is known."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ PEAK_FLOPS = {
     "L4": 121e12,
     "RTX 4090": 165e12,
 }
-"""Dense bf16 FLOP/s by a part of the device's name (vendors' data sheets); the longest part that fits counts."""
+"""Dense bf16 FLOP/s by a part of the device's name (vendors' data sheets); the longest match counts."""
 
 MIG = "part of an NVIDIA GPU"
-"""The driver's tool names whole GPUs only."""
+"""Name shown for a MIG slice, because `nvidia-smi` only names whole GPUs."""
 
 GPU_UNUSED = "PyTorch cannot use this machine's GPU, the processors compute: install a build that the GPU's driver runs"
-"""What is said where there is a GPU and nothing is gained by it."""
+"""Warning for a machine whose GPU is not used."""
 
 
 class Gpu(NamedTuple):
-    """`identity` is what `CUDA_VISIBLE_DEVICES` calls it."""
+    """A GPU: its `identity` in `CUDA_VISIBLE_DEVICES`, and its name."""
 
     identity: str
     name: str
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def torch_device() -> str:
-    """Where this process's tensors go: `cuda` if PyTorch can use a GPU, or `cpu`."""
+    """Return the device for this process's tensors: `cuda` if PyTorch can use a GPU, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,7 +53,7 @@ def torch_device() -> str:
 
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs this process may use. The driver's tool is asked: no CUDA context is opened here."""
+    """Return the NVIDIA GPUs that this process may use, by `nvidia-smi`: no CUDA context is opened here."""
     try:
         listed = subprocess.run(
             ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"],
@@ -65,10 +65,10 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def visible_gpus(listed: str, environment: Mapping[str, str]) -> tuple[Gpu, ...]:
-    """The GPUs of `index, uuid, name` lines that `CUDA_VISIBLE_DEVICES` leaves.
+    r"""Return the GPUs of `index, uuid, name` lines that `CUDA_VISIBLE_DEVICES` allows.
 
     Example:
-        >>> visible_gpus("0, GPU-aa, NVIDIA L4\\n1, GPU-bb, NVIDIA L4\\n", {"CUDA_VISIBLE_DEVICES": "1"})
+        >>> visible_gpus("0, GPU-aa, NVIDIA L4\n1, GPU-bb, NVIDIA L4\n", {"CUDA_VISIBLE_DEVICES": "1"})
         (Gpu(identity='1', name='NVIDIA L4'),)
     """
     rows = [line.split(", ", 2) for line in listed.splitlines() if line.count(", ") >= 2]
@@ -79,13 +79,13 @@ def visible_gpus(listed: str, environment: Mapping[str, str]) -> tuple[Gpu, ...]
         if rows and identity.startswith("MIG-"):
             names = [MIG]
         if not names:
-            break  # CUDA does not see what follows, either
+            break  # CUDA ignores everything after an unknown device, too
         found.append(Gpu(identity, names[0]))
     return tuple(found)
 
 
 def peak_flops(devices: Sequence[str]) -> float | None:
-    """Summed dense bf16 peak of the devices, or None if one of them is not known.
+    """Return the summed dense bf16 peak (FLOP/s) of the devices, or None if one of them is not known.
 
     Example:
         >>> peak_flops(["NVIDIA H100 PCIe", "NVIDIA H200"]), peak_flops(["CPU"]), peak_flops([])

@@ -18,16 +18,13 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 MODEL_FILES = ("config.json", "generation_config.json", *WEIGHT_FILES, *TOKENIZER_FILES)
 
 
-# ---------------------------------------------------------------------------------------------- where it lies
-
-
 def resolve_model(name: str, revision: str | None = None, *, files: Sequence[str] = MODEL_FILES) -> Path:
-    """A local folder or file as it is, else the hub's snapshot of `name` with only `files` in it.
+    """Return the local folder or file `name`, else the Hub's snapshot of it with only `files`.
 
-    Of a LoRA adapter: the folder of the model that it makes of its base, where weights are asked for.
+    For a LoRA adapter and `files` that include weights, it is the folder of the merged model.
 
     Raises:
-        UserError: neither; the message says whether the hub could be asked. Or an adapter that cannot be merged.
+        UserError: neither exists (the message tells whether the Hub was reachable), or an adapter cannot be merged.
     """
     folder = _locate(name, revision, files)
     if not adapter.is_adapter(folder):
@@ -56,16 +53,16 @@ def _locate(name: str, revision: str | None, files: Sequence[str]) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            "neither a local folder nor a model the hub gives",
+            "not a local folder, and not found on the Hub",
             where=f"{name}@{revision}" if revision else name,
             hint=f"check the name, the network and `HF_TOKEN`: {reason}",
         ) from error
 
 
 def model_digest(path: Path) -> str:
-    """sha256 over a model folder's configuration and weights (names and contents; nothing else in the folder).
+    """Return the sha256 over the names and contents of a model folder's configuration and weights.
 
-    Of a merged adapter: over what it was merged from.
+    For a merged adapter it is over the digests of its inputs.
     """
     if (path / adapter.MADE_FROM).is_file():
         return content_hash(path / adapter.MADE_FROM)
@@ -74,7 +71,7 @@ def model_digest(path: Path) -> str:
 
 
 def count_weights(path: Path) -> int:
-    """Number of weights in a model folder, from the headers of its safetensors; tied matrices lie there once.
+    """Return the number of weights in a model folder, from its safetensors headers; tied matrices count once.
 
     Raises:
         UserError: one of the files is damaged.

@@ -1,4 +1,4 @@
-"""Parquet as every stage writes and reads it: explicit schemas, zstd, page checksums, the same bytes every time."""
+"""Parquet for all stages: explicit schemas, zstd, page checksums, the same bytes every time."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def write_rows(
     row_group: int = ROW_GROUP,
     encodings: Mapping[str, str] | None = None,
 ) -> int:
-    """Stream `rows` into a Parquet file, a row group at a time. Returns the number of rows.
+    """Stream `rows` into a Parquet file, one row group at a time, and return their number.
 
     Args:
-        path: file to create (in a stage's scratch folder; publishing is the runner's).
+        path: file to create (in a stage's scratch folder; the runner publishes it).
         schema: explicit; a row that lacks a column or has another one is an error, never a silent null.
         rows: mappings with exactly the schema's columns.
         metadata: schema metadata (tokenizer, proxy, versions, fingerprint).
-        row_group: rows a row group.
+        row_group: rows per row group.
         encodings: Parquet encoding by leaf column (`context`, `token_lengths.list.element`); others use dictionaries.
     """
     count, buffer = 0, []
@@ -56,7 +56,7 @@ def parquet_writer(
     encodings: Mapping[str, str] | None = None,
     level: int | None = None,
 ) -> pq.ParquetWriter:
-    """A writer with the house's settings, for callers that hold Arrow tables already."""
+    """Return a writer with the same settings, for callers that have Arrow tables already."""
     encoded = {leaf.split(".")[0] for leaf in encodings or ()}
     dictionary = [name for name in schema.names if name not in encoded] if encoded else True
     return pq.ParquetWriter(
@@ -73,7 +73,7 @@ def parquet_writer(
 
 
 def read_table(file: InputFile, columns: list[str] | None = None) -> pa.Table:
-    """Read a published file: sha256 and page checksums are verified.
+    """Read a published file and verify its sha256 and page checksums.
 
     Raises:
         IntegrityError: the file is missing, changed or damaged; the message names it.
@@ -88,9 +88,9 @@ def read_table(file: InputFile, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_rows(file: InputFile, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
-    """Read rows [start, stop) of a published file, and of its row groups only those that hold them.
+    """Read rows [start, stop) of a published file, and only the row groups that hold them.
 
-    Page checksums are verified; the sha256 of the whole file is not, since many shards may read parts of one file.
+    Page checksums are verified; the sha256 of the whole file is not, because many shards may read parts of one file.
 
     Raises:
         IntegrityError: the file is missing or damaged; the message names it.

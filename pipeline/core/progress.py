@@ -1,10 +1,10 @@
-"""Progress of a stage: a live bar on a terminal, a plain line every half minute where nobody watches.
+"""Progress of a stage: a live bar on a terminal, a plain line every half minute elsewhere.
 
     score  12 of 40 shards, 8 running, 20 waiting, 41,200 tokens/s, MFU 43 %, 6 min left
 
-A rate counts finished shards only, over the time since the stage began: worker start-up is in it. MFU is that rate's
-share of the workers' dense bf16 peak, at two floating-point operations a weight and token; it is shown where the peak
-is known (`hardware.PEAK_FLOPS`).
+A rate counts only finished shards, over the time since the stage began, which includes the start of the workers. MFU
+(model FLOPs utilisation) is that rate's share of the workers' dense bf16 peak, at two floating-point operations per
+weight and token; it is shown where the peak is known (`hardware.PEAK_FLOPS`).
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ console = Console(stderr=True, highlight=False)
 
 @dataclass
 class Throughput:
-    """How far a stage is."""
+    """Counts of a stage in progress: steps done, units of work, time since it began."""
 
     total: int
     unit: str
-    """What the rate is shown in."""
+    """Unit of the rate."""
     flops: float | None = None
-    """Floating-point operations of one unit, if the stage is made of them."""
+    """Floating-point operations per unit, if that is known."""
     steps: str = "shards"
-    """What `total` counts."""
+    """Name of the things that `total` counts."""
     done: int = 0
     units: int = 0
     begin: float = field(default_factory=time.monotonic)
 
     def advance(self, steps: int, units: int) -> None:
-        """So many steps are done, with `units` of work in them."""
+        """Count `steps` more finished steps with `units` of work."""
         self.done += steps
         self.units += units
 
     def describe(self, devices: Sequence[str] = (), now: float | None = None) -> str:
-        """Steps by state, rate, MFU, time left.
+        """Return a line with the steps by state, the rate, the MFU and the time left.
 
         Args:
-            devices: of the workers that are there, each busy with one step, which counts as half done.
-            now: on the clock of `time.monotonic`.
+            devices: devices of the running workers. Each is busy with one step, which counts as half done.
+            now: time in seconds on the clock of `time.monotonic`; by default the current one.
 
         Example:
             >>> meter = Throughput(total=10, unit="tokens", flops=2e9, done=4, units=40_000_000, begin=0.0)
@@ -81,7 +81,8 @@ class Throughput:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Return a duration in the two largest units that it has.
+
     Example:
         >>> duration(42), duration(100), duration(7_500), duration(200_000)
         ('42 s', '1 min 40 s', '2 h 5 min', '2 d 7 h')
@@ -99,7 +100,7 @@ def duration(seconds: float) -> str:
 def progress_bar(
     title: str, meter: Throughput, devices: Callable[[], Sequence[str]] = tuple
 ) -> Iterator[Callable[[int, int], None]]:
-    """Show `meter` while the block runs; yields its `advance`."""
+    """Show `meter` while the block runs; yield its `advance`."""
     if console.is_terminal:
         columns = (TextColumn("{task.description:<12}"), BarColumn(20), _MeterColumn(meter, devices))
         with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bars:
@@ -122,7 +123,7 @@ def progress_bar(
 
 
 class _MeterColumn(ProgressColumn):
-    """The meter's words, and its count for the bar beside them."""
+    """Column that shows the meter's line and updates the bar beside it."""
 
     max_refresh = 1.0
 
@@ -131,20 +132,21 @@ class _MeterColumn(ProgressColumn):
         self.meter, self.devices = meter, devices
 
     def render(self, task: Task) -> Text:
+        """Return the meter's line, and set the task's count from the meter."""
         task.completed = self.meter.done
         return Text(self.meter.describe(self.devices()))
 
 
 def log(line: str) -> None:
-    """One line to the person who runs this (standard error: standard output is for results)."""
+    """Print one line to standard error, because standard output is for results."""
     console.print(line, markup=False, soft_wrap=True)
     sys.stderr.flush()
 
 
 def quiet_libraries() -> None:
-    """Switch off what libraries tell that says nothing to who runs this; real warnings and errors stay.
+    """Silence progress bars and deprecation warnings of libraries; other warnings and errors stay.
 
-    Must come before they are imported. Processes that are started from here inherit the variables.
+    Call it before the libraries are imported. Child processes inherit the variables.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of weights that are read or written, too
-    warnings.filterwarnings("ignore", category=FutureWarning)  # from one library to the next
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # also disables the bars for reading and writing weights
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' uses of each other

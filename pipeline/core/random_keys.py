@@ -1,4 +1,4 @@
-"""Random choices as a pure function of what they are for: the same everywhere, in any order, at any shard count."""
+"""Stateless random numbers: pure functions of a name, independent of order and number of shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def random_key(*parts: object) -> int:
-    """64 random bits of a name: the first eight bytes of sha256 over the parts' text.
+    """Return 64 random bits for a name: the first eight bytes of the sha256 of the parts' text.
 
     Example:
         >>> random_key("site", 0, "a") == random_key("site", 0, "a") != random_key("site", 1, "a")
@@ -21,7 +21,7 @@ def random_key(*parts: object) -> int:
 
 
 def random_keys(base: NDArray[np.uint64] | int, index: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """Uniform 64-bit keys of (base, index), elementwise: output `index` of SplitMix64 seeded with `base`.
+    """Return uniform 64-bit keys of (base, index), elementwise: output `index` of SplitMix64 seeded with `base`.
 
     Under one base no two indices share a key (both steps are bijections of 64 bits).
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.

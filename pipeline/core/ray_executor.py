@@ -1,9 +1,9 @@
 """The Ray executor: the same stages on the workers of a Ray cluster (extra `ray`, docs/scaling.md).
 
-Only a stage's specification, its shards' and their completions travel. Tables are read and published by the workers
-themselves, in a work folder that every node sees; so a shard that was begun on a node that died is simply done again,
-and if it had been published after all, the first finisher counts. Ray starts, places and watches the workers; a worker
-holds one shard at a time, and the driver as many calls as there are workers.
+Only specifications of stages and shards, and completions, are sent over the network. Workers read and publish tables
+themselves, in a work folder that every node sees. A shard whose node died is therefore simply computed again, and if it
+had been published after all, the first finisher counts. Ray starts, places and watches the workers; a worker has one
+shard at a time, and the driver as many calls in flight as there are workers.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 ATTEMPTS = 4
-"""A shard whose workers die this often is given up: it is the shard that kills them."""
+"""Deaths of workers on the same shard after which the run fails, because the shard itself kills them."""
 
 PATIENCE = 30.0
-"""Seconds without any worker after which it is said what is waited for, and that a new file may take to be seen."""
+"""Seconds without any worker before a message is logged, and seconds that a new file may take to become visible."""
 
 _SOFTWARE = ("torch", "transformers", "tokenizers", "numpy", "polars", "pyarrow")
 
 
 class Size(NamedTuple):
-    """What is asked of Ray: so many workers, each with so many cores and GPUs (a share of one is possible)."""
+    """The request to Ray: number of workers, and cores and GPUs per worker (GPUs may be a fraction)."""
 
     workers: int
     cores: int
@@ -50,21 +50,22 @@ class Size(NamedTuple):
 
 
 class RayExecutor:
-    """Workers of a Ray cluster: of `address`, else of `RAY_ADDRESS`, else of one that is started on this machine.
+    """Workers of the Ray cluster at `address`, else at `RAY_ADDRESS`, else of one that is started on this machine.
 
     A worker computes with as many threads as it has cores, `cores of the cluster // workers`, exactly as
-    `LocalExecutor` counts: where that number, the software and the kind of processor agree, so do the bytes.
+    in `LocalExecutor`: where that number, the software and the kind of processor agree, the bytes agree.
     """
 
     def __init__(
         self, work: Path, *, address: str | None = None, workers: int | None = None, gpus: float | None = None
     ) -> None:
-        """
+        """Set up the executor; Ray is connected at the first `map`.
+
         Args:
             work: the manifest's folder, which all nodes must see.
-            address: of a running cluster (`host:port`, or `auto` for the one this machine belongs to).
-            workers: how many; by default one a core, and one a GPU share for stages that compute there.
-            gpus: a worker's share of GPUs for those stages; by default one, if the cluster has some.
+            address: address of a running cluster (`host:port`, or `auto` for the one this machine belongs to).
+            workers: number of workers; by default one per core, or one per GPU share for stages that compute there.
+            gpus: GPUs per worker for those stages, may be a fraction; by default one, if the cluster has some.
 
         Raises:
             UserError: Ray is not installed.
@@ -77,21 +78,22 @@ class RayExecutor:
 
     @cached_property
     def _ray(self) -> Any:
-        """Ray, connected when the first work is there to do."""
+        """Return the Ray module, connected at first use."""
         return _connect(self._address)
 
     @property
     def devices(self) -> Sequence[str]:
+        """Return the device of each running worker."""
         return list(self._devices.values())
 
     def map(
         self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT], *, accelerated: bool = False
     ) -> Iterator[ResultT]:
-        """Run `function` on `items`, those of workers that died once more.
+        """Run `function` on `items`; items of workers that died are run again.
 
         Raises:
             UserError: no cluster answers, no node is large enough for a worker, a node does not see the work folder
-                or has other software, or a shard keeps killing its workers. What was published stays.
+                or has other software, or a shard keeps killing its workers. Published shards stay.
         """
         if not items:
             return
@@ -107,7 +109,7 @@ class RayExecutor:
             marker.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Leave the cluster, and stop it if it was started here; the end of the process does the same."""
+        """Disconnect from the cluster, and stop it if it was started here; the end of the process does the same."""
         if "_ray" in self.__dict__:
             self._ray.shutdown()
 
@@ -130,7 +132,7 @@ class RayExecutor:
 
 
 class _WorkerPool:
-    """The workers of one `map`, and which call each of them is at."""
+    """The workers of one `map`, and the current call of each."""
 
     def __init__(self, ray: Any, size: Size, marker: Path, devices: dict[Any, str]) -> None:
         self._ray, self._marker, self._devices = ray, marker, devices
@@ -142,12 +144,12 @@ class _WorkerPool:
         )
         self._software = software()
         self._calls: dict[Any, tuple[Any, int | None]] = {}
-        """By Ray's reference: the worker, and the item it is at (None: it is starting)."""
+        """Worker and its item (None: it is starting), by Ray's reference to the call."""
         for _ in range(size.workers):
             self._start_worker()
 
     def run(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
-        """Results as they come. A dead worker is replaced, and what it was at goes to the next one that is free."""
+        """Yield results as they come. A dead worker is replaced, and its item goes to the next free worker."""
         fresh, again = iter(range(len(items))), list[int]()
         idle: list[Any] = []
         deaths: Counter[int | None] = Counter()
@@ -159,7 +161,7 @@ class _WorkerPool:
             call, worker, at = self._next_answer()
             try:
                 result = self._ray.get(call)
-            except self._ray.exceptions.RayTaskError as error:  # raised by the function itself: raised here as it was
+            except self._ray.exceptions.RayTaskError as error:  # the function itself failed: re-raise its own exception
                 raise error.cause from error
             except self._ray.exceptions.RayError as error:
                 deaths[at] += 1
@@ -167,7 +169,7 @@ class _WorkerPool:
                     raise _too_many_deaths(at, error) from error
                 if at is not None:
                     again.append(at)
-                    log("ray          a worker died: its shard is done again by another")
+                    log("ray          a worker died: another one computes its shard again")
                 self._stop_worker(worker)
                 self._start_worker()
                 continue
@@ -180,7 +182,7 @@ class _WorkerPool:
                 yield result
 
     def stop(self) -> None:
-        """Stop all workers, whatever they are at."""
+        """Stop all workers, including busy ones."""
         for worker in {worker for worker, _ in self._calls.values()} | set(self._devices):
             self._stop_worker(worker)
 
@@ -202,13 +204,13 @@ class _WorkerPool:
 
 
 class _Worker:
-    """What runs on a node: an ordinary process that calls the stage's function."""
+    """A worker process on a node, which calls the stage's function."""
 
     def begin(self, folder: str, marker: str, expected: Mapping[str, str]) -> str:
-        """Stand where the driver stands and check that it is the same place. Returns the name of the device.
+        """Change to the driver's folder, check that it is the same folder and software, and return the device's name.
 
         Raises:
-            UserError: this node does not see the folders, or runs other software.
+            UserError: this node does not see the folders, or has other versions of the software.
         """
         node = platform.node()
         until = time.monotonic() + PATIENCE  # a network file system may show a new file late
@@ -223,18 +225,18 @@ class _Worker:
         os.chdir(folder)
         if found := [f"{name} {mine}" for name, mine in software().items() if mine != expected[name]]:
             raise UserError(
-                f"the Ray node {node} runs other software than the driver: {', '.join(found)}",
+                f"the Ray node {node} has other versions than the driver: {', '.join(found)}",
                 hint="install the same version of rpt and the same requirements.lock on all nodes",
             )
         return gpus()[0].name if os.environ.get("CUDA_VISIBLE_DEVICES") and gpus() else "CPU"
 
     def run(self, function: Callable[[ItemT], ResultT], item: ItemT) -> ResultT:
-        """One shard."""
+        """Compute one shard."""
         return function(item)
 
 
 def software() -> dict[str, str]:
-    """What must be the same everywhere for the same bytes: versions, and the code itself."""
+    """Return the versions, and a hash of the code, that must agree on all nodes for the same bytes."""
     found = {name: metadata.version(name) for name in _SOFTWARE}
     root = Path(__file__).parents[2]
     code = sorted(path for package in ("pipeline", "stages") for path in (root / package).rglob("*.py"))
@@ -259,10 +261,12 @@ def _too_many_deaths(item: int | None, error: Exception) -> UserError:
 
 
 def _connect(address: str | None) -> Any:
-    """Ray, connected. One that is started here listens on loopback only, asks for a token, has no dashboard."""
+    """Return the Ray module, connected. A cluster started here is on loopback only, with a token and no dashboard."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None and "ray" not in sys.modules:  # read when Ray is loaded: who did so before us has decided
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for: one machine, so loopback
+    if (
+        address is None and "ray" not in sys.modules
+    ):  # Ray reads these when it is imported; an earlier import has decided already
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # with 0, Ray binds to loopback only
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
@@ -278,7 +282,7 @@ def _connect(address: str | None) -> Any:
                 num_cpus=cores(),
                 num_gpus=len(gpus()),
                 include_dashboard=False,
-                object_store_memory=100 * 1024**2,  # nothing large travels
+                object_store_memory=100 * 1024**2,  # only small objects are sent
                 **quiet,
             )
         else:
@@ -291,7 +295,7 @@ def _connect(address: str | None) -> Any:
 
 
 def _relay(data: Any, ignore_prefix: bool) -> None:
-    """What workers say on their standard error, as they said it; Ray's own notices of deaths are ours to give."""
+    """Log what workers print to standard error, without Ray's messages about dead workers, which are logged here."""
     if data["pid"] != "raylet" and data["is_err"]:
         for line in data["lines"]:
             log(line)

@@ -1,7 +1,7 @@
-"""JSON files that carry a hash of themselves, and locks: what keeps small files trustworthy beside the tables.
+"""Sealed JSON files, which carry a hash of themselves, and locks on folders.
 
-A sealed file is an object whose last member, `sha256`, hashes all the others. It is read only if every byte is as it
-was written, so that a flipped bit and a number edited by hand are noticed alike.
+A sealed file is an object whose last member, `sha256`, hashes all the others. It is accepted only if every byte is as
+it was written, so that flipped bits and edits by hand are both noticed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SEAL = "sha256"
 
 
 def write_sealed(path: Path, tree: Mapping[str, Any]) -> None:
-    """Create `path` atomically with a sealed object; if it exists already, it stays as it is."""
+    """Create `path` atomically with a sealed object; an existing file stays unchanged."""
     write_text(path, _text(tree))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The object that was sealed, without its seal.
+    """Return the object in a sealed file, without its seal.
 
     Raises:
-        IntegrityError: the file is not what `write_sealed` left.
+        IntegrityError: the file is not as `write_sealed` wrote it.
     """
     try:
         text = path.read_bytes().decode()
@@ -56,12 +56,12 @@ def _text(tree: Mapping[str, Any]) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Create `path` atomically with `value` as JSON; if it exists already, it stays as it is."""
+    """Create `path` atomically with `value` as JSON; an existing file stays unchanged."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Create `path` atomically and durably; if it exists already, it stays as it is."""
+    """Create `path` atomically and durably; an existing file stays unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
@@ -77,11 +77,11 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[bool]:
-    """Hold a folder against other processes: another one waits here until this one has left it, or died.
+    """Lock a folder: other processes wait here until this one releases it, or dies.
 
     Yields:
-        Whether it is held. Some network file systems have no such locks: then both go on, and as every publish is a
-        create-if-absent, the first finisher wins.
+        Whether it is locked. Some network file systems have no such locks: then both processes go on, and the first
+        finisher wins, because every publish is a create-if-absent.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -94,7 +94,7 @@ def _lock(descriptor: int, folder: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        log(f"{folder.parent.name:<12} waits: another process is at work on {folder}")
+        log(f"{folder.parent.name:<12} waiting: another process works on {folder}")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
         return False

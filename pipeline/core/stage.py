@@ -1,4 +1,4 @@
-"""The stage runner: plan in, published shards and a record out. It knows nothing of what a stage computes."""
+"""The stage runner: turns a plan into published shards and a record, whatever the stage computes."""
 
 from __future__ import annotations
 
@@ -39,36 +39,36 @@ class Stage:
     name: str
     version: int
     run: Callable[[Any, Shard, Path], Counters]
-    """(config, shard, out) → counters. Writes its tables into the folder `out`; a top-level function, so that any
-    executor can call it. The counter named `unit` is what its rate is shown in."""
+    """(config, shard, out) → counters. Writes its tables into the folder `out`. A top-level function, so that any
+    executor can call it. The counter named `unit` gives the rate that is shown."""
     unit: str = "documents"
     accelerated: bool = False
-    """It computes on an accelerator where there is one, so a worker needs one of its own."""
+    """Whether it computes on an accelerator if there is one; each worker then gets one of its own."""
     flops: float | None = None
-    """Floating-point operations of one unit, for its MFU."""
+    """Floating-point operations per unit, for the MFU."""
 
 
 def run_stage(
     stage: Stage, config: Config, shards: Sequence[Shard], inputs: Mapping[str, str], work: Path, executor: Executor
 ) -> Record:
-    """Bring a stage's output up to date and return its record. What is published already is not done again.
+    """Bring a stage's output up to date and return its record. Published shards are not computed again.
 
     Args:
         stage: what to run.
         config: the stage's own configuration; its `identity()` enters the fingerprint.
         shards: the plan; must be a pure function of config and inputs.
-        inputs: content hashes of what the shards read (records' `content`, model and tokenizer digests).
+        inputs: content hashes of the shards' inputs (records' `content`, model and tokenizer digests).
         work: the manifest's folder; output goes to `work/<stage>/<fingerprint>/`.
-        executor: who calls `stage.run`.
+        executor: calls `stage.run`.
     """
     directory = work / stage.name / fingerprint(stage.name, stage.version, config.identity(), inputs)
     record = read_record(directory)
     if record is None:
         directory.mkdir(parents=True, exist_ok=True)
         with exclusive(directory) as alone:
-            record = read_record(directory)  # whoever was waited for has made it
+            record = read_record(directory)  # the process that held the lock may have made it
             if record is None:
-                if alone:  # else another process may be at work in it
+                if alone:  # without a lock another process may be using it
                     shutil.rmtree(directory / "tmp", ignore_errors=True)
                 return _make(stage, config, shards, inputs, directory, executor)
     log(f"{stage.name:<12} up to date  {directory}")
@@ -84,7 +84,7 @@ def _make(
     directory: Path,
     executor: Executor,
 ) -> Record:
-    """Work on the shards that are not done, and seal the output."""
+    """Compute the missing shards, and seal the output."""
     start = time.monotonic()
     mark_begun(directory, inputs)
     missing = [shard for shard in shards if read_completion(directory, shard.index) is None]
@@ -97,7 +97,7 @@ def _make(
             advance(1, done.counters.get(stage.unit, 0))
     record = write_record(directory, stage.name, stage.version, config.identity(), inputs, shards)
     (directory / BEGUN).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty: of a process that works here without a lock
+    with contextlib.suppress(OSError):  # not empty: another process works here without a lock
         (directory / "tmp").rmdir()
     counts = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)
     log(f"{stage.name:<12} done in {time.monotonic() - start:.1f} s: {counts}")
@@ -106,7 +106,7 @@ def _make(
 
 
 def _work(stage: Stage, config: Config, directory: Path, shard: Shard) -> Completion:
-    """One shard, in whatever process the executor chose."""
+    """Compute and publish one shard, in the process that the executor chose."""
     start = time.monotonic()
     try:
         with scratch_folder(directory, shard.index) as out:

@@ -1,9 +1,10 @@
-"""Token bytes and boundaries: what a tokenizer makes of a text, counted in bytes and never in decoded strings.
+"""Tokenizers for corpora: ids, bytes and byte boundaries of tokens, never decoded strings.
 
 Byte-level BPE splits characters and several tokenizers normalise, so boundaries come from the bytes of the tokens
-themselves (design §5), and a document whose token bytes do not concatenate to its text is not used.
+themselves, and a document whose token bytes do not concatenate to its text is not used.
 
-Shape names: T tokens of a text."""
+Shape names: T tokens of a text.
+"""
 
 from __future__ import annotations
 
@@ -42,31 +43,31 @@ PROBES = (
     "🙂🙂 👩‍👩‍👧 🇩🇪 café naïve ﬁ",
     "The cat's \\frac{1}{2} isn't $x_{1}^{2}$; they'll \"go\"...",
 )
-"""Texts on which every tokenizer is compared with the whole of it, added tokens included."""
+"""Texts on which an encoder without added tokens is compared with the full tokenizer."""
 
 
 class CorpusTokenizer:
-    """A `tokenizers` tokenizer as a corpus needs it: text in, ids and byte boundaries out.
+    """A `tokenizers` tokenizer for corpora: text in, ids and byte boundaries out.
 
     Added tokens are not parsed in text: a document that contains `<think>` yields ordinary tokens. Only runs of white
     space are parsed where they are added tokens and not special ones (GPT-NeoX), because a model sees them in every
-    text. Nothing is added around a text either; `bos_id` names what the model expects in front of one.
+    text. Nothing is added around a text; `bos_id` is the token that the model expects in front of one.
 
     Attributes:
         token_bytes: bytes of every id, added tokens by their literal content, unused ids as b"".
         vocab_size: number of ids, `max(id) + 1`, added tokens included.
-        bos_id: the id this tokenizer's model expects before a text, or None. The rule: what the post-processor of
-            `tokenizer.json` puts first, else the `bos_token` of `tokenizer_config.json` if `add_bos_token` is true.
-            A model's `config.bos_token_id` is not asked: Qwen's names a token the model never saw at a start.
-        text_size: 1 + the largest id that stands in or before a text; a model has at least so many embeddings.
-        prepends_space: the tokenizer puts a dummy space before a text (SentencePiece); no byte of the text.
+        bos_id: the id that this tokenizer's model expects before a text, or None: the token that the post-processor
+            of `tokenizer.json` puts first, else the `bos_token` of `tokenizer_config.json` if `add_bos_token` is true.
+            A model's `config.bos_token_id` is ignored: Qwen's names a token that the model never saw at a start.
+        text_size: 1 + the largest id that occurs in or before a text; a model has at least this many embeddings.
+        prepends_space: the tokenizer puts a dummy space before a text (SentencePiece), which is not a byte of the text.
         digest: sha256 of `tokenizer.json`.
     """
 
     def __init__(self, tree: dict[str, Any], settings: dict[str, Any] | None = None, digest: str = "") -> None:
-        """Args: tree of a `tokenizer.json`, tree of its `tokenizer_config.json`, and the digest of the first."""
+        """Build from the trees of `tokenizer.json` and `tokenizer_config.json`, and the digest of the first."""
         whole = Tokenizer.from_str(json.dumps(deterministic(tree)))
-        # `tokenizers` numbers added tokens itself; the ids in the file are only what it should come to.
+        # `tokenizers` numbers added tokens itself; the ids in the file are only what that should give.
         self._added = {token.content: i for i, token in whole.get_added_tokens_decoder().items()}
         parsed = {token["content"] for token in parsed_added_tokens(tree)}
         self._encoder = Tokenizer.from_str(json.dumps(text_only(tree)))
@@ -92,7 +93,7 @@ class CorpusTokenizer:
 
     @classmethod
     def load(cls, name_or_folder: str | Path, revision: str | None = None) -> CorpusTokenizer:
-        """From a folder, a `tokenizer.json` or a hub id; no remote code.
+        """Load a tokenizer from a folder, a `tokenizer.json` or a Hub id; no remote code is run.
 
         Raises:
             UserError: not found, no network, or no readable `tokenizer.json`.
@@ -113,20 +114,20 @@ class CorpusTokenizer:
             raise UserError("not a tokenizer that `tokenizers` can read", where=file, hint=str(error)) from error
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Ids [T] of a text, nothing added."""
+        """Return the ids [T] of a text, with nothing added."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Ids [T] of every text."""
+        """Return the ids [T] of every text."""
         encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._renumbered[np.array(encoding.ids, dtype=np.int32)] for encoding in encodings]
 
     def holds_added_token(self, text: str) -> bool:
-        """Whether a text holds the literal content of an added token, which is ordinary text here."""
+        """Return whether a text holds the literal content of an added token, which is ordinary text here."""
         return self._literals is not None and self._literals.search(text) is not None
 
     def ends(self, ids: NDArray[np.integer] | Sequence[int]) -> NDArray[np.int64]:
-        """Cumulative byte lengths [T] of a whole text's ids: token t covers bytes ends[t-1]:ends[t].
+        """Return the cumulative byte lengths [T] of a whole text's ids: token t covers bytes ends[t-1]:ends[t].
 
         Example:
             >>> tokenizer = CorpusTokenizer({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2},
@@ -138,7 +139,7 @@ class CorpusTokenizer:
         return np.cumsum(self._lengths[ids] - self._dummy_spaces(ids))
 
     def decode_bytes(self, ids: NDArray[np.integer] | Sequence[int], *, continues: bool = False) -> bytes:
-        """Bytes of ids. With `continues` they follow other tokens, so that no dummy space is taken off their start."""
+        """Return the bytes of ids; with `continues` they follow other tokens and keep a space at their start."""
         ids = np.asarray(ids, dtype=np.int64)
         dummies = self._dummy_spaces(ids)
         if continues:
@@ -146,18 +147,18 @@ class CorpusTokenizer:
         return b"".join([self.token_bytes[i][dummy:] for i, dummy in zip(ids.tolist(), dummies.tolist(), strict=True)])
 
     def is_lossless(self, text: str, ids: NDArray[np.integer] | Sequence[int]) -> bool:
-        """Whether the token bytes concatenate to the text's UTF-8 bytes."""
+        """Return whether the token bytes concatenate to the text's UTF-8 bytes."""
         return self.decode_bytes(ids) == text.encode()
 
     def id_of(self, content: str) -> int | None:
-        """The id of a token by its literal content (`</think>`), added tokens first; None if there is none."""
+        """Return the id of a token by its literal content (`</think>`), added tokens first; None if there is none."""
         return self._ids.get(content)
 
     def _joined(self, ids: NDArray[np.integer]) -> bytes:
         return b"".join([self.token_bytes[i] for i in ids.tolist()])
 
     def _dummy_spaces(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
-        """[T] of a whole text's ids: 1 where a token begins with a space that is no byte of the text, else 0."""
+        """Return [T], 1 where a token of a whole text begins with a space that is not a byte of the text, else 0."""
         dummies = np.zeros(len(ids), dtype=np.int64)
         if self.prepends_space:
             dummies[:1] = 1
@@ -167,10 +168,10 @@ class CorpusTokenizer:
         return dummies
 
     def _check(self, whole: Tokenizer, parsed: Iterable[str]) -> None:
-        """Compare this tokenizer with the whole one, whose added tokens are all parsed, where that makes no difference.
+        """Compare this encoder with the full tokenizer, on texts without the added tokens that it does not parse.
 
         Raises:
-            UserError: they give a probe different ids, so that a model would be fed tokens it never saw.
+            UserError: they give a probe different ids, so that a model would get tokens that it never saw.
         """
         own = [f"a{content * n}b {content}" for content in parsed for n in (1, 2)]
         for probe in (*PROBES, *own):
@@ -186,12 +187,12 @@ class CorpusTokenizer:
 
 @lru_cache(maxsize=2)
 def _parsed(text: str, settings: str) -> CorpusTokenizer:
-    """Of the two files' contents; a large vocabulary takes seconds, and stages name the same tokenizer."""
+    """Return the tokenizer of the two files' contents; cached, because a large vocabulary takes seconds to load."""
     return CorpusTokenizer(json.loads(text), json.loads(settings), hashlib.sha256(text.encode()).hexdigest())
 
 
 def _renumbered(encoder: Tokenizer, ids: Mapping[str, int]) -> NDArray[np.int32]:
-    """The true id of every id of an encoder that numbers some added tokens, `ids`, otherwise."""
+    """Return the true id of every id of an encoder that numbers the added tokens `ids` differently."""
     own = encoder.get_vocab(with_added_tokens=True)
     renumbered = np.arange(1 + max(own.values(), default=-1), dtype=np.int32)
     for content, i in ids.items():
@@ -200,6 +201,6 @@ def _renumbered(encoder: Tokenizer, ids: Mapping[str, int]) -> NDArray[np.int32]
 
 
 def _any_of(contents: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern that finds any of some literal texts."""
+    """Return a pattern that finds any of some literal texts, or None if there are none."""
     literals = [re.escape(content) for content in sorted(contents) if content]
     return re.compile("|".join(literals)) if literals else None

@@ -1,4 +1,4 @@
-"""What `tokenizer.json` says of tokens and text: which added tokens are parsed, and every token's bytes."""
+"""Reading `tokenizer.json`: which added tokens are parsed in text, and the bytes of every token."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _UNMATCHABLE = "\U0010ffff"
-"""A noncharacter: stands in for pieces that text must not produce."""
+"""A noncharacter that replaces pieces which text must not produce."""
 
 
 def deterministic(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tokenizer.json` of an encoder that does not truncate or pad and draws nothing at random."""
+    """Return the `tokenizer.json` of an encoder that does not truncate, pad or draw at random."""
     model = dict(tree["model"])
     if "dropout" in model:
         model["dropout"] = None
@@ -21,7 +21,7 @@ def deterministic(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def text_only(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tokenizer.json` of an encoder that also knows no added token but white space."""
+    """Return the `tokenizer.json` of a deterministic encoder that parses no added tokens but white space."""
     parsed = parsed_added_tokens(tree)
     unparsed = {t["content"] for t in tree.get("added_tokens") or ()} - {t["content"] for t in parsed}
     tree = deterministic(tree)
@@ -38,7 +38,7 @@ def text_only(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def parsed_added_tokens(tree: dict[str, Any]) -> list[dict[str, Any]]:
-    """The added tokens that are parsed in text: those that are not special and consist of white space."""
+    """Return the added tokens that are parsed in text: those that are not special and consist of white space."""
     space = _space_symbol(_text_parts(tree)) or ""
     return [
         token
@@ -48,12 +48,13 @@ def parsed_added_tokens(tree: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def vocabulary_of(tree: dict[str, Any]) -> dict[str, int]:
+    """Return the ids of the model's own tokens, by their spelling; added tokens are not included."""
     vocab = tree["model"]["vocab"]
     return dict(vocab) if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
 
 
 def token_bytes(tree: dict[str, Any], added: dict[str, int]) -> list[bytes]:
-    """Bytes by id, from how the decoder turns tokens into text."""
+    """Return the bytes of every id, from how the decoder turns tokens into text."""
     parts, space = _text_parts(tree), _space_symbol(_text_parts(tree))
     if any(part["type"] == "ByteLevel" for part in parts):
         vocabulary = {i: _byte_level(token) for token, i in vocabulary_of(tree).items()}
@@ -67,12 +68,12 @@ def token_bytes(tree: dict[str, Any], added: dict[str, int]) -> list[bytes]:
 
 
 def _text_parts(tree: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts that say how text and vocabulary correspond."""
+    """Return the components that define how text and vocabulary correspond."""
     return [part for key in ("normalizer", "pre_tokenizer", "decoder") for part in _parts(tree.get(key))]
 
 
 def _parts(component: Any) -> Iterator[dict[str, Any]]:
-    """The component and everything nested in its sequences."""
+    """Yield the component and everything nested in its sequences."""
     if isinstance(component, dict) and "type" in component:
         yield component
         for key in ("normalizers", "pretokenizers", "decoders", "processors"):
@@ -81,7 +82,7 @@ def _parts(component: Any) -> Iterator[dict[str, Any]]:
 
 
 def _space_symbol(parts: Sequence[dict[str, Any]]) -> str | None:
-    """The character that stands for a space in the vocabulary (▁), if there is one."""
+    """Return the character that stands for a space in the vocabulary (▁), or None."""
     for part in parts:
         if part["type"] == "Metaspace":
             return str(part.get("replacement", "▁"))
@@ -92,17 +93,18 @@ def _space_symbol(parts: Sequence[dict[str, Any]]) -> str | None:
 
 @lru_cache(maxsize=1)
 def byte_characters() -> dict[str, int]:
-    """GPT-2's map from the characters that byte-level vocabularies are written in to bytes."""
+    """Return GPT-2's map from the characters of byte-level vocabularies to bytes."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 def _byte_level(token: str) -> bytes:
-    """
+    r"""Return the bytes of a token of a byte-level vocabulary.
+
     Example:
         >>> _byte_level("Ġpara"), _byte_level("ä¸")
-        (b' para', b'\\xe4\\xb8')
+        (b' para', b'\xe4\xb8')
     """
     characters = byte_characters()
     try:
@@ -112,10 +114,11 @@ def _byte_level(token: str) -> bytes:
 
 
 def _sentencepiece(token: str, space: str | None, by_byte: bool) -> bytes:
-    """
+    r"""Return the bytes of a token of a SentencePiece vocabulary.
+
     Example:
         >>> _sentencepiece("▁para", "▁", True), _sentencepiece("<0x0A>", "▁", True)
-        (b' para', b'\\n')
+        (b' para', b'\n')
     """
     byte = _BYTE_TOKEN.fullmatch(token) if by_byte else None
     if byte:
@@ -124,6 +127,7 @@ def _sentencepiece(token: str, space: str | None, by_byte: bool) -> bytes:
 
 
 def bos_id(tree: dict[str, Any], settings: dict[str, Any], added: dict[str, int]) -> int | None:
+    """Return the id of the token that belongs before a text, or None; see `CorpusTokenizer.bos_id` for the rule."""
     for part in _parts(tree.get("post_processor")):
         if part["type"] == "TemplateProcessing" and part["single"] and "SpecialToken" in part["single"][0]:
             return int(part["special_tokens"][part["single"][0]["SpecialToken"]["id"]]["ids"][0])

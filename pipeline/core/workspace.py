@@ -1,4 +1,4 @@
-"""What lies in a manifest's work folder: outputs of stages, what they were made from, and what none of them needs."""
+"""A manifest's work folder: outputs of stages, their inputs, which are up to date, and which are not needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.core.artifact import (
 from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled
 
 IN_USE = 3600.0
-"""Seconds after its last change during which a left-over may still be a running worker's."""
+"""Seconds after its last change during which an unnamed file may belong to a running worker."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,26 @@ class Output:
     stage: str
     directory: Path
     record: Record | None
-    """None: not complete."""
+    """None if the stage is not complete."""
     done: tuple[Completion, ...]
-    """Of the shards that are published."""
+    """Completions of the published shards."""
     current: bool
-    """It is what its stage made last."""
+    """Whether it is the latest output of its stage."""
     inputs: Mapping[str, str]
-    """What it is made from, complete or not."""
+    """Input hashes by name, whether it is complete or not."""
 
     @property
     def fingerprint(self) -> str:
+        """Return the name of the folder."""
         return self.directory.name
 
     @property
     def bytes(self) -> int:
-        """Of everything in the folder."""
+        """Return the bytes of everything in the folder."""
         return size_of(self.directory)
 
     def leftovers(self, now: float | None = None) -> list[Path]:
-        """Files that no completion names, and scratch folders, unless they changed within the last hour."""
+        """Return files that no completion names, and scratch folders, unless they changed within the last hour."""
         named = {entry.path for done in self.done for entry in done.files.values()} | {
             "record.json",
             "done",
@@ -68,7 +69,7 @@ class Output:
 
 
 def outputs(work: Path) -> list[Output]:
-    """All stages' outputs in a manifest's folder, by stage and fingerprint; other folders are none."""
+    """Return all stages' outputs in a manifest's folder, sorted by stage and fingerprint."""
     found = []
     for directory in sorted({path.parent for name in ("record.json", "done") for path in work.glob(f"*/[!.]*/{name}")}):
         record = read_record(directory)
@@ -80,12 +81,12 @@ def outputs(work: Path) -> list[Output]:
 
 
 def unneeded(found: Sequence[Output], trained_on: Iterable[str] = (), sources: Collection[Path] = ()) -> list[Output]:
-    """Complete outputs that neither a stage's last output, nor one that is not complete yet, nor a run was made from.
+    """Return the complete outputs that are not inputs of a latest output, an incomplete output or a run.
 
     Args:
         found: the outputs of one folder.
         trained_on: fingerprints that runs name (`made_from`).
-        sources: outputs of `read` that are other manifests' of that name; all that was made from them is theirs.
+        sources: outputs of `read` for other manifests of that name; what was made from them is kept as well.
     """
     runs = set(trained_on)
     kept = [o for o in found if o.current or o.record is None or o.fingerprint in runs]
@@ -95,7 +96,9 @@ def unneeded(found: Sequence[Output], trained_on: Iterable[str] = (), sources: C
 
 
 def source_pointer(work: Path, corpus: CorpusConfig) -> Path:
-    """The file that names what was last read for manifests with this source: several may share a name, and a folder."""
+    """Return the file that names the latest `read` output for this source.
+
+    Manifests with different sources may have the same name, and so the same work folder."""
     sources = [{"name": "", "source": corpus.source, "revision": corpus.revision}]
     sources += [{"name": s.name, "source": s.source, "revision": s.revision} for s in corpus.sources]
     key = hashlib.sha256(canonical_json(sources).encode()).hexdigest()[:12]
@@ -103,15 +106,15 @@ def source_pointer(work: Path, corpus: CorpusConfig) -> Path:
 
 
 def other_sources(work: Path) -> list[Path]:
-    """What was last read for manifests with other sources than that which was read last of all."""
+    """Return the latest `read` outputs of all sources but the one that was read last."""
     pointed_to = {made for path in (work / "read").glob("source-*") if (made := read_pointer(path))}
     return [made for made in sorted(pointed_to) if not is_current(made)]
 
 
 def is_of_source(work: Path, corpus: CorpusConfig, documents: Record) -> bool:
-    """Whether documents were made from the source of a manifest, as it was when `rpt data` read it last.
+    """Return whether documents were made from a manifest's source, as `rpt data` read it last.
 
-    True of documents that say of no source, or if nothing is there that does.
+    It is true for documents that record no source, and if there is no record of a source.
     """
     read = [record for path in (work / "read").glob("[!.]*/record.json") if (record := read_record(path.parent))]
     if not read or "read" not in documents.inputs:
@@ -124,7 +127,7 @@ def is_of_source(work: Path, corpus: CorpusConfig, documents: Record) -> bool:
 
 
 def with_ancestors(some: Iterable[Output], found: Iterable[Output]) -> dict[Path, Output]:
-    """Some outputs, and all of those found that they were made from, by their folders."""
+    """Return some outputs and all outputs found that they were made from, by folder."""
     complete = [output for output in found if output.record is not None]
     waiting, reached = list(some), dict[Path, Output]()
     while waiting:
@@ -138,46 +141,46 @@ def with_ancestors(some: Iterable[Output], found: Iterable[Output]) -> dict[Path
 
 
 def made_from(run: Path) -> list[str]:
-    """Fingerprints of the outputs that a run was trained on, as its `run.json` names them."""
+    """Return the fingerprints of the outputs that a run was trained on, from its `run.json`."""
     about = json.loads((run / "run.json").read_text(encoding="utf-8"))
     return [part["fingerprint"] for part in about.values() if isinstance(part, dict) and "fingerprint" in part]
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folders of runs."""
+    """Return the folders of runs in a folder."""
     return sorted(path.parent for path in folder.glob("*/run.json"))
 
 
-# -------------------------------------------------------------------------------------------------- what is stale
+# ------------------------------------------------------------------------------------------------ staleness
 
 
 @dataclass(frozen=True)
 class State:
-    """Of a stage, for a manifest."""
+    """The state of a stage for a manifest, and why."""
 
     stage: str
     state: str
     """`up to date`, `stale`, `unfinished` or `missing`."""
     why: tuple[str, ...]
     output: Output | None
-    """The one that is up to date, else the last one."""
+    """The output that is up to date, else the latest one."""
 
 
 @dataclass(frozen=True)
 class ExpectedRecord:
-    """What a stage's record holds, among other things, if it was made as a manifest says."""
+    """The configuration and inputs that a stage's record must have to be up to date with a manifest."""
 
     stage: str
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
-    """Input's name → the stage it comes from."""
+    """The stage that each input comes from, by the input's name."""
 
 
 def expected_records(manifest: Manifest) -> list[ExpectedRecord]:
-    """The stages of `rpt data` for a manifest, in their order."""
+    """Return what each stage of `rpt data` must have been made from, in order."""
     fitted = manifest.proxy.train
     score: dict[str, Any] = {"score": manifest.score.identity()}
-    if manifest.proxy.dtype != "auto":  # what that is depends on where it runs
+    if manifest.proxy.dtype != "auto":  # what `auto` means depends on the machine
         score["dtype"] = manifest.proxy.dtype
     made_with = {"documents": "ingest"} | ({"proxy": "proxy"} if fitted else {})
     return [
@@ -190,15 +193,15 @@ def expected_records(manifest: Manifest) -> list[ExpectedRecord]:
 
 
 def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[State]:
-    """How each stage of `rpt data` stands, and why.
+    """Return the state of each stage of `rpt data`, and why.
 
-    Configuration, code versions and what each output was made from are compared; the source's and the models' bytes are
-    not read: `rpt data` does that.
+    Configurations, code versions and input hashes are compared; the bytes of the source and of the models are not read,
+    which is left to `rpt data`.
 
     Args:
-        manifest: with its overrides.
+        manifest: the manifest, with its overrides applied.
         work: the manifest's folder.
-        versions: of the stages' code, by name.
+        versions: code version of each stage, by name.
     """
     found, result, listed = outputs(work), list[State](), expected_records(manifest)
     inner = [output for output in found if output.stage not in {want.stage for want in listed}]
@@ -214,7 +217,7 @@ def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[
         for output in mine if want.stage == "ingest" else ():
             if output.record and not is_of_source(work, manifest.corpus, output.record):
                 reasons[output.directory].append("made from another source")
-        mine.sort(key=lambda output: output.current)  # among equals, the last one counts
+        mine.sort(key=lambda output: output.current)  # among equals, the latest one counts
         good = [output for output in mine if reasons.get(output.directory) == []]
         last = [output for output in mine if output.record]
         unfinished = [output for output in mine if not output.record]
@@ -272,7 +275,7 @@ def _is_own(work: Path, corpus: CorpusConfig, record: Record) -> bool:
 
 
 def _reasons(want: ExpectedRecord, output: Output, upstream: Mapping[str, Record | None]) -> list[str]:
-    """Why a complete output is not what is wanted; none if it is."""
+    """Return why a complete output is not up to date; empty if it is."""
     record = output.record
     assert record is not None
     reasons = differences({key: record.config.get(key) for key in want.config}, want.config)
@@ -286,18 +289,19 @@ def _reasons(want: ExpectedRecord, output: Output, upstream: Mapping[str, Record
 
 
 def _older(made: Iterable[Output], versions: Mapping[str, int]) -> list[str]:
-    """Which of the outputs other versions of the stages' code have made."""
+    """Return a line for every output that another version of the stage's code has made."""
     records = [(output.stage, output.record.version) for output in made if output.record]
     return [f"code version of `{s}`: {v} → {versions[s]}" for s, v in records if versions.get(s, v) != v]
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file or of a folder's files."""
+    """Return the bytes of a file, or of all files in a folder."""
     return sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
 
 
 def format_bytes(size: float) -> str:
-    """
+    """Return a number of bytes with a decimal unit.
+
     Example:
         >>> format_bytes(0), format_bytes(1500), format_bytes(2_340_000)
         ('0 B', '1.5 kB', '2.3 MB')

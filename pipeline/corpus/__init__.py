@@ -1,0 +1,1 @@
+"""From source files to documents: readers, templates, de-duplication, decontamination and splits."""

@@ -105,8 +105,8 @@ def test_what_cannot_be_merged_is_told_and_leaves_nothing(
         return str(folder)
 
     for name, changes, why in (
-        ("fewer", {"target_modules": ["q_proj"]}, "their layers are not the same ones"),
-        ("more", {"target_modules": ["q_proj", "down_proj", "up_proj"]}, "their layers are not the same ones"),
+        ("fewer", {"target_modules": ["q_proj"]}, "their layers differ"),
+        ("more", {"target_modules": ["q_proj", "down_proj", "up_proj"]}, "their layers differ"),
         ("rank", {"r": 3}, "size mismatch"),
         ("nameless", {"base_model_name_or_path": None}, "names no base"),
         ("gone", {"base_model_name_or_path": "./nowhere"}, "no such folder"),

@@ -240,7 +240,7 @@ def test_of_two_at_once_one_waits_and_finds_the_other_s_work(tmp_path: Path, kil
     second = start(tmp_path)
     assert second.stderr is not None
     said = second.stderr.readline()
-    assert "waits: another process is at work on" in said, said
+    assert "waiting: another process works on" in said, said
     if killed:
         first.kill()
     (tmp_path / "hold").unlink()
