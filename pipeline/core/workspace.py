@@ -98,7 +98,8 @@ def unneeded(found: Sequence[Output], trained_on: Iterable[str] = (), sources: C
 def source_pointer(work: Path, corpus: CorpusConfig) -> Path:
     """Return the file that names the latest `read` output for this source.
 
-    Manifests with different sources may have the same name, and so the same work folder."""
+    Manifests with different sources may have the same name, and so the same work folder.
+    """
     sources = [{"name": "", "source": corpus.source, "revision": corpus.revision}]
     sources += [{"name": s.name, "source": s.source, "revision": s.revision} for s in corpus.sources]
     key = hashlib.sha256(canonical_json(sources).encode()).hexdigest()[:12]

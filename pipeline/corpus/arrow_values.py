@@ -1,7 +1,7 @@
-"""Values of Arrow columns as Python holds them, and as text where Python holds none that is exact.
+"""Values of Arrow columns as Python values, or as text where no Python value is exact.
 
-`to_pylist` is not enough: single-precision numbers get digits that are not in the data, nanoseconds need pandas, and
-one date after the year 9999 or one string that is not UTF-8 fails the whole column.
+`to_pylist` is not enough: single-precision numbers get digits that are not in the data, nanoseconds need
+pandas, and one date after the year 9999 or one string that is not UTF-8 fails the whole column.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 class Broken(NamedTuple):
-    """A value that spoils its row: what is there, and why it cannot be used."""
+    """A value that makes its row unusable, and why."""
 
     value: Any
     why: Unusable
 
 
 def column_values(column: pa.Array) -> list[Any]:
-    """The values of a column; strings at its top as bytes, since Parquet does not say that they are UTF-8.
+    """Return the values of a column; top-level strings as bytes, because Parquet does not guarantee UTF-8.
 
     Example:
         >>> column_values(pa.array([0.1, None], pa.float32()))
@@ -39,19 +39,19 @@ def column_values(column: pa.Array) -> list[Any]:
         column = column.dictionary_decode()
     if _is_string(column.type):
         column = column.cast(pa.large_binary())
-    if not _has_nanoseconds(column.type):  # with those, `to_pylist` depends on whether pandas is installed
+    if not _has_nanoseconds(column.type):  # for nanoseconds `to_pylist` depends on whether pandas is installed
         try:
             return _shortest(column)
         except (OverflowError, ValueError, pa.ArrowException):
-            pass  # of one value, or of a type that Arrow has no such cast for: each value by itself
+            pass  # one value out of range, or a type without such a cast: convert value by value
     return [_value(scalar) for scalar in column]
 
 
 def _shortest(column: pa.Array) -> list[Any]:
-    """As `to_pylist`; a single-precision number is the shortest decimal that is rounded to it, NaN is None.
+    """Return `to_pylist` with single-precision numbers as the shortest decimals that round to them, and NaN as None.
 
     Raises:
-        pa.ArrowException: Arrow cannot say what that is.
+        pa.ArrowException: Arrow cannot convert this type.
     """
     kind = column.type
     if _holds(kind, pa.types.is_float32):
@@ -63,7 +63,7 @@ def _shortest(column: pa.Array) -> list[Any]:
 
 
 def _without_singles(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """A type with `other` for single-precision numbers, in lists and structures too."""
+    """Return a type with `other` in place of single precision, also inside lists and structures."""
     if pa.types.is_float32(kind):
         return other
     if pa.types.is_struct(kind):
@@ -82,7 +82,7 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def _python(scalar: pa.Scalar, broken: list[Unusable]) -> Any:
-    """A scalar of any type, value by value; what is not UTF-8 stays as bytes, and `broken` says so."""
+    """Return the value of a scalar of any type; text that is not UTF-8 stays bytes and is appended to `broken`."""
     if not scalar.is_valid:
         return None
     kind = scalar.type
@@ -109,7 +109,7 @@ def _python(scalar: pa.Scalar, broken: list[Unusable]) -> Any:
 
 
 def _time(scalar: pa.Scalar) -> Any:
-    """A date, time or duration as Python's, or as text if Python's has not the range or not the nanoseconds."""
+    """Return a date, time or duration as Python's, or as text if Python's lacks the range or the nanoseconds."""
     kind, value = scalar.type, scalar.value
     unit = getattr(kind, "unit", "D" if kind == pa.date32() else "ms")
     below_us = value % 1000 if unit == "ns" else 0
@@ -132,7 +132,7 @@ def _in_microseconds(kind: pa.DataType) -> pa.DataType:
 
 
 def _with_nanoseconds(exact: Any, nanoseconds: int) -> str:
-    """`exact` as it prints, with nine digits of its second."""
+    """Return `exact` as text, with nine digits after the second."""
     if isinstance(exact, timedelta):
         text = str(exact) if exact.microseconds else f"{exact}.000000"
         return f"{text}{nanoseconds:03d}"
@@ -151,7 +151,7 @@ def _has_nanoseconds(kind: pa.DataType) -> bool:
 
 
 def _holds(kind: pa.DataType, what: Callable[[pa.DataType], bool]) -> bool:
-    """Whether a type or one inside it is so."""
+    """Return whether the predicate `what` holds for a type or for one inside it."""
     inside = [kind.field(i).type for i in range(kind.num_fields)]
     if pa.types.is_dictionary(kind):
         inside.append(kind.value_type)

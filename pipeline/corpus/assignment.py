@@ -1,7 +1,7 @@
-"""Which documents stay, in which split, and in which shard: the decisions that need the whole corpus at once.
+"""Assignment of documents to splits and shards: the decisions that need the whole corpus at once.
 
 They need its `doc_id`s and band keys, and the texts of the few that may be near-duplicates. De-duplication comes before
-the split, so that no text can be in both; what nearly duplicates a validation document leaves training after it.
+the split, so that no text can be in both; near-duplicates of validation documents leave training after the split.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ ASSIGNMENT = pa.schema([pa.field("split", pa.string()), pa.field("dropped", pa.s
 
 
 def assign(doc_ids: pl.Series, held_out: pl.Series, rule: ValidationConfig, seed: int) -> pl.Series:
-    """The split of every document, null where an earlier one has the same text.
+    """Return the split of every document, null where an earlier one has the same text.
 
     Args:
         doc_ids: [N] in source order.
-        held_out: [N] whether the record's own column says validation.
+        held_out: [N] whether the record's own column marks it as held out.
         rule: by column, by fraction or by number of documents.
-        seed: for the hash that chooses by fraction or number.
+        seed: seed of the hash that chooses by fraction or number.
 
     Returns:
         [N] "train", "validation" or null.
@@ -53,13 +53,13 @@ def assign(doc_ids: pl.Series, held_out: pl.Series, rule: ValidationConfig, seed
 
 
 def _draws(doc_ids: pl.Series, seed: int) -> pl.Series:
-    """[N] a number below 2^64 for every document, from its id and the seed alone: adding documents moves none."""
+    """Return [N] numbers below 2^64, each from its doc_id and the seed alone, so that adding documents moves none."""
     draws = (hashlib.sha256(f"validation {seed} {doc}".encode()).digest()[:8] for doc in doc_ids)
     return pl.Series("draw", [int.from_bytes(draw, "big") for draw in draws], dtype=pl.UInt64)
 
 
 def shard_starts(split: pl.Series, shard_documents: int) -> list[int]:
-    """Where shards begin: each has `shard_documents` documents that stay, and the duplicates among and after them.
+    """Return where shards begin: each has `shard_documents` documents that stay, with the duplicates between them.
 
     Example:
         >>> shard_starts(pl.Series([None, "train", "train", None, "train"], dtype=pl.String), 2)
@@ -70,7 +70,7 @@ def shard_starts(split: pl.Series, shard_documents: int) -> list[int]:
 
 
 def write_assignment(path: Path, split: pl.Series, dropped: pl.Series, starts: list[int]) -> None:
-    """Write the assignment, a row group a shard."""
+    """Write the assignment, with one row group per shard."""
     columns = [column.to_arrow().cast(pa.string()) for column in (split, dropped)]
     table = pa.Table.from_arrays(columns, schema=ASSIGNMENT)
     with parquet_writer(path, ASSIGNMENT) as writer:

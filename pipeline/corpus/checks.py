@@ -1,4 +1,4 @@
-"""When ingest stops: the wrong file, a column that is not there, too much that cannot be used, nothing left."""
+"""Checks that stop ingest: wrong file, missing column, too many unusable records, nothing left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.corpus.template import Template, check_column
 
 
 def check_source(surveys: Sequence[Scan], config: CorpusConfig) -> None:
-    """Stop at a wrong sha256, and at a file that lacks a column the manifest names; of each source by itself."""
+    """Refuse a wrong sha256, and files that lack a column which the manifest names; checks each source separately."""
     if config.sources:
         for source in config.sources:
             own = [about for about in surveys if about.file.corpus == source.name]
@@ -28,22 +28,24 @@ def check_source(surveys: Sequence[Scan], config: CorpusConfig) -> None:
     if config.sha256 is not None:
         if len(surveys) > 1:
             found = f"{len(surveys)} files, from {surveys[0].file.name} to {surveys[-1].file.name}"
-            raise UserError("corpus.sha256 is of one file", where=found, hint="name the file in corpus.source")
+            raise UserError(
+                "corpus.sha256 is for a source of one file", where=found, hint="name the file in corpus.source"
+            )
         if surveys[0].sha256 != config.sha256:
-            mend = f"expected {config.sha256}, found {surveys[0].sha256}; --set corpus.sha256=null takes it as it is"
-            raise UserError("wrong sha256", where=surveys[0].file.name, hint=mend)
+            hint = f"expected {config.sha256}, found {surveys[0].sha256}; --set corpus.sha256=null accepts any content"
+            raise UserError("wrong sha256", where=surveys[0].file.name, hint=hint)
     for about in surveys:
         if about.columns:
             template.check(about.columns, about.file.name)
             if about.file.corpus and CORPUS in about.columns:
-                mend = "rename it: the name of the source stands there in the metadata"
-                raise UserError(f"a column named `{CORPUS}`", where=about.file.name, hint=mend)
+                hint = "rename it: the metadata of documents has the name of their source under this key"
+                raise UserError(f"the name `{CORPUS}` of a column is reserved", where=about.file.name, hint=hint)
             if config.validation.column is not None:
                 check_column(config.validation.column, about.columns, about.file.name, "corpus.validation.column")
 
 
 def check_quarantine(candidates: Record, config: CorpusConfig, surveys: Sequence[Scan]) -> None:
-    """Stop when nothing is left, or when too large a share of the records cannot be used; say why with an example."""
+    """Refuse a corpus without documents, or with too large a share of unusable records; the error has an example."""
     counters = candidates.counters
     records, documents = counters["records"], counters["documents"]
     if not records:
@@ -57,21 +59,21 @@ def check_quarantine(candidates: Record, config: CorpusConfig, surveys: Sequence
     name, count = max(reasons.items(), key=lambda item: item[1])
     reason = name.removeprefix("quarantined.")
     what = f"{records - documents} of {records} records cannot be used, {count} of them as `{reason}`"
-    mend = TO_UTF8 if reason == "not_utf8" else "mend the corpus or the template"
+    hint = TO_UTF8 if reason == "not_utf8" else "fix the corpus or the template"
     if documents:
-        mend += f", or raise corpus.max_quarantine_fraction above {share:.3f}"
-    raise UserError(what, where=_example(candidates, reason), hint=mend)
+        hint += f", or raise corpus.max_quarantine_fraction above {share:.3f}"
+    raise UserError(what, where=_example(candidates, reason), hint=hint)
 
 
 def check_split(assigned: Record) -> None:
-    """Stop when no document is left to train on."""
+    """Refuse a corpus without documents to train on."""
     if not assigned.counters.get("train"):
         held_out = f"all {assigned.counters['documents']} documents are held out"
         raise UserError("nothing left to train on", where=held_out, hint="lower corpus.validation")
 
 
 def _example(candidates: Record, reason: str) -> str:
-    """The first record that was rejected for `reason`."""
+    """Return the first record that was rejected for `reason`, as text."""
     for done in candidates.completions:
         if f"quarantined.{reason}" in done.counters:
             rows = read_table(published_file(candidates, "quarantine", done.shard))

@@ -1,4 +1,4 @@
-"""Checksums of a source file by blocks, and a stream that verifies them: what is read is what was hashed before."""
+"""Block checksums of a source file, and a stream that verifies them while it is read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 BLOCK_BYTES = 1 << 20
-"""Least size of a block."""
+"""Bytes per block."""
 
 _DIGITS = 32
-"""Of a block's hash, hexadecimal."""
+"""Hexadecimal digits of a block's hash."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +27,24 @@ class Checksums:
     size: int
     block_bytes: int
     blocks: str
-    """Hexadecimal, one hash after the other."""
+    """Hexadecimal hashes of the blocks, concatenated."""
     first: int = 0
     """Number of the first block in `blocks`."""
 
     @property
     def end(self) -> int:
-        """Bytes from the start of the file to the end of the last block in `blocks`."""
+        """Return the bytes from the start of the file to the end of the last block in `blocks`."""
         return min(self.size, (self.first + len(self.blocks) // _DIGITS) * self.block_bytes)
 
     def part(self, start: int, stop: int | None) -> Checksums:
-        """Of the blocks that hold bytes [start, stop) alone: a slice of a large file needs no more."""
+        """Return the checksums of only the blocks that hold bytes [start, stop), which is all that a slice needs."""
         first = start // self.block_bytes
         last = -(-min(self.size, stop or self.size) // self.block_bytes)
         return replace(self, blocks=self.blocks[_DIGITS * first : _DIGITS * last], first=first)
 
 
 class HashingReader(io.RawIOBase):
-    """A stream that is read from its start to its end once, and hashed meanwhile."""
+    """A stream that is read once from start to end, and hashed meanwhile."""
 
     def __init__(self, raw: BinaryIO, block_bytes: int = BLOCK_BYTES) -> None:
         self.raw, self.block_bytes, self.size = raw, block_bytes, 0
@@ -53,9 +53,11 @@ class HashingReader(io.RawIOBase):
         self._blocks: list[str] = []
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
+        """Read at most to the end of the current block, hash it, and return the number of bytes."""
         room = self.block_bytes - self.size % self.block_bytes
         view = memoryview(buffer).cast("B")[:room]
         count = len(data := self.raw.read(len(view)))
@@ -69,41 +71,46 @@ class HashingReader(io.RawIOBase):
         return count
 
     def checksums(self) -> Checksums:
-        """Of what was read."""
+        """Return the checksums of what was read."""
         last = [self._block.hexdigest()] if self.size % self.block_bytes else []
         return Checksums(self._sha256.hexdigest(), self.size, self.block_bytes, "".join(self._blocks + last))
 
 
 class VerifyingReader(io.RawIOBase):
-    """A seekable stream over a file that was hashed before: each block is compared with its hash before it is given.
+    """A seekable stream over a file that was hashed before: each block is verified before any of it is returned.
 
-    It ends where the file ended then, or with the last block whose hash is known.
+    It ends at the recorded size of the file, or with the last block whose hash is known.
 
     Raises:
-        UserError: while it is read: a block is not what was hashed, or the file is longer or shorter.
+        UserError: on reading, if a block differs from its hash, or the file is longer or shorter.
     """
 
     def __init__(self, raw: BinaryIO, checksums: Checksums, name: str) -> None:
         self.raw, self.of, self.name = raw, checksums, name
         self._position = 0
-        self._raw_position: int | None = 0  # None: not known
+        self._raw_position: int | None = 0  # None: unknown, so seek before reading
         self._number, self._block = -1, b""
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
+        """Return the position in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position and return it; the next read loads its block."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.of.end}[whence]
         self._position = max(0, start + offset)
         return self._position
 
     def readinto(self, buffer: WriteableBuffer) -> int:
+        """Read at most to the end of the current block, after verifying it, and return the number of bytes."""
         if self._position >= self.of.end:
             return 0
         number, begin = divmod(self._position, self.of.block_bytes)
@@ -121,18 +128,19 @@ class VerifyingReader(io.RawIOBase):
         if start != self._raw_position:
             self.raw.seek(start)
         last = start + size == self.of.size
-        data = _read(self.raw, size + last)  # a byte more at the end, to notice what was appended
+        data = _read(self.raw, size + last)  # one more byte at the end, to notice appended data
         self._raw_position = start + len(data)
         recorded = self.of.blocks[_DIGITS * (number - self.of.first) :][:_DIGITS]
         if len(data) != size or _block_hash(data).hexdigest() != recorded:
             raise UserError(
                 "source changed while it was read",
                 where=self.name,
-                hint="run again once nothing writes to it; a copy of it can be given with --source",
+                hint="run again when nothing writes to it, or give a copy of it with --source",
             )
         self._number, self._block = number, data
 
     def close(self) -> None:
+        """Close this stream and the file."""
         if not self.closed:
             self.raw.close()
         super().close()
@@ -143,7 +151,7 @@ def _block_hash(data: bytes = b"") -> hashlib.blake2b:
 
 
 def _read(raw: BinaryIO, size: int) -> bytes:
-    """`size` bytes, fewer only at the end of the stream: `read` of a raw one may stop anywhere."""
+    """Return `size` bytes, fewer only at the end of the stream; `read` of a raw stream may return fewer anywhere."""
     parts = []
     while size and (part := raw.read(size)):
         parts.append(part)

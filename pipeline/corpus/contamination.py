@@ -18,7 +18,7 @@ from pipeline.corpus.words import ngrams, words
 
 
 class Overlap(NamedTuple):
-    """What a document shares with an evaluation set: the first such n-gram, and a record that has it."""
+    """The first n-gram that a document shares with an evaluation set, and a record that has it."""
 
     file: str
     row: int
@@ -31,17 +31,17 @@ class EvaluationIndex:
 
     n: int
     hash_G: NDArray[np.uint64]
-    """Ascending."""
+    """Sorted hashes of the n-grams."""
     record_G: NDArray[np.int64]
-    """Number in `origins` of the first record that has it."""
+    """Index in `origins` of the first record that has the n-gram."""
     origins: Sequence[tuple[str, int]]
     """File and row of every record."""
     counters: Counter[str]
-    """`evaluation.records`, and those that cannot be found in any document: `evaluation.unusable` (they make no text)
-    and `evaluation.too_short` (fewer than n words)."""
+    """`evaluation.records`, and those that no document can match: `evaluation.unusable` (no text) and
+    `evaluation.too_short` (fewer than n words)."""
 
     def find(self, document: Sequence[str]) -> Overlap | None:
-        """The first n-gram of a document's words that the set has too."""
+        """Return the first n-gram of a document's words that the set has as well, or None."""
         hash_D = ngrams(document, self.n)
         if not len(self.hash_G):
             return None
@@ -55,7 +55,7 @@ class EvaluationIndex:
 
 
 def to_corpus_config(config: EvaluationSetConfig) -> CorpusConfig:
-    """An evaluation set as what the readers of corpora read."""
+    """Return the configuration with which the readers of corpora read an evaluation set."""
     return CorpusConfig(
         source=config.source,
         format=config.format,
@@ -66,10 +66,10 @@ def to_corpus_config(config: EvaluationSetConfig) -> CorpusConfig:
 
 
 def evaluation_index(config: EvaluationSetConfig, slices: Iterable[Slice]) -> EvaluationIndex:
-    """Read an evaluation set.
+    """Read an evaluation set and index its n-grams.
 
     Raises:
-        UserError: a file of it cannot be read.
+        UserError: one of its files cannot be read.
     """
     corpus, template = to_corpus_config(config), Template.parse(config.text)
     counters: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""What matched what: training documents that nearly duplicate another document, or overlap with an evaluation set."""
+"""Matches: training documents that nearly duplicate another document, or overlap with an evaluation set."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OVERLAPS = pa.schema(
 """Documents, by their row in a table of candidates, that share an n-gram with a record of an evaluation set."""
 
 BANDS = pa.schema([pa.field("bands", pa.list_(pa.uint64()), nullable=False)])
-"""The band keys of every candidate document; none where it has no words."""
+"""The band keys of every candidate document; an empty list if it has no words."""
 
 MATCHES = pa.schema(
     [
@@ -41,12 +41,12 @@ MATCHES = pa.schema(
         pa.field("ngram", pa.string()),
     ]
 )
-"""A document that left training, why, and what it matched: another document (Jaccard `similarity` of their shingles) or
+"""A document that left training, why, and its match: another document (Jaccard `similarity` of their shingles) or
 a record of an evaluation set (the first `ngram` of words that both have)."""
 
 
 def read_candidates(documents: Sequence[InputFile]) -> pl.DataFrame:
-    """What is decided by: `doc_id`, `held_out` and origin of every candidate, and the number of its `table`."""
+    """Read `doc_id`, `held_out` and origin of every candidate, with the number of its `table`."""
     tables = [read_table(file, ["doc_id", "source_file", "source_row", "held_out"]) for file in documents]
     numbers = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
     return pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).with_columns(table=pl.Series(numbers, dtype=pl.Int64))
@@ -60,17 +60,18 @@ def find_matches(
     overlaps: Sequence[pa.Table],
     documents: Sequence[InputFile],
 ) -> pl.DataFrame:
-    """The training documents that leave: contaminated ones, and of the others the near-duplicates.
+    """Return the training documents that leave: the contaminated ones, and the near-duplicates among the others.
 
     Args:
-        config: what is looked for.
-        candidates: as `read_candidates` gives them.
-        split: of each, null for exact duplicates.
-        bands, overlaps: of every table of candidates, if they were made.
-        documents: those tables, for the texts of the documents that may be near-duplicates.
+        config: the rules for near-duplicates and contamination.
+        candidates: result of `read_candidates`.
+        split: split of each candidate, null for exact duplicates.
+        bands: `BANDS` of every table of candidates; empty if the rules do not need them.
+        overlaps: `OVERLAPS` of every table of candidates; empty if the rules do not need them.
+        documents: the tables of candidates, for the texts of the documents that may be near-duplicates.
 
     Returns:
-        The columns of `MATCHES`, and `row`: the candidate's number. At most one row a candidate.
+        The columns of `MATCHES`, and `row`: the candidate's number. At most one row per candidate.
     """
     found = [pl.DataFrame(pl.from_arrow(MATCHES.empty_table())).with_columns(row=pl.Series([], dtype=pl.Int64))]
     if config.decontaminate:
@@ -82,7 +83,7 @@ def find_matches(
 
 
 def drop_matched(split: pl.Series, found: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
-    """The split of each candidate once these have left, null where it left; and the reason, null where it stays."""
+    """Return the split of each candidate, null where it left; and the reason, null where it stays."""
     reason = np.full(len(split), None, dtype=object)
     reason[split.is_null().to_numpy()] = "duplicate"
     reason[found["row"].to_numpy()] = found["reason"].to_numpy()
@@ -92,11 +93,11 @@ def drop_matched(split: pl.Series, found: pl.DataFrame) -> tuple[pl.Series, pl.S
 
 
 def _contaminated(candidates: pl.DataFrame, split: pl.Series, overlaps: Sequence[pa.Table]) -> pl.DataFrame:
-    """The training documents that overlap with an evaluation set: `row`, and the columns of `MATCHES`.
+    """Return the training documents that overlap with an evaluation set: `row`, and the columns of `MATCHES`.
 
     Args:
-        candidates: `doc_id`, `source_file`, `source_row`, and `table`: which table of candidates it is of.
-        split: of each, null if it has left already.
+        candidates: `doc_id`, `source_file`, `source_row`, and `table`, the number of its table of candidates.
+        split: split of each, null if it has left already.
         overlaps: `OVERLAPS` of every table of candidates.
     """
     begins = np.searchsorted(candidates["table"].to_numpy(), np.arange(len(overlaps)))
@@ -127,14 +128,14 @@ def _nearly_duplicate(
     documents: Sequence[InputFile],
     rule: NearDuplicatesConfig,
 ) -> pl.DataFrame:
-    """The training documents that nearly duplicate another one: `row`, and the columns of `MATCHES`.
+    """Return the training documents that nearly duplicate another one: `row`, and the columns of `MATCHES`.
 
     Args:
-        candidates: `doc_id`, `source_file`, `source_row`, and `table`: which table of candidates it is of.
-        split: of each, null if it has left already.
+        candidates: `doc_id`, `source_file`, `source_row`, and `table`, the number of its table of candidates.
+        split: split of each, null if it has left already.
         bands: `BANDS` of every table of candidates.
-        documents: those tables; only the texts of documents that may be near-duplicates are kept in memory.
-        rule: threshold, n, and what is compared.
+        documents: the tables of candidates; only texts of documents that may be near-duplicates are kept in memory.
+        rule: threshold, n, and whether training documents are compared with one another.
     """
     column = pa.chunked_array([chunk for table in bands for chunk in table["bands"].chunks], BANDS.field(0).type)
     has_words = column.combine_chunks().value_lengths().to_numpy() > 0
@@ -172,12 +173,12 @@ def _nearly_duplicate(
 
 
 def near_reason(of_validation: bool) -> str:
-    """Why a near-duplicate leaves."""
+    """Return the reason for which a near-duplicate leaves."""
     return "near_duplicate_of_validation" if of_validation else "near_duplicate"
 
 
 def reasons(config: CorpusConfig) -> list[str]:
-    """What is looked for: the reasons that are counted, if only as zero."""
+    """Return the reasons that this configuration can give, which are counted even if zero."""
     near = config.near_duplicates
     looked_for = {
         "duplicate": True,
@@ -185,4 +186,4 @@ def reasons(config: CorpusConfig) -> list[str]:
         near_reason(True): near is not None,
         near_reason(False): near is not None and near.within_training,
     }
-    return [reason for reason, wanted in looked_for.items() if wanted]
+    return [reason for reason, enabled in looked_for.items() if enabled]

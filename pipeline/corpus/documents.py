@@ -1,11 +1,11 @@
-"""Documents: what a corpus is made of, and how a record becomes one.
+r"""Documents: their schema, and how a record becomes one.
 
 A document is the text a template makes of a record's columns, in NFC, with the byte span of every column in it. Its
 `doc_id` is a hash of that text, so that equal texts are one document wherever they come from.
 
-What becomes of odd characters: a lone surrogate has no UTF-8 and U+0000 ends strings in half of the tools that come
-after, so both are quarantined. Every other control character (real LaTeX corpora hold form feeds where `\\frac` lost
-its backslash) stays as it is, and documents that hold one are counted as `control_characters`.
+A lone surrogate has no UTF-8, and U+0000 ends strings in many downstream tools, so both are quarantined. Every other
+control character (real LaTeX corpora hold form feeds where `\frac` lost its backslash) is kept, and documents that
+contain one are counted as `control_characters`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ FIELD = pa.struct(
         pa.field("end", pa.int32(), nullable=False),
     ]
 )
-"""A template column's place in a document: bytes [start, end) of the UTF-8 text."""
+"""The span of a template column in a document: bytes [start, end) of the UTF-8 text."""
 
 CORPUS = "corpus"
-"""Metadata of documents of several sources: the name of theirs."""
+"""Metadata key for the name of a document's source, if the corpus has several."""
 
 _TEXT = [
     pa.field("doc_id", pa.string(), nullable=False),
@@ -51,17 +51,17 @@ DOCUMENTS = pa.schema([*_TEXT, pa.field("split", pa.string(), nullable=False), *
 """Table `documents`. `meta` is a JSON object: the record's columns that the template does not use."""
 
 CANDIDATES = pa.schema([*_TEXT, *_ORIGIN, pa.field("held_out", pa.bool_(), nullable=False)])
-"""Documents before de-duplication and split. `held_out`: the record's own column says validation."""
+"""Documents before de-duplication and split. `held_out`: the record's own column marks it as held out."""
 
 NESTING = 100
-"""Lists and objects that may stand in one another in metadata: every later stage must be able to read them."""
+"""Deepest nesting of lists and objects in metadata, because every later stage must be able to read them."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = "[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\u0080-\u009f]"
 
 
 class Document(NamedTuple):
-    """A record that can be used."""
+    """A document made from a record."""
 
     doc_id: str
     text: str
@@ -71,7 +71,7 @@ class Document(NamedTuple):
 
 
 def doc_id(text: str) -> str:
-    """Identity of a document: 32 hexadecimal digits of the sha256 of its UTF-8 text.
+    """Return the identity of a document: 32 hexadecimal digits of the sha256 of its UTF-8 text.
 
     Example:
         >>> doc_id("two words")
@@ -81,12 +81,12 @@ def doc_id(text: str) -> str:
 
 
 def to_document(values: Mapping[str, Any], template: Template, config: CorpusConfig, corpus: str = "") -> Document:
-    """The document a record makes.
+    """Return the document that a record makes.
 
     Args:
         values: the record's columns.
-        template: of its source.
-        config: likewise.
+        template: the template of its source.
+        config: the configuration of its source.
         corpus: the name of its source, if there are several.
 
     Raises:
@@ -118,7 +118,7 @@ def to_document(values: Mapping[str, Any], template: Template, config: CorpusCon
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and objects are nested, looked at level by level: what is deep would end a recursion."""
+    """Return how deep lists and objects are nested; without recursion, which hostile depth would overflow."""
     depth, level = 0, [value]
     while level := [part for part in level if isinstance(part, (dict, list, tuple))]:
         depth += 1
@@ -129,11 +129,11 @@ def _depth(value: Any) -> int:
 
 
 def to_json(value: Any) -> str:
-    """`value` as JSON that has UTF-8: a lone surrogate is the text of its escape, what is not finite is null.
+    r"""Return `value` as JSON that has UTF-8: a lone surrogate becomes the text of its escape, NaN and infinity null.
 
     Example:
         >>> print(to_json({"name": "李", "bad": chr(0xD800), "n": float("inf")}))
-        {"name": "李", "bad": "\\\\ud800", "n": null}
+        {"name": "李", "bad": "\\ud800", "n": null}
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
@@ -144,7 +144,7 @@ def to_json(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A column's value as a string: bytes as UTF-8 or base64, dates and decimals as they print."""
+    """Return a column's value as a string: bytes as UTF-8 or base64, dates and decimals as they print."""
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -154,5 +154,5 @@ def _plain(value: Any) -> str:
 
 
 def count_control_characters(texts: pa.ChunkedArray) -> int:
-    """How many texts hold a control character other than tab, line feed and carriage return."""
+    """Return the number of texts with a control character other than tab, line feed and carriage return."""
     return pc.sum(pc.match_substring_regex(texts, _CONTROL)).as_py() or 0

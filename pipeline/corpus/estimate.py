@@ -1,4 +1,4 @@
-"""How large a corpus is, told from a part of it: what a plan reads before anything runs."""
+"""Estimates of a corpus's size from a part of it, which `rpt plan` reads before anything runs."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from pipeline.corpus.sources import SourceFile, decompressed, open_raw, source_e
 from pipeline.corpus.template import Template
 
 READ_BYTES = 16 << 20
-"""A source up to this size is read whole, of a larger one about so much."""
+"""Bytes up to which a source is read whole; of a larger one about this many bytes are read."""
 
 PLACES = 16
-"""Places of a larger source that are read, drawn by size."""
+"""Places of a larger source that are read, drawn with probability proportional to size."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is known of a corpus."""
+    """An estimate of a corpus, with the documents that it was made from."""
 
     bytes: int
-    """Of its files as they lie there."""
+    """Size of its files, compressed as they are."""
     records: float
-    """Exact if `complete`."""
+    """Number of records; exact if `complete`."""
     read: int
-    """Records that were looked at."""
+    """Records that were read."""
     complete: bool
-    """Those are all."""
+    """Whether all records were read."""
     error: float
-    """Relative standard error of `records`, from how much they differ in size between the places that were read."""
+    """Relative standard error of `records`, from how record sizes vary between the places that were read."""
     documents: list[dict[str, Any]]
-    """What could be used of the records read, without exact duplicates: rows of the documents table, but with
-    `held_out` for `split`."""
+    """Documents of the records read, without exact duplicates: rows of the documents table, with `held_out` instead of
+    `split`."""
     repeats: int
-    """Records whose text an earlier one has."""
+    """Records with the text of an earlier one."""
     document_count: float
-    """Documents of the corpus, at the share of records that made one. (Duplicates of what was not read count.)"""
+    """Documents of the corpus, if the same share of all records makes one. Unread duplicates are counted."""
     seconds: float
-    """It would take to read all records."""
+    """Seconds that reading all records would take."""
 
 
 def estimate(
@@ -61,13 +61,13 @@ def estimate(
     files can only be read from their start.
 
     Args:
-        files: as `corpus_files` gives them.
-        config: of the corpus.
-        seed: of the places.
+        files: result of `corpus_files`.
+        config: configuration of the corpus.
+        seed: seed of the places.
         read_bytes: sources up to this size are read whole.
 
     Raises:
-        UserError: a file cannot be read, lacks a column of the template, or nothing of what was read can be used.
+        UserError: a file cannot be read, lacks a column of the template, or no record that was read can be used.
     """
     names = dict.fromkeys(file.corpus for file in files)
     return _combine(
@@ -79,7 +79,7 @@ def estimate(
 
 
 def _combine(sources: Sequence[Estimate]) -> Estimate:
-    """Several sources as one corpus, of whose documents as large a share is here of each of them."""
+    """Combine several sources into one corpus, with the same share of each source's documents."""
     if len(sources) == 1:
         return sources[0]
     count = sum(source.document_count for source in sources)
@@ -130,8 +130,8 @@ def _estimate_source(files: Sequence[SourceFile], config: CorpusConfig, seed: in
             row = {"doc_id": made.doc_id, "text": made.text, "fields": made.fields, "meta": made.meta}
             documents.setdefault(made.doc_id, row | origin | {"held_out": made.held_out})
     if not documents:
-        why_not = f"{unusable.reason}: {unusable.detail}" if unusable else "there are no records"
-        raise UserError("no record of the corpus can be used", where=config.source, hint=why_not)
+        reason = f"{unusable.reason}: {unusable.detail}" if unusable else "there are no records"
+        raise UserError("no record of the corpus can be used", where=config.source, hint=reason)
     read, in_all, error = _records(taken, sum(sizes), complete)
     made_one = len(documents) if complete else len(documents) + repeats
     return Estimate(
@@ -148,7 +148,7 @@ def _estimate_source(files: Sequence[SourceFile], config: CorpusConfig, seed: in
 
 
 def _records(taken: Sequence[tuple[int, float]], size: int, complete: bool) -> tuple[int, float, float]:
-    """Records read, records in all, relative standard error of these; from (records, bytes) of every place.
+    """Return records read, estimated records and their relative standard error, from (records, bytes) per place.
 
     Example:
         >>> _records([(10, 100.0), (20, 100.0)], 1000, complete=False)[:2]
@@ -170,7 +170,7 @@ def _size(file: SourceFile) -> int:
 def _places(
     files: Sequence[SourceFile], sizes: Sequence[int], config: CorpusConfig, seed: int, length: int
 ) -> list[Slice]:
-    """Parts of files, each at a byte of the corpus drawn at random."""
+    """Return parts of files, each at a byte of the corpus drawn at random."""
     rng = np.random.default_rng(seed)
     ends = np.cumsum(sizes)
     found = []
@@ -193,7 +193,7 @@ def _places(
 
 
 def _read(part: Slice, config: CorpusConfig, length: int | None) -> tuple[list[Record], float]:
-    """Records of a part, about `length` bytes of them, and how many bytes of the file they are."""
+    """Return records of a part, about `length` bytes of them, and their bytes in the file."""
     if part.file.format == "parquet":
         with source_errors(part.file.name), open_parquet(part.file, config.max_unpacked_bytes) as table:
             share = _size(part.file) / max(table.metadata.num_rows, 1)
@@ -210,16 +210,16 @@ def _read(part: Slice, config: CorpusConfig, length: int | None) -> tuple[list[R
 
 
 def _expansion(file: SourceFile, config: CorpusConfig, length: int) -> float:
-    """Bytes that a byte of a compressed file becomes, at its start."""
+    """Return the decompressed bytes per compressed byte, measured at the start of a file."""
     with source_errors(file.name), open_raw(file) as raw:
-        stream = decompressed(raw, file, config.max_unpacked_bytes)  # closes `raw` when it goes
+        stream = decompressed(raw, file, config.max_unpacked_bytes)  # closes `raw` when it is garbage-collected
         return len(stream.read(length)) / max(raw.tell(), 1)
 
 
 def sample(
     documents: Sequence[Mapping[str, Any]], rule: ValidationConfig, population: float, count: int, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """At most `count` documents in random order, with a `split` as `rule` would give it to as large a share of them."""
+    """Return at most `count` documents in random order, with a `split` for the share that `rule` would hold out."""
     order = np.random.default_rng(seed).permutation(len(documents))[:count].tolist()
     share = rule.fraction if rule.fraction is not None else (rule.documents or 0) / population
     held_out = round(len(order) * share)

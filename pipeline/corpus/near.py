@@ -1,8 +1,8 @@
 """Near-duplicates: documents that share most of their word n-grams with another one.
 
 MinHash signatures in bands (datasketch; Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3) propose pairs,
-and the true Jaccard similarity of the two documents' shingle sets decides: no document is lost to a false positive.
-What stays depends on the texts alone, not on their order.
+and the true Jaccard similarity of the two documents' shingle sets decides, so that no document is lost to a false
+positive. Which documents stay depends only on their texts, not on their order.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ UInt64 = NDArray[np.uint64]
 PERMUTATIONS = 128
 
 _RECALL = 0.999
-"""Of pairs exactly at the threshold this share at least is proposed; of more similar ones more."""
+"""Least probability with which a pair exactly at the threshold is proposed; more similar pairs have a higher one."""
 
 _BLOCK = 1 << 13
-"""Shingles that are permuted at a time, so that a long document costs no more memory than that."""
+"""Shingles that are permuted at a time, which bounds the memory for long documents."""
 
 _MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 
 
 @lru_cache(1)
 def _empty() -> MinHash:
-    """The signature of nothing: making its permutations anew for every document would cost more than using them."""
-    from datasketch import MinHash  # brings SciPy: not for a corpus that is up to date
+    """Return the empty signature; cached, because creating its permutations costs more than applying them."""
+    from datasketch import MinHash  # imports SciPy, which an up-to-date corpus does not need
 
     return MinHash(PERMUTATIONS, seed=1, scheme="affine64", hashfunc=int)
 
 
 class Near(NamedTuple):
-    """Document `row` is nearly `other`, with this Jaccard similarity."""
+    """Document `row` nearly duplicates `other`, with this Jaccard similarity."""
 
     row: int
     other: int
@@ -50,7 +50,7 @@ class Near(NamedTuple):
 
 
 def band_rows(threshold: float) -> int:
-    """The most signature values a band may have: the more, the fewer false candidates.
+    """Return the most signature values per band that keep the recall; more values give fewer false candidates.
 
     Example:
         >>> band_rows(0.8), band_rows(0.5)
@@ -61,7 +61,7 @@ def band_rows(threshold: float) -> int:
 
 
 def bands(shingles_S: UInt64, rows: int) -> UInt64:
-    """A document's band keys [PERMUTATIONS // rows]; documents that share one are candidates."""
+    """Return a document's band keys [PERMUTATIONS // rows]; documents that share one are candidates."""
     if not len(shingles_S):
         return shingles_S  # no words, no keys
     minhash = _empty().copy()
@@ -76,7 +76,7 @@ def bands(shingles_S: UInt64, rows: int) -> UInt64:
 
 
 def similarity(a: UInt64, b: UInt64) -> float:
-    """Jaccard similarity of two shingle sets.
+    """Return the Jaccard similarity of two shingle sets.
 
     Example:
         >>> similarity(np.array([1, 2, 3], np.uint64), np.array([2, 3, 4], np.uint64))
@@ -93,17 +93,18 @@ def near_duplicates(
     rule: NearDuplicatesConfig,
     shingles_of: Callable[[Sequence[int]], Mapping[int, UInt64]],
 ) -> list[Near]:
-    """The training documents that nearly duplicate a validation document or, if the rule says so, one another.
+    """Return the training documents that nearly duplicate a validation document or, by `within_training`, one another.
 
     Args:
         keys_NB: band keys of N documents.
-        held_out_N: whether each is a validation document; those always stay.
-        order: the training documents' numbers, in which the first of near-duplicates stays.
+        held_out_N: whether each is a validation document, which always stays.
+        order: the training documents' numbers; of near-duplicates the first in this order stays.
         rule: threshold, and whether training documents are compared with one another.
-        shingles_of: reads the shingle sets of the documents with these numbers.
+        shingles_of: function that reads the shingle sets of the documents with given numbers.
 
     Returns:
-        Those that leave, in the order given, each with a validation document, or else one that stays, most like it.
+        Those that leave, in the given order, each with the most similar validation document, or else the most similar
+        one that stays.
     """
     suspect_N = _suspects(keys_NB, held_out_N, rule.within_training)
     sets = shingles_of(np.flatnonzero(suspect_N).tolist())
@@ -130,7 +131,7 @@ def near_duplicates(
 
 
 def _suspects(keys_NB: UInt64, held_out_N: NDArray[np.bool_], within_training: bool) -> NDArray[np.bool_]:
-    """[N] whether a document shares a band key with one that it is to be compared with."""
+    """Return [N] whether a document shares a band key with one that it is to be compared with."""
     suspect_N = np.zeros(len(keys_NB), bool)
     for key_N in keys_NB.T:
         if within_training:

@@ -1,4 +1,4 @@
-"""Parquet files of a source: rows of a row group, as many as its footer says and no more than memory holds."""
+"""Parquet files of a source: rows per row group, checked against the footer and limited in memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipeline.corpus.sources import SourceFile, check_unpacked, decompressed, op
 
 BATCH_ROWS = 256
 _WIDTH = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12, "BYTE_ARRAY": 4}
-"""Bytes of a value in memory, by physical type; of strings the offset."""
+"""Bytes per value in memory, by physical type; for strings that of the offset."""
 
 
 def open_parquet(file: SourceFile, max_unpacked_bytes: int) -> pq.ParquetFile:
-    """The file behind `file`, through a temporary file if it is compressed as a whole: Parquet is read from its end.
+    """Open a Parquet file, through a temporary file if it is compressed as a whole, because it is read from the end.
 
     Raises:
         UserError: two of its columns have one name, or it unpacks to far more than its size.
@@ -46,13 +46,13 @@ def open_parquet(file: SourceFile, max_unpacked_bytes: int) -> pq.ParquetFile:
 
 
 def row_group_rows(table: pq.ParquetFile, group: int, name: str, most: int) -> Iterator[dict[str, Any]]:
-    """The rows of a row group, as columns by name.
+    """Yield the rows of a row group, each as values by column name.
 
     Args:
         table: the file.
         group: number of the row group.
-        name: of the file, for messages.
-        most: bytes that it may unpack to, unless it has a hundredth of them itself.
+        name: name of the file, for messages.
+        most: bytes that it may unpack to; larger ones are refused beyond 100 times their packed size.
 
     Raises:
         UserError: it holds more or fewer rows than its footer says, or unpacks to far more than its size.
@@ -66,7 +66,9 @@ def row_group_rows(table: pq.ParquetFile, group: int, name: str, most: int) -> I
     check_unpacked(sum(unpacked), packed, most, where)
     rows = size = 0
     largest = max((c.total_uncompressed_size for c in columns if c.has_dictionary_page), default=0)
-    batch_rows = max(1, min(BATCH_ROWS, most // 8 // max(largest, 1)))  # each may have a dictionary's longest value
+    batch_rows = max(
+        1, min(BATCH_ROWS, most // 8 // max(largest, 1))
+    )  # every row may have the dictionary's longest value
     for batch in table.iter_batches(batch_size=batch_rows, row_groups=[group]):
         size += sum(map(_decoded_bytes, batch.columns))
         check_unpacked(size, packed, most, where)
@@ -80,12 +82,12 @@ def row_group_rows(table: pq.ParquetFile, group: int, name: str, most: int) -> I
         raise UserError(
             f"{held} rows where the footer says {about.num_rows:,}",
             where=where,
-            hint="the file is damaged, or what wrote it has a fault: write it again",
+            hint="the file is damaged, or its writer has a bug: write it again",
         )
 
 
 def _repeated_dictionaries(table: pq.ParquetFile) -> list[str]:
-    """Columns of strings in lists that have dictionaries: read as those, they are no larger than the file says."""
+    """Return columns of strings inside lists that have dictionaries, which bound memory if they are kept on reading."""
     found = set()
     for group in range(table.num_row_groups):
         about = table.metadata.row_group(group)
@@ -96,7 +98,7 @@ def _repeated_dictionaries(table: pq.ParquetFile) -> list[str]:
 
 
 def _decoded_bytes(array: pa.Array) -> int:
-    """Bytes of a column once dictionaries are expanded."""
+    """Return the bytes of a column after dictionaries are expanded."""
     if pa.types.is_dictionary(array.type):
         lengths = pc.binary_length(array.dictionary.cast(pa.large_binary()))
         return int(pc.sum(pc.take(pc.cast(lengths, pa.int64()), array.indices)).as_py() or 0)
@@ -110,7 +112,7 @@ def _decoded_bytes(array: pa.Array) -> int:
 
 
 def _doubled(kind: pa.DataType) -> str | None:
-    """A name that two fields of one structure have."""
+    """Return a name that two fields of one structure share, or None."""
     fields = [kind.field(i) for i in range(kind.num_fields)]
     names = [field.name for field in fields]
     if pa.types.is_struct(kind) and len(set(names)) < len(names):

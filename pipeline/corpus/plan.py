@@ -1,4 +1,4 @@
-"""The plan of ingest: slices are what is read, shards what is written, and these shards cover those slices."""
+"""The plan of ingest: which slices are read, which shards are written, and how shards cover slices."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from pipeline.corpus.sources import SourceFile
 
 
 def read_shards(surveys: Sequence[Scan]) -> list[Shard]:
-    """A shard for every slice of every source file."""
+    """Return a shard for every slice of every source file."""
     slices = [part for about in surveys for part in about.slices]
     return [Shard(index, {}, {"slice": asdict(part)}) for index, part in enumerate(slices)]
 
 
 def shard_slice(shard: Shard) -> Slice:
-    """What `read_shards` put into a shard."""
+    """Return the slice that `read_shards` put into a shard."""
     return as_slice(shard.details["slice"])
 
 
 def as_slice(details: Mapping[str, Any]) -> Slice:
-    """Undo `asdict` of a slice."""
+    """Return the slice of which `details` is the `asdict`."""
     file = details["file"]
     checksums = Checksums(**file["checksums"]) if file["checksums"] else None
     return Slice(**{**details, "file": SourceFile(**{**file, "checksums": checksums})})
 
 
 def source_digest(surveys: Sequence[Scan]) -> str:
-    """Identity of the source: names below its root, content, and how it is cut. Not where it lies."""
+    """Return the identity of the source: names below its root, contents and cuts, but not its location."""
     cuts = [[s.file.name, s.sha256, [[part.start, part.stop, part.row] for part in s.slices]] for s in surveys]
     return hashlib.sha256(canonical_json(cuts).encode()).hexdigest()
 
 
 def near_shards(candidates: Record, evaluations: Sequence[Sequence[Scan]]) -> list[Shard]:
-    """A shard for every table of candidates; content and slices of each evaluation set are what all of them need."""
+    """Return a shard for every table of candidates, each with content hash and slices of every evaluation set."""
     sets = [
         [source_digest(surveys), [asdict(part) for about in surveys for part in about.slices]]
         for surveys in evaluations
@@ -53,12 +53,12 @@ def near_shards(candidates: Record, evaluations: Sequence[Sequence[Scan]]) -> li
 
 
 def shard_evaluations(shard: Shard) -> tuple[tuple[str, tuple[Slice, ...]], ...]:
-    """What `near_shards` put into a shard: hash and slices of each evaluation set."""
+    """Return content hash and slices of each evaluation set, which `near_shards` put into a shard."""
     return tuple((content, tuple(map(as_slice, parts))) for content, parts in shard.details["evaluations"])
 
 
 def assign_shard(candidates: Record, near: Record | None) -> Shard:
-    """The one shard that decides for all candidates, with what was found of them in `near`."""
+    """Return the single shard that decides for all candidates, with the tables of `near` if there are some."""
     files: dict[str, InputFile] = {}
     for record, tables in ((candidates, ["documents"]), (near, ["bands", "overlaps"])):
         for done in record.completions if record else ():
@@ -67,12 +67,12 @@ def assign_shard(candidates: Record, near: Record | None) -> Shard:
 
 
 def shard_files(shard: Shard, table: str) -> list[InputFile]:
-    """What `assign_shard` put into a shard of one table, in order."""
+    """Return the files of one table that `assign_shard` put into a shard, in order."""
     return [file for name, file in shard.files.items() if name.startswith(f"{table}-")]
 
 
 def ingest_shards(candidates: Record, assigned: Record) -> list[Shard]:
-    """A shard a row group of the assignment: which rows of which candidate tables it covers, whose rejects it takes."""
+    """Return one shard per row group of the assignment, with its rows of candidate tables and its quarantine tables."""
     assignment = assigned.files("assignment")[0]
     footer = pq.read_metadata(assignment.path)
     sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
@@ -100,7 +100,7 @@ def ingest_shards(candidates: Record, assigned: Record) -> list[Shard]:
 
 
 def published_file(record: Record, table: str, shard: int) -> InputFile:
-    """The file of a table that every shard publishes."""
+    """Return the file of a table that every shard publishes."""
     file = record.file(table, shard)
     assert file is not None, f"{table} of shard {shard}"
     return file

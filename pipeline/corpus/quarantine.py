@@ -1,4 +1,4 @@
-"""Quarantine: records that cannot be used, with their bytes, where they came from, and why. Nothing is lost."""
+"""Quarantine: unusable records with their bytes, their origin and the reason, so that nothing is lost."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ QUARANTINE = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
-"""Table `quarantine`. `reason` is one of few words, to count by; `detail` says where in the file, and what exactly."""
+"""Table `quarantine`. `reason` is one of a few words, to count by; `detail` tells where and what exactly."""
 
 TO_UTF8 = "convert it: iconv -f ENCODING -t UTF-8"
-"""What to do with a file in another encoding."""
+"""Hint for a file in another encoding."""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row of the quarantine table. `raw` holds the record's bytes as they are in the source."""
+    """A row of the quarantine table. `raw` has the record's bytes as in the source."""
 
     source_file: str
     source_row: int
@@ -37,7 +37,7 @@ class Rejected:
 
 
 class Unusable(Exception):
-    """Why a record cannot become a document. Raised and caught per record; never the user's to see."""
+    """Raised when a record cannot become a document, with the reason. It is caught per record and never shown."""
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason, self.detail = reason, detail
@@ -45,5 +45,5 @@ class Unusable(Exception):
 
 
 def write_quarantine(path: Path, rejected: Iterable[Rejected]) -> int:
-    """Write the quarantine table. Returns the number of rows."""
+    """Write the quarantine table and return the number of rows."""
     return write_rows(path, QUARANTINE, map(asdict, rejected))

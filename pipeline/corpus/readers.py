@@ -1,8 +1,8 @@
-"""Readers: the records of a slice of a source file, each with where it stands, its bytes, and its columns.
+"""Readers: the records of a slice of a source file, each with its location, its bytes and its columns.
 
-A record that cannot be parsed is still a record: its value is the reason why. This is why these are readers of our
-own over Arrow and the standard library: `datasets` (tried: 5.2) stops at a line that is no JSON, reads the text "7" of
-a mixed column as a number, takes the last of two values under one name, and keeps neither bytes nor offsets.
+A record that cannot be parsed is still a record, with the reason as its value. Therefore these are readers of our own
+over Arrow and the standard library: `datasets` (tried: 5.2) stops at a line that is not JSON, reads the text "7" of a
+mixed column as a number, takes the last of two values under one name, and keeps neither bytes nor offsets.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pipeline.corpus.sources import SourceFile, open_file, source_errors
 BOM = b"\xef\xbb\xbf"
 
 CSV_ROW_LIMIT = 16 << 20
-"""Bytes after which a CSV row that has not ended is taken for broken: most likely a quote is never closed."""
+"""Bytes after which an unfinished CSV row counts as broken; most likely a quote is never closed."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Part of a source file: bytes [start, stop) of lines or text, row groups [start, stop) of Parquet, or all."""
+    """A part of a source file: bytes [start, stop) of lines or text, row groups [start, stop) of Parquet, or all."""
 
     file: SourceFile
     start: int = 0
@@ -43,7 +43,7 @@ class Slice:
 
 
 class Record(NamedTuple):
-    """`value`: the columns, or why there are none. `raw` is None where a record has no bytes of its own (Parquet)."""
+    """A record: `value` has its columns or the reason for having none; `raw` is None without own bytes (Parquet)."""
 
     row: int
     where: str
@@ -52,7 +52,7 @@ class Record(NamedTuple):
 
 
 def read_records(part: Slice, config: CorpusConfig) -> Iterator[Record]:
-    """The records of a slice, in file order.
+    """Yield the records of a slice, in file order.
 
     Raises:
         UserError: the file cannot be read: missing, truncated, damaged, or not of its format.
@@ -70,7 +70,7 @@ def _read_json_lines(part: Slice, config: CorpusConfig) -> Iterator[Record]:
 
 
 def _read_json(part: Slice, config: CorpusConfig) -> Iterator[Record]:
-    """An array of objects, or what many name `.json` as well: JSON lines."""
+    """Yield the elements of an array of objects, or of JSON lines, which many files named `.json` hold."""
     with open_file(part.file, config.max_unpacked_bytes) as stream:
         skipped = _skip_bom(stream)
         head = cast(io.BufferedReader, stream).peek(1 << 16).lstrip()
@@ -88,11 +88,11 @@ def _json_records(pieces: Iterable[RawRecord], first_row: int) -> Iterator[Recor
 
 
 def parse_json_object(raw: bytes) -> Mapping[str, Any]:
-    """The object that `raw` is. NaN and infinities become null, as in most readers.
+    """Return the JSON object in `raw`. NaN and infinities become null, as in most readers.
 
     Raises:
-        Unusable: `not_utf8`, `not_json`, `not_an_object`, or `duplicate_key` (of two values under one name, in it or in
-            an object inside it, it is not known which one is meant).
+        Unusable: `not_utf8`, `not_json`, `not_an_object`, or `duplicate_key` (two values under one name, at any depth:
+            which one is meant is unknown).
     """
     repeated: set[str] = set()
 
@@ -117,7 +117,7 @@ def parse_json_object(raw: bytes) -> Mapping[str, Any]:
 
 
 def _read_text(part: Slice, config: CorpusConfig) -> Iterator[Record]:
-    """One column, `text`; the byte offset stays with the document as `byte_offset`."""
+    """Yield records of one column, `text`; the byte offset is kept as metadata `byte_offset`."""
     with open_file(part.file, config.max_unpacked_bytes) as stream:
         for row, piece in enumerate(text_records(stream, part, config), part.row):
             if piece.data.strip():
@@ -129,7 +129,7 @@ def _text(offset: int, raw: bytes) -> Mapping[str, Any]:
 
 
 def text_records(stream: BinaryIO, part: Slice, config: CorpusConfig) -> Iterator[RawRecord]:
-    """The documents of a text file. By line, blank lines count as rows, as in JSON lines, but are no records."""
+    """Return the documents of a text file. By line, blank lines count as rows (as in JSON lines) but are no records."""
     if config.document_break == "file":
         return _whole(stream)
     pieces = _lines(stream, part)
@@ -153,7 +153,7 @@ def _lines(stream: BinaryIO, part: Slice) -> Iterator[RawRecord]:
 
 
 def _skip_bom(stream: BinaryIO) -> int:
-    """Bytes of the byte order mark that stood at the start of `stream`."""
+    """Skip a byte order mark at the start of `stream` and return its size in bytes."""
     return len(stream.read(3)) if cast(io.BufferedReader, stream).peek(3)[:3] == BOM else 0
 
 
@@ -179,10 +179,10 @@ def _utf8(raw: bytes) -> str:
 
 
 def _read_csv(part: Slice, config: CorpusConfig) -> Iterator[Record]:
-    """Comma-separated values with a header, quotes as in RFC 4180. Rows are numbered without the header.
+    """Yield the rows of a CSV file with a header, quotes as in RFC 4180. The header is not counted as a row.
 
     A quote that is never closed would swallow the rest of the file: when a row breaks, only its first line is
-    rejected, and reading goes on at the line after it.
+    rejected, and reading goes on at the next line.
     """
     csv.field_size_limit(CSV_ROW_LIMIT)
     with open_file(part.file, config.max_unpacked_bytes) as stream:
@@ -191,8 +191,8 @@ def _read_csv(part: Slice, config: CorpusConfig) -> Iterator[Record]:
         if header is None:
             return
         if isinstance(header.value, Unusable):
-            mend = TO_UTF8 if header.value.reason == "not_utf8" else header.value.detail
-            raise UserError("the header line is no CSV in UTF-8", where=part.file.name, hint=mend)
+            hint = TO_UTF8 if header.value.reason == "not_utf8" else header.value.detail
+            raise UserError("the header line is not CSV in UTF-8", where=part.file.name, hint=hint)
         names = header.value[""]
         if len(set(names)) < len(names):
             raise UserError("the header names a column twice", where=part.file.name, hint=", ".join(names))
@@ -209,13 +209,13 @@ def _read_csv(part: Slice, config: CorpusConfig) -> Iterator[Record]:
 
 
 class _Lines:
-    """Lines as `csv.reader` takes them, which remembers those of the current row, and takes lines back."""
+    """An iterator of lines for `csv.reader` that remembers the lines of the current row and can take lines back."""
 
     def __init__(self, pieces: Iterator[RawRecord]) -> None:
         self.pieces = pieces
         self.returned: deque[RawRecord] = deque()
         self.row: list[RawRecord] = []
-        self.size = 0  # of the current row so far
+        self.size = 0  # bytes of the current row so far
 
     def __iter__(self) -> _Lines:
         return self
@@ -229,13 +229,13 @@ class _Lines:
         return piece.data.decode("utf-8", "surrogateescape")
 
     def take(self) -> list[RawRecord]:
-        """The lines of the row that ended here."""
+        """Return the lines of the row that just ended, and start a new row."""
         row, self.row, self.size = self.row, [], 0
         return row
 
 
 def _csv_rows(source: _Lines) -> Iterator[Record]:
-    """Rows as {"": cells}, blank lines left out."""
+    """Yield rows as {"": cells}, without blank lines."""
     reader = csv.reader(source, strict=True)
     while True:
         try:

@@ -1,7 +1,7 @@
-"""Cutting streams of bytes into records: lines, the elements of a JSON array, the documents of a text file.
+r"""Splitting byte streams into records: lines, elements of a JSON array, documents of a text file.
 
-Records are cut at b"\\n" and nothing else: U+0085, U+2028 and form feeds stand inside real records, and
-`str.splitlines` would break them there. Every cut is a `RawRecord`, so that a record can be traced to its bytes.
+Records are split only at b"\n": U+0085, U+2028 and form feeds occur inside real records, and `str.splitlines` would
+split them there. Every result is a `RawRecord`, so that a record can be traced to its bytes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 RECORD_LIMIT = 64 << 20
-"""Bytes of a record that are kept in memory. Of longer ones only the beginning is, and they are quarantined."""
+"""Bytes per record that are kept in memory. Of longer records only the beginning is kept, and they are quarantined."""
 
 
 class RawRecord(NamedTuple):
-    """`data` stands at `offset` of the (decompressed) file; `size` is its full length, more than `data` if cut."""
+    """The bytes at `offset` of the (decompressed) file; `size` is the full length, more than that of `data` if cut."""
 
     offset: int
     data: bytes
@@ -23,7 +23,7 @@ class RawRecord(NamedTuple):
 
 
 def lines(stream: BinaryIO, start: int = 0, stop: int | None = None, limit: int = RECORD_LIMIT) -> Iterator[RawRecord]:
-    """Lines with their b"\\n", from a stream that stands at `start`, as long as they begin before `stop`."""
+    r"""Yield lines with their b"\n", from a stream positioned at `start`, as long as they begin before `stop`."""
     while stop is None or start < stop:
         data = stream.readline(limit)
         if not data:
@@ -36,16 +36,16 @@ def lines(stream: BinaryIO, start: int = 0, stop: int | None = None, limit: int 
 
 
 def documents(pieces: Iterable[RawRecord], document_bytes: int) -> Iterator[RawRecord]:
-    """Paragraphs, which end at blank lines, packed into documents of at most `document_bytes`.
+    r"""Yield paragraphs, which end at blank lines, packed into documents of at most `document_bytes`.
 
-    A paragraph that is longer than that is a document of its own. Each document begins at the first line with
-    something in it, so cutting that resumes at the start of a document goes on as if it had never stopped.
+    A longer paragraph is a document of its own. Each document begins at a line that is not blank, so splitting that
+    resumes at the start of a document gives the same documents.
 
     Example:
-        >>> text = [RawRecord(0, b"one\\n", 4), RawRecord(4, b"\\n", 1), RawRecord(5, b"two\\n", 4)]
-        >>> text += [RawRecord(9, b"three\\n", 6)]
+        >>> text = [RawRecord(0, b"one\n", 4), RawRecord(4, b"\n", 1), RawRecord(5, b"two\n", 4)]
+        >>> text += [RawRecord(9, b"three\n", 6)]
         >>> [piece.data for piece in documents(text, 100)], [piece.data for piece in documents(text, 9)]
-        ([b'one\\n\\ntwo\\nthree\\n'], [b'one\\n', b'two\\nthree\\n'])
+        ([b'one\n\ntwo\nthree\n'], [b'one\n', b'two\nthree\n'])
     """
     document, gap = None, b""
     for paragraph, after in _paragraphs(pieces):
@@ -62,7 +62,7 @@ def documents(pieces: Iterable[RawRecord], document_bytes: int) -> Iterator[RawR
 
 
 def _paragraphs(pieces: Iterable[RawRecord], limit: int = RECORD_LIMIT) -> Iterator[tuple[RawRecord, bytes]]:
-    """Runs of lines that are not blank, each with the blank lines after it."""
+    """Yield runs of lines that are not blank, each with the blank lines after it."""
     offset, size, text, gap = 0, 0, bytearray(), bytearray()
     for piece in pieces:
         if not piece.data.strip() and piece.size == len(piece.data):
@@ -83,16 +83,16 @@ _INSIDE = re.compile(rb'["\\]')
 
 
 def array_elements(stream: BinaryIO, limit: int = RECORD_LIMIT) -> Iterator[RawRecord]:
-    """Elements of the JSON array that fills `stream`, found by brackets and quotes alone: a broken one stays apart.
+    """Yield the elements of the JSON array in `stream`, split by brackets and quotes only: a broken one is isolated.
 
     Raises:
         OSError: the stream does not begin with `[`, or ends before its brackets close.
     """
-    element, size, start = bytearray(), 0, 0  # of the element that is being read: kept bytes, full size, offset
+    element, size, start = bytearray(), 0, 0  # of the current element: kept bytes, full size, offset
     depth, quoted, escaped = 0, False, False
     base = 0  # offset of `block`
     while block := stream.read(1 << 20):
-        position = begin = 0  # `begin`: from where on `block` is not yet in `element`
+        position = begin = 0  # `begin`: start of the part of `block` that is not yet in `element`
         if escaped:
             position, escaped = 1, False
         while match := (_INSIDE if quoted else _OUTSIDE).search(block, position):

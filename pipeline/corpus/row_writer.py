@@ -1,4 +1,4 @@
-"""A Parquet table that rows are pushed into, one by one, for readers that feed two tables at once."""
+"""A Parquet writer that takes rows one by one, for readers that fill two tables at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pyarrow as pa
 from pipeline.core.parquet import ROW_GROUP, parquet_writer
 
 GROUP_BYTES = 16 << 20
-"""A row group ends at this many bytes of row sizes, if not at `ROW_GROUP` rows: memory stays bounded."""
+"""Bytes of rows at which a row group ends, if not at `ROW_GROUP` rows, which bounds memory."""
 
 
 class RowWriter:
-    """Collects rows and writes them a row group at a time. Use as a context manager."""
+    """A context manager that collects rows and writes them one row group at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.schema = schema

@@ -1,4 +1,4 @@
-"""The survey of a source file, before anything is read for good: its hash, its columns, and how it is cut in slices."""
+"""The first scan of a source file: its hash, its columns, and how it is cut into slices."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipeline.corpus.readers import Slice, read_records, text_records
 from pipeline.corpus.sources import SourceFile, open_raw, source_errors
 
 SLICE_BYTES = 64 << 20
-"""A slice is the unit of reading: the first record that begins this many bytes after the last cut begins another."""
+"""Bytes per slice, the unit of reading: the first record that begins this far after the last cut begins a new slice."""
 
 _PEEK = 100
-"""Records that are looked at to learn a file's columns."""
+"""Records that are read to learn a file's columns."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What is known of a source file before it is read. `columns` is empty if its first records have none."""
+    """The result of the first scan of a source file. `columns` is empty if its first records have none."""
 
     file: SourceFile
     sha256: str
@@ -32,12 +32,12 @@ class Scan:
 
 
 def scan(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES) -> Scan:
-    """Read a file once: sha256 of its bytes as they lie there, its columns, its slices.
+    """Read a file once and return its sha256 (of the stored bytes), its columns and its slices.
 
-    The files of the slices know their checksums: if one holds anything else when it is read again, that is an error.
+    The files of the slices have checksums, so that a later change of the file is an error when it is read again.
 
     Uncompressed JSON lines and text are cut between records, Parquet between row groups; other files are one slice,
-    because only reading them from the start tells where a record begins.
+    because the start of a record is only known by reading from the start of the file.
 
     Raises:
         UserError: the file cannot be read.
@@ -57,13 +57,13 @@ def scan(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES)
             cuts = list(_row_group_cuts(file, config, slice_bytes))
     stops = [*(start for start, _ in cuts[1:]), None]
     slices = [Slice(file, start, stop, row) for (start, row), stop in zip(cuts, stops, strict=True)]
-    if file.format != "parquet":  # of which every slice needs the footer
+    if file.format != "parquet":  # every slice of Parquet needs the footer
         slices = [_with_own_checksums(part) for part in slices]
     return Scan(file, checksums.sha256, _columns(file, config), tuple(slices))
 
 
 def checksums_of(file: SourceFile) -> Checksums:
-    """Hash a file as it lies there.
+    """Return the checksums of a file's stored bytes.
 
     Raises:
         UserError: it cannot be read.
@@ -88,7 +88,7 @@ def _columns(file: SourceFile, config: CorpusConfig) -> tuple[str, ...]:
 
 
 def _line_cuts(stream: BinaryIO, file: SourceFile, config: CorpusConfig, slice_bytes: int) -> Iterator[tuple[int, int]]:
-    """(offset, lines before it) of each slice."""
+    """Yield (offset, lines before it) of each slice."""
     yield 0, 0
     offset, rows, due = 0, 0, slice_bytes
     cut: tuple[int, int] | None = None  # becomes a slice once a byte is seen after it
@@ -109,7 +109,7 @@ def _line_cuts(stream: BinaryIO, file: SourceFile, config: CorpusConfig, slice_b
 
 
 def _text_cuts(stream: BinaryIO, file: SourceFile, config: CorpusConfig, slice_bytes: int) -> Iterator[tuple[int, int]]:
-    """(offset, documents before it) of each slice."""
+    """Yield (offset, documents before it) of each slice."""
     yield 0, 0
     due = slice_bytes
     for row, piece in enumerate(text_records(stream, Slice(file), config)):
@@ -119,7 +119,7 @@ def _text_cuts(stream: BinaryIO, file: SourceFile, config: CorpusConfig, slice_b
 
 
 def _row_group_cuts(file: SourceFile, config: CorpusConfig, slice_bytes: int) -> Iterator[tuple[int, int]]:
-    """(row group, rows before it) of each slice."""
+    """Yield (row group, rows before it) of each slice."""
     yield 0, 0
     with open_parquet(file, config.max_unpacked_bytes) as table:
         rows = size = 0

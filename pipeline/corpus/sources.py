@@ -1,4 +1,4 @@
-"""Sources: which files a corpus is, and their bytes. Local paths, globs, folders, the hub, and any fsspec URL."""
+"""Sources: the files of a corpus and their bytes, from paths, globs, folders, the Hub and fsspec URLs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FORMATS = {
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _BOOKKEEPING = {"dataset_infos.json", "dataset_info.json", "README.md", "LICENSE.md", "LICENSE.txt"}
-"""Files of a data set's folder that describe it, and are no part of it."""
+"""Files in a dataset's folder that describe the dataset and have no records."""
 
 _HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.*))?")
 _MAGIC = re.compile(r"[*?\[]")
@@ -46,28 +46,29 @@ _MAGIC = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the corpus: `name` is relative to the source's root and goes into the tables, `url` does not."""
+    """A file of the corpus; `name`, relative to the source's root, goes into the tables, `url` does not."""
 
     name: str
     url: str
     format: str
     compression: str | None
     corpus: str = ""
-    """Name of the one of `corpus.sources` that it belongs to, if there are several."""
+    """Name of its source in `corpus.sources`, if there are several."""
     checksums: Checksums | None = None
-    """Of what it held when it was surveyed: nothing else is read from then on."""
+    """Checksums of the first scan; later reads refuse other content."""
 
 
 def corpus_files(config: CorpusConfig, source: str | None = None) -> list[SourceFile]:
-    """The files of a corpus, sorted by name; those of several sources one after the other, with the source's name
-    before theirs.
+    """Return the files of a corpus, sorted by name.
+
+    Several sources come one after the other, and the names of their files begin with the name of the source.
 
     Args:
-        config: the manifest's.
-        source: read this instead of `corpus.source`.
+        config: the manifest's `corpus`.
+        source: source to read instead of `corpus.source`.
 
     Raises:
-        UserError: as `find_files`, or one place is given for several sources.
+        UserError: as in `find_files`, or `source` is given for a manifest with several sources.
     """
     if not config.sources:
         return find_files(source or config.source, config.format, config.revision)
@@ -82,16 +83,16 @@ def corpus_files(config: CorpusConfig, source: str | None = None) -> list[Source
 
 
 def find_files(source: str, format: str = "auto", revision: str | None = None) -> list[SourceFile]:
-    """The files of a source, sorted by name.
+    """Return the files of a source, sorted by name.
 
     Args:
-        source: path, glob, folder, `hf://datasets/owner/name[@revision][/path]` or fsspec URL. Of a folder (or a hub
-            data set), the files with a known extension are taken, and hidden ones left out.
+        source: path, glob, folder, `hf://datasets/owner/name[@revision][/path]` or fsspec URL. In a folder (or a Hub
+            dataset), files with a known extension are taken, hidden ones are not.
         format: one of `FORMATS`' values, or `auto` to go by each file's name.
-        revision: of the hub data set, if `source` does not give one.
+        revision: revision of the Hub dataset, if `source` does not give one.
 
     Raises:
-        UserError: nothing there, an extension that says no format, or a file system that cannot be reached.
+        UserError: there are no files, an extension is unknown, or a file system cannot be reached.
     """
     root, names, listed = _list_hub(source, revision) if source.startswith("hf://") else _list(source)
     files, ignored = [], []
@@ -104,7 +105,9 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
         if format == "auto" and kind is None:
             known = ", ".join(FORMATS)
             raise UserError(
-                "extension says no format", where=name, hint=f"known: {known} (and .gz, .zst), or set corpus.format"
+                "cannot infer the format from the file extension",
+                where=name,
+                hint=f"known: {known} (and .gz, .zst), or set corpus.format",
             )
         if name != _printable(name):
             raise UserError("the name of a file is not UTF-8", where=_printable(name), hint="rename it")
@@ -115,17 +118,17 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
         raise UserError(what, where=source, hint=f"extensions looked for: {looked_for} (and .gz, .zst)")
     if ignored:
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
-        log(f"source       no data by their names, and left out: {', '.join(map(_printable, ignored[:5]))}{more}")
+        log(f"source       skipped (unrecognised file names): {', '.join(map(_printable, ignored[:5]))}{more}")
     return files
 
 
 def _without_query(path: str) -> str:
-    """A path without its query, which may be a signature: tables hold what it is called."""
+    """Return a path without its query, which may be a signature and must not get into tables."""
     return path.partition("?")[0]
 
 
 def kind_of(name: str) -> tuple[str | None, str | None]:
-    """(format, compression) that a file's name says, None for what it does not say.
+    """Return (format, compression) by a file's name, with None for an unknown one.
 
     Example:
         >>> kind_of("part-1.jsonl.gz"), kind_of("notes.docx")
@@ -137,7 +140,7 @@ def kind_of(name: str) -> tuple[str | None, str | None]:
 
 
 def _printable(name: str) -> str:
-    """A name as it can be printed and stored: bytes that are not UTF-8 are escaped."""
+    """Return a name that can be printed and stored: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -147,9 +150,9 @@ def _is_bookkeeping(name: str) -> bool:
 
 
 def _list(source: str) -> tuple[str, Sequence[str], bool]:
-    """(root, names below it, whether a folder was listed) of a path or fsspec URL."""
+    """Return (root, names below it, whether a folder was listed) of a path or fsspec URL."""
     if source.startswith("data:"):
-        raise UserError("a data: URL is no source", where=source[:80], hint="write what it holds to a file")
+        raise UserError("a data: URL cannot be a source", where=source[:80], hint="write its content to a file")
     with source_errors(source):
         try:
             fs, path = url_to_fs(source)
@@ -158,7 +161,7 @@ def _list(source: str) -> tuple[str, Sequence[str], bool]:
             raise
         except ValueError as error:
             raise UserError("unknown kind of source", where=source, hint=_first_line(error)) from error
-        except Exception as error:  # fsspec's file systems raise whatever their libraries do
+        except Exception as error:  # fsspec's file systems pass on their libraries' errors
             what = f"{type(error).__name__}: {_first_line(error)}"
             raise UserError("source cannot be listed", where=source, hint=what) from error
 
@@ -188,12 +191,12 @@ def _list_with(fs: AbstractFileSystem, path: str, source: str) -> tuple[str, Seq
 
 
 def _check_listable(folder: str, steps: Sequence[str], hidden: tuple[str, ...]) -> None:
-    """Refuse a folder that may not be listed: fsspec leaves it out without a word.
+    """Refuse folders without permission to list them, because fsspec skips them silently.
 
     Args:
-        folder: where files are looked for.
-        steps: patterns of the folders below it that are looked into; `**` is all.
-        hidden: beginnings of the names of folders that are not.
+        folder: the folder to check.
+        steps: patterns of the folders below it that are searched; `**` is all.
+        hidden: prefixes of the names of folders that are not searched.
 
     Raises:
         UserError: one cannot be listed.
@@ -202,10 +205,10 @@ def _check_listable(folder: str, steps: Sequence[str], hidden: tuple[str, ...]) 
         with os.scandir(folder) as entries:
             folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
-        return  # nothing is there to be found
+        return  # no files to find
     except PermissionError as error:
-        mend = "give yourself the right to read it, or name the files with a glob"
-        raise UserError("a folder of the source cannot be listed", where=_printable(folder), hint=mend) from error
+        hint = "change its permissions, or name the files with a glob"
+        raise UserError("a folder of the source cannot be listed", where=_printable(folder), hint=hint) from error
     for entry in folders if steps else ():
         if entry.name.startswith(hidden):
             continue
@@ -216,7 +219,7 @@ def _check_listable(folder: str, steps: Sequence[str], hidden: tuple[str, ...]) 
 
 
 def _kind(fs: AbstractFileSystem, path: str) -> str | None:
-    """ "file", "directory" or None. (`isdir` would download a file that lies behind http, to look for links in it.)"""
+    """Return "file", "directory" or None, by `info`: `isdir` would download a file over HTTP to look for links."""
     try:
         return str(fs.info(path)["type"])
     except FileNotFoundError:
@@ -224,20 +227,20 @@ def _kind(fs: AbstractFileSystem, path: str) -> str | None:
 
 
 def _list_hub(source: str, revision: str | None) -> tuple[str, Sequence[str], bool]:
-    """The same for a data set of the hub. Its files are fetched into the hub's cache, and pinned to the commit."""
+    """Return the same as `_list` for a Hub dataset; its files are fetched into the cache and pinned to the commit."""
     from huggingface_hub import snapshot_download
 
     match = _HUB.fullmatch(source.rstrip("/"))
     if match is None:
-        raise UserError("not a data set of the hub", where=source, hint="write hf://datasets/owner/name[/path]")
+        raise UserError("not a dataset on the Hub", where=source, hint="write hf://datasets/owner/name[/path]")
     repo, path = match["repo"], match["path"]
-    wanted = [path, f"{path}/*"] if path else [f"*{suffix}{end}" for suffix in FORMATS for end in ("", *COMPRESSIONS)]
+    patterns = [path, f"{path}/*"] if path else [f"*{suffix}{end}" for suffix in FORMATS for end in ("", *COMPRESSIONS)]
     revision = match["revision"] or revision
     try:
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
-        mend = f"{_first_line(error)} A local copy can be given with --source"
-        raise UserError("data set of the hub cannot be fetched", where=source, hint=mend) from error
+        hint = f"{_first_line(error)} A local copy can be given with --source"
+        raise UserError("download from the Hub failed", where=source, hint=hint) from error
     found = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     if path:
         found = [name for name in found if fnmatchcase(name, path) or name.startswith(f"{path}/")]
@@ -246,7 +249,7 @@ def _list_hub(source: str, revision: str | None) -> tuple[str, Sequence[str], bo
 
 
 def open_raw(file: SourceFile) -> BinaryIO:
-    """The file's bytes as they lie there, seekable; verified while they are read if its checksums are known."""
+    """Open a file's stored bytes, seekable; they are verified while they are read if its checksums are known."""
     raw = _open(file)
     if file.checksums is None:
         return raw
@@ -257,7 +260,9 @@ def _open(file: SourceFile) -> BinaryIO:
     if file.url.startswith("file://"):
         path = file.url.removeprefix("file://")
         if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError("not a file that can be read twice", where=file.name, hint="write what it gives to a file")
+            raise UserError(
+                "not a regular file, so it cannot be read twice", where=file.name, hint="write its content to a file"
+            )
         return open(path, "rb")
     if match := _HUB.fullmatch(file.url):
         from huggingface_hub import hf_hub_download
@@ -268,18 +273,18 @@ def _open(file: SourceFile) -> BinaryIO:
 
 
 def open_file(file: SourceFile, max_unpacked_bytes: int) -> BinaryIO:
-    """The file's bytes, decompressed and buffered. A truncated or damaged stream raises OSError while it is read."""
+    """Open a file's bytes, decompressed and buffered. A truncated or damaged stream raises OSError on reading."""
     return decompressed(open_raw(file), file, max_unpacked_bytes)
 
 
 def decompressed(raw: BinaryIO, file: SourceFile, max_unpacked_bytes: int) -> BinaryIO:
-    """`raw` through its compression. (Arrow's streams notice truncation; zstandard's own reader ends silently.)"""
+    """Return `raw` decompressed, by Arrow, which notices truncation (zstandard's own reader ends silently)."""
     stream = raw if file.compression is None else _Unpacking(raw, file, max_unpacked_bytes)
     return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20))
 
 
 class _Unpacking(io.RawIOBase):
-    """A compressed stream, whose bytes are counted: a small file may be made to unpack without end."""
+    """A decompressing stream that counts its bytes, because a small file may be crafted to unpack without end."""
 
     def __init__(self, raw: BinaryIO, file: SourceFile, most: int) -> None:
         self.raw, self.name, self.most = raw, file.name, most
@@ -304,17 +309,19 @@ class _Unpacking(io.RawIOBase):
 
 
 EXPANSION = 100
-"""Of files that become larger than `corpus.max_unpacked_bytes`: times their size that they may become. Text becomes ten
-times its compressed size, logs fifty times; what is made to fill memory or disk becomes thousands of times its size."""
+"""Largest ratio of unpacked to packed size for files that unpack to more than `corpus.max_unpacked_bytes`.
+
+Text has about 10, logs about 50, and files crafted to fill memory or disk have thousands.
+"""
 
 
 def check_unpacked(unpacked: int, packed: int, most: int, name: str) -> None:
-    """Refuse what unpacks to more than `most` bytes, and to more than 100 times its size."""
+    """Refuse content that unpacks to more than `most` bytes and to more than 100 times its packed size."""
     if unpacked > max(most, EXPANSION * packed):
         raise UserError(
             f"{packed:,} bytes unpack to {unpacked:,} or more",
             where=name,
-            hint=f"most likely it was made to fill memory or disk; if not, raise corpus.max_unpacked_bytes ({most:,})",
+            hint=f"it may be crafted to fill memory or disk; if not, raise corpus.max_unpacked_bytes ({most:,})",
         )
 
 
@@ -323,7 +330,7 @@ LONG_WINDOW = "its zstd window is over 128 MiB (`zstd --long`): compress it agai
 
 @contextmanager
 def source_errors(where: str) -> Iterator[None]:
-    """Turn what file systems and damaged files raise into an error the user can act on."""
+    """Convert errors of file systems and damaged files into a `UserError`."""
     try:
         yield
     except UserError:
@@ -333,8 +340,8 @@ def source_errors(where: str) -> Iterator[None]:
     except ImportError as error:
         raise UserError("a package for this kind of source is missing", where=where, hint=str(error)) from error
     except (OSError, EOFError, pa.ArrowException) as error:
-        mend = LONG_WINDOW if "too much memory for decoding" in str(error) else _first_line(error)
-        raise UserError("source cannot be read", where=where, hint=mend) from error
+        hint = LONG_WINDOW if "too much memory for decoding" in str(error) else _first_line(error)
+        raise UserError("source cannot be read", where=where, hint=hint) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Text templates: literal text and columns of a record: `"{problem}\\n\\n{solution}"`, `"{prompt.0.content}"`."""
+r"""Text templates of literal text and columns of a record: `"{problem}\n\n{solution}"`, `"{prompt.0.content}"`."""
 
 from __future__ import annotations
 
@@ -29,41 +29,41 @@ class Template:
 
     @classmethod
     def parse(cls, template: str) -> Template:
-        """Parse `corpus.text`; `{{` and `}}` stand for braces.
+        r"""Parse `corpus.text`; `{{` and `}}` stand for braces.
 
         Raises:
-            UserError: unbalanced braces, no column at all, or conversions and formats, which columns do not take.
+            UserError: braces are unbalanced, there is no column, or a column has a conversion or format.
 
         Example:
-            >>> Template.parse("Q: {question}\\n{{A}} {answer}").columns
+            >>> Template.parse("Q: {question}\n{{A}} {answer}").columns
             ('question', 'answer')
         """
-        mend = "write columns as {name}, braces as {{ and }}"
+        hint = "write columns as {name}, braces as {{ and }}"
         try:
             pieces = list(string.Formatter().parse(template))
         except ValueError as error:
-            raise UserError(f"corpus.text: {error}", where=repr(template), hint=mend) from error
+            raise UserError(f"corpus.text: {error}", where=repr(template), hint=hint) from error
         if any(form or conversion or column == "" for _, column, form, conversion in pieces):
-            raise UserError("corpus.text: only plain column names stand in braces", where=repr(template), hint=mend)
+            raise UserError("corpus.text: only plain column names stand in braces", where=repr(template), hint=hint)
         if all(column is None for _, column, _, _ in pieces):
-            raise UserError("corpus.text names no column", where=repr(template), hint=mend)
+            raise UserError("corpus.text names no column", where=repr(template), hint=hint)
         return cls(tuple((literal, column) for literal, column, _, _ in pieces))
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """Columns in the order of their first appearance."""
+        """Return the columns in the order of their first appearance."""
         return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
 
     def check(self, known: Sequence[str], file: str, key: str = "corpus.text") -> None:
-        """Refuse a template, the manifest's or recipe's `key`, that names a column which `file` does not have."""
+        """Refuse this template, given as `key` of a manifest or recipe, if it names a column that `file` lacks."""
         for column in self.columns:
             check_column(column, known, file, key)
 
     def render(self, values: Mapping[str, Any]) -> tuple[str, list[Span]]:
-        """The text of a record in NFC, and the byte span of each column in it.
+        """Return the text of a record in NFC, and the byte span of each column in it.
 
         Raises:
-            Unusable: a column is missing, null, or holds something that is no text.
+            Unusable: a column is missing, null, or is not text.
 
         Example:
             >>> Template.parse("{a}: {b}").render({"a": "né", "b": 7})
@@ -85,21 +85,23 @@ class Template:
 
 
 def check_column(column: str, known: Sequence[str], file: str, key: str) -> None:
-    """Refuse a `column`, named by the manifest's `key`, that is not among a file's `known` ones.
+    """Refuse a `column`, named by the manifest's `key`, that is not among a file's `known` columns.
 
-    Of a nested column (`prompt.0.content`) the outermost name is what must be there.
+    For a nested column (`prompt.0.content`) only the outermost name must be known.
     """
     if column not in known and column.partition(".")[0] not in known:
         near = difflib.get_close_matches(column, known, n=len(known), cutoff=0.0)
         listed = ", ".join(near + [name for name in known if name not in near])
-        raise UserError(f"`{key}` names the column `{column}`, which is not there", where=file, hint=f"known: {listed}")
+        raise UserError(
+            f"`{key}` names the column `{column}`, which does not exist", where=file, hint=f"known: {listed}"
+        )
 
 
 def value_of(column: str, values: Mapping[str, Any]) -> Any:
-    """A column's value: of that very name, or else what lies at its dotted path through objects and lists.
+    """Return a column's value: by that exact name, or else by its dotted path through objects and lists.
 
     Raises:
-        Unusable: there is none.
+        Unusable: there is no such column.
 
     Example:
         >>> record = {"prompt": [{"role": "user", "content": "Why?"}], "a.b": 1}
@@ -124,17 +126,16 @@ def _is_index(step: str, items: Sequence[Any]) -> bool:
 
 
 def as_text(column: str, values: Mapping[str, Any]) -> str:
-    """A column's value as text: strings and UTF-8 bytes as they are, numbers, booleans and dates as they print.
+    r"""Return a column's value as text: strings and UTF-8 bytes unchanged, numbers, booleans and dates as they print.
 
-    Messages of a chat (a list of objects with `role` and `content`) are their roles and contents, a blank line between
-    them.
+    A chat (a list of objects with `role` and `content`) becomes `role: content` per message, separated by blank lines.
 
     Raises:
-        Unusable: the column is missing, null, not UTF-8, or a list, an object or another thing that is no text.
+        Unusable: the column is missing, null, not UTF-8, or of another type, such as a list or an object.
 
     Example:
         >>> as_text("chat", {"chat": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]})
-        'user: Why?\\n\\nassistant: So.'
+        'user: Why?\n\nassistant: So.'
     """
     value = value_of(column, values)
     if value is None:
@@ -179,7 +180,7 @@ def _running(sizes: Iterable[int]) -> list[int]:
 
 
 def _composed_ends(pieces: Sequence[str]) -> list[int]:
-    """Where each piece ends in the NFC of all: what composes across a border belongs to the piece it begins in."""
+    """Return where each piece ends in the NFC of all; a character across a border belongs to the first piece."""
     whole = "".join(pieces)
     normal = unicodedata.normalize("NFC", whole)
     ends = []

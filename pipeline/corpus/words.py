@@ -1,8 +1,8 @@
-"""Words of a text and hashes of their n-grams: what near-duplicates and contamination are found by.
+"""Words of a text and hashes of their n-grams, for near-duplicates and contamination.
 
 A word is a run of letters and digits with the marks on them (vowel signs, accents, points), without case and in NFKC,
 so that full-width letters and ligatures are the letters they stand for. Soft hyphens, zero-width characters and other
-characters that Unicode lets a renderer ignore are left out before words are cut. In scripts that put no spaces between
+characters that Unicode lets a renderer ignore are removed before words are split. In scripts without spaces between
 words (Han, kana, Thai, Lao, Burmese, Khmer, …) every character with its marks is a word, and so is every emoji.
 Spaces, punctuation and markup do not count.
 """
@@ -34,16 +34,18 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in order.
+    r"""Return the words of a text, in order.
 
     Example:
         >>> words("Find $x_1 + 12$: 数学!")
         ['find', 'x', '1', '12', '数', '学']
-        >>> words("हिन्दी भाषा, ﬁne co\\u00adop")
+        >>> words("हिन्दी भाषा, ﬁne co\u00adop")
         ['हिन्दी', 'भाषा', 'fine', 'coop']
     """
     if not text.isascii():
-        for character in filter(_is_separator, set(text)):  # “quotes” and dashes are all that much English has
+        for character in filter(
+            _is_separator, set(text)
+        ):  # much English text has no other non-ASCII than “quotes” and dashes
             text = text.replace(character, " ")
     if text.isascii():
         return text.translate(_ASCII).split()
@@ -58,13 +60,13 @@ def words(text: str) -> list[str]:
 
 
 def _folded(text: str) -> str:
-    """A text in which what Unicode holds to be the same is the same (NFKC_Casefold)."""
+    """Return a text in which characters that Unicode treats as equal are equal (NFKC_Casefold)."""
     return normalize("NFKC", normalize("NFKC", _IGNORABLE.sub("", text)).casefold())
 
 
 @lru_cache(1 << 12)
 def _is_separator(character: str) -> bool:
-    """Whether a character is no ASCII and, whatever stands next to it, ends a word and is in none."""
+    """Return whether a non-ASCII character separates words in any context."""
     if character.isascii() or category(character)[0] not in "PSZ":
         return False
     folded = _folded(character)
@@ -77,9 +79,9 @@ def _word_hash(word: str) -> int:
 
 
 def ngrams(words: Sequence[str], n: int) -> NDArray[np.uint64]:
-    """A 64-bit hash of every n words that follow one another, [len(words) − n + 1]; of fewer words there are none.
+    """Return a 64-bit hash of every n consecutive words, [len(words) − n + 1]; empty for fewer words.
 
-    It is a polynomial of the words' own hashes, so two n-grams that differ collide about once in 2^60.
+    It is a polynomial of the words' own hashes, so two different n-grams collide with a probability of about 2^-60.
     """
     hashes_W = np.fromiter(map(_word_hash, words), np.uint64, len(words))
     size = max(0, len(words) - n + 1)
@@ -90,5 +92,5 @@ def ngrams(words: Sequence[str], n: int) -> NDArray[np.uint64]:
 
 
 def shingles(words: Sequence[str], n: int) -> NDArray[np.uint64]:
-    """The set of a text's n-grams, sorted; a text of fewer words is one n-gram, one without words has none."""
+    """Return the sorted set of a text's n-grams; a text of fewer words has one n-gram, a text without words none."""
     return np.unique(ngrams(words, min(n, max(len(words), 1))))

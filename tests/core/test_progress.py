@@ -32,7 +32,7 @@ def test_utilisation_is_of_all_workers_devices() -> None:
 def test_lines_appear_while_a_shard_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(module, "LINE_EVERY", 0.05)
     said: list[str] = []
-    monkeypatch.setattr(module, "say", said.append)
+    monkeypatch.setattr(module, "log", said.append)
     with progress_bar("score", Throughput(2, "tokens"), lambda: ["CPU"]) as advance:
         advance(1, 10)
         until = time.monotonic() + 20

@@ -60,7 +60,7 @@ def test_a_relative_path_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", ["notes.docx", "notes", "notes.gz"])
 def test_an_extension_that_says_no_format_is_an_error_unless_the_manifest_says_it(tmp_path: Path, name: str) -> None:
     touch(tmp_path, name)
-    with pytest.raises(UserError, match="extension says no format") as error:
+    with pytest.raises(UserError, match="cannot infer the format from the file extension") as error:
         find_files(str(tmp_path / name))
     assert ".jsonl" in error.value.hint
     assert find_files(str(tmp_path / name), "text")[0].format == "text"
@@ -74,9 +74,9 @@ def test_an_extension_that_says_no_format_is_an_error_unless_the_manifest_says_i
         ("empty", "no data files in the source"),
         ("nonsense://bucket/x.jsonl", "unknown kind of source"),
         ("dropbox://x.jsonl", "a package for this kind of source is missing"),
-        ("hf://models/x", "not a data set of the hub"),
-        ("data:text/plain,hello", "a data: URL is no source"),
-        ("data:application/json;base64,eyJ0ZXh0IjoieCJ9", "a data: URL is no source"),
+        ("hf://models/x", "not a dataset on the Hub"),
+        ("data:text/plain,hello", "a data: URL cannot be a source"),
+        ("data:application/json;base64,eyJ0ZXh0IjoieCJ9", "a data: URL cannot be a source"),
         ("dir://x.jsonl", "source cannot be listed"),
         ("reference://x.jsonl", "source cannot be listed"),
         ("tar://x.jsonl::notes.txt", "source cannot be listed"),
@@ -134,7 +134,7 @@ def test_a_folder_that_may_not_be_listed_is_an_error(unprivileged: Path) -> None
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
 def test_a_pipe_is_no_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.jsonl")
-    with pytest.raises(UserError, match="not a file that can be read twice"):
+    with pytest.raises(UserError, match="not a regular file"):
         open_file(SourceFile("x.jsonl", f"file://{tmp_path}/x.jsonl", "jsonl", None), MOST)
 
 

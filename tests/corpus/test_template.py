@@ -97,5 +97,5 @@ def test_an_unknown_column_is_named_with_the_nearest_known_ones() -> None:
     with pytest.raises(UserError) as error:
         Template.parse("{problem} {answr}").check(["source", "problem", "answer"], "part-2.jsonl")
     assert str(error.value) == (
-        "`corpus.text` names the column `answr`, which is not there: part-2.jsonl (known: answer, source, problem)"
+        "`corpus.text` names the column `answr`, which does not exist: part-2.jsonl (known: answer, source, problem)"
     )

@@ -88,7 +88,7 @@ def test_what_datatrove_writes(tmp_path: Path) -> None:
 
 def test_a_nested_column_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": []}) + "\n")
-    with pytest.raises(UserError, match=r"`prompt\.0\.content`, which is not there.*known: messages"):
+    with pytest.raises(UserError, match=r"`prompt\.0\.content`, which does not exist.*known: messages"):
         documents(tmp_path / "chats.jsonl", "{prompt.0.content}", tmp_path / "work")
 
 

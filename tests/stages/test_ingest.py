@@ -281,7 +281,7 @@ def test_a_template_that_names_an_absent_column_stops_before_anything_is_read(tm
     with pytest.raises(UserError) as error:
         run(tmp_path / "work", path, text="{problem} {soluton}")
     assert str(error.value) == (
-        "`corpus.text` names the column `soluton`, which is not there: x.jsonl (known: solution, problem)"
+        "`corpus.text` names the column `soluton`, which does not exist: x.jsonl (known: solution, problem)"
     )
     assert not (tmp_path / "work").exists()
 
@@ -297,7 +297,7 @@ def test_a_later_file_with_other_columns_is_named(tmp_path: Path, format: str) -
     (tmp_path / f"2.{format}").write_bytes(other.get(format, b""))
     if format == "parquet":
         pq.write_table(pa.table({"question": ["x"]}), tmp_path / "2.parquet")
-    with pytest.raises(UserError, match=rf"column `answer`, which is not there: 2\.{format}"):
+    with pytest.raises(UserError, match=rf"column `answer`, which does not exist: 2\.{format}"):
         run(tmp_path / "work", tmp_path / f"*.{format}", text="{question} {answer}")
 
 
@@ -329,7 +329,7 @@ def test_a_corpus_without_records_is_an_error(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ("text\nbody\n".encode("utf-16"), ["header line is no CSV in UTF-8: x.csv"]),
+        ("text\nbody\n".encode("utf-16"), ["header line is not CSV in UTF-8: x.csv"]),
         (b"text\nCaf\xe9\n", ["1 of 1 records cannot be used", "x.csv row 0, byte 5"]),
     ],
 )

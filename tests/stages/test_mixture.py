@@ -182,5 +182,5 @@ def test_mistakes_of_a_mixture(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no document has the metadata `gone`.*known: number, corpus"):
         run_data(absent, "materialize", None, tmp_path / "work", InProcess())  # before anything is scored
     (tmp_path / "big" / "more.jsonl").write_text('{"problem": "a", "solution": "b", "corpus": "c"}\n')
-    with pytest.raises(UserError, match=r"a column named `corpus`: big/more.jsonl"):
+    with pytest.raises(UserError, match=r"the name `corpus` of a column is reserved: big/more.jsonl"):
         ingest(read, source=None, work=tmp_path / "work", executor=InProcess())
