@@ -1,4 +1,4 @@
-"""Two selections: the sites that the second one gained and lost, by band, class, field and source, with examples."""
+"""Comparison of two selections: sites gained and lost by band, class, field and source, with examples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.audit.lineage import Lineage
 from pipeline.core.random_keys import random_key, random_keys
 
 FORMAT = 1
-"""Of `compare.json`; raised when a key changes its meaning."""
+"""Version of the format of `compare.json`, raised when a key changes its meaning."""
 OUTCOMES = ("both", "gained", "lost")
 GROUPS = ("band", "token_class", "field", "source_file")
 EXAMPLES = 30
-"""Sites shown of those gained, and of those lost."""
+"""Examples shown per outcome."""
 BYTES_BEFORE, BYTES_AFTER = 160, 60
 
 _KEY = ["doc_id", "byte_offset"]
@@ -24,24 +24,25 @@ _COLUMNS = [*_KEY, "byte_end", "position", "split", "band", "token_class", "fiel
 
 
 def compare(before: Lineage, after: Lineage) -> dict[str, Any]:
-    """What `after` keeps and `before` does not, and the other way round. Memory: sites of a shard, or all of them
-    where the two are not of the same documents.
+    """Compare the sites of two selections.
+
+    Needs memory for the sites of a shard, or for all sites if the two selections are of different documents.
 
     Returns:
-        The content of `compare.json`. A site is the same in both if it begins at the same byte of the same document.
+        The content of `compare.json`. Two sites are the same if they begin at the same byte of the same document.
     """
     counted: dict[str, pl.DataFrame] = {}
     examples: dict[str, pl.DataFrame] = {}
     changed = 0
     for old, new in _pairs(before, after):
-        joined = _joined(old, new)
+        joined = _outcomes(old, new)
         for name in GROUPS:
             counts = joined.group_by("split", "outcome", pl.col(name).alias("value")).len()
-            counted[name] = _summed(counts, counted.get(name))
+            counted[name] = _add_counts(counts, counted.get(name))
         differing = joined.filter(pl.col("outcome") != "both")
         changed += differing["doc_id"].n_unique()
         for outcome in OUTCOMES[1:]:
-            drawn = _drawn(differing.filter(pl.col("outcome") == outcome), examples.get(outcome))
+            drawn = _sample(differing.filter(pl.col("outcome") == outcome), examples.get(outcome))
             examples[outcome] = drawn
     return {
         "format": FORMAT,
@@ -55,7 +56,7 @@ def compare(before: Lineage, after: Lineage) -> dict[str, Any]:
 
 
 def _pairs(before: Lineage, after: Lineage) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """Sites of both, of the same documents: a shard's where the two are cut alike."""
+    """Yield sites of the same documents in both: shard by shard if the shards agree, otherwise all at once."""
     if before.ingest.content == after.ingest.content:
         for old, new in zip(shards(before), shards(after), strict=True):
             yield _sites(before, old), _sites(after, new)
@@ -65,7 +66,7 @@ def _pairs(before: Lineage, after: Lineage) -> Iterator[tuple[pl.DataFrame, pl.D
 
 
 def _sites(lineage: Lineage, shard: AuditedShard) -> pl.DataFrame:
-    """The shard's sites, with the text around each."""
+    """Return the sites of a shard with the text around each."""
     frames = [frame.filter("kept").select(_COLUMNS) for frame in decisions(lineage, shard)]
     documents = pl.DataFrame(pl.from_arrow(shard.documents.select(["doc_id", "text", "source_file"])))
     sites = pl.concat(frames).join(documents, on="doc_id", how="left", maintain_order="left")
@@ -79,8 +80,8 @@ def _sites(lineage: Lineage, shard: AuditedShard) -> pl.DataFrame:
     ).drop("text")
 
 
-def _joined(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
-    """A row a site of either, with its `outcome`; what both say of it is the second one's."""
+def _outcomes(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    """Return one row per site of either, with its `outcome`; columns of both are those of the first."""
     outer = old.with_columns(old=True).join(new.with_columns(new=True), on=_KEY, how="full", coalesce=True)
     outcome = (
         pl.when(pl.col("old").is_null()).then(pl.lit("gained")).when(pl.col("new").is_null()).then(pl.lit("lost"))
@@ -89,8 +90,8 @@ def _joined(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
     return outer.select(*_KEY, *(pl.coalesce(name, f"{name}_right").alias(name) for name in rest), outcome=outcome)
 
 
-def _drawn(sites: pl.DataFrame, drawn: pl.DataFrame | None) -> pl.DataFrame:
-    """The `EXAMPLES` sites with the smallest random keys."""
+def _sample(sites: pl.DataFrame, drawn: pl.DataFrame | None) -> pl.DataFrame:
+    """Return the `EXAMPLES` sites with the smallest random keys."""
     ids = sites["doc_id"].unique(maintain_order=True)
     base = pl.Series([random_key("compare", doc_id) for doc_id in ids], dtype=pl.UInt64)
     bases = sites["doc_id"].replace_strict(ids, base, return_dtype=pl.UInt64).to_numpy()
@@ -100,19 +101,19 @@ def _drawn(sites: pl.DataFrame, drawn: pl.DataFrame | None) -> pl.DataFrame:
 
 
 def _example(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A site with its bytes as text: what is cut at an end loses the character that was cut."""
+    """Return a site with its bytes as text; a character that is cut at an end is left out."""
     around = {name: row[name].decode("utf-8", errors="ignore") for name in ("before", "after")}
     target = row["target"].decode("utf-8", errors="backslashreplace")
     return {n: v for n, v in row.items() if n not in ("key", "byte_end")} | around | {"target": target}
 
 
-def _summed(counts: pl.DataFrame, total: pl.DataFrame | None) -> pl.DataFrame:
+def _add_counts(counts: pl.DataFrame, total: pl.DataFrame | None) -> pl.DataFrame:
     both = counts if total is None else pl.concat([total, counts])
     return both.group_by("split", "outcome", "value").agg(pl.col("len").sum())
 
 
 def _rows(counts: pl.DataFrame) -> list[dict[str, Any]]:
-    """A row a value: `both`, `gained`, `lost` of each split; those with most sites first."""
+    """Return one row per value with `both`, `gained`, `lost` per split, most sites first."""
     order = counts.group_by("value").agg(pl.col("len").sum()).sort("len", "value", descending=[True, False])
     by = {(value, split, outcome): n for split, outcome, value, n in counts.iter_rows()}
     return [

@@ -1,4 +1,4 @@
-"""Every position of a corpus with what was decided about it: what distributions, examples and comparisons look at."""
+"""Every position of a corpus with the decision about it, as input of distributions, examples and comparisons."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class AuditedShard:
-    """A shard's tables, checked against their hashes."""
+    """Tables of a shard, checked against their hashes."""
 
     index: int
     documents: pa.Table
@@ -31,7 +31,7 @@ class AuditedShard:
 
 
 def shards(lineage: Lineage, only: Collection[int] | None = None) -> Iterator[AuditedShard]:
-    """The shards of a selection, or some of them, one in memory at a time."""
+    """Yield the shards of a selection, or some of them, one in memory at a time."""
     for done in lineage.select.completions:
         if only is not None and done.shard not in only:
             continue
@@ -44,13 +44,13 @@ def shards(lineage: Lineage, only: Collection[int] | None = None) -> Iterator[Au
 
 
 def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
-    """A shard's positions, in frames of whole documents.
+    """Yield the positions of a shard, in frames of whole documents.
 
     Yields:
-        Frames with the columns of `SCORE_COLUMNS`, `inside_character`, `token_id`, `byte_end` (null: the text's),
+        Frames with the columns of `SCORE_COLUMNS`, `inside_character`, `token_id`, `byte_end` (null: end of the text),
         the metadata that the rule names, and `kept`: is a site; `selectable`: has scores and begins a character, so
-        that a rule can keep it;
-        `decision`: `kept`, or the first reason of `REASONS` that applies; `band`: the hardest one it belongs to.
+        that a rule can keep it; `decision`: `kept`, or the first reason of `REASONS` that applies; `band`: the hardest
+        of its bands.
     """
     expression = rule_expression(lineage.rule)
     site = shard.sites.select("doc_id", "position", kept=pl.lit(True))
@@ -79,7 +79,7 @@ def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
 
 
 def later_reason(select: Record) -> str:
-    """What dropped positions that `where` keeps: the counted reasons after it."""
+    """Return the reasons after `where` that dropped positions, joined by "or"."""
     later = REASONS[REASONS.index("where") + 1 :]
     return " or ".join(name for name in later if select.counters.get(f"dropped.{name}")) or "not selected"
 

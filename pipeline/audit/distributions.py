@@ -1,7 +1,7 @@
-"""What was kept of what: histograms of the scores, groups of positions, thresholds and their neighbourhood, tokens.
+"""Distributions of kept and selectable positions: score histograms, groups, neighbourhoods of thresholds, tokens.
 
-Everything is a count over frames of `decisions`, added up frame by frame: memory grows with the number of different
-values, never with the number of positions.
+All of them are counts over frames of `decisions`, added up frame by frame, so memory grows with the number of distinct
+values and not with the number of positions.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ EDGES: Mapping[str, NDArray[np.floating]] = {
     "nll": np.linspace(0, 15, 61),
     "rank": np.array([0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 4096], dtype=np.float64),
 }
-"""Where the bars of a histogram begin; the last one holds everything from there on."""
+"""Left edges of the bars of each histogram; the last bar is open."""
 
 NEAR = (0.01, 0.05)
-"""Nats from a threshold within which a position is near it: another proxy or batch shape may decide it otherwise."""
+"""Distances from a threshold, in nats, within which another proxy or batch shape may change a decision."""
 
 COUNTS = ("positions", "selectable", "kept")
 MANY_VALUES = 20
-"""A metadata column with more different values is no group."""
+"""Maximum number of distinct values of a metadata column that is shown as a group."""
 LONG_VALUE = 80
 RARE = 20
-"""Tokens selectable less often are not among the hardest: their mean says little."""
+"""Minimum count of a token among the hardest, because the mean of fewer is too uncertain."""
 TOKENS_SHOWN = 40
 VALUES_SHOWN = 200
 OTHERS = "(all others)"
@@ -45,7 +45,7 @@ _REVERSED = re.compile(r"(\d*\.?\d+)\s*(?:>=?|<=?)\s*(entropy|entropy_partial|nl
 
 @dataclass(frozen=True)
 class Threshold:
-    """A number that a rule compares a score with."""
+    """Number that a rule compares a score with."""
 
     split: str
     column: str
@@ -55,7 +55,7 @@ class Threshold:
 
 
 def thresholds(rule: SelectConfig) -> list[Threshold]:
-    """The numbers that the rules compare scores with, and the bands' own.
+    """Return the numbers that the rules compare scores with, and the thresholds of the bands.
 
     Example:
         >>> rule = SelectConfig(where="1.2 < entropy AND field = 'entropy > 9'", validation_where="true")
@@ -119,22 +119,22 @@ class Distributions:
     # ------------------------------------------------------------------------------------------------ results
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """By split: `positions`, `selectable`, `kept`."""
+        """Return `positions`, `selectable`, `kept` by split."""
         summed = self._groups["decision"].group_by("split").agg(pl.col(COUNTS).sum())
         counts = {row.pop("split"): row for row in summed.to_dicts()}
         return {split: counts.get(split, dict.fromkeys(COUNTS, 0)) for split in SPLITS}
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:
-        """By column: a row a value with `positions`, `selectable` and `kept` of each split."""
+        """Return, by column, one row per value with `positions`, `selectable` and `kept` of each split."""
         named = dict(self._groups) | {f"meta.{name}": g for name, g in self._meta.items() if g is not None}
         return {name: _rows(group) for name, group in named.items()}
 
     def many_values(self) -> list[str]:
-        """Metadata columns that are no group, since they have more than `MANY_VALUES` values."""
+        """Return the metadata columns that have more than `MANY_VALUES` values and so are not grouped."""
         return sorted(name for name, group in self._meta.items() if group is None)
 
     def histograms(self) -> dict[str, Any]:
-        """By metric and split: counts of the bars that begin at `edges`, and means over them."""
+        """Return the counts of the bars that begin at `edges` and the means, by metric and split."""
         result: dict[str, Any] = {}
         for metric, edges in EDGES.items():
             splits: dict[str, Any] = {}
@@ -148,7 +148,7 @@ class Distributions:
         return result
 
     def near(self) -> list[dict[str, Any]]:
-        """Selectable positions within `NEAR` of every threshold, and how many of them are kept."""
+        """Return how many selectable and kept positions are within each distance of `NEAR` from every threshold."""
         return [
             {"split": t.split, "column": t.column, "threshold": t.value, "source": t.source, "within": width}
             | {"selectable": counts[0], "kept": counts[1]}
@@ -156,7 +156,7 @@ class Distributions:
         ]
 
     def tokens(self) -> dict[str, list[dict[str, Any]]]:
-        """The tokens of highest mean loss among those that are not rare, and those that are sites most often."""
+        """Return the tokens of highest mean loss that are not rare, and the tokens selected most often."""
         frame = self._tokens.with_columns(
             mean_entropy=pl.col("entropy") / pl.col("selectable"), mean_nll=pl.col("nll") / pl.col("selectable")
         )
@@ -174,10 +174,10 @@ class Distributions:
     # ----------------------------------------------------------------------------------------------- counting
 
     def _add_group(self, name: str, grouped: Any) -> None:
-        self._groups[name] = _added(self._groups.get(name), grouped.agg(*_COUNTED))
+        self._groups[name] = _add_counts(self._groups.get(name), grouped.agg(*_COUNTED))
 
     def _add_documents(self, shard: AuditedShard, frame: pl.DataFrame) -> None:
-        """Groups by what a document has: its source file and its metadata."""
+        """Count groups by properties of documents: source file and metadata."""
         counted = frame.group_by("doc_id", "split", maintain_order=True).agg(*_COUNTED)
         documents = pl.DataFrame(pl.from_arrow(shard.documents.select(["doc_id", "source_file", "meta"])))
         counted = counted.join(documents, on="doc_id", how="left", maintain_order="left")
@@ -188,14 +188,14 @@ class Distributions:
                 continue
             values = pl.Series("value", [_value(row[name]) if name in row else None for row in meta], dtype=pl.String)
             grouped = counted.with_columns(values).group_by("split", "value").agg(pl.col(COUNTS).sum())
-            added = _added(self._meta.get(name), grouped)
+            added = _add_counts(self._meta.get(name), grouped)
             distinct = added["value"].drop_nulls().unique()
             fits = len(distinct) <= MANY_VALUES and all(len(value) <= LONG_VALUE for value in distinct)
             self._meta[name] = added if fits else None
 
     def _add_group_of(self, column: str, counted: pl.DataFrame) -> None:
         grouped = counted.group_by("split", pl.col(column).alias("value")).agg(pl.col(COUNTS).sum())
-        self._groups[column] = _added(self._groups.get(column), grouped)
+        self._groups[column] = _add_counts(self._groups.get(column), grouped)
 
     def _add_tokens(self, shard: AuditedShard, frame: pl.DataFrame) -> None:
         counted = (
@@ -227,14 +227,14 @@ _COUNTED = (
 )
 
 
-def _added(total: pl.DataFrame | None, counted: pl.DataFrame) -> pl.DataFrame:
+def _add_counts(total: pl.DataFrame | None, counted: pl.DataFrame) -> pl.DataFrame:
     counted = counted.select("split", "value", pl.col(COUNTS).cast(pl.Int64))
     both = counted if total is None else pl.concat([total, counted])
     return both.group_by("split", "value").agg(pl.col(COUNTS).sum())
 
 
 def _rows(group: pl.DataFrame) -> list[dict[str, Any]]:
-    """A row a value with both splits' counts, those with most positions first; a tail of small ones is summed up."""
+    """Return one row per value, most positions first; values beyond `VALUES_SHOWN` are summed up in one row."""
     order = group.group_by("value").agg(pl.col("positions").sum()).sort("positions", "value", descending=[True, False])
     shown = order["value"].head(VALUES_SHOWN)
     value = pl.when(pl.col("value").is_in(shown.to_list()) | pl.col("value").is_null()).then("value")
@@ -250,5 +250,5 @@ def _rows(group: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _value(value: Any) -> str | None:
-    """A metadata value as the name of a group."""
+    """Return a metadata value as the name of a group."""
     return value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What did not become a document: quarantined records, duplicates, and what matched an evaluation set."""
+"""Records that did not become documents: quarantined, duplicates, and matches of an evaluation set."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.core.parquet import read_table
 
 ROWS_SHOWN = 50
 BYTES_SHOWN = 400
-"""Of a quarantined record."""
+"""Bytes shown of a quarantined record."""
 
 
 def quarantine(lineage: Lineage) -> dict[str, Any]:
-    """By stage and reason how many records there are, and the first of each reason with their bytes."""
+    """Return the number of quarantined records by stage and reason, and the first few of each reason."""
     reasons: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     for stage, record in (("ingest", lineage.ingest), ("score", lineage.score)):
@@ -33,7 +33,7 @@ def quarantine(lineage: Lineage) -> dict[str, Any]:
 
 
 def duplicates(lineage: Lineage) -> dict[str, Any]:
-    """How many documents were dropped as copies of another, and the largest groups of equal ones with their sources."""
+    """Return the number of dropped duplicates, and the largest groups of equal documents with their sources."""
     counters = lineage.ingest.counters
     counts = {
         n.removeprefix("dropped."): c for n, c in counters.items() if n.startswith("dropped.") and "duplicate" in n
@@ -56,7 +56,7 @@ def duplicates(lineage: Lineage) -> dict[str, Any]:
 
 
 def matches(lineage: Lineage) -> dict[str, Any]:
-    """What matched what: documents that left since they nearly are another, or overlap with an evaluation set."""
+    """Return the matches of dropped documents with near-duplicates or an evaluation set."""
     sought = any(lineage.ingest.config.get(rule) for rule in ("near_duplicates", "decontaminate"))
     assigned = lineage.before.get("assign")
     tables = [read_table(file) for file in assigned.files("matches")] if assigned else []

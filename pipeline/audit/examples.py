@@ -1,4 +1,4 @@
-"""Documents to look at: a stratified sample, each as a token heat map (assets/heatmap.js)."""
+"""A stratified sample of documents, each as a token heat map (assets/heatmap.js)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.core.random_keys import random_key
 from pipeline.core.tokenizer import CorpusTokenizer
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
-"""Strata by the share of selectable positions that is kept: none, up to 2 %, …, more than 40 %."""
+"""Upper limits of the strata: share of selectable positions that is kept, none to more than 40 %."""
 TOKENS_SHOWN = 2000
 
 
 @dataclass(frozen=True, order=True)
 class Example:
-    """A document of the sample."""
+    """Document of the sample."""
 
     key: int
-    """Its random number: the smallest of a stratum are taken."""
+    """Random number; the documents with the smallest ones in a stratum are taken."""
     shard: int
     doc_id: str
     split: str
@@ -35,14 +35,14 @@ class Example:
 
 
 class Sample:
-    """At most `count` documents, as evenly as possible from every (split, share kept) there is."""
+    """Sample of at most `count` documents, spread evenly over the (split, share kept) strata."""
 
     def __init__(self, count: int, seed: int = 0) -> None:
         self._count, self._seed = count, seed
         self._strata: dict[tuple[str, int], list[tuple[int, Example]]] = defaultdict(list)
 
     def add(self, shard: int, frame: pl.DataFrame) -> None:
-        """Consider the documents of a frame of `decisions`."""
+        """Consider the documents of a frame of `decisions` for the sample."""
         counted = frame.group_by("doc_id", "split", maintain_order=True).agg(
             pl.len(), pl.col("selectable").sum(), pl.col("kept").sum()
         )
@@ -56,7 +56,7 @@ class Sample:
                 heapq.heappop(heap)
 
     def chosen(self) -> list[Example]:
-        """The sample: strata in turn, each by its documents' keys."""
+        """Return the sample, taking from each stratum in turn."""
         queues = [sorted((e for _, e in heap), reverse=True) for _, heap in sorted(self._strata.items())]
         chosen: list[Example] = []
         while any(queues) and len(chosen) < self._count:
@@ -69,7 +69,7 @@ class Sample:
 def heat_maps(
     shard: AuditedShard, frame: pl.DataFrame, doc_ids: set[str], tops: TopTokens | None
 ) -> dict[str, dict[str, Any]]:
-    """The documents of a frame that are wanted, as `RptHeatmap.mount` takes them; of long ones the beginning."""
+    """Return heat maps for `RptHeatmap.mount`, by document; long documents are truncated to `TOKENS_SHOWN`."""
     documents = {row["doc_id"]: row for row in shard.documents.to_pylist() if row["doc_id"] in doc_ids}
     made: dict[str, dict[str, Any]] = {}
     for (doc_id,), positions in frame.filter(pl.col("doc_id").is_in(list(doc_ids))).group_by(
@@ -95,7 +95,7 @@ def _heat_map(document: dict[str, Any], positions: pl.DataFrame, tops: TopTokens
         "tokens": tokens,
         "raw": {i: p.hex() for i, (p, t) in enumerate(zip(pieces, tokens, strict=True)) if t.encode() != p},
         **{n: [_short(v) for v in shown[n]] for n in ("entropy", "nll", "rank", "entropy_partial")},
-        **{name: _coded(shown[name]) for name in ("field", "token_class")},
+        **{name: _dictionary_encode(shown[name]) for name in ("field", "token_class")},
         "state": [state[name] for name in shown["decision"]],
         "reasons": reasons,
         "top": tops.of(document["doc_id"], shown) if tops else None,
@@ -104,15 +104,15 @@ def _heat_map(document: dict[str, Any], positions: pl.DataFrame, tops: TopTokens
 
 @dataclass(frozen=True)
 class TopTokens:
-    """The proxy's most likely tokens of some documents, where the scores hold them."""
+    """The proxy's most likely tokens in some documents. Shape: T positions, K tokens per position."""
 
     tokenizer: CorpusTokenizer
     ids: dict[str, list[int | None]]
     logprobs: dict[str, list[float | None]]
-    """By document, flattened to T·K."""
+    """Log-probabilities by document, flattened to T·K."""
 
     def of(self, doc_id: str, shown: pl.DataFrame) -> list[list[list[Any]] | None]:
-        """Of kept positions alone: the others' would not fit into one page."""
+        """Return (text, log-probability) pairs of the kept positions; those of all would not fit into one page."""
         ids, logprobs = self.ids[doc_id], self.logprobs[doc_id]
         K = len(ids) // shown["tokens"][0]
         return [
@@ -125,11 +125,11 @@ class TopTokens:
 
 
 def _short(value: float | int | None) -> float | int | None:
-    """Three decimals: what a page shows."""
+    """Return a number rounded to the three decimals that a page shows."""
     return round(value, 3) if isinstance(value, float) else value
 
 
-def _coded(column: pl.Series) -> dict[str, list[Any]]:
-    """Names once, and which of them each token has."""
+def _dictionary_encode(column: pl.Series) -> dict[str, list[Any]]:
+    """Return the distinct names, and the index of each token's name."""
     names = column.unique(maintain_order=True)
     return {"names": names.to_list(), "of": column.replace_strict(names, range(len(names))).to_list()}

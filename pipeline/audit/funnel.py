@@ -1,4 +1,4 @@
-"""The funnel: from records to training examples, with every reason for which something was lost, from the records."""
+"""The funnel from source records to training examples, with the number lost for every reason."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from pipeline.core.artifact import Counters, Record
 
 @dataclass(frozen=True)
 class Step:
-    """What is left after a stage. `count` = the step before − Σ `lost`, wherever the unit is the same."""
+    """What remains after a stage.
+
+    `count` = `count` of the step before − Σ `lost`, if both steps have the same unit.
+    """
 
     stage: str
     name: str
     unit: str
     count: int
     lost: dict[str, int] = field(default_factory=dict)
-    """By reason: `duplicate`, `where`, …, quarantined ones as `quarantined: <reason>`."""
+    """Number lost by reason: `duplicate`, `where`, …, `quarantined: <reason>`."""
 
 
 def funnel(lineage: Lineage) -> list[Step]:
-    """From the records of the source to the rows of the shards."""
+    """Return the steps from the records of the source to the rows of the shards."""
     ingest, score, select = (record.counters for record in (lineage.ingest, lineage.score, lineage.select))
     steps = [
         Step("ingest", "records of the source", "documents", ingest["records"]),
@@ -37,7 +40,7 @@ def funnel(lineage: Lineage) -> list[Step]:
 
 
 def losses(counters: Counters) -> dict[str, int]:
-    """By reason what a stage lost, the zeros too: a reason that was asked and never applied is news as well."""
+    """Return how much a stage lost by reason, zeros included: a rule that never applied is information too."""
     dropped = {n.removeprefix("dropped."): c for n, c in counters.items() if n.startswith("dropped.")}
     quarantined = {
         n.replace("quarantined.", "quarantined: "): c for n, c in counters.items() if n.startswith("quarantined.")
@@ -46,10 +49,10 @@ def losses(counters: Counters) -> dict[str, int]:
 
 
 def kept(counters: Counters) -> int:
-    """Over both splits."""
+    """Return the number kept in both splits together."""
     return counters["kept.train"] + counters["kept.validation"]
 
 
 def shard_bytes(record: Record | None) -> int:
-    """Size of everything a stage has published."""
+    """Return the total size of the files of a record, in bytes."""
     return sum(entry.bytes for done in record.completions for entry in done.files.values()) if record else 0

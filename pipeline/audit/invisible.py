@@ -1,12 +1,12 @@
-"""Text as what it is: characters that would be invisible, or would move what stands around them, get a shape."""
+"""Escape characters that are invisible or that change how the text around them is displayed."""
 
 from __future__ import annotations
 
 
 def escape_invisible(content: bytes | str) -> str:
-    """Control, format and unassigned characters as ⟨U+200B⟩ or control pictures, bytes that are no UTF-8 as ⟨E4⟩.
+    """Return the text with invisible characters as ⟨U+200B⟩ or control pictures, and bytes that are not UTF-8 as ⟨E4⟩.
 
-    Spaces, tabs and line feeds stay.
+    Invisible characters are control, format and unassigned ones; spaces, tabs and line feeds stay.
 
     Example:
         >>> escape_invisible("a" + chr(0x202E) + "b" + chr(0x1B) + "n")
@@ -24,6 +24,6 @@ def _shape(character: str) -> str:
         return character
     if code < 0x20:
         return chr(0x2400 + code)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte, by `surrogateescape`
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, decoded by `surrogateescape`
         return f"⟨{code - 0xDC00:02X}⟩"
     return f"⟨U+{code:04X}⟩"

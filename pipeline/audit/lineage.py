@@ -1,4 +1,4 @@
-"""Which records a selection stands on, and which shards were made of it: found by the content that each one names."""
+"""The lineage of a selection: the records it was made from and the shards made from it, linked by content hash."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import SITES
 
 _STAGES = ("read", "near", "assign", "proxy")
-"""Stages whose output others are made of, beside the four of `rpt data`, in the order in which they run."""
+"""Stages that precede or feed the four of `rpt data`, in the order in which they run."""
 
 
 SHOWN = 8
-"""Selections that a message lists, of those that were made."""
+"""Maximum number of existing selections that an error message lists."""
 
 
 @dataclass(frozen=True)
@@ -30,51 +30,53 @@ class Lineage:
     """The records of one selection."""
 
     name: str
-    """The manifest's."""
+    """Name of the manifest."""
     ingest: Record
     score: Record
     select: Record
     materialize: Record | None
-    """None: the selection has not been made into shards."""
+    """None if no shards were made from the selection."""
     before: Mapping[str, Record]
-    """By stage: what those were made of (`read`, `assign`, `proxy`, …), as far as it is still there."""
+    """Records of the preceding stages (`read`, `assign`, `proxy`, …) that still exist, by stage."""
 
     @property
     def rule(self) -> SelectConfig:
+        """Return the configuration of the selection."""
         return SelectConfig.model_validate(self.select.config)
 
     @property
     def records(self) -> dict[str, Record]:
-        """By stage, from the source on."""
+        """Return the records by stage, from the source on."""
         own = {"ingest": self.ingest, "score": self.score, "select": self.select, "materialize": self.materialize}
         made = {stage: record for stage, record in own.items() if record is not None}
         return {stage: self.before[stage] for stage in _STAGES if stage in self.before} | made
 
 
 def lineage_of(work: Path, manifest: Manifest) -> Lineage:
-    """The records of the selection that `manifest` describes.
+    """Return the lineage of the selection that `manifest` describes.
 
     Args:
-        work: the manifest's folder.
-        manifest: with its overrides. Where several sources gave the same configuration, the current one counts.
+        work: The manifest's folder.
+        manifest: The manifest with its overrides. If several sources have the same configuration, the current one is
+            used.
 
     Raises:
-        UserError: that selection has not been made.
+        UserError: The selection does not exist.
     """
-    wanted, flags = manifest.select.identity(), _flags(manifest)
+    config, flags = manifest.select.identity(), _flags(manifest)
     found = [
         lineage
         for record in _records(work, "select")
-        if (record.config, record.inputs.get("flags")) == (wanted, flags)
+        if (record.config, record.inputs.get("flags")) == (config, flags)
         and (lineage := _up_to(work, manifest, record)) is not None
     ]
     if not found:
         made = [f"{r.fingerprint} (where: {_short(r.config['where'])})" for r in _records(work, "select")]
         raise UserError(
-            "this selection has not been made",
+            "this selection does not exist",
             where=_short(manifest.select.where),
             hint="run `rpt data` (or `rpt select`) with this manifest and these overrides first; "
-            f"in {work} there are: {', '.join(made[-SHOWN:]) or 'none'}",
+            f"selections in {work}: {', '.join(made[-SHOWN:]) or 'none'}",
         )
     lineage = max(found, key=lambda lineage: _preference(work, lineage))
     check_columns(lineage.score, "scores", SCORE_TABLE_COLUMNS)
@@ -83,47 +85,49 @@ def lineage_of(work: Path, manifest: Manifest) -> Lineage:
 
 
 def lineage_of_fingerprint(work: Path, manifest: Manifest, fingerprint: str) -> Lineage:
-    """The records of the selection in the folder `fingerprint`.
+    """Return the lineage of the selection in the folder `fingerprint`.
 
     Raises:
-        UserError: there is none.
+        UserError: There is no such selection.
     """
     records = _records(work, "select")
     for record in records:
         if record.fingerprint == fingerprint and (lineage := _up_to(work, None, record, manifest.name)) is not None:
             return lineage
     known = ", ".join(record.fingerprint for record in records) or "none"
-    raise UserError("no such selection", where=work / "select" / fingerprint, hint=f"there are: {known}")
+    raise UserError("no such selection", where=work / "select" / fingerprint, hint=f"known selections: {known}")
 
 
 def check_columns(record: Record, table: str, columns: Collection[str]) -> None:
-    """Refuse what an earlier version of the code made, in which a column is not there yet.
+    """Refuse a table of an earlier version of the code that lacks a column.
 
     Raises:
-        UserError: it did.
+        UserError: A column is missing.
     """
     for file in record.files(table)[:1]:
         missing = [name for name in columns if name not in pq.read_schema(file.path).names]
         if missing:
-            what = f"`{table}` of an earlier version of rpt, without {', '.join(missing)}"
+            what = f"`{table}` was written by an earlier version of rpt and lacks {', '.join(missing)}"
             raise UserError(what, where=record.directory, hint="run `rpt data` again")
 
 
 def lineage_of_shards(work: Path, manifest: Manifest, shards: Record) -> Lineage:
-    """The records that shards were made of.
+    """Return the lineage of the selection that shards were made from.
 
     Raises:
-        UserError: they are not there any more.
+        UserError: The inputs of the shards no longer exist.
     """
     select = _by_content(work, "select", shards.inputs.get("sites"))
     lineage = _up_to(work, None, select, manifest.name) if select is not None else None
     if lineage is None:
-        raise UserError("what the shards were made of is gone", where=shards.directory, hint="run `rpt data` again")
+        raise UserError(
+            "the inputs of these shards no longer exist", where=shards.directory, hint="run `rpt data` again"
+        )
     return replace(lineage, materialize=shards)
 
 
 def proxy_tokenizer(manifest: Manifest, lineage: Lineage) -> CorpusTokenizer | None:
-    """Names the proxy's most likely tokens, where they were stored."""
+    """Return the proxy's tokenizer if its most likely tokens were stored, otherwise None."""
     if not lineage.score.config["score"]["store_top"]:
         return None
     fitted = lineage.before.get("proxy")
@@ -133,7 +137,7 @@ def proxy_tokenizer(manifest: Manifest, lineage: Lineage) -> CorpusTokenizer | N
 
 
 def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = "") -> Lineage | None:
-    """The lineage of a selection, if its records are there and are the manifest's."""
+    """Return the lineage of a selection if its records exist and match the manifest, otherwise None."""
     ingest = _by_content(work, "ingest", select.inputs.get("documents"))
     score = _by_content(work, "score", select.inputs.get("scores"))
     if ingest is None or score is None:
@@ -158,7 +162,7 @@ def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = ""
 
 
 def _preference(work: Path, lineage: Lineage) -> tuple[bool, bool, int, bool]:
-    """What was made last comes first, and what a later version of the code made."""
+    """Return a sort key that prefers current records and later versions of the code."""
     ingest, score = (_current(work, record) for record in (lineage.ingest, lineage.score))
     return ingest, score, lineage.select.version, _current(work, lineage.select)
 
@@ -169,7 +173,7 @@ def _short(where: str) -> str:
 
 
 def _flags(manifest: Manifest) -> str | None:
-    """Hash of the sites that the manifest leaves out by name."""
+    """Return the hash of the file of sites that the manifest excludes."""
     if manifest.select.exclude is None:
         return None
     path = Path(manifest.select.exclude)

@@ -1,4 +1,4 @@
-"""Where a position of a corpus lies: found by its `site_id` in the tables that a selection stands on."""
+"""Locate a position by its `site_id` in the tables that a selection was made from."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _SITE_ID = re.compile(r"(?P<doc_id>[0-9a-f]{32})-(?P<position>[0-9]{1,9})")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a published file whose sha256 was checked."""
+    """Row of a published file whose sha256 was checked."""
 
     table: str
     file: InputFile
     row: int
     values: pa.Table
-    """That row."""
+    """The row, as a table."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """The rows that hold a document, and one of its positions."""
+    """A position, and the rows of the tables that contain it or its document."""
 
     doc_id: str
     position: int
@@ -39,37 +39,38 @@ class Location:
     document: Row
     scores: Row
     site: Row | None
-    """None: the position is no site."""
+    """None if the position is not a site."""
     example: Row | None
-    """None: it has not been made into a training example."""
+    """None if no training example was made from it."""
     sites: pa.Table
-    """All of the document's."""
+    """All sites of the document."""
 
     @property
     def site_id(self) -> str:
+        """Return `<doc_id>-<position>`."""
         return f"{self.doc_id}-{self.position}"
 
     @property
-    def audited(self) -> AuditedShard:
-        """The document alone, as the audit looks at a shard."""
+    def audited_shard(self) -> AuditedShard:
+        """Return the document as a shard of its own, which `decisions` takes."""
         sites = pl.DataFrame(pl.from_arrow(self.sites))
         return AuditedShard(self.shard, self.document.values, self.scores.values, sites)
 
 
 def locate(lineage: Lineage, site_id: str) -> Location:
-    """Find a position, a site or not.
+    """Locate a position, whether or not it is a site.
 
     Args:
-        lineage: the selection.
+        lineage: The selection.
         site_id: `<doc_id>-<position>`.
 
     Raises:
-        UserError: no such document, or it has no such position.
-        IntegrityError: a file that was looked into was changed.
+        UserError: There is no such document, or it has no such position.
+        IntegrityError: A file differs from its recorded hash.
     """
     match = _SITE_ID.fullmatch(site_id)
     if match is None:
-        raise UserError("not a site's id", where=site_id, hint="<doc_id>-<position>, as in the column `site_id`")
+        raise UserError("not a site id", where=site_id, hint="use <doc_id>-<position>, as in the column `site_id`")
     doc_id, position = match["doc_id"], int(match["position"])
     shard = _shard_of(lineage.ingest, doc_id)
     document = _row(lineage.ingest, "documents", shard, doc_id)
@@ -91,18 +92,18 @@ def locate(lineage: Lineage, site_id: str) -> Location:
 
 
 def _shard_of(documents: Record, doc_id: str) -> int:
-    """The shard of a document; shards of all stages hold the same documents."""
+    """Return the shard of a document; shards of all stages contain the same documents."""
     for done in documents.completions:
         file = documents.file("documents", done.shard)
         if file is not None:
             ids = pl.scan_parquet(file.verified()).filter(pl.col("doc_id") == doc_id).select(pl.len())
             if ids.collect().item():
                 return done.shard
-    raise UserError("no document has that id", where=doc_id, hint="is it of this manifest?")
+    raise UserError("no document has this id", where=doc_id, hint="check that it belongs to this manifest")
 
 
 def _row(record: Record, table: str, shard: int, value: str, column: str = "doc_id") -> Row | None:
-    """The row of a table's shard that has `value` in `column`."""
+    """Return the row of a table's shard that has `value` in `column`; None if there is none."""
     file = record.file(table, shard)
     if file is None:
         return None

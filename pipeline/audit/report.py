@@ -1,7 +1,7 @@
-"""The report of `rpt audit`: every number as one JSON object, and a page made of it that opens from a file.
+"""The report of `rpt audit`: every number as one JSON object, and an offline HTML page made from it.
 
-The page holds its styles, its script and its data; nothing is loaded, and its Content-Security-Policy says so: the one
-script and the one style are allowed by their hashes. Corpus text reaches it escaped by Jinja or as JSON in data blocks.
+The page contains its styles, script and data and loads nothing. Its Content-Security-Policy allows only that one script
+and that one style, by their hashes. Corpus text enters the page escaped by Jinja, or as JSON in data blocks.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.selection.sites import BANDS
 
 FORMAT = 1
-"""Of `audit.json`; raised when a key changes its meaning."""
+"""Version of the format of `audit.json`, raised when a key changes its meaning."""
 PAGE_BYTES = 5_000_000
-"""A page is never larger: browsers stall on more."""
+"""Maximum size of a page, because browsers stall on larger ones."""
 DOCUMENTS = 100
 ROWS_SHOWN = 50
 TEXT_SHOWN, CELL_SHOWN = 60, 240
-"""Characters of a token in a table, and of any other value."""
+"""Characters shown of a token in a table, and of any other value."""
 
 _FOLDER = Path(__file__).parent
 _STYLES = ("base.css", "heatmap.css", "report.css")
@@ -46,18 +46,18 @@ _SCRIPTS = ("theme.js", "heatmap.js", "report.js")
 def audit(
     lineage: Lineage, *, documents: int = DOCUMENTS, proxy: CorpusTokenizer | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Look at every position once, and at a sample of documents.
+    """Count every position of a selection and draw heat maps of a sample of its documents.
 
     Args:
-        lineage: the selection.
-        documents: how many heat maps.
-        proxy: names the proxy's most likely tokens, where the scores hold them.
+        lineage: The selection.
+        documents: Number of heat maps.
+        proxy: Tokenizer that decodes the proxy's most likely tokens, if the scores contain them.
 
     Returns:
-        The content of `audit.json`, and the documents' heat maps.
+        The content of `audit.json`, and the heat maps.
 
     Raises:
-        IntegrityError: a file is not the one that was recorded.
+        IntegrityError: A file differs from its recorded hash.
     """
     counted, sample = Distributions(lineage.rule), Sample(documents)
     for shard in shards(lineage):
@@ -91,11 +91,10 @@ def audit(
 
 
 def _heat_maps(lineage: Lineage, chosen: Sequence[Example], proxy: CorpusTokenizer | None) -> list[dict[str, Any]]:
-    """In the order in which they were chosen."""
+    """Return the heat maps in the order in which the documents were chosen."""
     ids = {example.doc_id for example in chosen}
-    wanted = {example.shard for example in chosen}
     made: dict[str, dict[str, Any]] = {}
-    for shard in shards(lineage, only=wanted):
+    for shard in shards(lineage, only={example.shard for example in chosen}):
         tops = _top_tokens(lineage, shard.index, ids, proxy) if proxy else None
         for frame in decisions(lineage, shard):
             made |= heat_maps(shard, frame, ids, tops)
@@ -114,7 +113,7 @@ def _top_tokens(lineage: Lineage, shard: int, doc_ids: set[str], proxy: CorpusTo
 
 
 def _records(lineage: Lineage) -> list[dict[str, Any]]:
-    """The records from the source on, each file's bytes compared with its hash now."""
+    """Return the records from the source on, after hashing every file again."""
     rows = []
     for stage, record in lineage.records.items():
         entries = [entry for done in record.completions for entry in done.files.values()]
@@ -144,9 +143,9 @@ def _records(lineage: Lineage) -> list[dict[str, Any]]:
 
 
 def page(summary: Mapping[str, Any], heat_maps: Sequence[Mapping[str, Any]]) -> str:
-    """The report as one HTML file of at most `PAGE_BYTES`: documents that do not fit are left out, and it says so."""
+    """Return the report as HTML of at most `PAGE_BYTES`; it states how many documents did not fit."""
     documents = [
-        _listed(example, heat_map) | {"block": embedded(heat_map)}
+        _list_entry(example, heat_map) | {"block": embedded(heat_map)}
         for example, heat_map in zip(summary["shown"], heat_maps, strict=True)
     ]
     html = render("report.html.j2", **_view(summary), documents=documents)
@@ -158,18 +157,18 @@ def page(summary: Mapping[str, Any], heat_maps: Sequence[Mapping[str, Any]]) -> 
 
 
 def comparison_page(comparison: Mapping[str, Any]) -> str:
-    """The comparison of two selections as one HTML file."""
+    """Return the comparison of two selections as one HTML file."""
     titles = {"band": "Difficulty band", "token_class": "Token class", "field": "Field", "source_file": "Source file"}
     groups = [(title, _group(name, comparison["groups"][name])) for name, title in titles.items()]
     return render("compare.html.j2", **{**comparison, "groups": groups})
 
 
 def _view(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template shows of `audit.json`, arranged."""
+    """Return the values of the template, arranged from `audit.json`."""
     size, examples = summary["bytes"], summary["examples"]
     cards = [(_number(step["count"]), step["name"]) for step in summary["funnel"][:4]]
     cards += [(_number(summary["sites"][split]), f"{split} sites") for split in SPLITS]
-    cards += [(_number(size / examples, 1), "bytes an example")] if examples else []
+    cards += [(_number(size / examples, 1), "bytes per example")] if examples else []
     widest = {"documents": 0, "positions": 0}
     for step in summary["funnel"]:
         widest[step["unit"]] = max(widest[step["unit"]], step["count"])
@@ -212,7 +211,7 @@ def _titles(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _group(name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with a label, in the order in which they are read."""
+    """Return the rows with labels, in reading order."""
     order = {"decile": [str(d) for d in range(10)], "band": ["none", *BANDS]}.get(name)
     if order is not None:
         rows = sorted(rows, key=lambda row: order.index(row["value"]))
@@ -223,16 +222,16 @@ def _group(name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return [dict(row) | {"label": labels.get(row["value"], row["value"] or empty)} for row in rows[:ROWS_SHOWN]]
 
 
-def _listed(example: Mapping[str, Any], heat_map: Mapping[str, Any]) -> dict[str, Any]:
-    """A document in the list of documents."""
+def _list_entry(example: Mapping[str, Any], heat_map: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry of a document in the list of documents."""
     share = example["kept"] / max(example["selectable"], 1)
     beginning = " ".join("".join(heat_map["tokens"][:60]).split())[:160]
     return dict(example) | {"share": f"{share:.6f}", "beginning": beginning}
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of `templates/`, with the shared styles and script and the policy that allows only them."""
-    style, script = (_joined(names) for names in (_STYLES, _SCRIPTS))
+    """Render a page of `templates/` with the shared styles and script and a policy that allows only them."""
+    style, script = (_concatenated(names) for names in (_STYLES, _SCRIPTS))
     environment = Environment(
         loader=FileSystemLoader(_FOLDER / "templates"),
         autoescape=True,
@@ -258,34 +257,39 @@ def render(template: str, **values: Any) -> str:
 
 
 def embedded(value: Any) -> str:
-    """JSON for a data block of a page: nothing in it ends the block or a line.
+    r"""Return JSON for a data block of a page, escaped so that no text in it can end the block.
 
     Example:
         >>> embedded({"token": "</script>" + chr(0x2028)})
-        '{"token":"\\\\u003c/script>\\\\u2028"}'
+        '{"token":"\\u003c/script>\\u2028"}'
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=as_json)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def as_json(value: Any) -> str:
-    """Bytes of a source as JSON has them: text, with \\xNN where they are none."""
+    r"""Return bytes as text for JSON, with \xNN where they are not UTF-8.
+
+    Raises:
+        TypeError: The value is not bytes.
+    """
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="backslashreplace")
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def _joined(names: Sequence[str]) -> str:
+def _concatenated(names: Sequence[str]) -> str:
     return "\n".join((_FOLDER / "assets" / name).read_text(encoding="utf-8") for name in names)
 
 
 def _source(text: str) -> str:
-    """A source expression that allows exactly this text inline."""
+    """Return the CSP source expression that allows exactly this inline text."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    """
+    """Format a number with thousands separators.
+
     Example:
         >>> _number(1234567), _number(0.456), _number(None)
         ('1,234,567', '0.46', '–')
@@ -296,7 +300,8 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def _percent(part: float, whole: float) -> str:
-    """
+    """Format a share in percent.
+
     Example:
         >>> _percent(1, 8), _percent(0, 0), _percent(1, 100_000), _percent(3, 3)
         ('12.5 %', '–', '< 0.1 %', '100 %')
@@ -310,10 +315,10 @@ def _percent(part: float, whole: float) -> str:
 
 
 def _token(text: str) -> str:
-    """A token on its own: what is invisible in it has a shape, spaces and line ends too.
+    r"""Return a token with visible marks for invisible characters, spaces and line ends.
 
     Example:
-        >>> _token(" the"), _token("\\n")
+        >>> _token(" the"), _token("\n")
         ('␣the', '⏎')
     """
     shown = text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]} … {len(text):,} characters"

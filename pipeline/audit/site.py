@@ -1,4 +1,4 @@
-"""One position of a corpus: its text, its scores, the decision on it, and what the trainer makes of it."""
+"""One position of a corpus: its text, scores, decision, and the training example made from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.grpo.rollout.prompt import PromptBuilder
 
 BYTES_BEFORE, BYTES_AFTER = 600, 240
-"""Of the document, around the position."""
+"""Bytes of the document shown before and after the position."""
 SCORES = ("entropy", "entropy_partial", "nll", "rank")
 
 
@@ -31,23 +31,23 @@ def site(
     prompts: Callable[[], PromptBuilder],
     proxy: CorpusTokenizer | None,
 ) -> dict[str, Any]:
-    """Everything that is known of a position.
+    """Return everything known about a position, as JSON values.
 
     Args:
-        lineage: the selection.
-        where: the position.
-        config: how sites become examples.
-        policy: its tokenizer.
-        prompts: the trainer's `PromptBuilder`.
-        proxy: the proxy's tokenizer, which names its most likely tokens; None where they were not stored.
+        lineage: The selection.
+        where: The position.
+        config: Settings that turn sites into examples.
+        policy: Tokenizer of the policy.
+        prompts: Returns the trainer's `PromptBuilder`.
+        proxy: Tokenizer that decodes the proxy's most likely tokens; None if they were not stored.
 
     Returns:
-        JSON values: where it is from; `before`, `token`, `after`, as text; the scores in nats, `rank` (0: the proxy
-        thought nothing likelier) and `top` (text, probability), null where there are none; `decision`: `kept`, or the
-        reason of the rejection; `trained`: `as_trained`.
+        The origin; `before`, `token`, `after` as text; the scores in nats, `rank` (0: the proxy's most likely token)
+        and `top` (text, probability), null where there are none; `decision`: `kept`, or the reason of the rejection;
+        `trained`: the result of `as_trained`.
     """
     document = Document(where.document.values, where.scores.values)
-    row = pl.concat(decisions(lineage, where.audited)).row(where.position, named=True)
+    row = pl.concat(decisions(lineage, where.audited_shard)).row(where.position, named=True)
     begin = row["byte_offset"]
     end = begin + len(document.tokens[where.position])
     shown = slice(where.position, where.position + 1)

@@ -1,4 +1,4 @@
-"""Whether the files of a corpus are still those that its documents were read from."""
+"""Check that the files of a corpus are still those that its documents were read from."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from pipeline.core.workspace import source_pointer
 from pipeline.corpus.scan import checksums_of
 from pipeline.corpus.sources import SourceFile, corpus_files
 
-GONE = "the source has no such file any more"
-CHANGED = "the source file was changed after it was read"
+GONE = "the source no longer has this file"
+CHANGED = "the source file has changed since it was read"
 
 
 def source_damage(work: Path, config: CorpusConfig, source: str | None) -> list[dict[str, str]]:
-    """Hash the files of the corpus again, and compare them with what the last `read` of it recorded.
+    """Hash the files of the corpus again and compare them with the hashes that its last `read` recorded.
 
     Args:
-        work: the manifest's folder.
-        config: the manifest's `corpus`.
-        source: look here instead of in `corpus.source`.
+        work: The manifest's folder.
+        config: The manifest's `corpus`.
+        source: Source to check instead of `corpus.source`.
 
     Returns:
-        A row per file that is gone or changed: `where`, and `what` is wrong with it. Empty if this source was not read
-        in this folder, as in one that was pulled, or if what was recorded cannot be read.
+        One row per missing or changed file: `where`, and `what` is wrong with it. Empty if this source was not read in
+        this folder, as in a pulled one, or if the recorded hashes cannot be read.
     """
     try:
         last = read_pointer(source_pointer(work, config))
         if last is None:
             return []
-        recorded = dict(map(_recorded, published_record(last).files("source")))
+        recorded = dict(map(_name_and_hash, published_record(last).files("source")))
     except UserError:
-        return []  # what was recorded is damaged itself: `verify` lists it
+        return []  # the record itself is damaged, which `verify` reports
     try:
         files = {file.name: file for file in corpus_files(config, source)}
     except UserError as error:
@@ -45,8 +45,8 @@ def source_damage(work: Path, config: CorpusConfig, source: str | None) -> list[
     return [{"where": name, "what": what} for name, what in zip(recorded, found, strict=True) if what]
 
 
-def _recorded(table: InputFile) -> tuple[str, str]:
-    """Name and sha256 of the file that a slice is of."""
+def _name_and_hash(table: InputFile) -> tuple[str, str]:
+    """Return the name and sha256 of the source file of a slice."""
     row = json.loads(table.verified().read_text(encoding="utf-8"))
     return row["source_file"], row["sha256"]
 

@@ -1,4 +1,4 @@
-"""The numbers of a selection at a glance: funnel, bands, quantiles of the entropy, token classes, sizes."""
+"""Summary statistics of a selection: funnel, bands, quantiles of the entropy, token classes, sizes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def stats(lineage: Lineage) -> dict[str, Any]:
-    """Count what a selection published. Only `sites`, and two columns of `scores`, are read.
+    """Return summary statistics of a selection; only `sites` and two columns of `scores` are read.
 
     Returns:
-        `funnel`, `sites` (by split), `bands`, `token_classes` and, of several sources, `corpora` (by name, then split;
-        a site counts in the hardest band that it belongs to), `entropy` (by split, of all `scored` positions and of
-        `sites`: count, mean, quantiles; nats), `sizes` (by stage: shards, files, rows, bytes), `bytes_per_site` of the
-        shards.
+        `funnel`, `sites` (by split), `bands`, `token_classes` and, for several sources, `corpora` (by name, then split;
+        a site counts in the hardest of its bands), `entropy` (by split, of all `scored` positions and of `sites`:
+        count, mean, quantiles; nats), `sizes` (by stage: shards, files, rows, bytes), `bytes_per_site` of the shards.
     """
     sites = pl.scan_parquet([file.verified() for file in lineage.select.files("sites")])
     scored = pl.scan_parquet([file.verified() for file in lineage.score.files("scores")])
@@ -46,7 +45,7 @@ def stats(lineage: Lineage) -> dict[str, Any]:
 
 
 def _quantiles(rows: pl.LazyFrame) -> dict[str, dict[str, Any]]:
-    """By split."""
+    """Return count, mean and quantiles of the entropy by split."""
     column = pl.col("entropy")
     named = [column.quantile(q, "linear").alias(f"{q:g}") for q in QUANTILES]
     counted = rows.group_by("split").agg(pl.len().alias("count"), column.cast(pl.Float64).mean().alias("mean"), *named)
@@ -54,7 +53,7 @@ def _quantiles(rows: pl.LazyFrame) -> dict[str, dict[str, Any]]:
 
 
 def _counts(sites: pl.LazyFrame, column: str, order: tuple[str, ...] = ()) -> dict[str, dict[str, int]]:
-    """Sites by value and split; the values in this order, or those with most sites first."""
+    """Return sites by value and split, in the given order or with most sites first."""
     counted = sites.group_by(column, "split").len().collect(engine="streaming")
     by = {(value, split): count for value, split, count in counted.iter_rows()}
     values = {value for value, _ in by}

@@ -1,4 +1,4 @@
-"""Histograms as SVG, without a style attribute: colours are classes of assets/report.css."""
+"""Histograms as SVG without style attributes; colours are classes of assets/report.css."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ NAMES = {"entropy": "entropy, nats", "nll": "loss, nats", "rank": "rank of the t
 def histogram(
     metric: str, edges: Sequence[float], counts: Mapping[str, Any], rules: Sequence[float], bands: Mapping[str, float]
 ) -> Markup:
-    """Bars of selectable and kept positions; heights are square roots, so that the rare and the common both show.
+    """Return a histogram of selectable and kept positions, with square-root heights so that rare values stay visible.
 
     Args:
-        metric: of `NAMES`.
-        edges: where the bars begin; the last one is open.
-        counts: `selectable` and `kept`, a number a bar.
-        rules: thresholds of the rule, drawn as lines.
-        bands: where the difficulty bands begin, drawn below the axis.
+        metric: One of `NAMES`.
+        edges: Left edges of the bars; the last bar is open.
+        counts: `selectable` and `kept`, one number per bar.
+        rules: Thresholds of the rule, drawn as lines.
+        bands: Thresholds of the difficulty bands, drawn as thin labelled lines.
     """
     highest = max([*counts["selectable"], 1])
     bar = (WIDTH - LEFT - 4) / len(edges)
@@ -52,7 +52,7 @@ def histogram(
             y = HEIGHT - BOTTOM - height
             parts.append(f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{bar - 1:.1f}" height="{height:.1f}"/>')
         parts.append("</g>")
-    for edge in _labelled(edges):
+    for edge in _tick_labels(edges):
         x = LEFT + bar * (_at(edges, edge) + (0.5 if metric == "rank" else 0))
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{_number(edge)}</text>')
     for threshold in rules:
@@ -65,7 +65,7 @@ def histogram(
 
 
 def share(part: int, whole: int) -> Markup:
-    """A bar that is as full as `part` is of `whole`."""
+    """Return a bar filled to the share `part` of `whole`."""
     width = 100 * part / whole if whole else 0
     return Markup(
         '<svg class="share" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
@@ -74,7 +74,7 @@ def share(part: int, whole: int) -> Markup:
 
 
 def _at(edges: Sequence[float], value: float) -> float:
-    """Where a value lies among the edges, in bars."""
+    """Return the position of a value among the edges, in bars."""
     for i in range(len(edges) - 1):
         if value < edges[i + 1]:
             return i + (value - edges[i]) / (edges[i + 1] - edges[i])
@@ -82,7 +82,7 @@ def _at(edges: Sequence[float], value: float) -> float:
 
 
 def _ticks(highest: int) -> list[int]:
-    """Three round numbers up to `highest`.
+    """Return three round numbers up to `highest`.
 
     Example:
         >>> _ticks(43_000)
@@ -93,12 +93,13 @@ def _ticks(highest: int) -> list[int]:
     return sorted({max(1, top // 100), max(1, top // 10), top})
 
 
-def _labelled(edges: Sequence[float]) -> list[float]:
+def _tick_labels(edges: Sequence[float]) -> list[float]:
     return list(edges[::10]) if edges[1] < 1 else list(edges[::2])
 
 
 def _short(count: int) -> str:
-    """
+    """Abbreviate a count with k or M.
+
     Example:
         >>> _short(40_000), _short(2_000_000), _short(7)
         ('40k', '2M', '7')

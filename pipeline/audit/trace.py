@@ -1,4 +1,4 @@
-"""From a training example back to the record it was made of: every row on the way, and the record's own bytes."""
+"""Trace a training example back to its source record: every row on the way, and the bytes of the record."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ from pipeline.corpus.template import Template
 
 
 def shard_row(work: Path, manifest: Manifest, file: Path, row: int) -> tuple[Lineage, str]:
-    """The selection that a file of shards was made of, and the `site_id` in one of its rows.
+    """Return the selection that a shard was made from, and the `site_id` of one of its rows.
 
     Args:
-        work: the manifest's folder.
-        manifest: whose shards these are.
-        file: of `train` or `validation`.
-        row: from 0.
+        work: The manifest's folder.
+        manifest: The manifest of the shard.
+        file: File of a `train` or `validation` shard.
+        row: Row in the file, from 0.
 
     Raises:
-        UserError: the file is not one of the manifest's shards, or has no such row.
-        IntegrityError: its bytes are not those that were published.
+        UserError: The file is not one of the manifest's shards, or has no such row.
+        IntegrityError: The file differs from its recorded hash.
     """
     record = read_record(file.resolve().parent)
     listed = [entry for done in record.completions for entry in done.files.values()] if record else []
     entry = next((entry for entry in listed if entry.path == file.name), None)
     if record is None or entry is None or record.directory.parent != (work / "materialize").resolve():
-        raise UserError("not one of the manifest's shards", where=file, hint=f"they lie in {work / 'materialize'}")
+        raise UserError("not one of the manifest's shards", where=file, hint=f"they are in {work / 'materialize'}")
     sites = read_table(InputFile(file, entry.sha256), ["site_id"])["site_id"]
     if row >= len(sites):
-        raise UserError("the shard has no such row", where=f"{file}:{row}", hint=f"it has {len(sites):,}, from 0")
+        raise UserError(
+            "the shard has no such row", where=f"{file}:{row}", hint=f"it has {len(sites):,} rows, counted from 0"
+        )
     return lineage_of_shards(work, manifest, record), sites[row].as_py()
 
 
 def trace(where: Location, config: CorpusConfig, source: str | None) -> dict[str, Any]:
-    """Follow a position back to its source.
+    """Trace a position back to its source.
 
     Args:
-        where: the position.
-        config: the manifest's `corpus`.
-        source: read this instead of `corpus.source`.
+        where: The position.
+        config: The manifest's `corpus`.
+        source: Source to read instead of `corpus.source`.
 
     Returns:
-        `rows`: from the shard on, the file and the row of each table, whose sha256 were checked; `document`: the bytes
-        of the token in its text; `source`: the record, read again: `file`, `row`, `bytes` [start, end) in the
-        (decompressed) file or null (Parquet), `where`, `record`, `doc_id` of the text that it makes, and whether that
-        `agrees`.
+        `rows`: file and row of each table from the shard on, with checked sha256; `document`: the bytes of the token in
+        the text; `source`: the record, read again: `file`, `row`, `bytes` [start, end) in the (decompressed) file or
+        null (Parquet), `where`, `record`, `doc_id` of the text made from it, and whether that `agrees`.
 
     Raises:
-        UserError: the source is not there.
-        IntegrityError: it has no such file or row.
+        UserError: The source does not exist.
+        IntegrityError: The source has no such file or row.
     """
     meta = where.document.values.to_pylist()[0]
     ends = where.scores.values["token_ends"][0].as_py()
@@ -68,8 +69,8 @@ def trace(where: Location, config: CorpusConfig, source: str | None) -> dict[str
     files = {file.name: file for file in corpus_files(config, source)}
     file = files.get(meta["source_file"])
     if file is None:
-        mend = "give the corpus with --source"
-        raise IntegrityError("the source has no such file any more", where=meta["source_file"], hint=mend)
+        hint = "give the corpus with --source"
+        raise IntegrityError("the source no longer has this file", where=meta["source_file"], hint=hint)
     record = _source_record(file, config.for_source(file.corpus), meta["source_row"])
     doc_id = _doc_id(record, config.for_source(file.corpus))
     raw = record.raw
@@ -104,21 +105,21 @@ def _at(row: Row) -> dict[str, Any]:
 
 
 def _source_record(file: SourceFile, config: CorpusConfig, row: int) -> Record:
-    """Record `row` of a file of the source: the records before it are read and let go."""
+    """Return record `row` of a source file; the records before it are read and discarded."""
     for record in read_records(Slice(file), config):
         if record.row == row:
             return record
-    raise IntegrityError("the source file has no such row any more", where=f"{file.name}, row {row}")
+    raise IntegrityError("the source file no longer has this row", where=f"{file.name}, row {row}")
 
 
 def _offset(record: Record) -> int | None:
-    """Where the record begins in its file, which readers of bytes say as `byte N`."""
+    """Return the byte offset of a record, which readers of byte formats give as `byte N`."""
     unit, _, number = record.where.partition(" ")
     return int(number) if unit == "byte" else None
 
 
 def _doc_id(record: Record, config: CorpusConfig) -> str | None:
-    """Of the document that the record makes now; None: it makes none."""
+    """Return the id of the document that the record gives now; None if it gives none."""
     if isinstance(record.value, Unusable):
         return None
     try:

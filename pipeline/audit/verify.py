@@ -1,4 +1,4 @@
-"""Whether everything that was published is still what was recorded: every file's bytes, every record, every link."""
+"""Verification of published outputs: every file against its hash, every record, every link between stages."""
 
 from __future__ import annotations
 
@@ -36,44 +36,47 @@ LINKS: Mapping[str, str] = {
     "shards": "materialize",
     "index": "browse",
 }
-"""Input's name → the stage whose output it is. Other inputs (sources, tokenizers, models, flags) lie elsewhere; their
-hashes are recorded, but nothing says where their bytes are now."""
+"""Map from the name of an input to the stage that produces it.
+
+Other inputs (sources, tokenizers, models, flags) are stored elsewhere: their hashes are recorded, their locations are
+not.
+"""
 
 
 @dataclass(frozen=True)
 class _Checked:
-    """One folder `work/<manifest>/<stage>/<fingerprint>/`."""
+    """Result of checking one folder `work/<manifest>/<stage>/<fingerprint>/`."""
 
     directory: Path
     record: Record | None
-    """None: it cannot be read, or is not there yet."""
+    """None if it cannot be read or has not been written yet."""
     done: tuple[Completion, ...]
     pulled: bool
-    """What it was made from lies elsewhere."""
+    """True for pulled data, whose inputs are not on this machine."""
     damage: dict[str, str]
-    """Path → what is wrong with it."""
+    """Map from path to what is wrong with it."""
 
     @property
     def lost(self) -> bool:
-        """It cannot be said what it was called, because it is damaged."""
+        """Return True if damage makes its content hash unknown."""
         return self.record is None and bool(self.damage)
 
     @property
     def names(self) -> set[str]:
-        """What others may call it by in their `inputs`: its content (its bytes may be gone: its name stays) or name."""
+        """Return the names under which other records may list it in `inputs`: its content hash or its folder."""
         known = {self.directory.name}
         return known | {self.record.content} if self.record else known
 
 
 def verify(work: Path) -> dict[str, Any]:
-    """Read every published file of a manifest's folder again.
+    """Check every published file in a manifest's folder.
 
     Args:
-        work: the manifest's folder.
+        work: The manifest's folder.
 
     Returns:
-        `ok`; `stages`: a row an output, whether it is `complete`, with its `damage` and `made_from` (input →
-        stage/fingerprint, or None: not the output of a stage); `damage`: all of it, a row a file.
+        `ok`; `stages`: one row per output with `complete`, `damage` and `made_from` (input → stage/fingerprint, or None
+        if the input is not the output of a stage); `damage`: all damage, one row per file.
     """
     folders = {path.parent for name in ("record.json", "done") for path in work.glob(f"*/[!.]*/{name}")}
     checked = [_check(folder) for folder in sorted(folders)]
@@ -98,7 +101,7 @@ def verify(work: Path) -> dict[str, Any]:
 
 
 def _check(directory: Path) -> _Checked:
-    """Hash what a record lists; where the record is damaged, what the completions of its shards list."""
+    """Hash the files that a record lists, or those that the shards' completions list if the record is damaged."""
     damage: dict[str, str] = {}
     record, pulled = None, False
     try:
@@ -107,7 +110,7 @@ def _check(directory: Path) -> _Checked:
         damage[error.where] = error.message
     found = _completions(directory, damage)
     if not (directory / "record.json").exists() and not (directory / BEGUN).exists():
-        damage[str(directory / "record.json")] = f"is missing, and so is `{BEGUN}` of an output that is not complete"
+        damage[str(directory / "record.json")] = f"is missing, and so is the `{BEGUN}` that marks an unfinished output"
     elif record is None:
         try:
             begun_inputs(directory)
@@ -121,18 +124,18 @@ def _check(directory: Path) -> _Checked:
         except IntegrityError as error:
             damage[error.where] = error.message
         if fingerprint(record.stage, record.version, record.config, record.inputs) != directory.name:
-            damage[str(directory / "record.json")] = "configuration or inputs are not those of its fingerprint"
+            damage[str(directory / "record.json")] = "configuration or inputs do not match the fingerprint"
         for done in record.completions:
             path = str(completion_path(directory, done.shard))
             if done not in found and path not in damage:
-                damage[path] = "is not what the record holds of its shard, or is missing"
+                damage[path] = "is missing or differs from the entry in the record"
                 for entry in done.files.values():
                     _check_file(directory, entry, damage)
     return _Checked(directory, record, record.completions if record else found, pulled, damage)
 
 
 def _check_file(directory: Path, entry: Entry, damage: dict[str, str]) -> None:
-    """Its bytes, and that a table has as many rows as are recorded."""
+    """Check the bytes of a file, and the number of rows of a table."""
     try:
         path = InputFile(directory / entry.path, entry.sha256).verified()
         rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else 0
@@ -142,7 +145,7 @@ def _check_file(directory: Path, entry: Entry, damage: dict[str, str]) -> None:
         damage[str(directory / entry.path)] = f"cannot be read: {str(error).splitlines()[0]}"
     else:
         if rows != entry.rows:
-            damage[str(path)] = f"has {rows:,} rows, {entry.rows:,} are recorded"
+            damage[str(path)] = f"has {rows:,} rows, but {entry.rows:,} are recorded"
 
 
 def _completions(directory: Path, damage: dict[str, str]) -> tuple[Completion, ...]:
@@ -153,12 +156,15 @@ def _completions(directory: Path, damage: dict[str, str]) -> tuple[Completion, .
         except IntegrityError as error:
             damage[error.where] = error.message
         except ValueError:
-            damage[str(path)] = "not a shard's completion"
+            damage[str(path)] = "is not the completion of a shard"
     return tuple(filter(None, found))
 
 
 def _links(each: _Checked, made: Mapping[str, _Checked]) -> tuple[dict[str, str | None], dict[str, str]]:
-    """What an output was made from, and which of that is not there. A damaged source is damage of its own folder."""
+    """Return what an output was made from, and the inputs that are missing.
+
+    A damaged input is reported in its own folder.
+    """
     made_from: dict[str, str | None] = {}
     broken: dict[str, str] = {}
     for name, content in each.record.inputs.items() if each.record else ():
@@ -167,13 +173,13 @@ def _links(each: _Checked, made: Mapping[str, _Checked]) -> tuple[dict[str, str 
         if source is None and name in LINKS and not each.pulled:
             record = str(each.directory / "record.json")
             if any(other.lost and other.directory.parent.name == LINKS[name] for other in made.values()):
-                continue  # most likely that one, whose damage is listed
-            broken[record] = f"made from `{name}` {content[:12]}, and no `{LINKS[name]}` has that content"
+                continue  # it is most likely that input, whose damage is already listed
+            broken[record] = f"was made from `{name}` {content[:12]}, but no output of `{LINKS[name]}` has that content"
     return made_from, broken
 
 
 def _pointers(work: Path) -> dict[str, str]:
-    """Pointers (`current`) that are damaged, or lost although their stage has outputs."""
+    """Return pointers (`current`) that are damaged, or missing although their stage has outputs."""
     damage: dict[str, str] = {}
     for stage in sorted({path.parents[1] for path in work.glob("*/[!.]*/record.json")}):
         if not (stage / CURRENT).exists():

@@ -1,1 +1,1 @@
-"""Evaluation: next-token accuracy on held-out documents, read directly and by reasoning."""
+"""Evaluation: next-token accuracy on held-out documents, by direct prediction and by reasoning."""

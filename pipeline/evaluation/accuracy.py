@@ -1,4 +1,4 @@
-"""Accuracy of readings by difficulty band, field and token class, their differences, and why they failed.
+"""Accuracy by difficulty band, field and token class, differences between readings, and reasons of failures.
 
 Shape name: N sites.
 """
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from pipeline.shards.reader import Site
 
 FORMAT_FAILURES = ("missing", "empty")
-"""Reasons of responses that ended without a prediction in a box."""
+"""Reasons that mean a response ended without a boxed prediction."""
 LENGTH_QUANTILES = (0.5, 0.95, 1.0)
-"""Of response lengths: median, long, longest."""
+"""Quantiles of response lengths: median, 95th percentile, maximum."""
 
 
 def band_members(entropy_N: Sequence[float], bands: BandsConfig) -> dict[str, NDArray[np.bool_]]:
-    """Which sites belong to each band [N], easiest first. Bands are nested: a hard site is medium and easy too.
+    """Return a mask [N] of the sites in each band, easiest first.
+
+    Bands are nested: a hard site is medium and easy too.
 
     Example:
         >>> {band: member.tolist() for band, member in band_members([0.5, 0.6, 1.2, 3.0], BandsConfig()).items()}
@@ -41,7 +43,7 @@ def band_members(entropy_N: Sequence[float], bands: BandsConfig) -> dict[str, ND
 def accuracy_by_band(
     hits_N: NDArray[np.bool_], sites_N: Sequence[Site], bands: BandsConfig
 ) -> dict[str, Estimate | None]:
-    """Accuracy in each band with an interval clustered by document; None where a band has no site."""
+    """Return the accuracy in each band with an interval clustered by document; None for a band without sites."""
     documents_N = np.array([site.doc_id for site in sites_N], dtype=str)
     members = band_members([site.entropy for site in sites_N], bands)
     return {band: proportion(hits_N[member_N], documents_N[member_N]) for band, member_N in members.items()}
@@ -50,14 +52,14 @@ def accuracy_by_band(
 def accuracy_by_label(
     hits_N: NDArray[np.bool_], documents_N: NDArray[np.str_], labels_N: Sequence[str]
 ) -> dict[str, Estimate | None]:
-    """Accuracy at the sites of each label, such as the column of the corpus they lie in."""
+    """Return the accuracy at the sites of each label, such as the corpus column that contains them."""
     label_N = np.array(labels_N, dtype=str)
     members = {str(label): label_N == label for label in np.unique(label_N)}
     return {label: proportion(hits_N[own_N], documents_N[own_N]) for label, own_N in members.items()}
 
 
 def progress_metrics(by_band: Mapping[str, Estimate | None], kind: str = "reasoning") -> dict[str, float]:
-    """Metrics of an evaluation during training, by the names `picture.py` looks for; none for bands without sites.
+    """Return metrics of an evaluation during training, named as `plots.py` expects; bands without sites have none.
 
     Example:
         >>> progress_metrics({"easy": Estimate(0.5, 0.25, 0.75, 8, 4), "medium": None})
@@ -72,7 +74,7 @@ def progress_metrics(by_band: Mapping[str, Estimate | None], kind: str = "reason
 
 
 def table_order(policies: Sequence[str]) -> list[str]:
-    """Names of the readings as tables list them: what training starts from, what it changed, what it cost.
+    """Return the names of the readings in the order in which tables list them.
 
     Example:
         >>> table_order(["before", "after"])
@@ -83,7 +85,7 @@ def table_order(policies: Sequence[str]) -> list[str]:
 
 
 def comparisons(policies: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs (reading, baseline) whose difference matters: what each later policy reads against the first's readings.
+    """Return pairs (reading, baseline) to compare: readings of each later policy against those of the first.
 
     Example:
         >>> comparisons(["before", "after"])[:2]
@@ -107,16 +109,16 @@ def summarize(
     bands: BandsConfig,
     where: str,
 ) -> dict[str, Any]:
-    """Everything an evaluation says about one set of sites, as JSON values.
+    """Return all figures of an evaluation of one set of sites, as JSON values.
 
     Args:
-        sites_N: the set; may be empty.
-        classes_N: of the sites' tokens.
-        readings: by name, each with its answers at exactly these sites in this order.
-        samples: by policy, the same for several responses to each site; empty if none were drawn.
-        policies: names in the order of training.
-        bands: thresholds in nats.
-        where: the expression that chose the set, for the record.
+        sites_N: The set of sites, which may be empty.
+        classes_N: Token classes of the sites.
+        readings: Answers by name of the reading, at exactly these sites in this order.
+        samples: Several responses per site, by policy; empty if none were sampled.
+        policies: Names of the policies in the order of training.
+        bands: Thresholds in nats.
+        where: The expression that selected the set; it is only recorded.
 
     Returns:
         `sites`, `documents`; `bands` (threshold and size of each); `readings` (accuracy by band, field and token class,
@@ -159,7 +161,7 @@ def summarize(
                 "reading": reading,
                 "baseline": baseline,
                 "bands": {
-                    band: _compared(
+                    band: _with_overlap(
                         accuracy[reading][band],
                         accuracy[baseline][band],
                         difference(hits[reading][member_N], hits[baseline][member_N], documents_N[member_N]),
@@ -172,7 +174,7 @@ def summarize(
     }
 
 
-def _compared(own: Estimate | None, other: Estimate | None, change: Difference | None) -> dict[str, Any] | None:
+def _with_overlap(own: Estimate | None, other: Estimate | None, change: Difference | None) -> dict[str, Any] | None:
     if own is None or other is None or change is None:
         return None
     return asdict(change) | {"intervals_overlap": own.overlaps(other)}

@@ -1,8 +1,8 @@
-"""The paper's claims, and its critics' questions, each with a rule that turns intervals into a verdict.
+"""The paper's claims and its critics' questions, each with a rule that turns intervals into a verdict.
 
 `reproduced`: in every band with sites the 95 % interval of the difference lies on the claimed side of 0. `in part`: in
-some. `not reproduced`: in none. `not testable`: the study has no material for it, or fewer than three seeds. Nothing
-here says anything about models of another size.
+some bands. `not reproduced`: in no band. `not testable`: the study has no data for the claim, or fewer than three
+seeds. The verdicts hold for the size of the studied model only.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ REPRODUCED, IN_PART, NOT, UNTESTED = (
 )
 LEAST_SEEDS = 3
 LEAST_USE = 0.01
-"""Share of responses with a keyword below which a group says nothing about how a policy thinks."""
+"""Share of responses with a keyword below which a group is too rare to compare."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, what it rests on here, and whether it holds."""
+    """A claim, its verdict, and the numbers behind the verdict."""
 
     claim: str
     source: str
-    """Where it is made or asked."""
+    """Table or figure of the paper that makes the claim, or who asks for it."""
     verdict: str
     why: str
-    """The numbers, in words."""
+    """The numbers behind the verdict, as text."""
 
 
 def judge(study: Mapping[str, Any]) -> list[Claim]:
-    """The verdicts of a study (`study.summarize_study`)."""
+    """Return the verdicts of a study, given the figures of `study.summarize_study`."""
     claims = list(_claims(study))
     if study["seeds"] >= LEAST_SEEDS:
         return claims
@@ -92,7 +92,7 @@ def _claims(study: Mapping[str, Any]) -> Iterator[Claim]:
 
 
 def verdict_of(bands: Mapping[str, Mapping[str, Any] | None], sign: int) -> str:
-    """From intervals of differences by band; bands without sites do not count.
+    """Return the verdict from intervals of differences by band; bands without sites do not count.
 
     Example:
         >>> up, level = {"low": 0.1, "high": 0.3}, {"low": -0.1, "high": 0.3}
@@ -103,14 +103,14 @@ def verdict_of(bands: Mapping[str, Mapping[str, Any] | None], sign: int) -> str:
 
 
 def _verdict(holds: Sequence[bool]) -> str:
-    """In all bands, in some, in none, or there is no band."""
+    """Return the verdict from whether the claim holds in each band."""
     if not holds:
         return UNTESTED
     return REPRODUCED if all(holds) else IN_PART if any(holds) else NOT
 
 
 def _change(study: Mapping[str, Any], reading: str, baseline: str) -> dict[str, Any]:
-    """The difference of two readings at the headline sites, by band that has sites."""
+    """Return the difference of two readings at the headline sites, for each band with sites."""
     found = [
         difference["bands"]
         for difference in study["sets"][study["headline"]]["differences"]
@@ -119,15 +119,15 @@ def _change(study: Mapping[str, Any], reading: str, baseline: str) -> dict[str, 
     return {name: band for name, band in found[0].items() if band} if found else {}
 
 
-def _described(reading: str, baseline: str, bands: Mapping[str, Any]) -> str:
+def _describe(reading: str, baseline: str, bands: Mapping[str, Any]) -> str:
     numbers = ", ".join(f"{name} {_points(band)}" for name, band in bands.items())
     return f"{reading} − {baseline}, points: {numbers or 'no sites'}"
 
 
 def _difference(study: Mapping[str, Any], reading: str, baseline: str, sign: int, claim: str, source: str) -> Claim:
-    """A claim about the headline sites."""
+    """Return a claim about the difference of two readings at the headline sites."""
     bands = _change(study, reading, baseline)
-    return Claim(claim, source, verdict_of(bands, sign), _described(reading, baseline, bands))
+    return Claim(claim, source, verdict_of(bands, sign), _describe(reading, baseline, bands))
 
 
 def _scaling(study: Mapping[str, Any]) -> Claim:
@@ -180,7 +180,7 @@ def _patterns(study: Mapping[str, Any]) -> Claim:
 
 
 def _at_chance(study: Mapping[str, Any]) -> Claim:
-    """The control holds unless its interval lies above what one constant answer earns."""
+    """Return the control that holds unless its interval lies above the accuracy of the best constant answer."""
     summary = study["sets"][study["headline"]]
     bands = summary["accuracy"]["reasoning shuffled_targets"]
     known = {name: band for name, band in bands.items() if band is not None}
@@ -197,16 +197,16 @@ def _at_chance(study: Mapping[str, Any]) -> Claim:
 
 
 def _at_guess(study: Mapping[str, Any]) -> Claim:
-    """What the policy that no arm trained says without a thought: the answer of the right kind that a context suggests.
+    """Return the control that holds unless its interval lies above the untrained policy's direct prediction.
 
-    Shuffled targets still tell of which kind answers are, and a policy that can already reason about them may then
-    give one of that kind; it must not become a better one than a guess.
+    Shuffled targets still show which kind of answer is expected, so a policy that can already reason may learn to give
+    an answer of that kind. It must not become better than a guess without reasoning.
     """
     pair = ("reasoning shuffled_targets", f"direct {study['base']}")
     bands = _change(study, *pair)
     return Claim(
         "With shuffled targets, reasoning does not rise above a guess without a thought (direct prediction).",
-        "control", _verdict([band["low"] <= 0 for band in bands.values()]), _described(*pair, bands),
+        "control", _verdict([band["low"] <= 0 for band in bands.values()]), _describe(*pair, bands),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Sites of one document share its text, so their hits are correlated: intervals that count sites as independent are
 too narrow. Here the document is the unit of sampling: the cluster-robust variance of hits/sites gives a design
-effect, which turns the number of sites into an effective one, and Wilson's interval is taken with that (Korn &
+effect, which turns the number of sites into an effective number for Wilson's interval (Korn &
 Graubard 1998, Survey Methodology 24:193). Differences of two readings of the same sites combine the two intervals
 with the clustered correlation between the readings (Newcombe 1998, Statistics in Medicine 17:2635, method 10); their
 p-values are those of an exact sign-flip test over documents.
@@ -27,7 +27,7 @@ _Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share of hits with its interval."""
+    """Share of hits with its interval."""
 
     value: float
     low: float
@@ -36,33 +36,34 @@ class Estimate:
     documents: int
 
     def overlaps(self, other: Estimate) -> bool:
-        """Whether the two intervals share a point."""
+        """Return True if the two intervals share a point."""
         return self.low <= other.high and other.low <= self.high
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One reading's share of hits minus another's on the same sites."""
+    """Share of hits of one reading minus that of another on the same sites."""
 
     value: float
     low: float
     high: float
     standard_error: float | None
-    """Cluster-robust; None with a single document, which tells nothing about others."""
+    """Cluster-robust standard error; None with a single document, from which it cannot be estimated."""
     sites: int
     documents: int
     p_value: float
-    """Of no difference, two-sided."""
+    """Two-sided p-value of the hypothesis that there is no difference."""
 
 
 def proportion(
     hits_N: NDArray[np.bool_] | NDArray[np.float64], documents_N: Sequence[str] | NDArray[np.str_]
 ) -> Estimate | None:
-    """Share of hits with its interval; None without sites. A site may count as part of a hit (`samples.py`).
+    """Return the share of hits with its interval; None without sites.
 
-    With one site a document this is Wilson's interval. Where the design effect cannot be estimated (every site is a
-    hit, none is, or there is a single document) each document counts as one observation. Negative correlation within
-    documents, mostly chance, never makes the interval narrower than Wilson's.
+    A site may count as a fraction of a hit (`samples.py`). With one site per document this is Wilson's interval. Where
+    the design effect cannot be estimated (every site is a hit, none is, or there is a single document) each document
+    counts as one observation. Negative correlation within documents, mostly chance, never makes the interval narrower
+    than Wilson's.
 
     Example:
         >>> estimate = proportion(np.array([True] * 8 + [False] * 2), [f"document {i}" for i in range(10)])
@@ -79,12 +80,12 @@ def proportion(
 def difference(
     after_N: NDArray[np.bool_], before_N: NDArray[np.bool_], documents_N: Sequence[str] | NDArray[np.str_]
 ) -> Difference | None:
-    """Share of hits of `after` minus that of `before` on the same sites, paired; None without sites.
+    """Return the share of hits of `after` minus that of `before` on the same sites, paired; None without sites.
 
     Args:
-        after_N: hits of one reading.
-        before_N: hits of the other, in the same order.
-        documents_N: the sites' documents.
+        after_N: Hits of one reading.
+        before_N: Hits of the other, in the same order.
+        documents_N: The sites' documents.
     """
     after, before = proportion(after_N, documents_N), proportion(before_N, documents_N)
     if after is None or before is None:
@@ -111,17 +112,17 @@ def difference(
 
 
 def sign_flip_test(gains_D: NDArray[np.int64]) -> float:
-    """Exact two-sided p-value of gains that would be as often losses if two readings did not differ.
+    """Return the exact two-sided p-value of the gains under the hypothesis that gains and losses are equally likely.
 
     Every document's gain (hits of one reading minus those of the other) takes either sign with probability ½; the
-    p-value is the chance of a sum at least as far from 0 as the observed one. With one site a document it is
-    McNemar's exact test.
+    p-value is the chance of a sum at least as far from 0 as the observed one. With one site per document
+    this is McNemar's exact test.
 
     Example:
         >>> sign_flip_test(np.array([1, 1, 1, 1, 0])), sign_flip_test(np.array([2, -1])), sign_flip_test(np.array([0]))
         (0.125, 1.0, 1.0)
     """
-    chances = np.ones(1)  # of the sums −n … n, n = Σ |gain| of the documents so far
+    chances = np.ones(1)  # probability of each sum −n … n, where n = Σ |gain| of the documents so far
     for gain in np.abs(gains_D[gains_D != 0]):
         wider = np.zeros(len(chances) + 2 * gain)
         wider[: len(chances)] = chances / 2
@@ -134,20 +135,20 @@ def sign_flip_test(gains_D: NDArray[np.int64]) -> float:
 def by_document(
     values_N: NDArray[np.int64] | NDArray[np.float64], documents_N: Sequence[str] | NDArray[np.str_]
 ) -> NDArray[np.float64]:
-    """Sums [D] of the values of each document's sites."""
+    """Return the sum [D] of the values of each document's sites."""
     _, document_N = np.unique(np.asarray(documents_N), return_inverse=True)
     return np.bincount(document_N, weights=np.asarray(values_N, dtype=np.float64)).astype(np.float64)
 
 
 def t_quantile(freedom: float) -> float:
-    """Student's t at the level of `CONFIDENCE`, two-sided."""
+    """Return the two-sided quantile of Student's t at the level `CONFIDENCE`."""
     return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
 
 
 def _mean_and_errors(
     hits_N: NDArray[np.bool_] | NDArray[np.float64], documents_N: Sequence[str] | NDArray[np.str_]
 ) -> tuple[float, NDArray[np.float64]]:
-    """The share p of hits, and every document's hits − p · sites [D]: they sum to 0."""
+    """Return the share p of hits, and hits − p · sites of each document [D]; these sum to 0."""
     hits_D = by_document(np.asarray(hits_N, dtype=np.float64), documents_N)
     sites_D = by_document(np.ones(len(hits_N)), documents_N)
     mean = float(hits_D.sum() / sites_D.sum())
@@ -155,13 +156,13 @@ def _mean_and_errors(
 
 
 def _variance(errors_D: NDArray[np.float64], sites: int) -> float:
-    """Cluster-robust variance of a ratio estimator: D/(D−1) · Σ errors² / N², for at least two documents."""
+    """Return the cluster-robust variance of a ratio estimator, D/(D−1) · Σ errors² / N², for D ≥ 2 documents."""
     documents = len(errors_D)
     return documents / (documents - 1) * float(errors_D @ errors_D) / sites**2
 
 
 def _effective_sites(mean: float, errors_D: NDArray[np.float64], sites: int) -> float:
-    """Number of independent sites that would leave the mean as uncertain as these clustered ones do."""
+    """Return the number of independent sites that would leave the mean as uncertain as these clustered ones."""
     documents = len(errors_D)
     if documents == 1 or mean in (0.0, 1.0):
         return documents
@@ -174,7 +175,7 @@ def _effective_sites(mean: float, errors_D: NDArray[np.float64], sites: int) -> 
 
 
 def _wilson(mean: float, sites: float) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a share `mean` among `sites` independent ones."""
+    """Return Wilson's score interval (1927) of a share `mean` of `sites` independent sites."""
     shrink = 1 / (1 + _Z**2 / sites)
     centre = shrink * (mean + _Z**2 / (2 * sites))
     half = shrink * _Z * math.sqrt(mean * (1 - mean) / sites + _Z**2 / (4 * sites**2))

@@ -1,7 +1,7 @@
-"""A study as parts: commands in folders of their own, each after those it needs, a few at a time.
+"""The jobs of a study: commands with one output folder each, run in order of their dependencies, a few at a time.
 
-A part is done when its folder holds `part.json`; what is done is not done again. The folder's name ends in a
-fingerprint of all that decides the part's output, so a changed setting makes other folders and leaves the old ones.
+A job is finished when its folder contains `part.json`, and is not run again. The name of the folder ends in a
+fingerprint of everything that decides the output, so changed settings give new folders and keep the old ones.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ class Job:
 
     name: str
     command: tuple[str, ...]
-    """Words after `rpt`; `{out}` is the part's folder, `{name}` of a part that it needs is that part's."""
+    """Words after `rpt`; `{out}` stands for the job's folder, `{name}` for the folder of the needed job `name`."""
     needs: tuple[Job, ...] = ()
     decides: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Contents that decide the output besides the command: configurations, data, models."""
+    """Contents besides the command that decide the output: configurations, data, models."""
     places: tuple[str, ...] = ()
-    """Words after the command that say where things lie; no part of the fingerprint."""
+    """Words after the command that only locate files; they are not part of the fingerprint."""
 
     @property
     def fingerprint(self) -> str:
-        """Of the command, what it needs and what else decides its output."""
+        """Hash of the command, the needed jobs and everything else that decides the output."""
         inputs = {part.name: part.fingerprint for part in self.needs} | dict(self.decides)
         return fingerprint("study", VERSION, {"command": list(self.command)}, inputs)
 
     def folder(self, out: Path) -> Path:
-        """Where its output lies."""
+        """Return the output folder."""
         return out / f"{self.name}.{self.fingerprint[:8]}"
 
     def words(self, out: Path) -> list[str]:
-        """The command with folders in it."""
+        """Return the command with placeholders replaced by folders."""
         places = {"out": self.folder(out)} | {part.name: part.folder(out) for part in self.needs}
         words = [*self.command, *self.places]
         for name, place in places.items():
@@ -55,21 +55,21 @@ class Job:
         return words
 
     def is_done(self, out: Path) -> bool:
-        """Whether it ended well."""
+        """Return True if the job has finished successfully."""
         return (self.folder(out) / "part.json").exists()
 
 
 def run_jobs(parts: Sequence[Job], out: Path, *, workers: int) -> None:
-    """Run what is not done, `workers` commands at a time, each with its share of the cores.
+    """Run the unfinished jobs, `workers` at a time, each with its share of the cores.
 
-    A command that fails does not stop those that do not need it; it is the error in the end.
+    A job that fails does not stop the jobs that do not need it; the error is raised at the end.
 
     Raises:
-        UserError: a command failed; the message names its log.
+        UserError: A job failed; the message names its log.
     """
     waiting = [part for part in parts if not part.is_done(out)]
     total, failed = len(waiting), []
-    log(f"study        {total} of {len(parts)} parts to do  {out}")
+    log(f"study        {total} of {len(parts)} jobs to run  {out}")
     running: dict[Future[int], Job] = {}
     with ThreadPoolExecutor(workers) as pool:
         while waiting or running:
@@ -78,7 +78,7 @@ def run_jobs(parts: Sequence[Job], out: Path, *, workers: int) -> None:
                 waiting.remove(part)
                 running[pool.submit(_run, part, out, workers)] = part
             if not running:
-                break  # what is left needs what failed
+                break  # every remaining job needs one that failed
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 part = running.pop(future)
                 if code := future.result():
@@ -90,14 +90,14 @@ def run_jobs(parts: Sequence[Job], out: Path, *, workers: int) -> None:
         log_file = failed[0].folder(out) / "log.txt"
         last = (log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
         raise UserError(
-            f"{len(failed)} parts failed, first {failed[0].name}: {last}",
+            f"{len(failed)} jobs failed, the first is {failed[0].name}: {last}",
             where=log_file,
-            hint="run the same command again once it is mended: what is done stays",
+            hint="fix the cause and run the same command again; finished jobs are kept",
         )
 
 
 def _run(part: Job, out: Path, workers: int) -> int:
-    """Run one command with its output in `log.txt`; `part.json` is written if it ends well."""
+    """Run one command, append its output to `log.txt`, and write `part.json` if it succeeds; return the exit code."""
     folder, words, begin = part.folder(out), part.words(out), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // workers))

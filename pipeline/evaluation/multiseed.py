@@ -1,8 +1,8 @@
-"""Shares of hits of several runs that differ by their seeds, with intervals for another seed and other documents.
+"""Accuracy over several seeds, with intervals that account for another seed and other documents.
 
-The variance of a mean over S runs and N sites is that between documents of the sites' means over runs, clustered as in
-`intervals.py`, plus that between the runs' means over sites. Student's t has the degrees of freedom of Satterthwaite
-(1946, Biometrics Bulletin 2:110).
+The variance of a mean over S runs and N sites has two parts: the variance between documents of the sites' means over
+runs, clustered as in `intervals.py`, and the variance between the runs' means over sites. Student's t has the degrees
+of freedom of Satterthwaite (1946, Biometrics Bulletin 2:110).
 
 Shape names: S seeds, N sites, D documents.
 """
@@ -25,14 +25,14 @@ Part = tuple[float, int]
 def share_over_seeds(
     hits_SN: NDArray[np.bool_] | NDArray[np.float64], documents_N: Sequence[str] | NDArray[np.str_]
 ) -> Estimate | None:
-    """Mean share of hits over seeds and sites; None without sites.
+    """Return the mean share of hits over seeds and sites; None without sites.
 
-    With one seed, or where nothing varies (no run has a hit, or each always), the interval is `proportion`'s.
+    With one seed, or where nothing varies (all are hits, or none is), the interval is that of `proportion`.
     """
     if hits_SN.shape[1] == 0:
         return None
     parts = [_between_documents(hits_SN.mean(axis=0), documents_N), _between_seeds(hits_SN)]
-    error, freedom = _combined(parts)
+    error, freedom = _combine(parts)
     if len(hits_SN) == 1 or error == 0:
         return proportion(hits_SN.mean(axis=0), documents_N)
     value, reach = float(hits_SN.mean()), t_quantile(freedom) * error
@@ -43,30 +43,30 @@ def share_over_seeds(
 def difference_over_seeds(
     after_SN: NDArray[np.bool_], before_SN: NDArray[np.bool_], documents_N: Sequence[str] | NDArray[np.str_]
 ) -> Difference | None:
-    """Mean share of hits of one arm's runs minus that of another's at the same sites; None without sites.
+    """Return the mean share of hits of one arm minus that of another at the same sites; None without sites.
 
-    Sites are paired, seeds are not: the arms may have different numbers of them. A policy that was not trained is one
-    run, whose seeds have no variance. The p-value is that of Student's t. Where
-    nothing varies, the interval reaches as far as a share of documents that would still not have been seen to differ.
+    Sites are paired, seeds are not: the arms may have different numbers of seeds. An untrained policy is a single
+    run without variance between seeds. The p-value is that of Student's t. Where nothing varies, the interval is as
+    wide as the largest share of documents that could differ without one of them having been observed.
     """
     if after_SN.shape[1] == 0:
         return None
     gains_N = after_SN.mean(axis=0) - before_SN.mean(axis=0)
     parts = [_between_documents(gains_N, documents_N), _between_seeds(after_SN), _between_seeds(before_SN)]
-    error, freedom = _combined(parts)
-    value, reach = float(gains_N.mean()), t_quantile(freedom) * error or _unseen(len(set(documents_N)))
+    error, freedom = _combine(parts)
+    value, reach = float(gains_N.mean()), t_quantile(freedom) * error or _largest_unseen_share(len(set(documents_N)))
     p_value = 2 * float(stdtr(freedom, -abs(value) / error)) if error else float(value == 0)
     documents = len(set(documents_N))
     return Difference(value, max(-1.0, value - reach), min(1.0, value + reach), error, len(gains_N), documents, p_value)
 
 
-def _unseen(documents: int) -> float:
-    """Share of documents that may differ although none of so many did: Clopper and Pearson's bound (1934)."""
+def _largest_unseen_share(documents: int) -> float:
+    """Return the bound of Clopper and Pearson (1934) on the share of documents that differ when none of them did."""
     return 1.0 - ((1 - CONFIDENCE) / 2) ** (1 / documents)
 
 
 def _between_documents(values_N: NDArray[np.float64], documents_N: Sequence[str] | NDArray[np.str_]) -> Part:
-    """Cluster-robust variance of the mean of the values; one document tells nothing and counts as no variance."""
+    """Return the cluster-robust variance of the mean; it counts as 0 for one document, which has no estimate."""
     errors_D = by_document(values_N - values_N.mean(), documents_N)
     documents = len(errors_D)
     if documents == 1:
@@ -79,8 +79,8 @@ def _between_seeds(hits_SN: NDArray[np.bool_] | NDArray[np.float64]) -> Part:
     return (float(hits_SN.mean(axis=1).var(ddof=1)) / seeds, seeds - 1) if seeds > 1 else (0.0, 0)
 
 
-def _combined(parts: Sequence[Part]) -> tuple[float, float]:
-    """The standard error of independent parts together, and its degrees of freedom."""
+def _combine(parts: Sequence[Part]) -> tuple[float, float]:
+    """Return the standard error of the sum of independent parts and its degrees of freedom (Satterthwaite)."""
     total = sum(variance for variance, _ in parts)
     weight = sum(variance**2 / freedom for variance, freedom in parts if freedom)
     return math.sqrt(total), total**2 / weight if weight else 1.0

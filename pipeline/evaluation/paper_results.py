@@ -1,4 +1,4 @@
-"""What the paper reports, to stand beside what is measured here (arXiv 2506.08007, version 1)."""
+"""Results reported in the paper, for comparison with measured ones (arXiv 2506.08007, version 1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TABLE_1 = {
 
 
 def published_rows(corpus: CorpusConfig, bands: BandsConfig) -> dict[str, Any] | None:
-    """The paper's Table 1 where the corpus is OmniMATH and the bands are its own; otherwise None.
+    """Return the paper's Table 1 if the corpus is OmniMATH and the bands are the paper's; otherwise None.
 
     Example:
         >>> published_rows(CorpusConfig(source="hf://datasets/KbsdJames/Omni-MATH"), BandsConfig())["rows"][

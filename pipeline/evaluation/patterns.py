@@ -1,4 +1,4 @@
-"""How policies think: shares of responses that hold a keyword of a group (arXiv 2506.08007, Figure 6 and Table 9).
+"""Reasoning patterns: shares of responses that contain a keyword of a group (arXiv 2506.08007, Figure 6, Table 9).
 
 The paper compares 200 responses of a model that solves problems with 200 of one that reasons about next tokens, so task
 and model differ at once; here two policies answer at the same sites.
@@ -29,11 +29,11 @@ PATTERNS: Mapping[str, tuple[str, ...]] = {
 """Keywords by group, as in the paper's Table 9."""
 
 PAPER_CHANGE = {"hypothesis": 1.618, "deduction": 0.262}
-"""What the paper's text gives of Figure 6: relative change of the share, RPT-14B against R1-Distill-Qwen-14B."""
+"""Relative change of the share from R1-Distill-Qwen-14B to RPT-14B, as given in the paper's text on Figure 6."""
 
 
 def matcher(keywords: Sequence[str]) -> re.Pattern[str]:
-    """Finds any of the keywords, whatever their case, where words begin and end.
+    """Return a pattern that finds any of the keywords as whole words, ignoring case.
 
     Example:
         >>> waits = matcher(PATTERNS["reflection"])
@@ -46,7 +46,7 @@ def matcher(keywords: Sequence[str]) -> re.Pattern[str]:
 
 
 def pattern_hits(responses_R: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Which responses [R] hold a keyword, by group."""
+    """Return a mask [R] of the responses that contain a keyword, by group."""
     return {
         group: np.array([bool(found.search(response)) for response in responses_R], dtype=bool)
         for group, found in ((group, matcher(keywords)) for group, keywords in PATTERNS.items())
@@ -56,16 +56,16 @@ def pattern_hits(responses_R: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
 def compare_patterns(
     after_R: Sequence[str], before_R: Sequence[str], documents_R: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Shares of two policies' responses to the same sites, as JSON values.
+    """Compare the patterns in two policies' responses to the same sites and return JSON values.
 
     Args:
-        after_R: responses of one policy.
-        before_R: those of the other, in the same order.
-        documents_R: the sites' documents: intervals are clustered by them.
+        after_R: Responses of one policy.
+        before_R: Responses of the other, in the same order.
+        documents_R: The sites' documents, by which intervals are clustered.
 
     Returns:
-        by group: `after`, `before` (shares with intervals), `difference` (paired), `relative` (change of the share;
-        None where nothing was before).
+        By group: `after`, `before` (shares with intervals), `difference` (paired), `relative` (change of the share;
+        None where `before` is 0).
     """
     own, other = pattern_hits(after_R), pattern_hits(before_R)
     found = {}

@@ -1,4 +1,4 @@
-"""Pictures of training runs: held-out reasoning accuracy over steps, beside direct reading, and over compute."""
+"""Plots of training runs: held-out reasoning accuracy over steps, with direct accuracy, and over compute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 COLOURS = ("#0072b2", "#e69f00", "#d55e00", "#009e73")
-"""Okabe and Ito's: told apart by colour-blind readers and in grey."""
+"""Okabe and Ito's palette, which stays distinguishable for colour-blind readers and in grey."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Point:
 
 
 def read_progress(metrics: Path, bands: Sequence[str], kind: str = "reasoning") -> dict[str, list[Point]]:
-    """Evaluations that a training run logged, by band and step.
+    """Read the evaluations that a training run logged, by band and step.
 
     Args:
-        metrics: JSON lines; those with `step` and `eval/<band>/<kind>`, `…_low`, `…_high` count. A step that a resumed
+        metrics: JSON lines; lines with `step` and `eval/<band>/<kind>`, `…_low`, `…_high` count. A step that a resumed
             run logged twice counts once, as logged last; the unfinished last line of a killed run is left out.
-        bands: which.
-        kind: reading.
+        bands: Bands to read.
+        kind: Reading, `reasoning` or `direct`.
     """
     lines = metrics.read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines[:-1] if line.strip()]
@@ -49,13 +49,13 @@ def read_progress(metrics: Path, bands: Sequence[str], kind: str = "reasoning") 
 def draw_progress(
     series: Mapping[str, Sequence[Point]], direct: Mapping[str, float], folder: Path, title: str
 ) -> list[Path]:
-    """Draw `accuracy.png` and `accuracy.svg`.
+    """Draw `accuracy.png` and `accuracy.svg` and return their paths.
 
     Args:
-        series: reasoning accuracy over steps, by band.
-        direct: the untrained policy's direct accuracy, by band: dashed lines.
-        folder: where to.
-        title: of the picture.
+        series: Reasoning accuracy over steps, by band.
+        direct: Direct accuracy of the untrained policy, by band; drawn as dashed lines.
+        folder: Output folder.
+        title: Title of the plot.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,14 +82,14 @@ def draw_progress(
         frameon=False, fontsize=9, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), title="shaded: 95 % intervals"
     )
     paths = [folder / "accuracy.png", folder / "accuracy.svg"]
-    with matplotlib.rc_context({"svg.hashsalt": "rpt"}):  # the same run gives the same file
+    with matplotlib.rc_context({"svg.hashsalt": "rpt"}):  # makes the ids in the SVG reproducible
         figure.savefig(paths[0], dpi=150, metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None})
     return paths
 
 
 def draw_scaling(scaling: Mapping[str, Any], path: Path) -> None:
-    """Points (mean over seeds), the fitted law, and its extrapolation dashed."""
+    """Draw measured points (means over seeds), the fitted law and its dotted extrapolation."""
     import numpy as np
 
     figure, axes = new_figure()
@@ -117,7 +117,7 @@ def draw_scaling(scaling: Mapping[str, Any], path: Path) -> None:
 
 
 def new_figure(height: float = 4.8) -> tuple[Any, Any]:
-    """A figure and its axes, without a display."""
+    """Return a figure and its axes; no display is needed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -129,7 +129,7 @@ def new_figure(height: float = 4.8) -> tuple[Any, Any]:
 
 
 def save_svg(figure: Any, path: Path) -> None:
-    """Write it; the same picture gives the same file."""
+    """Write a figure as SVG; the same figure always gives the same bytes."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "rpt"}):

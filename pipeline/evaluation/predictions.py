@@ -1,6 +1,6 @@
-"""Two ways of reading a policy's prediction at a site: directly (arg-max of the next token) and by reasoning.
+"""Two ways to obtain a policy's prediction at a site: direct (arg-max of the next token) and by reasoning.
 
-Both are judged by the same prefix-matching reward. Shape names: N sites, S samples a site.
+Both are scored by the same prefix-matching reward. Shape names: N sites, S samples per site.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from pipeline.shards.reader import Site
 
 Advance = Callable[[int, int], None]
-"""`advance(steps, units)` of `pipeline.core.progress`: sites answered, tokens generated."""
+"""Progress callback `advance(sites, tokens)` of `pipeline.core.progress`."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a policy answered at a site."""
+    """One answer of a policy at a site."""
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
@@ -37,13 +37,13 @@ class Prediction:
 
     @property
     def hit(self) -> bool:
-        """The prediction was rewarded."""
+        """Return True if the prediction was rewarded."""
         return self.outcome.reward > 0
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One policy's answers at N sites, read in one way."""
+    """One policy's answers at N sites, all direct or all by reasoning."""
 
     policy: str
     kind: Literal["direct", "reasoning"]
@@ -51,22 +51,22 @@ class Predictions:
 
     @property
     def name(self) -> str:
-        """As tables call it: `reasoning after`."""
+        """Return the name used in tables, such as `reasoning after`."""
         return f"{self.kind} {self.policy}"
 
     @property
     def hits_N(self) -> NDArray[np.bool_]:
-        """Whether each answer was rewarded [N]."""
+        """Return a mask [N] of the rewarded answers."""
         return np.array([answer.hit for answer in self.answers_N], dtype=bool)
 
     def at(self, indices: Sequence[int]) -> Predictions:
-        """The reading at some of its sites."""
+        """Return the answers at some of the sites."""
         return replace(self, answers_N=tuple(self.answers_N[i] for i in indices))
 
 
 @dataclass(frozen=True)
 class Samples:
-    """One policy's responses to N sites, S to each, drawn at a temperature."""
+    """One policy's responses to N sites, S per site, sampled at a temperature."""
 
     policy: str
     samples: int
@@ -74,20 +74,20 @@ class Samples:
 
     @property
     def hits_NS(self) -> NDArray[np.bool_]:
-        """Whether each answer was rewarded [N, S]."""
+        """Return a mask [N, S] of the rewarded answers."""
         hits = [answer.hit for answers in self.answers_NS for answer in answers]
         return np.array(hits, dtype=bool).reshape(-1, self.samples)
 
     def at(self, indices: Sequence[int]) -> Samples:
-        """The samples at some of the sites."""
+        """Return the samples at some of the sites."""
         return replace(self, answers_NS=tuple(self.answers_NS[i] for i in indices))
 
 
 def choose_sites(site_ids: Sequence[str], count: int, seed: int) -> list[int]:
-    """Indices, rising, of `count` sites (all, if there are fewer) chosen by a hash of (seed, site_id).
+    """Return sorted indices of `count` sites (all, if there are fewer) chosen by a hash of (seed, site_id).
 
-    The same sites are chosen from any superset in which they rank first, and a smaller choice is part of a larger one:
-    accuracy during training and after it is measured on nested sets.
+    A smaller choice is always a subset of a larger one, so accuracy during and after training is measured on nested
+    sets.
 
     Example:
         >>> sites = [f"document-{i}" for i in range(100)]
@@ -101,14 +101,14 @@ def choose_sites(site_ids: Sequence[str], count: int, seed: int) -> list[int]:
 def predict_direct(
     policy: ResponseSampler, tokenizer: CorpusTokenizer, sites_N: Sequence[Site], *, batch: int, advance: Advance
 ) -> list[Prediction]:
-    """The most likely next token after each bare context: no prompt template, no thought.
+    """Predict the most likely next token after each bare context, without prompt template or reasoning.
 
     Args:
-        policy: its sampler.
-        tokenizer: its tokenizer; the token it declares for the beginning of a text stands before the context.
-        sites_N: where.
-        batch: sites between two calls of `advance`.
-        advance: told of progress.
+        policy: Sampler of the policy.
+        tokenizer: Tokenizer of the policy; its BOS token, if it has one, precedes the context.
+        sites_N: Sites to predict at.
+        batch: Sites between two calls of `advance`.
+        advance: Progress callback.
     """
     beginning = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
     answers: list[Prediction] = []
@@ -116,7 +116,7 @@ def predict_direct(
         texts = [site.context.decode("utf-8", errors="replace") for site in part]
         contexts = [(*beginning, *ids.tolist()) for ids in tokenizer.encode_batch(texts)]
         for site, context, best in zip(part, contexts, policy.direct(contexts), strict=True):
-            # Models have spare rows in their output that are no token: such a prediction is empty.
+            # Output layers are often padded with rows that are no token; such a prediction is empty.
             token = tokenizer.token_bytes[best] if best < tokenizer.vocab_size else b""
             outcome = prefix_reward(token, site.continuation, site.boundaries)
             answers.append(Prediction(context, (best,), token, outcome))
@@ -136,7 +136,7 @@ def predict_with_reasoning(
     advance: Advance,
     judge: Judge = score_response,
 ) -> list[Prediction]:
-    """One response to the prompt of each site: `predict_samples` with a single one."""
+    """Predict with one response per site; see `predict_samples` for the arguments."""
     answers_N1 = predict_samples(
         policy,
         prompts,
@@ -165,19 +165,19 @@ def predict_samples(
     advance: Advance,
     judge: Judge = score_response,
 ) -> list[tuple[Prediction, ...]]:
-    """Responses [N, S] to the prompts of the sites.
+    """Sample responses [N, S] to the prompts of the sites and score them.
 
     Args:
-        policy: its sampler.
-        prompts: builds the prompt of a context.
-        sites_N: where.
-        samples: S.
-        temperature: 0 is greedy.
-        max_new_tokens: room for a response; one that has not ended by then is unfinished, and no hit.
-        seed: with the site's id and the sample's number, decides what is drawn at temperatures above 0.
-        batch: responses between two calls of `advance`.
-        advance: told of progress.
-        judge: says which response is right; prefix matching, unless the sites are questions.
+        policy: Sampler of the policy.
+        prompts: Builds the prompt of a context.
+        sites_N: Sites to predict at.
+        samples: Responses per site, S.
+        temperature: Sampling temperature; 0 is greedy.
+        max_new_tokens: Maximum length of a response; one that has not ended by then is unfinished and not a hit.
+        seed: Random seed; with the site's id and the sample's index it determines the response.
+        batch: Responses between two calls of `advance`.
+        advance: Progress callback.
+        judge: Scores a response; prefix matching by default, another one if the sites are questions.
     """
     from pipeline.grpo.types import SamplingRequest
 

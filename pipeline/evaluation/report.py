@@ -1,4 +1,4 @@
-"""An evaluation as people read it: tables for the terminal and for Markdown, and what they say in words.
+"""The readable report of an evaluation: tables for the terminal and Markdown, and sentences about them.
 
 Everything here is a pure function of the JSON report that `summarize` makes and `evaluation.json` keeps.
 """
@@ -13,7 +13,7 @@ import rich.box
 import rich.table
 
 NOTHING = "–"
-"""Where there are no sites."""
+"""Cell of a table where there are no sites."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Table:
     """Cells are sentences: every column is left-aligned."""
 
     def markdown(self) -> str:
-        """As a Markdown table under its title."""
+        """Return the table as Markdown under its title."""
         rule = "---" if self.of_words else "---:"
         lines = [self.header, ("---", *(rule for _ in self.header[1:])), *self.rows]
         return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(map(_one_line, line))} |" for line in lines)])
 
     def terminal(self) -> rich.table.Table:
-        """As a table for a terminal; one of usual bands fits 80 columns."""
+        """Return the table for a terminal; one with the usual bands fits 80 columns."""
         table = rich.table.Table(
             title=self.title,
             title_justify="left",
@@ -50,7 +50,7 @@ class Table:
 
 
 def blocks(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
-    """The report from top to bottom: tables, and lines of words."""
+    """Yield the report from top to bottom: tables, and tuples of sentences."""
     summaries = list(report["sets"].values())
     yield tuple(about(report))
     for summary in summaries:
@@ -70,7 +70,7 @@ def blocks(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
 
 
 def title_of(summary: Mapping[str, Any]) -> str:
-    """What a set of sites is called.
+    """Return the title of a set of sites.
 
     Example:
         >>> title_of({"where": "field = 'solution'"}), title_of({"where": "true"})
@@ -80,7 +80,7 @@ def title_of(summary: Mapping[str, Any]) -> str:
 
 
 def accuracy_table(summary: Mapping[str, Any]) -> Table:
-    """A row a reading, a column a band."""
+    """Return the accuracy, one row per reading and one column per band."""
     header = tuple(
         f"{name} > {band['above']:g}\n{count(band['sites'], 'site')}\n{count(band['documents'], 'document')}"
         for name, band in summary["bands"].items()
@@ -93,7 +93,7 @@ def accuracy_table(summary: Mapping[str, Any]) -> Table:
 
 
 def difference_table(summary: Mapping[str, Any]) -> Table:
-    """A row a comparison, a column a band."""
+    """Return the differences, one row per comparison and one column per band."""
     rows = tuple(
         (f"{change['reading']}\n− {change['baseline']}", *(points(band) for band in change["bands"].values()))
         for change in summary["differences"]
@@ -102,7 +102,7 @@ def difference_table(summary: Mapping[str, Any]) -> Table:
 
 
 def sample_table(summary: Mapping[str, Any]) -> Table:
-    """A row a policy and a statistic of several responses to each site, a column a band."""
+    """Return statistics of several responses per site, one row per policy and statistic, one column per band."""
     rows = tuple(
         (f"{name}\n{statistic}", *(percent(by_band[band].get(statistic)) for band in by_band))
         for name, by_band in summary["samples"].items()
@@ -112,7 +112,7 @@ def sample_table(summary: Mapping[str, Any]) -> Table:
 
 
 def label_table(summary: Mapping[str, Any], key: str, noun: str) -> Table:
-    """A row a label (a column of the corpus, a class of tokens), a column a reading."""
+    """Return accuracy by label (corpus column or token class), one row per label and one column per reading."""
     readings = summary["readings"].values()
     rows = tuple(
         (
@@ -125,7 +125,7 @@ def label_table(summary: Mapping[str, Any], key: str, noun: str) -> Table:
 
 
 def scaling_table(scaling: Mapping[str, Any]) -> Table:
-    """A row a band with the fitted law, whether or not it may be claimed."""
+    """Return the fitted law of each band, one row per band, whether or not it may be claimed."""
     rows = []
     for band, found in scaling.items():
         law = found["law"]
@@ -152,20 +152,20 @@ def scaling_table(scaling: Mapping[str, Any]) -> Table:
 
 
 def objections_of(scaling: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Why no law is claimed, band by band."""
+    """Yield (band, reasons why no law is claimed)."""
     for band, found in scaling.items():
         if found["objections"]:
             yield band, f"no law is claimed: {'; '.join(found['objections'])}"
 
 
 def published_table(published: Mapping[str, Any]) -> Table:
-    """The paper's rows, without intervals: it gives none."""
+    """Return the paper's rows, without intervals because it gives none."""
     rows = tuple((name, *(f"{value:.2f}" for value in row.values())) for name, row in published["rows"].items())
     return Table(f"{published['title']}: accuracy, %", ("", *next(iter(published["rows"].values()))), rows)
 
 
 def reason_table(summary: Mapping[str, Any]) -> Table:
-    """A row a way in which responses can end and one for their mean length, a column a reading."""
+    """Return how responses ended and how long they are, one column per reading."""
     readings = summary["readings"].values()
     reasons = next(iter(readings))["reasons"]
     rows = [(reason.replace("_", " "), *(f"{r['reasons'][reason]:,}" for r in readings)) for reason in reasons]
@@ -178,7 +178,7 @@ def reason_table(summary: Mapping[str, Any]) -> Table:
 
 
 def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
-    """What the differences say, band by band, and whether the two intervals overlap."""
+    """Yield the differences in words, band by band, and whether the two intervals overlap."""
     for change in summary["differences"]:
         for band, difference in change["bands"].items():
             if difference is None:
@@ -196,11 +196,11 @@ def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def markdown(report: Mapping[str, Any], pictures: tuple[str, ...] = ()) -> str:
-    """The whole report as a Markdown page.
+    """Return the whole report as a Markdown page.
 
     Args:
-        report: the JSON report.
-        pictures: file names beside the page.
+        report: The JSON report.
+        pictures: Names of image files in the same folder as the page.
     """
     parts = [f"# Evaluation of {report['recipe']}"]
     parts += [f"![held-out accuracy over training steps]({picture})" for picture in pictures]
@@ -210,7 +210,7 @@ def markdown(report: Mapping[str, Any], pictures: tuple[str, ...] = ()) -> str:
 
 
 def about(report: Mapping[str, Any]) -> Iterator[str]:
-    """What the sets of sites are and how the numbers are made."""
+    """Yield sentences that describe the sets of sites and how the numbers are computed."""
     for summary in report["sets"].values():
         documents = count(summary["documents"], "held-out document")
         yield f"{title_of(summary)}: {count(summary['sites'], 'site')} of {documents}."
@@ -231,7 +231,8 @@ def about(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def count(number: int, noun: str) -> str:
-    """
+    """Return a count with its noun, singular or plural.
+
     Example:
         >>> count(1, "site"), count(1200, "site")
         ('1 site', '1,200 sites')
@@ -240,7 +241,8 @@ def count(number: int, noun: str) -> str:
 
 
 def percent(estimate: Mapping[str, Any] | None) -> str:
-    """
+    """Format an estimate and its interval in percent.
+
     Example:
         >>> percent({"value": 0.445, "low": 0.4012, "high": 0.489}), percent(None)
         ('44.5 [40.1, 48.9]', '–')
@@ -251,7 +253,8 @@ def percent(estimate: Mapping[str, Any] | None) -> str:
 
 
 def p_value(value: float) -> str:
-    """
+    """Format a p-value.
+
     Example:
         >>> p_value(0.0421), p_value(1.2e-9)
         ('p = 0.042', 'p < 0.001')
@@ -260,7 +263,8 @@ def p_value(value: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """
+    """Format a number with one decimal.
+
     Example:
         >>> number(22.96), number(None)
         ('23.0', '–')
@@ -269,7 +273,8 @@ def number(value: float | None) -> str:
 
 
 def points(difference: Mapping[str, Any] | None) -> str:
-    """
+    """Format a difference and its interval in percentage points.
+
     Example:
         >>> points({"value": 0.224, "low": -0.0012, "high": 0.4})
         '+22.4 [-0.1, 40.0]'

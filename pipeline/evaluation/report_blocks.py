@@ -1,4 +1,4 @@
-"""A report as blocks, and blocks as Markdown or as one HTML file that opens offline."""
+"""Blocks of a report, and their rendering as Markdown or as one offline HTML file."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pipeline.evaluation.report import Table
 
 @dataclass(frozen=True)
 class Heading:
-    """Of a section."""
+    """Heading of a section; the first one is the title of the report."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph."""
+    """Paragraph of text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Figure:
-    """An SVG beside the report."""
+    """SVG file in the same folder as the report, with its alternative text."""
 
     file: str
-    says: str
+    alt: str
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Literal text under a title."""
+    """Literal text under a title, such as a response."""
 
     title: str
     text: str
@@ -44,7 +44,7 @@ Block = Heading | Paragraph | Figure | Trace | Table
 
 
 def markdown(found: Sequence[Block]) -> str:
-    """As Markdown."""
+    """Return the blocks as Markdown."""
     parts, level = [], "#"
     for block in found:
         match block:
@@ -53,8 +53,8 @@ def markdown(found: Sequence[Block]) -> str:
                 level = "##"
             case Paragraph(text):
                 parts.append(text)
-            case Figure(file, says):
-                parts.append(f"![{says}]({file})")
+            case Figure(file, alt):
+                parts.append(f"![{alt}]({file})")
             case Trace(title, text):
                 parts.append(f"**{title}**\n\n```\n{text.replace('```', '` ` `')}\n```")
             case Table():
@@ -75,7 +75,7 @@ figure { margin: 1rem 0 } svg { max-width: 100%; height: auto; background: #fff 
 
 
 def as_html(found: Sequence[Block], out: Path) -> str:
-    """As one HTML file, pictures in it."""
+    """Return the blocks as one HTML file, with the SVG files of the folder `out` inside."""
     parts, level = [], 1
     for block in found:
         match block:
@@ -84,9 +84,9 @@ def as_html(found: Sequence[Block], out: Path) -> str:
                 level = 2
             case Paragraph(text):
                 parts.append(f"<p>{html.escape(text)}</p>")
-            case Figure(file, says):
+            case Figure(file, alt):
                 drawing = (out / file).read_text(encoding="utf-8")
-                drawing = drawing[drawing.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{says}"', 1)
+                drawing = drawing[drawing.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{alt}"', 1)
                 parts.append(f"<figure>{drawing}</figure>")
             case Trace(title, text):
                 parts.append(f"<h3>{html.escape(title)}</h3><pre>{html.escape(text)}</pre>")

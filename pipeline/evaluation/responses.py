@@ -1,4 +1,4 @@
-"""The table of an evaluation: what every policy answered at every site, from which all its figures follow."""
+"""The table of an evaluation: every policy's answer at every site. All figures are computed from it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ RESPONSES = pa.schema(
         pa.field("length", pa.int32(), nullable=False),
     ]
 )
-"""A row is one answer. `sets`: the sets of sites (`headline`, `all`) it counts in. `reading`: `direct`, `reasoning` or,
-for the `sample`-th of several responses, `sampled`. `response` is for reading: bytes that are no UTF-8 appear as U+FFFD
-there, while `prediction` (null if there is none) and the ids are exact."""
+"""Schema of the table: one row per answer. `sets`: the sets of sites (`headline`, `all`) that contain its site.
+`reading`: `direct`, `reasoning`, or `sampled` for the `sample`-th of several responses. `response` is meant for
+readers: bytes that are not UTF-8 appear as U+FFFD. `prediction` (null if there is none) and the ids are exact."""
 
 
 def write_responses(
@@ -48,7 +48,7 @@ def write_responses(
     sets: Mapping[str, Sequence[int]],
     answers: Sequence[tuple[str, str, Sequence[Sequence[Prediction]]]],
 ) -> None:
-    """Every answer at every site: of each (policy, reading, answers [N, S]) in turn."""
+    """Write every answer at every site, one (policy, reading, answers [N, S]) after the other."""
     members = {name: set(chosen) for name, chosen in sets.items()}
     rows = (
         {

@@ -1,6 +1,6 @@
-"""Several responses to each site: mean accuracy and pass@k, both without bias.
+"""Unbiased mean accuracy and pass@k from several responses per site.
 
-Shape names: N sites, S samples a site.
+Shape names: N sites, S samples per site.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pipeline.evaluation.intervals import Estimate, proportion
 
 
 def pass_at(k: int, hits_NS: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Chance [N] that at least one of k of a site's S responses, drawn without replacement, is a hit.
+    """Return the chance [N] that at least one of k responses, drawn without replacement from a site's S, is a hit.
 
     1 − C(S − hits, k) / C(S, k), the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, equation 1), as a
     product of ratios that neither overflows nor cancels.
 
     Raises:
-        ValueError: fewer than k samples.
+        ValueError: There are fewer than k samples.
 
     Example:
         >>> pass_at(2, np.array([[True, False, False, False]])).tolist()  # 1 − C(3, 2) / C(4, 2)
@@ -35,7 +35,7 @@ def pass_at(k: int, hits_NS: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def powers_of_two(samples: int) -> list[int]:
-    """The k for which pass@k is told: 1, 2, 4, … and the number of samples.
+    """Return the k for which pass@k is reported: 1, 2, 4, … and the number of samples.
 
     Example:
         >>> powers_of_two(8), powers_of_two(6), powers_of_two(0)
@@ -47,10 +47,9 @@ def powers_of_two(samples: int) -> list[int]:
 def sampled_accuracy(
     hits_NS: NDArray[np.bool_], documents_N: Sequence[str] | NDArray[np.str_]
 ) -> dict[str, Estimate | None]:
-    """`mean` over sites and samples and `pass@k`, with intervals clustered by document.
+    """Return `mean` over sites and samples and `pass@k`, with intervals clustered by document.
 
-    The mean's interval counts every sample and knows that those of a document belong together. That of pass@k counts
-    sites.
+    The interval of the mean counts every sample and clusters those of a document. The interval of pass@k counts sites.
     """
     documents = np.asarray(documents_N, dtype=str)
     samples = hits_NS.shape[1]

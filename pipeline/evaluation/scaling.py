@@ -2,12 +2,13 @@
 
 For a given α the law is linear in A and P*, so the fit is a search over α alone: least squares on a grid, every point
 with the same weight, as the paper's curve is fitted. C counts in units of the largest compute measured, so that A is
-how far accuracy was from P* there (negative where it rises). An interval holds the values of a parameter at which the
-sum of squares, the other parameters being free, is not much larger than at the best fit. How much is much is found by
-bootstrap: in many sets of points drawn around the fitted law with the residuals' variance, the fitted value's own sum
-of squares stays within that factor of the best in 95 %. So intervals may be skew or wide, as α and P* trade off.
+how far accuracy was from P* there (negative where it rises). An interval contains the values of a parameter at which
+the sum of squares, minimised over the other parameters, is at most some factor larger than at the best fit. The factor
+is found by bootstrap: in many sets of points drawn around the fitted law with the residuals' variance, the sum of
+squares at the fitted value stays within the factor of the best in 95 %. Intervals may be skewed or wide because α and
+P* trade off.
 
-A fit is not yet a law: `objections` says why one should not be claimed.
+A fit is not yet a law: `objections` lists the reasons not to claim one.
 
 Shape names: N points, G values of α, B bootstrap draws, M values of compute.
 """
@@ -29,25 +30,25 @@ from pipeline.evaluation.intervals import CONFIDENCE, t_quantile
 Floats = NDArray[np.float64]
 
 ALPHAS_G: Floats = np.geomspace(0.02, 8.0, 300)
-"""Exponents that are tried, 2 % apart."""
+"""Exponents of the grid search, 2 % apart."""
 DRAWS = 400
 AHEAD = (2.0, 4.0, 10.0)
-"""Multiples of the compute spent at which the law is extrapolated."""
+"""Extrapolation points, as multiples of the compute spent."""
 PARAMETERS = 3
 
 LEAST_POINTS = 6
-"""As many as the paper's curves have."""
+"""Minimum number of points, the same as in the paper's curves."""
 LEAST_SPAN = 4.0
-"""Largest compute over smallest."""
+"""Minimum ratio of the largest to the smallest compute."""
 LEAST_R2 = 0.9
 _NO_SPREAD = 1e-12
 WIDEST_PLATEAU = 0.5
-"""Width of the interval of P* above which the data do not say where accuracy is going."""
+"""Width of the interval of P* above which the plateau counts as not determined."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A fitted number with its interval."""
+    """Fitted parameter with its interval."""
 
     value: float
     low: float
@@ -56,24 +57,24 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Law:
-    """P(C) = A / (C / unit)^α + P*, as fitted."""
+    """Fitted law P(C) = A / (C / unit)^α + P*."""
 
     unit: float
-    """FLOPs: the largest compute of the points."""
+    """Largest compute of the points, FLOPs."""
     amplitude: Parameter
-    """A"""
+    """Amplitude A."""
     alpha: Parameter
     plateau: Parameter
-    """P*: what accuracy tends to."""
+    """Plateau P*: the limit of accuracy for large compute."""
     r2: float
     points: int
     smallest: float
-    """FLOPs: the smallest compute of the points."""
+    """Smallest compute of the points, FLOPs."""
     draws_B3: Floats
-    """(A, α, P*) of the bootstrap draws."""
+    """Parameters (A, α, P*) of the bootstrap draws."""
 
     def at(self, compute_M: Sequence[float] | Floats) -> list[Parameter]:
-        """Accuracy at other computes, with percentile intervals of the bootstrap draws: of the law, not of a point."""
+        """Return accuracy at M values of compute; the percentile intervals are those of the law, not of a new point."""
         relative_M = np.asarray(compute_M, dtype=np.float64) / self.unit
         own = np.array([[self.amplitude.value, self.alpha.value, self.plateau.value]])
         value_M, drawn_BM = _predict(own, relative_M)[0], _predict(self.draws_B3, relative_M)
@@ -82,15 +83,15 @@ class Law:
 
 
 def fit_law(compute_N: Sequence[float], accuracy_N: Sequence[float], *, seed: int = 0) -> Law:
-    """Fit the law to points of positive compute; a point without any (the untrained policy) is left out.
+    """Fit the law to the points with positive compute; the untrained policy has none and is left out.
 
     Args:
         compute_N: FLOPs spent on training.
-        accuracy_N: fractions.
-        seed: of the bootstrap.
+        accuracy_N: Accuracies as fractions.
+        seed: Seed of the bootstrap.
 
     Raises:
-        UserError: fewer than four different computes, which three parameters always fit.
+        UserError: There are fewer than four different computes, which three parameters always fit.
     """
     kept = [(c, p) for c, p in zip(compute_N, accuracy_N, strict=True) if c > 0]
     if len({c for c, _ in kept}) <= PARAMETERS:
@@ -112,10 +113,10 @@ def fit_law(compute_N: Sequence[float], accuracy_N: Sequence[float], *, seed: in
 
 
 def objections(law: Law) -> list[str]:
-    """Why the fit is no evidence for a law of this form; empty if it is.
+    """Return the reasons not to claim a law of this form; empty if there are none.
 
-    Too few points, too little range, a bad fit, accuracy that does not rise, an exponent that is not determined, or a
-    plateau that is anywhere.
+    The reasons are too few points, too small a range of compute, a bad fit, accuracy that does not rise, and an
+    exponent or plateau that the data do not determine.
     """
     found = []
     if law.points < LEAST_POINTS:
@@ -134,11 +135,11 @@ def objections(law: Law) -> list[str]:
 
 
 def scaling_of(metrics: Sequence[Path], bands: Sequence[str]) -> dict[str, Any]:
-    """Accuracy by compute at the evaluations during training, and the law fitted to it, by band, as JSON values.
+    """Return accuracy over compute during training and the fitted law, by band, as JSON values.
 
     Args:
-        metrics: `metrics.jsonl` of runs that differ by their seeds; means over them are fitted.
-        bands: which.
+        metrics: `metrics.jsonl` of runs that differ in their seeds; the law is fitted to means over them.
+        bands: Bands to fit.
     """
     rows = [[row for row in read_metrics(path) if "compute/flops" in row] for path in metrics]
     found: dict[str, Any] = {}
@@ -166,20 +167,20 @@ def scaling_of(metrics: Sequence[Path], bands: Sequence[str]) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, without the unfinished last one of a killed run."""
+    """Return the lines of a run's `metrics.jsonl`, without an unfinished last line (of a killed run)."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line.strip()]
 
 
 def _predict(law_B3: Floats, relative_M: Floats) -> Floats:
-    """Accuracy [B, M] of laws at computes in their unit."""
+    """Return the accuracy [B, M] of B laws at M values of compute, given in the laws' unit."""
     amplitude_B1, alpha_B1, plateau_B1 = law_B3.T[:, :, None]
     return amplitude_B1 * relative_M**-alpha_B1 + plateau_B1
 
 
 @dataclass(frozen=True)
 class _Fits:
-    """Least squares of B sets of points, for every α and at the best one."""
+    """Least-squares fits of B sets of points, for every α of the grid."""
 
     amplitude_BG: Floats
     plateau_BG: Floats
@@ -188,13 +189,13 @@ class _Fits:
 
     @property
     def law_B3(self) -> Floats:
-        """(A, α, P*) of the smallest sum of squares."""
+        """Return (A, α, P*) at the smallest sum of squares of each set."""
         rows, best = np.arange(len(self.squares_BG)), self.squares_BG.argmin(axis=1)
         return np.stack([self.amplitude_BG[rows, best], ALPHAS_G[best], self.plateau_BG[rows, best]], axis=1)
 
 
 class _Curves:
-    """The curves C^−α of all α at N computes, and linear least squares with each."""
+    """The curves C^−α for all α at N values of compute, and linear least squares with each of them."""
 
     def __init__(self, relative_N: Floats) -> None:
         power_GN = relative_N ** -ALPHAS_G[:, None]
@@ -204,22 +205,22 @@ class _Curves:
         self._points = len(relative_N)
 
     def fit(self, accuracy_BN: Floats) -> _Fits:
-        """A and P* for every α."""
+        """Fit A and P* for every α."""
         mean_B1 = accuracy_BN.mean(axis=1, keepdims=True)
         amplitude_BG = (accuracy_BN - mean_B1) @ self._centred_GN.T / self._square_G
         squares_BG = ((accuracy_BN - mean_B1) ** 2).sum(axis=1, keepdims=True) - amplitude_BG**2 * self._square_G
         return _Fits(amplitude_BG, mean_B1 - amplitude_BG * self._mean_G, squares_BG.clip(1e-18))
 
-    def _allowed(self, factor_B: Floats) -> float:
-        """The factor that 95 % of the draws stay within; never below F's, which is exact for a linear parameter."""
+    def _max_factor(self, factor_B: Floats) -> float:
+        """Return the factor that 95 % of the draws stay within, but at least F's, exact for a linear parameter."""
         freedom = self._points - PARAMETERS
         return float(max(np.quantile(factor_B, CONFIDENCE), 1 + t_quantile(freedom) ** 2 / freedom))
 
     def intervals(self, best: _Fits, drawn: _Fits) -> tuple[Parameter, Parameter, Parameter]:
-        """Of A, α and P*: where the sum of squares is within the factor that the draws allow."""
+        """Return A, α and P* with the intervals in which the sum of squares is within the factor given by the draws."""
         own, least = best.law_B3[0], best.squares_BG.min()
         smallest_B = drawn.squares_BG.min(axis=1)
-        allowed = self._allowed(drawn.squares_BG[:, best.squares_BG[0].argmin()] / smallest_B) * least
+        allowed = self._max_factor(drawn.squares_BG[:, best.squares_BG[0].argmin()] / smallest_B) * least
         within_G = best.squares_BG[0] <= allowed
         first, last = np.flatnonzero(within_G)[[0, -1]] + (-1, 1)  # the edges lie between points of the grid
         low, high = ALPHAS_G[[max(first, 0), min(last, len(ALPHAS_G) - 1)]]
@@ -231,7 +232,7 @@ class _Curves:
             strict=True,
         ):  # fmt: skip
             forced_B = (drawn.squares_BG + bend_G * (drawn_BG - value) ** 2).min(axis=1)
-            allowed = self._allowed(forced_B / smallest_B) * least
+            allowed = self._max_factor(forced_B / smallest_B) * least
             within_G = best.squares_BG[0] <= allowed
             reach_G = np.sqrt((allowed - best.squares_BG[0][within_G]) / bend_G[within_G])
             low, high = (own_G[within_G] - reach_G).min(), (own_G[within_G] + reach_G).max()

@@ -1,6 +1,6 @@
-"""What a study measured, recomputed from the responses, answers and metrics that its parts saved.
+"""The figures of a study, computed from the responses, answers and metrics that its jobs saved.
 
-Shape names: S seeds, N sites (or questions), of the same documents in every arm.
+Shape names: S seeds, N sites (or questions); every arm has the same sites.
 """
 
 from __future__ import annotations
@@ -34,41 +34,41 @@ TRACES = 3
 
 @dataclass(frozen=True)
 class Arm:
-    """Where one arm's parts lie."""
+    """Output folders of one arm's jobs."""
 
     name: str
     evaluation: Path
-    """Holds `responses.parquet` of the policies of all seeds (of the one policy, if it was not trained)."""
+    """Folder with `responses.parquet` of the policies of all seeds (of the one policy, if it was not trained)."""
     runs: Sequence[Path] = ()
-    """By seed; holds `metrics.jsonl`."""
+    """Folders with `metrics.jsonl`, one per seed."""
     finetuned: Sequence[Path] = ()
-    """By seed; holds `answers.parquet`."""
+    """Folders with `answers.parquet`, one per seed."""
 
 
 @dataclass(frozen=True)
 class Sites:
-    """The held-out sites of a set, in one order for all arms."""
+    """Held-out sites of a set, in the same order for all arms."""
 
     frame: pl.DataFrame
-    """`site_id`, `doc_id`, `entropy`, `target`, sorted by site_id."""
+    """Columns `site_id`, `doc_id`, `entropy`, `target`; sorted by `site_id`."""
 
     @property
     def documents_N(self) -> NDArray[np.str_]:
-        """The sites' documents."""
+        """Return the documents [N] of the sites."""
         return self.frame["doc_id"].to_numpy().astype(str)
 
 
 def summarize_study(config: StudyConfig, arms: Sequence[Arm], recipe: Recipe, bands: BandsConfig) -> dict[str, Any]:
-    """Every figure of the report, as JSON values.
+    """Return every figure of the report, as JSON values.
 
     Args:
-        config: the study.
-        arms: the policy before training first.
-        recipe: as evaluations used it.
-        bands: thresholds in nats.
+        config: The study.
+        arms: Its arms; the policy before training comes first.
+        recipe: The recipe that the evaluations used.
+        bands: Thresholds in nats.
 
     Returns:
-        `sets` (accuracy and differences by set of sites and band), `chance`, `compute`, `scaling`, `finetuned`,
+        `sets` (accuracy, differences and chance level by set of sites and band), `compute`, `scaling`, `finetuned`,
         `patterns`, `traces`, and the `claims` with their verdicts.
     """
     responses = {arm.name: read_responses(arm.evaluation / "responses.parquet") for arm in arms}
@@ -100,14 +100,18 @@ def summarize_study(config: StudyConfig, arms: Sequence[Arm], recipe: Recipe, ba
 
 
 def read_responses(path: Path) -> pl.DataFrame:
-    """The table of an evaluation."""
+    """Return the table of responses of an evaluation.
+
+    Raises:
+        UserError: The file does not exist.
+    """
     if not path.is_file():
         raise UserError("an evaluation of the study is missing", where=path, hint="run `rpt study` again")
     return pl.read_parquet(path)
 
 
 def hits_of(responses: pl.DataFrame, reading: str, sites: Sites) -> Hits:
-    """Hits [S, N] of an arm's policies, in the order of their names, at the sites."""
+    """Return hits [S, N] of an arm's policies, in the order of their names, at the sites."""
     rows = responses.filter((pl.col("reading") == reading) & (pl.col("sample") == 0))
     by_policy = rows.partition_by("policy", as_dict=True)
     return np.stack(
@@ -119,7 +123,7 @@ def hits_of(responses: pl.DataFrame, reading: str, sites: Sites) -> Hits:
 
 
 def sample_statistics(responses: pl.DataFrame, sites: Sites) -> dict[str, NDArray[np.float64]]:
-    """`mean` and `pass@k` [S, N] of several responses to each site by an arm's policies; empty without them."""
+    """Return `mean` and `pass@k` [S, N] of an arm's sampled responses; empty if none were sampled."""
     rows = responses.filter(pl.col("reading") == "sampled")
     if rows.is_empty():
         return {}
@@ -133,7 +137,7 @@ def sample_statistics(responses: pl.DataFrame, sites: Sites) -> dict[str, NDArra
 
 
 def sites_of(responses: pl.DataFrame, name: str) -> Sites:
-    """The sites of a set."""
+    """Return the sites of a set."""
     rows = responses.filter(pl.col("sets").list.contains(name))
     return Sites(rows.select("site_id", "doc_id", "entropy", "target").unique("site_id").sort("site_id"))
 
@@ -141,7 +145,7 @@ def sites_of(responses: pl.DataFrame, name: str) -> Sites:
 def _accuracy(
     responses: Mapping[str, pl.DataFrame], name: str, bands: BandsConfig, reference: str, base: str
 ) -> dict[str, Any]:
-    """Accuracy of every arm at a set of sites, and its differences."""
+    """Return the accuracy of every arm at a set of sites, and differences between arms."""
     sites = sites_of(responses[base], name)
     members = band_members(sites.frame["entropy"].to_list(), bands)
     hits = {
@@ -152,17 +156,20 @@ def _accuracy(
     documents_N = sites.documents_N
 
     def share(key: tuple[str, str]) -> dict[str, Any]:
-        return {b: plain(share_over_seeds(hits[key][:, own_N], documents_N[own_N])) for b, own_N in members.items()}
+        return {
+            b: to_json_value(share_over_seeds(hits[key][:, own_N], documents_N[own_N])) for b, own_N in members.items()
+        }
 
     def gain(own: tuple[str, str], other: tuple[str, str]) -> dict[str, Any]:
         return {
-            b: plain(difference_over_seeds(hits[own][:, own_N], hits[other][:, own_N], documents_N[own_N]))
+            b: to_json_value(difference_over_seeds(hits[own][:, own_N], hits[other][:, own_N], documents_N[own_N]))
             for b, own_N in members.items()
         }
 
     def by_seed(key: tuple[str, str]) -> dict[str, list[float]]:
         return {b: hits[key][:, own_N].mean(axis=1).tolist() if own_N.any() else [] for b, own_N in members.items()}
 
+    # Pairs (reading, baseline) in the order in which the report lists them.
     pairs = [((base, "reasoning"), (base, "direct"))]
     pairs += [((reference, "reasoning"), (base, reading)) for reading in ("direct", "reasoning")]
     pairs += [((arm, "reasoning"), (base, "reasoning")) for arm in responses if arm not in (base, reference)]
@@ -178,7 +185,8 @@ def _accuracy(
         "accuracy": {f"{reading} {arm}": share((arm, reading)) for arm, reading in hits},
         "samples": {
             f"{statistic} {arm}": {
-                b: plain(share_over_seeds(values_SN[:, own_N], documents_N[own_N])) for b, own_N in members.items()
+                b: to_json_value(share_over_seeds(values_SN[:, own_N], documents_N[own_N]))
+                for b, own_N in members.items()
             }
             for arm, frame in responses.items()
             for statistic, values_SN in sample_statistics(frame, sites).items()
@@ -192,7 +200,7 @@ def _accuracy(
 
 
 def chance_of(targets_N: pl.Series) -> float | None:
-    """What the best constant answer earns: the share of the most frequent target; None without sites.
+    """Return the accuracy of the best constant answer: the share of the most frequent target; None without sites.
 
     Example:
         >>> chance_of(pl.Series([b"7", b"7", b" red", b"4"])), chance_of(pl.Series([], dtype=pl.Binary))
@@ -203,13 +211,13 @@ def chance_of(targets_N: pl.Series) -> float | None:
 
 
 def compute_of(runs: Sequence[Path]) -> dict[str, float]:
-    """FLOPs, device-seconds and tokens learned from, as means over seeds of runs' last lines of metrics."""
+    """Return FLOPs, device-seconds and trained tokens: means over runs of the last line of their metrics."""
     last = [read_metrics(run / "metrics.jsonl")[-1] for run in runs]
     return {name: float(np.mean([row[f"compute/{name}"] for row in last])) for name in ("flops", "seconds", "tokens")}
 
 
 def _finetuned(runs: Mapping[str, Sequence[Path]], reference: str) -> dict[str, Any]:
-    """Accuracy at held-out questions before and after RL on questions, and what the reference arm has over others."""
+    """Return accuracy on held-out questions before and after RL, and the reference arm's differences to others."""
     answers = {arm: [pl.read_parquet(run / "answers.parquet") for run in own] for arm, own in runs.items()}
     if not answers:
         return {}
@@ -230,15 +238,16 @@ def _finetuned(runs: Mapping[str, Sequence[Path]], reference: str) -> dict[str, 
     return {
         "questions": len(common),
         "accuracy": {
-            arm: {when: plain(share_over_seeds(hits[arm, when], questions_N)) for when in ("before", "after")}
+            arm: {when: to_json_value(share_over_seeds(hits[arm, when], questions_N)) for when in ("before", "after")}
             for arm in answers
         },
         "gains": {
-            arm: plain(difference_over_seeds(hits[arm, "after"], hits[arm, "before"], questions_N)) for arm in answers
+            arm: to_json_value(difference_over_seeds(hits[arm, "after"], hits[arm, "before"], questions_N))
+            for arm in answers
         },
         "differences": {
             arm: {
-                when: plain(difference_over_seeds(hits[reference, when], hits[arm, when], questions_N))
+                when: to_json_value(difference_over_seeds(hits[reference, when], hits[arm, when], questions_N))
                 for when in ("before", "after")
             }
             for arm in others
@@ -247,13 +256,13 @@ def _finetuned(runs: Mapping[str, Sequence[Path]], reference: str) -> dict[str, 
 
 
 def patterns_of(reference: pl.DataFrame, base: pl.DataFrame) -> dict[str, Any]:
-    """Keyword groups in the reasoning of the reference arm's first policy and of the policy before training."""
+    """Compare keyword groups in the reasoning of the reference arm's first policy and of the untrained policy."""
     after, before = (_reasoning(frame) for frame in (reference, base))
     return compare_patterns(after["response"].to_list(), before["response"].to_list(), after["doc_id"].to_list())
 
 
 def traces_of(reference: pl.DataFrame, base: pl.DataFrame) -> list[dict[str, Any]]:
-    """A few sites of the highest entropies, at which only the trained policy is right, with what both answered."""
+    """Return the highest-entropy sites at which only the trained policy is right, with both responses."""
     both = _reasoning(reference).join(_reasoning(base), on="site_id", suffix="_before")
     chosen = both.filter(pl.col("hit") & ~pl.col("hit_before")).sort("entropy", "site_id", descending=[True, False])
     return [
@@ -272,6 +281,6 @@ def _reasoning(responses: pl.DataFrame) -> pl.DataFrame:
     return rows.filter(pl.col("policy") == rows["policy"].min()).sort("site_id")
 
 
-def plain(value: Estimate | Difference | None) -> dict[str, Any] | None:
-    """As JSON."""
+def to_json_value(value: Estimate | Difference | None) -> dict[str, Any] | None:
+    """Return an estimate as a JSON object."""
     return None if value is None else asdict(value)

@@ -1,4 +1,4 @@
-"""A study as people read it: Markdown and one HTML file that opens offline, with the same tables, words and pictures.
+"""The readable report of a study: Markdown and one offline HTML file, with the same text, tables and figures.
 
 Everything here is a pure function of `study.json`.
 """
@@ -22,11 +22,11 @@ from pipeline.evaluation.report import (
     scaling_table,
 )
 from pipeline.evaluation.report_blocks import Block, Figure, Heading, Paragraph, Trace, as_html, markdown
-from pipeline.evaluation.study_pictures import draw_arms
+from pipeline.evaluation.study_plots import draw_arms
 
 
 def write_report(study: Mapping[str, Any], out: Path) -> Path:
-    """Draw the pictures, write `report.md` and `report.html`, and return the latter's path."""
+    """Draw the figures, write `report.md` and `report.html`, and return the path of `report.html`."""
     draw_scaling(study["scaling"], out / "scaling.svg")
     draw_arms(study, out / "arms.svg")
     found = list(blocks(study))
@@ -37,7 +37,7 @@ def write_report(study: Mapping[str, Any], out: Path) -> Path:
 
 
 def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
-    """The report from top to bottom."""
+    """Yield the blocks of the report from top to bottom."""
     head = study["sets"][study["headline"]]
     yield Heading(f"Study {study['study']}")
     yield Paragraph(study["description"])
@@ -83,18 +83,18 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def claims_table(study: Mapping[str, Any]) -> Table:
-    """A row a claim."""
+    """Return the claims with their verdicts, one row per claim."""
     rows = tuple((c["claim"], c["source"], c["verdict"], c["why"]) for c in study["claims"])
     return Table("Claims", ("claim", "source", "verdict", "why"), rows, of_words=True)
 
 
 def title_of(study: Mapping[str, Any], name: str) -> str:
-    """What a set of sites is called."""
+    """Return the title of a set of sites."""
     return "All positions" if name == "all" else f"Positions where {study['where']}"
 
 
 def accuracy_table(study: Mapping[str, Any], name: str) -> Table:
-    """A row a reading of an arm, a column a band; the last row is the best constant answer."""
+    """Return the accuracy, one row per reading and arm, one column per band; last row: the best constant answer."""
     summary = study["sets"][name]
     header = tuple(f"{b} > {study['bands'][b]:g}\n{count(n, 'site')}" for b, n in summary["band_sites"].items())
     rows = [(reading, *(percent(band) for band in bands.values())) for reading, bands in summary["accuracy"].items()]
@@ -103,14 +103,14 @@ def accuracy_table(study: Mapping[str, Any], name: str) -> Table:
 
 
 def sample_table(study: Mapping[str, Any], name: str) -> Table:
-    """A row a statistic of several responses to each site by an arm, a column a band."""
+    """Return statistics of several responses per site, one row per statistic and arm, one column per band."""
     summary = study["sets"][name]
     rows = tuple((label, *(percent(band) for band in bands.values())) for label, bands in summary["samples"].items())
     return Table(f"{title_of(study, name)}: several responses, % [95 % interval]", ("", *summary["band_sites"]), rows)
 
 
 def difference_table(study: Mapping[str, Any], name: str) -> Table:
-    """A row a comparison, a column a band."""
+    """Return the differences, one row per comparison and one column per band."""
     rows = tuple(
         (
             f"{change['reading']} − {change['baseline']}",
@@ -123,7 +123,7 @@ def difference_table(study: Mapping[str, Any], name: str) -> Table:
 
 
 def compute_table(study: Mapping[str, Any]) -> Table:
-    """A row an arm."""
+    """Return the training compute, one row per arm."""
     rows = tuple(
         (arm, f"{c['flops']:.3g}", f"{c['seconds']:,.0f}", f"{c['tokens']:,.0f}") for arm, c in study["compute"].items()
     )
@@ -132,7 +132,7 @@ def compute_table(study: Mapping[str, Any]) -> Table:
 
 
 def finetuned_table(study: Mapping[str, Any]) -> Table:
-    """A row an arm."""
+    """Return the accuracy on questions before and after RL, one row per arm."""
     found = study["finetuned"]
     rows = tuple(
         (arm, percent(own["before"]), percent(own["after"]), points(found["gains"][arm]))
@@ -143,7 +143,7 @@ def finetuned_table(study: Mapping[str, Any]) -> Table:
 
 
 def finetuned_differences(study: Mapping[str, Any]) -> Table:
-    """A row an arm that the reference is compared with."""
+    """Return differences on questions, one row per arm that the reference is compared with."""
     rows = tuple(
         (f"{study['reference']} − {arm}", *(f"{points(d)}, {p_value(d['p_value'])}" for d in own.values()))
         for arm, own in study["finetuned"]["differences"].items()
@@ -152,7 +152,7 @@ def finetuned_differences(study: Mapping[str, Any]) -> Table:
 
 
 def pattern_table(study: Mapping[str, Any]) -> Table:
-    """A row a group of keywords."""
+    """Return shares of responses that contain a keyword, one row per group of keywords."""
     rows = tuple(
         (
             group,

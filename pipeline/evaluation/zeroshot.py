@@ -1,8 +1,8 @@
-"""Multiple-choice questions of general benchmarks, for lm-eval: MMLU-Pro and SuperGPQA (arXiv 2506.08007, Table 3).
+r"""Multiple-choice questions of general benchmarks, for lm-eval: MMLU-Pro and SuperGPQA (arXiv 2506.08007, Table 3).
 
-*Direct*: the likeliest of the options' letters after the question. *Reasoning*: a response whose last `\\boxed{}` or
-"answer is" names a letter. Questions are those of the benchmarks; prompts are one plain wording of ours for both, so
-figures do not equal leaderboards'.
+*Direct*: the most likely option letter after the question. *Reasoning*: a response whose last `\boxed{}` or
+"answer is" names a letter. The questions are those of the benchmarks, but both use our own plain prompt,
+so figures are not comparable with leaderboards.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from pipeline.corpus.sources import find_files
 from pipeline.evaluation.intervals import proportion
 
 LETTERS = "ABCDEFGHIJ"
-_REASON = r"Reason step by step, then give the right option's letter in \boxed{}."
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark lies and what its columns are called."""
+    """Source and column names of a benchmark."""
 
     source: str
-    """Unless the user has a copy."""
+    """Default source; the user may give a copy."""
     answer: str
-    """Column of the right option's letter."""
+    """Name of the column with the letter of the right option."""
     category: str
 
 
@@ -45,7 +44,7 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its options; `answer` is the index of the right one."""
+    """A question with its options; `answer` is the index of the right option."""
 
     question: str
     options: tuple[str, ...]
@@ -54,7 +53,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """The question and its options, a letter each."""
+        """Return the question followed by its lettered options."""
         options = "\n".join(f"{LETTERS[i]}. {option.strip()}" for i, option in enumerate(self.options))
         return f"Question: {self.question.strip()}\nOptions:\n{options}"
 
@@ -62,19 +61,19 @@ class Question:
 def read_questions(
     benchmark: Benchmark, source: str | None, count: int | None, seed: int
 ) -> tuple[list[Question], int]:
-    """`count` questions (all, if None) chosen by a hash of (seed, row), in their order.
+    """Return `count` questions (all, if None) chosen by a hash of (seed, row), in the order of the source.
 
     Args:
-        benchmark: its columns.
-        source: a copy: a path, a glob, any URL that corpora may have; None: the hub's.
-        count: how many.
-        seed: of the choice.
+        benchmark: Default source and column names.
+        source: Path, glob or URL of a copy; None for the default source on the Hub.
+        count: Number of questions.
+        seed: Seed of the choice.
 
     Returns:
-        the questions, and how many records were left out: without a question, options, or an answer among them.
+        The questions, and the number of records skipped because they lack a question, options, or a valid answer.
 
     Raises:
-        UserError: the source cannot be read, or holds no question.
+        UserError: The source cannot be read or contains no question.
     """
     place = source or benchmark.source
     known: list[tuple[int, Question]] = []
@@ -86,7 +85,11 @@ def read_questions(
         else:
             known.append((row, question))
     if not known:
-        raise UserError("no question", where=place, hint=f"columns: question, options, {benchmark.answer}")
+        raise UserError(
+            "the benchmark contains no usable question",
+            where=place,
+            hint=f"it needs the columns question, options, {benchmark.answer}",
+        )
     ranked = sorted(known, key=lambda item: random_key("zeroshot", seed, item[0]))[:count]
     return [question for _, question in sorted(ranked, key=lambda item: item[0])], unusable
 
@@ -110,13 +113,13 @@ def _question(benchmark: Benchmark, value: Mapping[str, Any] | Unusable) -> Ques
 
 
 def lm_eval_task(name: str, questions: Sequence[Question], mode: str, max_new_tokens: int) -> dict[str, Any]:
-    """The configuration of a task of lm-eval over the questions; no data set is downloaded.
+    """Return an lm-eval task configuration for the questions; no data set is downloaded.
 
     Args:
-        name: of the task.
-        questions: asked in this order.
+        name: Name of the task.
+        questions: Questions, in the order in which they are asked.
         mode: `direct` or `reasoning`.
-        max_new_tokens: room for a response.
+        max_new_tokens: Maximum length of a response.
     """
 
     def dataset(**_: Any) -> dict[str, Any]:
@@ -147,27 +150,27 @@ def lm_eval_task(name: str, questions: Sequence[Question], mode: str, max_new_to
 
 
 def letter_of(response: str) -> str | None:
-    """The letter that a response settles on; None if it names none.
+    r"""Return the last option letter that a response gives as its answer; None if it gives none.
 
     Example:
-        >>> [letter_of(text) for text in (r"so \\boxed{C}", r"\\boxed{A} no, \\boxed{(B)}", "The answer is D.", "C")]
+        >>> [letter_of(text) for text in (r"so \boxed{C}", r"\boxed{A} no, \boxed{(B)}", "The answer is D.", "C")]
         ['C', 'B', 'D', None]
     """
     boxed = re.findall(r"\\boxed\{\s*(?:\\text\{)?\(?([A-J])\)?\W", response)
-    said = re.findall(r"answer is:?\s*\(?([A-J])\b", response)
-    return (boxed or said or [None])[-1]
+    stated = re.findall(r"answer is:?\s*\(?([A-J])\b", response)
+    return (boxed or stated or [None])[-1]
 
 
 def summarize_zeroshot(questions: Sequence[Question], hits: Sequence[bool], answered: Sequence[bool]) -> dict[str, Any]:
-    """Accuracy with intervals, overall and by category, beside chance, as JSON values.
+    """Return accuracy with intervals and chance level, overall and by category, as JSON values.
 
     Args:
-        questions: those asked.
-        hits: which were answered right, in the same order.
-        answered: which responses named a letter at all.
+        questions: The questions asked.
+        hits: True for each question answered right, in the same order.
+        answered: True for each response that gave a letter at all.
 
     Returns:
-        `questions`, `accuracy`, `chance` (of picking an option blindly), `above_chance` (the interval lies above it),
+        `questions`, `accuracy`, `chance` (of picking an option at random), `above_chance` (the interval lies above it),
         `answered` and `categories`.
     """
     hits_N, chance_N = np.array(hits, dtype=bool), np.array([1 / len(q.options) for q in questions])

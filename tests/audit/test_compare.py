@@ -117,9 +117,9 @@ def test_two_manifests_of_other_documents(audited: Audited, tmp_path: Path) -> N
 
 def test_a_selection_that_was_not_made_is_refused(audited: Audited) -> None:
     missing = load(Manifest, audited.path, ["select.where=entropy > 7"])
-    with pytest.raises(UserError, match="this selection has not been made"):
+    with pytest.raises(UserError, match="this selection does not exist"):
         audit(missing, work=audited.work)
-    with pytest.raises(UserError, match=f"there are: .*{audited.other.select.fingerprint}"):
+    with pytest.raises(UserError, match=f"selections: .*{audited.other.select.fingerprint}"):
         compare(audited.manifest, ["0123456789ab"], path=audited.path, overrides=(), work=audited.work)
 
 

@@ -347,7 +347,7 @@ def test_the_selection_that_the_manifest_describes_is_shown_whatever_was_made_la
 
 def test_a_selection_that_was_not_made_is_not_shown_as_another(live: Live) -> None:
     rule = live.manifest.select.model_copy(update={"where": "entropy > 7"})
-    with pytest.raises(UserError, match="this selection has not been made: entropy > 7") as caught:
+    with pytest.raises(UserError, match="this selection does not exist: entropy > 7") as caught:
         open_library(live.manifest.model_copy(update={"select": rule}), work=live.built.work, executor=InProcess())
     said = str(caught.value)
     assert "rpt select" in said and f"{live.built.current.fingerprint} (where: entropy > 1.0 AND field" in said

@@ -1,4 +1,4 @@
-"""Parts of a study: order, what is done stays done, what fails is named."""
+"""Jobs of a study: order, finished jobs are kept, failed jobs are named."""
 
 import json
 import subprocess
@@ -67,7 +67,7 @@ def test_where_things_lie_is_no_setting():
 
 def test_a_failure_is_named_and_mended(tmp_path):
     (tmp_path / "broken").touch()
-    with pytest.raises(UserError, match=r"1 parts failed, first b: b is broken.*log\.txt"):
+    with pytest.raises(UserError, match=r"1 jobs failed, the first is b: b is broken.*log\.txt"):
         run_jobs(diamond(), tmp_path, workers=2)
     assert sorted(order(tmp_path)) == ["a", "c"], "what does not need it goes on"
     (tmp_path / "broken").unlink()

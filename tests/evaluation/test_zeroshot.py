@@ -51,7 +51,7 @@ def test_columns_of_the_other_benchmark(tmp_path):
     path.write_text(json.dumps(row) + "\n")
     (question,), _ = read_questions(BENCHMARKS["supergpqa"], str(path), None, seed=0)
     assert (question.answer, question.category) == (1, "Law")
-    with pytest.raises(UserError, match="no question"):
+    with pytest.raises(UserError, match="no usable question"):
         read_questions(BENCHMARKS["mmlu-pro"], str(path), None, seed=0)
 
 

@@ -83,7 +83,7 @@ def test_each_is_shown_its_own_corpus(two: Two) -> None:
     ingest = next(state for state in states(two.b, two.work / "toy", VERSIONS) if state.stage == "ingest")
     assert (ingest.state, ingest.why) == ("stale", ("made from another source",))
     for page in (stats, audit):
-        with pytest.raises(UserError, match="this selection has not been made"):
+        with pytest.raises(UserError, match="this selection does not exist"):
             page(two.b, work=two.work)
     two.data(two.b)
     assert (documents(two, two.a), documents(two, two.b)) == (40, 60)

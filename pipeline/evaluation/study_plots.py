@@ -1,4 +1,4 @@
-"""The picture of a study's arms, as SVG: accuracy of every arm."""
+"""Plot of the accuracy of every arm of a study, as SVG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.evaluation.plots import COLOURS, new_figure, save_svg
 
 
 def draw_arms(study: Mapping[str, Any], path: Path) -> None:
-    """Accuracy of every reading of every arm, with intervals, by band."""
+    """Draw the accuracy of every reading of every arm, with intervals, by band."""
     figure, axes = new_figure(height=0.34 * len(study["arms"]) * 2 + 1.4)
     readings = study["sets"][study["headline"]]["accuracy"]
     for shift, (band, colour) in zip((-0.22, 0.0, 0.22), zip(study["bands"], COLOURS, strict=False), strict=False):
