@@ -201,7 +201,7 @@ def test_flag_export_and_take_back(page: Page, live: Live, site: tuple[str, int]
     page.goto(f"/documents/{site[0]}?position={site[1]}")
     page.get_by_label("Note").fill("a name <b>nobody</b> can guess")
     page.get_by_role("button", name="Flag this site").click()
-    expect(page.get_by_role("button", name="Take the flag back")).to_be_visible()
+    expect(page.get_by_role("button", name="Remove flag")).to_be_visible()
     page.get_by_role("navigation", name="Pages").get_by_text("Flags").click()
     expect(page.locator("tbody tr")).to_have_count(1)
     with page.expect_download() as download:
@@ -209,7 +209,7 @@ def test_flag_export_and_take_back(page: Page, live: Live, site: tuple[str, int]
     table = pq.read_table(io.BytesIO(download.value.path().read_bytes()))
     assert table["site_id"].to_pylist() == [f"{site[0]}-{site[1]}"]
     assert table["note"].to_pylist() == ["a name <b>nobody</b> can guess"]
-    page.get_by_role("button", name="Take back").click()
+    page.get_by_role("button", name="Remove").click()
     expect(page.locator(".empty")).to_be_visible()
 
 

@@ -119,7 +119,7 @@ def test_a_connection_that_never_ends_its_request_is_closed(
     live: Live, begun: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one that trickles: every byte is in time, the request is not."""
-    monkeypatch.setattr(listening, "REQUEST_WITHIN", 0.3)
+    monkeypatch.setattr(listening, "REQUEST_TIMEOUT", 0.3)
     with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
         connection.sendall(begun)
         stopped = threading.Event()
@@ -298,7 +298,7 @@ def test_hostile_text_is_escaped_in_pages_and_whole_in_json(live: Live) -> None:
 def test_a_rule_with_a_mistake_is_explained_where_it_was_written(live: Live) -> None:
     answer = ask(live, "/what-if?where=entropi+%3E+1")
     assert answer.status == 200 and "did you mean `entropy`" in answer.text.replace("&#39;", "'")
-    assert "no selection of these scores" in ask(live, "/compare?a=select:nothing").text
+    assert "not a selection of these scores" in ask(live, "/compare?a=select:nothing").text
 
 
 def test_the_pages_only_show_what_was_opened_and_write_nothing_else(live: Live, doc_id: str) -> None:

@@ -218,7 +218,7 @@ def test_a_count_that_takes_too_long_is_ended(live: Live, monkeypatch: pytest.Mo
     )
     halting.let.set()
     running.join()
-    with pytest.raises(UserError, match=r"counting was ended after"):
+    with pytest.raises(UserError, match=r"counting was aborted after"):
         count.result()
 
 

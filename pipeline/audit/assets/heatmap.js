@@ -5,28 +5,28 @@
  *     element.addEventListener("rpt:metric", (event) => event.detail.metric);   // another metric is shown
  *     map.show("nll"); map.select(42);
  *
- * `doc` is a JSON object; lists are parallel, one entry a token (position):
+ * `doc` is a JSON object; lists are parallel, one entry per token (position):
  *
  *     doc_id, split, source_file, source_row   where the document is from
- *     meta            object: the record's other columns
- *     first           optional: position of the first token given (0), when only a part of the document is
- *     total           optional: tokens of the whole document, when only a part of it is given
- *     tokens          text of the token as it is (what is invisible in it gets a mark here); a token that is not whole
- *                     characters shows its bytes as \xNN
+ *     meta            object: the other columns of the record
+ *     first           optional: position of the first token given (default 0), for a part of a document
+ *     total           optional: number of tokens of the whole document, for a part of it
+ *     tokens          raw text of the token (invisible characters are marked here); bytes that are not whole
+ *                     characters as \xNN
  *     raw             optional {index: hex}: bytes of the tokens that are not text
  *     entropy, nll, entropy_partial            nats, or null where the position was not scored
- *     rank            how many tokens the proxy thought likelier than the true one, or null
+ *     rank            number of tokens that the proxy found likelier than the true one, or null
  *     field, token_class                       names: a list, or { names: [...], of: [index, ...] }
  *     state           0: kept; i: rejected, for reasons[i - 1]
- *     reasons         names of the reasons (`not_scorable`, `where`, …), in the order in which they are asked
- *     because         optional {name: sentence}: what a reason means here, for the details
+ *     reasons         names of the reasons (`not_scorable`, `where`, …), in the order in which they are checked
+ *     because         optional {name: sentence}: explanation of a reason, for the details
  *     site_ids        optional: id of the site or null; without it the id is <doc_id>-<position>
- *     top             optional: a token's [[text, log-probability], ...], likeliest first, or null
+ *     top             optional: per token [[text, log-probability], ...], most likely first, or null
  *
- * options: metric ("entropy", "nll", "rank"), position (shown and reachable by Tab at first).
+ * options: metric ("entropy", "nll", "rank"), position (initially selected).
  *
- * Text of the corpus only ever becomes a text node: it is shown as what it is and never run. The colours are classes
- * of heatmap.css; no style attribute is written, so a Content-Security-Policy without 'unsafe-inline' holds.
+ * Corpus text only becomes text nodes and is never interpreted as HTML. Colours are classes of heatmap.css and no style
+ * attribute is written, so a Content-Security-Policy without 'unsafe-inline' works.
  */
 "use strict";
 
@@ -38,7 +38,7 @@ const RptHeatmap = (() => {
     rank: { name: "Rank", unit: "", edges: [1, 2, 4, 8, 16, 64, 256, 1024] },
   };
   const SHOWN = { text: 80, details: 600, likely: 24 }; // characters of a token
-  // Every character of Unicode's categories Other and Separator, and the letters that look like nothing.
+  // Every character of Unicode's categories Other and Separator, and letters that render as nothing.
   const INVISIBLE = /[\p{C}\p{Z}\u034f\u115f\u1160\u2800\u3164\uffa0]/gu;
   const NAMED = { "\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽" };
   const REJECTED_AS = { not_scorable: "unscored", inside_character: "unscored", where: "rule" };
@@ -60,8 +60,8 @@ const RptHeatmap = (() => {
     return point === 127 ? "␡" : "U+" + point.toString(16).toUpperCase().padStart(4, "0");
   }
 
-  /** Nodes that show `text` as it is: invisible characters as marks, in a line of text also its line ends as such.
-   * Spaces are marked where the text stands alone. */
+  /** Nodes for `text` with marks for invisible characters. With `alone`, spaces are marked too and line ends do not
+   * break the line. */
   function visible(text, { alone = false } = {}) {
     const nodes = [];
     let last = 0;
@@ -78,7 +78,7 @@ const RptHeatmap = (() => {
     return nodes;
   }
 
-  /** The first `most` characters of `text`, made visible; the mark at the end says how many there are. */
+  /** The first `most` characters of `text` as nodes, with a mark at the end that gives the full length. */
   function shortened(text, most, options) {
     if (text.length <= most) return visible(text, options);
     const head = Array.from(text.slice(0, 2 * most)).slice(0, most).join("");
@@ -97,7 +97,7 @@ const RptHeatmap = (() => {
     return step;
   }
 
-  /** Bytes of token `i` in hexadecimal, the first two dozen of them. */
+  /** The first 24 bytes of token `i` in hexadecimal. */
   function bytesOf(doc, i) {
     const bytes = doc.raw?.[i]?.match(/../g) ?? Array.from(new TextEncoder().encode(doc.tokens[i]), (byte) => byte.toString(16).padStart(2, "0"));
     const shown = bytes.slice(0, 24).join(" ");
@@ -156,9 +156,9 @@ const RptHeatmap = (() => {
     text.append(...spans);
     if (spans.length < total - first) text.append(el("p", "hm-more", `${number(spans.length)} of ${number(total)} tokens shown`));
 
-    // ---------------------------------------------------------------- details: one panel, always of the same size
+    // ---------------------------------------------------------------- details: one panel of constant size
     const details = el("aside", "hm-details");
-    details.setAttribute("aria-label", "The token in focus");
+    details.setAttribute("aria-label", "Selected token");
     details.tabIndex = 0; // it scrolls
     const facts = el("dl", "hm-facts");
     const title = el("p", "hm-title");
@@ -210,7 +210,7 @@ const RptHeatmap = (() => {
       describe(current);
     }
 
-    /** The token above (−1) or below (+1) token `i`, nearest in the line. */
+    /** Index of the nearest token in the line above (−1) or below (+1) token `i`. */
     function acrossLines(i, direction) {
       const from = spans[i].getClientRects()[0];
       let best = i, distance = Infinity, line = null;

@@ -1,4 +1,4 @@
-/* The report of `rpt audit`: documents become heat maps when they are opened; #doc-<id> and #<site id> are deep links. */
+/* The report of `rpt audit`: draws the heat map of a document when it is opened; #doc-<id> and #<site id> are links. */
 "use strict";
 
 (() => {

@@ -1,1 +1,1 @@
-"""The live page: an index of the scores, questions to it, and the server that answers them."""
+"""The pages of `rpt browse`: an index of the scores, queries to it, and the web server."""

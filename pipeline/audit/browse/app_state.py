@@ -1,4 +1,4 @@
-"""Everything the live page can be asked about one manifest: its records, opened once."""
+"""State of the web application: the opened records of one manifest, and the queries that pages make to them."""
 
 from __future__ import annotations
 
@@ -34,60 +34,62 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation")
 BY_RECORD = "select:"
-"""How a selection that was made is named where a rule is expected: `select:<fingerprint>`."""
+"""Prefix of the name of an existing selection where a rule is expected: `select:<fingerprint>`."""
 
 COMPARISONS_KEPT = 32
 PATIENCE = 0.4
 """Seconds that a page waits for exact figures before it shows estimates."""
 COUNTS_UNDER_WAY = 3
-"""Comparisons that are counted on after their pages were answered; a further one stops the oldest."""
+"""Maximum number of comparisons that count in the background; a further one stops the oldest."""
 
 CHANGED = 10
-"""Documents a page of those that two rules differ in."""
+"""Documents per page in the list of changed documents."""
 
 PREVIEW = 400
-"""Bytes of a document that a list reads."""
+"""Bytes of a document's beginning that a list reads."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A selection that was made."""
+    """An existing selection."""
 
     record: Record
     kept: Record | None = None
-    """Its sites as bits; None where its rule alone says what they are (`follows_rule`)."""
+    """Record of its bitmap; None if its rules alone determine its sites (`follows_rule`)."""
 
     @property
     def name(self) -> str:
+        """Return `select:<fingerprint>`."""
         return f"{BY_RECORD}{self.record.fingerprint}"
 
     def where(self, split: str) -> str:
-        """The rule of a split."""
+        """Return the rule of a split as SQL."""
         return str(self.record.config["where" if split == "train" else "validation_where"])
 
     @cached_property
     def later(self) -> list[str]:
-        """What dropped positions that `where` would keep."""
-        asked_before = {"dropped.not_scorable", "dropped.inside_character", "dropped.where"}
+        """Return the reasons for dropping positions that `where` would keep."""
+        up_to_where = {"dropped.not_scorable", "dropped.inside_character", "dropped.where"}
         dropped = {name for name, count in self.record.counters.items() if name.startswith("dropped.") and count}
-        return sorted(name.removeprefix("dropped.") for name in dropped - asked_before)
+        return sorted(name.removeprefix("dropped.") for name in dropped - up_to_where)
 
     @cached_property
     def follows_rule(self) -> bool:
-        """Whether its sites are exactly what its rules keep, so that the index answers without looking at them."""
+        """Return True if its sites are exactly what its rules keep, so that no bitmap is needed."""
         try:
             return not self.later and all(self._rule(split) for split in SPLITS)
         except UserError:
             return False
 
     def rule(self, split: str) -> Rule:
+        """Return the rule to compare with: the bitmap if there is one, otherwise the SQL expression."""
         if self.kept is not None:
             return Kept(self.kept)
         return self._rule(split)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Kinds of the metadata that its rules name."""
+        """Return the types of the metadata that its rules name."""
         return dict(self.record.config.get("metadata", {}))
 
     def _rule(self, split: str) -> Where:
@@ -95,7 +97,7 @@ class Selection:
 
 
 def selections(work: Path, scores: Record) -> list[Record]:
-    """The records of all selections made from these scores, newest first."""
+    """Return the records of all selections made from these scores, newest first."""
     records = [read_record(path.parent) for path in (work / "select").glob("*/record.json")]
     ours = [record for record in records if record and record.inputs.get("scores") == scores.content]
     return sorted(ours, key=lambda record: (record.directory / "record.json").stat().st_mtime, reverse=True)
@@ -103,7 +105,7 @@ def selections(work: Path, scores: Record) -> list[Record]:
 
 @dataclass(frozen=True)
 class Changed:
-    """A page of documents in which two rules differ: rows of `Library.row` with `gained` and `lost`."""
+    """A page of documents in which two rules differ: rows of `AppState.row` with `gained` and `lost`."""
 
     rows: list[dict[str, Any]]
     page: int
@@ -112,31 +114,32 @@ class Changed:
 
 @dataclass(frozen=True)
 class Records:
-    """What the stages have published."""
+    """The published records that the pages show."""
 
     documents: Record
     scores: Record
     index: Record
     selections: Sequence[Selection]
-    """The manifest's first."""
+    """The selection of the manifest comes first."""
 
 
 class AppState:
-    """The answers. Every number comes from the published tables; nothing is written but flags."""
+    """Queries of the pages. Every number comes from published tables; only flags are written."""
 
     def __init__(
         self, manifest: Manifest, records: Records, flags: Flags, *, task: TaskConfig, policy: str, proxy: str,
         run: Path | None,
     ) -> None:  # fmt: skip
-        """
+        """Open the index and prepare access to the tables.
+
         Args:
-            manifest: names the corpus and how sites become examples.
-            records: what the stages have published.
-            flags: where flags are kept.
-            task: the prompt template of the recipe.
-            policy: folder or hub id of the policy, whose tokenizer and chat template make the prompt.
-            proxy: folder or hub id of the tokenizer that the scores' top tokens are named by.
-            run: folder of a run, for its rollouts and the prompt that it keeps.
+            manifest: The manifest that is shown.
+            records: The published records.
+            flags: The file of flags.
+            task: The recipe's task, which names the prompt template.
+            policy: Folder or Hub id of the policy, whose tokenizer and chat template make the prompt.
+            proxy: Folder or Hub id of the tokenizer that decodes the top tokens of the scores.
+            run: Folder of a training run, for its rollouts and the prompt that it keeps.
         """
         self.manifest, self.records, self.flags, self.task = manifest, records, flags, task
         self.store = ColumnIndex(records.index)
@@ -159,23 +162,24 @@ class AppState:
     # ------------------------------------------------------------------------------------------------ rules
 
     def rule(self, name: str, split: str) -> Rule:
-        """`select:<fingerprint>`, or a SQL expression.
+        """Return the rule named `select:<fingerprint>` or given as an SQL expression.
 
         Raises:
-            UserError: neither.
+            UserError: It is neither.
         """
         return self._selection(name).rule(split) if name.startswith(BY_RECORD) else Where.parse(name, self.metadata)
 
     def _selection(self, name: str) -> Selection:
         if name not in self.selections:
-            raise UserError("no selection of these scores", where=name, hint=f"there are {', '.join(self.selections)}")
+            hint = f"known selections: {', '.join(self.selections)}"
+            raise UserError("not a selection of these scores", where=name, hint=hint)
         return self.selections[name]
 
     def compare(self, first: str, second: str, split: str) -> Comparison:
-        """Compare two rules by name: what is known within `PATIENCE`. Ask again for what is not exact yet.
+        """Compare two rules and return what is known within `PATIENCE`; call again until the result is exact.
 
         Raises:
-            UserError: one of them is no rule, or cannot be computed on this corpus.
+            UserError: One of them is not a rule or cannot be computed on this corpus.
         """
         key = (first, second, split)
         if made := self._comparisons.get(key):
@@ -184,7 +188,7 @@ class AppState:
             count = self._counts.get(key) or self._begin(key)
             finished = count.wait(PATIENCE)
             made = count.result()
-            if made.exact or not finished:  # not stopped for the sake of others
+            if made.exact or not finished:  # a finished but inexact count was stopped by newer ones: start again
                 break
         if made.exact:
             with self._lock:
@@ -195,7 +199,7 @@ class AppState:
         return made
 
     def _begin(self, key: tuple[str, str, str]) -> Count:
-        """Count in the background."""
+        """Start counting in the background."""
         first, second, split = key
         count = Count(self.store, self.rule(first, split), self.rule(second, split), split, self.bands)
         with self._lock:
@@ -208,7 +212,7 @@ class AppState:
         return count
 
     def changed(self, comparison: Comparison, page: int) -> Changed:
-        """A page of the documents that two rules differ in, those that differ most first."""
+        """Return a page of the documents that change, largest changes first."""
         change_D = comparison.gained_D + comparison.lost_D
         order = np.argsort(-change_D, kind="stable")[: comparison.documents_changed]
         pages = max(1, -(-len(order) // CHANGED))
@@ -222,7 +226,7 @@ class AppState:
     # -------------------------------------------------------------------------------------------- documents
 
     def row(self, number: int) -> dict[str, Any]:
-        """What a list says of a document: its row in the index, its beginning, and how much of it is kept."""
+        """Return the list entry of a document: its row in the index, its beginning, and how much of it is kept."""
         row = self.store.documents.row(number, named=True)
         beginning = " ".join(self.store.text(number, PREVIEW).split())
         return row | {
@@ -232,7 +236,7 @@ class AppState:
         }
 
     def document(self, number: int) -> Document:
-        """A document by its number in the index."""
+        """Return a document by its number in the index."""
         row = self.store.documents.row(number, named=True)
         shard = self.records.index.completions[row["shard"]].shard
         in_shard = number - int(self.store.first_document_S[row["shard"]])
@@ -240,7 +244,7 @@ class AppState:
         return Document(document, scores, self.metadata)
 
     def verdict(self, document: Document, rule: str) -> Verdict:
-        """Which positions a rule keeps, and why it does not keep the others."""
+        """Return which positions a rule keeps, and why it drops the others."""
         if not rule.startswith(BY_RECORD):
             return document.verdict(rule, None, "")
         selection = self._selection(rule)
@@ -253,40 +257,45 @@ class AppState:
         return document.verdict(selection.where(document.meta["split"]), sites.collect()["position"].to_list(), later)
 
     def site(self, document: Document, position: int) -> dict[str, Any]:
-        """A position as the trainer meets it: prompt, continuation, and the responses that a run has stored, with the
-        number of those that hold a keyword of each group of reasoning patterns (`evaluation.patterns`)."""
+        """Return a position as the trainer sees it, with the stored rollouts.
+
+        The result has the values of `as_trained`, the rollouts, and how many of them contain a keyword of each group of
+        reasoning patterns (`evaluation.patterns`).
+        """
         site_id = f"{document.meta['doc_id']}-{position}"
-        met = as_trained(document, position, self.manifest.materialize, self.policy_tokenizer, lambda: self.prompts)
+        trained = as_trained(document, position, self.manifest.materialize, self.policy_tokenizer, lambda: self.prompts)
         rollouts = self.rollouts.of(site_id)
         hits = pattern_hits([rollout["response"] for rollout in rollouts])
         patterns = {group: int(hits_R.sum()) for group, hits_R in hits.items()}
-        return met | {"site_id": site_id, "rollouts": rollouts, "patterns": patterns}
+        return trained | {"site_id": site_id, "rollouts": rollouts, "patterns": patterns}
 
     # ------------------------------------------------------------------------------------------- tokenizers
 
     @cached_property
     def policy_tokenizer(self) -> CorpusTokenizer:
+        """Return the tokenizer of the policy."""
         config = self.manifest.materialize
         return CorpusTokenizer.load(config.policy_tokenizer, config.policy_tokenizer_revision)
 
     @cached_property
     def proxy_tokenizer(self) -> CorpusTokenizer:
+        """Return the tokenizer of the proxy."""
         return CorpusTokenizer.load(self._proxy)
 
     @cached_property
     def prompts(self) -> PromptBuilder:
-        """The trainer's `PromptBuilder`."""
+        """Return the trainer's `PromptBuilder`."""
         return prompt_builder(self._policy, self.task.template, self._run)
 
     @cached_property
     def has_top(self) -> bool:
-        """Whether the proxy's most likely tokens were stored."""
+        """Return True if the proxy's most likely tokens were stored."""
         files = self.records.scores.files("scores")
         return bool(files) and "top_ids" in pq.read_schema(files[0].path).names
 
 
 def _sites_by_document(store: ColumnIndex, sites: Record) -> NDArray[np.int64]:
-    """[D]: how many sites a selection has in each document."""
+    """Return the number [D] of sites of a selection in each document."""
     paths = [verified_once(file) for file in sites.files("sites")]
     counted = pl.scan_parquet(paths).group_by("doc_id").len().collect(engine="streaming")
     joined = store.documents.select("doc_id").join(counted, on="doc_id", how="left", maintain_order="left")

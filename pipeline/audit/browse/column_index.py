@@ -1,6 +1,6 @@
-"""An index, opened: what is small is in memory, of the columns only what a question needs is read.
+"""An opened index: small tables are in memory, columns are read in parts as queries need them.
 
-Shape names: R (block, cell) rows of the index, C cells, D documents.
+Shape names: R (block, cell) rows of the index, C cells, D documents, N runs, G grid steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Slices:
-    """Runs of rows of one cell's columns. Shape: N runs."""
+    """Runs of positions in the columns. Shape: N runs."""
 
     shard_N: Int64
     begin_N: Int64
@@ -35,15 +35,16 @@ class Slices:
 
     @property
     def rows(self) -> int:
+        """Return the total number of positions."""
         return int((self.end_N - self.begin_N).sum())
 
     def take(self, which: NDArray[Any]) -> Slices:
-        """Some of the runs."""
+        """Return some of the runs."""
         return Slices(self.shard_N[which], self.begin_N[which], self.end_N[which])
 
     @classmethod
     def join(cls, parts: Sequence[Slices]) -> Slices:
-        """All runs of several; those of one shard in the order of its rows, neighbours made one."""
+        """Return all runs of several slices, sorted by shard and position, with adjacent runs merged."""
         shard_N, begin_N, end_N = (
             np.concatenate([np.zeros(0, np.int64), *(getattr(part, name) for part in parts)])
             for name in ("shard_N", "begin_N", "end_N")
@@ -56,14 +57,14 @@ class Slices:
 
 
 class ColumnIndex:
-    """The index of one scores record.
+    """Index of one scores record.
 
     Attributes:
-        cells: a row a cell, columns `split`, `field`, `token_class`.
-        cell_R, shard_R, begin_R, end_R: which cell a row of the index is of, and where its positions lie.
-        documents: a row a document, in the order of the scores: `index.DOCUMENTS` and `shard`.
-        first_document_S: the number of each shard's first document.
-        counters: what the index counted.
+        cells: One row per cell, columns `split`, `field`, `token_class`.
+        cell_R: Cell of each index row; its positions are `begin_R` to `end_R` of shard `shard_R`.
+        documents: One row per document, in the order of the scores: columns `index.DOCUMENTS` and `shard`.
+        first_document_S: Number of each shard's first document.
+        counters: Counters of the index.
     """
 
     def __init__(self, record: Record) -> None:
@@ -94,11 +95,11 @@ class ColumnIndex:
 
     @cached_property
     def document_of(self) -> dict[str, int]:
-        """The number of a document, by its id."""
+        """Return the number of each document by its id."""
         return dict(zip(self.documents["doc_id"], range(self.documents.height), strict=True))
 
     def cut(self, entropy: np.float32, side: Literal["left", "right"]) -> Int64:
-        """Rows [R] of each index row with an entropy below `entropy` (side "left"), or up to it ("right")."""
+        """Return the number [R] of positions per index row with entropy < (side "left") or ≤ ("right") `entropy`."""
         step = int(np.searchsorted(GRID, entropy))
         if step < len(GRID) and GRID[step] == entropy:
             return (self._below_RG if side == "left" else self._up_to_RG)[:, step].astype(np.int64)
@@ -111,17 +112,17 @@ class ColumnIndex:
         return cut_R
 
     def up_to(self, split: str) -> Int64:
-        """[len(GRID)]: positions of a split with an entropy of at most each step of the grid."""
+        """Return the number [G] of positions of a split with an entropy of at most each grid step."""
         ours = self.cells.filter(pl.col("split") == split)["cell"].to_numpy()
         return self._up_to_RG[np.isin(self.cell_R, ours)].sum(axis=0, dtype=np.int64)
 
     def runs(self, rows: Int64, begin_N: Int64, end_N: Int64) -> Slices:
-        """Positions begin:end of some rows of the index; empty runs are left out."""
+        """Return the runs of positions begin:end of some index rows, without empty ones."""
         runs = Slices(self.shard_R[rows], self.begin_R[rows] + begin_N, self.begin_R[rows] + end_N)
         return runs.take(end_N > begin_N)
 
     def read(self, column: str, slices: Slices) -> NDArray:
-        """A column's values in some runs of rows, end to end; `document` counts over all shards."""
+        """Return the concatenated values of a column in some runs; `document` is numbered over all shards."""
         parts = [
             self._read(column, shard, begin, end)
             for shard, begin, end in zip(slices.shard_N, slices.begin_N, slices.end_N, strict=True)
@@ -133,10 +134,10 @@ class ColumnIndex:
         return values
 
     def metadata(self, name: str, kind: str) -> pl.Series:
-        """Of every document, its metadata of that name; read once.
+        """Return the metadata `name` of every document; it is read once.
 
         Raises:
-            UserError: a value that is not of that kind.
+            UserError: A value does not have type `kind`.
         """
         if (name, kind) not in self._metadata:
             documents = self.documents
@@ -145,7 +146,7 @@ class ColumnIndex:
         return self._metadata[name, kind]
 
     def texts(self, shard: int) -> pl.Series:
-        """The documents of a shard in lower case, mapped from the file."""
+        """Return the lower-case texts of a shard's documents, memory-mapped from the file."""
         rows = self.documents[int(self.first_document_S[shard]) : int(self.first_document_S[shard + 1])]
         offsets = np.concatenate([rows["text_begin"].to_numpy(), rows["text_end"].to_numpy()[-1:]])
         if offsets[-1:] == 0 or not rows.height:
@@ -155,20 +156,20 @@ class ColumnIndex:
         return pl.Series("text", pl.from_arrow(pa.Array.from_buffers(pa.large_string(), rows.height, buffers)))
 
     def text(self, document: int, most: int) -> str:
-        """The first `most` bytes of a document; a character that they cut is left out."""
+        """Return the first `most` bytes of a document, without a partial character at the end."""
         row = self.documents.row(document, named=True)
         size = min(row["text_end"] - row["text_begin"], most)
         return os.pread(self._descriptor("text", row["shard"]), size, row["text_begin"]).decode(errors="ignore")
 
     def _read(self, column: str, shard: int, begin: int, end: int) -> NDArray[Any]:
         dtype = COLUMNS[column]
-        if self._files[column][shard] is None:  # these scores have no such column
+        if self._files[column][shard] is None:  # these scores do not have this column
             return np.full(int(end - begin), np.nan, dtype)
         file = self._descriptor(column, int(shard))
         return np.frombuffer(os.pread(file, int(end - begin) * dtype.itemsize, int(begin) * dtype.itemsize), dtype)
 
     def _descriptor(self, column: str, shard: int) -> int:
-        """The open file of a shard's column. It is open as long as the process lives."""
+        """Return the open file of a shard's column; it stays open as long as the process lives."""
         key = (column, shard)
         if key not in self._open:
             self._open.setdefault(key, os.open(self._path(column, shard), os.O_RDONLY))
@@ -182,14 +183,14 @@ class ColumnIndex:
 
 @cache
 def verified_once(file: InputFile) -> Path:
-    """The path of a published file, hashed when it is first asked for: pages look into the same files again and again.
+    """Return the path of a published file and check its hash the first time, because pages read the same files often.
 
     Raises:
-        IntegrityError: its bytes are not those that were recorded.
+        IntegrityError: The file differs from its recorded hash.
     """
     return file.verified()
 
 
 def _counts(column: pa.ChunkedArray) -> NDArray[np.int32]:
-    """[R, G] of a column of fixed-size lists."""
+    """Return a column of fixed-size lists as an array [R, G]."""
     return column.combine_chunks().flatten().to_numpy().reshape(len(column), len(GRID))

@@ -1,8 +1,10 @@
-"""What one rule keeps and another does not: counted over the whole corpus, by cell, band and document.
+"""Comparison of two rules over the whole corpus, counted by cell, band and document.
 
-What cell and entropy decide is looked up at once. What must be read is read shard by shard, in an order drawn at
-random: until the last one is done, what was read stands for the rest, with an interval (`Count`).
-Shape names: R rows of the index (`Store`), C cells, G segments of entropy (`rules.segments`), D documents, S shards.
+Positions that cell and entropy decide are looked up immediately. The others are read shard by shard in random order;
+until the last shard is read, those read so far give estimates with intervals (`Count`).
+
+Shape names: R rows of the index (`ColumnIndex`), C cells, G segments of entropy (`rules.segments`), D documents, S
+shards, P pieces, N positions.
 """
 
 from __future__ import annotations
@@ -27,65 +29,66 @@ from pipeline.core.random_keys import random_keys
 from pipeline.selection.sites import BANDS
 
 AT_ONCE = 1 << 18
-"""Positions read at once by a thread (memory, not results)."""
+"""Positions that a thread reads at once; it changes memory use, not results."""
 
 FEWEST = 8
-"""Shards that an estimate stands on at least: an interval from fewer would say little."""
+"""Minimum number of shards behind an estimate, because intervals from fewer are too wide."""
 
 Z95 = 1.96
 
 TIME_LIMIT = 120.0
-"""Seconds after which a count is ended."""
+"""Seconds after which a count is aborted."""
 
 FIRST_ANSWER = 1.0
-"""Seconds that are waited for `FEWEST` shards; after that even less makes an answer, with intervals as wide as it is
-little."""
+"""Seconds to wait for `FEWEST` shards; after that, fewer give an estimate with wider intervals."""
 
 LOST, GAINED, BOTH = 1, 2, 3
 OUTCOMES = {"both": BOTH, "gained": GAINED, "lost": LOST}
-"""What becomes of a position: a bit for the first rule, a bit for the second; 0 if neither keeps it."""
+"""Outcome of a position: a bit for the first rule and a bit for the second; 0 if neither keeps it."""
 
 LEVELS = ("none", *BANDS)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Positions of one split that both rules keep, that only the second keeps (gained), only the first (lost)."""
+    """Positions of one split kept by both rules, only by the second (gained), or only by the first (lost)."""
 
     counts: pl.DataFrame
-    """A row a (field, token_class, band) that any rule keeps positions of: `both`, `gained`, `lost`."""
+    """One row per (field, token_class, band) with kept positions; columns `both`, `gained`, `lost`."""
     gained_D: NDArray[np.int64]
     lost_D: NDArray[np.int64]
-    """By document, of the shards that were read."""
+    """Number of positions lost by document, in the shards that were read; likewise `gained_D`."""
     documents_changed: int
     """Documents with a position gained or lost."""
     read: int
-    """Positions that were read; the others were looked up."""
+    """Number of positions that were read; the others were looked up."""
     shards_read: int
     shards: int
-    """All that must be read."""
+    """Number of shards that must be read."""
     margins: Mapping[str, int]
-    """While these are estimates, half widths of 95 % intervals of `before`, `after`, `gained`, `lost`, `documents`."""
+    """Half widths of the 95 % intervals of `before`, `after`, `gained`, `lost`, `documents`; empty if exact."""
 
     @property
     def exact(self) -> bool:
+        """Return True if all shards were read."""
         return self.shards_read == self.shards
 
     def total(self, outcome: str) -> int:
+        """Return the number of positions with an outcome."""
         return int(self.counts[outcome].sum())
 
     @property
     def before(self) -> int:
-        """Positions that the first rule keeps."""
+        """Return the number of positions that the first rule keeps."""
         return self.total("both") + self.total("lost")
 
     @property
     def after(self) -> int:
-        """Positions that the second rule keeps."""
+        """Return the number of positions that the second rule keeps."""
         return self.total("both") + self.total("gained")
 
     def by(self, column: str) -> pl.DataFrame:
-        """`both`, `gained`, `lost` by one column, most kept first; bands by their thresholds."""
+        """Return `both`, `gained`, `lost` by one column, most kept first; bands in order of their thresholds."""
         sums = self.counts.group_by(column).agg(pl.col(list(OUTCOMES)).sum())
         if column == "band":
             return sums.sort(pl.col(column).cast(pl.Enum(LEVELS)))
@@ -93,10 +96,10 @@ class Comparison:
 
 
 def compare(store: ColumnIndex, first: Rule, second: Rule, split: str, bands: BandsConfig) -> Comparison:
-    """Compare two rules on one split, exactly.
+    """Compare two rules exactly on one split.
 
     Raises:
-        UserError: a rule cannot be computed on this corpus.
+        UserError: A rule cannot be computed on this corpus.
     """
     count = Count(store, first, second, split, bands)
     count.run()
@@ -104,10 +107,10 @@ def compare(store: ColumnIndex, first: Rule, second: Rule, split: str, bands: Ba
 
 
 class Count:
-    """A comparison under way: `run` it, in a thread if you like, and ask for its `result` whenever you like."""
+    """Comparison in progress: call `run`, possibly in a thread, and `result` at any time."""
 
     def __init__(self, store: ColumnIndex, first: Rule, second: Rule, split: str, bands: BandsConfig) -> None:
-        """Look up what cell and entropy decide, and find out what must be read."""
+        """Look up what cell and entropy decide, and collect what must be read."""
         self._store, self._first, self._second = store, first, second
         self._lock = threading.Lock()
         self._enough, self._finished, self._stopped = threading.Event(), threading.Event(), threading.Event()
@@ -138,7 +141,7 @@ class Count:
                     changed[outcome].append(runs)
         parts: dict[int, _Part] = {}
         for (cell, a, b), pieces in asked.items():
-            together, group_P = _together(pieces)
+            together, group_P = _sort_pieces(pieces)
             for shard, which in _split(together):
                 question = _Question(
                     store.cells.row(max(cell, 0), named=True), a, b, together.take(which), group_P[which]
@@ -155,7 +158,7 @@ class Count:
         self._done: list[_Done] = []
 
     def run(self) -> None:
-        """Read all that must be read, or until `stop`. What goes wrong is `result`'s to raise."""
+        """Read everything that must be read, or until `stop`; `result` raises any error."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             answers = [pool.submit(self._read, part) for part in self._parts]
             try:
@@ -164,32 +167,37 @@ class Count:
                         self._error = error
                         self.stop()
             except TimeoutError:
-                what = f"counting was ended after {TIME_LIMIT:.0f} s"
-                self._error = UserError(what, hint="ask for less: fewer functions of text, a narrower entropy")
+                what = f"counting was aborted after {TIME_LIMIT:.0f} s"
+                self._error = UserError(what, hint="use fewer text functions or a narrower range of entropy")
                 self.stop()
         self._enough.set()
         self._finished.set()
 
     def stop(self) -> None:
-        """Read no further shard."""
+        """Stop before the next shard."""
         self._stopped.set()
 
     def wait(self, seconds: float) -> bool:
-        """Until all is read, or so long; a little longer while too little is read for an estimate. Whether all is."""
+        """Wait until everything is read, at most `seconds` plus the time needed for an estimate.
+
+        Returns:
+            True if everything is read.
+        """
         self._finished.wait(seconds)
         self._enough.wait(FIRST_ANSWER)
         return self._finished.is_set()
 
     def result(self) -> Comparison:
-        """What is known by now: exact figures, or estimates with intervals.
+        """Return the comparison so far: exact figures, or estimates with intervals.
 
         Raises:
-            UserError: a rule cannot be computed on this corpus.
+            UserError: A rule cannot be computed on this corpus.
         """
         if self._error is not None:
             raise self._error
         with self._lock:
             done, asked, by_document = list(self._done), self._asked.copy(), self._by_document.copy()
+        # Totals of positions are scaled by positions asked about, documents by positions read.
         seen, everything = sum(of.asked for of in done), sum(part.asked for part in self._parts)
         count = self._decided + np.rint(asked * (everything / seen if seen else 1)).astype(np.int64)
         read, rows = sum(of.rows for of in done), sum(part.rows for part in self._parts)
@@ -206,8 +214,11 @@ class Count:
         )
 
     def _margins(self, done: list[_Done]) -> dict[str, int]:
-        """Of ratio estimates from `done` shards drawn at random (Cochran, Sampling Techniques, 3rd ed., eq. 6.13)."""
-        if len(done) < 2:  # nothing to tell a spread by: it may be all of them
+        """Return margins of ratio estimates from `done`, a random sample of shards.
+
+        Source: Cochran, Sampling Techniques, 3rd ed., equation 6.13.
+        """
+        if len(done) < 2:  # the variance cannot be estimated, so the margin is everything
             positions = sum(part.asked for part in self._parts)
             return dict.fromkeys(("before", "after", "gained", "lost"), positions) | {
                 "documents": self._store.documents.height
@@ -219,7 +230,7 @@ class Count:
         return margins | {"documents": _margin(np.array([of.documents for of in done]), rows_S, len(self._parts))}
 
     def _read(self, part: _Part) -> None:
-        """One shard: what is asked there is answered, and the documents of what changes are counted."""
+        """Read one part: decide its open positions and count the changed positions of its documents."""
         if self._stopped.is_set():
             return
         store = self._store
@@ -243,38 +254,38 @@ class Count:
 
 @dataclass
 class _Part:
-    """What must be read of one shard."""
+    """Everything that must be read from one shard."""
 
     shard: int
     questions: list[_Question] = field(default_factory=list)
     changed: list[tuple[int, Slices]] = field(default_factory=list)
-    """Positions of one outcome whose documents are not known."""
+    """Positions with a known outcome but unknown documents."""
 
     @cached_property
     def asked(self) -> int:
-        """Positions whose outcome is not known."""
+        """Return the number of positions with an unknown outcome."""
         return sum(question.pieces.rows for question in self.questions)
 
     @cached_property
     def rows(self) -> int:
-        """Positions that are read."""
+        """Return the number of positions to read."""
         return self.asked + sum(runs.rows for _, runs in self.changed)
 
 
 @dataclass(frozen=True)
 class _Done:
-    """What a shard has come to."""
+    """Result of reading one shard."""
 
     asked: int
     rows: int
     outcomes: list[int]
-    """[4]: by outcome, of the positions that were asked about."""
+    """Number of positions by outcome [4], of those asked about."""
     documents: int
-    """That change."""
+    """Number of documents with a position gained or lost."""
 
 
 def _margin(y_S: NDArray[np.int64], x_S: NDArray[np.int64], shards: int) -> int:
-    """Half width of the 95 % interval of the total of y over all shards, estimated from some by its ratio to x.
+    """Return the half width of the 95 % interval of a ratio estimate: the total of y over all shards, given x.
 
     Example:
         >>> _margin(np.array([5, 10]), np.array([50, 100]), 4), _margin(np.array([4, 6]), np.array([10, 10]), 4)
@@ -288,26 +299,25 @@ def _margin(y_S: NDArray[np.int64], x_S: NDArray[np.int64], shards: int) -> int:
 
 @dataclass(frozen=True)
 class _Question:
-    """Positions of one shard on which each rule has one answer, and at least one has to read. Shape: P pieces, N
-    positions."""
+    """Positions of one shard for which each rule has the same state, and at least one rule must read."""
 
     cell: Mapping[str, Any]
-    """Theirs, if a rule asks for it; else any."""
+    """Cell of the positions, if a rule needs it; otherwise arbitrary."""
     first: int
     second: int
     pieces: Slices
-    """In the order of the index; neighbours may be of different groups."""
+    """Runs of positions in the order of the index; adjacent ones may be of different groups."""
     group_P: NDArray[np.int64]
-    """Of every piece: cell · levels + level."""
+    """Group of every piece: cell · levels + level."""
 
     @cached_property
     def runs(self) -> Slices:
-        """The pieces, neighbours made one."""
+        """Return the pieces with adjacent ones merged."""
         return Slices.join([self.pieces])
 
 
-def _together(pieces: list[tuple[Slices, int]]) -> tuple[Slices, NDArray[np.int64]]:
-    """Pieces of all groups in the order of the index, and the group of each."""
+def _sort_pieces(pieces: list[tuple[Slices, int]]) -> tuple[Slices, NDArray[np.int64]]:
+    """Return the pieces of all groups in the order of the index, and the group of each."""
     shard, begin, end = (
         np.concatenate([getattr(runs, name) for runs, _ in pieces]) for name in ("shard_N", "begin_N", "end_N")
     )
@@ -317,7 +327,7 @@ def _together(pieces: list[tuple[Slices, int]]) -> tuple[Slices, NDArray[np.int6
 
 
 def _split(runs: Slices) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Which of the runs (ordered by shard) are read at once: of one shard, about `AT_ONCE` rows; a longer run alone."""
+    """Yield (shard, runs to read together): about `AT_ONCE` rows of one shard; a longer run stays whole."""
     shards, first = np.unique(runs.shard_N, return_index=True)
     for shard, begin, end in zip(shards.tolist(), first, np.append(first, len(runs.shard_N))[1:], strict=True):
         part_N = (np.cumsum(runs.end_N[begin:end] - runs.begin_N[begin:end]) - 1) // AT_ONCE
@@ -328,7 +338,7 @@ def _split(runs: Slices) -> Iterator[tuple[int, NDArray[np.int64]]]:
 def _answer(
     store: ColumnIndex, first: Rule, second: Rule, question: _Question
 ) -> dict[int, tuple[NDArray[np.int64], NDArray[np.uint32]]]:
-    """By outcome: positions of every piece [P] that have it, and (for changes) the documents they are of."""
+    """Return, by outcome, the number of positions in each piece [P], and the documents of changed positions [N]."""
     runs = question.runs
     in_first, in_second = (
         rule.ask(store, runs, question.cell) if state == ASK else np.full(runs.rows, state == YES)
@@ -353,13 +363,13 @@ def _answer(
 
 
 def _edges(store: ColumnIndex, cut_B: NDArray[np.float32]) -> NDArray[np.int64]:
-    """[R, G + 1]: segment g of an index row is its rows edge[g]:edge[g + 1]."""
+    """Return edges [R, G + 1] such that segment g of an index row is its positions edge[g]:edge[g + 1]."""
     cuts = [edge for cut in cut_B for edge in (store.cut(cut, "left"), store.cut(cut, "right"))]
     return np.stack([np.zeros_like(store.begin_R), *cuts, store.end_R - store.begin_R], axis=1)
 
 
 def _table(store: ColumnIndex, count: NDArray[np.int64]) -> pl.DataFrame:
-    """`Comparison.counts` of counts by (cell, level, outcome)."""
+    """Return `Comparison.counts` from counts by (cell, level, outcome)."""
     cell, level = np.nonzero(count[:, :, 1:].sum(axis=2))
     names = store.cells[cell].select("field", "token_class")
     counts = {name: count[cell, level, outcome] for name, outcome in OUTCOMES.items()}

@@ -1,4 +1,4 @@
-"""One document as a heat map, and one of its sites as the trainer meets it."""
+"""A document as a heat map, and one of its positions as the trainer sees it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from pipeline.grpo.rollout.prompt import PromptBuilder
 
 TOKENS_SHOWN = 2000
-"""Of a longer document this many tokens are shown at once."""
+"""Maximum number of tokens shown at once."""
 
 GROUPS_KEPT = 2
-"""Row groups of scores that stay decoded."""
+"""Number of row groups that stay decoded."""
 
 
 class Rows:
-    """Single rows of a table's shards; the row groups used last stay decoded."""
+    """Access to single rows of a table's shards; the most recently used row groups stay decoded."""
 
     def __init__(self, files: Sequence[InputFile], columns: Sequence[str] | None = None) -> None:
         self._files, self._columns = files, list(columns) if columns else None
@@ -49,7 +49,7 @@ class Rows:
         self._lock = threading.Lock()
 
     def row(self, shard: int, row: int) -> pa.Table:
-        """Row `row` of shard `shard`, as a table."""
+        """Return row `row` of shard `shard`, as a table."""
         with self._lock:
             first = self._first_rows(shard)
             group = int(np.searchsorted(first, row, side="right")) - 1
@@ -72,24 +72,26 @@ class Rows:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which positions of a document are kept, and why the others are not. Shape: T positions."""
+    """Decision on every position of a document. Shape: T positions."""
 
     state_T: list[int]
-    """0: kept, else the number of the reason, from 1."""
+    """0 if kept, otherwise the number of the reason, from 1."""
     reasons: list[str]
 
 
 class Document:
-    """A document and its scores. Shape: T positions."""
+    """Document with its scores. Shape: T positions."""
 
     def __init__(self, document: pa.Table, scores: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
-        """
+        """Join a document with its scores and metadata.
+
         Args:
-            document, scores: one row of `documents`, and the row of `scores` that belongs to it.
+            document: One row of `documents`.
+            scores: The row of `scores` of the same document.
             metadata: `select.metadata` of the manifest.
 
         Raises:
-            UserError: metadata that is not of its kind.
+            UserError: A metadata value does not have its declared type.
         """
         self.record, self._metadata = document, metadata or {}
         self.meta: dict[str, Any] = document.to_pylist()[0]
@@ -104,16 +106,17 @@ class Document:
 
     @cached_property
     def tokens(self) -> list[bytes]:
-        """[T]: the bytes of every token."""
+        """Return the bytes of every token [T]."""
         ends = self._scores["token_ends"].chunk(0).flatten().to_pylist()
         return [self.text[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
     def verdict(self, where: str, kept: Sequence[int] | None, later: str) -> Verdict:
-        """
+        """Return the decision on every position.
+
         Args:
-            where: of the document's split.
-            kept: positions that a selection kept; None: all that `where` keeps.
-            later: what dropped those that `where` keeps and the selection does not.
+            where: Rule of the document's split.
+            kept: Positions that a selection kept; None for all that `where` keeps.
+            later: Reason for positions that `where` keeps and the selection does not.
         """
         frame = self.frame.with_row_index("row")
         state_T = np.ones(len(self), dtype=np.int64)
@@ -121,19 +124,19 @@ class Document:
         state_T[scorable["row"]] = 2
         whole = scorable.filter(~pl.col("inside_character"))
         state_T[whole["row"]] = 3
-        wanted = filter_rows(whole, row_filter(where, rule_columns(self._metadata), "where"), "`where`")
-        state_T[wanted["row"]] = 0 if kept is None else 4
+        passing = filter_rows(whole, row_filter(where, rule_columns(self._metadata), "where"), "`where`")
+        state_T[passing["row"]] = 0 if kept is None else 4
         if kept is not None:
             state_T[np.asarray(kept, dtype=np.int64)] = 0
         return Verdict(state_T.tolist(), ["not_scorable", "inside_character", "where", later])
 
     def heat_map(self, verdict: Verdict, first: int, top: CorpusTokenizer | None) -> dict[str, Any]:
-        """What the heat-map component takes (pipeline/audit/assets/heatmap.js), of `TOKENS_SHOWN` tokens from `first`.
+        """Return the input of the heat-map component (pipeline/audit/assets/heatmap.js) for `TOKENS_SHOWN` tokens.
 
         Args:
-            verdict: of the whole document.
-            first: the first position shown.
-            top: the proxy's tokenizer, to name its most likely tokens where they were stored.
+            verdict: Decisions on the whole document.
+            first: First position to show.
+            top: Tokenizer that decodes the proxy's most likely tokens, if they were stored.
         """
         shown = slice(first, min(first + TOKENS_SHOWN, len(self)))
         frame, tokens, doc_id = self.frame[shown], self.tokens[shown], self.meta["doc_id"]
@@ -155,7 +158,7 @@ class Document:
         }
 
     def top(self, shown: slice, tokenizer: CorpusTokenizer) -> list[list[list[Any]] | None]:
-        """Of every position the proxy's most likely tokens, each with its log-probability."""
+        """Return (text, log-probability) pairs of the proxy's most likely tokens for every position shown."""
         ids, logprobs = (self._scores[name].chunk(0).flatten().to_pylist() for name in ("top_ids", "top_logprobs"))
         K = len(ids) // max(len(self), 1)
         return [
@@ -166,7 +169,7 @@ class Document:
         ]
 
     def example(self, position: int, config: MaterializeConfig, tokenizer: CorpusTokenizer) -> dict[str, Any] | str:
-        """The training example a position makes, as `materialize` cuts it; or the reason for which it makes none."""
+        """Return the training example that `materialize` makes of a position, or the reason why it makes none."""
         unknown = {"entropy": 0.0, "entropy_partial": 0.0, "nll": 0.0, "rank": 0}
         row = self.frame[position].with_columns(
             *(pl.col(name).fill_null(value) for name, value in unknown.items()),
@@ -189,16 +192,19 @@ def as_trained(
     tokenizer: CorpusTokenizer,
     prompts: Callable[[], PromptBuilder],
 ) -> dict[str, Any]:
-    """A position as the trainer meets it, made by the code that makes shards and prompts.
+    r"""Return a position as the trainer sees it, made by the same code as shards and prompts.
 
     Args:
-        config, tokenizer: how sites become examples: the manifest's, and the policy's tokenizer.
-        prompts: the trainer's `PromptBuilder`, asked for only if there is an example.
+        document: The document.
+        position: Position in the document.
+        config: Settings that turn sites into examples.
+        tokenizer: Tokenizer of the policy.
+        prompts: Returns the trainer's `PromptBuilder`; it is called only if there is an example.
 
     Returns:
-        `dropped`: the reason for which the position makes no example, or None; then `prompt` (its parts `before`,
-        `context` and `after`, and how many `tokens` it is), `target`, `continuation` (its tokens) and `truncated`.
-        Texts are as they are; bytes that are not whole characters as \\xNN.
+        `dropped`: the reason why the position makes no example, or None; then `prompt` (its parts `before`, `context`
+        and `after`, and its length in `tokens`), `target`, `continuation` (its tokens) and `truncated`. Bytes that are
+        not whole characters appear as \xNN.
     """
     example = document.example(position, config, tokenizer)
     if isinstance(example, str):
@@ -222,12 +228,14 @@ def as_trained(
 
 
 def prompt_builder(policy: str, template: str, run: Path | None) -> PromptBuilder:
-    """Return the trainer's `PromptBuilder` of a policy. Takes seconds: `transformers` is imported.
+    """Return the trainer's prompt builder for a policy.
+
+    The first call takes seconds because it imports `transformers`.
 
     Args:
-        policy: folder or hub id.
-        template: name of the prompt template.
-        run: the folder of a run, whose prompt is used if it keeps one of these templates.
+        policy: Folder or Hub id.
+        template: Name of the prompt template.
+        run: Folder of a training run, whose prompt is used if it keeps one of this template.
     """
     from transformers import AutoTokenizer
 
@@ -240,14 +248,14 @@ def prompt_builder(policy: str, template: str, run: Path | None) -> PromptBuilde
 
 
 class Rollouts:
-    """The responses that a run stored, by site."""
+    """Responses that a run stored, by site."""
 
     def __init__(self, run: Path | None) -> None:
         self._folder = run / "rollouts" if run else None
         self._read: dict[Path, pl.DataFrame] = {}
 
     def of(self, site_id: str) -> list[Mapping[str, Any]]:
-        """Responses at a site, step by step. Files that a running training has added meanwhile are found."""
+        """Return the responses at a site in order of steps, including files that a running training has just added."""
         if self._folder is None or not self._folder.is_dir():
             return []
         found: list[Mapping[str, Any]] = []
@@ -262,10 +270,10 @@ class Rollouts:
 
 
 def _text(token: bytes) -> str:
-    """A token's text; bytes that are not whole characters as \\xNN."""
+    r"""Return the text of a token, with \xNN for bytes that are not whole characters."""
     return token.decode("utf-8", errors="backslashreplace")
 
 
 def _rounded(column: pl.Series) -> list[float | int | None]:
-    """Numbers as a page needs them."""
+    """Return numbers rounded to the four decimals that a page needs."""
     return column.round(4).to_list() if column.dtype.is_float() else column.to_list()

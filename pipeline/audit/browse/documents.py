@@ -1,4 +1,4 @@
-"""Finding documents: by words, split, source, metadata and by how much of them a selection kept."""
+"""Search of documents by text, split, source, metadata and share of kept positions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.selection.where import filter_rows, row_filter
 _ROW = "row of the index"
 
 PAGE = 25
-"""Documents a page."""
+"""Documents per page."""
 
 ORDERS = {
     "corpus": "in corpus order",
@@ -36,26 +36,28 @@ ORDERS = {
 
 @dataclass(frozen=True)
 class Filter:
-    """What is looked for; empty strings and full ranges ask for nothing."""
+    """Search criteria; empty strings and full ranges match everything."""
 
     text: str = ""
-    """Part of the text; upper and lower case are the same."""
+    """Substring of the text, ignoring case."""
     split: str = ""
     source: str = ""
     meta: str = ""
-    """SQL over the metadata that the manifest names, `key=value` of any metadata, or any part of it."""
+    """SQL over the metadata that the manifest names, `key=value` of any metadata, or a substring of it."""
     least: float = 0.0
-    """Least share of the positions that is kept, in percent."""
+    """Minimum share of kept positions, in percent."""
     most: float = 100.0
+    """Maximum share of kept positions, in percent."""
     order: str = "corpus"
 
 
 class Finder:
-    """Finds documents of a store.
+    """Search of the documents of an index. Shape: D documents.
 
     Args:
-        kept_D: sites of the selection in each document.
-        metadata: kinds of the metadata that the manifest names.
+        store: The index.
+        kept_D: Number of sites of the selection in each document.
+        metadata: Types of the metadata that the manifest names.
     """
 
     def __init__(self, store: ColumnIndex, kept_D: NDArray[np.int64], metadata: Mapping[str, str]) -> None:
@@ -67,29 +69,29 @@ class Finder:
         self.sources: list[str] = sorted(store.documents["source_file"].unique())
         self.find = lru_cache(maxsize=64)(self._find)
 
-    def _find(self, wanted: Filter) -> NDArray[np.int64]:
-        """Numbers of the documents that match, in the order asked for."""
+    def _find(self, criteria: Filter) -> NDArray[np.int64]:
+        """Return the numbers of the documents that match, in the requested order."""
         documents = self._store.documents
-        match_D = (self.share_D >= wanted.least) & (self.share_D <= wanted.most)
-        if wanted.split:
-            match_D &= (documents["split"] == wanted.split).to_numpy()
-        if wanted.source:
-            match_D &= (documents["source_file"] == wanted.source).to_numpy()
-        if wanted.meta:
-            match_D &= self._has_metadata(wanted.meta)
-        if wanted.text:
-            match_D &= self._has_text(wanted.text)
+        match_D = (self.share_D >= criteria.least) & (self.share_D <= criteria.most)
+        if criteria.split:
+            match_D &= (documents["split"] == criteria.split).to_numpy()
+        if criteria.source:
+            match_D &= (documents["source_file"] == criteria.source).to_numpy()
+        if criteria.meta:
+            match_D &= self._has_metadata(criteria.meta)
+        if criteria.text:
+            match_D &= self._has_text(criteria.text)
         found = np.flatnonzero(match_D)
-        return found[self._rank(wanted.order, found)] if wanted.order in ORDERS else found
+        return found[self._rank(criteria.order, found)] if criteria.order in ORDERS else found
 
-    def _has_metadata(self, wanted: str) -> NDArray[np.bool_]:
+    def _has_metadata(self, condition: str) -> NDArray[np.bool_]:
         try:
-            expression = row_filter(wanted, self._columns, "metadata")
+            expression = row_filter(condition, self._columns, "metadata")
             named = expression.meta.root_names()
         except UserError:
             named = []
         if not named:
-            return _has_meta(self._store.documents["meta"], wanted)
+            return _matches_meta(self._store.documents["meta"], condition)
         frame = pl.DataFrame({name: self._store.metadata(name, self._metadata[name]) for name in named})
         match_D = np.zeros(frame.height, dtype=bool)
         match_D[filter_rows(frame.with_row_index(_ROW), expression, "the metadata's rule")[_ROW].to_numpy()] = True
@@ -106,32 +108,36 @@ class Finder:
         return np.argsort(by[order]()[found], kind="stable") if order in by else np.arange(len(found))
 
     def _has_text(self, text: str) -> NDArray[np.bool_]:
-        """Whether a document contains the text, whatever the case: every byte of the corpus is looked at."""
-        wanted = folded(text)
+        """Return a mask of the documents that contain the text, ignoring case; it scans the whole corpus."""
+        lowered = folded(text)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             shards = range(len(self._store.first_document_S) - 1)
             hits = pool.map(
-                lambda shard: self._store.texts(shard).str.contains(wanted, literal=True).to_numpy(), shards
+                lambda shard: self._store.texts(shard).str.contains(lowered, literal=True).to_numpy(), shards
             )
             return np.concatenate([np.zeros(0, dtype=bool), *hits])
 
 
-def _has_meta(meta: pl.Series, wanted: str) -> NDArray[np.bool_]:
-    """`key=value` compares one value of the JSON objects, or of a list's values any part; anything else is a part of
-    the objects."""
-    key, separator, value = (part.strip() for part in wanted.partition("="))
+def _matches_meta(meta: pl.Series, condition: str) -> NDArray[np.bool_]:
+    """Return a mask of the JSON objects that match a condition.
+
+    `key=value` compares one value, or matches a substring of any element of a list; anything else is a substring of the
+    JSON text.
+    """
+    key, separator, value = (part.strip() for part in condition.partition("="))
     value = value[1:-1] if len(value) > 1 and value[0] == value[-1] == "'" else value
     if not separator:
-        return meta.str.contains(wanted, literal=True).to_numpy()
+        return meta.str.contains(condition, literal=True).to_numpy()
     parts = [json.dumps(key, ensure_ascii=False), json.dumps(value, ensure_ascii=False)[1:-1]]
+    # A fast text search finds candidates; only those are parsed.
     likely = np.all([meta.str.contains(part, literal=True).to_numpy() for part in parts], axis=0)
     for row in np.flatnonzero(likely):
         found = json.loads(meta[int(row)]).get(key)
-        values = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in _listed(found)]
+        values = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in _as_list(found)]
         likely[row] = any(value in v for v in values) if isinstance(found, list) else value in values
     return likely
 
 
-def _listed(found: Any) -> list[Any]:
-    """The values of a list; a single value as a list of it."""
+def _as_list(found: Any) -> list[Any]:
+    """Return a list unchanged, and any other value as a list with one element."""
     return found if isinstance(found, list) else [found]

@@ -1,4 +1,4 @@
-"""Flags: sites that a person marked, with a note. The only thing the live page writes."""
+"""Flags: sites that a person marked, with a note; the only data that the pages write."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ FLAGS = pa.schema(
         pa.field("flagged_at", pa.string(), nullable=False),
     ]
 )
-"""A row is a flagged site: what `select.exclude` of a manifest takes. `flagged_at` is UTC, ISO 8601."""
+"""Schema that `select.exclude` of a manifest takes: one row per flagged site. `flagged_at` is UTC, ISO 8601."""
 
 NOTE_LENGTH = 2000
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What a cell begins with that a spreadsheet computes instead of showing."""
+"""First characters of cells that a spreadsheet evaluates as formulas."""
 
 QUOTE = "'"
-"""Put before such a cell in CSV: a spreadsheet then shows it as text. A cell that begins with it gets one more, so that
-taking one away always gives the text back (`stages/select.py` does)."""
+"""Prefix of such cells in CSV, with which a spreadsheet shows them as text.
+
+A cell that already begins with it gets one more, so that removing one always restores the text (`stages/select.py`
+does).
+"""
 
 
 class Flags:
-    """An append-only file: a line a decision, the last one on a site counts, a `note` of null takes a flag back.
+    """Append-only file with one line per change; the last line of a site counts, and a `note` of null removes its flag.
 
-    A line is one write to a file opened for appending, so that it is there whole or not at all, whoever else writes.
+    Each line is a single write to a file opened for appending, so lines of concurrent writers never mix.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,11 +51,13 @@ class Flags:
         self._flags: dict[str, dict[str, Any]] = {}
 
     def set(self, doc_id: str, position: int, note: str | None) -> None:
-        """Flag a site, change its note, or (None) take its flag back."""
+        """Flag a site, change its note, or remove its flag (note None)."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         shortened = None if note is None else note[:NOTE_LENGTH]
         flag = {"site_id": f"{doc_id}-{position}", "doc_id": doc_id, "position": position, "note": shortened}
-        line = f"\n{json.dumps(flag | {'flagged_at': at})}\n"  # a line that a crash cut off takes no other with it
+        line = (
+            f"\n{json.dumps(flag | {'flagged_at': at})}\n"  # the leading newline isolates a line that a crash cut off
+        )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -63,7 +68,7 @@ class Flags:
             os.close(descriptor)
 
     def all(self) -> Mapping[str, Mapping[str, Any]]:
-        """Flags by `site_id`, in the order in which they were set last. A line cut off by a crash is no flag."""
+        """Return flags by `site_id`, last set last; a line that a crash cut off is ignored."""
         with self._lock:
             size = self.path.stat().st_size if self.path.exists() else 0
             if size != self._size:
@@ -71,11 +76,11 @@ class Flags:
             return self._flags
 
     def table(self) -> pa.Table:
-        """The flags as `FLAGS`."""
+        """Return the flags as a table with schema `FLAGS`."""
         return pa.Table.from_pylist(list(self.all().values()), schema=FLAGS)
 
     def csv(self) -> bytes:
-        """The same as CSV in which no cell is a formula."""
+        """Return the flags as CSV without formulas."""
         out = io.BytesIO()
         rows = [{name: _as_text(value) for name, value in flag.items()} for flag in self.all().values()]
         pyarrow.csv.write_csv(pa.Table.from_pylist(rows, schema=FLAGS), out)
@@ -83,7 +88,8 @@ class Flags:
 
 
 def _as_text(value: Any) -> Any:
-    """
+    """Escape a cell that a spreadsheet would evaluate or unescape.
+
     Example:
         >>> _as_text("=1+1"), _as_text("'tis"), _as_text("a note"), _as_text(-7)
         ("'=1+1", "''tis", 'a note', -7)

@@ -1,17 +1,17 @@
-"""The index of a scores record: its positions, sorted so that counting what a rule keeps is mostly looking up.
+"""The index of a scores record: its positions, sorted so that most rules are counted by table look-ups.
 
-A *cell* is a (split, field, token class). Within a block of whole documents, positions are sorted by (cell, entropy):
-what a threshold keeps of a cell is then one run of rows, and how long that run is stands in a table of counts at every
-0.01 nats. Only what is neither decided by cell nor by entropy has to be read. Only positions that a rule can select are
-in the index; the others are counted.
+A *cell* is a (split, field, token class). Within a block of whole documents, positions are sorted by (cell, entropy).
+The positions of a cell above a threshold are then one run of rows, whose length is in a table of counts at every
+0.01 nats. Only conditions on other columns have to be read. The index contains the positions that a rule can select;
+the others are only counted.
 
-Tables of a shard (plain little-endian columns have no header, so that a part of one is one read):
+Files of a shard (plain little-endian columns have no header, so a part of one is a single read):
 
-    documents.parquet   a document: where its text, scores and record are, how many positions, how uncertain
-    cells.parquet       a (block, cell): its rows in the columns, and how many of them lie below each step of the grid
-    <column>.bin        of every position, in the order of the blocks; `reference_nll` only where there are any
-    text.bin            UTF-8 of those documents, end to end
-    folded.bin          the same in lower case: what a search reads
+    documents.parquet   one row per document: its text, scores and record, number of positions, mean entropy
+    cells.parquet       one row per (block, cell): its rows in the columns, and counts below each grid step
+    <column>.bin        values of every position, in the order of the blocks; `reference_nll` only if there are any
+    text.bin            concatenated UTF-8 texts of the documents
+    folded.bin          the same in lower case, for searches
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipeline.selection.text import TextBytes
 VERSION = 2
 
 GRID: NDArray[np.float32] = (np.arange(301) / 100).astype(np.float32)
-"""Entropies (nats) at which counts are kept. Others are looked for in the column."""
+"""Entropies (nats) with stored counts; other thresholds are searched for in the column."""
 
 CELL = ("split", "field", "token_class")
 
@@ -51,7 +51,7 @@ COLUMNS: Mapping[str, np.dtype] = {
     "byte_offset": np.dtype("<i4"),
     "document": np.dtype("<u4"),
 }
-"""Of every position. `document` is a row of the shard's `documents`."""
+"""Columns of positions. `document` is a row of the shard's `documents`."""
 
 DOCUMENTS = pa.schema(
     [
@@ -68,8 +68,11 @@ DOCUMENTS = pa.schema(
         pa.field("entropy_mean", pa.float32(), nullable=False),
     ]
 )
-"""A row is a document that has scores, in the order of the scores. `document_row`: its row in the documents table;
-`text_begin`, `text_end`: where it lies in `text.bin`; `positions`: how many of its tokens a rule can select."""
+"""Schema with one row per scored document, in the order of the scores.
+
+`document_row`: its row in the documents table; `text_begin`, `text_end`: its bytes in `text.bin`; `positions`: number of
+tokens that a rule can select.
+"""
 
 COUNTS = pa.list_(pa.field("element", pa.int32(), nullable=False), len(GRID))
 CELLS = pa.schema(
@@ -81,11 +84,11 @@ CELLS = pa.schema(
         pa.field("up_to", COUNTS, nullable=False),
     ]
 )
-"""A row is a cell of a block: its rows in the columns, how many of them have an entropy < and ≤ each of `GRID`."""
+"""Schema with one row per cell of a block: its rows in the columns, counts of entropies < and ≤ each step."""
 
 
 def index(documents: Record, scores: Record, *, work: Path, executor: Executor) -> Record:
-    """Bring the index up to date: counters `tokens` = `not_scorable` + `inside_character` + `positions`."""
+    """Run the stage that writes the index; counters `tokens` = `not_scorable` + `inside_character` + `positions`."""
     shards = []
     for done in scores.completions:
         tables = {"documents": documents.file("documents", done.shard), "scores": scores.file("scores", done.shard)}
@@ -95,7 +98,7 @@ def index(documents: Record, scores: Record, *, work: Path, executor: Executor) 
 
 
 def run(config: Config, shard: Shard, out: Path) -> Counters:
-    """One shard: documents and scores in, its part of the index out."""
+    """Write the index of one shard from its documents and scores."""
     documents = read_table(shard.files["documents"])
     scores = read_table(shard.files["scores"], SCORE_TABLE_COLUMNS)
     doc_ids = pl.Series("doc_id", scores["doc_id"].to_pylist(), dtype=pl.String)
@@ -125,7 +128,7 @@ def run(config: Config, shard: Shard, out: Path) -> Counters:
 
 
 def folded(text: str) -> str:
-    """`text` in lower case, but for the few characters whose lower case has another length in UTF-8.
+    """Return `text` in lower case, except characters whose lower case has another length in UTF-8.
 
     Example:
         >>> folded("CAFÉ İ")
@@ -138,7 +141,7 @@ def folded(text: str) -> str:
 
 
 class _Spread:
-    """What a document's positions come to. Shape: D documents of the shard."""
+    """Number of positions and sum of entropies of every document. Shape: D documents of the shard."""
 
     def __init__(self, documents: int) -> None:
         self.positions_D = np.zeros(documents, dtype=np.int64)
@@ -150,7 +153,7 @@ class _Spread:
 
 
 def _block(frame: pl.DataFrame, doc_ids: pl.Series, counters: Counter[str], spread: _Spread) -> pl.DataFrame:
-    """What can be selected of some whole documents, by (cell, entropy)."""
+    """Return the selectable positions of some whole documents, sorted by (cell, entropy)."""
     counters["tokens"] += frame.height
     scorable = frame.filter(pl.col("entropy").is_finite())
     counters["not_scorable"] += frame.height - scorable.height
@@ -166,7 +169,7 @@ def _block(frame: pl.DataFrame, doc_ids: pl.Series, counters: Counter[str], spre
 
 
 def _cells(block: pl.DataFrame, first: int) -> pa.Table:
-    """`CELLS` of a block whose rows begin at `first` of the columns."""
+    """Return the `CELLS` rows of a block whose positions begin at `first` in the columns."""
     cells = block.group_by(CELL, maintain_order=True).len()
     ends = np.cumsum(cells["len"].to_numpy()).astype(np.int64)
     begins = ends - cells["len"].to_numpy()
@@ -189,7 +192,7 @@ def _cells(block: pl.DataFrame, first: int) -> pa.Table:
 
 
 def _documents(documents: pa.Table, scores: pa.Table, text: TextBytes, spread: _Spread) -> pa.Table:
-    """`DOCUMENTS` of the documents that have scores."""
+    """Return the `DOCUMENTS` rows of the scored documents."""
     count_D = spread.positions_D
     arrays = {
         "text_begin": pa.array(text.starts_D),

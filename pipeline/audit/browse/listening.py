@@ -1,4 +1,4 @@
-"""How the live page is served: connections that say nothing are closed, and a signal always ends it."""
+"""The web server of `rpt browse`: it closes stalled connections, and a signal always ends it."""
 
 from __future__ import annotations
 
@@ -13,49 +13,59 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-REQUEST_WITHIN = 10.0
-"""Seconds within which a request must have come whole, from its connection or its first byte on."""
+REQUEST_TIMEOUT = 10.0
+"""Seconds within which a request must be complete, counted from its connection or first byte."""
 
 
-class Impatient(H11Protocol):
-    """uvicorn's protocol, which closes a connection that is silent after an answer, but not one that begins a request
-    and never ends it: each of those would hold a socket as long as the other side likes."""
+class TimeoutProtocol(H11Protocol):
+    """HTTP/1.1 protocol that closes connections with unfinished requests.
 
-    _clock: asyncio.TimerHandle | None = None
+    uvicorn closes a connection that is idle after a response, but not one whose request never ends, which would
+    occupy a socket forever.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the timer of the first request."""
         super().connection_made(transport)
-        self._mind_the_clock()
+        self._update_timer()
 
     def data_received(self, data: bytes) -> None:
+        """Start or stop the timer according to the state of the request."""
         super().data_received(data)
-        self._mind_the_clock()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_the_clock()
+        """Stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _mind_the_clock(self) -> None:
-        """Start it while a request is on its way; what trickles in does not start it anew."""
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self._stop_the_clock()
-        elif self._clock is None:
-            self._clock = self.loop.call_later(REQUEST_WITHIN, self.transport.close)
+    def _update_timer(self) -> None:
+        """Start the timer when a request begins, and stop it when the request is complete.
 
-    def _stop_the_clock(self) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
+        Further data of the same request do not restart it, so slow senders are closed too.
+        """
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(REQUEST_TIMEOUT, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with the system's own answer to signals: they end the process, whatever it computes.
+    """uvicorn server with the default signal handlers, which end the process whatever it computes.
 
-    There is nothing to finish: the only thing that is written, a flag, is a single write.
+    Nothing needs to be finished: the only data written, a flag, is a single write.
     """
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
+        """Restore the default handlers of SIGINT and SIGTERM."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
@@ -63,8 +73,8 @@ class Server(uvicorn.Server):
 
 
 def server(app: ASGIApp) -> Server:
-    """A server of `app`, to be run on a socket that listens."""
+    """Return a server of `app`, to be run on a listening socket."""
     config = uvicorn.Config(
-        app, http=Impatient, ws="none", log_level="warning", lifespan="off", server_header=False, access_log=False
+        app, http=TimeoutProtocol, ws="none", log_level="warning", lifespan="off", server_header=False, access_log=False
     )
     return Server(config)

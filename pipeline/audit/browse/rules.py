@@ -1,9 +1,9 @@
-"""Rules as questions to the index: what of a `where` is decided by cell and entropy, and what must be read.
+"""Rules as queries to the index: which part of a `where` is decided by cell and entropy, and which must be read.
 
-Entropy is cut at every number that the rules compare it with. Between two cuts, and at each of them, the part of a rule
-that names only cells and compares entropy with numbers has one value a cell: NO or YES for all positions of a segment.
-Where it is YES and the rule says more (`nll < 3`), the answer is ASK. Shape names: C cells, B cuts, G = 2B + 1 segments
-(open intervals and the cuts between them, in turn).
+The entropy axis is cut at every number that the rules compare it with. Between two cuts, and at each cut, the part of a
+rule that names only cell columns and compares entropy with numbers is constant within a cell: NO or YES for all
+positions of a segment. If it is YES and the rule has other conditions (`nll < 3`), the state is ASK. Shape names: C
+cells, B cuts, G = 2B + 1 segments (open intervals and the cuts between them, alternating).
 """
 
 from __future__ import annotations
@@ -30,56 +30,57 @@ Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 MOST_CUTS = 32
-"""Entropies that a rule may be cut at: each is looked up in every cell. Comparisons beyond them are read instead."""
+"""Maximum number of cuts of a rule, each of which is looked up in every cell; further comparisons are read."""
 
 TEXT_AT_ONCE = 1 << 26
-"""Bytes of metadata texts that a rule is asked about at once (memory, not results)."""
+"""Bytes of metadata text evaluated at once; it changes memory use, not results."""
 
 
 class Rule(Protocol):
-    """Which positions are kept."""
+    """A rule that decides which positions are kept."""
 
     @property
     def cuts(self) -> tuple[float, ...]:
-        """Entropies it compares with."""
+        """Return the entropies that the rule compares with."""
         ...
 
     @property
     def asks_cell(self) -> bool:
-        """Whether `ask` looks at the cell, so that it must be asked about one cell at a time."""
+        """Return True if `ask` uses the cell, so that each call must be about one cell."""
         ...
 
     def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
-        """[C, G]: NO, YES or ASK, for a value within every segment."""
+        """Return the state [C, G] of every cell and segment: NO, YES or ASK."""
         ...
 
     def ask(self, store: ColumnIndex, slices: Slices, cell: Mapping[str, str]) -> Bool:
-        """Of every position in some runs, all decided as ASK, whether it is kept; `cell` is theirs if `asks_cell`."""
+        """Return a mask of the kept positions in runs of state ASK; `cell` is their cell if `asks_cell`."""
         ...
 
 
 @dataclass(frozen=True)
 class Where:
-    """A SQL expression, as a manifest has it."""
+    """Rule given as an SQL expression, as in a manifest."""
 
     text: str
     cuts: tuple[float, ...]
     simple: pl.Expr
-    """The conjuncts that cell and entropy decide."""
+    """Conjuncts that cell and entropy decide."""
     rest: pl.Expr | None
-    """The others."""
+    """The other conjuncts, which must be read; None if there are none."""
     metadata: Mapping[str, str]
-    """What it may name of documents, by kind."""
+    """Document metadata that the rule may name, with types."""
 
     @classmethod
     def parse(cls, where: str, metadata: Mapping[str, str] | None = None) -> Where:
-        """
+        """Parse an SQL expression and split it into decidable and other conjuncts.
+
         Args:
-            where: the expression.
+            where: The expression.
             metadata: `select.metadata` of the manifest.
 
         Raises:
-            UserError: no expression of a position.
+            UserError: The expression is invalid.
 
         Example:
             >>> where = Where.parse("entropy > 1.25 AND field = 'solution' AND nll < 3")
@@ -106,9 +107,11 @@ class Where:
 
     @cached_property
     def asks_cell(self) -> bool:
+        """Return True if the conjuncts to be read name a cell column."""
         return self.rest is not None and not set(self.rest.meta.root_names()).isdisjoint(CELL)
 
     def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
+        """Return the state [C, G] of every cell and segment."""
         typed = cells.select(pl.col(name).cast(SCORE_COLUMNS[name].dtype) for name in CELL)
         grid = typed.join(pl.DataFrame({"entropy": entropy_G}), how="cross", maintain_order="left_right")
         kept = grid.with_columns(kept=self.simple.fill_null(False))["kept"].to_numpy()
@@ -116,6 +119,11 @@ class Where:
         return decided.reshape(cells.height, len(entropy_G)).astype(np.int8)
 
     def ask(self, store: ColumnIndex, slices: Slices, cell: Mapping[str, str]) -> Bool:
+        """Evaluate the other conjuncts on the positions of some runs.
+
+        Raises:
+            UserError: The rule cannot be computed on this corpus.
+        """
         if self.rest is None:
             return np.ones(slices.rows, dtype=bool)
         named = set(self.rest.meta.root_names())
@@ -137,9 +145,9 @@ class Where:
         sizes = [values.str.len_bytes().max() for values in of_documents.values() if values.dtype == pl.String]
         longest = max((int(size) for size in sizes if isinstance(size, int)), default=0)
         parts = frame.iter_slices(max(1, TEXT_AT_ONCE // max(longest, 1)))
-        return np.concatenate([np.zeros(0, dtype=bool), *map(self._asked, parts)])
+        return np.concatenate([np.zeros(0, dtype=bool), *map(self._evaluate, parts)])
 
-    def _asked(self, frame: pl.DataFrame) -> Bool:
+    def _evaluate(self, frame: pl.DataFrame) -> Bool:
         assert self.rest is not None
         try:
             return frame.with_columns(kept=self.rest.fill_null(False))["kept"].to_numpy()
@@ -149,17 +157,19 @@ class Where:
 
 @dataclass(frozen=True)
 class Kept:
-    """The sites that `select` published, caps and all: bits in the order of the index."""
+    """Rule given by the sites that `select` published, after all caps."""
 
     record: Record
-    """Of `kept.py`."""
+    """Record of the bitmap (`selection_bitmap.py`)."""
     cuts: tuple[float, ...] = ()
     asks_cell: bool = False
 
     def decide(self, cells: pl.DataFrame, entropy_G: Float32) -> NDArray[np.int8]:
+        """Return ASK [C, G], because the bitmap must always be read."""
         return np.full((cells.height, len(entropy_G)), ASK, dtype=np.int8)
 
     def ask(self, store: ColumnIndex, slices: Slices, cell: Mapping[str, str]) -> Bool:
+        """Return the bits of the positions of some runs."""
         paths = [verified_once(file) for file in self.record.files("kept")]
         parts = [np.zeros(0, dtype=bool)]
         for shard, begin, end in zip(slices.shard_N, slices.begin_N, slices.end_N, strict=True):
@@ -169,7 +179,7 @@ class Kept:
 
 
 def segments(cuts: Sequence[float]) -> tuple[Float32, Float32]:
-    """The cuts [B] as the float32 they are in the column, and a value [G] within each segment.
+    """Return the cuts [B] as float32, like the column, and a value [G] within each segment.
 
     Example:
         >>> cuts, within = segments([1.0, 0.5])

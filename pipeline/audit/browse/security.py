@@ -1,4 +1,4 @@
-"""What stands between the pages and other sites: which hosts are answered, what a page may load, who may write."""
+"""Protection of the pages against other sites: accepted hosts, what a page may load, who may write."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 OWN_SITES = frozenset({"none", "same-origin"})
-"""Values of `Sec-Fetch-Site` that are answered. Another port of this machine is `same-site`: not ours."""
+"""Accepted values of `Sec-Fetch-Site`; another port of this machine is `same-site` and not accepted."""
 
 LONGEST_FORM = 32_768
-"""Bytes of a form that are read."""
+"""Maximum size of a form in bytes."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -33,19 +33,20 @@ HEADERS = {
 
 
 class RequestGuard:
-    """Answers requests to known hosts only, none that another site made, and puts `HEADERS` on every answer.
+    """Middleware that rejects unknown hosts and requests from other sites, and adds `HEADERS` to every response.
 
-    A page of another site can make a browser ask us under a name of its own that points to this machine ("DNS
-    rebinding"), but it cannot choose the Host header: a name that we were not started under is refused.
-    It can also have its pages load ours, or link to them. It could not read the answers, but the questions would keep
-    this machine busy: a browser says where a request comes from (`Sec-Fetch-Site`), and only our own pages and what a
-    person types or opens from bookmarks is answered. Clients that are no browsers say nothing.
+    Another site can point a host name of its own at this machine ("DNS rebinding"), but it cannot choose the Host
+    header, so requests for unknown host names are refused. It can also load our pages or link to them. It cannot read
+    the responses, but the requests would keep this machine busy. Browsers send the origin of a request in
+    `Sec-Fetch-Site`; only requests from our own pages, the address bar or bookmarks are accepted. Clients that are not
+    browsers do not send the header.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
         self._app, self._hosts = app, frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -59,35 +60,38 @@ class RequestGuard:
         host = headers.get("host", "")
         answer: ASGIApp = self._app
         if _host_name(host) not in self._hosts:
-            answer = PlainTextResponse(f"This server does not answer for the host {host[:100]!r}.\n", 421)
+            answer = PlainTextResponse(f"This server does not accept requests for the host {host[:100]!r}.\n", 421)
         elif headers.get("sec-fetch-site", "none") not in OWN_SITES:
-            answer = PlainTextResponse("Another site asks for this page. Copy its address and open it yourself.\n", 403)
+            answer = PlainTextResponse(
+                "This request came from another site. Copy the address and open it in a new tab.\n", 403
+            )
         await answer(scope, receive, guarded)
 
 
 def may_write(request: Request, token: str, given: str) -> bool:
-    """Whether a POST comes from one of our pages: it knows the token, and its Origin, if told, is this server."""
+    """Return True if a POST comes from one of our pages: it has the token, and its Origin, if any, is this server."""
     origin = request.headers.get("origin")
-    same = origin is None or origin == f"http://{request.headers.get('host')}"
-    return same and hmac.compare_digest(token.encode(), given.encode())
+    own_origin = origin is None or origin == f"http://{request.headers.get('host')}"
+    return own_origin and hmac.compare_digest(token.encode(), given.encode())
 
 
-async def posted(request: Request) -> dict[str, str]:
-    """The fields of a form (`application/x-www-form-urlencoded`).
+async def read_form(request: Request) -> dict[str, str]:
+    """Return the fields of a posted form (`application/x-www-form-urlencoded`).
 
     Raises:
-        HTTPException: longer than any form of ours.
+        HTTPException: The form is larger than `LONGEST_FORM`.
     """
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > LONGEST_FORM:
-            raise HTTPException(413, "That form is too long.")
+            raise HTTPException(413, "The form is too large.")
     return dict(parse_qsl(body.decode(errors="replace")))
 
 
 def _host_name(host: str) -> str:
-    """
+    """Return the host name in a Host header, without the port; empty if it is invalid.
+
     Example:
         >>> _host_name("localhost:8000"), _host_name("[::1]:8000"), _host_name("evil.example")
         ('localhost', '::1', 'evil.example')

@@ -1,6 +1,6 @@
-"""The sites of a selection as one bit a position of the index: what caps decided compares as fast as rules do.
+"""The sites of a selection as one bit per position of the index, so that selections compare as fast as rules.
 
-Table of a shard: `kept.bin`, the bits of its positions in the order of the index, little end first.
+File of a shard: `kept.bin`, the bits of its positions in the order of the index, least significant bit first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERSION = 1
 
 
 def kept(index: Record, sites: Record, *, work: Path, executor: Executor) -> Record:
-    """Bring the bits of one selection up to date. Counter `sites`."""
+    """Run the stage that writes the bitmap of one selection; counter `sites`."""
     names = ("documents", "document", "position")
     shards = []
     for done in index.completions:
@@ -32,7 +32,7 @@ def kept(index: Record, sites: Record, *, work: Path, executor: Executor) -> Rec
 
 
 def run(config: Config, shard: Shard, out: Path) -> Counters:
-    """One shard: its part of the index and its sites in, bits out."""
+    """Write the bitmap of one shard from its part of the index and its sites."""
     documents = pl.Series(read_table(shard.files["documents"], ["doc_id"])["doc_id"].to_pylist(), dtype=pl.String)
     sites = pl.DataFrame(pl.from_arrow(read_table(shard.files["sites"], ["doc_id", "position"])))
     row = sites["doc_id"].replace_strict(documents, pl.int_range(len(documents), eager=True), return_dtype=pl.UInt32)

@@ -1,4 +1,4 @@
-"""The pages: what is asked by a URL, answered from a `Library`. A URL holds all there is to know of a page."""
+"""The pages of `rpt browse`: each URL describes a page completely and is answered from an `AppState`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from starlette.routing import Route
 from pipeline.audit.browse.app_state import SPLITS, AppState
 from pipeline.audit.browse.document import TOKENS_SHOWN
 from pipeline.audit.browse.documents import ORDERS, PAGE, Filter
-from pipeline.audit.browse.security import LOOPBACK, RequestGuard, may_write, posted
+from pipeline.audit.browse.security import LOOPBACK, RequestGuard, may_write, read_form
 from pipeline.audit.browse.whatif import chart, manifest_lines, threshold_of, with_threshold
 from pipeline.audit.invisible import escape_invisible
 from pipeline.config.errors import UserError
@@ -36,19 +36,19 @@ ASSETS = {
     "browse.js": "browse/static",
     "icon.svg": "browse/static",
 }
-"""Every file that is served, and the folder of this wing that it lies in: nothing else has a URL."""
+"""Every static file that is served, and its folder in `pipeline/audit`; no other file has a URL."""
 
 MEDIA = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
-def create_app(library: AppState, hosts: Collection[str] = LOOPBACK) -> RequestGuard:
-    """The live page over one library.
+def create_app(state: AppState, hosts: Collection[str] = LOOPBACK) -> RequestGuard:
+    """Return the web application.
 
     Args:
-        library: what is shown.
-        hosts: the names that the server answers under.
+        state: The data that the pages show.
+        hosts: Host names that the server accepts.
     """
-    pages = Pages(library)
+    pages = Pages(state)
     routes = [
         Route("/", pages.home),
         Route("/documents", pages.documents),
@@ -63,12 +63,12 @@ def create_app(library: AppState, hosts: Collection[str] = LOOPBACK) -> RequestG
         Route("/flags.parquet", pages.flags_parquet),
         Route("/assets/{name}", asset),
     ]
-    handlers: dict[Any, Callable[..., Any]] = {HTTPException: pages.refusal, UserError: pages.mistake}
+    handlers: dict[Any, Callable[..., Any]] = {HTTPException: pages.http_error, UserError: pages.user_error}
     return RequestGuard(Starlette(routes=routes, exception_handlers=handlers), hosts)
 
 
 def asset(request: Request) -> Response:
-    """A style sheet or a script."""
+    """Return a static file."""
     name = request.path_params["name"]
     if name not in ASSETS:
         raise HTTPException(404)
@@ -77,10 +77,10 @@ def asset(request: Request) -> Response:
 
 
 class Pages:
-    """One method a page."""
+    """Request handlers, one method per page."""
 
-    def __init__(self, library: AppState) -> None:
-        self._library = library
+    def __init__(self, state: AppState) -> None:
+        self._state = state
         self._token = secrets.token_urlsafe(32)
         self._templates = Environment(
             loader=PackageLoader("pipeline.audit.browse"),
@@ -90,56 +90,63 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.filters |= {"visible": escape_invisible, "commas": "{:,}".format, "signed": signed}
-        self._templates.globals |= {"library": library, "token": self._token, "url": url, "SPLITS": SPLITS}
+        self._templates.globals |= {"state": state, "token": self._token, "url": url, "SPLITS": SPLITS}
 
     # --------------------------------------------------------------------------------------------- documents
 
     def home(self, request: Request) -> Response:
-        """The list of documents is where one begins."""
+        """Redirect to the list of documents."""
         return RedirectResponse("/documents")
 
     def documents(self, request: Request) -> Response:
-        """Documents that match a filter, a page of them."""
-        asked, library = request.query_params, self._library
-        wanted = Filter(
-            text=asked.get("text", ""),
-            split=asked.get("split", ""),
-            source=asked.get("source", ""),
-            meta=asked.get("meta", "").strip(),
-            least=_number(asked, "least", 0, 100),
-            most=_number(asked, "most", 100, 100),
-            order=asked.get("order", "corpus"),
+        """Show a page of the documents that match a filter."""
+        parameters, state = request.query_params, self._state
+        criteria = Filter(
+            text=parameters.get("text", ""),
+            split=parameters.get("split", ""),
+            source=parameters.get("source", ""),
+            meta=parameters.get("meta", "").strip(),
+            least=_number(parameters, "least", 0, 100),
+            most=_number(parameters, "most", 100, 100),
+            order=parameters.get("order", "corpus"),
         )
-        found = library.finder.find(wanted)
+        found = state.finder.find(criteria)
         pages = max(1, -(-len(found) // PAGE))
-        page = min(_page_number(asked), pages)
-        rows = [library.row(int(number)) for number in found[(page - 1) * PAGE : page * PAGE]]
+        page = min(_page_number(parameters), pages)
+        rows = [state.row(int(number)) for number in found[(page - 1) * PAGE : page * PAGE]]
         return self._page(
-            "documents.html", request, wanted=wanted, rows=rows, found=len(found), page=page, pages=pages, orders=ORDERS
+            "documents.html",
+            request,
+            criteria=criteria,
+            rows=rows,
+            found=len(found),
+            page=page,
+            pages=pages,
+            orders=ORDERS,
         )
 
     def document(self, request: Request) -> Response:
-        """A document, and with `position` one of its tokens as the trainer meets it."""
-        row, rule = self._asked(request)
-        self._library.rule(rule, row["split"])
+        """Show a document and, given `position`, one of its tokens as the trainer sees it."""
+        row, rule = self._document_and_rule(request)
+        self._state.rule(rule, row["split"])
         site = self._site(request, row)
         return self._page("document.html", request, row=row, rule=rule, site=site, shown=TOKENS_SHOWN)
 
     def heat_map(self, request: Request) -> Response:
-        """What the heat-map component shows, as JSON."""
-        row, rule = self._asked(request)
-        document = self._library.document(row["document"])
-        verdict = self._library.verdict(document, rule)
+        """Return the input of the heat-map component as JSON."""
+        row, rule = self._document_and_rule(request)
+        document = self._state.document(row["document"])
+        verdict = self._state.verdict(document, rule)
         first = min(int(_number(request.query_params, "first", 0, 1e9)), max(len(document) - 1, 0))
-        proxy = self._library.proxy_tokenizer if self._library.has_top else None
+        proxy = self._state.proxy_tokenizer if self._state.has_top else None
         return JSONResponse(document.heat_map(verdict, first, proxy))
 
-    def _asked(self, request: Request) -> tuple[dict[str, Any], str]:
-        """The row of the document that a URL names, and the rule it is to be seen under."""
-        number = self._library.store.document_of.get(request.path_params["doc_id"])
+    def _document_and_rule(self, request: Request) -> tuple[dict[str, Any], str]:
+        """Return the document and the rule that a URL names."""
+        number = self._state.store.document_of.get(request.path_params["doc_id"])
         if number is None:
-            raise HTTPException(404, "No document of this corpus has that id.")
-        return self._library.row(number), request.query_params.get("rule") or self._library.current.name
+            raise HTTPException(404, "No document of this corpus has this id.")
+        return self._state.row(number), request.query_params.get("rule") or self._state.current.name
 
     def _site(self, request: Request, row: Mapping[str, Any]) -> dict[str, Any] | None:
         position, tokens = request.query_params.get("position", ""), row["tokens"]
@@ -147,102 +154,102 @@ class Pages:
             return None
         if not _is_position(position, tokens):
             raise HTTPException(404, f"This document has {tokens:,} tokens: positions 0 to {tokens - 1:,}.")
-        return self._library.site(self._library.document(row["document"]), int(position))
+        return self._state.site(self._state.document(row["document"]), int(position))
 
     # -------------------------------------------------------------------------------------- rules, compared
 
     def what_if(self, request: Request) -> Response:
-        """What another rule would keep, next to what the current selection keeps."""
-        asked, library = request.query_params, self._library
-        split = _split(asked)
-        current = library.current.where(split)
-        where = " ".join(asked.get("where", current).split()) or current
-        if "entropy" in asked:
-            where = with_threshold(where, _number(asked, "entropy", 1, 100))
+        """Compare what another rule would keep with what the current selection keeps."""
+        parameters, state = request.query_params, self._state
+        split = _split(parameters)
+        current = state.current.where(split)
+        where = " ".join(parameters.get("where", current).split()) or current
+        if "entropy" in parameters:
+            where = with_threshold(where, _number(parameters, "entropy", 1, 100))
         problem, made = "", None
         try:
-            made = library.compare(library.current.name, where, split)
+            made = state.compare(state.current.name, where, split)
         except UserError as error:
             problem = str(error)
         return self._page(
             "what_if.html", request, split=split, where=where, made=made, problem=problem,
-            first=library.current.name, second=where, threshold=threshold_of(where),
-            chart=chart(library.store, split, library.bands, threshold_of(where)),
-            lines=manifest_lines(split, where), changed=library.changed(made, _page_number(asked)) if made else None,
+            first=state.current.name, second=where, threshold=threshold_of(where),
+            chart=chart(state.store, split, state.bands, threshold_of(where)),
+            lines=manifest_lines(split, where), changed=state.changed(made, _page_number(parameters)) if made else None,
         )  # fmt: skip
 
     def compare(self, request: Request) -> Response:
-        """Two rules or selections side by side."""
-        asked, library = request.query_params, self._library
-        split = _split(asked)
-        others = [name for name in library.selections if name != library.current.name]
-        first = asked.get("a") or library.current.name
-        second = asked.get("b") or (others[0] if others else library.current.where(split))
+        """Compare two rules or selections."""
+        parameters, state = request.query_params, self._state
+        split = _split(parameters)
+        others = [name for name in state.selections if name != state.current.name]
+        first = parameters.get("a") or state.current.name
+        second = parameters.get("b") or (others[0] if others else state.current.where(split))
         problem, made = "", None
         try:
-            made = library.compare(first, second, split)
+            made = state.compare(first, second, split)
         except UserError as error:
             problem = str(error)
         return self._page(
             "compare.html", request, split=split, first=first, second=second, made=made, problem=problem,
-            changed=library.changed(made, _page_number(asked)) if made else None,
+            changed=state.changed(made, _page_number(parameters)) if made else None,
         )  # fmt: skip
 
     def compare_document(self, request: Request) -> Response:
-        """One document under two rules."""
-        row, _ = self._asked(request)
-        first = request.query_params.get("a") or self._library.current.name
-        second = request.query_params.get("b") or self._library.current.where(row["split"])
+        """Show one document under two rules."""
+        row, _ = self._document_and_rule(request)
+        first = request.query_params.get("a") or self._state.current.name
+        second = request.query_params.get("b") or self._state.current.where(row["split"])
         for rule in (first, second):
-            self._library.rule(rule, row["split"])
+            self._state.rule(rule, row["split"])
         return self._page("compare_document.html", request, row=row, first=first, second=second)
 
     # ------------------------------------------------------------------------------------------------- flags
 
     def flags(self, request: Request) -> Response:
-        """All flags."""
-        return self._page("flags.html", request, flags=list(self._library.flags.all().values())[::-1])
+        """List all flags."""
+        return self._page("flags.html", request, flags=list(self._state.flags.all().values())[::-1])
 
     async def flag(self, request: Request) -> Response:
-        """Flag a site, or take its flag back: the one thing that is written."""
-        form = await posted(request)
+        """Flag a site or remove its flag; the only request that writes."""
+        form = await read_form(request)
         if not may_write(request, self._token, form.get("token", "")):
             raise HTTPException(
                 403, "This form is not from a page of this server, or the server was restarted. Reload."
             )
         doc_id, position = form.get("doc_id", ""), form.get("position", "")
-        number = self._library.store.document_of.get(doc_id)
-        if number is None or not _is_position(position, self._library.store.documents["tokens"][number]):
+        number = self._state.store.document_of.get(doc_id)
+        if number is None or not _is_position(position, self._state.store.documents["tokens"][number]):
             raise HTTPException(404, "No such position in this corpus.")
         note = None if form.get("action") == "remove" else form.get("note", "").strip()
-        self._library.flags.set(doc_id, int(position), note)
+        self._state.flags.set(doc_id, int(position), note)
         back = "/flags" if form.get("back") == "/flags" else f"/documents/{doc_id}?position={position}"
         return RedirectResponse(back, 303)
 
     def flags_csv(self, request: Request) -> Response:
-        """The flags as CSV, which spreadsheets can open: no cell is a formula."""
-        return self._download(self._library.flags.csv(), "text/csv", "csv")
+        """Download the flags as CSV for spreadsheets, without formulas."""
+        return self._download(self._state.flags.csv(), "text/csv", "csv")
 
     def flags_parquet(self, request: Request) -> Response:
-        """The flags as Parquet: what `select.exclude` of a manifest takes."""
+        """Download the flags as Parquet, for `select.exclude` of a manifest."""
         out = io.BytesIO()
-        pq.write_table(self._library.flags.table(), out)
+        pq.write_table(self._state.flags.table(), out)
         return self._download(out.getvalue(), "application/vnd.apache.parquet", "parquet")
 
     def _download(self, content: bytes, media_type: str, suffix: str) -> Response:
-        name = f"{self._library.manifest.name}-flags.{suffix}"
+        name = f"{self._state.manifest.name}-flags.{suffix}"
         return Response(
             content, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'}
         )
 
     # ------------------------------------------------------------------------------------------------ errors
 
-    def refusal(self, request: Request, error: HTTPException) -> Response:
-        """Not found, not allowed."""
+    def http_error(self, request: Request, error: HTTPException) -> Response:
+        """Show an HTTP error such as 403 or 404."""
         return self._page("error.html", request, error.status_code, code=error.status_code, detail=error.detail)
 
-    def mistake(self, request: Request, error: UserError) -> Response:
-        """A question that cannot be answered, and how to mend it."""
+    def user_error(self, request: Request, error: UserError) -> Response:
+        """Show what is wrong with a request, and how to fix it."""
         return self._page("error.html", request, 400, code=400, detail=str(error))
 
     def _page(self, template: str, request: Request, status: int = 200, /, **values: Any) -> Response:
@@ -253,7 +260,8 @@ class Pages:
 
 
 def signed(number: int) -> str:
-    """
+    """Format a number with its sign and thousands separators.
+
     Example:
         >>> signed(1200), signed(-3), signed(0)
         ('+1,200', '−3', '0')
@@ -262,7 +270,7 @@ def signed(number: int) -> str:
 
 
 def url(path: str, **parameters: Any) -> str:
-    """A link; empty parameters are left out.
+    """Return a URL with query parameters; empty ones are left out.
 
     Example:
         >>> url("/documents", text="a & b", split="", page=2)
@@ -272,25 +280,25 @@ def url(path: str, **parameters: Any) -> str:
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def _page_number(asked: QueryParams) -> int:
-    return max(int(_number(asked, "page", 1, 1e9)), 1)
+def _page_number(parameters: QueryParams) -> int:
+    return max(int(_number(parameters, "page", 1, 1e9)), 1)
 
 
 def _is_position(position: str, tokens: int) -> bool:
     return re.fullmatch(r"[0-9]{1,9}", position) is not None and int(position) < tokens
 
 
-def _split(asked: QueryParams) -> str:
-    split = asked.get("split", SPLITS[0])
+def _split(parameters: QueryParams) -> str:
+    split = parameters.get("split", SPLITS[0])
     if split not in SPLITS:
-        raise UserError("no such split", where=split, hint=f"one of {', '.join(SPLITS)}")
+        raise UserError("no such split", where=split, hint=f"use one of {', '.join(SPLITS)}")
     return split
 
 
-def _number(asked: QueryParams, name: str, default: float, most: float) -> float:
-    """A parameter as a number in [0, most]; what is none counts as the default."""
+def _number(parameters: QueryParams, name: str, default: float, most: float) -> float:
+    """Return a parameter as a number in [0, most]; the default if it is not a number."""
     try:
-        number = float(asked.get(name) or default)
+        number = float(parameters.get(name) or default)
     except ValueError:
         return default
     return min(max(number, 0), most) if number == number else default

@@ -1,4 +1,4 @@
-"""Parts of the what-if page: the slider's threshold in a rule, the chart above it, the lines for the manifest."""
+"""Parts of the what-if page: the threshold that the slider sets, the chart above it, the lines for the manifest."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipeline.config.selection import BandsConfig
 from pipeline.selection.sites import BANDS
 
 STEP = 5
-"""Steps of the index's grid in a bar of the chart: 0.05 nats."""
+"""Grid steps of the index per bar of the chart: 0.05 nats."""
 
 _THRESHOLD = re.compile(r"\bentropy(\s*>=?\s*)(\d+(?:\.\d+)?)")
 
 
 def threshold_of(where: str) -> float | None:
-    """The number that a rule wants entropy to exceed, if it says so.
+    """Return the number that a rule requires entropy to exceed; None if it has no such threshold.
 
     Example:
         >>> threshold_of("field = 'solution' AND entropy > 1.25"), threshold_of("nll > 2")
@@ -31,7 +31,7 @@ def threshold_of(where: str) -> float | None:
 
 
 def with_threshold(where: str, entropy: float) -> str:
-    """The rule with another threshold; one that has none gets it as a further condition.
+    """Return the rule with another threshold; a rule without one gets it as an additional condition.
 
     Example:
         >>> with_threshold("entropy > 1.0 AND nll < 3", 1.5), with_threshold("rank > 0 OR nll > 2", 0.5)
@@ -46,7 +46,7 @@ def with_threshold(where: str, entropy: float) -> str:
 
 
 def manifest_lines(split: str, where: str) -> str:
-    """What to paste into a manifest.
+    """Return lines to paste into a manifest.
 
     Example:
         >>> print(manifest_lines("train", "entropy > 1.5"), end="")
@@ -59,7 +59,7 @@ def manifest_lines(split: str, where: str) -> str:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of the chart; x, y, width and height in a box of 1000 by 100."""
+    """Bar of the chart; x, y, width and height in a box of 1000 by 100."""
 
     entropy: float
     count: int
@@ -72,17 +72,17 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """How entropy spreads over the positions of a split, heights by the logarithm of the counts."""
+    """Histogram of the entropy of a split's positions; heights are logarithmic."""
 
     bars: list[Bar]
     bands: list[tuple[str, float]]
-    """Name and x of each band's threshold."""
+    """Name and x coordinate of each band's threshold."""
     most: float
-    """Entropy at the right edge: what the slider goes up to."""
+    """Entropy at the right edge, the maximum of the slider."""
 
 
 def chart(store: ColumnIndex, split: str, bands: BandsConfig, threshold: float | None) -> Chart:
-    """The chart; bars from `threshold` on are marked."""
+    """Return the chart, with bars from `threshold` on marked as kept."""
     count_B = np.diff(store.up_to(split)[::STEP])
     last = int(np.flatnonzero(count_B)[-1]) + 1 if count_B.any() else 1
     last = max(last, int(np.ceil((bands.hard + 0.1) * 100 / STEP)))

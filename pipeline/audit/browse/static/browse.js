@@ -1,9 +1,9 @@
-// The live page: heat maps, the site that is chosen in them, and the what-if slider. Every page also works by links and
-// forms alone, except for the heat map itself. What the server renders is fetched and moved in, never built twice.
+// The pages of `rpt browse`: heat maps, the selected site, and the what-if slider. Except for the heat map, every page
+// also works without this script. Parts that the server renders are fetched and inserted, never rebuilt here.
 
-const loading = new Map(); // what is being fetched, by the element that it will fill
+const loading = new Map(); // pending requests by the element that they will fill
 
-/** Fetch a page and hand out the parts with these ids; null if a later request for the same place has come first. */
+/** Fetch a page; null if the request failed or a later one for the same element replaced it. */
 async function parts(place, url) {
   loading.get(place)?.abort();
   const request = new AbortController();
@@ -14,7 +14,7 @@ async function parts(place, url) {
     return new DOMParser().parseFromString(await answer.text(), "text/html");
   } catch (error) {
     if (error.name === "AbortError") return null;
-    place.replaceChildren(note(`The server does not answer (${error.message}). Is it still running?`));
+    place.replaceChildren(note(`The server did not respond (${error.message}). Is it still running?`));
     return null;
   } finally {
     if (loading.get(place) === request) {
@@ -32,7 +32,7 @@ function note(text) {
   return paragraph;
 }
 
-/** Put parameters into the URL of this page; null takes one out. */
+/** Set query parameters in the URL of this page; null removes one. */
 function remember(parameters) {
   const here = new URL(location.href);
   for (const [name, value] of Object.entries(parameters)) {
@@ -49,7 +49,7 @@ async function mountHeatMap(element) {
   const asked = new URL(location.href).searchParams;
   const answer = await fetch(element.dataset.heatMap).catch(() => null);
   if (!answer?.ok) {
-    element.replaceChildren(note(answer ? `The document could not be read (${answer.status}).` : "The server does not answer."));
+    element.replaceChildren(note(answer ? `The document could not be read (${answer.status}).` : "The server did not respond."));
     return;
   }
   const position = asked.get("position");
@@ -75,10 +75,10 @@ document.querySelectorAll("[data-heat-map]").forEach(mountHeatMap);
 
 // ------------------------------------------------------------------------------------------ estimates, then counts
 
-const AGAIN = 700; // ms after which exact counts are asked for
+const AGAIN = 700; // ms between requests for exact counts
 let following = 0;
 
-/** While the page shows estimates, ask for it again. */
+/** Fetch the page again as long as it shows estimates. */
 function follow() {
   clearTimeout(following);
   const result = document.getElementById("result");
@@ -148,7 +148,7 @@ addEventListener("click", async (event) => {
     await navigator.clipboard.writeText(source.textContent);
     button.textContent = "Copied";
   } catch {
-    getSelection().selectAllChildren(source); // no permission: leave it to Ctrl+C
+    getSelection().selectAllChildren(source); // clipboard access was denied: select the text for Ctrl+C
     button.textContent = "Press Ctrl+C";
   }
 });
