@@ -19,8 +19,8 @@ REPRODUCED, IN_PART, NOT, UNTESTED = (
     "not reproduced",
     "not testable",
 )
-LEAST_SEEDS = 3
-LEAST_USE = 0.01
+MIN_SEEDS = 3
+MIN_USE = 0.01
 """Share of responses with a keyword below which a group is too rare to compare."""
 
 
@@ -39,9 +39,9 @@ class Claim:
 def judge(study: Mapping[str, Any]) -> list[Claim]:
     """Return the verdicts of a study, given the figures of `study.summarize_study`."""
     claims = list(_claims(study))
-    if study["seeds"] >= LEAST_SEEDS:
+    if study["seeds"] >= MIN_SEEDS:
         return claims
-    few = f"{study['seeds']} seeds, at least {LEAST_SEEDS} are needed; "
+    few = f"{study['seeds']} seeds, at least {MIN_SEEDS} are needed; "
     return [Claim(c.claim, c.source, UNTESTED, c.why if c.verdict == UNTESTED else few + c.why) for c in claims]
 
 
@@ -174,7 +174,7 @@ def _patterns(study: Mapping[str, Any]) -> Claim:
         f"{name} {100 * g['after']['value']:.1f} % after, {100 * g['before']['value']:.1f} % before"
         for name, g in groups.items()
     )
-    if all(max(g["after"]["value"], g["before"]["value"]) < LEAST_USE for g in groups.values()):
+    if all(max(g["after"]["value"], g["before"]["value"]) < MIN_USE for g in groups.values()):
         return Claim(claim, "Figure 6", UNTESTED, f"neither policy thinks in words: {shares}")
     return Claim(claim, "Figure 6", verdict_of({name: g["difference"] for name, g in groups.items()}, 1), shares)
 

@@ -39,7 +39,7 @@ class Job:
     @property
     def fingerprint(self) -> str:
         """Hash of the command, the needed jobs and everything else that decides the output."""
-        inputs = {part.name: part.fingerprint for part in self.needs} | dict(self.decides)
+        inputs = {job.name: job.fingerprint for job in self.needs} | dict(self.decides)
         return fingerprint("study", VERSION, {"command": list(self.command)}, inputs)
 
     def folder(self, out: Path) -> Path:
@@ -48,7 +48,7 @@ class Job:
 
     def words(self, out: Path) -> list[str]:
         """Return the command with placeholders replaced by folders."""
-        places = {"out": self.folder(out)} | {part.name: part.folder(out) for part in self.needs}
+        places = {"out": self.folder(out)} | {job.name: job.folder(out) for job in self.needs}
         words = [*self.command, *self.places]
         for name, place in places.items():
             words = [word.replace(f"{{{name}}}", str(place)) for word in words]
@@ -59,7 +59,7 @@ class Job:
         return (self.folder(out) / "part.json").exists()
 
 
-def run_jobs(parts: Sequence[Job], out: Path, *, workers: int) -> None:
+def run_jobs(jobs: Sequence[Job], out: Path, *, workers: int) -> None:
     """Run the unfinished jobs, `workers` at a time, each with its share of the cores.
 
     A job that fails does not stop the jobs that do not need it; the error is raised at the end.
@@ -67,25 +67,25 @@ def run_jobs(parts: Sequence[Job], out: Path, *, workers: int) -> None:
     Raises:
         UserError: A job failed; the message names its log.
     """
-    waiting = [part for part in parts if not part.is_done(out)]
+    waiting = [job for job in jobs if not job.is_done(out)]
     total, failed = len(waiting), []
-    log(f"study        {total} of {len(parts)} jobs to run  {out}")
+    log(f"study        {total} of {len(jobs)} jobs to run  {out}")
     running: dict[Future[int], Job] = {}
     with ThreadPoolExecutor(workers) as pool:
         while waiting or running:
-            ready = [part for part in waiting if all(need.is_done(out) for need in part.needs)]
-            for part in ready[: workers - len(running)]:
-                waiting.remove(part)
-                running[pool.submit(_run, part, out, workers)] = part
+            ready = [job for job in waiting if all(need.is_done(out) for need in job.needs)]
+            for job in ready[: workers - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(_run, job, out, workers)] = job
             if not running:
                 break  # every remaining job needs one that failed
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                part = running.pop(future)
+                job = running.pop(future)
                 if code := future.result():
-                    failed.append(part)
-                    log(f"study        {part.name} failed with exit code {code}: {part.folder(out) / 'log.txt'}")
+                    failed.append(job)
+                    log(f"study        {job.name} failed with exit code {code}: {job.folder(out) / 'log.txt'}")
                 else:
-                    log(f"study        {total - len(waiting) - len(running)}/{total} {part.name}")
+                    log(f"study        {total - len(waiting) - len(running)}/{total} {job.name}")
     if failed:
         log_file = failed[0].folder(out) / "log.txt"
         last = (log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
@@ -96,9 +96,9 @@ def run_jobs(parts: Sequence[Job], out: Path, *, workers: int) -> None:
         )
 
 
-def _run(part: Job, out: Path, workers: int) -> int:
+def _run(job: Job, out: Path, workers: int) -> int:
     """Run one command, append its output to `log.txt`, and write `part.json` if it succeeds; return the exit code."""
-    folder, words, begin = part.folder(out), part.words(out), time.monotonic()
+    folder, words, begin = job.folder(out), job.words(out), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}

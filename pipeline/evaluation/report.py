@@ -23,12 +23,12 @@ class Table:
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    of_words: bool = False
-    """Cells are sentences: every column is left-aligned."""
+    is_text: bool = False
+    """True if cells are sentences, so that every column is left-aligned."""
 
     def markdown(self) -> str:
         """Return the table as Markdown under its title."""
-        rule = "---" if self.of_words else "---:"
+        rule = "---" if self.is_text else "---:"
         lines = [self.header, ("---", *(rule for _ in self.header[1:])), *self.rows]
         return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(map(_one_line, line))} |" for line in lines)])
 
@@ -43,7 +43,7 @@ class Table:
             show_edge=False,
         )
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if self.of_words or not i else "right", no_wrap=i == 0)
+            table.add_column(name, justify="left" if self.is_text or not i else "right", no_wrap=i == 0)
         for row in self.rows:
             table.add_row(*row)
         return table

@@ -108,6 +108,6 @@ def _table(table: Table) -> str:
 
     head = "".join(cell(name, "th") for name in table.header)
     rows = "".join(f"<tr>{''.join(cell(text, 'td') for text in row)}</tr>\n" for row in table.rows)
-    kind = ' class="words"' if table.of_words else ""
+    kind = ' class="words"' if table.is_text else ""
     title = html.escape(table.title)
     return f"<table{kind}><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -36,13 +36,13 @@ AHEAD = (2.0, 4.0, 10.0)
 """Extrapolation points, as multiples of the compute spent."""
 PARAMETERS = 3
 
-LEAST_POINTS = 6
+MIN_POINTS = 6
 """Minimum number of points, the same as in the paper's curves."""
-LEAST_SPAN = 4.0
+MIN_SPAN = 4.0
 """Minimum ratio of the largest to the smallest compute."""
-LEAST_R2 = 0.9
+MIN_R2 = 0.9
 _NO_SPREAD = 1e-12
-WIDEST_PLATEAU = 0.5
+MAX_PLATEAU_WIDTH = 0.5
 """Width of the interval of P* above which the plateau counts as not determined."""
 
 
@@ -119,17 +119,17 @@ def objections(law: Law) -> list[str]:
     exponent or plateau that the data do not determine.
     """
     found = []
-    if law.points < LEAST_POINTS:
-        found.append(f"{law.points} points, at least {LEAST_POINTS} are needed")
-    if law.unit < LEAST_SPAN * law.smallest:
-        found.append(f"compute spans a factor of {law.unit / law.smallest:.1f}, at least {LEAST_SPAN:g} is needed")
-    if law.r2 < LEAST_R2:
-        found.append(f"R² is {law.r2:.3f}, at least {LEAST_R2} is needed")
+    if law.points < MIN_POINTS:
+        found.append(f"{law.points} points, at least {MIN_POINTS} are needed")
+    if law.unit < MIN_SPAN * law.smallest:
+        found.append(f"compute spans a factor of {law.unit / law.smallest:.1f}, at least {MIN_SPAN:g} is needed")
+    if law.r2 < MIN_R2:
+        found.append(f"R² is {law.r2:.3f}, at least {MIN_R2} is needed")
     if law.amplitude.value >= 0:
         found.append("accuracy does not rise with compute")
     if law.alpha.low <= ALPHAS_G[0] or law.alpha.high >= ALPHAS_G[-1]:
         found.append(f"α is not determined: its interval is [{law.alpha.low:.2f}, {law.alpha.high:.2f}]")
-    if law.plateau.high - law.plateau.low > WIDEST_PLATEAU or law.plateau.low > 1:
+    if law.plateau.high - law.plateau.low > MAX_PLATEAU_WIDTH or law.plateau.low > 1:
         found.append(f"P* is not determined: its interval is [{law.plateau.low:.2f}, {law.plateau.high:.2f}]")
     return found
 

@@ -85,7 +85,7 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
 def claims_table(study: Mapping[str, Any]) -> Table:
     """Return the claims with their verdicts, one row per claim."""
     rows = tuple((c["claim"], c["source"], c["verdict"], c["why"]) for c in study["claims"])
-    return Table("Claims", ("claim", "source", "verdict", "why"), rows, of_words=True)
+    return Table("Claims", ("claim", "source", "verdict", "why"), rows, is_text=True)
 
 
 def title_of(study: Mapping[str, Any], name: str) -> str:

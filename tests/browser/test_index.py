@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import pipeline.audit.browse.compare as compare_module
 from commands.browse import open_library
 from pipeline.audit.browse.column_index import ColumnIndex
-from pipeline.audit.browse.compare import FEWEST, Count, _margin, compare
+from pipeline.audit.browse.compare import MIN_SHARDS, Count, _margin, compare
 from pipeline.audit.browse.documents import Filter
 from pipeline.audit.browse.index import index
 from pipeline.audit.browse.rules import Where
@@ -194,7 +194,7 @@ def test_estimates_come_first_and_exact_counts_after_them(live: Live, tmp_path: 
     halting.let.set()
     running.join()
     exact, late = compare(store, nothing, rule, "train", BANDS), count.result()
-    assert FEWEST <= early.shards_read <= 10 and not early.exact and late.exact and not late.margins
+    assert MIN_SHARDS <= early.shards_read <= 10 and not early.exact and late.exact and not late.margins
     assert early.margins["gained"] > 0 == early.margins["lost"] and early.margins["gained"] == early.margins["after"]
     assert abs(early.after - exact.after) <= 3 * early.margins["after"]
     assert (late.after, late.documents_changed) == (exact.after, exact.documents_changed)

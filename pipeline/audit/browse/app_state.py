@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from pipeline.grpo.rollout.prompt import PromptBuilder
 
 SPLITS = ("train", "validation")
-BY_RECORD = "select:"
+SELECTION_PREFIX = "select:"
 """Prefix of the name of an existing selection where a rule is expected: `select:<fingerprint>`."""
 
 COMPARISONS_KEPT = 32
-PATIENCE = 0.4
+WAIT_SECONDS = 0.4
 """Seconds that a page waits for exact figures before it shows estimates."""
-COUNTS_UNDER_WAY = 3
+MAX_BACKGROUND_COUNTS = 3
 """Maximum number of comparisons that count in the background; a further one stops the oldest."""
 
 CHANGED = 10
@@ -60,7 +60,7 @@ class Selection:
     @property
     def name(self) -> str:
         """Return `select:<fingerprint>`."""
-        return f"{BY_RECORD}{self.record.fingerprint}"
+        return f"{SELECTION_PREFIX}{self.record.fingerprint}"
 
     def where(self, split: str) -> str:
         """Return the rule of a split as SQL."""
@@ -167,7 +167,9 @@ class AppState:
         Raises:
             UserError: It is neither.
         """
-        return self._selection(name).rule(split) if name.startswith(BY_RECORD) else Where.parse(name, self.metadata)
+        return (
+            self._selection(name).rule(split) if name.startswith(SELECTION_PREFIX) else Where.parse(name, self.metadata)
+        )
 
     def _selection(self, name: str) -> Selection:
         if name not in self.selections:
@@ -176,7 +178,7 @@ class AppState:
         return self.selections[name]
 
     def compare(self, first: str, second: str, split: str) -> Comparison:
-        """Compare two rules and return what is known within `PATIENCE`; call again until the result is exact.
+        """Compare two rules and return what is known within `WAIT_SECONDS`; call again until the result is exact.
 
         Raises:
             UserError: One of them is not a rule or cannot be computed on this corpus.
@@ -186,7 +188,7 @@ class AppState:
             return made
         while True:
             count = self._counts.get(key) or self._begin(key)
-            finished = count.wait(PATIENCE)
+            finished = count.wait(WAIT_SECONDS)
             made = count.result()
             if made.exact or not finished:  # a finished but inexact count was stopped by newer ones: start again
                 break
@@ -205,7 +207,7 @@ class AppState:
         with self._lock:
             if key in self._counts:
                 return self._counts[key]
-            while len(self._counts) >= COUNTS_UNDER_WAY:
+            while len(self._counts) >= MAX_BACKGROUND_COUNTS:
                 self._counts.pop(next(iter(self._counts))).stop()
             self._counts[key] = count
         threading.Thread(target=count.run, daemon=True).start()
@@ -245,7 +247,7 @@ class AppState:
 
     def verdict(self, document: Document, rule: str) -> Verdict:
         """Return which positions a rule keeps, and why it drops the others."""
-        if not rule.startswith(BY_RECORD):
+        if not rule.startswith(SELECTION_PREFIX):
             return document.verdict(rule, None, "")
         selection = self._selection(rule)
         number = self.store.document_of[document.meta["doc_id"]]

@@ -28,10 +28,10 @@ from pipeline.config.selection import BandsConfig
 from pipeline.core.random_keys import random_keys
 from pipeline.selection.sites import BANDS
 
-AT_ONCE = 1 << 18
+BATCH_ROWS = 1 << 18
 """Positions that a thread reads at once; it changes memory use, not results."""
 
-FEWEST = 8
+MIN_SHARDS = 8
 """Minimum number of shards behind an estimate, because intervals from fewer are too wide."""
 
 Z95 = 1.96
@@ -40,7 +40,7 @@ TIME_LIMIT = 120.0
 """Seconds after which a count is aborted."""
 
 FIRST_ANSWER = 1.0
-"""Seconds to wait for `FEWEST` shards; after that, fewer give an estimate with wider intervals."""
+"""Seconds to wait for `MIN_SHARDS` shards; after that, fewer give an estimate with wider intervals."""
 
 LOST, GAINED, BOTH = 1, 2, 3
 OUTCOMES = {"both": BOTH, "gained": GAINED, "lost": LOST}
@@ -123,7 +123,7 @@ class Count:
         states_CG = np.stack([rule.decide(cells, entropy_G) for rule in (first, second)], axis=-1)
         self._decided = np.zeros((store.cells.height, len(LEVELS), 4), dtype=np.int64)
         changed: dict[int, list[Slices]] = {GAINED: [], LOST: []}
-        asked: dict[tuple[int, int, int], list[tuple[Slices, int]]] = {}
+        queried: dict[tuple[int, int, int], list[tuple[Slices, int]]] = {}
         mixed = -1 if not (first.asks_cell or second.asks_cell) else None
         for cell, states_G in zip(cells["cell"], states_CG, strict=True):
             rows = np.flatnonzero(store.cell_R == cell)
@@ -133,14 +133,14 @@ class Count:
                     continue
                 if ASK in (a, b):
                     kind = (cell if mixed is None else mixed, a, b)
-                    asked.setdefault(kind, []).append((runs, cell * len(LEVELS) + int(band_G[g])))
+                    queried.setdefault(kind, []).append((runs, cell * len(LEVELS) + int(band_G[g])))
                     continue
                 outcome = (LOST if a == YES else 0) | (GAINED if b == YES else 0)
                 self._decided[cell, band_G[g], outcome] += runs.rows
                 if outcome != BOTH:
                     changed[outcome].append(runs)
         parts: dict[int, _Part] = {}
-        for (cell, a, b), pieces in asked.items():
+        for (cell, a, b), pieces in queried.items():
             together, group_P = _sort_pieces(pieces)
             for shard, which in _split(together):
                 question = _Question(
@@ -153,7 +153,7 @@ class Count:
                 parts.setdefault(shard, _Part(shard)).changed.append((outcome, runs.take(which)))
         key_S = random_keys(0, np.array(list(parts), dtype=np.int64))
         self._parts = [parts[shard] for _, shard in sorted(zip(key_S.tolist(), parts, strict=True))]
-        self._asked = np.zeros_like(self._decided)
+        self._queried = np.zeros_like(self._decided)
         self._by_document = np.zeros((4, store.documents.height), dtype=np.int64)
         self._done: list[_Done] = []
 
@@ -196,10 +196,10 @@ class Count:
         if self._error is not None:
             raise self._error
         with self._lock:
-            done, asked, by_document = list(self._done), self._asked.copy(), self._by_document.copy()
-        # Totals of positions are scaled by positions asked about, documents by positions read.
-        seen, everything = sum(of.asked for of in done), sum(part.asked for part in self._parts)
-        count = self._decided + np.rint(asked * (everything / seen if seen else 1)).astype(np.int64)
+            done, queried, by_document = list(self._done), self._queried.copy(), self._by_document.copy()
+        # Totals of positions are scaled by positions queried, documents by positions read.
+        seen, everything = sum(of.queried for of in done), sum(part.queried for part in self._parts)
+        count = self._decided + np.rint(queried * (everything / seen if seen else 1)).astype(np.int64)
         read, rows = sum(of.rows for of in done), sum(part.rows for part in self._parts)
         documents = round(sum(of.documents for of in done) * (rows / read if read else 1))
         return Comparison(
@@ -219,14 +219,14 @@ class Count:
         Source: Cochran, Sampling Techniques, 3rd ed., equation 6.13.
         """
         if len(done) < 2:  # the variance cannot be estimated, so the margin is everything
-            positions = sum(part.asked for part in self._parts)
+            positions = sum(part.queried for part in self._parts)
             return dict.fromkeys(("before", "after", "gained", "lost"), positions) | {
                 "documents": self._store.documents.height
             }
         both, gained, lost = (np.array([of.outcomes[i] for of in done]) for i in OUTCOMES.values())
-        asked_S, rows_S = np.array([of.asked for of in done]), np.array([of.rows for of in done])
+        queried_S, rows_S = np.array([of.queried for of in done]), np.array([of.rows for of in done])
         of_positions = {"before": both + lost, "after": both + gained, "gained": gained, "lost": lost}
-        margins = {name: _margin(y_S, asked_S, len(self._parts)) for name, y_S in of_positions.items()}
+        margins = {name: _margin(y_S, queried_S, len(self._parts)) for name, y_S in of_positions.items()}
         return margins | {"documents": _margin(np.array([of.documents for of in done]), rows_S, len(self._parts))}
 
     def _read(self, part: _Part) -> None:
@@ -245,10 +245,10 @@ class Count:
             count_D[outcome] += np.bincount(store.read("document", runs) - np.uint32(first), minlength=past - first)
         changed = int(np.count_nonzero(count_D[GAINED] | count_D[LOST]))
         with self._lock:
-            self._asked += count.T.reshape(self._asked.shape)
+            self._queried += count.T.reshape(self._queried.shape)
             self._by_document[:, first:past] += count_D
-            self._done.append(_Done(part.asked, part.rows, count.sum(axis=1).tolist(), changed))
-            if len(self._done) >= min(FEWEST, len(self._parts)):
+            self._done.append(_Done(part.queried, part.rows, count.sum(axis=1).tolist(), changed))
+            if len(self._done) >= min(MIN_SHARDS, len(self._parts)):
                 self._enough.set()
 
 
@@ -262,24 +262,24 @@ class _Part:
     """Positions with a known outcome but unknown documents."""
 
     @cached_property
-    def asked(self) -> int:
+    def queried(self) -> int:
         """Return the number of positions with an unknown outcome."""
         return sum(question.pieces.rows for question in self.questions)
 
     @cached_property
     def rows(self) -> int:
         """Return the number of positions to read."""
-        return self.asked + sum(runs.rows for _, runs in self.changed)
+        return self.queried + sum(runs.rows for _, runs in self.changed)
 
 
 @dataclass(frozen=True)
 class _Done:
     """Result of reading one shard."""
 
-    asked: int
+    queried: int
     rows: int
     outcomes: list[int]
-    """Number of positions by outcome [4], of those asked about."""
+    """Number of positions by outcome [4], of those queried."""
     documents: int
     """Number of documents with a position gained or lost."""
 
@@ -327,10 +327,10 @@ def _sort_pieces(pieces: list[tuple[Slices, int]]) -> tuple[Slices, NDArray[np.i
 
 
 def _split(runs: Slices) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield (shard, runs to read together): about `AT_ONCE` rows of one shard; a longer run stays whole."""
+    """Yield (shard, runs to read together): about `BATCH_ROWS` rows of one shard; a longer run stays whole."""
     shards, first = np.unique(runs.shard_N, return_index=True)
     for shard, begin, end in zip(shards.tolist(), first, np.append(first, len(runs.shard_N))[1:], strict=True):
-        part_N = (np.cumsum(runs.end_N[begin:end] - runs.begin_N[begin:end]) - 1) // AT_ONCE
+        part_N = (np.cumsum(runs.end_N[begin:end] - runs.begin_N[begin:end]) - 1) // BATCH_ROWS
         for part in np.unique(part_N):
             yield shard, begin + np.flatnonzero(part_N == part)
 

@@ -70,8 +70,8 @@ DOCUMENTS = pa.schema(
 )
 """Schema with one row per scored document, in the order of the scores.
 
-`document_row`: its row in the documents table; `text_begin`, `text_end`: its bytes in `text.bin`; `positions`: number of
-tokens that a rule can select.
+`document_row`: its row in the documents table; `text_begin`, `text_end`: its bytes in `text.bin`; `positions`: number
+of tokens that a rule can select.
 """
 
 COUNTS = pa.list_(pa.field("element", pa.int32(), nullable=False), len(GRID))

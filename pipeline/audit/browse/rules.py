@@ -29,10 +29,10 @@ NO, YES, ASK = 0, 1, 2
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
-MOST_CUTS = 32
+MAX_CUTS = 32
 """Maximum number of cuts of a rule, each of which is looked up in every cell; further comparisons are read."""
 
-TEXT_AT_ONCE = 1 << 26
+BATCH_TEXT_BYTES = 1 << 26
 """Bytes of metadata text evaluated at once; it changes memory use, not results."""
 
 
@@ -97,7 +97,7 @@ class Where:
         cuts: set[float] = set()
         for part in operands(tree, exp.And):
             numbers = comparison_values(part, "entropy") if column_names(part) <= {"entropy", *CELL} else None
-            if numbers is None or len(cuts | numbers) > MOST_CUTS:
+            if numbers is None or len(cuts | numbers) > MAX_CUTS:
                 rest.append(to_polars(part))
             else:
                 simple.append(to_polars(part))
@@ -144,7 +144,7 @@ class Where:
             frame = frame.with_columns(excess_loss=pl.col("nll") - pl.col("reference_nll"))
         sizes = [values.str.len_bytes().max() for values in of_documents.values() if values.dtype == pl.String]
         longest = max((int(size) for size in sizes if isinstance(size, int)), default=0)
-        parts = frame.iter_slices(max(1, TEXT_AT_ONCE // max(longest, 1)))
+        parts = frame.iter_slices(max(1, BATCH_TEXT_BYTES // max(longest, 1)))
         return np.concatenate([np.zeros(0, dtype=bool), *map(self._evaluate, parts)])
 
     def _evaluate(self, frame: pl.DataFrame) -> Bool:

@@ -14,10 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
-OWN_SITES = frozenset({"none", "same-origin"})
+ACCEPTED_FETCH_SITES = frozenset({"none", "same-origin"})
 """Accepted values of `Sec-Fetch-Site`; another port of this machine is `same-site` and not accepted."""
 
-LONGEST_FORM = 32_768
+MAX_FORM_BYTES = 32_768
 """Maximum size of a form in bytes."""
 
 HEADERS = {
@@ -61,7 +61,7 @@ class RequestGuard:
         answer: ASGIApp = self._app
         if _host_name(host) not in self._hosts:
             answer = PlainTextResponse(f"This server does not accept requests for the host {host[:100]!r}.\n", 421)
-        elif headers.get("sec-fetch-site", "none") not in OWN_SITES:
+        elif headers.get("sec-fetch-site", "none") not in ACCEPTED_FETCH_SITES:
             answer = PlainTextResponse(
                 "This request came from another site. Copy the address and open it in a new tab.\n", 403
             )
@@ -79,12 +79,12 @@ async def read_form(request: Request) -> dict[str, str]:
     """Return the fields of a posted form (`application/x-www-form-urlencoded`).
 
     Raises:
-        HTTPException: The form is larger than `LONGEST_FORM`.
+        HTTPException: The form is larger than `MAX_FORM_BYTES`.
     """
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > LONGEST_FORM:
+        if len(body) > MAX_FORM_BYTES:
             raise HTTPException(413, "The form is too large.")
     return dict(parse_qsl(body.decode(errors="replace")))
 
