@@ -97,7 +97,7 @@ def test_what_another_site_asks_for_is_not_answered(live: Live, site: str) -> No
     """A link, an image or a script of another site, or of another port of this machine."""
     for path in ("/documents", "/what-if?where=nll+%3E+1", "/flags.csv", "/assets/browse.js"):
         answer = ask(live, path, Sec_Fetch_Site=site, Sec_Fetch_Mode="navigate")
-        assert answer.status == 403 and b"open it yourself" in answer.body, path
+        assert answer.status == 403 and b"came from another site" in answer.body, path
     assert ask(live, "/flags", "POST", "", Sec_Fetch_Site=site).status == 403
 
 
