@@ -123,7 +123,7 @@ def test_what_is_equal_to_a_threshold_is_kept_as_the_operator_says(
         above = compares(entropy, threshold)
         hard = np.sum([entropy > np.float32(limit) for limit in (0.5, 1.0, 1.5)], axis=0)
         bands = {name: int((above & (hard == i)).sum()) for i, name in enumerate(("none", "easy", "medium", "hard"))}
-        assert _after(made.by("difficulty"), "difficulty") == {name: n for name, n in bands.items() if n}, operator
+        assert _after(made.by("band"), "band") == {name: n for name, n in bands.items() if n}, operator
     between = compare(
         live.library.store, Where.parse("false"), Where.parse(f"entropy BETWEEN {tie!r} AND 1.25"), split, BANDS
     )
