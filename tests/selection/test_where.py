@@ -229,10 +229,18 @@ CALLED = st.one_of(
     ),
 )
 COMPARISONS = st.sampled_from(["=", "<>", "!=", "<", "<=", ">", ">=", "IS DISTINCT FROM", "IS NOT DISTINCT FROM"])
-PATTERNS = st.sampled_from(["'sol%'", "'S_l%n'", "'%'", "'a'", "'^s.*n$'", "'a.'"])
+
+
+def _comparison(parts: tuple[str, str, str]) -> str:
+    """In parentheses if it is IS DISTINCT FROM, whose right side polars takes to include a following AND or OR."""
+    text = " ".join(parts)
+    return f"({text})" if "DISTINCT" in parts[1] else text
+
+
+PATTERNS = st.sampled_from(["'sol%', "'S_l%n'", "'%'", "'a'", "'^s.*n$'", "'a.'"])
 TESTS = st.one_of(
-    st.tuples(VALUES, COMPARISONS, VALUES).map(" ".join),
-    st.tuples(CALLED, COMPARISONS, CALLED).map(" ".join),
+    st.tuples(VALUES, COMPARISONS, VALUES).map(_comparison),
+    st.tuples(CALLED, COMPARISONS, CALLED).map(_comparison),
     st.tuples(VALUES, st.sampled_from(["", "NOT"]), VALUES, VALUES).map(
         "{0[0]} {0[1]} BETWEEN {0[2]} AND {0[3]}".format
     ),
