@@ -1,1 +1,1 @@
-"""Shards for other trainers and for the hub: their formats, the reward as one file of its own, cards and metadata."""
+"""Exports shards to other trainers and to the Hub: formats, the reward as a single file, cards and metadata."""

@@ -1,4 +1,4 @@
-"""A data set's card, as the hub shows it: what the shards are, how they were chosen, and how to read them."""
+"""Renders a data set's card for the Hub: its size, how the sites were chosen, and how to load them."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ COLUMNS = {
     "token_lengths": "byte lengths of the continuation's tokens: a prediction may end at their cumulative sums",
     "context_truncated": "whether the context has lost its beginning",
 }
-"""What each column means that shards have whatever the manifest."""
+"""Meanings of the columns that the shards of every manifest have."""
 
 
 def columns_of(manifest: Manifest) -> pa.Schema:
-    """The columns that the shards of a manifest have."""
+    """Return the columns of a manifest's shards."""
     return shards_schema(sites_schema(manifest.select.metadata, bool(manifest.corpus.sources)))
 
 
 def meaning_of(column: str) -> str:
-    """What a column of the shards means."""
+    """Return the meaning of a column of the shards."""
     return COLUMNS.get(column, "metadata of the document")
 
 
 def licences(corpus: CorpusConfig) -> list[str]:
-    """Of the corpus, or of its sources: those that are named, each once."""
-    named = [corpus.license, *(source.license for source in corpus.sources)]
-    return list(dict.fromkeys(licence for licence in named if licence))
+    """Return the distinct licences that a corpus and its sources name."""
+    names = [corpus.license, *(source.license for source in corpus.sources)]
+    return list(dict.fromkeys(licence for licence in names if licence))
 
 
 def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]], remote: str) -> str:
-    """`README.md` of a data set: YAML that the hub reads, then Markdown.
+    """Return the `README.md` of a data set: YAML front matter for the Hub, then Markdown.
 
     Args:
-        manifest: the corpus.
-        lineage: the selection's records; its shards must have been made.
+        manifest: the manifest of the shards.
+        lineage: the records of the stages, including materialize.
         examples: a few rows of the training shards.
-        remote: how the data set is called there.
+        remote: the address of the data set.
     """
     shards = lineage.materialize
     assert shards is not None
@@ -87,7 +87,7 @@ def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]
         "prefix of `continuation` that ends where one of its tokens ends.",
         "## Size",
         _table(["split", "sites"], [[s, f"{shards.counters[f'kept.{s}']:,}"] for s in SPLITS]),
-        f"{shard_bytes(shards):,} bytes, {shard_bytes(shards) / max(kept(shards.counters), 1):.0f} a site: rows are "
+        f"{shard_bytes(shards):,} bytes, {shard_bytes(shards) / max(kept(shards.counters), 1):.0f} per site: rows are "
         "sorted, and neighbours share their contexts. Shuffle indices, not rows.",
         "## How the sites were chosen",
         f"```yaml\n{yaml.safe_dump(rule, sort_keys=False, allow_unicode=True)}```",
@@ -123,7 +123,7 @@ def _example(row: dict[str, Any]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Text inside a table's cell, as code."""
+    """Return a text as code for a table's cell."""
     shown = text.replace("\n", "↵").replace("|", "\\|").replace("`", "ˋ")
     return f"`{shown}`"
 

@@ -1,4 +1,4 @@
-"""Croissant metadata of published shards: what each file is (with its sha256), each column, and which stages made them.
+"""Writes and reads Croissant metadata of published shards: files with their sha256, columns, and provenance.
 
 http://mlcommons.org/croissant/1.0; provenance in the terms of PROV-O, as Croissant 1.1 has it.
 """
@@ -43,14 +43,14 @@ PARQUET = "application/x-parquet"
 def croissant(
     manifest: Manifest, lineage: Lineage, files: Mapping[str, str], published: date, url: str
 ) -> dict[str, Any]:
-    """The JSON-LD of a data set.
+    """Return the JSON-LD of a data set.
 
     Args:
-        manifest: the corpus.
-        lineage: the selection's records.
-        files: path below the data set → sha256, of every file but this one.
-        published: on which day.
-        url: where the data set is.
+        manifest: the manifest of the shards.
+        lineage: the records of the stages.
+        files: sha256 by path below the data set, for every file except this one.
+        published: the day of publication.
+        url: the address of the data set.
     """
     present = [split for split in SPLITS if any(path.startswith(f"data/{split}-") for path in files)]
     named = licences(manifest.corpus)
@@ -83,27 +83,27 @@ def croissant(
 
 
 def checksums(tree: Any) -> dict[str, str]:
-    """Path → sha256 of the files that Croissant metadata list.
+    """Return the sha256, by path, of the files that Croissant metadata list.
 
     Raises:
-        ValueError: these are no Croissant metadata.
-        IntegrityError: a path is none below the data set.
+        ValueError: the tree is not Croissant metadata.
+        IntegrityError: a path leads out of the data set.
     """
     try:
-        listed = [entry for entry in tree["distribution"] if entry["@type"] == "cr:FileObject"]
-        found = {entry["contentUrl"]: entry["sha256"] for entry in listed}
+        entries = [entry for entry in tree["distribution"] if entry["@type"] == "cr:FileObject"]
+        found = {entry["contentUrl"]: entry["sha256"] for entry in entries}
     except (KeyError, TypeError) as error:
-        raise ValueError("no Croissant metadata") from error
+        raise ValueError("not Croissant metadata") from error
     return {check_path(path): str(sha256) for path, sha256 in found.items()}
 
 
 def is_pushed(tree: Any) -> bool:
-    """Whether `rpt push` wrote these metadata: they name the stage that made the shards."""
+    """Return whether `rpt push` wrote these metadata, which then name the stage materialize."""
     try:
-        made = [activity["@id"] for activity in tree["prov:wasGeneratedBy"]]
+        names = [activity["@id"] for activity in tree["prov:wasGeneratedBy"]]
     except (KeyError, TypeError):
         return False
-    return any(str(name).startswith("materialize/") for name in made)
+    return any(str(name).startswith("materialize/") for name in names)
 
 
 def _file(item: tuple[str, str]) -> dict[str, Any]:

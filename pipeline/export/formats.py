@@ -1,4 +1,4 @@
-"""Formats of other trainers: what a site becomes in each, and how its rows are written.
+"""Formats of other trainers: the row of a site in each, and how rows are written.
 
 verl: docs/preparation/prepare_data.rst of verl 0.9; TRL: "Dataset formats" of TRL 1.16; OpenRLHF: `--data.input_key`,
 `--data.label_key` of OpenRLHF 0.11; NeMo-RL: `ResponseDataset` of NeMo-RL 0.5.
@@ -20,37 +20,37 @@ from pipeline.core.parquet import parquet_writer
 from pipeline.export.reward_callback import ground_truth
 
 ROWS = 512
-"""Rows held in memory, and of a row group: contexts are long."""
+"""Rows per row group, which are in memory at once: few, because contexts are long."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A site as every format needs it."""
+    """A site with everything that the formats need."""
 
     index: int
-    """Its number within the split."""
+    """Index of the site within its split."""
     source: str
-    """`rpt/<manifest>`, and `/<corpus>` of several sources."""
+    """`rpt/<manifest>`, or `rpt/<manifest>/<corpus>` if there are several sources."""
     prompt: str
-    """The prompt template around the context: one user message."""
+    """The context in the prompt template, as one user message."""
     truth: str
-    """What a response is judged by (`judging.ground_truth`)."""
+    """The ground truth that a response is judged by (`reward_callback.ground_truth`)."""
     row: Mapping[str, Any]
-    """Columns of the shard."""
+    """The site's row of the shard."""
     metadata: Sequence[str] = ()
-    """Names of those that are metadata of the document."""
+    """Names of the columns that are metadata of the document."""
 
     @classmethod
     def of(
         cls, row: Mapping[str, Any], index: int, source: str, before: str, after: str, metadata: Sequence[str] = ()
     ) -> Example:
-        """`row` has at least the columns `COLUMNS` and `metadata`."""
+        """Build from a row that has at least the columns `COLUMNS` and `metadata`."""
         truth = ground_truth(row["continuation"], row["token_lengths"])
         return cls(index, source, before + row["context"].decode() + after, truth, row, metadata)
 
     @property
     def about(self) -> dict[str, Any]:
-        """Flat columns for curricula and for looking things up; `target` is for reading."""
+        """Flat columns for curricula and lookups; `target` is decoded for display."""
         target = {"target": self.row["target"].decode(errors="replace")}
         return {name: self.row[name] for name in ABOUT} | target | {name: self.row[name] for name in self.metadata}
 
@@ -92,40 +92,42 @@ def _trl_schema(metadata: Sequence[pa.Field]) -> pa.Schema:
 
 
 _ENCODINGS = {"prompt.list.element.role": "DELTA_BYTE_ARRAY", "prompt.list.element.content": "DELTA_BYTE_ARRAY"}
-"""Neighbouring prompts share their beginnings, as in the shards."""
+"""Delta encodings, because neighbouring prompts share their beginnings, as in the shards."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A trainer's format: what a row is, and how to use the folder."""
+    """A trainer's format: how a row is made, and how to use the exported folder."""
 
     row: Callable[[Example], dict[str, Any]]
+    """Makes the row of a site."""
     schema: Schema | None
-    """None: JSON lines."""
+    """Schema of the Parquet file for given metadata columns; None: JSON lines."""
     own: frozenset[str]
-    """Names that stand beside those of metadata."""
+    """The format's own column names, which metadata must not use."""
     use: str
-    """Markdown, with `{folder}` for the export's folder."""
+    """Instructions in Markdown, with `{folder}` for the exported folder."""
 
     @property
     def suffix(self) -> str:
+        """The extension of the format's files."""
         return "jsonl" if self.schema is None else "parquet"
 
     def check(self, metadata: Iterable[str]) -> None:
-        """Refuse metadata of the name of a column that the format has itself.
+        """Refuse metadata that has the name of one of the format's own columns.
 
         Raises:
-            UserError: it says which.
+            UserError: there is such a name; the message has it.
         """
-        if taken := sorted(self.own & set(metadata)):
+        if clashes := sorted(self.own & set(metadata)):
             raise UserError(
-                f"the format has a column `{taken[0]}` of its own",
+                f"the format has its own column `{clashes[0]}`",
                 where="select.metadata",
-                hint=f"leave `{taken[0]}` out of `select.metadata`, rename it in the corpus, or choose another format",
+                hint=f"leave `{clashes[0]}` out of `select.metadata`, rename it in the corpus, or use another format",
             )
 
     def write(self, path: Path, examples: Iterable[Example], metadata: Sequence[pa.Field] = ()) -> int:
-        """Stream the examples, with these columns of metadata, into a file; returns how many there were."""
+        """Stream examples with these columns of metadata to a file, and return their number."""
         rows, count = map(self.row, examples), 0
         if self.schema is None:
             with path.open("w", encoding="utf-8") as file:
@@ -235,4 +237,4 @@ FORMATS: dict[str, Format] = {
     "nemo-rl": Format(_nemo_rl, None, frozenset({"input", "output", "task_name", "messages"}), _NEMO_RL_USE),
     "jsonl": Format(_jsonl, None, frozenset({"prompt", "context", "ground_truth"}), _JSONL_USE),
 }
-"""By the names of `rpt export`."""
+"""The formats by their names in `rpt export`."""

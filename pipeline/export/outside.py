@@ -1,4 +1,4 @@
-"""What passes between a work folder and the world: no secret of a URL leaves, no path of a data set leads out of it."""
+"""Protects exchange with the outside: removes secrets from configurations, and checks paths of pulled data sets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PATH = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", re.ASC
 
 
 def redact(tree: Any) -> Any:
-    """Values of a configuration as they may leave this machine.
+    """Return the values of a configuration without secrets and local paths.
 
-    Of an absolute path only the name stays; URLs lose user, password, query and fragment: any of them may be a secret.
+    An absolute path is cut to its last name. URLs lose user, password, query and fragment, each of which may be secret.
 
     Example:
         >>> redact({"source": "https://me:pw@host/a.jsonl?sig=x", "model": "/home/me/proxy", "seed": 0})
@@ -27,11 +27,11 @@ def redact(tree: Any) -> Any:
     if isinstance(tree, list):
         return [redact(value) for value in tree]
     if isinstance(tree, str):
-        return Path(tree).name if Path(tree).is_absolute() else _URL.sub(_bare, tree)
+        return Path(tree).name if Path(tree).is_absolute() else _URL.sub(_redacted_url, tree)
     return tree
 
 
-def _bare(match: re.Match[str]) -> str:
+def _redacted_url(match: re.Match[str]) -> str:
     scheme, rest = match["scheme"], match["rest"]
     if scheme.lower() in ("file", "local"):
         return Path(rest).name
@@ -41,14 +41,17 @@ def _bare(match: re.Match[str]) -> str:
 
 
 def _end_of_path(scheme: str, rest: str) -> int:
-    """Where a URL's query or fragment begins. `?` is a wildcard in the paths of stores, unless a value follows."""
+    """Return the index at which a URL's query or fragment begins.
+
+    In object stores' URLs `?` is a wildcard of the path, unless a value follows.
+    """
     ends = [rest.find(mark) for mark in "?#" if mark in rest]
     end = min(ends, default=len(rest))
     return end if scheme.lower().startswith("http") or "=" in rest[end:] else len(rest)
 
 
 def find_secrets(tree: Any) -> set[str]:
-    """What `redact` takes out of the URLs of a configuration and might be a secret, also as it reads when unquoted.
+    """Return possible secrets that `redact` removes from the URLs of a configuration, as written and unquoted.
 
     Example:
         >>> sorted(find_secrets({"source": "https://me:passw0rd@host/a.jsonl?sig=abcdef%2F1"}))
@@ -63,18 +66,18 @@ def find_secrets(tree: Any) -> set[str]:
         user = rest[:end].partition("/")[0].rpartition("@")[0]
         found |= {*re.split("[:]", user), *re.split("[?#&]", rest[end:])}
     values = {value.partition("=")[2] or value for value in found}
-    return {value for raw in values for value in (raw, unquote(raw)) if len(value) >= _LEAST}
+    return {value for raw in values for value in (raw, unquote(raw)) if len(value) >= _MIN_SECRET}
 
 
-_LEAST = 6
-"""Characters from which on a value is looked for in files: shorter ones are found by chance."""
+_MIN_SECRET = 6
+"""Minimum characters of a possible secret: shorter values occur in files by chance."""
 
 
 def check_path(path: str) -> str:
-    """A path below a data set, as `rpt push` spells them.
+    """Return a path below a data set after checking that it has the form that `rpt push` writes.
 
     Raises:
-        IntegrityError: it is none, and may lead anywhere.
+        IntegrityError: it does not, so it may lead out of the data set.
     """
     if not isinstance(path, str) or not _PATH.fullmatch(path):
         raise IntegrityError("a path leads out of the data set", where=repr(path), hint="do not trust this data set")
@@ -82,5 +85,5 @@ def check_path(path: str) -> str:
 
 
 def has_links(folder: Path, path: str) -> bool:
-    """Whether a link is on the way from a folder to a path below it; the last part may not be there yet."""
+    """Return whether any part of a path below a folder is a symbolic link; the last part may not exist yet."""
     return any((folder / part).is_symlink() for part in [Path(path), *Path(path).parents[:-1]])

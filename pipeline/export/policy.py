@@ -1,4 +1,4 @@
-"""`policy.json` of an export: what other trainers need of the policy's tokenizer to be judged on bytes."""
+"""Makes the `policy.json` of an export: token bytes and end tokens, so that other trainers reward on bytes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _FILES = (*TOKENIZER_FILES, "generation_config.json", "config.json")
 
 
 def policy_json(tokenizer: CorpusTokenizer, config: MaterializeConfig) -> str:
-    """`{"end_ids": […], "token_bytes": ["<hex>", …]}`: ids that end a response, and the bytes of every id.
+    """Return `{"end_ids": […], "token_bytes": ["<hex>", …]}`: ids that end a response, and the bytes of every id.
 
     Raises:
-        UserError: the policy names no token that ends a response.
+        UserError: the policy has no token that ends a response.
     """
     folder = resolve_model(config.policy_tokenizer, config.policy_tokenizer_revision, files=_FILES)
     ends = sorted(response_ends(folder if folder.is_dir() else folder.parent, tokenizer).ids)

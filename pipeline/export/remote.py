@@ -1,4 +1,4 @@
-"""Where data sets are pushed to and pulled from: a data set of the hub (`hf://datasets/owner/name`), or a folder."""
+"""Pushes data sets to and pulls them from a data set on the Hub (`hf://datasets/owner/name`) or a folder."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ HUB = "hf://datasets/"
 
 
 def repository(remote: str) -> str | None:
-    """`owner/name` of a data set of the hub; None: a folder.
+    """Return the `owner/name` of a data set on the Hub, or None for a folder.
 
     Raises:
-        UserError: begins like one and is none.
+        UserError: the address starts with `HUB`, but is not `owner/name`.
     """
     if not remote.startswith(HUB):
         return None
     name = remote.removeprefix(HUB).strip("/")
     if name.count("/") != 1:
-        raise UserError("not a data set of the hub", where=remote, hint=f"write {HUB}owner/name, or give a folder")
+        raise UserError("not a data set on the Hub", where=remote, hint=f"write {HUB}owner/name or a folder")
     return name
 
 
@@ -36,10 +36,15 @@ def repository(remote: str) -> str | None:
 
 
 def upload(folder: Path, remote: str, message: str) -> None:
-    """Put `folder` at `remote`; of what is there only files go that an earlier push listed. On the hub: one commit.
+    """Upload `folder` to `remote`, as one commit on the Hub. Deletes only files that an earlier push listed.
+
+    Args:
+        folder: the files of the data set.
+        remote: an address on the Hub, or a folder.
+        message: the commit's message on the Hub.
 
     Raises:
-        UserError: the hub cannot be reached or refuses, or something lies there that no push has put there.
+        UserError: the Hub is unreachable or refuses, or `remote` holds files that were not pushed.
     """
     name = repository(remote)
     new = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -64,15 +69,15 @@ def upload(folder: Path, remote: str, message: str) -> None:
         )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError("the hub did not take it", where=remote, hint=f"check `HF_TOKEN`: {reason}") from error
+        raise UserError("upload to the Hub failed", where=remote, hint=f"check `HF_TOKEN`: {reason}") from error
 
 
 def superseded(present: Collection[str], listed: Collection[str], new: Collection[str], where: object) -> list[str]:
-    """The files of an earlier push that go: it listed them, and this one does not have them.
+    """Return the files to delete: those that an earlier push listed and this one does not have.
 
     Args:
-        present: paths of what is there.
-        listed: of what the earlier push put there.
+        present: paths that exist at the destination.
+        listed: paths that the earlier push listed.
         new: of what is put there now.
         where: for messages.
 
@@ -82,18 +87,18 @@ def superseded(present: Collection[str], listed: Collection[str], new: Collectio
     foreign = [path for path in sorted(set(present) - set(listed)) if path in new or path.startswith("data/")]
     if foreign:
         raise UserError(
-            f"`{foreign[0]}` is there, and no push has put it there", where=where, hint="move it, or choose another one"
+            f"`{foreign[0]}` exists, but was not pushed", where=where, hint="move it, or choose another destination"
         )
     return sorted((set(listed) & set(present)) - set(new))
 
 
 def _into_folder(folder: Path, new: Collection[str], target: Path) -> None:
-    """The metadata come first: whatever is put there is listed by then, and a push that is killed can be repeated."""
+    """Copy files to a folder, the metadata first, so that a killed push has listed its files and can be repeated."""
     listed: set[str] = set()
     if target.exists() and any(target.iterdir()):
         listed = _listed(target / METADATA) if (target / METADATA).is_file() else set()
         if not listed:
-            raise UserError("the folder holds something else", where=target, hint="choose another one")
+            raise UserError("the folder holds other files", where=target, hint="choose another folder")
     for path in {*listed, *new}:
         if has_links(target, path):
             raise UserError("a link is in the way", where=target / path, hint="remove it, or choose another folder")
@@ -112,7 +117,7 @@ def _into_folder(folder: Path, new: Collection[str], target: Path) -> None:
 
 
 def _listed(metadata: Path) -> set[str]:
-    """The files that an earlier push has put beside its metadata; none if something else has written these."""
+    """Return the files that an earlier push listed in its metadata; none if something else wrote the metadata."""
     try:
         tree = json.loads(metadata.read_text(encoding="utf-8"))
         return {METADATA, *checksums(tree)} if is_pushed(tree) else set()
@@ -125,11 +130,11 @@ def _listed(metadata: Path) -> set[str]:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A data set as it lies on this machine: material that is not trusted."""
+    """A data set on this machine, which is not trusted."""
 
     folder: Path
     cache: Path | None = None
-    """Where the hub's cache keeps the files; those of the folder are links into it. None: no link is followed."""
+    """The Hub's cache, which the files of the folder link to; None: links are refused."""
 
     def take(self, path: str, target: Path, sha256: str | None = None) -> None:
         """Copy the file `path` to `target`.
@@ -138,7 +143,7 @@ class Fetched:
             IntegrityError: it is missing, a link that leads elsewhere, or its bytes have another hash.
         """
         source = self.folder / check_path(path)
-        again = "pull it again, or push it again"
+        again = "pull or push it again"
         if not source.is_file():
             raise IntegrityError("a file is missing", where=source, hint=again)
         if self.cache is None and has_links(self.folder, path):
@@ -152,16 +157,20 @@ class Fetched:
 
 
 def download(remote: str, revision: str | None) -> Fetched:
-    """What lies at `remote`.
+    """Download the data set at `remote`.
+
+    Args:
+        remote: an address on the Hub, or a folder.
+        revision: a branch, tag or commit on the Hub; None: the newest.
 
     Raises:
-        UserError: there is nothing, or the hub cannot be reached.
+        UserError: there is no data set, or the Hub is unreachable.
     """
     name = repository(remote)
     if name is None:
         folder = Path(remote).expanduser()
         if not (folder / METADATA).is_file():
-            raise UserError("no pushed data set", where=folder, hint="push one with `rpt push`")
+            raise UserError("not a pushed data set", where=folder, hint="push one with `rpt push`")
         return Fetched(folder)
     from huggingface_hub import snapshot_download
 
@@ -170,6 +179,6 @@ def download(remote: str, revision: str | None) -> Fetched:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            "the hub did not give it", where=remote, hint=f"check the name and `HF_TOKEN`: {reason}"
+            "download from the Hub failed", where=remote, hint=f"check the name and `HF_TOKEN`: {reason}"
         ) from error
     return Fetched(folder, cache=folder.parent.parent)

@@ -1,4 +1,4 @@
-"""The reward as one file of its own, made of the very modules that `rpt train` rewards with."""
+"""Bundles the reward into a single file, from the modules that `rpt train` itself uses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.export import reward_callback
 from pipeline.task import extraction, reward
 
 MODULES = (extraction, reward, reward_callback)
-"""In the order in which they need each other. They import the standard library and one another, nothing else."""
+"""Modules in the order of their dependencies. They import only the standard library and one another."""
 
 HEADER = '''"""Next-token rewards of Reinforcement Pre-Training (arXiv 2506.08007), as `rpt train` computes them.
 
@@ -20,22 +20,23 @@ Standard library only, Python 3.8 or later: copy this file anywhere.
 
 from __future__ import annotations
 '''
-"""Trainers load the file without registering it as a module, so that it has no dataclasses, which look one up there."""
+"""Beginning of the file. It must not define dataclasses, which look up their module in `sys.modules`: trainers load the
+file without registering it there."""
 
 
 def reward_file() -> str:
-    """The text of `rpt_reward.py`."""
+    """Return the text of `rpt_reward.py`."""
     names = ", ".join(module.__name__.replace(".", "/") + ".py" for module in MODULES)
     return "\n\n".join([HEADER.format(names=names).rstrip(), *(_body(Path(str(m.__file__))) for m in MODULES)]) + "\n"
 
 
 def _body(path: Path) -> str:
-    """A module's source without its docstring, and without what the joined file has already."""
+    """Return a module's source without its docstring and without imports that the bundle resolves."""
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
     for node in ast.parse(source).body:
-        at_top = isinstance(node, ast.Expr) and node.lineno == 1
-        joined = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("__future__", "pipeline")
-        if at_top or joined:
+        docstring = isinstance(node, ast.Expr) and node.lineno == 1
+        resolved = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("__future__", "pipeline")
+        if docstring or resolved:
             lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
     return "\n".join(lines).strip()

@@ -1,8 +1,8 @@
-"""The reward as other trainers call it. With `pipeline/task` it becomes the one file `rpt_reward.py` of an export.
+"""Reward functions that other trainers call. Bundled with `pipeline/task` as `rpt_reward.py` of an export.
 
-Standard library only, from Python 3.8 on. A trainer that hands over text has decoded it: a prediction that ends inside
-a character is U+FFFD there and earns 0, and special tokens and ids that the tokenizer does not have may be lost. One
-that hands over token ids (TRL) is judged on their bytes, as `rpt train` judges.
+Standard library only, Python 3.8 or later. A trainer that passes text has decoded it: a prediction that ends inside a
+character has become U+FFFD and earns 0, and special tokens and unknown ids may be lost. A trainer that passes token ids
+(TRL) gets the reward of their bytes, as in `rpt train`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 from pipeline.task.reward import Outcome, response_bytes, score_response
 
 POLICY_FILE = "policy.json"
-"""Beside the exported module: what ends a response, and the bytes of every token id."""
+"""File beside the exported module with the ids that end a response and the bytes of every token id."""
 
 
 def ground_truth(continuation: bytes, token_lengths: Sequence[int]) -> str:
-    """What a response is judged by, as one string: JSON of the continuation (base64) and its tokens' byte lengths.
+    """Return the ground truth of a response as JSON: the continuation (base64) and its tokens' byte lengths.
 
     Example:
         >>> ground_truth(b" 4 apples", [2, 7])
@@ -33,15 +33,15 @@ def ground_truth(continuation: bytes, token_lengths: Sequence[int]) -> str:
 
 
 def judge(response: bytes | str, truth: str, finished: bool = True) -> Outcome:
-    """The outcome of a response.
+    r"""Return the outcome of a response.
 
     Args:
-        response: without the end-of-sequence token; text counts as its UTF-8 bytes.
+        response: the response without the end-of-sequence token; text is encoded as UTF-8.
         truth: a `ground_truth`.
-        finished: it ended by itself. Where a trainer does not tell, a cut response is judged by what stands in it.
+        finished: whether the response ended by itself. If unknown, a cut response is judged by its text.
 
     Example:
-        >>> judge(r"</think>\\boxed{ 4}", ground_truth(b" 4 apples", [2, 7])).reward
+        >>> judge(r"</think>\boxed{ 4}", ground_truth(b" 4 apples", [2, 7])).reward
         1.0
     """
     tree = json.loads(truth)
@@ -51,46 +51,46 @@ def judge(response: bytes | str, truth: str, finished: bool = True) -> Outcome:
 
 
 class Policy(NamedTuple):
-    """How a policy's responses end, and what its tokens are in bytes."""
+    """The tokens that end a policy's responses, and the bytes of all its tokens."""
 
     end_ids: frozenset[int]
     end_texts: tuple[str, ...]
-    """What they decode to, where they decode to anything."""
+    """Texts of the end tokens, without empty ones."""
     token_bytes: tuple[bytes, ...]
 
     def response(self, ids: Sequence[int]) -> tuple[bytes, bool]:
-        """Bytes of sampled ids without the end-of-sequence token, and whether there was one."""
+        """Return the bytes of sampled ids without the end-of-sequence token, and whether there was one."""
         finished = bool(ids) and ids[-1] in self.end_ids
         return response_bytes(ids[:-1] if finished else ids, self.token_bytes), finished
 
     def without_end(self, text: str) -> tuple[str, bool]:
-        """The same of a response that was decoded with its special tokens."""
+        """Return a decoded response without the text of its end-of-sequence token, and whether there was one."""
         ending = next((end for end in self.end_texts if text.endswith(end)), "")
         return text[: len(text) - len(ending)], bool(ending)
 
 
 @lru_cache(maxsize=1)
 def read_policy(path: Path) -> Policy:
-    """`policy.json` of an export."""
+    """Read the `policy.json` of an export."""
     tree = json.loads(path.read_text(encoding="utf-8"))
     token_bytes = tuple(map(bytes.fromhex, tree["token_bytes"]))
     ends = [token_bytes[i].decode(errors="replace") for i in tree["end_ids"] if i < len(token_bytes)]
     return Policy(frozenset(tree["end_ids"]), tuple(filter(None, ends)), token_bytes)
 
 
-# ------------------------------------------------------------------------------------- what the trainers call
+# ------------------------------------------------------------------------------------- called by the trainers
 
 
 def compute_score(
     data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **_: Any
 ) -> dict[str, Any]:
-    """For verl: `reward.custom_reward_function.path=.../rpt_reward.py`. It does not tell whether a response was cut."""
+    """Return the reward for verl (`reward.custom_reward_function.path`); it does not know if a response was cut."""
     outcome = judge(solution_str, ground_truth)
     return {"score": outcome.reward, "acc": float(outcome.right), "reason": outcome.reason}
 
 
 def next_token_reward(completion_ids: Sequence[Sequence[int]], ground_truth: Sequence[str], **_: Any) -> list[float]:
-    """For TRL: `GRPOTrainer(reward_funcs=next_token_reward)`. Exact: it reads token ids."""
+    """Return the rewards for TRL: `GRPOTrainer(reward_funcs=next_token_reward)`. Exact, because it reads token ids."""
     policy = read_policy(Path(__file__).with_name(POLICY_FILE))
     _check_lengths(completion_ids, ground_truth)
 
@@ -102,12 +102,18 @@ def next_token_reward(completion_ids: Sequence[Sequence[int]], ground_truth: Seq
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str], **_: Any) -> dict[str, Any]:
-    """For OpenRLHF: `--reward.remote_url .../rpt_reward.py`. A query is the prompt with the response to it.
+    """Return the rewards for OpenRLHF: `--reward.remote_url .../rpt_reward.py`.
 
-    Rewards are tensors, which OpenRLHF asks for, or where torch is not installed, lists.
+    Rewards are tensors, as OpenRLHF requires, or lists if torch is not installed.
+
+    Args:
+        queries: each prompt followed by the response to it.
+        prompts: the prompts.
+        labels: the ground truth of each response.
+        **_: further columns, ignored.
 
     Raises:
-        ValueError: a query does not begin with its prompt, as when the prompt was cut to fit.
+        ValueError: a query does not begin with its prompt, for example because the prompt was cut to fit.
     """
     policy = read_policy(Path(__file__).with_name(POLICY_FILE))
     _check_lengths(queries, prompts, labels)

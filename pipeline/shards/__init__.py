@@ -1,0 +1,1 @@
+"""Shards: training examples on disk, how they are written and read, and what they cost."""

@@ -1,7 +1,7 @@
-"""What a manifest will cost: the stages' own functions on a sample of its documents, and the whole from that.
+"""Estimates the cost of a manifest: runs the stages' own functions on a sample of its documents and extrapolates.
 
-Each `try_…` is called in a worker on a part of the sample, so that start-up, threads and devices are those of a run.
-Tables are written to a temporary folder to learn their size, and are gone when it returns.
+Each `try_…` runs in a worker on a part of the sample, so that start-up, threads and devices are those of a real run.
+Tables are written to a temporary folder to measure their size.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from pipeline.shards.examples import examples
 from pipeline.shards.writer import write_shards
 
 FIT_STEPS = 8
-"""Steps of a training that are timed."""
+"""Training steps that are timed."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a worker measured on its part of the sample."""
+    """Measurements of a worker on its part of the sample."""
 
     elapsed: float
-    """Seconds from when everything was loaded to the end."""
+    """Seconds from the end of loading to the end of the work."""
     bytes: int
-    """Of what a run would keep of it."""
+    """Size of the files that a run would keep."""
     counts: Mapping[str, list[int]] = field(default_factory=dict)
-    """A number a document: `documents`, `tokens`, `sites`, `examples`."""
+    """One number per document, by unit: `documents`, `tokens`, `sites`, `examples`."""
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
-    """For the trial that follows."""
+    """Tables that the next trial reads."""
     pace: float | None = None
-    """Seconds a token, where what came first was too slow to count."""
+    """Seconds per token after warm-up; None for trials without a warm-up."""
 
 
 def try_documents(config: CorpusConfig, rows: Sequence[dict[str, Any]]) -> Trial:
-    """Band keys of near-duplicates, and the documents table twice: as candidates, and as they stay."""
+    """Measure ingest: the band keys of near-duplicates, and the documents table twice, as candidates and as kept."""
     begin = time.monotonic()
     keys, rule = 0, config.near_duplicates
     if rule is not None:
@@ -65,7 +65,7 @@ def try_documents(config: CorpusConfig, rows: Sequence[dict[str, Any]]) -> Trial
 def try_scores(
     manifest: Manifest, folder: str, tokenizer: str, seconds: float, rows: Sequence[dict[str, Any]]
 ) -> Trial:
-    """Tokenize, score and tabulate documents, for about so many seconds at most."""
+    """Measure score: tokenize and score documents and make their table, for about `seconds` at most."""
     from pipeline.scoring.documents import score_documents
     from pipeline.scoring.proxy import load_proxy
     from pipeline.scoring.table import ROW_GROUP as SCORES_ROW_GROUP
@@ -79,20 +79,20 @@ def try_scores(
     for group in _growing(rows):
         begin = time.monotonic()
         ids = tokens.encode_batch([row["text"] for row in group])
-        good = [(row, i) for row, i in zip(group, ids, strict=True) if tokens.is_lossless(row["text"], i)]
-        scores = score_documents(proxy, [i for _, i in good], [row["doc_id"] for row, _ in good], rules)
+        lossless = [(row, i) for row, i in zip(group, ids, strict=True) if tokens.is_lossless(row["text"], i)]
+        scores = score_documents(proxy, [i for _, i in lossless], [row["doc_id"] for row, _ in lossless], rules)
         scored = [
             ScoredDocument(row["doc_id"], row["split"], i, tokens.ends(i), row["fields"], s)
-            for (row, i), s in zip(good, scores, strict=True)
+            for (row, i), s in zip(lossless, scores, strict=True)
         ]
         made.append(scores_table(scored, min_context_tokens=rules.min_context_tokens, with_top=rules.store_top))
-        kept += [row for row, _ in good]
-        paces.append((time.monotonic() - begin, sum(len(i) for _, i in good)))
+        kept += [row for row, _ in lossless]
+        paces.append((time.monotonic() - begin, sum(len(i) for _, i in lossless)))
         if time.monotonic() - start > seconds:
             break
     table, documents = pa.concat_tables(made), pa.Table.from_pylist(kept, schema=DOCUMENTS)
     size = _file_size("scores", table, SCORES_ROW_GROUP)
-    warm = paces[1:] or paces
+    warm = paces[1:] or paces  # the first group includes the warm-up
     return Trial(
         elapsed=time.monotonic() - start,
         bytes=size,
@@ -103,7 +103,13 @@ def try_scores(
 
 
 def try_select(config: SelectConfig, several: bool, scored: Trial) -> Trial:
-    """Select among what another trial scored, of several sources or one. Rules over the whole corpus do not apply."""
+    """Measure select on the scores of another trial, without the rules over the whole corpus.
+
+    Args:
+        config: the rules.
+        several: whether the documents are from several sources.
+        scored: a trial of `try_scores`.
+    """
     begin = time.monotonic()
     documents, schema = scored.tables["documents"], sites_schema(config.metadata, several)
     found, _ = select_sites(config, documents, scored.tables["scores"], several=several)
@@ -114,7 +120,7 @@ def try_select(config: SelectConfig, several: bool, scored: Trial) -> Trial:
 
 
 def try_materialize(config: MaterializeConfig, selected: Trial) -> Trial:
-    """Make examples of what another trial selected."""
+    """Measure materialize on the sites of another trial (`try_select`)."""
     tokenizer = CorpusTokenizer.load(config.policy_tokenizer, config.policy_tokenizer_revision)
     begin = time.monotonic()
     documents = selected.tables["documents"]
@@ -127,33 +133,36 @@ def try_materialize(config: MaterializeConfig, selected: Trial) -> Trial:
 
 @dataclass(frozen=True)
 class FitTrial:
-    """What a short training told of the whole one."""
+    """Measurements of a short training."""
 
     tokens: int
-    """Of the texts it had."""
+    """Tokens of its training texts."""
     step: float
-    """Seconds of a step."""
+    """Seconds per step."""
     rest: float
     """Seconds of everything else: the tokenizer, the report."""
 
 
 def try_fit(config: TrainProxyConfig, texts: Sequence[str], held_out: Sequence[str], folder: Path) -> FitTrial:
-    """Fit a proxy for a few steps into `folder`."""
+    """Fit a proxy for a few steps into `folder`, and measure that."""
     from pipeline.scoring.fit import fit_proxy
     from pipeline.scoring.sample import Texts
 
-    said = [time.monotonic()]
+    times = [time.monotonic()]  # the start, one per logged step, and one for the report
     short = config.model_copy(update={"max_steps": FIT_STEPS})
-    report = fit_proxy(Texts([*texts], [*texts], [*held_out]), short, folder, lambda _: said.append(time.monotonic()))
-    steps = int(report["steps"])  # each says a line, and so does the report
-    step = float(np.median(np.diff(said[:-1])[1:])) if steps > 1 else said[1] - said[0]
-    return FitTrial(int(report["tokens"]), step, max(0.0, said[-1] - said[0] - steps * step))
+    report = fit_proxy(Texts([*texts], [*texts], [*held_out]), short, folder, lambda _: times.append(time.monotonic()))
+    steps = int(report["steps"])
+    step = float(np.median(np.diff(times[:-1])[1:])) if steps > 1 else times[1] - times[0]
+    return FitTrial(int(report["tokens"]), step, max(0.0, times[-1] - times[0] - steps * step))
 
 
 def _growing(
     rows: Sequence[dict[str, Any]], first: int = 4096, most: int = 2_000_000
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows in groups that double, from `first` to `most` bytes: slow models stop early, fast ones fill batches."""
+    """Yield rows in groups that double from `first` to `most` characters.
+
+    Small first groups let slow models stop early; large later groups let fast models fill their batches.
+    """
     group: list[dict[str, Any]] = []
     size, limit = 0, first
     for row in rows:
@@ -172,7 +181,7 @@ def _per_document(documents: pa.Table, rows: pa.Table) -> list[int]:
 
 
 def _file_size(name: str, table: pa.Table, row_group: int | None = None) -> int:
-    """Bytes of a table's file; row groups must be those of the stage, for they compress differently."""
+    """Return the bytes of a table's file; row groups must be those of the stage, because they affect compression."""
     with tempfile.TemporaryDirectory() as out:
         with parquet_writer(Path(out) / f"{name}.parquet", table.schema) as writer:
             writer.write_table(table, row_group_size=row_group)
@@ -180,33 +189,33 @@ def _file_size(name: str, table: pa.Table, row_group: int | None = None) -> int:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files in a folder."""
+    """Return the total bytes of the files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-# ------------------------------------------------------------------------------------------------- the whole
+# ------------------------------------------------------------------------------------------------- extrapolation
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A total, and the interval that holds it in 95 of 100 samples."""
+    """An estimated total with its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
 
     def times(self, share: float) -> Estimate:
-        """The same where this share is kept."""
+        """Return the estimate multiplied by a share."""
         return Estimate(share * self.value, share * self.low, share * self.high)
 
 
 def estimate_total(values_D: Sequence[int], population: float, error: float = 0.0) -> Estimate:
-    """The sum over all documents, from a random sample of them without replacement (normal approximation).
+    """Estimate the sum over all documents from a random sample without replacement (normal approximation).
 
     Args:
-        values_D: of the documents of the sample.
-        population: documents in all.
-        error: relative standard error of `population`, where it is itself an estimate.
+        values_D: one value per document of the sample.
+        population: total number of documents.
+        error: relative standard error of `population`, if that is itself an estimate.
 
     Example:
         >>> estimate_total([4, 6], 2), estimate_total([5, 5], 100)
@@ -214,36 +223,36 @@ def estimate_total(values_D: Sequence[int], population: float, error: float = 0.
     """
     count, mean = len(values_D), float(np.mean(values_D))
     spread = float(np.std(values_D, ddof=1)) if count > 1 else mean
-    unseen = max(0.0, 1 - count / population)
+    unseen = max(0.0, 1 - count / population)  # finite population correction
     half = 1.96 * population * math.hypot(spread * math.sqrt(unseen / count), mean * error)
     return Estimate(population * mean, max(0.0, population * mean - half), population * mean + half)
 
 
 def kept_share(config: SelectConfig, selected: Sequence[Trial], share: float) -> float:
-    """The share of selected sites that rules over the whole corpus leave; thinning and strata are not foreseen.
+    """Estimate the share of selected sites that the rules over the whole corpus keep; ignores thinning and strata.
 
     Args:
         config: the rules.
         selected: trials of `try_select`.
-        share: documents of the corpus, over those of the trials.
+        share: documents of the corpus divided by those of the trials.
 
     Raises:
-        UserError: the mixture wants sites of a source that has none.
+        UserError: a source of the mixture has no site.
     """
     sites = pa.concat_tables([trial.tables["sites"] for trial in selected])
     train = sites.filter(pc.equal(sites["split"], "train"))
     top = share * (config.top_fraction or 1.0)
     kept = train.num_rows * top
     if config.mixture:
-        counted = train[CORPUS].value_counts().to_pylist()
-        available = {entry["values"]: int(entry["counts"] * top) for entry in counted}
+        counts = train[CORPUS].value_counts().to_pylist()
+        available = {entry["values"]: int(entry["counts"] * top) for entry in counts}
         kept = sum(mixture_counts(config.mixture.weights, available, None).values())
     kept = min(kept, config.max_sites or kept)
     return (kept / share + sites.num_rows - train.num_rows) / max(sites.num_rows, 1)
 
 
 def wall_seconds(busy: float, shards: int, workers: int) -> float:
-    """Seconds in which `workers` do `shards` of equal size that take `busy` seconds together.
+    """Return the seconds that `workers` need for `shards` of equal size with `busy` seconds of work in total.
 
     Example:
         >>> wall_seconds(busy=30.0, shards=3, workers=2), wall_seconds(busy=30.0, shards=1, workers=2)

@@ -1,7 +1,7 @@
-"""From sites to training examples: contexts, targets, continuations and token lengths in the policy's tokens.
+"""Turns sites into training examples: contexts, targets, continuations and token lengths in the policy's tokens.
 
-Everything is cut out of the documents' bytes, laid end to end. Shape names: D documents, T policy tokens of all
-documents together, S sites, B bytes, L tokens of all continuations together.
+All parts are slices of the documents' bytes, which lie end to end. Shape names: D documents, T policy tokens of all
+documents, S sites, B bytes, L tokens of all continuations.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ Bool = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class PolicyTokens:
-    """The policy's tokens of all documents end to end; a document that is not lossless has none."""
+    """The policy's tokens of all documents end to end; a document that does not tokenize losslessly has none."""
 
     starts_T: Int64
     ends_T: Int64
-    """Where each token lies in the documents' bytes."""
+    """Offsets in the documents' bytes at which each token begins (`starts_T`) and ends."""
     first_D: Int64
     past_D: Int64
-    """Each document's tokens are first_D[d]:past_D[d]."""
+    """Document d has the tokens first_D[d]:past_D[d]."""
     lossless_D: Bool
     holds_added_D: Bool
-    """Documents that hold an added token of the policy's literally."""
+    """Whether a document contains the text of one of the policy's added tokens."""
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """Where each example's parts lie in the documents' bytes, and which tokens it continues with."""
+    """Offsets of each example's parts in the documents' bytes, and the tokens token_S:past_S of its continuation."""
 
     context_S: Int64
     site_S: Int64
@@ -55,24 +55,24 @@ class Cuts:
 
 @dataclass(frozen=True)
 class Examples:
-    """A shard's training examples, not yet cut out: only `tables` copies bytes."""
+    """A shard's training examples as slices; only `tables` copies bytes."""
 
     text: TextBytes
     tokens: PolicyTokens
     cuts: Cuts
     sites: pa.Table
-    """Those that are kept."""
+    """The sites that are kept."""
     counters: Counters
-    """`sites` = the sum of `dropped.<reason>` and `kept.<split>`; `documents` tokenised, and of them those
+    """`sites` = the sum of `dropped.<reason>` and `kept.<split>`; `documents`, and how many of them are
     `.holding_policy_added_tokens` and `.policy_tokenizer_not_lossless`; `context_truncated`."""
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the sites' shards."""
+        """Schema of the shards of these sites."""
         return shards_schema(self.sites.schema)
 
     def tables(self, split: str, row_group: int) -> Iterator[pa.Table]:
-        """The split's rows as tables of `schema`, of `row_group` rows, made one at a time."""
+        """Yield the split's rows as tables of `schema` with `row_group` rows, made one at a time."""
         rows = np.flatnonzero(pc.equal(self.sites["split"], split).to_numpy())
         for begin in range(0, len(rows), row_group):
             yield self._table(rows[begin : begin + row_group])
@@ -93,20 +93,22 @@ class Examples:
 
 
 def examples(config: MaterializeConfig, tokenizer: CorpusTokenizer, documents: pa.Table, sites: pa.Table) -> Examples:
-    """Find what each of a shard's sites becomes.
+    """Find the training example of each of a shard's sites.
 
     Args:
         config: lengths, in policy tokens.
-        tokenizer: the policy's.
-        documents: columns `doc_id` and `text` of the shard.
+        tokenizer: the policy's tokenizer.
+        documents: columns `doc_id` and `text` of the shard's documents.
         sites: the shard's sites (`SITES`), in the order of `documents`, then by position.
 
     Raises:
-        IntegrityError: a site of a document that the shard does not have.
+        IntegrityError: the shard lacks the document of a site.
     """
     row_of_site = pc.index_in(sites["doc_id"], documents["doc_id"])
     if row_of_site.null_count:
-        raise IntegrityError("sites and documents are not of one corpus", hint="delete the select folder, run again")
+        raise IntegrityError(
+            "sites and documents are from different corpora", hint="delete the select folder and run again"
+        )
     used, document_S = np.unique(row_of_site.to_numpy(), return_inverse=True)
     texts = documents["text"].take(pa.array(used))
     text = TextBytes.of(texts)
@@ -135,10 +137,10 @@ def examples(config: MaterializeConfig, tokenizer: CorpusTokenizer, documents: p
 
 
 def policy_tokens(tokenizer: CorpusTokenizer, texts: list[str], text: TextBytes) -> PolicyTokens:
-    """Tokenise every document once. `text` holds the bytes of `texts`."""
+    """Tokenize every document once. `text` holds the bytes of `texts`."""
     ids = tokenizer.encode_batch(texts)
     lossless_D = np.array([tokenizer.is_lossless(t, i) for t, i in zip(texts, ids, strict=True)], dtype=bool)
-    ends = [tokenizer.ends(i) if fine else _NO_TOKENS for i, fine in zip(ids, lossless_D, strict=True)]
+    ends = [tokenizer.ends(i) if lossless else _NO_TOKENS for i, lossless in zip(ids, lossless_D, strict=True)]
     past_D = np.cumsum([len(e) for e in ends], dtype=np.int64)
     starts = [np.concatenate([[0], e[:-1]])[: len(e)] + at for e, at in zip(ends, text.starts_D, strict=True)]
     return PolicyTokens(
@@ -155,7 +157,7 @@ _NO_TOKENS = np.zeros(0, dtype=np.int64)
 
 
 def _begins_at(tokens: PolicyTokens, token_S: Int64, site_S: Int64, document_S: Int64) -> Bool:
-    """Whether the last token that begins at or before a site begins at it, and is of the site's document."""
+    """Return whether token_S, the last token that begins at or before a site, begins exactly there in its document."""
     if not len(tokens.starts_T):
         return np.zeros(len(site_S), dtype=bool)
     own = (tokens.first_D[document_S] <= token_S) & (token_S < tokens.past_D[document_S])
@@ -180,14 +182,14 @@ def _cut(
 
 
 def _next_character(text: TextBytes, at: Int64) -> Int64:
-    """The first offset from each on at which a character begins."""
+    """Return for each offset the first offset at or after it at which a character begins."""
     for _ in range(3):  # a UTF-8 character continues for at most three bytes
         at = at + text.inside_character(at)
     return at
 
 
 def _gather(text: TextBytes, begin_S: Int64, end_S: Int64) -> pa.BinaryArray:
-    """data_B[begin:end] of every row, copied by Arrow without a Python object a row."""
+    """Return data_B[begin:end] of every row, copied by Arrow without creating a Python object per row."""
     size_S = end_S - begin_S
     offsets = np.concatenate([[0], np.cumsum(size_S)])
     if offsets[-1] > np.iinfo(np.int32).max:
@@ -198,13 +200,13 @@ def _gather(text: TextBytes, begin_S: Int64, end_S: Int64) -> pa.BinaryArray:
 
 
 def _round_up(scores: pa.ChunkedArray) -> pa.Array:
-    """To a multiple of `SCORE_STEP`, which fp32 holds exactly: x > t stays what it was for every t on that grid."""
+    """Round scores up to a multiple of `SCORE_STEP`, exact in fp32, which keeps x > t for every t on that grid."""
     step = np.float32(SCORE_STEP)
     return pa.array(np.ceil(scores.to_numpy() / step) * step)
 
 
 def _token_lengths(tokens: PolicyTokens, token_S: Int64, past_S: Int64) -> pa.ListArray:
-    """Byte lengths of tokens token:past of every row."""
+    """Return the byte lengths of tokens token:past of every row."""
     size_S = past_S - token_S
     offsets = np.concatenate([[0], np.cumsum(size_S)])
     token_L = np.arange(offsets[-1]) + np.repeat(token_S - offsets[:-1], size_S)

@@ -1,7 +1,7 @@
-"""Reads shards: any row at any time, and which rows a training step takes.
+"""Reads shards with random access, and decides which rows each training step takes.
 
-Rows stay sorted on disk, where neighbours share their contexts; only indices are shuffled, as a pure function of
-(seed, epoch), so that a resumed run, or one on another number of ranks, takes the same rows in the same steps.
+Rows stay sorted on disk, where neighbours share their contexts. Only indices are shuffled, as a pure function of
+(seed, epoch), so a resumed run, or a run on another number of ranks, takes the same rows in the same steps.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ SITE_COLUMNS = {name: column for name, column in SCORE_COLUMNS.items() if name i
     "band": Column(pl.String(), "hardest band: none, easy, medium or hard"),
     "context_truncated": Column(pl.Boolean(), "whether the context has lost its beginning"),
 }
-"""What `where` of a recipe may name, whatever the manifest."""
+"""Columns that `where` of a recipe may name for every manifest."""
 
 
 def columns_of(files: Sequence[InputFile]) -> dict[str, Column]:
-    """What it may name of these shards: `SITE_COLUMNS`, and what the sites have of their documents.
+    """Return the columns that `where` may name for these shards: `SITE_COLUMNS` and metadata of the documents.
 
     Raises:
         IntegrityError: a file is missing, changed or damaged.
-        UserError: they are no shards.
+        UserError: a file is not a shard.
     """
     if not files:
         return dict(SITE_COLUMNS)
@@ -55,7 +55,7 @@ def _columns(shards: pa.Schema) -> dict[str, Column]:
 
 @dataclass(frozen=True)
 class Site:
-    """A row of the shards, as training and evaluation use it (pipeline/shards/schema.py)."""
+    """A row of the shards with the columns that training and evaluation use (pipeline/shards/schema.py)."""
 
     site_id: str
     doc_id: str
@@ -73,14 +73,14 @@ PASS_RATE_COLUMNS = {
     "pass_rate": Column(pl.Float32(), "share of the policy's screening responses that were right; null: not screened"),
     "screened_length": Column(pl.Float32(), "mean tokens of those responses"),
 }
-"""What `where` may also name once the sites were screened (`rpt screen`)."""
+"""Columns that `where` may also name after screening (`rpt screen`)."""
 
 
 class ShardReader:
     """Random access to the rows of published shards that match `where`.
 
     Attributes:
-        content: hash of the files' contents and of `where`: equal hashes mean the same rows in the same order.
+        content: hash of the files' contents and of `where`; equal hashes mean the same rows in the same order.
 
     Example:
         reader = ShardReader(record.files("train"), "band = 'hard'")
@@ -95,17 +95,18 @@ class ShardReader:
         pass_rates: pl.DataFrame | None = None,
         cache_bytes: int = 1 << 29,
     ) -> None:
-        """
+        """Open and verify shards, and find the rows that match.
+
         Args:
-            files: published shards of one split, in shard order; their sha256 is verified now, page checksums
-                whenever a page is read.
-            where: SQL over `columns_of` the files, and over `PASS_RATE_COLUMNS` if there are any.
-            pass_rates: what `rpt screen` found, by `site_id`; sites it lacks have none.
-            cache_bytes: decoded row groups kept in memory, those used last.
+            files: published shards of one split, in shard order. Their sha256 is verified here, page checksums whenever
+                a page is read.
+            where: SQL over `columns_of` the files, and over `PASS_RATE_COLUMNS` if `pass_rates` are given.
+            pass_rates: results of `rpt screen` by `site_id`; null for sites that it lacks.
+            cache_bytes: limit of the memory for decoded row groups; the least recently used ones are evicted.
 
         Raises:
-            IntegrityError: a file is missing or changed, or no shard at all.
-            UserError: `where` is no expression of a site, or matches none.
+            IntegrityError: a file is missing, changed or damaged.
+            UserError: a file is not a shard, or `where` is not a valid expression or matches no site.
         """
         self._paths = [file.verified() for file in files]
         self._files = [_open(file) for file in files]
@@ -119,7 +120,7 @@ class ShardReader:
             raise UserError(
                 "no site to read",
                 where=where,
-                hint=f"{self._group_first[-1]:,} sites in {len(files)} shards, none matches",
+                hint=f"{self._group_first[-1]:,} sites in {len(files)} shards, but none matches",
             )
         self._cache: OrderedDict[int, dict[str, pa.Array]] = OrderedDict()
         self._cache_bytes = cache_bytes
@@ -130,10 +131,11 @@ class ShardReader:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Site:
-        """Row `index` of those that match.
+        """Return the site at `index` among the rows that match.
 
         Raises:
-            IntegrityError: a page of its shard does not have the checksum it was written with.
+            IndexError: there is no such row.
+            IntegrityError: a page of its shard does not match its checksum.
         """
         if not 0 <= index < len(self._rows):
             raise IndexError(index)
@@ -144,12 +146,12 @@ class ShardReader:
         return Site(boundaries=boundaries_of(values.pop("token_lengths")), **values)
 
     def site_ids(self) -> list[str]:
-        """Of all rows that match, in their order; no context is decoded."""
+        """Return the ids of all rows that match, in their order, without decoding contexts."""
         ids = pa.concat_tables([self._read(f, g, ["site_id"]) for f, g in self._groups])["site_id"]
         return ids.take(pa.array(self._rows)).to_pylist()
 
     def _matching(self, expression: pl.Expr, pass_rates: pl.DataFrame | None) -> NDArray[np.int64]:
-        """Numbers of the rows that match, counted over all files."""
+        """Return the indices of the rows that match, counted over all files."""
         tables = [self._read(f, g, list(self._columns)) for f, g in self._groups]
         if not tables:
             return np.zeros(0, dtype=np.int64)
@@ -159,7 +161,7 @@ class ShardReader:
         return filter_rows(frame, expression, "`where`")["row"].to_numpy().astype(np.int64)
 
     def _decode(self, group: int) -> dict[str, pa.Array]:
-        """The columns of a row group, from the cache if it was used lately."""
+        """Return the columns of a row group, from the cache if present, and mark it as most recently used."""
         if group not in self._cache:
             table = self._read(*self._groups[group], _NAMES).combine_chunks()
             self._cache[group] = {name: table[name].chunk(0) for name in _NAMES}
@@ -181,7 +183,7 @@ def _open(file: InputFile) -> pq.ParquetFile:
     except (OSError, pa.ArrowException) as error:
         raise _damaged(file.path, error) from error
     if not pa.schema(list(opened.schema_arrow)[: len(SHARDS)]).equals(SHARDS):
-        raise UserError("not a table of shards", where=file.path, hint="run `rpt data` with this version")
+        raise UserError("not a table of shards", where=file.path, hint="run `rpt data` again with this version")
     return opened
 
 
@@ -201,7 +203,7 @@ _NAMES = [field.name for field in fields(Site) if field.name != "boundaries"] + 
 
 @lru_cache(maxsize=2)
 def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order [n] in which an epoch takes the rows 0…n−1: by their random keys. Read-only.
+    """Return the order [n] in which an epoch takes the rows 0…n−1: by their random keys. The array is read-only.
 
     Example:
         >>> permutation(6, seed=0, epoch=0).tolist(), permutation(6, seed=0, epoch=1).tolist()
@@ -213,9 +215,9 @@ def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def sites_of_step(reader_len: int, seed: int, step: int, per_step: int) -> NDArray[np.int64]:
-    """The rows [per_step] that step `step` takes, from 0 on; whatever ran before, on however many ranks.
+    """Return the rows [per_step] that step `step` (from 0) takes, on all ranks together.
 
-    Steps follow one another through the permutations of epoch 0, 1, …: an epoch takes every row once, and a step may
+    Steps go through the permutations of epochs 0, 1, … one after another. An epoch takes every row once, and a step may
     end one epoch and begin the next.
 
     Example:

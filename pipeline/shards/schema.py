@@ -1,4 +1,4 @@
-"""The shards' table: what a training example is on disk."""
+"""The schema of shards: a training example on disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.selection.sites import SITES
 
 SPLITS = ("train", "validation")
-"""The tables of shards, named as the split they hold."""
+"""Names of the shards' tables, one per split."""
 
 SHARDS = pa.schema(
     [
@@ -22,29 +22,30 @@ SHARDS = pa.schema(
         pa.field("context_truncated", pa.bool_(), nullable=False),
     ]
 )
-"""A row is a site as the policy meets it; rows are in document order, then by position.
+"""One row per site, in document order, then by position.
 
 context: UTF-8 bytes of the document before the site, without their beginning if `context_truncated`.
 target: bytes of the policy's token at the site; may end inside a character.
 continuation: bytes of the target and the policy tokens after it; may end inside a character.
 token_lengths: byte lengths of the continuation's tokens. Their cumulative sums are L of the paper's prefix-matching
-    reward (`boundaries_of`). Lengths of neighbouring rows overlap where sums do not: one byte a row instead of eight.
-entropy, nll: rounded up to the next `SCORE_STEP`, which no threshold on that grid can tell from the exact values of the
-    sites table, and which halves what they cost.
+    reward (`boundaries_of`). Lengths of neighbouring rows overlap, unlike their sums, and so take one byte per row
+    instead of eight.
+entropy, nll: rounded up to a multiple of `SCORE_STEP`. No threshold on that grid distinguishes them from the exact
+    values of the sites table, and they take half the space.
 """
 
 
 def shards_schema(sites: pa.Schema) -> pa.Schema:
-    """`SHARDS`, and what sites have of their documents: the name of the source, metadata."""
+    """Return `SHARDS` with the columns that sites have from their documents: the name of the source, and metadata."""
     return pa.schema([*SHARDS, *(field for field in sites if field.name not in SITES.names)])
 
 
 SCORE_STEP = 1 / 1024
-"""Nats."""
+"""Resolution of stored scores, in nats."""
 
 
 def boundaries_of(token_lengths: Sequence[int]) -> tuple[int, ...]:
-    """Cumulative byte lengths of a continuation's tokens: where a prediction may end.
+    """Return the cumulative byte lengths of a continuation's tokens, at which a prediction may end.
 
     Example:
         >>> boundaries_of([3, 1, 4])

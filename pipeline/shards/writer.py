@@ -1,7 +1,7 @@
-"""Writes shards so that a row costs little more than what it adds to the row before.
+"""Writes shards so that a row takes little more space than it adds to the previous row.
 
-Measured on 104,416 sites of Omni-MATH (one position in five; 15 bytes of text and 1.2 kB of context a site): contexts
-take 9 bytes a site and whole rows 47, of which three scores take 10 and continuations with boundaries 18.
+Measured on 104,416 sites of Omni-MATH (one position in five; per site 15 bytes of text and 1.2 kB of context): a site's
+context takes 9 bytes and its whole row 47, of which three scores take 10 and the continuation with boundaries 18.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ ZSTD_LEVEL = 5
 
 
 def write_shards(out: Path, examples: Examples, row_group: int, metadata: Mapping[str, str]) -> None:
-    """Write `train.parquet` and `validation.parquet` into `out`, each only if it has a row.
+    """Write `train.parquet` and `validation.parquet` to `out`, each only if it has rows.
 
     Args:
         out: the stage's scratch folder.
-        examples: what to write.
-        row_group: rows a row group: what a reader decodes to get at one row.
-        metadata: schema metadata: where the rows come from.
+        examples: the examples to write.
+        row_group: rows per row group, which a reader decodes to read one row.
+        metadata: schema metadata, which tells where the rows come from.
     """
     for split in SPLITS:
         if not examples.counters[f"kept.{split}"]:

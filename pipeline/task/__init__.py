@@ -1,2 +1,1 @@
-"""What next-token reasoning is: prompt templates, extraction, reward. Standard library only, so that others can take it
-alone."""
+"""The task of next-token reasoning: prompt templates, extraction, rewards. Standard library only, for reuse alone."""

@@ -1,7 +1,7 @@
-"""Rewards of a final answer: what a question's rule says of the prediction in the box.
+"""Rewards of a final answer to a question, given in a box.
 
-Two rules: `score_answer` compares texts and plain numbers; `score_math` reads LaTeX as well, with `math-verify`
-(https://github.com/huggingface/Math-Verify; extra `eval`), imported when it is first used.
+Two rules: `score_answer` compares texts and plain numbers; `score_math` also reads LaTeX, with `math-verify`
+(https://github.com/huggingface/Math-Verify; extra `eval`), which is imported on first use.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from pipeline.task.extraction import extract_prediction
 from pipeline.task.reward import Outcome, score_response
 
 Judge = Callable[[bytes, bool, bytes, Sequence[int]], Outcome]
-"""(response, finished, what is true, boundaries) → outcome, as `score_response`, which judges a continuation."""
+"""A function (response, finished, truth, boundaries) → outcome, such as `score_response`."""
 
 _NUMBER = re.compile(r"([-+]?)\$?((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:/(\d+))?")
 
 
 def number(text: str) -> Fraction | None:
-    """The plain number that a text is, exactly: an integer, decimal or fraction, thousands apart or not, or dollars.
+    """Return the exact value of a plain number, or None if the text is not one.
+
+    Plain numbers are integers, decimals and fractions, with or without thousands separators and a dollar sign.
 
     Example:
         >>> [str(number(text)) for text in ("1,234.50", "-3/6", "$7", "07", "1,2", "2 apples", "1/0")]
@@ -37,7 +39,7 @@ def number(text: str) -> Fraction | None:
 
 
 def same_answer(prediction: str, answer: str) -> bool:
-    """The same text, white space around it aside, or the same number.
+    """Return whether two answers are the same number, or the same text without surrounding white space.
 
     Example:
         >>> same_answer(" 42.0", "42"), same_answer("Monday", " Monday"), same_answer("monday", "Monday")
@@ -48,25 +50,26 @@ def same_answer(prediction: str, answer: str) -> bool:
 
 
 def same_mathematics(prediction: str, answer: str) -> bool:
-    """The same by `math-verify`, which both are given to in a box: numbers, expressions, sets, intervals, choices.
+    """Return whether two answers are equal by `math-verify`: numbers, expressions, sets, intervals, choices.
 
-    What takes it longer than five seconds is not the same; it measures them by SIGALRM, so on the main thread only.
+    Answers that take it longer than five seconds count as different. It measures the time by SIGALRM, so it works on
+    the main thread only.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: `math-verify` is not installed.
     """
     from math_verify import parse, verify
 
     if same_answer(prediction, answer):
         return True
     if not stays_in_box(prediction):
-        return False  # a box around it would close early, and what stands before that would be judged alone
+        return False  # a box around it would close early, and only the text before that would be compared
     gold, guess = (parse(rf"\boxed{{{text}}}") for text in (answer, prediction))
     return bool(verify(gold, guess))
 
 
 def stays_in_box(text: str) -> bool:
-    r"""Whether a box around a text ends where the text does, whether or not escaped braces count as braces.
+    r"""Return whether a box around a text closes exactly at its end, with and without counting escaped braces.
 
     Example:
         >>> [stays_in_box(text) for text in (r"\frac{1}{2}", r"\{1, 2\}", "3} no: it is {5", r"3\} no: it is \{5")]
@@ -85,24 +88,26 @@ def _balanced(text: str) -> bool:
 
 
 def score_answer(response: bytes, finished: bool, answer: bytes, boundaries: Sequence[int] = ()) -> Outcome:
-    """1 iff a response's prediction is the answer by `same_answer`.
+    """Reward 1 iff a response's prediction equals the answer by `same_answer`.
 
     Args:
         response: bytes of the response's tokens, without the end-of-sequence token.
-        finished: the response ended by itself. One cut at the length limit is `unfinished`, whatever stands in it.
-        answer: the true one, UTF-8.
-        boundaries: of no meaning here.
+        finished: whether the response ended by itself. A response cut at the length limit is `unfinished`.
+        answer: the true answer, UTF-8.
+        boundaries: ignored; the parameter is there for the signature of `Judge`.
     """
     return _scored(same_answer, response, finished, answer)
 
 
 def score_math(response: bytes, finished: bool, answer: bytes, boundaries: Sequence[int] = ()) -> Outcome:
-    """1 iff a response's prediction is the answer by `same_mathematics`. Arguments as for `score_answer`."""
+    """Reward 1 iff a response's prediction equals the answer by `same_mathematics`. Arguments as for `score_answer`."""
     return _scored(same_mathematics, response, finished, answer)
 
 
 def judge_of(reward: str) -> Judge:
-    """What says whether a response is right, by the name of `task.reward`: that of sites is prefix matching, always.
+    """Return the function that decides whether a response is right for a `task.reward`.
+
+    For rewards of sites that is always prefix matching.
 
     Example:
         >>> judge_of("answer") is score_answer, judge_of("dense") is score_response

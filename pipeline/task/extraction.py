@@ -1,6 +1,6 @@
-r"""Extraction: which bytes of a response are its prediction (arXiv 2506.08007 §3.3; design §5).
+r"""Extracts the prediction from a response (arXiv 2506.08007 §3.3).
 
-The prediction is what stands in the last `\boxed{…}` after the end of thinking, taken literally: spaces and newlines in
+The prediction is the content of the last `\boxed{…}` after the end of thinking, taken literally: spaces and newlines in
 the box count. LaTeX corpora are full of targets such as `}`, `^{` and `}{`, so matching braces alone would be wrong.
 """
 
@@ -14,7 +14,7 @@ _BRACE = re.compile(rb"[{}]")
 
 
 def extract_prediction(response: bytes) -> bytes | None:
-    r"""The prediction of a response, or None if it makes none. Linear in the response's length.
+    r"""Return the prediction of a response, or None if it has none, in time linear in its length.
 
     1. Thinking ends at the first `</think>`; a later one is part of the answer.
     2. The box opens at the last `\boxed{` after that. So no prediction contains `\boxed{`, though it may be `\boxed`.
@@ -26,7 +26,7 @@ def extract_prediction(response: bytes) -> bytes | None:
         response: the bytes of the response's tokens, without the end-of-sequence token; any bytes at all.
 
     Returns:
-        The bytes in the box, maybe none; None if thinking never ends, no box opens after it, or it never closes.
+        The bytes in the box, which may be empty; None if thinking never ends, or no box opens or closes after it.
 
     Example:
         >>> extract_prediction(rb"<think>A digit.</think>The next token is $\boxed{ 4}$.")

@@ -1,10 +1,10 @@
-"""What a response's length earns or costs, in tokens."""
+"""Rewards and penalties on a response's length in tokens."""
 
 from __future__ import annotations
 
 
 def token_budget(step: int, first: int, decay: float, over_steps: int, least: int) -> float:
-    """RMT's budget of a step (arXiv 2509.24375): max(least, first · decay^(step / over_steps)).
+    """Return RMT's token budget of a step (arXiv 2509.24375): max(least, first · decay^(step / over_steps)).
 
     Example:
         >>> [round(token_budget(step, 800, 0.2, 100, 1)) for step in (0, 50, 100)]
@@ -14,9 +14,9 @@ def token_budget(step: int, first: int, decay: float, over_steps: int, least: in
 
 
 def triangular(length: int, budget: float) -> float:
-    """RMT's length reward: 1 at the budget, falling linearly to 0 at no token and at twice the budget.
+    """Return RMT's length reward: 1 at the budget, falling linearly to 0 at zero tokens and at twice the budget.
 
-    The paper names a triangle over the length; that it ends at twice the budget is our reading.
+    The paper describes a triangle over the length; that it ends at twice the budget is our interpretation.
 
     Example:
         >>> [triangular(length, 100.0) for length in (0, 50, 100, 150, 200, 300)]
@@ -26,12 +26,14 @@ def triangular(length: int, budget: float) -> float:
 
 
 def overlong_penalty(length: int, limit: int, margin: int) -> float:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13): 0, then linearly down to −1 at `limit` tokens.
+    """Return DAPO's soft overlong punishment (arXiv 2503.14476, equation 13).
+
+    It is 0 up to `limit - margin` tokens, then falls linearly to −1 at `limit`.
 
     Args:
-        length: of the response.
-        limit: tokens a response may have.
-        margin: the last tokens of the limit, over which it falls.
+        length: tokens of the response.
+        limit: maximum tokens of a response.
+        margin: tokens before the limit over which the penalty grows.
 
     Example:
         >>> [overlong_penalty(length, limit=100, margin=20) for length in (80, 85, 100)]

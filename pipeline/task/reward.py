@@ -1,4 +1,4 @@
-"""Rewards of a prediction, on bytes: prefix matching (arXiv 2506.08007, Eq. 3), and the two of its appendix A."""
+"""Rewards of a prediction, on bytes: prefix matching (arXiv 2506.08007, Eq. 3), and the two rewards of appendix A."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pipeline.task.extraction import extract_prediction
 
 Reason = Literal["match", "mismatch", "off_boundary", "longer_than_continuation", "empty", "missing", "unfinished"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
-"""Every reason an outcome can have. Prefix matching rewards `match` with 1, all others with 0."""
+"""All reasons of an outcome. Prefix matching rewards `match` with 1, all others with 0."""
 
 
 class Outcome(NamedTuple):
-    """What a prediction earned, and why."""
+    """The reward of a prediction, with the reason."""
 
     reward: float
     reason: Reason
     prediction: bytes | None = None
-    """What was judged; None where there was nothing to judge (`missing`, `unfinished`)."""
+    """The prediction that was judged; None if there was none (`missing`, `unfinished`)."""
 
     @property
     def right(self) -> bool:
-        """The prediction is true."""
+        """Whether the prediction is correct."""
         return self.reason == "match"
 
 
@@ -30,14 +30,14 @@ def prefix_reward(prediction: bytes | None, continuation: bytes, boundaries: Seq
     """Reward 1 iff the prediction is a prefix of the true continuation that ends where one of its tokens ends.
 
     Args:
-        prediction: bytes in the box, or of any other guess; None if there was none.
-        continuation: bytes of the true continuation, as far as it was stored.
+        prediction: bytes in the box, or of any other guess; None if there is none.
+        continuation: bytes of the true continuation, up to the stored length.
         boundaries: cumulative byte lengths of the continuation's tokens, rising; the last is `len(continuation)`.
 
     Returns:
         The outcome. Reasons other than `match`: `missing` (None); `empty`; `mismatch` (other bytes);
-        `off_boundary` (a true prefix that ends inside a token); `longer_than_continuation` (true as far as the
-        continuation was stored, and longer: nobody can tell, so it earns nothing).
+        `off_boundary` (a true prefix that ends inside a token); `longer_than_continuation` (it begins with the whole
+        stored continuation, so its rest cannot be checked and it earns nothing).
 
     Example:
         >>> four_apples, ends = b" 4 apples", [2, 9]
@@ -58,11 +58,11 @@ def prefix_reward(prediction: bytes | None, continuation: bytes, boundaries: Seq
 
 
 def first_token_reward(prediction: bytes | None, first_token: bytes, target: bytes) -> Outcome:
-    """Reward 1 iff the prediction's first token is the true next token (appendix A): what follows is not judged.
+    """Reward 1 iff the prediction's first token is the true next token (appendix A), ignoring what follows it.
 
     Args:
-        prediction: bytes in the box; None if there was none.
-        first_token: bytes of the first of the tokens that the policy's tokenizer makes of the prediction.
+        prediction: bytes in the box; None if there is none.
+        first_token: bytes of the prediction's first token by the policy's tokenizer.
         target: bytes of the true next token.
 
     Example:
@@ -76,11 +76,11 @@ def first_token_reward(prediction: bytes | None, first_token: bytes, target: byt
 
 
 def dense_reward(outcome: Outcome, probability: float) -> Outcome:
-    """Appendix A's dense reward: 1 for the right first token, else what the language model thought of the wrong one.
+    """Return the dense reward of appendix A: 1 for the right first token, else the policy's probability of it.
 
     Args:
-        outcome: of `first_token_reward`.
-        probability: of the predicted first token after the bare context, read directly.
+        outcome: the outcome of `first_token_reward`.
+        probability: the policy's probability of the predicted first token directly after the context.
 
     Example:
         >>> dense_reward(first_token_reward(b" 5", b" 5", b" 4"), 0.25).reward
@@ -90,11 +90,11 @@ def dense_reward(outcome: Outcome, probability: float) -> Outcome:
 
 
 UNKNOWN = b"\xef\xbf\xbd"
-"""U+FFFD: stands in a response for an id that the tokenizer does not have. Models have spare embedding rows."""
+"""U+FFFD, which replaces ids that the tokenizer does not have: models have unused embedding rows."""
 
 
 def response_bytes(ids: Sequence[int], token_bytes: Sequence[bytes]) -> bytes:
-    """The bytes of a response's token ids. `token_bytes`: bytes by id.
+    """Return the bytes of a response's token ids; `token_bytes` has the bytes of each id.
 
     Example:
         >>> response_bytes([1, 0, 7], [b"a", b"b"]).decode()
@@ -104,11 +104,11 @@ def response_bytes(ids: Sequence[int], token_bytes: Sequence[bytes]) -> bytes:
 
 
 def score_response(response: bytes, finished: bool, continuation: bytes, boundaries: Sequence[int]) -> Outcome:
-    """Extract a response's prediction and reward it.
+    """Extract a response's prediction and return its reward by prefix matching.
 
     Args:
         response: bytes of the response's tokens, without the end-of-sequence token.
-        finished: the response ended by itself. One cut at the length limit is `unfinished`, whatever stands in it.
+        finished: whether the response ended by itself. A response cut at the length limit is `unfinished`.
         continuation: as in `prefix_reward`.
         boundaries: as in `prefix_reward`.
     """

@@ -1,7 +1,7 @@
-"""Prompt templates: named, versioned text with one slot for the context.
+"""Prompt templates: named, versioned texts with one slot for the context.
 
-`v0` to `v6` follow the seven kinds of wording of arXiv 2506.08007, Table 10, in our own words. By its Table 8 an
-untrained model does worst with `v0`, which the paper trains with all the same, and best with `v6`. `brief` is for small
+`v0` to `v6` follow the seven wordings in Table 10 of arXiv 2506.08007, in our own words. According to its Table 8, an
+untrained model does worst with `v0`, which the paper nevertheless trains with, and best with `v6`. `brief` is for small
 policies. `question` and `math` are for questions instead of contexts (`rpt finetune`).
 """
 
@@ -26,12 +26,14 @@ class Template:
 
     name: str
     version: int
-    """Raised whenever `text` changes: a run names the template it was trained with as `name` and `version`."""
+    """Incremented whenever `text` changes, because a run identifies its template by `name` and `version`."""
     text: str
 
     def __post_init__(self) -> None:
         if self.text.count(SLOT) != 1:
-            raise ValueError(f"template {self.name!r} needs {SLOT} exactly once, has it {self.text.count(SLOT)} times")
+            raise ValueError(
+                f"template {self.name!r} must contain {SLOT} exactly once, not {self.text.count(SLOT)} times"
+            )
 
     @property
     def before(self) -> str:
@@ -131,10 +133,10 @@ TEMPLATES: dict[str, Template] = {
 
 
 def template_named(name: str) -> Template:
-    """The template of that name.
+    """Return the template with a name.
 
     Raises:
-        UserError: there is none; the message lists those there are.
+        UserError: there is none; the message lists the known names.
     """
     if name not in TEMPLATES:
         raise UserError(f"no prompt template `{name}`", where="task.template", hint=f"known: {', '.join(TEMPLATES)}")

@@ -181,7 +181,7 @@ def test_declared_metadata_go_on_into_sites_shards_and_exports(
 def test_metadata_of_the_name_of_a_formats_column_are_refused(
     with_metadata: tuple[Manifest, Record], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"a column `label` of its own.*select\.metadata"):
+    with pytest.raises(UserError, match=r"its own column `label`.*select\.metadata"):
         exported(with_metadata, "openrlhf", tmp_path / "none")
 
 

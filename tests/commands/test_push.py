@@ -157,7 +157,7 @@ def test_pushed_again_what_was_pushed_before_goes_and_the_user_s_files_stay(
     pull(str(remote), work=tmp_path / "work")
 
     earlier.write_bytes(b"earlier")  # which no push has listed
-    with pytest.raises(UserError, match=f"{earlier.name}` is there, and no push has put it there"):
+    with pytest.raises(UserError, match=f"{earlier.name}` exists, but was not pushed"):
         push(made[0], str(remote), work=made[1])
     assert earlier.exists()
 
@@ -176,7 +176,7 @@ def test_a_folder_with_somebody_s_croissant_is_not_pushed_into(
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "croissant.json").write_text(json.dumps(tree))
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="holds other files"):
         push(made[0], str(tmp_path), work=made[1])
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
@@ -190,7 +190,7 @@ def test_paths_in_the_metadata_of_a_folder_lead_nowhere(made: tuple[Manifest, Pa
     metadata = json.loads((remote / "croissant.json").read_text())
     metadata["distribution"].append({"@type": "cr:FileObject", "contentUrl": path, "sha256": content_hash(victim)})
     (remote / "croissant.json").write_text(json.dumps(metadata))
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="holds other files"):
         push(made[0], str(remote), work=made[1])
     with pytest.raises(IntegrityError, match="leads out of the data set"):
         pull(str(remote), work=tmp_path / "work")
@@ -396,11 +396,11 @@ def test_a_changed_byte_is_noticed_and_nothing_is_pulled(pushed: Path, tmp_path:
 
 def test_remotes(made: tuple[Manifest, Path], tmp_path: Path) -> None:
     assert repository("hf://datasets/me/mine") == "me/mine" and repository("some/folder") is None
-    with pytest.raises(UserError, match="not a data set of the hub"):
+    with pytest.raises(UserError, match="not a data set on the Hub"):
         repository("hf://datasets/mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="holds other files"):
         push(made[0], str(tmp_path / "full"), work=made[1])
-    with pytest.raises(UserError, match="no pushed data set"):
+    with pytest.raises(UserError, match="not a pushed data set"):
         pull(str(tmp_path / "full"), work=tmp_path / "work")
