@@ -64,7 +64,7 @@ def thresholds(rule: SelectConfig) -> list[Threshold]:
     """
     found: list[Threshold] = []
     for split, where in zip(SPLITS, (rule.where, rule.validation_where), strict=True):
-        text = re.sub(r"'[^']*'", "''", where)
+        text = re.sub(r"'[^']*'", "''", where)  # numbers in string literals are no thresholds
         named = [(name, number) for name, number in _THRESHOLD.findall(text)]
         named += [(name, number) for number, name in _REVERSED.findall(text)]
         found += [Threshold(split, name.lower(), float(number), "where") for name, number in dict.fromkeys(named)]
@@ -162,9 +162,9 @@ class Distributions:
         )
         hardest = frame.filter(pl.col("selectable") >= RARE).sort("mean_nll", "token_id", descending=[True, False])
         most = frame.filter(pl.col("kept") > 0).sort("kept", "token_id", descending=[True, False])
-        return {"hardest": self._named(hardest), "most_selected": self._named(most)}
+        return {"hardest": self._token_rows(hardest), "most_selected": self._token_rows(most)}
 
-    def _named(self, frame: pl.DataFrame) -> list[dict[str, Any]]:
+    def _token_rows(self, frame: pl.DataFrame) -> list[dict[str, Any]]:
         columns = ("token_id", "selectable", "kept", "mean_entropy", "mean_nll")
         return [
             {"token": self._token_text[row["token_id"]].decode("utf-8", errors="backslashreplace")} | row

@@ -151,6 +151,7 @@ def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = ""
         made = [record for record in made if record.config == manifest.materialize.identity()]
         name = manifest.name
     before: dict[str, Record] = {}
+    # Follow inputs by content hash, so renamed or superseded outputs are never mistaken for the true ones.
     sources = [ingest, score, select]
     while sources:
         for content in sources.pop().inputs.values():

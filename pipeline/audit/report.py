@@ -149,6 +149,7 @@ def page(summary: Mapping[str, Any], heat_maps: Sequence[Mapping[str, Any]]) -> 
         for example, heat_map in zip(summary["shown"], heat_maps, strict=True)
     ]
     html = render("report.html.j2", **_view(summary), documents=documents)
+    # Drop documents from the end until the page fits: those drawn first represent all strata.
     while (over := len(html.encode()) - PAGE_BYTES) > 0 and documents:
         while over > 0 and documents:
             over -= len(documents.pop()["block"].encode())

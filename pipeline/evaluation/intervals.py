@@ -93,6 +93,7 @@ def difference(
     _, after_D = _mean_and_errors(after_N, documents_N)
     _, before_D = _mean_and_errors(before_N, documents_N)
     gains_D = by_document(after_N.astype(np.int64) - before_N.astype(np.int64), documents_N)
+    # Paired readings are usually correlated, which makes the interval of their difference narrower.
     scale = math.sqrt(float(after_D @ after_D) * float(before_D @ before_D))
     correlation = float(after_D @ before_D) / scale if scale > 0 else 0.0
 
@@ -170,6 +171,7 @@ def _effective_sites(mean: float, errors_D: NDArray[np.float64], sites: int) -> 
     if variance == 0:
         return sites
     design_effect = variance / (mean * (1 - mean) / (sites - 1))
+    # With few documents the design effect is itself uncertain; the ratio of t quantiles corrects for it.
     few_documents = (t_quantile(sites - 1) / t_quantile(documents - 1)) ** 2
     return min(sites, sites / design_effect * few_documents)
 

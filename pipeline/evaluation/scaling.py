@@ -106,6 +106,7 @@ def fit_law(compute_N: Sequence[float], accuracy_N: Sequence[float], *, seed: in
     fitted_N = _predict(best.law_B3, compute / unit)[0]
     residual, spread = float(best.squares_BG.min()), float(((accuracy - accuracy.mean()) ** 2).sum())
     noise = np.random.default_rng(seed).standard_normal((DRAWS, points))
+    # Parametric bootstrap: refit points scattered around the law with the variance of the residuals.
     drawn = curves.fit(fitted_N + noise * np.sqrt(residual / (points - PARAMETERS)))
     amplitude, alpha, plateau = curves.intervals(best, drawn)
     r2 = 1 - residual / spread if spread > _NO_SPREAD else 0.0

@@ -95,7 +95,7 @@ def summarize_study(config: StudyConfig, arms: Sequence[Arm], recipe: Recipe, ba
         "patterns": patterns_of(responses[config.reference], responses[base]),
         "traces": traces_of(responses[config.reference], responses[base]),
     }
-    found["headline"] = next(iter(found["sets"]))
+    found["headline"] = next(iter(found["sets"]))  # "headline" sorts before "all" in reverse order
     return found | {"claims": [asdict(claim) for claim in judge(found)]}
 
 

@@ -116,6 +116,7 @@ class Count:
         self._enough, self._finished, self._stopped = threading.Event(), threading.Event(), threading.Event()
         self._error: BaseException | None = None
         limits = [getattr(bands, band) for band in BANDS]
+        # The limits of the bands are cuts too, so each segment belongs to one band.
         cut_B, entropy_G = segments([*first.cuts, *second.cuts, *limits])
         edge_RG = _edges(store, cut_B)
         band_G = np.sum([entropy_G > np.float32(limit) for limit in limits], axis=0)
@@ -124,6 +125,7 @@ class Count:
         self._decided = np.zeros((store.cells.height, len(LEVELS), 4), dtype=np.int64)
         changed: dict[int, list[Slices]] = {GAINED: [], LOST: []}
         queried: dict[tuple[int, int, int], list[tuple[Slices, int]]] = {}
+        # Unless a rule needs the cell, positions of all cells are read together, which makes fewer and longer reads.
         mixed = -1 if not (first.asks_cell or second.asks_cell) else None
         for cell, states_G in zip(cells["cell"], states_CG, strict=True):
             rows = np.flatnonzero(store.cell_R == cell)
@@ -151,6 +153,7 @@ class Count:
             runs = Slices.join(found)
             for shard, which in _split(runs):
                 parts.setdefault(shard, _Part(shard)).changed.append((outcome, runs.take(which)))
+        # In random order, any prefix of the parts is a random sample of the shards.
         key_S = random_keys(0, np.array(list(parts), dtype=np.int64))
         self._parts = [parts[shard] for _, shard in sorted(zip(key_S.tolist(), parts, strict=True))]
         self._queried = np.zeros_like(self._decided)

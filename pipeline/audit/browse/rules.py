@@ -142,6 +142,7 @@ class Where:
             frame = frame.with_columns(pl.col("reference_nll").fill_nan(None))
         if "excess_loss" in needed:
             frame = frame.with_columns(excess_loss=pl.col("nll") - pl.col("reference_nll"))
+        # Gathered texts repeat for every position of a document, so long ones are evaluated in smaller parts.
         sizes = [values.str.len_bytes().max() for values in of_documents.values() if values.dtype == pl.String]
         longest = max((int(size) for size in sizes if isinstance(size, int)), default=0)
         parts = frame.iter_slices(max(1, BATCH_TEXT_BYTES // max(longest, 1)))
