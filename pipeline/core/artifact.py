@@ -23,7 +23,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -105,6 +105,8 @@ class Record:
     inputs: Mapping[str, str]
     completions: tuple[Completion, ...]
     directory: Path
+    execution: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of memory and speed under which its last shards were made: no part of `fingerprint` or `content`."""
 
     @property
     def content(self) -> str:
@@ -240,12 +242,13 @@ def write_record(
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
     shards: Sequence[Shard],
+    execution: Mapping[str, Any] | None = None,
 ) -> Record:
     """Seal a stage whose shards are all done, and point `current` at it."""
     completions = tuple(done for shard in shards if (done := read_completion(directory, shard.index)))
     if len(completions) != len(shards):
         raise AssertionError(f"{len(shards) - len(completions)} shards of {directory} are not done")
-    record = Record(stage, version, directory.name, config, inputs, completions, directory)
+    record = Record(stage, version, directory.name, config, inputs, completions, directory, execution or {})
     _check_sizes(record)
     seal_record(record)
     return record

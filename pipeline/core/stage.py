@@ -95,7 +95,8 @@ def _make(
         work_on = partial(_work, stage, config, directory)
         for done in executor.map(work_on, missing, accelerated=stage.accelerated):
             advance(1, done.counters.get(stage.unit, 0))
-    record = write_record(directory, stage.name, stage.version, config.identity(), inputs, shards)
+    settings = config.execution_settings()
+    record = write_record(directory, stage.name, stage.version, config.identity(), inputs, shards, settings)
     (directory / BEGUN).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty: another process works here without a lock
         (directory / "tmp").rmdir()

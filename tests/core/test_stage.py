@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from pipeline.core import artifact
 from pipeline.core.artifact import Counters, InputFile, Shard, content_hash, current_record, publish, read_record
 from pipeline.core.executor import LocalExecutor
 from pipeline.core.parquet import read_table, write_rows
+from pipeline.core.sealed import SEAL, write_sealed
 from pipeline.core.stage import Stage, run_stage
 
 SCHEMA = pa.schema([pa.field("number", pa.int64(), nullable=False), pa.field("text", pa.binary(), nullable=False)])
@@ -71,6 +73,47 @@ def test_a_second_run_does_nothing_and_a_changed_config_runs_anew(tmp_path: Path
     assert current_record(tmp_path / "work", "squares").version == 2
     bring_up(tmp_path)
     assert current_record(tmp_path / "work", "squares").fingerprint == first.fingerprint
+
+
+class Room(Config):
+    size: int = 1
+    rows: int = 8
+    execution = frozenset({"rows"})
+
+
+class RoomyConfig(Config):
+    room: Room = Room()
+
+
+def work_in(config: RoomyConfig, shard: Shard, out: Path) -> Counters:
+    write_rows(out / "rooms.parquet", SCHEMA, [{"number": config.room.size, "text": b""}])
+    return {"documents": 1}
+
+
+def test_settings_of_execution_are_recorded_and_identify_nothing(tmp_path: Path) -> None:
+    def made(room: Room, folder: str) -> artifact.Record:
+        stage = Stage("rooms", 1, work_in)
+        return run_stage(stage, RoomyConfig(room=room), SHARDS[:1], {}, tmp_path / folder, LocalExecutor(1))
+
+    first, other = made(Room(), "one"), made(Room(rows=2), "other")
+    assert (first.execution, other.execution) == ({"room": {"rows": 8}}, {"room": {"rows": 2}})
+    assert (first.fingerprint, first.content) == (other.fingerprint, other.content)
+    assert first.config == other.config == {"room": {"size": 1}}
+    assert made(Room(rows=2), "one") == first, "it is up to date, and says what it was made with"
+    path = first.directory / "record.json"
+    path.write_text(path.read_text().replace('"rows": 8', '"rows": 9'))
+    with pytest.raises(IntegrityError):
+        read_record(first.directory)
+
+
+def test_a_record_without_settings_of_execution_is_read(tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    record = bring_up(tmp_path)
+    path = record.directory / "record.json"
+    tree = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("execution", SEAL)}
+    path.unlink()
+    write_sealed(path, tree)
+    assert read_record(record.directory) == record and record.execution == {}
 
 
 def test_a_failed_shard_loses_nothing_of_the_others(tmp_path: Path) -> None:

@@ -273,7 +273,8 @@ def test_what_enters_the_fingerprint(tmp_path: Path, model: Path) -> None:
     def fingerprint(toy: Manifest) -> str:
         return score(toy, documents, work=tmp_path, executor=InProcess()).fingerprint
 
-    assert fingerprint(manifest({"model": str(moved)})) == first.fingerprint
+    assert fingerprint(manifest({"model": str(moved)}, batch_tokens=64)) == first.fingerprint
+    assert first.execution == {"score": {"batch_tokens": 8192}} and "batch_tokens" not in first.config["score"]
     settled = resolve_dtype("auto")
     assert fingerprint(manifest({"model": str(moved), "dtype": settled})) == first.fingerprint
     another = "float32" if settled == "bfloat16" else "bfloat16"
