@@ -1,7 +1,7 @@
-"""A policy's chat template: where it lies, what it renders. Starts without torch.
+"""A policy's chat template: finding it and rendering it. Imports no torch.
 
-A chat template is a program that came with the policy. It is rendered in a process of its own, with bounds on time,
-memory and length; what it does wrong is an error that says so.
+A chat template is an untrusted program that came with the policy. It is rendered in a process of its own, with limits
+on time, memory and length; a failure is reported as a user error.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from pipeline.config.base import canonical_json
 from pipeline.config.errors import UserError
 
 Message = Mapping[str, str]
-PATIENCE = 600.0
-"""Seconds after which a rendering is given up; long before, its processor time is spent."""
+TIMEOUT = 600.0
+"""Seconds after which a rendering is aborted; normally its limit of processor time ends it long before."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template and what it may name."""
+    """A chat template and the special tokens that it can refer to."""
 
     text: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     """`bos_token`, `eos_token`, …"""
     where: str = ""
-    """Of the policy, for errors."""
+    """The policy's name or folder, for error messages."""
 
     @classmethod
     def of(cls, folder: Path) -> ChatTemplate | None:
-        """The one in a policy's folder; None if it has none.
+        """Read the template in a policy's folder; return None if it has none.
 
         Raises:
-            UserError: it has several and none is the default.
+            UserError: it has several templates and none is the default.
         """
         settings = read_json(folder / "tokenizer_config.json")
         special = {
@@ -59,12 +59,12 @@ class ChatTemplate:
         return cls(text, special, str(folder)) if text else None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, now: datetime | None = None) -> str:
-        """The text of a conversation.
+        """Render a conversation as text.
 
         Args:
-            messages: `role` and `content` of each.
-            add_generation_prompt: whether the next turn, the policy's, is opened.
-            now: what a template is told that asks for the date; by default the present.
+            messages: `role` and `content` of each message.
+            add_generation_prompt: True to open the policy's next turn.
+            now: the time that a template gets if it asks for the date; by default the current time.
 
         Raises:
             UserError: the template fails, or takes too much time, memory or text.
@@ -76,7 +76,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             "now": (now or datetime.now()).isoformat() if "strftime_now" in self.text else "2000-01-01",
         }
-        answer = _rendered(canonical_json(request))
+        answer = _run_renderer(canonical_json(request))
         if "text" not in answer:
             raise UserError(
                 f"the policy's chat template cannot be rendered: {answer['error']}",
@@ -87,13 +87,13 @@ class ChatTemplate:
 
 
 @lru_cache(maxsize=64)
-def _rendered(request: str) -> dict[str, Any]:
-    """What `render_chat.py` answers to a request."""
+def _run_renderer(request: str) -> dict[str, Any]:
+    """Run `render_chat.py` on a request and return its answer."""
     script = str(Path(__file__).with_name("render_chat.py"))
-    asked = json.dumps(json.loads(request) | {"path": sys.path})
+    stdin = json.dumps(json.loads(request) | {"path": sys.path})
     try:
         done = subprocess.run(
-            [sys.executable, "-I", script], input=asked, capture_output=True, text=True, timeout=PATIENCE, check=False
+            [sys.executable, "-I", script], input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
         return {"error": "it does not end"}
@@ -105,10 +105,10 @@ def _rendered(request: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file of the policy; empty where there is no such file.
+    """Read a JSON object from a file of the policy; return an empty one if there is no such file.
 
     Raises:
-        UserError: it is no JSON object.
+        UserError: the file is not a JSON object.
     """
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Responses decoded token by token, rows that have ended leaving the batch; contexts once a group, or once a row.
+"""Token-by-token decoding of responses; finished rows leave the batch; contexts are stored once per group or per row.
 
 Shape names: P contexts, G responses of each, R = P·G rows, L rows still in the batch, T tokens, W width of the
 left-padded contexts, H key-value heads, D their dimension, V vocabulary.
@@ -21,27 +21,33 @@ from pipeline.grpo.model.prefix_attention import PrefixCache, sharing
 from pipeline.grpo.rollout.token_sampling import SamplingParams, sample_token
 
 NONE = -1
-"""No token: a response had ended."""
+"""Marker for no token, after the end of a response."""
 
 ReadToken = Callable[[Tensor, Tensor, Sequence[DynamicLayer], PrefixCache], Tensor]
-"""ids [R] and positions [R] of one more token a row, the responses' keys and values by layer (they get the token's),
-their contexts → logits [R, V]."""
+"""Signature of a decoding step.
+
+ids [R] and positions [R] of one more token per row, the responses' keys and values by layer (the token's are appended),
+their contexts → logits [R, V].
+"""
 
 Keyed = list[tuple[Tensor, Tensor]]
 """Keys and values [P, H, W, D] of contexts, by layer."""
 
 Layers = Sequence[Keyed]
-"""Of some of the contexts, and then of the next."""
+"""Keys and values of consecutive parts of the contexts."""
 
 ReadContexts = Callable[[Sequence[Sequence[int]], int, Keyed | None], Tensor]
-"""Ids of P contexts, the width W to which what is kept is padded on the left, and where to keep keys and values, if
-anywhere → logits [P, V] after the contexts."""
+"""Signature of reading contexts.
+
+Ids of P contexts, the width W to which kept keys and values are padded on the left, and a list to append these to, or
+None → logits [P, V] after the contexts.
+"""
 
 Drawn = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""ids [R, T], and the log-probability of each. After a response's end there is `NONE`, or tokens without meaning."""
+"""ids [R, T], and the log-probability of each. After a response's end there is `NONE` or meaningless tokens."""
 
-_ROOM = 64
-"""Columns by which a full buffer of keys and values grows."""
+_GROWTH = 64
+"""Least number of columns by which a full buffer of keys and values grows."""
 
 
 class _Stepwise(ABC):
@@ -53,25 +59,26 @@ class _Stepwise(ABC):
 
     @abstractmethod
     def step(self, ids_R: Tensor, positions_R: Tensor) -> Tensor:
-        """Logits [R, V] after one more token a row."""
+        """Return the logits [R, V] after one more token per row."""
 
-    def decode(self, logits_RV: Tensor, positions_R: Tensor, drawing: SamplingParams) -> Drawn:
-        """Responses, from the logits after their contexts on; `positions_R` are those of their first tokens."""
+    def decode(self, logits_RV: Tensor, positions_R: Tensor, params: SamplingParams) -> Drawn:
+        """Decode responses, given the logits after their contexts and the positions of their first tokens."""
         device, rows = logits_RV.device, len(logits_RV)
-        ids_RT = np.full((rows, drawing.room), NONE)
-        logprobs_RT = np.zeros((rows, drawing.room), dtype=np.float32)
-        finished_R, eos = np.zeros(rows, dtype=bool), np.array(sorted(drawing.eos_ids))
-        live = np.arange(rows)  # rows that are in the batch; those that have ended leave a quarter at a time
-        noise_RT = drawing.noise()
-        for t in range(drawing.room):
+        ids_RT = np.full((rows, params.max_new_tokens), NONE)
+        logprobs_RT = np.zeros((rows, params.max_new_tokens), dtype=np.float32)
+        finished_R, eos = np.zeros(rows, dtype=bool), np.array(sorted(params.eos_ids))
+        # Rows still in the batch. Finished ones leave a quarter at a time, because removing rows copies the cache.
+        live = np.arange(rows)
+        noise_RT = params.noise()
+        for t in range(params.max_new_tokens):
             noise_L = torch.from_numpy(noise_RT[live, t]).to(device)
-            ids_L, logprobs_L = sample_token(logits_RV, drawing.temperature, noise_L)
+            ids_L, logprobs_L = sample_token(logits_RV, params.temperature, noise_L)
             ids, going = ids_L.cpu().numpy(), ~finished_R[live]
             writing = live[going]
             ids_RT[writing, t], logprobs_RT[writing, t] = ids[going], logprobs_L.cpu().numpy()[going]
             finished_R[writing] = np.isin(ids[going], eos)
             going = ~finished_R[live]
-            if t + 1 == drawing.room or not going.any():
+            if t + 1 == params.max_new_tokens or not going.any():
                 break
             if going.sum() <= 0.75 * len(live):
                 keep = torch.from_numpy(np.flatnonzero(going)).to(device)
@@ -82,20 +89,26 @@ class _Stepwise(ABC):
 
 
 class Repeated(_Stepwise):
-    """Decodes with a copy of its context's keys and values for every row: any attention."""
+    """Decodes with a copy of the context's keys and values for every row, which works with any attention."""
 
-    def __init__(self, model: PreTrainedModel, layers: Layers, mask_PW: Tensor, group_size: int, room: int) -> None:
-        """`mask_PW`: what of the contexts is real; `room`: most tokens of a response."""
-        buffers: list[Any] = [_BufferLayer(parts, group_size, min(room, _ROOM)) for parts in zip(*layers, strict=True)]
+    def __init__(
+        self, model: PreTrainedModel, layers: Layers, mask_PW: Tensor, group_size: int, max_new_tokens: int
+    ) -> None:
+        """`mask_PW` is True for the real tokens of the contexts; `max_new_tokens` is a response's maximum length."""
+        buffers: list[Any] = [
+            _BufferLayer(parts, group_size, min(max_new_tokens, _GROWTH)) for parts in zip(*layers, strict=True)
+        ]
         self._model, self._cache, self._columns = model, Cache(layers=buffers), mask_PW.shape[1]
         mask_RW = mask_PW.repeat_interleave(group_size, dim=0)
-        self._mask_RC = torch.cat([mask_RW, mask_RW.new_ones(len(mask_RW), room)], dim=1)
+        self._mask_RC = torch.cat([mask_RW, mask_RW.new_ones(len(mask_RW), max_new_tokens)], dim=1)
 
     def select(self, rows: Tensor) -> None:
+        """Keep only these rows."""
         self._cache.batch_select_indices(rows)
         self._mask_RC = self._mask_RC[rows]
 
     def step(self, ids_R: Tensor, positions_R: Tensor) -> Tensor:
+        """Return the logits [R, V] after one more token per row."""
         self._columns += 1
         return self._model(
             input_ids=ids_R[:, None],
@@ -107,28 +120,30 @@ class Repeated(_Stepwise):
 
 
 class Shared(_Stepwise):
-    """Decodes with its context's keys and values once a group, where `can_share`."""
+    """Decodes with the context's keys and values stored once per group, for models that `can_share`."""
 
-    def __init__(self, read: ReadToken, layers: Layers, mask_PW: Tensor, group_size: int, room: int) -> None:
-        """As `Repeated`, but for how a token is read."""
+    def __init__(self, read: ReadToken, layers: Layers, mask_PW: Tensor, group_size: int, max_new_tokens: int) -> None:
+        """`read` runs a decoding step; the other arguments are those of `Repeated`."""
         whole = _whole_layers(layers)
         empty = [(keys[:, :, :0], values[:, :, :0]) for keys, values in whole]
-        self._own = [_BufferLayer([part], group_size, min(room, _ROOM)) for part in empty]
+        self._own = [_BufferLayer([part], group_size, min(max_new_tokens, _GROWTH)) for part in empty]
         self._read, self._contexts = read, PrefixCache(whole, mask_PW, group_size)
 
     def select(self, rows: Tensor) -> None:
+        """Keep only these rows."""
         self._contexts.select(rows)
         for layer in self._own:
             layer.batch_select_indices(rows)
 
     def step(self, ids_R: Tensor, positions_R: Tensor) -> Tensor:
+        """Return the logits [R, V] after one more token per row."""
         return self._read(ids_R, positions_R, self._own, self._contexts)
 
 
 def contexts_by_modules(
     model: PreTrainedModel, contexts: Sequence[Sequence[int]], width: int, kept: Keyed | None
 ) -> Tensor:
-    """A `ReadContexts` of any model, given the model."""
+    """Read contexts with any model's own modules; with the model bound it is a `ReadContexts`."""
     ids_PW, mask_PW = pad_left(contexts, width, model.device)
     layers: list[Any] = [DynamicLayer() for _ in range(model.config.num_hidden_layers)]
     output = model(
@@ -145,7 +160,7 @@ def contexts_by_modules(
 
 
 def pad_left(rows: Sequence[Sequence[int]], width: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
-    """ids and mask [P, W] of rows that all end in the last column. The mask, not the padding's id, says what is real.
+    """Return ids and mask [P, W] of rows padded on the left. The mask, not the padding's id, marks the real tokens.
 
     Example:
         >>> pad_left([[5], [6, 7]], 2, "cpu")[1].tolist()
@@ -164,7 +179,7 @@ def token_by_modules(
     own: Sequence[DynamicLayer],
     contexts: PrefixCache,
 ) -> Tensor:
-    """A `ReadToken` of any model that `can_share`, given the model."""
+    """Run a decoding step with the modules of a model that `can_share`; with the model bound it is a `ReadToken`."""
     with sharing(model):
         return model(
             input_ids=ids_R[:, None],
@@ -176,7 +191,7 @@ def token_by_modules(
 
 
 def _whole_layers(layers: Layers) -> Keyed:
-    """Keys and values [P, H, W, D] of all contexts, by layer."""
+    """Return the keys and values [P, H, W, D] of all contexts, by layer."""
     return [
         (torch.cat([keys for keys, _ in parts]), torch.cat([values for _, values in parts]))
         for parts in zip(*layers, strict=True)
@@ -184,22 +199,22 @@ def _whole_layers(layers: Layers) -> Keyed:
 
 
 class _BufferLayer(DynamicLayer):
-    """One layer's keys and values [R, H, columns, D]: steps fill the buffer in place, nothing is concatenated."""
+    """One layer's keys and values [R, H, columns, D] in a buffer that steps fill in place, without concatenation."""
 
-    def __init__(self, prefixes: Sequence[tuple[Tensor, Tensor]], group_size: int, room: int) -> None:
-        """Keys and values [P, H, W, D] of contexts, each repeated `group_size` times, with `room` free columns."""
+    def __init__(self, prefixes: Sequence[tuple[Tensor, Tensor]], group_size: int, spare: int) -> None:
+        """`prefixes` are keys and values [P, H, W, D], repeated `group_size` times and given `spare` free columns."""
         super().__init__()
         self.lazy_initialization(*prefixes[0])
         self._filled = prefixes[0][0].shape[2]
-        self._keys = _repeated([keys for keys, _ in prefixes], group_size, room)
-        self._values = _repeated([values for _, values in prefixes], group_size, room)
+        self._keys = _repeated([keys for keys, _ in prefixes], group_size, spare)
+        self._values = _repeated([values for _, values in prefixes], group_size, spare)
         self._show()
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append columns [R, H, n, D]; returns all filled ones."""
+        """Append columns [R, H, n, D] and return all filled ones."""
         start, self._filled = self._filled, self._filled + key_states.shape[2]
         if self._filled > self._keys.shape[2]:
-            more = max(_ROOM, self._filled // 2)
+            more = max(_GROWTH, self._filled // 2)
             self._keys, self._values = (
                 torch.cat([old, old.new_empty(*old.shape[:2], more, old.shape[3])], dim=2)
                 for old in (self._keys, self._values)
@@ -219,10 +234,10 @@ class _BufferLayer(DynamicLayer):
         return shown
 
 
-def _repeated(parts: Sequence[Tensor], group_size: int, room: int) -> Tensor:
-    """The rows of all parts [P, H, W, D], each `group_size` times, with `room` more columns: [R, H, W + room, D]."""
+def _repeated(parts: Sequence[Tensor], group_size: int, spare: int) -> Tensor:
+    """Return the rows of all parts [P, H, W, D], each `group_size` times, as a buffer [R, H, W + spare, D]."""
     _, heads, width, dimension = parts[0].shape
-    buffer = parts[0].new_empty(sum(map(len, parts)), group_size, heads, width + room, dimension)
+    buffer = parts[0].new_empty(sum(map(len, parts)), group_size, heads, width + spare, dimension)
     start = 0
     for part in parts:
         buffer[start : start + len(part), :, :, :width] = part[:, None]

@@ -1,7 +1,7 @@
-"""Contexts, and one token more a row after them, through a model of Llama's family, in fewer operations than usual.
+"""Decoding for models of Llama's family in fewer operations: contexts, then one more token per row and step.
 
-A decoding step of a small model is bound by the number of its operations. Here queries, keys and values are one
-product, gate and up another, a residual is added by the product before it, and queries and keys are rotated together.
+A decoding step of a small model is bound by its number of operations. Here queries, keys and values are one product,
+gate and up another, the residual is added by the product before it, and queries and keys are rotated together.
 
 Shape names: P contexts, C tokens of the longest, R rows, E hidden size, H query heads, K key-value heads, D head
 dimension, S = H + K, V vocabulary.
@@ -28,42 +28,43 @@ from transformers.cache_utils import DynamicLayer
 from pipeline.grpo.model.prefix_attention import PrefixCache, can_share
 from pipeline.grpo.rollout.decoding import Keyed
 
-Turn = tuple[Tensor, Tensor]
-"""By which queries and keys are rotated (arXiv 2104.09864), halves of a head paired."""
+Rope = tuple[Tensor, Tensor]
+"""Cosines and signed sines of the rotary embedding (arXiv 2104.09864), with the halves of a head paired."""
 
 FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
 
 def can_fuse(model: PreTrainedModel) -> bool:
-    """Whether a model is one of the family, as it is published: its contexts shared, all of a head rotated."""
+    """Return True if the model is an unmodified member of the family that shares contexts and rotates whole heads."""
     whole_heads = (getattr(model.config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1) == 1
     return type(model) in FAMILY and model.config.hidden_act == "silu" and whole_heads and can_share(model)
 
 
 class Linear(NamedTuple):
-    """x · weightᵀ + bias"""
+    """A linear layer: x · weightᵀ + bias."""
 
     weight: Tensor
     bias: Tensor | None
 
     def __call__(self, states: Tensor) -> Tensor:
+        """Return states · weightᵀ + bias."""
         return linear(states, self.weight, self.bias)
 
     def added_to(self, total: Tensor, states: Tensor) -> Tensor:
-        """total + states · weightᵀ + bias, in place of the total."""
+        """Add states · weightᵀ + bias to `total` in place and return it."""
         total.addmm_(states, self.weight.t())
         return total if self.bias is None else total.add_(self.bias)
 
 
-def turn_of(cos_RD: Tensor, sin_RD: Tensor) -> Turn:
-    """What `rotated` takes: [−x₂, x₁] · sin is [x₂, x₁] · sin with its first half negated."""
+def rope_factors(cos_RD: Tensor, sin_RD: Tensor) -> Rope:
+    """Return the factors for `apply_rope`: [−x₂, x₁] · sin equals [x₂, x₁] · sin with its first half negated."""
     first, second = sin_RD.chunk(2, dim=1)
     return cos_RD[:, None], torch.cat([-first, second], dim=1)[:, None]
 
 
-def rotated(states: Tensor, turn: Turn) -> Tensor:
-    """Queries and keys [..., S, D], rotated."""
-    cos, signed_sin = turn
+def apply_rope(states: Tensor, rope: Rope) -> Tensor:
+    """Return the queries and keys [..., S, D] rotated."""
+    cos, signed_sin = rope
     return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, dims=-1), signed_sin)
 
 
@@ -71,7 +72,7 @@ class _Layer(NamedTuple):
     input_norm: Tensor
     query_key_value: Linear
     head_norms: tuple[Tensor, Tensor] | None
-    """Of queries and of keys, where a model has them (Qwen3)."""
+    """Norm weights of queries and of keys, if the model has them (Qwen3)."""
     out: Linear
     mlp_norm: Tensor
     gate_up: Linear
@@ -81,10 +82,10 @@ class _Layer(NamedTuple):
 
 
 class FusedDecoder:
-    """Logits after contexts, and after one more token a row; where `can_fuse`.
+    """Computes logits after contexts and after one more token per row, for models that `can_fuse` accepts.
 
-    The weights of the model's projections become parts of the fused ones: what is copied into either is in both. The
-    model must not be moved to another device after that.
+    The weights of the model's projections become views of the fused ones, so that a copy into either changes both. The
+    model must not be moved to another device afterwards.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -101,28 +102,29 @@ class FusedDecoder:
         own: Sequence[DynamicLayer],
         contexts: PrefixCache,
     ) -> Tensor:
-        """Logits [R, V].
+        """Return the logits [R, V] after one more token per row.
 
         Args:
-            ids_R: the token that each row reads.
-            positions_R: where it stands.
-            own: keys and values of each layer's responses up to here; they get the token's.
-            contexts: what the rows share.
+            ids_R: the token of each row.
+            positions_R: its position.
+            own: keys and values of the responses so far, by layer; those of the token are appended.
+            contexts: keys and values of the contexts that the rows share.
         """
         hidden_RE = self._model.embed_tokens(ids_R)
-        turn = turn_of(*(x[0] for x in self._model.rotary_emb(hidden_RE, positions_R[None])))
+        rope = rope_factors(*(x[0] for x in self._model.rotary_emb(hidden_RE, positions_R[None])))
         for index, layer in enumerate(self._layers):
             states_RSD, value_RKD = self._attention_states(layer, self._normed(hidden_RE, layer.input_norm))
-            query, key, value = (x[:, :, None] for x in (*self._split(rotated(states_RSD, turn)), value_RKD))
+            query, key, value = (x[:, :, None] for x in (*self._split(apply_rope(states_RSD, rope)), value_RKD))
             keys, values = own[index].update(key, value)
             seen = contexts.attend(index, query, keys, values, layer.scaling).flatten(1)
-            hidden_RE = self._after(layer, hidden_RE, seen)
+            hidden_RE = self._layer_output(layer, hidden_RE, seen)
         return self._head(self._normed(hidden_RE, self._model.norm.weight))
 
     def read_contexts(self, contexts: Sequence[Sequence[int]], width: int, kept: Keyed | None) -> Tensor:
-        """A `ReadContexts`. Of the last layer only what the last tokens see is computed, but for keys and values.
+        """Return the logits [P, V] after the contexts (a `ReadContexts`).
 
-        Contexts are padded on the right here, where no token of theirs sees it, and moved to the right in what is kept.
+        In the last layer only the last tokens' attention is computed, besides keys and values. Contexts are padded on
+        the right, where causal attention never sees padding, and shifted to the right in the stored keys and values.
         """
         ids_PC = pad_sequence([torch.tensor(ids) for ids in contexts], batch_first=True).to(self._model.device)
         length_P = torch.tensor([len(ids) for ids in contexts], device=ids_PC.device)
@@ -131,11 +133,11 @@ class FusedDecoder:
         last_P1 = length_P[:, None] - 1
         moved_PW = (torch.arange(width, device=ids_PC.device) - width + length_P[:, None]).clamp_(min=0)
         hidden = self._model.embed_tokens(ids_PC).flatten(0, 1)
-        turn = turn_of(*(x[0] for x in self._model.rotary_emb(hidden, column_C[None])))
+        rope = rope_factors(*(x[0] for x in self._model.rotary_emb(hidden, column_C[None])))
         for index, layer in enumerate(self._layers):
             made = self._attention_states(layer, self._normed(hidden, layer.input_norm))
             states, value = (x.unflatten(0, ids_PC.shape) for x in made)  # [P, C, S, D] and [P, C, K, D]
-            query, key = self._split(rotated(states, turn))
+            query, key = self._split(apply_rope(states, rope))
             if kept is not None:
                 kept.append((_moved(key, p_P1, moved_PW), _moved(value, p_P1, moved_PW)))
             real = None
@@ -146,17 +148,17 @@ class FusedDecoder:
             seen = scaled_dot_product_attention(
                 query, key, value, real, is_causal=real is None, scale=layer.scaling, enable_gqa=True
             )
-            hidden = self._after(layer, hidden, seen.transpose(1, 2).flatten(2).flatten(0, 1))
+            hidden = self._layer_output(layer, hidden, seen.transpose(1, 2).flatten(2).flatten(0, 1))
         return self._head(self._normed(hidden, self._model.norm.weight))
 
-    def _after(self, layer: _Layer, hidden: Tensor, seen: Tensor) -> Tensor:
-        """A layer's output, given its input and what its heads see."""
+    def _layer_output(self, layer: _Layer, hidden: Tensor, seen: Tensor) -> Tensor:
+        """Return a layer's output, given its input and the output of its heads; both residuals are added in place."""
         hidden = layer.out.added_to(hidden, seen)
         gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=1)
         return layer.down.added_to(hidden, silu(gate).mul_(up))
 
     def _attention_states(self, layer: _Layer, hidden_RE: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys [R, S, D] as they are before they are rotated, and values [R, K, D]."""
+        """Return queries and keys [R, S, D] before rotation, and values [R, K, D]."""
         made = layer.query_key_value(hidden_RE).unflatten(1, (-1, layer.head_size))
         states, value = made[:, : -self._values], made[:, -self._values :]
         if layer.head_norms:
@@ -165,13 +167,13 @@ class FusedDecoder:
         return states, value
 
     def _split(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., S, D] → queries [..., H, D] and keys [..., K, D]."""
+        """Split [..., S, D] into queries [..., H, D] and keys [..., K, D]."""
         return states[..., : self._heads, :], states[..., self._heads :, :]
 
     def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
-        """x / √(mean x² + ε) · w of the last dimension, in fp32 and rounded once; without gradients.
+        """Return x / √(mean x² + ε) · w over the last dimension, in fp32 and rounded once; without gradients.
 
-        On a CPU PyTorch's `rms_norm` takes twice the time of these passes, or ten times.
+        On CPUs PyTorch's `rms_norm` takes two to ten times as long as these passes.
         """
         lengths = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
         scale = lengths.square_().div_(states.shape[-1]).add_(self._eps).rsqrt_()
@@ -179,7 +181,7 @@ class FusedDecoder:
 
 
 def _moved(states: Tensor, p_P1: Tensor, columns_PW: Tensor) -> Tensor:
-    """[P, C, K, D] → [P, K, W, D], by columns."""
+    """Move [P, C, K, D] → [P, K, W, D] by the columns' indices."""
     return states[p_P1, columns_PW].transpose(1, 2).contiguous()
 
 
@@ -200,14 +202,16 @@ def _layer(layer: Any) -> _Layer:
 
 
 def _fused(*modules: nn.Linear) -> Linear:
-    """Projections of the same states as one, of which each is from now on a part."""
+    """Fuse projections of the same states into one, and make the weight of each a view of it."""
     if len(modules) == 1:
         return Linear(modules[0].weight, modules[0].bias)
-    weight = _joined([module.weight for module in modules])
-    return Linear(weight, None if modules[0].bias is None else _joined([module.bias for module in modules]))
+    weight = _concatenate_in_place([module.weight for module in modules])
+    return Linear(
+        weight, None if modules[0].bias is None else _concatenate_in_place([module.bias for module in modules])
+    )
 
 
-def _joined(parameters: Sequence[Tensor]) -> Tensor:
+def _concatenate_in_place(parameters: Sequence[Tensor]) -> Tensor:
     whole = torch.cat([parameter.data for parameter in parameters])
     for parameter, part in zip(parameters, whole.split([len(parameter) for parameter in parameters]), strict=True):
         parameter.data = part

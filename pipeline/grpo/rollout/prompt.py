@@ -1,8 +1,8 @@
 """Prompts as token ids: the chat template's text around the context's own tokens.
 
-The template is rendered once and cut at its slot. A prompt is then `prefix + encode(context) + suffix`: a context that
-holds `<think>` or an end-of-turn mark cannot break out of the user's message, for its text is never parsed for special
-tokens. What was rendered is kept in a run's folder, because a chat template may ask for the date.
+The template is rendered once and cut at its slot. A prompt is then `prefix + encode(context) + suffix`. A context that
+contains `<think>` or an end-of-turn token cannot break out of the user's message, because its text is never parsed for
+special tokens. The rendered text is stored in the run's folder, because a chat template may insert the date.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ if TYPE_CHECKING:
 
 THINK = "<think>"
 KEPT = "prompt.json"
-"""Of a run's folder: the rendered prompt, and the digest of what it was rendered from."""
+"""File in a run's folder with the rendered prompt and a digest of its inputs."""
 
 
 @dataclass(frozen=True)
 class PromptText:
-    """What stands around a context, special tokens as text."""
+    """The prompt's text before and after the context, with special tokens as text."""
 
     before: str
     after: str
 
 
 def rendered(chat: ChatTemplate | None, tokens: CorpusTokenizer, template: Template) -> PromptText:
-    """The template as one user message of the policy's chat template, generation prompt added.
+    """Render the template as one user message of the policy's chat template, with the generation prompt added.
 
-    Where that does not open a thought and the tokenizer has the token `<think>`, `<think>` and a newline are appended.
+    If the result does not open a thought and the tokenizer has the token `<think>`, `<think>` and a newline are
+    appended.
 
     Raises:
         UserError: the chat template fails, loses the context, or repeats it.
@@ -52,7 +53,7 @@ def rendered(chat: ChatTemplate | None, tokens: CorpusTokenizer, template: Templ
         text += f"{THINK}\n"
     if (count := text.count(SLOT)) != 1:
         raise UserError(
-            f"the policy's chat template shows the context {count} times, not once",
+            f"the policy's chat template must contain the context once, but contains it {count} times",
             where=chat.where if chat else "",
             hint="repair `chat_template` in the policy's folder, or remove it",
         )
@@ -61,13 +62,13 @@ def rendered(chat: ChatTemplate | None, tokens: CorpusTokenizer, template: Templ
 
 
 def kept_prompt(run: Path, folder: Path, tokens: CorpusTokenizer, template: Template) -> PromptText:
-    """The prompt that a run keeps, if it was rendered from the same templates; else as they render now.
+    """Return the prompt stored in a run if it was rendered from the same templates, else render it now.
 
     Args:
-        run: the run's folder; need not exist.
-        folder: of the policy.
+        run: the run's folder; it need not exist.
+        folder: the policy's folder.
         tokens: the policy's tokenizer.
-        template: the recipe's.
+        template: the recipe's template.
     """
     return _first_kept([run], folder, tokens, template)
 
@@ -103,7 +104,7 @@ def _first_kept(runs: Iterable[Path], folder: Path, tokens: CorpusTokenizer, tem
 
 
 def keep_prompt(run: Path, text: PromptText, folder: Path, tokens: CorpusTokenizer, template: Template) -> None:
-    """Write what `kept_prompt` reads. Arguments as there."""
+    """Store the prompt for `kept_prompt`, which describes the arguments."""
     write_json(run / KEPT, {"made_from": _made_from(ChatTemplate.of(folder), tokens, template), **asdict(text)})
 
 
@@ -114,7 +115,7 @@ def _made_from(chat: ChatTemplate | None, tokens: CorpusTokenizer, template: Tem
 
 
 def _read(path: Path) -> Mapping[str, str]:
-    """What is kept; nothing if there is nothing to be read."""
+    """Return the stored prompt; empty if there is none or it is unreadable."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -124,9 +125,9 @@ def _read(path: Path) -> Mapping[str, str]:
 
 
 class PromptBuilder:
-    """Builds the prompt of a context for one policy and one rendered prompt template.
+    """Builds prompts of contexts for one policy and one rendered prompt template.
 
-    A policy without a chat template gets the plain text, after the token its model expects at a start, if any.
+    A policy without a chat template gets the plain text, preceded by the beginning-of-sequence token if it has one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, corpus_tokenizer: CorpusTokenizer, text: PromptText) -> None:
@@ -139,7 +140,7 @@ class PromptBuilder:
     def of(
         cls, tokenizer: PreTrainedTokenizerBase, corpus_tokenizer: CorpusTokenizer, template: Template
     ) -> PromptBuilder:
-        """With the template as it renders now.
+        """Return a builder with the template as it renders now.
 
         Raises:
             UserError: see `rendered`.
@@ -150,18 +151,19 @@ class PromptBuilder:
         return cls(tokenizer, corpus_tokenizer, rendered(chat, corpus_tokenizer, template))
 
     def ids(self, context: bytes) -> list[int]:
-        """Token ids of the prompt for a context (UTF-8; a character cut at its start becomes U+FFFD)."""
+        """Return the prompt's token ids for a context (UTF-8; a character cut at its start becomes U+FFFD)."""
         text = context.decode("utf-8", errors="replace")
         return [*self.prefix_ids, *self._corpus_tokenizer.encode(text).tolist(), *self.suffix_ids]
 
-    def longest(self, context_tokens: int, room: int) -> int:
-        """Most tokens of a prompt, whose context was cut to `context_tokens`, and of a response of up to `room`.
+    def longest(self, context_tokens: int, max_new_tokens: int) -> int:
+        """Return an upper bound of the tokens of a prompt and its response.
 
-        A context that was cut at its front may take a few tokens more when it is encoded again.
+        A context cut to `context_tokens` at its front may take a few more tokens when it is encoded again; 64 are
+        added.
         """
-        return len(self.prefix_ids) + context_tokens + 64 + len(self.suffix_ids) + room
+        return len(self.prefix_ids) + context_tokens + 64 + len(self.suffix_ids) + max_new_tokens
 
     def bare_ids(self, text: str) -> list[int]:
-        """Token ids of a text as such, after the token that the tokenizer declares for a beginning, if any."""
+        """Return the token ids of a text without a prompt, after the beginning-of-sequence token if there is one."""
         beginning = [] if self._corpus_tokenizer.bos_id is None else [self._corpus_tokenizer.bos_id]
         return [*beginning, *self._corpus_tokenizer.encode(text).tolist()]

@@ -1,6 +1,7 @@
-"""A process that renders one chat template by `transformers`, within limits: `chat_template.py` starts it.
+"""Script that renders one chat template with `transformers`, within limits; `chat_template.py` starts it.
 
-Chat templates are programs that come with a policy. Imports nothing of ours: it is run as a file, in isolation.
+Chat templates are untrusted programs that come with a policy. The script imports nothing of this project, because it is
+run as a file in isolated mode.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS, MEMORY, CHARACTERS = 5, 1 << 30, 1 << 20
-"""Of processor time; bytes; length of what is rendered."""
+"""Limits of processor time, of additional memory in bytes, and of the rendered text's length."""
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             return datetime.fromisoformat(request["now"])
 
-    setattr(chat_template_utils, "datetime", Clock)  # noqa: B010  # what the templates' `strftime_now` asks
+    setattr(chat_template_utils, "datetime", Clock)  # noqa: B010  # used by the templates' `strftime_now`
     limit()
     try:
         rendered: Any = chat_template_utils.render_jinja_template(
@@ -38,17 +39,17 @@ def main() -> None:
         )
         text = rendered[0][0]
         if len(text) > CHARACTERS:
-            raise ValueError(f"it makes {len(text):,} characters, more than {CHARACTERS:,}")
+            raise ValueError(f"it renders {len(text):,} characters, more than {CHARACTERS:,}")
         answer = {"text": text}
     except MemoryError:
         answer = {"error": f"it takes more than {MEMORY >> 20} MiB"}
-    except Exception as error:  # whatever a template does
+    except Exception as error:  # a template can raise anything
         answer = {"error": f"{type(error).__name__}: {error}"[:300]}
     json.dump(answer, sys.stdout)
 
 
 def limit() -> None:
-    """Processor time and memory that may be used from now on."""
+    """Limit the processor time and memory that this process can use from now on."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = round(used.ru_utime + used.ru_stime) + SECONDS
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))

@@ -1,4 +1,4 @@
-"""What ends a response: one rule for sampling, supervised training, evaluation and exports. Starts without torch."""
+"""The tokens that end a response: one rule for sampling, supervised training, evaluation, exports. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.chat_template import ChatTemplate, read_json
 
 _MARK = "the-answer-0f3c"
-"""An answer that no template holds otherwise."""
+"""An answer that occurs in no template."""
 
 
 @dataclass(frozen=True)
 class ResponseEnds:
-    """Ids that end a response, each with what names it."""
+    """Token ids that end a response, each with the files that name it."""
 
     named: Mapping[int, tuple[str, ...]]
-    """By id: `chat template`, `tokenizer`, `generation configuration`, `model configuration`."""
+    """Sources by id: `chat template`, `tokenizer`, `generation configuration`, `model configuration`."""
     of_response: int
-    """The one that supervised training teaches: the chat template's end of turn, else the tokenizer's."""
+    """The id that supervised training teaches: the chat template's end of turn, else the tokenizer's."""
     of_text: int
-    """The one that stands after a document: the tokenizer's, else that of a response."""
+    """The id that ends a document: the tokenizer's, else that of a response."""
 
     @property
     def ids(self) -> frozenset[int]:
-        """All of them."""
+        """Return all ids that end a response."""
         return frozenset(self.named)
 
     def described(self, tokens: CorpusTokenizer) -> str:
-        """A line for people: each token, its id and what names it."""
+        """Format as one line: each token, its id and its sources."""
         return ", ".join(
             f"{tokens.token_bytes[id].decode('utf-8', errors='replace')!r} ({id}: {' and '.join(sources)})"
             for id, sources in sorted(self.named.items())
@@ -40,15 +40,17 @@ class ResponseEnds:
 
 
 def response_ends(folder: Path, tokens: CorpusTokenizer) -> ResponseEnds:
-    """The union of what a policy's files name: the end of turn of the chat template, the tokenizer's `eos_token`, and
-    `eos_token_id` of the generation configuration and of the model's configuration.
+    """Return the union of the end tokens that a policy's files name.
+
+    The sources are the end of turn of the chat template, the tokenizer's `eos_token`, and `eos_token_id` of the
+    generation configuration and of the model's configuration.
 
     Args:
-        folder: of the policy, or of its tokenizer alone.
-        tokens: its tokenizer.
+        folder: the policy's folder, or that of its tokenizer alone.
+        tokens: the policy's tokenizer.
 
     Raises:
-        UserError: none of them names an end, so that no response could ever finish.
+        UserError: no file names an end token, so no response could ever finish.
     """
     found: dict[int, tuple[str, ...]] = {}
     for source, ids in _named(folder, tokens):
@@ -65,7 +67,7 @@ def response_ends(folder: Path, tokens: CorpusTokenizer) -> ResponseEnds:
 
 
 def _named(folder: Path, tokens: CorpusTokenizer) -> Iterator[tuple[str, list[int]]]:
-    """Sources in the order in which they are asked what to teach."""
+    """Yield the sources with their ids; the first id found is the one that training teaches."""
     turn = end_of_turn(ChatTemplate.of(folder), folder, tokens)
     yield "chat template", [] if turn is None else [turn]
     settings = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
@@ -79,9 +81,9 @@ def _named(folder: Path, tokens: CorpusTokenizer) -> Iterator[tuple[str, list[in
 
 
 def end_of_turn(template: ChatTemplate | None, folder: Path, tokens: CorpusTokenizer) -> int | None:
-    """The special token that the chat template puts after the policy's answer.
+    """Return the special token that the chat template puts after the policy's answer.
 
-    None if there is no template, if it cannot be rendered with an answer, or if no special token follows one.
+    It is None if there is no template, if it cannot be rendered with an answer, or if no special token follows.
     """
     if template is None:
         return None

@@ -1,4 +1,4 @@
-"""Rewards by name: outcomes of all responses to a step's sites. Shape names: P sites, G responses a site."""
+"""Rewards by name: outcomes of all responses to a step's sites. Shape names: P sites, G responses per site."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import Response
-from pipeline.shards.reader import Site
+from pipeline.shards.context import Site
 from pipeline.task.answers import Judge, score_answer, score_math
 from pipeline.task.extraction import BOX, END_OF_THINKING, extract_prediction
 from pipeline.task.length import overlong_penalty, token_budget, triangular
@@ -20,7 +20,7 @@ from pipeline.task.reward import Outcome, dense_reward, first_token_reward, scor
 
 @dataclass(frozen=True)
 class RolloutGroup:
-    """A site, the prompt made of it, and the policy's responses."""
+    """A site, its prompt, and the policy's responses, not yet rewarded."""
 
     site: Site
     prompt: tuple[int, ...]
@@ -29,7 +29,7 @@ class RolloutGroup:
 
 @dataclass(frozen=True)
 class RewardContext:
-    """What a reward may ask besides the responses: the policy that gave them, and its tokens."""
+    """The policy that sampled and its tokenizer, for rewards that need more than the responses."""
 
     sampler: Sampler
     prompts: PromptBuilder
@@ -37,47 +37,53 @@ class RewardContext:
 
 
 Outcomes = list[list[Outcome]]
-"""[P][G]"""
+"""[P][G] Outcome of each response."""
 
 
-def prefix(reader: RewardContext, answered: Sequence[RolloutGroup]) -> Outcomes:
-    """1 iff the prediction is a prefix of the continuation that ends where a token ends (arXiv 2506.08007, Eq. 3)."""
-    return _judged(score_response, answered)
+def prefix(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
+    """Return 1 iff the prediction is a prefix of the continuation that ends at a token boundary.
 
-
-def first_token(reader: RewardContext, answered: Sequence[RolloutGroup]) -> Outcomes:
-    """1 iff the prediction's first token is the true next token (arXiv 2506.08007, appendix A)."""
-    return [[_first_token(reader.tokenizer, a.site, r)[0] for r in a.responses] for a in answered]
-
-
-def dense(reader: RewardContext, answered: Sequence[RolloutGroup]) -> Outcomes:
-    """As `first_token`; a wrong first token earns the probability that the policy, asked directly, gives it.
-
-    (arXiv 2506.08007, appendix A, which does not say which model's probability it takes.)
+    Source: arXiv 2506.08007, equation 3.
     """
-    judged = [[_first_token(reader.tokenizer, a.site, r) for r in a.responses] for a in answered]
-    contexts = [_bare(reader, a.site) for a in answered]
-    logprobs = reader.sampler.next_logprobs(contexts, [[token for _, token in group] for group in judged])
+    return _score_with(score_response, rollout_groups)
+
+
+def first_token(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
+    """Return 1 iff the prediction's first token is the true next token (arXiv 2506.08007, appendix A)."""
+    return [[_first_token(context.tokenizer, a.site, r)[0] for r in a.responses] for a in rollout_groups]
+
+
+def dense(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
+    """Return the `first_token` reward, but the policy's direct probability of the token if it is wrong.
+
+    Source: arXiv 2506.08007, appendix A, which does not specify the model that the probability comes from.
+    """
+    scored = [[_first_token(context.tokenizer, a.site, r) for r in a.responses] for a in rollout_groups]
+    contexts = [_bare(context, a.site) for a in rollout_groups]
+    logprobs = context.sampler.next_logprobs(contexts, [[token for _, token in group] for group in scored])
     return [
         [dense_reward(outcome, math.exp(logprob)) for (outcome, _), logprob in zip(group, of_group, strict=True)]
-        for group, of_group in zip(judged, logprobs, strict=True)
+        for group, of_group in zip(scored, logprobs, strict=True)
     ]
 
 
-def information_gain(reader: RewardContext, answered: Sequence[RolloutGroup]) -> Outcomes:
-    """RLP's reward (arXiv 2510.01265, section 2): log p(x_t | x_<t, thought) − log p(x_t | x_<t), in nats.
+def information_gain(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
+    """Return RLP's reward (arXiv 2510.01265, section 2): log p(x_t | x_<t, thought) − log p(x_t | x_<t), in nats.
 
-    The thought is the response up to the end of thinking, which is added where it never ended; the true token x_t is
-    then read in a box. The second term is the policy's own, read directly: RLP takes a slow copy's, but the term is
-    common to a group, and every advantage here is of differences within groups. Outcomes' reasons are `prefix`'s.
+    The thought is the response up to the end of thinking, which is appended if it never came; the true token x_t then
+    follows in a box. The second term comes from the policy itself without a thought. RLP takes it from a slow copy, but
+    the term is the same for the whole group, so it cancels in every advantage offered here. Outcomes' reasons are those
+    of `prefix`.
     """
-    outcomes = prefix(reader, answered)
-    targets = [_token_of(reader.tokenizer, a.site.target, a.site.target) for a in answered]
-    bare = reader.sampler.next_logprobs([_bare(reader, a.site) for a in answered], [[target] for target in targets])
-    box = encoded(reader.tokenizer, BOX)
-    thought = reader.sampler.next_logprobs(
-        [[*a.prompt, *_thought(reader.tokenizer, r), *box] for a in answered for r in a.responses],
-        [[target] for a, target in zip(answered, targets, strict=True) for _ in a.responses],
+    outcomes = prefix(context, rollout_groups)
+    targets = [_token_of(context.tokenizer, a.site.target, a.site.target) for a in rollout_groups]
+    bare = context.sampler.next_logprobs(
+        [_bare(context, a.site) for a in rollout_groups], [[target] for target in targets]
+    )
+    box = encoded(context.tokenizer, BOX)
+    thought = context.sampler.next_logprobs(
+        [[*a.prompt, *_thought(context.tokenizer, r), *box] for a in rollout_groups for r in a.responses],
+        [[target] for a, target in zip(rollout_groups, targets, strict=True) for _ in a.responses],
     )
     gains = iter(thought)
     return [
@@ -86,26 +92,26 @@ def information_gain(reader: RewardContext, answered: Sequence[RolloutGroup]) ->
     ]
 
 
-def format_only(reader: RewardContext, answered: Sequence[RolloutGroup]) -> Outcomes:
-    """A control: 1 iff the response has ended and boxes something after the end of thinking, whatever that is.
+def format_only(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
+    """Return 1 iff the response has ended and boxes anything after the end of thinking (a control).
 
-    What training on it gains is the form of answers, not what they say. Outcomes' reasons are `prefix`'s.
+    Training on it can teach the form of answers only, not their content. Outcomes' reasons are those of `prefix`.
     """
     formless = ("missing", "empty", "unfinished")
     return [
         [outcome._replace(reward=float(outcome.reason not in formless)) for outcome in group]
-        for group in prefix(reader, answered)
+        for group in prefix(context, rollout_groups)
     ]
 
 
-def answer(reader: RewardContext, answered: Sequence[RolloutGroup]) -> Outcomes:
-    """1 iff the prediction is the answer to the question: the same text or the same number."""
-    return _judged(score_answer, answered)
+def answer(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
+    """Return 1 iff the prediction is the answer to the question: the same text or the same number."""
+    return _score_with(score_answer, rollout_groups)
 
 
-def math_answer(reader: RewardContext, answered: Sequence[RolloutGroup]) -> Outcomes:
-    """1 iff the prediction is the answer to the question by the rules of `math-verify`."""
-    return _judged(score_math, answered)
+def math_answer(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
+    """Return 1 iff the prediction is the answer to the question by the rules of `math-verify`."""
+    return _score_with(score_math, rollout_groups)
 
 
 REWARDS: dict[str, Callable[[RewardContext, Sequence[RolloutGroup]], Outcomes]] = {
@@ -117,51 +123,53 @@ REWARDS: dict[str, Callable[[RewardContext, Sequence[RolloutGroup]], Outcomes]] 
     "answer": answer,
     "math": math_answer,
 }
-"""By the names of `task.reward`."""
+"""Rewards by the names that `task.reward` accepts."""
 
 
 def compute_rewards(
-    task: TaskConfig, reader: RewardContext, answered: Sequence[RolloutGroup], step: int, room: int
+    task: TaskConfig, context: RewardContext, rollout_groups: Sequence[RolloutGroup], step: int, max_new_tokens: int
 ) -> Outcomes:
-    """What the recipe pays: the reward it names, and what a response's length adds to it or takes off.
+    """Return the outcomes with the recipe's reward, including the bonus or penalty for a response's length.
 
     Args:
-        task: the recipe's.
-        reader: the policy and its tokens.
-        answered: the responses to P sites.
-        step: decides the token budget.
-        room: tokens a response may have.
+        task: the recipe's task.
+        context: the policy and its tokenizer.
+        rollout_groups: the responses to P sites.
+        step: number of the step, which decides the token budget.
+        max_new_tokens: maximum length of a response.
     """
-    outcomes = REWARDS[task.reward](reader, answered)
+    outcomes = REWARDS[task.reward](context, rollout_groups)
     return [
         [
-            outcome._replace(reward=outcome.reward + _by_length(task, outcome, len(response.ids), step, room))
+            outcome._replace(reward=outcome.reward + _by_length(task, outcome, len(response.ids), step, max_new_tokens))
             for outcome, response in zip(group, a.responses, strict=True)
         ]
-        for group, a in zip(outcomes, answered, strict=True)
+        for group, a in zip(outcomes, rollout_groups, strict=True)
     ]
 
 
-def _judged(judge: Judge, answered: Sequence[RolloutGroup]) -> Outcomes:
-    return [[judge(r.text, r.finished, a.site.continuation, a.site.boundaries) for r in a.responses] for a in answered]
+def _score_with(judge: Judge, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
+    return [
+        [judge(r.text, r.finished, a.site.continuation, a.site.boundaries) for r in a.responses] for a in rollout_groups
+    ]
 
 
-def _by_length(task: TaskConfig, outcome: Outcome, length: int, step: int, room: int) -> float:
+def _by_length(task: TaskConfig, outcome: Outcome, length: int, step: int, max_new_tokens: int) -> float:
     earned, config = 0.0, task.length_reward
-    if config and outcome.right:  # a wrong answer is not paid for being short
+    if config and outcome.right:  # wrong answers get no bonus for being short
         budget = token_budget(step, config.budget, config.decay, config.over_steps, config.least)
         earned += config.weight * triangular(length, budget)
     if task.overlong_penalty_tokens:
-        earned += overlong_penalty(length, room, task.overlong_penalty_tokens)
+        earned += overlong_penalty(length, max_new_tokens, task.overlong_penalty_tokens)
     return earned
 
 
-def _bare(reader: RewardContext, site: Site) -> list[int]:
-    return reader.prompts.bare_ids(site.context.decode("utf-8", errors="replace"))
+def _bare(context: RewardContext, site: Site) -> list[int]:
+    return context.prompts.bare_ids(site.context.decode("utf-8", errors="replace"))
 
 
 def _first_token(tokenizer: CorpusTokenizer, site: Site, response: Response) -> tuple[Outcome, int]:
-    """The outcome of a response by its first token, and that token's id (any, if there is none)."""
+    """Return the outcome of a response by its first token, and that token's id (0 if there is none)."""
     if not response.finished:
         return Outcome(0.0, "unfinished"), 0
     prediction = extract_prediction(response.text)
@@ -170,20 +178,20 @@ def _first_token(tokenizer: CorpusTokenizer, site: Site, response: Response) -> 
 
 
 def _token_of(tokenizer: CorpusTokenizer, text: bytes, target: bytes) -> int:
-    """The id of the first token of a text; a target, which may end inside a character, is looked up by its bytes."""
+    """Return the id of a text's first token; the target is looked up by its bytes, as it may end inside a character."""
     if text == target and target in tokenizer.token_bytes:
         return tokenizer.token_bytes.index(target)
     return int(tokenizer.encode(text.decode("utf-8", errors="replace"))[0])
 
 
 def encoded(tokenizer: CorpusTokenizer, literal: bytes) -> list[int]:
-    """The ids of a literal: its own token if it has one."""
+    """Return the token ids of a literal: its own token if the tokenizer has one."""
     own = tokenizer.id_of(literal.decode())
     return tokenizer.encode(literal.decode()).tolist() if own is None else [own]
 
 
 def _thought(tokenizer: CorpusTokenizer, response: Response) -> list[int]:
-    """The ids of a response up to the token that ends its thinking; that end is added if it never comes."""
+    """Return a response's ids up to the token that ends its thinking; the end is appended if it never comes."""
     text, known = b"", tokenizer.token_bytes
     for count, token in enumerate(response.ids, start=1):
         text += known[token] if token < len(known) else b""

@@ -1,4 +1,4 @@
-"""Rollouts: sites → prompts → responses → rewards → groups. Shape names: P sites, G responses a site."""
+"""Rollouts: sites → prompts → responses → rewards → groups. Shape names: P sites, G responses per site."""
 
 from __future__ import annotations
 
@@ -40,13 +40,16 @@ ROLLOUTS = pa.schema(
         pa.field("length", pa.int32(), nullable=False),
     ]
 )
-"""A row is a response. `context` and `response` are for reading: bytes that are no UTF-8 appear as U+FFFD there;
-`prediction` (null if there is none), `target` and the ids are exact."""
+"""Schema of the rollout tables, one row per response.
+
+`context` and `response` are for display: bytes that are not valid UTF-8 appear as U+FFFD. `prediction` (null if there
+is none), `target` and the ids are exact.
+"""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """A site, the group of responses to it, and what each earned [G]."""
+    """A site, the group of responses to it with their advantages, and the outcome [G] of each response."""
 
     site: Site
     group: Group
@@ -54,14 +57,14 @@ class Rollout:
 
     @property
     def text(self) -> str:
-        """The true text around the site: its context and what follows; characters cut at either end are left out."""
+        """Return the site's context and continuation as text, without characters cut at either end."""
         return (self.site.context + self.site.continuation).decode("utf-8", errors="ignore")
 
 
 def roll_out(
     sampler: ResponseSampler, prompts: PromptBuilder, draws: Sequence[SampledSite], recipe: Recipe, step: int
 ) -> list[RolloutGroup]:
-    """The prompt of each drawn site, and its responses, each with the noise of (seed, step, site, sample)."""
+    """Sample the responses to each drawn site; their noise depends on seed, step, site and sample number alone."""
     size = recipe.rollout.group_size
     ids = [tuple(prompts.ids(draw.site.context)) for draw in draws]
     seeds = [
@@ -78,19 +81,21 @@ def roll_out(
     ]
 
 
-def group_advantages(answered: Sequence[RolloutGroup], outcomes_PG: Outcomes, advantage: Advantage) -> list[Rollout]:
-    """Groups whose responses are compared with each other by what they earned."""
-    if not answered:
+def group_advantages(
+    rollout_groups: Sequence[RolloutGroup], outcomes_PG: Outcomes, advantage: Advantage
+) -> list[Rollout]:
+    """Return the rollouts with advantages, computed from the rewards within each group."""
+    if not rollout_groups:
         return []
     advantages_PG = advantage(np.array([[outcome.reward for outcome in group] for group in outcomes_PG]))
     return [
         Rollout(a.site, Group(a.prompt, a.responses, tuple(advantages)), tuple(outcomes))
-        for a, advantages, outcomes in zip(answered, advantages_PG.tolist(), outcomes_PG, strict=True)
+        for a, advantages, outcomes in zip(rollout_groups, advantages_PG.tolist(), outcomes_PG, strict=True)
     ]
 
 
 def rollout_rows(rollouts: Sequence[Rollout], step: int) -> list[dict[str, object]]:
-    """Rows of `ROLLOUTS`, one a response."""
+    """Return rows of `ROLLOUTS`, one per response."""
     return [
         {
             "step": step,
@@ -116,7 +121,7 @@ def rollout_rows(rollouts: Sequence[Rollout], step: int) -> list[dict[str, objec
 
 
 def write_rollouts(run: Path, step: int, rollouts: Sequence[Rollout]) -> None:
-    """`rollouts/step-<step>.parquet`, by rank 0."""
+    """Write `rollouts/step-<step>.parquet`, on rank 0 only."""
     if distributed.rank() == 0:
         path = run / "rollouts" / f"step-{step:06d}.parquet"
         with atomic_replacement(path) as temporary:

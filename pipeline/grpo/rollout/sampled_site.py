@@ -1,4 +1,4 @@
-"""A site as it was sampled in a step."""
+"""The data type of a site that a step has drawn."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ class SampledSite:
 
     site: Site
     repeat: int
-    """How often the step had drawn the same site before: a corpus may have fewer sites than a step draws."""
+    """How often the step drew the same site before; not 0 only if the corpus has fewer sites than a step draws."""

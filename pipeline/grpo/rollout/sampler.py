@@ -1,11 +1,11 @@
 """The built-in sampler: plain PyTorch over any decoder of `transformers`, with its own inference copy of the policy.
 
-A context is read once for its G responses, and where the model's attention allows (`shared_attention.py`) its keys and
-values are also held once; rows that have ended leave the batch (`decoding.py`). A response is a function of
-(weights, prompt, seed): its noise does not depend on which other rows are in the batch, on their order, or on the
-number of ranks.
+A context is read once for its G responses, and if the model's attention allows (`prefix_attention.py`) its keys and
+values are also stored once; finished rows leave the batch (`decoding.py`). A response is a function of
+(weights, prompt, seed): its noise does not depend on the other rows of the batch, on their order, or on the number of
+ranks.
 
-Shape names: P prompts, G responses a prompt, R = P·G rows, W width of the left-padded contexts, H key-value heads,
+Shape names: P prompts, G responses per prompt, R = P·G rows, W width of the left-padded contexts, H key-value heads,
 D head dimension, V vocabulary.
 """
 
@@ -43,7 +43,7 @@ from pipeline.scoring.rotary import fix_rotary
 from pipeline.task.reward import response_bytes
 
 Rows = Callable[[Layers, Tensor, int, int], Shared | Repeated]
-"""Keys and values of contexts, their mask [P, W], G, room → the rows that are decoded after them."""
+"""Keys and values of contexts, their mask [P, W], G, max_new_tokens → the rows to decode after them."""
 
 
 class Sampler:
@@ -55,7 +55,7 @@ class Sampler:
         eos_ids: ids that end a response.
         batch_rows: responses decoded at once: memory, not results.
         prefill_tokens: context tokens read at once: memory, not results.
-        longest: most tokens of a prompt and its response that the model was loaded for, if it takes no more.
+        longest: maximum tokens of a prompt and its response that the model was loaded for, if it is limited to them.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Sampler:
         self.eos_ids = frozenset(eos_ids)
         self._tokenizer = tokenizer
         self._batch_rows, self._prefill_tokens, self._longest = batch_rows, prefill_tokens, longest
-        self._read, self._rows = _fastest(model)
+        self._read, self._rows = _choose_decoding(model)
         kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
         if kinds - {"full_attention", "sliding_attention"}:
             raise UserError(
-                "the built-in sampler knows models with attention layers only",
+                "the built-in sampler supports only models with attention layers",
                 where=f"{type(model).__name__} has {', '.join(sorted(kinds))}",
                 hint="choose another policy",
             )
@@ -92,18 +92,18 @@ class Sampler:
         batch_rows: int = 1024,
         longest: int | None = None,
     ) -> Sampler:
-        """From a `transformers` folder, whose files say what ends a response (`response_ends.py`).
+        """Load a sampler from a `transformers` folder, whose files name the tokens that end a response.
 
         Args:
-            folder: of the policy.
-            tokenizer: the policy's.
-            dtype: of its weights.
-            device: where it samples.
+            folder: the policy's folder.
+            tokenizer: the policy's tokenizer.
+            dtype: dtype of the weights.
+            device: device to sample on.
             batch_rows: responses decoded at once.
-            longest: most tokens of a prompt and its response, as for `fix_rotary`.
+            longest: maximum tokens of a prompt and its response, as for `fix_rotary`.
 
         Raises:
-            UserError: the policy's responses would depend on what is sampled beside them.
+            UserError: the policy's responses would depend on the other responses in the batch.
         """
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         fixed = fix_rotary(model, longest)
@@ -115,7 +115,8 @@ class Sampler:
         """Copy weights by their `transformers` names. A tied output head follows its embedding.
 
         Raises:
-            ValueError: a parameter was not given, or one was given that the model does not have.
+            ValueError: a parameter is missing.
+            KeyError: a parameter is not one of the model's.
         """
         own = dict(self.model.named_parameters())  # tied parameters appear once, under their first name
         aliases = set(dict(self.model.named_parameters(remove_duplicate=False))) - set(own)
@@ -124,14 +125,14 @@ class Sampler:
                 if name not in aliases:
                     own.pop(name).copy_(tensor)
         if own:
-            raise ValueError(f"weights not given: {', '.join(own)}")
+            raise ValueError(f"missing weights: {', '.join(own)}")
 
     @torch.inference_mode()
     def sample(self, request: SamplingRequest) -> list[Response]:
-        """The P·G responses, in the order of the request's seeds.
+        """Sample the P·G responses, in the order of the request's seeds.
 
         Raises:
-            UserError: a prompt and its response may be longer than the model was loaded for, or than it has positions.
+            UserError: a prompt and its response may exceed the length the model was loaded for, or its positions.
         """
         prompts, group_size, seeds = request.prompts, request.group_size, request.seeds
         most = max(map(len, prompts), default=0) + request.max_new_tokens
@@ -144,22 +145,22 @@ class Sampler:
             )
         must_fit(self.model.config, max(map(len, prompts), default=0), request.max_new_tokens)
         responses: dict[int, Response] = {}
-        by_length = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))  # little padding
+        by_length = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))  # keeps padding small
         for start in range(0, len(prompts), width := max(1, self._batch_rows // group_size)):
             chosen = by_length[start : start + width]
             rows = [p * group_size + g for p in chosen for g in range(group_size)]
             seeds_R = np.array([seeds[row] for row in rows], dtype=np.uint64)
-            drawing = SamplingParams(seeds_R, request.temperature, request.max_new_tokens, self.eos_ids)
-            made = self._decode([prompts[p] for p in chosen], group_size, drawing)
-            responses.update(zip(rows, made, strict=True))
+            params = SamplingParams(seeds_R, request.temperature, request.max_new_tokens, self.eos_ids)
+            decoded = self._decode([prompts[p] for p in chosen], group_size, params)
+            responses.update(zip(rows, decoded, strict=True))
         return [responses[row] for row in range(len(seeds))]
 
     @torch.inference_mode()
     def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]:
-        """The most likely next token after each of P contexts, read straight off the model.
+        """Return the most likely next token after each of P contexts, without sampling a response.
 
         Args:
-            contexts: token ids, with the token the model expects at a start where it expects one; none is empty.
+            contexts: token ids, not empty, including the beginning-of-sequence token if the model expects one.
         """
         best = [0] * len(contexts)
         for chosen, logits_PV in self._next(contexts):
@@ -169,11 +170,11 @@ class Sampler:
 
     @torch.inference_mode()
     def next_logprobs(self, contexts: Sequence[Sequence[int]], ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probabilities (nats, temperature 1) of given next tokens after each of P contexts.
+        """Return the log-probabilities (nats, temperature 1) of given next tokens after each of P contexts.
 
         Args:
             contexts: as for `direct`.
-            ids: of every context, the tokens asked for.
+            ids: the next tokens to look up, for each context.
         """
         found: list[list[float]] = [[]] * len(contexts)
         for chosen, logits_PV in self._next(contexts):
@@ -182,16 +183,16 @@ class Sampler:
         return found
 
     def _next(self, contexts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
-        """Numbers of some of the contexts and the logits [P, V] after them, until all were read."""
+        """Yield indices of some contexts with the logits [P, V] after them, until all contexts are read."""
         by_length = sorted(range(len(contexts)), key=lambda p: len(contexts[p]))
         for chosen in _chunks(by_length, [len(context) for context in contexts], self._prefill_tokens):
             yield chosen, self._read([contexts[p] for p in chosen], len(contexts[chosen[-1]]), None)
 
     def close(self) -> None:
-        """Nothing to release: the model is plain memory."""
+        """Do nothing, because the model is plain memory."""
 
-    def _decode(self, prompts: list[Sequence[int]], group_size: int, drawing: SamplingParams) -> list[Response]:
-        """Responses of one batch, prompt by prompt."""
+    def _decode(self, prompts: list[Sequence[int]], group_size: int, params: SamplingParams) -> list[Response]:
+        """Decode the responses of one batch, prompt by prompt."""
         device = self.model.device
         lengths = [len(prompt) for prompt in prompts]
         width = max(lengths)
@@ -201,14 +202,14 @@ class Sampler:
             logits.append(self._read([prompts[p] for p in chosen], width, part))
             layers.append(part)
         logits_RV = torch.cat(logits).repeat_interleave(group_size, dim=0)
-        rows = self._rows(layers, pad_left(prompts, width, device)[1], group_size, drawing.room)
+        rows = self._rows(layers, pad_left(prompts, width, device)[1], group_size, params.max_new_tokens)
         del layers, part, logits
         positions_R = torch.tensor(lengths, device=device).repeat_interleave(group_size)
-        ids_RT, logprobs_RT = rows.decode(logits_RV, positions_R, drawing)
+        ids_RT, logprobs_RT = rows.decode(logits_RV, positions_R, params)
 
-        end_RT: NDArray[np.bool_] = np.asarray(np.isin(ids_RT, sorted(drawing.eos_ids)))
+        end_RT: NDArray[np.bool_] = np.asarray(np.isin(ids_RT, sorted(params.eos_ids)))
         finished_R, length_R = np.any(end_RT, axis=1), np.argmax(end_RT, axis=1) + 1
-        length_R[~finished_R] = drawing.room
+        length_R[~finished_R] = params.max_new_tokens
         return [
             self._response(ids_RT[r, :n].tolist(), logprobs_RT[r, :n].tolist(), finished)
             for r, (n, finished) in enumerate(zip(length_R.tolist(), finished_R.tolist(), strict=True))
@@ -219,8 +220,8 @@ class Sampler:
         return Response(tuple(ids), text, finished, tuple(logprobs))
 
 
-def _fastest(model: PreTrainedModel) -> tuple[ReadContexts, Rows]:
-    """How the model reads contexts best, and decodes after them."""
+def _choose_decoding(model: PreTrainedModel) -> tuple[ReadContexts, Rows]:
+    """Return the fastest functions that the model supports, for reading contexts and for decoding after them."""
     by_modules = partial(contexts_by_modules, model)
     if not can_share(model):
         return by_modules, partial(Repeated, model)
@@ -231,7 +232,7 @@ def _fastest(model: PreTrainedModel) -> tuple[ReadContexts, Rows]:
 
 
 def _chunks(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Consecutive parts of `order` whose padded size stays within `tokens` (one item at least)."""
+    """Yield consecutive parts of `order` whose padded size stays within `tokens`, with at least one item each."""
     part: list[int] = []
     longest = 0
     for item in order:

@@ -1,4 +1,4 @@
-"""Which sampler a run takes, where its recipe leaves that open. Starts without torch."""
+"""Choice of the sampler for `rollout.sampler: auto`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLERS = {"built_in": "built-in sampler", "vllm": "vLLM sampler"}
 
 
 def with_sampler(recipe: Recipe, server: str | None) -> Recipe:
-    """The recipe with its `rollout.sampler` settled, if that is `auto`: what it is on this machine, which is said."""
+    """Return the recipe with `rollout.sampler: auto` replaced by this machine's sampler, and log the choice."""
     if recipe.rollout.sampler != "auto":
         return recipe
     main, world = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
@@ -30,14 +30,14 @@ def with_sampler(recipe: Recipe, server: str | None) -> Recipe:
 def choose_sampler(
     reward: str, server: str | None, ranks: int, *, installed: bool, gpu: bool
 ) -> tuple[Literal["built_in", "vllm"], str]:
-    """What `rollout.sampler: auto` stands for, and why.
+    """Return the sampler that `rollout.sampler: auto` means, and the reason.
 
     Args:
         reward: `task.reward`.
         server: address of a vLLM server, if one was given.
-        ranks: that share the run.
-        installed: whether vLLM is.
-        gpu: whether PyTorch can use one.
+        ranks: number of ranks of the run.
+        installed: True if vLLM is installed.
+        gpu: True if PyTorch can use a GPU.
     """
     if reward in READING_REWARDS:
         return "built_in", f"task.reward: {reward} reads probabilities, which vLLM does not give"

@@ -1,7 +1,7 @@
 """vLLM inside this process: token ids in, token ids out, weights replaced in place. The only file that imports vLLM.
 
-It runs where vLLM is installed: in the trainer's process (colocated) or in a server's
-(`pipeline.grpo.rollout.vllm_server`). Nothing is tokenized here, and nothing but torch and vLLM is needed.
+It runs where vLLM is installed: in the trainer's process (colocated) or in a server
+(`pipeline.grpo.rollout.vllm_server`). It tokenizes nothing and needs only torch and vLLM.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the model lives here, where weights can be handed to it
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # keep the model in this process, to load weights
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -24,7 +24,7 @@ from vllm.platforms import current_platform
 from pipeline.grpo.types import SamplingRequest
 
 Sampled = tuple[list[int], list[float], bool]
-"""Of one response: token ids [T], their log-probabilities [T] as they were sampled, and whether it ended by itself."""
+"""One response: token ids [T], their log-probabilities [T] when sampled, and True if it ended by itself."""
 
 
 class VllmEngine:
@@ -33,9 +33,9 @@ class VllmEngine:
     Args:
         folder: a `transformers` folder.
         dtype: "float32" or "bfloat16".
-        max_tokens: longest prompt and response together, at most what the model has room for, which None means.
+        max_tokens: maximum tokens of a prompt and its response; None means the model's maximum.
         batch_rows: responses decoded at once.
-        memory_fraction: of an accelerator's memory that vLLM may hold (weights and keys and values).
+        memory_fraction: share of the accelerator's memory that vLLM can use (weights, keys and values).
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class VllmEngine:
             gpu_memory_utilization=memory_fraction,
             enable_sleep_mode=self._can_sleep,
             enable_prefix_caching=True,  # a context is read once for its group
-            # On a CPU, vLLM 0.32 rewinds the noise of a request whose prompt is read in pieces, which only CUDA's
-            # generators can do; prompts are read whole there.
+            # vLLM 0.32 rewinds the noise of a request whose prompt is prefilled in chunks, which only CUDA's generators
+            # support. On CPUs prompts are therefore read whole.
             enable_chunked_prefill=not on_cpu,
             enforce_eager=on_cpu,
             logprobs_mode="processed_logprobs",  # of the distribution that was sampled from, at its temperature
@@ -68,10 +68,10 @@ class VllmEngine:
         )
 
     def generate(self, request: SamplingRequest, stop_ids: Sequence[int]) -> list[Sampled]:
-        """The P·G responses, in the order of the request's seeds. Each has noise of its own seed alone."""
+        """Sample the P·G responses, in the order of the request's seeds, on which alone their noise depends."""
         if self._can_sleep:
             self._llm.wake_up()
-        asked = [{"prompt_token_ids": list(ids)} for ids in request.prompts for _ in range(request.group_size)]
+        prompts = [{"prompt_token_ids": list(ids)} for ids in request.prompts for _ in range(request.group_size)]
         settings = [
             SamplingParams(
                 temperature=request.temperature,
@@ -83,13 +83,13 @@ class VllmEngine:
             )
             for seed in request.seeds
         ]
-        outputs = self._llm.generate(asked, settings, use_tqdm=False)
+        outputs = self._llm.generate(prompts, settings, use_tqdm=False)
         if self._can_sleep:
             self._llm.sleep(level=1)
         return [_sampled(output.outputs[0], stop_ids) for output in outputs]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace all weights, given by their `transformers` names; forget what was computed with the old ones."""
+        """Replace all weights, given by their `transformers` names, and drop the prefix cache of the old ones."""
         if self._can_sleep:
             self._llm.wake_up()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
@@ -97,7 +97,7 @@ class VllmEngine:
         self._llm.reset_prefix_cache()
 
     def close(self) -> None:
-        """Release the model, before the process group it lives in is left."""
+        """Release the model. Call it before its process group is destroyed."""
         self._llm.llm_engine.engine_core.shutdown()
 
 
@@ -108,14 +108,17 @@ def _sampled(output: object, stop_ids: Sequence[int]) -> Sampled:
 
 
 def _repack_tied_head(model: torch.nn.Module) -> int:
-    """On a CPU, vLLM multiplies with packed copies of the weights. Its reload packs the copies of linear layers anew
-    but not those of the embedding and a head tied to it, which would go on sampling from the old policy."""
+    """Repack the weights that vLLM's reload leaves stale on CPUs; return the number of repacked modules.
+
+    On CPUs vLLM multiplies with packed copies of the weights. Its reload repacks those of linear layers but not those
+    of the embedding and a head tied to it, which would keep sampling from the old policy.
+    """
     if not current_platform.is_cpu():
         return 0
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
     packed = [module for module in model.modules() if hasattr(module, "cpu_linear")]
-    # Layers packed anew have given their weight away.
+    # Layers that were repacked have an empty weight.
     stale = [module for module in packed if isinstance(module.weight, Tensor) and module.weight.numel() > 0]
     for module in stale:
         dispatch_cpu_unquantized_gemm(module, remove_weight=False)

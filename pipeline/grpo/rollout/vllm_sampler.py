@@ -1,7 +1,7 @@
-"""Sampling with vLLM, behind the same methods as the built-in sampler: in this process, or in a server's.
+"""Sampling with vLLM, with the same methods as the built-in sampler: in this process, or on a server.
 
-Token ids go end to end. How far vLLM and the trainer disagree about the same weights is measured at every update
-(`sampler/logprob_gap`), and a policy whose first log-probabilities do not agree is refused before training starts.
+Prompts and responses are token ids throughout. The difference between the log-probabilities of vLLM and of the trainer
+is measured at every update (`sampler/logprob_gap`), and training does not start if the first ones do not agree.
 """
 
 from __future__ import annotations
@@ -27,21 +27,24 @@ from pipeline.grpo.types import Response, SamplingRequest
 from pipeline.task.reward import response_bytes
 
 Sampled = Sequence[Any]
-"""Token ids [T], log-probabilities [T], finished: `vllm_engine.Sampled`, or the same out of JSON."""
+"""Token ids [T], log-probabilities [T], finished: `vllm_engine.Sampled`, or the same parsed from JSON."""
 
 
 class TokenEngine(Protocol):
-    """What samples token ids: `vllm_engine.VllmEngine`, or `RemoteEngine`, which speaks to one."""
+    """Interface of engines that sample token ids: `vllm_engine.VllmEngine`, or `RemoteEngine`, its client."""
 
-    def generate(self, request: SamplingRequest, stop_ids: Sequence[int]) -> Sequence[Sampled]: ...
+    def generate(self, request: SamplingRequest, stop_ids: Sequence[int]) -> Sequence[Sampled]:
+        """Sample the P·G responses, in the order of the request's seeds."""
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace all weights, given by their `transformers` names."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the engine's resources."""
 
 
 class VllmSampler:
-    """`pipeline.grpo.rollout.sampler.Sampler`, by another engine."""
+    """A `ResponseSampler` that samples with vLLM."""
 
     def __init__(self, engine: TokenEngine, tokenizer: CorpusTokenizer, eos_ids: Iterable[int]) -> None:
         self.eos_ids = frozenset(eos_ids)
@@ -52,21 +55,20 @@ class VllmSampler:
         self._engine.load_weights(weights)
 
     def sample(self, request: SamplingRequest) -> list[Response]:
-        """The P·G responses, in the order of the request's seeds."""
+        """Sample the P·G responses, in the order of the request's seeds."""
         if not request.prompts:
             return []
         return [self._response(*sampled) for sampled in self._engine.generate(request, sorted(self.eos_ids))]
 
     def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]:
-        """The most likely next token after each context (see `Sampler.direct`)."""
+        """Return the most likely next token after each context (see `Sampler.direct`)."""
         if not contexts:
             return []
         request = SamplingRequest(contexts, group_size=1, temperature=0.0, max_new_tokens=1, seeds=[0] * len(contexts))
-        made = self._engine.generate(request, [])
-        return [ids[0] for ids, *_ in made]
+        return [ids[0] for ids, *_ in self._engine.generate(request, [])]
 
     def close(self) -> None:
-        """Release the engine, before the process group is left."""
+        """Release the engine. Call it before the process group is destroyed."""
         self._engine.close()
 
     def _response(self, ids: Sequence[int], logprobs: Sequence[float], finished: bool) -> Response:
@@ -84,26 +86,26 @@ def start_vllm(
     max_tokens: int,
     server: str | None,
 ) -> VllmSampler:
-    """vLLM on `server`, or in this process.
+    """Return a sampler that uses vLLM on `server`, or in this process if `server` is None.
 
     Args:
-        folder: the policy a vLLM in this process starts from.
-        tokenizer: the policy's.
+        folder: the policy that vLLM in this process starts from.
+        tokenizer: the policy's tokenizer.
         eos_ids: ids that end a response.
-        rollout: rows and memory of a vLLM in this process.
-        dtype: of its weights.
-        max_tokens: longest prompt and response together.
+        rollout: rows and memory of vLLM in this process.
+        dtype: dtype of its weights.
+        max_tokens: maximum tokens of a prompt and its response.
         server: `http://host:port` of a `pipeline.grpo.rollout.vllm_server`.
 
     Raises:
-        UserError: vLLM is not installed, or several ranks would each want one.
+        UserError: vLLM is not installed, or there are several ranks without a server.
     """
     if server is not None:
         return VllmSampler(RemoteEngine(server), tokenizer, eos_ids)
     if distributed.world_size() > 1:
         raise UserError(
-            "a vLLM in the trainer's process serves one rank",
-            hint="start `python -m pipeline.grpo.rollout.vllm_server FOLDER` and give its address as --vllm-server",
+            "vLLM in the trainer's process supports one rank only",
+            hint="start `python -m pipeline.grpo.rollout.vllm_server FOLDER` and pass its address as --vllm-server",
         )
     try:
         from pipeline.grpo.rollout.vllm_engine import VllmEngine
@@ -111,63 +113,65 @@ def start_vllm(
         raise UserError(
             f"vLLM cannot be imported ({error})",
             where="rollout.sampler",
-            hint="`pip install 'rpt[vllm]'`, give --vllm-server, or choose `rollout.sampler: built_in`",
+            hint="`pip install 'rpt[vllm]'`, pass --vllm-server, or set `rollout.sampler: built_in`",
         ) from error
     engine = VllmEngine(folder, dtype, max_tokens, rollout.batch_rows, rollout.vllm_memory_fraction)
     return VllmSampler(engine, tokenizer, eos_ids)
 
 
 class RemoteEngine:
-    """A `pipeline.grpo.rollout.vllm_server` somewhere else. Several ranks may share one; rank 0 hands over the weights.
+    """Client of a `pipeline.grpo.rollout.vllm_server`. Several ranks can share one; rank 0 sends the weights.
 
     Args:
         url: `http://host:port`.
-        seconds: that any answer may take: a server that hangs is an error, not a run that never ends.
+        seconds: timeout of each request, so that a server that hangs is an error.
     """
 
     def __init__(self, url: str, seconds: float = 600.0) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
-            raise UserError("not the address of a sampling server", where=url, hint="give http://host:port")
+            raise UserError("not the address of a sampling server", where=url, hint="use the form http://host:port")
         self._url, self._host, self._port, self._seconds = url, parts.hostname, parts.port or 80, seconds
 
     def generate(self, request: SamplingRequest, stop_ids: Sequence[int]) -> Sequence[Sampled]:
-        """As `vllm_engine.VllmEngine.generate`, by the server."""
-        request = replace(  # JSON knows no numbers of numpy
+        """Sample on the server, as `vllm_engine.VllmEngine.generate` does."""
+        request = replace(  # JSON cannot encode NumPy integers
             request,
             prompts=[list(map(int, prompt)) for prompt in request.prompts],
             seeds=list(map(int, request.seeds)),
         )
-        asked = {"request": asdict(request), "stop_ids": list(stop_ids)}
-        return self._ask("POST", "/sample", json.dumps(asked).encode())
+        body = {"request": asdict(request), "stop_ids": list(stop_ids)}
+        return self._send_request("POST", "/sample", json.dumps(body).encode())
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Parameter by parameter: none is held twice here, and each must arrive with the checksum it left with."""
+        """Send the weights one parameter at a time, to save memory, and compare the checksum of each on arrival."""
         names = []
         for name, tensor in weights:
             if distributed.rank() == 0:
-                self._send(name, tensor)
+                self._send_parameter(name, tensor)
                 names.append(name)
         if distributed.rank() == 0:
-            self._ask("POST", "/commit", json.dumps({"names": names}).encode())
-        distributed.barrier()  # no rank samples before the weights are there
+            self._send_request("POST", "/commit", json.dumps({"names": names}).encode())
+        distributed.barrier()  # no rank samples before the weights have arrived
 
     def close(self) -> None:
-        """The server goes on: it may serve another run."""
+        """Do nothing: the server keeps running, so that it can serve another run."""
 
-    def _send(self, name: str, tensor: Tensor) -> None:
+    def _send_parameter(self, name: str, tensor: Tensor) -> None:
         body = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        facts = {
+        query = {
             "name": name,
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "shape": ",".join(map(str, tensor.shape)),
             "sha256": hashlib.sha256(body).hexdigest(),
         }
-        arrived = self._ask("PUT", f"/parameter?{urlencode(facts)}", body)["sha256"]
-        if arrived != facts["sha256"]:
-            raise UserError(f"weights of {name} arrived changed", where=self._url, hint="restart the sampling server")
+        arrived = self._send_request("PUT", f"/parameter?{urlencode(query)}", body)["sha256"]
+        if arrived != query["sha256"]:
+            raise UserError(
+                f"the weights of {name} were corrupted in transfer", where=self._url, hint="restart the sampling server"
+            )
 
-    def _ask(self, method: str, path: str, body: bytes) -> Any:
+    def _send_request(self, method: str, path: str, body: bytes) -> Any:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._seconds)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {shared_secret()}"}
         try:

@@ -1,12 +1,12 @@
 """vLLM as a server for the trainer, in an environment that has vLLM.
 
-Input:   prompts as token ids; weights, one parameter a request, each with the checksum it must have here.
-Output:  responses as token ids with log-probabilities; of every parameter, the checksum that arrived.
+Input:   prompts as token ids; weights, one parameter per request, each with its expected checksum.
+Output:  responses as token ids with log-probabilities; for each parameter, the checksum on arrival.
 Command: python -m pipeline.grpo.rollout.vllm_server demo/policy --port 8077
          (loopback; prints one line when it is ready)
 
-It speaks to one trainer, on loopback unless told otherwise. Every request must carry the secret that both share
-(`sampler_secret.py`), and none that comes from a web page is answered.
+It serves one trainer, by default on loopback only. Every request must carry the shared secret (`sampler_secret.py`),
+and requests from web pages are refused.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ DEFAULT_PORT = 8077
 
 
 class Gate:
-    """Lets requests through that carry the secret and cannot come from a browser.
+    """Middleware that accepts only requests which carry the secret and cannot come from a browser.
 
-    A page of any site can make a browser ask this machine's ports. It cannot send our header without asking first, but
-    tells where it comes from (Origin, Sec-Fetch-Site) and, under a name of its own that points to this machine ("DNS
-    rebinding"), which one it asked for (Host): only addresses and names that we go by are answered.
+    Any web page can make a browser send requests to this machine's ports. The browser cannot add our header without a
+    preflight request, and it reveals the page's origin (Origin, Sec-Fetch-Site). Under "DNS rebinding", a foreign name
+    that resolves to this machine, it reveals that name (Host), so only addresses and our own names are accepted.
     """
 
     def __init__(self, app: ASGIApp, secret: str, names: Collection[str]) -> None:
         self._app, self._expected, self._names = app, f"Bearer {secret}".encode(), frozenset(names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
         refusal = self._refusal(Headers(scope=scope)) if scope["type"] == "http" else None
         await (refusal or self._app)(scope, receive, send)
 
@@ -69,7 +70,8 @@ class Gate:
 
 
 def _host_name(host: str) -> str:
-    """
+    """Return the name in a Host header, without its port; empty if it has none.
+
     Example:
         >>> _host_name("localhost:8077"), _host_name("[::1]:8077"), _host_name("[")
         ('localhost', '::1', '')
@@ -88,12 +90,12 @@ def _is_address(name: str) -> bool:
 
 
 def application(engine: VllmEngine, secret: str, names: Collection[str] = ("localhost",)) -> Starlette:
-    """The server's routes, for who knows the secret. One request at a time reaches the engine.
+    """Return the server's application, which passes one request at a time to the engine.
 
     Args:
-        engine: what samples.
-        secret: that every request must carry.
-        names: that the server goes by, besides addresses.
+        engine: the engine that samples.
+        secret: the secret that every request must carry.
+        names: host names that the server accepts, besides addresses.
     """
     busy = asyncio.Lock()
     waiting: dict[str, torch.Tensor] = {}
@@ -102,10 +104,10 @@ def application(engine: VllmEngine, secret: str, names: Collection[str] = ("loca
         return JSONResponse({"ready": True})
 
     async def sample(request: Request) -> Response:
-        asked = await request.json()
+        body = await request.json()
         async with busy:
-            made = await run_in_threadpool(engine.generate, SamplingRequest(**asked["request"]), asked["stop_ids"])
-        return JSONResponse(made)
+            sampled = await run_in_threadpool(engine.generate, SamplingRequest(**body["request"]), body["stop_ids"])
+        return JSONResponse(sampled)
 
     async def parameter(request: Request) -> Response:
         body = await request.body()
@@ -163,7 +165,7 @@ def main() -> None:
     )
     app = application(engine, secret, names)
     family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
-    listening = socket.create_server((arguments.host, arguments.port), family=family)  # before it is said to be ready
+    listening = socket.create_server((arguments.host, arguments.port), family=family)  # before "ready" is printed
     print(f"ready: http://{arguments.host}:{arguments.port}", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 

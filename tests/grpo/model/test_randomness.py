@@ -79,5 +79,5 @@ def test_gradients_are_those_of_the_policy_that_sampled(kind: str, checkpointing
 
 
 def test_a_model_whose_layers_cannot_be_run_again_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no gradient checkpointing.*policy\.gradient_checkpointing"):
+    with pytest.raises(UserError, match=r"does not support gradient checkpointing.*policy\.gradient_checkpointing"):
         checkpoint_layers(torch.nn.Linear(2, 2))

@@ -55,5 +55,5 @@ def test_a_sampler_of_another_policy_is_refused() -> None:
         wrong = Response(ids, b"", True, tuple(plain_logprobs(tiny(seed=1), PROMPT, ids, 0.7).tolist()))
     learner = PolicyLogprobs(model)
     assert sampler_gap(learner, right, PROMPT, 0.7) < 1e-4
-    with pytest.raises(UserError, match="sampler and trainer disagree"):
+    with pytest.raises(UserError, match="sampler and trainer differ"):
         sampler_gap(learner, wrong, PROMPT, 0.7)

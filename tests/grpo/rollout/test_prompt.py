@@ -79,13 +79,13 @@ def test_without_a_chat_template_the_expected_beginning_is_there(tmp_path: Path)
 @pytest.mark.parametrize(
     ("chat", "said"),
     [
-        ("{{ 'hello' }}", "shows the context 0 times"),
-        ("{{ messages[0]['content'] | upper }}", "shows the context 0 times"),
-        ("{{ messages[0]['content'] }} again: {{ messages[0]['content'] }}", "shows the context 2 times"),
+        ("{{ 'hello' }}", "contains it 0 times"),
+        ("{{ messages[0]['content'] | upper }}", "contains it 0 times"),
+        ("{{ messages[0]['content'] }} again: {{ messages[0]['content'] }}", "contains it 2 times"),
         ("{{ raise_exception('no system message') }}", "no system message"),
         ("{% if %}", "TemplateSyntaxError"),
         ("{{ nothing.at.all }}", "UndefinedError"),
-        ("{{ messages.__class__.__mro__ }}", "cannot be rendered|shows the context 0 times"),
+        ("{{ messages.__class__.__mro__ }}", "cannot be rendered|contains it 0 times"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{{ 'x' * 10000000000 }}", "takes more than 1024 MiB"),
         ("{{ 'x' * 2000000 }}", "makes 2,000,000 characters"),

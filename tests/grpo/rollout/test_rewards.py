@@ -115,7 +115,7 @@ def test_length_is_paid_to_right_answers_and_overlong_ones_lose(reader: RewardCo
     lengths = [len(response.ids) for response in given[0].responses]
     budget = LengthRewardConfig(weight=0.5, budget=2 * lengths[0], decay=0.5, over_steps=10)
     task = TaskConfig(length_reward=budget, overlong_penalty_tokens=4)
-    (outcomes,) = compute_rewards(task, reader, given, step=10, room=lengths[0] + 1)
+    (outcomes,) = compute_rewards(task, reader, given, step=10, max_new_tokens=lengths[0] + 1)
     assert [outcome.reward for outcome in outcomes] == pytest.approx([1 + 0.5 - 3 / 4, 0])
 
 

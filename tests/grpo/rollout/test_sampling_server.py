@@ -153,7 +153,7 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert shared_secret() == shared_secret()
     secret_file().chmod(0o644)
-    with pytest.raises(UserError, match="others may know"):
+    with pytest.raises(UserError, match="readable by other users"):
         shared_secret()
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))

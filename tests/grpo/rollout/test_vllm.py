@@ -156,10 +156,10 @@ def test_weights_that_arrive_changed_or_incomplete_are_refused(
 ) -> None:
     engine = RemoteEngine(server[0], seconds=60)
     with pytest.raises(UserError, match="bytes differ from what was sent"):
-        engine._ask("PUT", "/parameter?name=x&dtype=float32&shape=1&sha256=" + "0" * 64, b"\0\0\0\0")
+        engine._send_request("PUT", "/parameter?name=x&dtype=float32&shape=1&sha256=" + "0" * 64, b"\0\0\0\0")
     engine._send("model.norm.weight", policy.get_parameter("model.norm.weight"))
     with pytest.raises(UserError, match="2 parameters are not as announced"):
-        engine._ask("POST", "/commit", b'{"names": ["model.norm.bias"]}')
+        engine._send_request("POST", "/commit", b'{"names": ["model.norm.bias"]}')
 
 
 def test_a_server_that_hangs_is_an_error_with_a_time_limit(
@@ -178,4 +178,4 @@ def test_a_server_that_hangs_is_an_error_with_a_time_limit(
 
 def test_no_server_is_an_error_that_says_how_to_start_one(alone: None) -> None:
     with pytest.raises(UserError, match=r"cannot be reached .*vllm_server"):
-        RemoteEngine("http://127.0.0.1:9", seconds=5)._ask("GET", "/health", b"")
+        RemoteEngine("http://127.0.0.1:9", seconds=5)._send_request("GET", "/health", b"")
