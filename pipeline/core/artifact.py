@@ -191,6 +191,8 @@ def publish(directory: Path, shard: int, scratch: Path, counters: Counters, seco
 
 def _create(source: Path, target: Path) -> None:
     """Move `source` to `target` unless something is there already (then it has the same content)."""
+    # A hard link is created only if the name is free. Folders cannot be linked, but `rename` onto a folder that is not
+    # empty fails as well.
     try:
         os.rename(source, target) if source.is_dir() else os.link(source, target)
     except OSError:

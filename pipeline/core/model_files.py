@@ -44,9 +44,9 @@ def _locate(name: str, revision: str | None, files: Sequence[str]) -> Path:
     from huggingface_hub.errors import HFValidationError
     from tqdm import tqdm
 
-    wanted, bars = [*files, adapter.CONFIG], tqdm if console.is_terminal else None
+    patterns, bars = [*files, adapter.CONFIG], tqdm if console.is_terminal else None
     try:
-        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted, tqdm_class=bars)
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, tqdm_class=bars)
         return Path(folder)
     except HFValidationError as error:
         raise UserError("no such folder", where=name, hint="give a folder or a hub id `owner/name`") from error

@@ -155,6 +155,7 @@ class _WorkerPool:
         deaths: Counter[int | None] = Counter()
         left = len(items)
         while left:
+            # Items of dead workers go first, so that a shard that kills its workers is found out early.
             while idle and (item := again.pop() if again else next(fresh, None)) is not None:
                 worker = idle.pop()
                 self._calls[worker.run.remote(function, items[item])] = worker, item

@@ -69,6 +69,7 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        # `link` fails if the name exists, where `replace` would overwrite: the first writer wins.
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
     finally:

@@ -85,6 +85,7 @@ class CorpusTokenizer:
         self._is_parsed = np.zeros(self.vocab_size, dtype=bool)
         self._is_parsed[[self._added[content] for content in parsed]] = True
         self._starts_with_space = np.array([content.startswith(b" ") for content in self.token_bytes], dtype=bool)
+        # Found by trying, because normaliser, pre-tokenizer and decoder each have their own way to add the space.
         self.prepends_space = any(self._joined(self.encode(p)) == b" " + p.encode() for p in _FIRST_PROBES)
         self._prepends_after_parsed = self.prepends_space and any(
             self._joined(self.encode(f"a{blank}a")).endswith(f"{blank} a".encode()) for blank in parsed

@@ -263,7 +263,7 @@ def own_record(work: Path, manifest: Manifest, stage: str) -> Record:
 
 
 def _is_own(work: Path, corpus: CorpusConfig, record: Record) -> bool:
-    """Whether an output of `ingest`, or of a stage after it, was made from the source of a manifest.
+    """Return whether an output of `ingest`, or of a stage after it, was made from the source of a manifest.
 
     Where its documents are gone, only an output that was pulled although this source was read here is another's.
     """

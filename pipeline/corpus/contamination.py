@@ -45,6 +45,7 @@ class EvaluationIndex:
         hash_D = ngrams(document, self.n)
         if not len(self.hash_G):
             return None
+        # `searchsorted` gives len(hash_G) for hashes above all of them, which is no index.
         at_D = np.minimum(np.searchsorted(self.hash_G, hash_D), len(self.hash_G) - 1)
         hits = np.flatnonzero(self.hash_G[at_D] == hash_D)
         if not len(hits):

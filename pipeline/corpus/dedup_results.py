@@ -144,6 +144,7 @@ def _nearly_duplicate(
     keys_NB = keys.reshape(len(row_N), -1) if len(row_N) else keys.reshape(0, 1)
     taken = candidates.select("doc_id", "source_file", "source_row", "table").with_columns(split)[row_N]
     held_out_N = (taken["split"] == "validation").to_numpy()
+    # By doc_id, a hash of the text: which of two near-duplicates stays does not depend on their order in the source.
     order = taken.with_row_index("n").filter(~pl.Series(held_out_N)).sort("doc_id")["n"].to_list()
     first_T = np.searchsorted(candidates["table"].to_numpy(), np.arange(len(documents)))
     table_N = taken["table"].to_numpy()

@@ -67,6 +67,7 @@ def bands(shingles_S: UInt64, rows: int) -> UInt64:
     minhash = _empty().copy()
     for begin in range(0, len(shingles_S), _BLOCK):
         minhash.update_batch(shingles_S[begin : begin + _BLOCK])
+    # A band's key is a hash of its `rows` values: two documents share it (collisions aside) if all of them agree.
     count = PERMUTATIONS // rows
     values_BR = np.asarray(minhash.hashvalues, np.uint64)[: count * rows].reshape(count, rows)
     keys_B = np.arange(count, dtype=np.uint64)
@@ -106,6 +107,7 @@ def near_duplicates(
         Those that leave, in the given order, each with the most similar validation document, or else the most similar
         one that stays.
     """
+    # Only texts of documents that share a band key are read: almost all documents of a real corpus share none.
     suspect_N = _suspects(keys_NB, held_out_N, rule.within_training)
     sets = shingles_of(np.flatnonzero(suspect_N).tolist())
     index: defaultdict[int, list[int]] = defaultdict(list)
@@ -116,6 +118,8 @@ def near_duplicates(
 
     for row in np.flatnonzero(suspect_N & held_out_N).tolist():
         insert(row)
+    # Greedy, so that a training document is compared only with those that stay: a chain of near-duplicates, each like
+    # the one before it, does not leave as a whole.
     found = []
     for row in order:
         if not suspect_N[row]:

@@ -30,7 +30,7 @@ def shard_slice(shard: Shard) -> Slice:
 
 
 def as_slice(details: Mapping[str, Any]) -> Slice:
-    """Return the slice of which `details` is the `asdict`."""
+    """Return the slice whose `asdict` is `details`."""
     file = details["file"]
     checksums = Checksums(**file["checksums"]) if file["checksums"] else None
     return Slice(**{**details, "file": SourceFile(**{**file, "checksums": checksums})})
@@ -86,6 +86,8 @@ def ingest_shards(candidates: Record, assigned: Record) -> list[Shard]:
             f"documents-{i:05d}": (i, int(max(start, begins[i]) - begins[i]), int(min(stop, ends[i]) - begins[i]))
             for i in range(int(np.searchsorted(ends, start, "right")), int(np.searchsorted(begins, stop, "left")))
         }
+        # Every quarantine table goes to the shard in whose rows its table of candidates begins, and tables after the
+        # last row to the last shard, so that none is lost and none is taken twice.
         after = len(begins) if shard == len(stops) - 1 else int(np.searchsorted(begins, stop, "left"))
         rejects = range(int(np.searchsorted(begins, start, "left")), after)
         files: dict[str, InputFile] = {"assignment": assignment}

@@ -97,6 +97,8 @@ def _line_cuts(stream: BinaryIO, file: SourceFile, config: CorpusConfig, slice_b
             yield cut
             cut = None
         counted = 0
+        # Cut after the first line feed at byte `due` − 1 or later, so that a line which begins at `due` begins a slice.
+        # Lines are counted per block, which is much faster than reading line by line.
         while (newline := block.find(b"\n", max(due - 1 - offset, counted))) >= 0:
             rows += block.count(b"\n", counted, newline + 1)
             counted = newline + 1

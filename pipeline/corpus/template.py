@@ -29,7 +29,7 @@ class Template:
 
     @classmethod
     def parse(cls, template: str) -> Template:
-        r"""Parse `corpus.text`; `{{` and `}}` stand for braces.
+        r"""Parse `corpus.text`; `{{` and `}}` are literal braces.
 
         Raises:
             UserError: braces are unbalanced, there is no column, or a column has a conversion or format.
@@ -44,7 +44,9 @@ class Template:
         except ValueError as error:
             raise UserError(f"corpus.text: {error}", where=repr(template), hint=hint) from error
         if any(form or conversion or column == "" for _, column, form, conversion in pieces):
-            raise UserError("corpus.text: only plain column names stand in braces", where=repr(template), hint=hint)
+            raise UserError(
+                "corpus.text: only plain column names are allowed in braces", where=repr(template), hint=hint
+            )
         if all(column is None for _, column, _, _ in pieces):
             raise UserError("corpus.text names no column", where=repr(template), hint=hint)
         return cls(tuple((literal, column) for literal, column, _, _ in pieces))
@@ -185,6 +187,7 @@ def _composed_ends(pieces: Sequence[str]) -> list[int]:
     normal = unicodedata.normalize("NFC", whole)
     ends = []
     for border in _running(len(piece) for piece in pieces):
+        # A border inside a composed character is not one of the result: move it right until both sides compose alone.
         while True:
             head = unicodedata.normalize("NFC", whole[:border])
             if head + unicodedata.normalize("NFC", whole[border:]) == normal:

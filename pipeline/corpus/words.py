@@ -86,6 +86,7 @@ def ngrams(words: Sequence[str], n: int) -> NDArray[np.uint64]:
     hashes_W = np.fromiter(map(_word_hash, words), np.uint64, len(words))
     size = max(0, len(words) - n + 1)
     total = np.zeros(size, np.uint64)
+    # Horner's rule for all n-grams at once, modulo 2^64: n passes over the array instead of one per n-gram.
     for i in range(n if size else 0):
         total = total * _MULTIPLIER + hashes_W[i : i + size]
     return total
