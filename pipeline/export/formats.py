@@ -71,7 +71,7 @@ _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content
 _REWARD_MODEL = pa.struct([pa.field("style", pa.string()), pa.field("ground_truth", pa.string())])
 
 Schema = Callable[[Sequence[pa.Field]], pa.Schema]
-"""Of Parquet, by the columns of metadata."""
+"""Makes the Parquet schema of a format from the columns of metadata."""
 
 
 def _verl_schema(metadata: Sequence[pa.Field]) -> pa.Schema:

@@ -37,7 +37,7 @@ class PolicyTokens:
     """Document d has the tokens first_D[d]:past_D[d]."""
     lossless_D: Bool
     holds_added_D: Bool
-    """Whether a document contains the text of one of the policy's added tokens."""
+    """True for documents that contain the text of one of the policy's added tokens."""
 
 
 @dataclass(frozen=True)

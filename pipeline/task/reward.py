@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
 
     @property
     def right(self) -> bool:
-        """Whether the prediction is correct."""
+        """True if the prediction is correct."""
         return self.reason == "match"
 
 
