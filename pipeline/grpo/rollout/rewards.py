@@ -11,7 +11,7 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import Response
-from pipeline.shards.context import Site
+from pipeline.shards.reader import Site
 from pipeline.task.answers import Judge, score_answer, score_math
 from pipeline.task.extraction import BOX, END_OF_THINKING, extract_prediction
 from pipeline.task.length import overlong_penalty, token_budget, triangular

@@ -88,7 +88,7 @@ def test_without_a_chat_template_the_expected_beginning_is_there(tmp_path: Path)
         ("{{ messages.__class__.__mro__ }}", "cannot be rendered|contains it 0 times"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{{ 'x' * 10000000000 }}", "takes more than 1024 MiB"),
-        ("{{ 'x' * 2000000 }}", "makes 2,000,000 characters"),
+        ("{{ 'x' * 2000000 }}", "renders 2,000,000 characters"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "too much time or memory"),
         ("{{ 9 ** (9 ** 9) }}", "too much time or memory"),
     ],
