@@ -13,8 +13,8 @@ import polars as pl
 import pytest
 
 from pipeline.audit.browse.document import prompt_builder
-from pipeline.config.manifest import BandsConfig
 from pipeline.config.recipe import Recipe
+from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, Shard, publish, scratch_folder, write_record
 from pipeline.core.parquet import write_rows
 from pipeline.core.tokenizer import CorpusTokenizer
