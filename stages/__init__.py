@@ -1,0 +1,1 @@
+"""The stages, one module each: its inputs, outputs and command are in its docstring."""

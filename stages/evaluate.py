@@ -1,14 +1,14 @@
-"""Evaluate: held-out sites and policies → next-token accuracy, read directly and by reasoning.
+"""Evaluate: held-out sites and policies → next-token accuracy, predicted directly and by reasoning.
 
 Input:   the `validation` shards of materialize; the policies, as `transformers` folders; the run's `metrics.jsonl`.
-Output:  in `runs/<recipe>/evaluation/`: `evaluation.json`, `evaluation.md`, `responses.parquet` (what each policy
-         answered at each site), `accuracy.png` and `.svg` (accuracy over training steps), `scaling.svg` (over
+Output:  in `runs/<recipe>/evaluation/`: `evaluation.json`, `evaluation.md`, `responses.parquet` (each policy's answer
+         at each site), `accuracy.png` and `.svg` (accuracy over training steps), `scaling.svg` (over
          compute); tables on standard output.
 Command: rpt evaluate RECIPE [--manifest MANIFEST] [--policy NAME=FOLDER …]
 
-Every policy is read in two ways at the same sites: *direct* is the most likely next token after the bare context,
-*reasoning* a response to the prompt; with `evaluate.samples`, several responses as well. Accuracy is given for the
-sites that `evaluate.where` names and, beside it, for all validation sites; by nested difficulty band; with intervals
+Every policy predicts in two ways at the same sites: *direct* takes the most likely next token after the bare context,
+*reasoning* samples a response to the prompt; with `evaluate.samples`, several responses as well. Accuracy is reported
+for the sites that match `evaluate.where` and for all validation sites, by nested difficulty band, with intervals
 clustered by document.
 """
 
@@ -70,42 +70,28 @@ def evaluate(
     metrics: Path | None = None,
     published: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Read every policy at the same held-out sites, write the report and print it.
+    """Evaluate every policy at the same held-out sites, write the report and print it.
 
     Args:
         policies: `transformers` folders by name; the others are compared with the first (`before`, `after`).
-        recipe: its `evaluate`, `task`, `seed`, `rollout.max_new_tokens` and `policy.dtype` count.
+        recipe: its `evaluate`, `task`, `seed`, `rollout.max_new_tokens` and `policy.dtype` are used.
         manifest_bands: thresholds of the difficulty bands.
         shards: record of `materialize`.
-        out: folder to write to. An evaluation of the same things that lies there already is printed again.
-        run: the run that is evaluated: a prompt that it keeps is used again (see `prompts_of`).
-        metrics: JSON lines of the training run, for the picture.
+        out: folder to write to. If it already holds an evaluation of the same inputs, that one is printed again.
+        run: the evaluated run, whose stored prompt is used again (see `prompts_of`).
+        metrics: JSON lines of the training run, for the plots.
         published: rows of the paper to print beside the measured ones.
 
     Returns:
         The report, as in `evaluation.json`.
 
     Raises:
-        UserError: there is no held-out site, or none matches `evaluate.where`; or a policy cannot be read.
+        UserError: there is no held-out site, none matches `evaluate.where`, or a policy cannot be loaded.
     """
     other, revision = recipe.evaluate.bands_by, recipe.evaluate.bands_by_revision
     bands_by = resolve_model(other, revision) if other else None
-    template = template_named(recipe.task.template)
-    prompts = prompts_of(policies, template, run)
-    identity = fingerprint(
-        "evaluate",
-        VERSION,
-        {
-            "recipe": {key: recipe.identity()[key] for key in ("evaluate", "task", "seed", "name")},
-            "max_new_tokens": recipe.rollout.max_new_tokens,
-            "dtype": recipe.policy.dtype,
-            "bands": manifest_bands.identity(),
-            "prompts": {name: asdict(prompt) for name, prompt in prompts.items()},
-        },
-        {"shards": shards.content}
-        | {f"policy {name}": model_digest(folder) for name, folder in policies.items()}
-        | ({"bands_by": model_digest(bands_by)} if bands_by else {}),
-    )
+    prompts = prompts_of(policies, template_named(recipe.task.template), run)
+    identity = _identity(policies, recipe, manifest_bands, shards, bands_by, prompts)
     done = out / "evaluation.json"
     if done.exists() and (report := json.loads(done.read_text(encoding="utf-8")))["fingerprint"] == identity:
         log(f"evaluate     up to date  {out}")
@@ -127,12 +113,7 @@ def evaluate(
         "recipe": recipe.name,
         "fingerprint": identity,
         "policies": list(policies),
-        "template": f"{template.name}, version {template.version}",
-        "temperature": recipe.evaluate.temperature,
-        "samples": recipe.evaluate.samples,
-        "sample_temperature": recipe.evaluate.sample_temperature,
-        "bands_by": recipe.evaluate.bands_by,
-        "seed": recipe.seed,
+        **_settings(recipe),
         "published": published,
         "scaling": scaling_of([metrics], list(manifest_bands.model_dump())) if metrics and metrics.exists() else {},
         "sets": {
@@ -149,27 +130,57 @@ def evaluate(
         },
     }
     out.mkdir(parents=True, exist_ok=True)
-    done.unlink(missing_ok=True)  # written last: while it is missing, what lies beside it may be another evaluation's
-    answers: list[tuple[str, str, Sequence[Sequence[Prediction]]]]
-    answers = [(r.policy, r.kind, [(answer,) for answer in r.answers_N]) for r in readings.values()]
-    answers += [(drawn.policy, "sampled", drawn.answers_NS) for drawn in samples.values()]
-    write_responses(out / "responses.parquet", sites, classes, sets, answers)
-    pictures = _draw(report, metrics, out)
-    if report["scaling"]:
-        draw_scaling(report["scaling"], out / "scaling.svg")
-        pictures.append(out / "scaling.svg")
-    shown = tuple(path.name for path in pictures if path.name != "accuracy.svg")
-    (out / "evaluation.md").write_text(markdown(report, shown), encoding="utf-8")
+    done.unlink(missing_ok=True)  # written last: while it is missing, the other files may be from another evaluation
+    write_responses(out / "responses.parquet", sites, classes, sets, _answers(readings, samples))
+    _write_report(report, metrics, out)
     write_json(done, report)
     _print(report)
     log(f"evaluate     written to {out}")
     return report
 
 
-def held_out_sites(shards: Record, recipe: Recipe) -> tuple[list[Site], dict[str, list[int]]]:
-    """The sites to evaluate, and for each set of sites the indices of its members.
+def _identity(
+    policies: Mapping[str, Path],
+    recipe: Recipe,
+    bands: BandsConfig,
+    shards: Record,
+    bands_by: Path | None,
+    prompts: Mapping[str, PromptText],
+) -> str:
+    """Return the fingerprint of everything that decides the figures of an evaluation."""
+    return fingerprint(
+        "evaluate",
+        VERSION,
+        {
+            "recipe": {key: recipe.identity()[key] for key in ("evaluate", "task", "seed", "name")},
+            "max_new_tokens": recipe.rollout.max_new_tokens,
+            "dtype": recipe.policy.dtype,
+            "bands": bands.identity(),
+            "prompts": {name: asdict(prompt) for name, prompt in prompts.items()},
+        },
+        {"shards": shards.content}
+        | {f"policy {name}": model_digest(folder) for name, folder in policies.items()}
+        | ({"bands_by": model_digest(bands_by)} if bands_by else {}),
+    )
 
-    `headline` are those that `evaluate.where` names, `all` are any; at most `evaluate.sites` of each, chosen by hash.
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that the report states."""
+    template = template_named(recipe.task.template)
+    return {
+        "template": f"{template.name}, version {template.version}",
+        "temperature": recipe.evaluate.temperature,
+        "samples": recipe.evaluate.samples,
+        "sample_temperature": recipe.evaluate.sample_temperature,
+        "bands_by": recipe.evaluate.bands_by,
+        "seed": recipe.seed,
+    }
+
+
+def held_out_sites(shards: Record, recipe: Recipe) -> tuple[list[Site], dict[str, list[int]]]:
+    """Return the sites to evaluate, and for each set of sites the indices of its members.
+
+    `headline` holds sites that match `evaluate.where`, `all` any sites; at most `evaluate.sites` each, chosen by hash.
     """
     files = shards.files("validation")
     if not files:
@@ -191,14 +202,14 @@ def held_out_sites(shards: Record, recipe: Recipe) -> tuple[list[Site], dict[str
 
 
 def token_classes(shards: Record, sites: Sequence[Site]) -> list[str]:
-    """The class of each site's token, from the shards."""
+    """Return the class of each site's token, which the shards store."""
     tables = [read_table(file, ["site_id", "token_class"]) for file in shards.files("validation")]
     found = {row["site_id"]: row["token_class"] for table in tables for row in table.to_pylist()}
     return [found[site.site_id] for site in sites]
 
 
 def banded_by(folder: Path, sites: Sequence[Site], recipe: Recipe) -> list[Site]:
-    """The sites with the entropy of another model than the one that selected them."""
+    """Return the sites with the entropy of the model in `folder`, instead of that of the proxy which selected them."""
     from pipeline.evaluation.difficulty import with_entropy_of
     from pipeline.scoring.proxy import load_proxy
 
@@ -211,7 +222,7 @@ def banded_by(folder: Path, sites: Sequence[Site], recipe: Recipe) -> list[Site]
 def read_policy(
     name: str, folder: Path, recipe: Recipe, text: PromptText, sites: Sequence[Site], longest_context: int
 ) -> tuple[Predictions, Predictions, Samples | None]:
-    """One policy's direct reading at the sites, its reasoning, and several responses if the recipe asks for them."""
+    """Return a policy's direct predictions, its predictions by reasoning, and samples if the recipe asks for them."""
     import torch
     from transformers import AutoTokenizer
 
@@ -254,8 +265,27 @@ def read_policy(
     return Predictions(name, "direct", tuple(direct)), Predictions(name, "reasoning", tuple(reasoning)), drawn
 
 
+def _answers(
+    readings: Mapping[str, Predictions], samples: Mapping[str, Samples]
+) -> list[tuple[str, str, Sequence[Sequence[Prediction]]]]:
+    """Return (policy, kind, answers by site) of every reading, the sampled ones last."""
+    answers: list[tuple[str, str, Sequence[Sequence[Prediction]]]]
+    answers = [(r.policy, r.kind, [(answer,) for answer in r.answers_N]) for r in readings.values()]
+    return answers + [(drawn.policy, "sampled", drawn.answers_NS) for drawn in samples.values()]
+
+
+def _write_report(report: Mapping[str, Any], metrics: Path | None, out: Path) -> None:
+    """Write the pictures and the Markdown page, which shows them."""
+    pictures = _draw(report, metrics, out)
+    if report["scaling"]:
+        draw_scaling(report["scaling"], out / "scaling.svg")
+        pictures.append(out / "scaling.svg")
+    shown = tuple(path.name for path in pictures if path.name != "accuracy.svg")
+    (out / "evaluation.md").write_text(markdown(report, shown), encoding="utf-8")
+
+
 def _draw(report: Mapping[str, Any], metrics: Path | None, out: Path) -> list[Path]:
-    """The picture over training steps, if the run evaluated itself along the way."""
+    """Draw accuracy over training steps, if the run measured it, and return the paths."""
     summary = next(iter(report["sets"].values()))
     series = read_progress(metrics, list(summary["bands"])) if metrics and metrics.exists() else {}
     if not series:
@@ -283,7 +313,7 @@ def main(
     policy: Annotated[list[str] | None, typer.Option("--policy")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
-    """What `rpt evaluate` starts in a process of its own."""
+    """Evaluate as `rpt evaluate` does, which starts this in a new process."""
     config = load(Recipe, recipe, overrides or ())
     corpus = manifest_of(config, manifest)
     folder = run or Path("runs") / config.name
@@ -300,7 +330,7 @@ def main(
 
 
 def before_and_after(recipe: Recipe, run: Path) -> dict[str, Path]:
-    """The recipe's policy before training and the run's after it."""
+    """Return the folders of the recipe's policy before training and of the run's policy after it."""
     trained = run / "policy"
     if not trained.is_dir():
         raise UserError("the run has no trained policy yet", where=trained, hint="run `rpt train` first")
@@ -308,10 +338,10 @@ def before_and_after(recipe: Recipe, run: Path) -> dict[str, Path]:
 
 
 def named_policies(arguments: Sequence[str]) -> dict[str, Path]:
-    """Policies given as `NAME=FOLDER` (or a hub id), in their order.
+    """Return the policies given as `NAME=FOLDER` (or `NAME=HUB-ID`), in their order.
 
     Raises:
-        UserError: one has no name, or two have the same.
+        UserError: a name is missing or repeated.
     """
     policies: dict[str, Path] = {}
     for argument in arguments:

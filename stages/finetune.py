@@ -1,6 +1,6 @@
-"""Finetune: a policy and questions with known answers → the policy after RLVR, and what it answers before and after.
+"""Finetune: a policy and questions with known answers → the policy after RLVR, and its accuracy before and after.
 
-Input:   `questions` of the recipe (JSON lines, Parquet, CSV or JSON; a path, the hub, any URL); a policy's folder.
+Input:   `questions` of the recipe (JSON lines, Parquet, CSV or JSON; a path, the Hub, any URL); a policy's folder.
 Output:  `questions`, in rows of the shards' table; a run of `rpt train` on them, `runs/<recipe>/`, and in it
          `finetune.json` and `answers.parquet`: accuracy on held-out questions before and after, and every answer.
 Command: rpt finetune RECIPE [--policy FOLDER] [--ranks N]
@@ -76,33 +76,33 @@ ANSWERS = pa.schema(
 
 
 class QuestionsStageConfig(Config):
-    """What `run` needs of the recipe. The tokenizer enters the fingerprint by its content, so not here."""
+    """The part of the recipe that `run` needs. The tokenizer enters the fingerprint by its content instead."""
 
     locations: ClassVar[frozenset[str]] = frozenset({"questions", "tokenizer"})
 
     questions: QuestionsConfig
     asked: dict[str, Any]
-    """What of `questions` decides the output."""
+    """The keys of `questions` that decide the output."""
     max_context_tokens: int
     tokenizer: str
 
 
 def questions(recipe: Recipe, *, work: Path, executor: Executor) -> Record:
-    """Bring the recipe's questions up to date, as a record that `rpt train` can take for shards.
+    """Bring the recipe's questions up to date and return a record which `rpt train` accepts as shards.
 
     Raises:
-        UserError: the recipe has none or rewards something else than answers, a source or column is missing,
-            `math-verify` is not installed, or nothing is left to train on or to hold out.
+        UserError: the recipe has no questions or no answer reward, a source or column is missing, `math-verify` is not
+            installed, or no question is left to train on or to hold out.
     """
     config = recipe.questions
     if config is None or recipe.task.reward not in ("answer", "math"):
-        mend = "give `questions` and `task.reward: answer` (texts and plain numbers) or `math` (LaTeX)"
-        raise UserError("the recipe has no questions to be judged", where=recipe.name, hint=mend)
+        hint = "give `questions` and `task.reward: answer` (texts and plain numbers) or `math` (LaTeX)"
+        raise UserError("the recipe has no questions with an answer reward", where=recipe.name, hint=hint)
     if recipe.task.reward == "math" and importlib.util.find_spec("math_verify") is None:
         raise UserError("math-verify is not installed", where="task.reward: math", hint="pip install 'rpt[eval]'")
     folder = resolve_model(recipe.policy.model, recipe.policy.revision)
-    held_out = _surveys(config, config.held_out_source) if config.held_out_source else []
-    training = _surveys(config, config.source)
+    held_out = _scans(config, config.held_out_source) if config.held_out_source else []
+    training = _scans(config, config.source)
     details = {
         "train": [asdict(part) for about in training for part in about.slices],
         "validation": [asdict(part) for about in held_out for part in about.slices],
@@ -127,18 +127,19 @@ def questions(recipe: Recipe, *, work: Path, executor: Executor) -> Record:
     return record
 
 
-def _surveys(config: QuestionsConfig, source: str) -> list[Scan]:
+def _scans(config: QuestionsConfig, source: str) -> list[Scan]:
+    """Scan the files of a source and check that they have the columns of the templates."""
     corpus = to_corpus_config(config, source)
-    surveys = [scan(file, corpus) for file in find_files(source, config.format, config.revision)]
-    for about in surveys:
+    scans = [scan(file, corpus) for file in find_files(source, config.format, config.revision)]
+    for about in scans:
         if about.columns:
             for key, template in (("question", config.question), ("answer", config.answer)):
                 Template.parse(template).check(about.columns, about.file.name, f"questions.{key}")
-    return surveys
+    return scans
 
 
 def run(config: QuestionsStageConfig, shard: Shard, out: Path) -> Counters:
-    """All questions of the sources → rows of the shards' table, by split."""
+    """Write all questions of the sources as rows of the shards' table, by split."""
     counters: Counter[str] = Counter(records=0, train=0, validation=0)
     found = [
         question
@@ -157,15 +158,15 @@ def run(config: QuestionsStageConfig, shard: Shard, out: Path) -> Counters:
 
 
 def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
-    """Answer the held-out questions greedily before and after training, write `finetune.json` and say what changed.
+    """Answer the held-out questions greedily before and after training, write `finetune.json` and log the change.
 
     Args:
-        recipe: its `policy` is the one before.
-        asked: what `questions` made.
-        run: the run's folder; its `policy/` is the one after.
+        recipe: its `policy` is the policy before training.
+        asked: record of `questions`.
+        run: the run's folder; its `policy/` is the policy after training.
 
     Returns:
-        What `finetune.json` says.
+        The content of `finetune.json`.
 
     Raises:
         UserError: the run has no trained policy.
@@ -211,7 +212,7 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
 
 
 def held_out_questions(asked: Record, recipe: Recipe) -> list[Site]:
-    """At most `evaluate.sites` of them, chosen by hash."""
+    """Return at most `evaluate.sites` held-out questions, chosen by hash."""
     from pipeline.evaluation.predictions import choose_sites
     from pipeline.shards.reader import ShardReader
 
@@ -222,7 +223,7 @@ def held_out_questions(asked: Record, recipe: Recipe) -> list[Site]:
 def read_policy(
     name: str, folder: Path, recipe: Recipe, text: PromptText, sites: Sequence[Site], longest_question: int
 ) -> list[Prediction]:
-    """A policy's answers to the questions, at `evaluate.temperature`."""
+    """Return a policy's answers to the questions, sampled at `evaluate.temperature`."""
     import torch
     from transformers import AutoTokenizer
 
@@ -249,7 +250,7 @@ def read_policy(
 
 
 def write_answers(path: Path, sites: Sequence[Site], answers: dict[str, list[Prediction]]) -> None:
-    """Every answer, a policy after the other."""
+    """Write every answer to `path`, one policy after the other."""
     rows = (
         {
             "policy": name,
@@ -271,7 +272,7 @@ def write_answers(path: Path, sites: Sequence[Site], answers: dict[str, list[Pre
 
 
 def main() -> None:
-    """What `rpt finetune` starts in a process of its own once the policy is trained: the report."""
+    """Write the report, which `rpt finetune` starts in a new process once the policy is trained."""
     parser = command_line("stages.finetune", (__doc__ or "").partition("\n")[0])
     parser.add_argument("--questions", type=Path, required=True)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Ingest: a corpus becomes documents, and whatever cannot becomes quarantine.
+"""Ingest: turn a corpus into documents, and quarantine the records that cannot become one.
 
     rpt data MANIFEST [--source PATH]          (the first stage of it)
 
@@ -6,12 +6,12 @@ Input: the files of `corpus.source`, or of each of `corpus.sources`. Output, in 
 documents in source order: `documents` (text in NFC, without exact duplicates, split by document) and `quarantine`
 (bytes, origin, reason).
 
-Four passes, since de-duplication and split need the whole corpus, and memory holds only its ids and band keys:
+Four passes, because deduplication and split need the whole corpus, and memory holds only its ids and band keys:
 
     read      a slice of a source file → candidate documents and rejected records; `source`: the file's sha256
     near      a table of candidates    → their MinHash bands, their overlaps with evaluation sets
-    assign    all ids, bands, overlaps → which documents stay, in which split, in which shard; `matches`: what left why
-    ingest    a shard of that          → documents, quarantine
+    assign    all ids, bands, overlaps → split and shard of each document that stays; `matches`: why the others leave
+    ingest    a shard of the assignment → documents, quarantine
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ def ingest(
     """Bring documents and quarantine up to date.
 
     Args:
-        manifest: its `corpus` block is what is done.
+        manifest: its `corpus` block is used.
         source: read this instead of `corpus.source`.
         work: the manifest's folder.
-        executor: who calls the passes.
-        slice_bytes: about how much of a file is read at a time.
+        executor: runs the passes.
+        slice_bytes: approximate size of the part of a file that a worker reads.
 
     Raises:
-        UserError: the source is missing, damaged, or not the one whose sha256 the manifest gives; the template names
-            a column that is not there; too much is quarantined; nothing is left.
+        UserError: the source is missing, damaged, or differs from the sha256 in the manifest; the template names a
+            missing column; too many records are quarantined; no document is left.
     """
     config = manifest.corpus
     for name in [part.name for part in config.sources] or [""]:
@@ -118,7 +118,7 @@ def _survey_evaluation(evaluation: EvaluationSetConfig, slice_bytes: int) -> lis
 
 
 def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
-    """A slice of a source file → its candidate documents and rejected records."""
+    """Write the candidate documents and the rejected records of a slice of a source file."""
     part = shard_slice(shard)
     config = config.for_source(part.file.corpus)
     template = Template.parse(config.text)
@@ -148,7 +148,7 @@ def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
 
 
 def run_near(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
-    """A table of candidates → the band keys of each, and which of them overlap with evaluation sets."""
+    """Write the band keys of each candidate of a table, and the overlaps with evaluation sets."""
     sets = _evaluation_indexes(config.decontaminate, shard_evaluations(shard))
     rule = config.near_duplicates
     rows = band_rows(rule.threshold) if rule else 0
@@ -170,12 +170,12 @@ def run_near(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
 def _evaluation_indexes(
     sets: tuple[EvaluationSetConfig, ...], read: tuple[tuple[str, tuple[Slice, ...]], ...]
 ) -> list[EvaluationIndex]:
-    """The same for all shards that a worker takes."""
+    """Return the indexes of the evaluation sets, built once per worker."""
     return [evaluation_index(config, slices) for config, (_, slices) in zip(sets, read, strict=True)]
 
 
 def run_assign(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
-    """Ids, band keys and overlaps of all candidates → the split of each, or why it leaves; a row group is a shard."""
+    """Write the split of every candidate, or the reason why it is dropped; one row group per shard."""
     documents = shard_files(shard, "documents")
     candidates = read_candidates(documents)
     split = assign(candidates["doc_id"], candidates["held_out"], config.validation, config.seed)
@@ -194,7 +194,7 @@ def run_assign(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
 
 
 def run_ingest(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
-    """A shard of the assignment → the documents that stay, and the rejected records of the slices that begin in it."""
+    """Write a shard's documents, and the rejected records of the slices that begin in it."""
     assigned = _row_group(shard.files["assignment"], shard.index)
     parts = [read_rows(shard.files[name], start, stop) for name, start, stop in shard.details["documents"]]
     documents = pa.concat_tables(parts).append_column("split", assigned["split"])

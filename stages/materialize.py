@@ -1,8 +1,8 @@
-"""Materialize: every site becomes a training example in the policy's tokens.
+"""Materialize: turn every site into a training example in the policy's tokens.
 
 Input:   `documents` and `sites`, shard by shard; the policy's tokenizer.
 Output:  `train` and `validation` (pipeline/shards/schema.py), in the same shards, sorted by (document, position);
-         a shard without rows of a split publishes no table for it.
+         a shard without rows of a split publishes no table of that split.
 Command: rpt materialize data_manifests/<name>.yaml
 
 A site that does not begin a policy token is counted as `dropped.not_a_policy_boundary`, those of a document that the
@@ -29,7 +29,7 @@ VERSION = 5
 
 
 def run(config: MaterializeConfig, shard: Shard, out: Path) -> Counters:
-    """One shard: its documents and sites in, its training examples out."""
+    """Write the training examples of one shard of documents and sites."""
     tokenizer = _tokenizer(config.policy_tokenizer, config.policy_tokenizer_revision)
     documents = read_table(shard.files["documents"], ["doc_id", "text"])
     made = examples(config, tokenizer, documents, read_table(shard.files["sites"]))

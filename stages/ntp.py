@@ -1,12 +1,12 @@
-"""Next-token pre-training: a corpus' training documents and a policy → the policy, trained on the plain text.
+"""Next-token pre-training: training documents of a corpus and a policy → the policy, trained on the plain text.
 
 Input:   the `documents` of ingest; a `transformers` folder of the policy.
 Output:  `runs/<recipe>-ntp/`, laid out as a run of `rpt train`: `metrics.jsonl`, checkpoints, `policy/`.
 Command: rpt ntp RECIPE [--manifest MANIFEST] [--flops-of RUN] [--ranks N]
 
-The baseline that RPT has to beat with the same text and the same compute. Documents are read in pieces of at most
-`supervised.window` tokens, each from its own beginning; a step takes about `supervised.batch_tokens` of them. Steps are
-a function of (recipe, documents, policy, step): a killed run goes on from its last checkpoint and takes the same ones.
+The baseline that RPT has to beat on the same text with the same compute. Documents are cut into windows of at most
+`supervised.window` tokens, which never cross a document; a step takes about `supervised.batch_tokens` of them. Steps
+are a function of (recipe, documents, policy, step): a killed run resumes from its last checkpoint and repeats them.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ def ntp(
     Every rank calls it; a single one needs no launcher.
 
     Args:
-        recipe: its `policy`, `optimizer`, `supervised`, `budget` and `seed` count.
+        recipe: its `policy`, `optimizer`, `supervised`, `budget` and `seed` are used.
         documents: record of `ingest`.
         run: the run's folder.
-        budget: when to end.
+        budget: when to stop.
         deepspeed_config: topology; by default ZeRO-3 for the devices there are.
 
     Returns:
-        the folder of the trained policy; None if it was asked to stop (SIGTERM) and saved a checkpoint instead.
+        The folder of the trained policy; None if the run was asked to stop (SIGTERM) and saved a checkpoint instead.
 
     Raises:
-        UserError: `run` holds another run, there is no training document, or the loss is not finite.
+        UserError: `run` belongs to another run, there is no training document, or the loss is not finite.
     """
     from pipeline.grpo.policy import distributed
 
@@ -72,7 +72,7 @@ def ntp(
 
 
 def main() -> None:
-    """One rank, as `rpt ntp`, `torchrun` or `deepspeed` starts it."""
+    """Run one rank, as started by `rpt ntp`, `torchrun` or `deepspeed`."""
     end_with_launcher()
     parser = command_line("stages.ntp", (__doc__ or "").partition("\n")[0])
     ComputeBudget.add_to(parser)

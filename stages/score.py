@@ -1,9 +1,9 @@
-"""Score every position of the corpus by how uncertain a proxy is there.
+"""Score: measure how uncertain a proxy is at every position of the corpus.
 
 Input:   `documents` (from ingest), and a proxy: a `transformers` causal LM, or one that is fitted here first.
-Output:  `proxy`: a `model` folder a fold (only with `proxy.train`); `score`: `scores`, a row a document with token ids,
-         byte boundaries, entropies, nll and rank of every position, and `quarantine`, the documents that the proxy's
-         tokenizer cannot represent. Shard i of `scores` belongs to shard i of `documents`.
+Output:  `proxy`: one `model` folder per fold (only with `proxy.train`); `score`: `scores`, one row per document with
+         token ids, byte boundaries, entropy, nll and rank of every position, and `quarantine`, the documents that the
+         proxy's tokenizer cannot represent. Shard i of `scores` belongs to shard i of `documents`.
 Command: rpt score data_manifests/<name>.yaml
 
 Documents that hold an added token of the tokenizer literally (`<|im_end|>`) are scored as ordinary text, and counted as
@@ -45,20 +45,20 @@ ResultT = TypeVar("ResultT")
 
 VERSION = 5
 FIT_VERSION = 1
-"""Of `score` and of `proxy`: raised whenever the output changes."""
+"""Versions of `score` and of `proxy`, raised whenever the output changes."""
 
 GROUP_BYTES = 2_000_000
-"""Text scored and written at once. Enough that windows of about one length fill a batch."""
+"""Bytes of text scored and written at once: enough for batches of windows of similar length."""
 
 
 class ScoreStageConfig(Config):
-    """What `run` needs of the manifest. The proxy enters the fingerprint by its content, so not here."""
+    """The part of the manifest that `run` needs. The proxy enters the fingerprint by its content instead."""
 
     locations: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
 
     score: ScoreConfig
     dtype: str
-    """In which the proxy computes; "auto" is settled by now."""
+    """The type in which the proxy computes, with "auto" resolved."""
     tokenizer: str | None
     """Folder or file of the tokenizer, if it is not in the proxy's folder."""
 
@@ -67,7 +67,8 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
     """Fit the proxy if the manifest says so, then score all documents.
 
     Raises:
-        UserError: the proxy cannot be loaded, does not fit its tokenizer, or no document can be tokenized losslessly.
+        UserError: the proxy cannot be loaded or does not match its tokenizer, or no document can be tokenized
+            losslessly.
     """
     proxy = manifest.proxy
     if proxy.train is not None:
@@ -103,21 +104,21 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
 
 
 def resolve_tokenizer(proxy: ProxyConfig, folder: Path) -> Path:
-    """Where the tokenizer lies: the manifest's, else the model's own."""
+    """Return the folder of the manifest's tokenizer, or of the model if it has its own."""
     return resolve_model(proxy.tokenizer, files=TOKENIZER_FILES) if proxy.tokenizer else folder
 
 
 def reference_folder(reference: ReferenceConfig, tokenizer: str) -> Path:
-    """Where the reference model lies.
+    """Return the folder of the reference model.
 
     Raises:
-        UserError: it does not have the proxy's tokenizer (by digest), so its losses are of other positions.
+        UserError: its tokenizer differs from the proxy's (by digest), so their losses are not comparable.
     """
     folder = resolve_model(reference.model, reference.revision)
     if CorpusTokenizer.load(folder).digest != tokenizer:
         raise UserError(
             "the reference model has another tokenizer than the proxy", where=folder,
-            hint="choose two models of one family, or fit one on the other's tokens",
+            hint="choose two models of the same family, or train one with the tokenizer of the other",
         )  # fmt: skip
     return folder
 
@@ -126,7 +127,7 @@ def reference_folder(reference: ReferenceConfig, tokenizer: str) -> Path:
 
 
 def fit(config: TrainProxyConfig, documents: Record, *, work: Path, executor: Executor) -> Record:
-    """Fit a proxy a fold on the training split; it never sees its own fold's documents."""
+    """Fit one proxy per fold on the training split; a proxy never sees the documents of its own fold."""
     files = {f"documents-{i}": file for i, file in enumerate(documents.files("documents"))}
     shards = [Shard(fold, files, {"fold": fold}) for fold in range(config.folds)]
     inputs = {"documents": documents.content}
@@ -134,16 +135,16 @@ def fit(config: TrainProxyConfig, documents: Record, *, work: Path, executor: Ex
 
 
 def run_fit(config: TrainProxyConfig, source: Shard, out: Path) -> Counters:
-    """One fold: documents → `model/` in `transformers` format."""
+    """Fit the proxy of one fold and write it to `model/` in `transformers` format."""
     from pipeline.scoring.fit import fit_proxy
 
     fold = source.details["fold"]
     texts = read_texts(list(source.files.values()), fold, config)
-    report = fit_proxy(texts, config, out / "model", partial(_say_of_fold, fold))
+    report = fit_proxy(texts, config, out / "model", partial(_log_fold, fold))
     return {name: report[name] for name in ("documents", "tokens", "steps")}
 
 
-def _say_of_fold(fold: int, line: str) -> None:
+def _log_fold(fold: int, line: str) -> None:
     log(f"proxy        fold {fold}: {line}")
 
 
@@ -151,10 +152,11 @@ def _say_of_fold(fold: int, line: str) -> None:
 
 
 def run(config: ScoreStageConfig, source: Shard, out: Path) -> Counters:
-    """One shard: documents → `scores.parquet`, `quarantine.parquet`.
+    """Write `scores.parquet` and `quarantine.parquet` of one shard of documents.
 
-    While the model scores one group of documents, the next is tokenized and the last is written in the background: a
-    million tokens of a real tokenizer and table cost seconds of a core, about a third of what a 1B model on a GPU does.
+    While the model scores one group of documents, the next is tokenized and the previous one is written in the
+    background: tokenizing and writing a million tokens takes seconds of a core, about a third of the time in which a 1B
+    model on a GPU scores them.
     """
     from pipeline.scoring.table import ROW_GROUP, SCORES, SCORES_WITH_TOP, scores_table
 
@@ -199,7 +201,7 @@ def run(config: ScoreStageConfig, source: Shard, out: Path) -> Counters:
 
 
 def _ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
-    """The function of every item, in order; a thread works on the next one while the caller works on this one."""
+    """Yield the function's result for every item, in order; a thread computes the next one ahead of the caller."""
     with ThreadPoolExecutor(1) as thread:
         pending: list[Future[ResultT]] = []
         for item in items:
@@ -211,7 +213,7 @@ def _ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iter
 
 
 def _groups(documents: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    """Rows of the documents table, as many at a time as have about `GROUP_BYTES` of text."""
+    """Yield the rows of the documents table in groups of about `GROUP_BYTES` of text."""
     group: list[dict[str, Any]] = []
     size = 0
     for batch in documents.to_batches(max_chunksize=64):
@@ -228,7 +230,7 @@ def _groups(documents: pa.Table) -> Iterator[list[dict[str, Any]]]:
 def _tokenized(
     tokenizer: CorpusTokenizer, group: Sequence[dict[str, Any]]
 ) -> tuple[list[tuple[dict[str, Any], Any]], list[dict[str, Any]]]:
-    """Rows with their token ids, and the rows whose bytes their tokens do not give back."""
+    """Return the rows with their token ids, and the rows whose tokens do not reproduce their bytes."""
     ids = tokenizer.encode_batch([row["text"] for row in group])
     lossless = [tokenizer.is_lossless(row["text"], i) for row, i in zip(group, ids, strict=True)]
     kept = [(row, i) for row, i, good in zip(group, ids, lossless, strict=True) if good]
@@ -239,7 +241,7 @@ def _scored(
     rows: Sequence[Mapping[str, Any]], ids: Sequence[Any], folders: Sequence[str], tokenizer: CorpusTokenizer,
     config: ScoreStageConfig,
 ) -> list[ScoredDocument]:  # fmt: skip
-    """The documents in the order of the rows, each scored by its fold's proxy."""
+    """Return the documents in the order of the rows, each scored by its fold's proxy."""
     from pipeline.scoring.documents import score_documents
     from pipeline.scoring.table import ScoredDocument
 
@@ -257,7 +259,7 @@ def _scored(
 
 
 def _with_reference(scored: Sequence[ScoredDocument], folder: str, config: ScoreStageConfig) -> list[ScoredDocument]:
-    """The same documents with the reference model's scores of the same tokens."""
+    """Return the documents with the reference model's scores of the same tokens."""
     from pipeline.scoring.documents import score_documents
 
     proxy = _proxy(folder, folder, config.dtype)
@@ -291,13 +293,13 @@ def _metadata(config: ScoreStageConfig, source: Shard, tokenizer: CorpusTokenize
 
 @lru_cache(maxsize=4)
 def _tokenizer(path: str) -> CorpusTokenizer:
-    """Loaded once a worker process."""
+    """Load once per worker process."""
     return CorpusTokenizer.load(path)
 
 
 @lru_cache(maxsize=4)
 def _proxy(folder: str, tokenizer: str, dtype: str) -> Proxy:
-    """Loaded once a worker process."""
+    """Load once per worker process."""
     from pipeline.scoring.proxy import load_proxy
 
     return load_proxy(Path(folder), _tokenizer(tokenizer), dtype)

@@ -1,11 +1,11 @@
-"""Screen: how often the policy is right at each training site before it is trained, from a few cheap responses.
+"""Screen: estimate the policy's pass rate at each training site before training, from a few cheap responses.
 
 Input:   the `train` shards of materialize; the recipe's policy.
-Output:  `pass_rates`, a row a site, in the same shards: `sites.where` and the curriculum may then name `pass_rate`.
+Output:  `pass_rates`, one row per site, in the same shards: `sites.where` and the curriculum may then use `pass_rate`.
 Command: rpt screen RECIPE [--manifest MANIFEST] [--set screen.samples=8]
 
 Sites that the policy always or never gets right have no gradient: `sites: {where: pass_rate > 0 AND pass_rate < 1}`
-spends rollouts on the others. At k samples a pass rate of 0 still leaves a chance of (1 − p)^k that it is p.
+spends rollouts on the others. With k samples, a site of true pass rate p is measured as 0 with probability (1 − p)^k.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 VERSION = 1
 COLUMNS = ("context", "continuation", "token_lengths")
-"""What judging a response takes, besides the columns that `where` may name."""
+"""The columns that judging a response needs, besides those that `where` may name."""
 
 
 class ScreenStageConfig(Config):
-    """What `run` needs of the recipe. The policy enters the fingerprint by its content, so not here."""
+    """The part of the recipe that `run` needs. The policy enters the fingerprint by its content instead."""
 
     locations: ClassVar[frozenset[str]] = frozenset({"policy"})
     execution: ClassVar[frozenset[str]] = frozenset({"batch_rows"})
@@ -61,14 +61,14 @@ class ScreenStageConfig(Config):
     batch_rows: int
     longest_context: int
     longest_response: int
-    """Of the run that is screened for."""
+    """Maximum length of a response in the training run, which decides how many positions the policy needs."""
 
 
 def screen(recipe: Recipe, shards: Record, *, work: Path, executor: Executor) -> Record:
     """Bring the pass rates up to date.
 
     Raises:
-        UserError: `screen.where` is no expression of a site or matches none, or the shards are another tokenizer's.
+        UserError: `screen.where` is invalid or matches no site, or the shards were made with another tokenizer.
     """
     row_filter(recipe.screen.where, columns_of(shards.files("train")), "screen.where")
     folder = resolve_model(recipe.policy.model, recipe.policy.revision)
@@ -99,7 +99,7 @@ def screen(recipe: Recipe, shards: Record, *, work: Path, executor: Executor) ->
 
 
 def run(config: ScreenStageConfig, shard: Shard, out: Path) -> Counters:
-    """One shard: its sites in, their pass rates out."""
+    """Write the pass rates of one shard of sites."""
     from pipeline.grpo.data.pass_rates import PASS_RATES, pass_rates
 
     columns = columns_of([shard.files["train"]])
@@ -134,7 +134,7 @@ def run(config: ScreenStageConfig, shard: Shard, out: Path) -> Counters:
 
 @lru_cache(maxsize=1)
 def _policy(config: ScreenStageConfig) -> tuple[Sampler, PromptBuilder]:
-    """Loaded once a worker process."""
+    """Load the policy and its prompt builder once per worker process."""
     import torch
     from transformers import AutoTokenizer
 

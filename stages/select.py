@@ -1,12 +1,12 @@
-"""Select: which scored positions become sites.
+"""Select: choose the scored positions that become sites.
 
 Input:   `documents` (text, to see where characters begin) and `scores`, shard by shard.
-Output:  `sites`, a row a selected position, in the same shards and the same document order.
+Output:  `sites`, one row per selected position, in the same shards and the same document order.
 Command: rpt select data_manifests/<name>.yaml [--set select.where="entropy > 1.5"]    (nothing is scored again)
 
 Every scored position is kept or counted under exactly one `dropped.<reason>`. Rules over the whole corpus (`thin`,
-`top_fraction`, `strata`, `mixture`, `max_sites`) need two passes more: `select_candidates` lists what they look at,
-`select_verdicts` judges it.
+`top_fraction`, `strata`, `mixture`, `max_sites`) need two more passes: `select_candidates` collects the columns that
+they use, `select_verdicts` decides which candidates stay.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VERDICTS = pa.schema([pa.field("verdict", pa.uint8(), nullable=False)])
 
 
 def run(config: SelectConfig, shard: Shard, out: Path) -> Counters:
-    """One shard: its documents and scores in, its sites out."""
+    """Write the sites of one shard of documents and scores."""
     judged = None
     if "verdicts" in shard.files:
         judged = read_rows(shard.files["verdicts"], *shard.details["rows"])["verdict"].to_numpy()
@@ -48,7 +48,7 @@ def run(config: SelectConfig, shard: Shard, out: Path) -> Counters:
 
 
 def run_candidates(config: SelectConfig, shard: Shard, out: Path) -> Counters:
-    """One shard: what the rules over the corpus need of its training sites."""
+    """Write the columns of one shard's training sites that the rules over the corpus need."""
     several = shard.details["several"]
     sites, counters = select_sites(config, *_tables(config, shard), flagged=_flagged(shard), several=several)
     train = sites.filter(pl.col("split") == "train")
@@ -62,7 +62,7 @@ def run_candidates(config: SelectConfig, shard: Shard, out: Path) -> Counters:
 
 
 def run_verdicts(config: SelectConfig, shard: Shard, out: Path) -> Counters:
-    """All shards' candidates in, a verdict on each out."""
+    """Write the decision on every candidate of all shards: 0 keeps it."""
     candidates = pa.concat_tables([read_table(file) for file in shard.files.values()])
     judged = decisions(config, pl.DataFrame(pl.from_arrow(candidates)))
     with parquet_writer(out / "verdicts.parquet", VERDICTS) as writer:
@@ -79,8 +79,8 @@ def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path,
     """Bring the sites up to date.
 
     Raises:
-        UserError: `where` is not an expression of a position, or names metadata that no document has (before anything
-            runs), `exclude` is no list of sites, or no training site is selected.
+        UserError: `where` is invalid or names metadata that no document has (found before anything runs), `exclude` is
+            not a list of sites, or no training site is selected.
     """
     config = manifest.select
     rule_expression(config)
@@ -95,7 +95,7 @@ def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path,
     if needs_corpus_pass(config):
         candidates = run_stage(CANDIDATE, config, shards, inputs, work, executor)
         listed = {f"candidates-{i}": file for i, file in enumerate(candidates.files("candidates"))}
-        # The sites' own inputs are in the candidates' content.
+        # The candidates' content already depends on the documents and scores.
         judged = run_stage(VERDICT, config, [Shard(0, listed, {})], {"candidates": candidates.content}, work, executor)
         shards = _with_verdicts(shards, candidates, judged.files("verdicts")[0])
     record = run_stage(SELECT, config, shards, inputs, work, executor)
@@ -105,7 +105,7 @@ def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path,
 
 
 def _with_verdicts(shards: list[Shard], candidates: Record, judged: InputFile) -> list[Shard]:
-    """The shards, each with its rows of the verdicts."""
+    """Return the shards, each with the range of its rows in the verdicts."""
     counts = [done.counters["candidates"] for done in candidates.completions]
     ends = np.cumsum(counts).tolist()
     return [
@@ -126,7 +126,7 @@ def _tables(config: SelectConfig, shard: Shard) -> tuple[pa.Table, pa.Table]:
 
 
 def _flag_file(path: Path) -> InputFile:
-    """The exclusion list, found to be one."""
+    """Check that a file is an exclusion list and return it with its hash."""
     try:
         found = _read_flags(path)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -137,7 +137,7 @@ def _flag_file(path: Path) -> InputFile:
 
 
 def _read_flags(path: Path) -> pl.DataFrame:
-    """A table with a column `site_id`. In CSV a cell may begin with the quote that keeps it from being a formula."""
+    """Read a table of flags. In CSV, remove the quote that keeps spreadsheets from reading a cell as a formula."""
     if path.suffix == ".parquet":
         return pl.read_parquet(path)
     return pl.read_csv(path, infer_schema=False).with_columns(pl.all().str.strip_prefix("'"))
@@ -150,7 +150,7 @@ def _flagged(shard: Shard) -> frozenset[str]:
 
 
 def _nothing_selected(config: SelectConfig, scores: Record) -> UserError:
-    """Says what there is to select from: the spread of entropy, and the fields."""
+    """Return the error for an empty selection; its hint states the spread of entropy and the fields."""
     tables = [read_table(file, ["split", "field", "entropy"]) for file in scores.files("scores")]
     lists = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).filter(pl.col("split") == "train")
     scored = lists.explode("field", "entropy").drop_nulls("entropy")

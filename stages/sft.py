@@ -1,12 +1,12 @@
-"""Supervised fine-tuning: contexts, thoughts and what follows → a policy that imitates them.
+"""Supervised fine-tuning: train a policy on (context, reasoning, continuation).
 
-Input:   the right responses among a run's rollouts (`--rollouts RUN`); without any, the `train` shards of materialize,
-         whose true tokens are learned without a thought; with `supervised.plain_text` also the `documents` of ingest.
+Input:   the correct responses among a run's rollouts (`--rollouts RUN`); without it, the `train` shards of materialize,
+         whose true tokens are learned without reasoning; with `supervised.plain_text` also the `documents` of ingest.
 Output:  `runs/<recipe>-sft/`, laid out as a run of `rpt train`: `metrics.jsonl`, checkpoints, `policy/`.
 Command: rpt sft RECIPE [--manifest MANIFEST] [--rollouts RUN] [--flops-of RUN] [--ranks N]
 
-The prompt is what `rpt train` shows the policy, and is not learned. `eval/next_token_loss` is that of held-out
-documents' plain text: what imitation costs it. A killed run goes on from its last checkpoint and takes the same steps.
+The prompt is the one of `rpt train` and has no loss. `eval/next_token_loss` is measured on the plain text of held-out
+documents and shows what imitation costs. A killed run resumes from its last checkpoint and takes the same steps.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ def sft(
     screening: Record | None = None,
     deepspeed_config: Path | None = None,
 ) -> Path | None:
-    """Train the recipe's policy to give right responses, from the last checkpoint in `run` if there is one.
+    """Train the recipe's policy to give correct responses, from the last checkpoint in `run` if there is one.
 
     Every rank calls it; a single one needs no launcher.
 
     Args:
-        recipe: its `policy`, `task.template`, `sites`, `optimizer`, `supervised`, `budget` and `seed` count.
+        recipe: its `policy`, `task.template`, `sites`, `optimizer`, `supervised`, `budget` and `seed` are used.
         documents: record of `ingest`.
         shards: record of `materialize`.
-        rollouts: tables of rollouts; none: the shards' true tokens are learned.
+        rollouts: tables of rollouts; if empty, the true tokens of the shards are learned.
         run: the run's folder.
-        budget: when to end.
+        budget: when to stop.
         screening: record of `screen`, if the recipe chooses its sites by pass rate.
         deepspeed_config: topology; by default ZeRO-3 for the devices there are.
 
     Returns:
-        the folder of the trained policy; None if it was asked to stop (SIGTERM) and saved a checkpoint instead.
+        The folder of the trained policy; None if the run was asked to stop (SIGTERM) and saved a checkpoint instead.
 
     Raises:
-        UserError: `run` holds another run, no rollout is right, no site matches, or the loss is not finite.
+        UserError: `run` belongs to another run, no rollout is correct, no site matches, or the loss is not finite.
     """
     from pipeline.grpo.policy import distributed
 
@@ -105,10 +105,10 @@ def sft(
 
 
 def tables_of(rollouts: Path) -> list[Path]:
-    """The tables of rollouts that a run has saved, or the table itself.
+    """Return the tables of rollouts that a run saved, or the table itself.
 
     Raises:
-        UserError: there is none.
+        UserError: there are no rollouts.
     """
     found = [rollouts] if rollouts.is_file() else sorted((rollouts / "rollouts").glob("*.parquet"))
     if not found:
@@ -119,7 +119,7 @@ def tables_of(rollouts: Path) -> list[Path]:
 
 
 def main() -> None:
-    """One rank, as `rpt sft`, `torchrun` or `deepspeed` starts it."""
+    """Run one rank, as started by `rpt sft`, `torchrun` or `deepspeed`."""
     end_with_launcher()
     parser = command_line("stages.sft", (__doc__ or "").partition("\n")[0])
     parser.add_argument("--rollouts", type=Path, action="append", default=[], metavar="RUN")

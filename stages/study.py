@@ -1,11 +1,11 @@
-"""Study: arms that start from one policy, before and after RL on questions → what of the paper's claims holds here.
+"""Study: train several variants (arms) from one policy over several seeds and report which of the paper's claims hold.
 
 Input:   a study (recipes/study-demo.yaml), its manifest and recipes.
-Output:  `runs/<study>/`: a folder a part (runs, evaluations), `study.json`, `report.md`, `report.html`, pictures.
+Output:  `runs/<study>/`: one folder per part (runs, evaluations), `study.json`, `report.md`, `report.html`, pictures.
 Command: rpt study STUDY [--quick] [--workers N]
 
-Every part is one `rpt` command in a folder of its own. What is done is not done again, so a killed study goes on where
-it was. Every figure of the report is computed from the responses that evaluations saved (`responses.parquet`,
+Every part is one `rpt` command in a folder of its own. Finished parts are not run again, so a killed study resumes.
+Every figure of the report is computed from the responses that evaluations saved (`responses.parquet`,
 `answers.parquet`) and from runs' `metrics.jsonl`; verdicts follow stated rules (`pipeline/evaluation/claims.py`).
 """
 
@@ -36,14 +36,14 @@ from pipeline.evaluation.study import Arm, summarize_study
 from pipeline.evaluation.study_report import write_report
 
 BASE = "base"
-"""The policy that no arm has trained."""
+"""Name of the untrained policy in the report."""
 
 
 def read_study(path: Path, overrides: Sequence[str], *, quick: bool) -> StudyConfig:
-    """The study, its quick variant if asked for, and every recipe that it will use checked.
+    """Read the study, or its quick variant, and check every manifest and recipe that it uses.
 
     Raises:
-        UserError: a key or value that a study, or a recipe with its overrides, does not have.
+        UserError: a key or value of the study, or of a recipe with its overrides, is invalid.
     """
     config = load(StudyConfig, path, overrides)
     if quick:
@@ -57,13 +57,13 @@ def read_study(path: Path, overrides: Sequence[str], *, quick: bool) -> StudyCon
 
 
 def study(config: StudyConfig, *, work: Path, out: Path, workers: int) -> dict[str, Any]:
-    """Run what is not done and write the report. Returns what `study.json` says.
+    """Run the unfinished parts, write the report and return the content of `study.json`.
 
     Args:
         config: the study.
         work: folder of the data stages' artifacts.
         out: the study's folder.
-        workers: commands at a time.
+        workers: number of commands to run at the same time.
 
     Raises:
         UserError: a part failed.
@@ -81,7 +81,7 @@ def study(config: StudyConfig, *, work: Path, out: Path, workers: int) -> dict[s
 
 
 def prepare_data(config: StudyConfig, work: Path, out: Path) -> dict[str, Path]:
-    """Bring every arm's shards up to date, and the questions. Returns the manifest of each arm, and of the base."""
+    """Bring all shards and questions up to date, and return the manifest of each arm and of the base."""
     paths = {BASE: Path(config.manifest)}
     for name, arm in config.arms.items():
         paths[name] = paths[BASE]
@@ -99,12 +99,13 @@ def prepare_data(config: StudyConfig, work: Path, out: Path) -> dict[str, Path]:
 
 
 def _call(*words: str) -> None:
+    """Run a Python command; its output goes to the terminal."""
     if subprocess.run([sys.executable, *words]).returncode:
-        raise UserError("a command of the study failed", where=" ".join(words), hint="see what it said above")
+        raise UserError("a command of the study failed", where=" ".join(words), hint="see the output above")
 
 
 def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[str, Job]:
-    """All parts by name: `<arm>-<seed>`, `<arm>-<seed>-rlvr`, `<arm>-evaluation`; those that others need first."""
+    """Return all parts by name (`<arm>-<seed>`, `<arm>-<seed>-rlvr`, `<arm>-evaluation`), dependencies first."""
     recipe, policy = Path(config.recipe), load(Recipe, Path(config.recipe)).policy
     base = resolve_model(policy.model, policy.revision)
     known = {"policy": model_digest(base)}
@@ -123,7 +124,7 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
         own: Recipe,
         decides: dict[str, str],
     ) -> None:
-        """`places` are words that say where things lie, and overrides, of which those that decide are in `own`."""
+        """Add a part. `places` are paths and overrides; the overrides that decide the result are in `own` too."""
         decides = known | {"recipe": canonical_json(own.identity())} | decides
         everywhere = (*places, "--work", str(work), "--run", "{out}")
         parts[name] = Job(name, tuple(words), tuple(parts[need] for need in needs), decides, everywhere)
@@ -158,7 +159,7 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
 
 
 def _in_order(arms: dict[str, ArmConfig]) -> list[tuple[str, ArmConfig]]:
-    """Arms after those whose runs they need."""
+    """Return the arms, each after those whose runs it needs."""
     return sorted(arms.items(), key=lambda item: bool(item[1].compute_of or item[1].imitates))
 
 
@@ -167,7 +168,7 @@ def _set(overrides: Sequence[str]) -> list[str]:
 
 
 def arms_of(config: StudyConfig, parts: dict[str, Job], out: Path) -> list[Arm]:
-    """Where the report reads each arm's responses, answers and metrics."""
+    """Return for each arm the folders from which the report reads responses, answers and metrics."""
     return [
         Arm(
             name,
@@ -182,5 +183,5 @@ def arms_of(config: StudyConfig, parts: dict[str, Job], out: Path) -> list[Arm]:
 
 
 def default_workers() -> int:
-    """Two commands at a time where there are two cores: toy models use one core better than two."""
+    """Return one command per core, at most 4: toy models use one core better than two."""
     return min(4, os.cpu_count() or 1)

@@ -1,22 +1,23 @@
 """Train: shards and a policy → a policy that reasons about the next token, by DeepSpeed ZeRO-3 GRPO.
 
-Input:   the `train` shards of materialize (and `validation`, to see held-out accuracy on the way); a `transformers`
-         folder of the policy.
+Input:   the `train` shards of materialize (and `validation`, to measure held-out accuracy during training); a
+         `transformers` folder of the policy.
 Output:  `runs/<recipe>/`, whose parts `pipeline/grpo/run/run_folder.py` lists; `policy/` in it is the trained policy.
 Command: rpt train RECIPE [--manifest MANIFEST] [--ranks N]
          On several nodes: deepspeed --hostfile HOSTS --module stages.train RECIPE [--manifest MANIFEST]
 
 A step draws sites, samples a group of responses to each, rewards them, and updates the policy on what it sampled. It is
-a function of (recipe, shards, policy, step): a killed run goes on from its last checkpoint and takes the same steps.
+a function of (recipe, shards, policy, step): a killed run resumes from its last checkpoint and takes the same steps.
 
-Libraries that take seconds to load are imported where they are used: a run that is complete says so at once.
+Libraries that take seconds to load are imported where they are used, so that a complete run reports at once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,10 +35,10 @@ from pipeline.grpo.policy.lr_schedule import learning_rate
 from pipeline.grpo.rollout.prompt import keep_prompt, kept_prompt
 from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.rollout.sampler_choice import with_sampler
-from pipeline.grpo.run.early_stopping import EarlyStopping
-from pipeline.grpo.run.flops import ComputeUsed, ModelSize, grpo_flops
+from pipeline.grpo.run.flops import grpo_flops
 from pipeline.grpo.run.launch import command_line, end_with_launcher, run_to_exit, stop_signal
 from pipeline.grpo.run.metrics import GroupSummary, Metrics, ProgressLine, Stopwatch, held_out_accuracy, rollout_metrics
+from pipeline.grpo.run.policy_loading import Policy, load_policy, with_vllm
 from pipeline.grpo.run.run_folder import (
     MetricsLog,
     describe,
@@ -49,17 +50,17 @@ from pipeline.grpo.run.run_folder import (
     policy_tokenizer,
     spoken,
 )
+from pipeline.grpo.run.run_state import RunState
 from pipeline.grpo.run.trackers import with_trackers
 from pipeline.task.answers import judge_of
-from pipeline.task.templates import template_named
+from pipeline.task.templates import Template, template_named
 
 if TYPE_CHECKING:
     from pipeline.core.tokenizer import CorpusTokenizer
     from pipeline.grpo.data.curriculum import Curriculum
-    from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText
+    from pipeline.grpo.rollout.response_ends import ResponseEnds
     from pipeline.grpo.rollout.rollouts import Rollout
     from pipeline.grpo.rollout.sampler import Sampler
-    from pipeline.grpo.types import ResponseSampler
     from pipeline.shards.reader import Site
 
 
@@ -78,19 +79,19 @@ def train(
     Every rank calls it; a single one needs no launcher.
 
     Args:
-        recipe: what to train, and how.
-        bands: difficulty bands of the evaluations during training; None: sites are not told apart.
+        recipe: the policy, task and training settings.
+        bands: difficulty bands of the evaluations during training; None: one band for all sites.
         shards: record of `materialize`.
         run: the run's folder.
         screening: record of `screen`, if the recipe chooses its sites by pass rate.
         deepspeed_config: topology; by default ZeRO-3 for the devices there are.
-        vllm_server: where a vLLM is that samples; None: in this process, if by vLLM at all.
+        vllm_server: URL of a vLLM server that samples; None: sample in this process.
 
     Returns:
-        the folder of the trained policy; None if it was asked to stop (SIGTERM) and saved a checkpoint instead.
+        The folder of the trained policy; None if the run was asked to stop (SIGTERM) and saved a checkpoint instead.
 
     Raises:
-        UserError: `run` holds another run, no site matches, the policy cannot be read, the loss is not finite, or
+        UserError: `run` belongs to another run, no site matches, the policy cannot be read, the loss is not finite, or
             a rule of `budget.stop` applies.
     """
     recipe = with_sampler(recipe, vllm_server)
@@ -106,175 +107,143 @@ def train(
     held = lock(run) if main else None  # until this function or this process ends
     if main:
         keep_prompt(run, text, base, tokens, template)
+    start = RunStart(recipe, shards, run, base, tokens, template, ends, own, main)
+    finished = _train(start, bands, screening, deepspeed_config, vllm_server)
+    if held:
+        held.close()
+    return trained if finished else None
 
+
+@dataclass(frozen=True)
+class RunStart:
+    """The inputs of a run, known before its policy is loaded."""
+
+    recipe: Recipe
+    shards: Record
+    run: Path
+    base: Path
+    """Folder of the policy before training."""
+    tokens: CorpusTokenizer
+    template: Template
+    ends: ResponseEnds
+    own: dict[str, Any]
+    """Identity of the run: a checkpoint of another one is refused."""
+    main: bool
+    """True on rank 0, which alone writes."""
+
+
+def _train(
+    start: RunStart, bands: BandsConfig | None, screening: Record | None, topology_file: Path | None, server: str | None
+) -> bool:
+    """Load the policy, take the steps that are left and export the result. Returns False if asked to stop earlier."""
     from pipeline.grpo.policy import distributed
 
     distributed.prepare_environment()
     from pipeline.grpo.data.curriculum import Curriculum
     from pipeline.grpo.policy import engine as ds
-    from pipeline.grpo.rollout.rollouts import write_rollouts
     from pipeline.grpo.run import checkpoint
 
-    topology = choose_config(deepspeed_config, on_gpu=distributed.on_gpu())
+    recipe, shards, run, base, tokens = start.recipe, start.shards, start.run, start.base, start.tokens
+    topology = choose_config(topology_file, on_gpu=distributed.on_gpu())
     rates = read_pass_rates(screening) if screening else None
     curriculum, held_out = Curriculum(shards.files("train"), recipe, rates), progress_sites(shards, recipe)
     ds.start()
     longest_context = shards.config["max_context_tokens"]
-    distributed.barrier()  # until rank 0 has kept the prompt: all ranks take it from there
-    text = kept_prompt(run, base, tokens, template)
+    distributed.barrier()  # rank 0 has stored the prompt: all ranks read it from there
+    text = kept_prompt(run, base, tokens, start.template)
     policy = load_policy(recipe, base, topology, tokens, curriculum, longest_context, text)
     if recipe.rollout.sampler == "vllm":
-        policy = sampling_with_vllm(policy, recipe, base, tokens, curriculum, longest_context, vllm_server)
+        policy = with_vllm(policy, recipe, base, tokens, curriculum, longest_context, server)
     engine, sampler = policy.engine, policy.sampler
     layout = layout_of(recipe, zero_stage(topology), distributed.world_size())
-    steps, budget = recipe.budget.steps, recipe.budget
 
-    done, draws, watch, spent, resumed = 0, 0, EarlyStopping(), ComputeUsed(), latest_checkpoint(run)
+    state, resumed, steps = RunState(), latest_checkpoint(run), recipe.budget.steps
     if resumed:
-        state = checkpoint.resume(engine, resumed, own, layout)
-        done, draws, watch = state["step"], state["draws"], EarlyStopping(**state["watch"])
-        spent = ComputeUsed(**state["spent"])
+        state = RunState.of(checkpoint.resume(engine, resumed, start.own, layout))
         sampler.load_weights(ds.gathered_weights(engine))
-    if main:
-        begins = f"resumes after step {done}" if resumed else "starts"
+    if start.main:
+        begins = f"resumes after step {state.step}" if resumed else "starts"
         log(f"train        {begins}: {steps} steps on {shards.directory.parent}  {run}")
-        log(f"train        a response ends with {ends.described(tokens)}")
-        describe(run, recipe, {"shards": shards}, base, own, layout)
-        metrics_log, progress = (
-            with_trackers(MetricsLog(run, done if resumed else None), run, recipe),
-            ProgressLine(done, steps),
-        )
+        log(f"train        a response ends with {start.ends.described(tokens)}")
+        describe(run, recipe, {"shards": shards}, base, start.own, layout)
+        metrics_log = with_trackers(MetricsLog(run, state.step if resumed else None), run, recipe)
+        progress = ProgressLine(state.step, steps)
 
-    def record(step: int, metrics: Metrics) -> None:
-        if main:
-            metrics_log.write(step, metrics | spent.metrics())
-            if line := progress.line(step, metrics):
+    def record(metrics: Metrics) -> None:
+        if start.main:
+            metrics_log.write(state.step, metrics | state.spent.metrics())
+            if line := progress.line(state.step, metrics):
                 log(line)
 
-    def save(step: int, metrics: Metrics) -> None:
-        cursor = {"step": step, "draws": draws, "watch": watch.state(), "spent": spent.state()}
-        checkpoint.save(engine, run, cursor, own, layout, budget.keep_last, held_out_accuracy(metrics))
+    def save(metrics: Metrics) -> None:
+        keep, accuracy = recipe.budget.keep_last, held_out_accuracy(metrics)
+        checkpoint.save(engine, run, state.state(), start.own, layout, keep, accuracy)
 
-    stopped, metrics = False, Metrics()
+    measure = partial(evaluate, policy, held_out, bands, recipe)
+    metrics = take_steps(start, policy, curriculum, state, measure, record, save, resumed=bool(resumed))
+    if metrics is not None:
+        ds.export(engine, recipe.policy, policy.tokenizer, run / "policy")
+        save(metrics)  # last: a checkpoint of the last step says that the run is complete
+    ds.close(engine, sampler)
+    if start.main:
+        metrics_log.close()
+        done = f"done  {run / 'policy'}" if metrics is not None else "stopped: run the same command again to resume"
+        log(f"train        {done}")
+    return metrics is not None
+
+
+def take_steps(
+    start: RunStart,
+    policy: Policy,
+    curriculum: Curriculum,
+    state: RunState,
+    measure: Callable[[], Metrics],
+    record: Callable[[Metrics], None],
+    save: Callable[[Metrics], None],
+    *,
+    resumed: bool,
+) -> Metrics | None:
+    """Take the steps that are left, and advance `state` with them.
+
+    Args:
+        start: the inputs of the run.
+        policy: the policy to train.
+        curriculum: draws the sites of a step.
+        state: how far the run has come.
+        measure: evaluates the policy on held-out sites.
+        record: writes the metrics of the steps done.
+        save: writes a checkpoint after the steps done.
+        resumed: the run goes on from a checkpoint; otherwise the policy is measured before the first step.
+
+    Returns:
+        The last step's metrics; None if the run was asked to stop, after a checkpoint was saved.
+    """
+    from pipeline.grpo.policy import distributed
+    from pipeline.grpo.rollout.rollouts import write_rollouts
+
+    recipe, steps, budget, metrics = start.recipe, start.recipe.budget.steps, start.recipe.budget, Metrics()
     with stop_signal() as stop_is_asked:
         if not resumed:
-            record(0, evaluate(policy, held_out, bands, recipe))
-        while done < steps and not stopped:
-            sampled, draws, metrics = take_step(policy, curriculum, recipe, done, draws)
+            record(measure())
+        while state.step < steps:
+            sampled, state.draws, metrics = take_step(policy, curriculum, recipe, state.step, state.draws)
             seconds = metrics["seconds/step"] * distributed.world_size()
-            spent = spent.plus(metrics["compute/step"], seconds, metrics["tokens/trained"])
-            if done % budget.save_rollouts_every == 0:
-                write_rollouts(run, done, distributed.all_gather(sampled))
-            done += 1
-            if done == steps or done % budget.evaluate_every == 0:
-                metrics |= evaluate(policy, held_out, bands, recipe)
-            record(done, metrics)
-            if (warning := watch.see(metrics, budget.stop)) and main:
-                log(f"train        warning, step {done}: {warning}")
-            stopped = done < steps and distributed.all_reduce_max(stop_is_asked()) > 0
-            if stopped or (done < steps and done % budget.save_every == 0):
-                save(done, metrics)
-    if not stopped:
-        ds.export(engine, recipe.policy, policy.tokenizer, trained)
-        save(done, metrics)  # last: a checkpoint of the last step says that the run is complete
-    ds.close(engine, sampler)
-    if main:
-        metrics_log.close()
-        log(
-            "train        stopped: run the same command again to resume" if stopped else f"train        done  {trained}"
-        )
-    if held:
-        held.close()
-    return None if stopped else trained
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The policy in its two forms, to learn and to sample, and how it is spoken to."""
-
-    engine: Any
-    sampler: ResponseSampler
-    prompts: PromptBuilder
-    tokenizer: Any
-    tokens: CorpusTokenizer
-    reference: Any
-    """The policy as it was before training, where the objective keeps to it."""
-    size: ModelSize
-
-
-def load_policy(
-    recipe: Recipe,
-    base: Path,
-    topology: dict[str, Any],
-    tokens: CorpusTokenizer,
-    curriculum: Curriculum,
-    longest_context: int,
-    text: PromptText,
-) -> Policy:
-    """Both forms of the policy in `base`, found to agree.
-
-    Raises:
-        UserError: they do not, or the policy has too few positions for a site's prompt and the response to it.
-    """
-    import torch
-    from transformers import AutoConfig, AutoTokenizer
-
-    from pipeline.grpo.policy import engine as ds
-    from pipeline.grpo.policy.agreement import verify
-    from pipeline.grpo.rollout.positions import sites_must_fit
-    from pipeline.grpo.rollout.prompt import PromptBuilder
-    from pipeline.grpo.rollout.sampler import Sampler
-
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    prompts, room = PromptBuilder(tokenizer, tokens, text), recipe.rollout.max_new_tokens
-    longest = prompts.longest(longest_context, room)
-    sites_must_fit(AutoConfig.from_pretrained(base), prompts, curriculum.sites(), longest, room)
-    engine = ds.build(base, recipe.policy, recipe.optimizer, topology, longest=longest)
-    dtype, rows = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
-    sampler = Sampler.load(base, tokens, dtype=dtype, device=engine.device, batch_rows=rows, longest=longest)
-    probe = prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
-    verify(engine, ds.gathered_weights(engine), sampler.model, probe, recipe.rollout.temperature)
-    reference = None
-    if recipe.objective.kl:
-        reference = ds.build_reference(engine, base, recipe.policy, topology, longest=longest)
-    return Policy(engine, sampler, prompts, tokenizer, tokens, reference, ModelSize.of(base))
-
-
-def sampling_with_vllm(
-    policy: Policy,
-    recipe: Recipe,
-    base: Path,
-    tokens: CorpusTokenizer,
-    curriculum: Curriculum,
-    longest_context: int,
-    server: str | None,
-) -> Policy:
-    """The policy with vLLM instead of the built-in sampler, found to agree with the trainer.
-
-    Raises:
-        UserError: there is no vLLM, or it gives other log-probabilities.
-    """
-    from pipeline.grpo.policy import engine as ds
-    from pipeline.grpo.policy.agreement import sampler_gap
-    from pipeline.grpo.rollout.vllm_sampler import start_vllm
-    from pipeline.grpo.types import SamplingRequest
-
-    prompt = policy.prompts.ids(curriculum.draw(step=0, number=0)[0].site.context)
-    sampler = start_vllm(
-        base,
-        tokens,
-        policy.sampler.eos_ids,
-        recipe.rollout,
-        dtype=recipe.policy.dtype,
-        max_tokens=policy.prompts.longest(longest_context, recipe.rollout.max_new_tokens),
-        server=server,
-    )
-    sampler.load_weights(ds.gathered_weights(policy.engine))
-    response = sampler.sample(
-        SamplingRequest([prompt], 1, recipe.rollout.temperature, min(8, recipe.rollout.max_new_tokens), [0])
-    )[0]
-    sampler_gap(policy.engine, response, prompt, recipe.rollout.temperature)
-    return replace(policy, sampler=sampler)
+            state.spent = state.spent.plus(metrics["compute/step"], seconds, metrics["tokens/trained"])
+            if state.step % budget.save_rollouts_every == 0:
+                write_rollouts(start.run, state.step, distributed.all_gather(sampled))
+            state.step += 1
+            if state.step == steps or state.step % budget.evaluate_every == 0:
+                metrics |= measure()
+            record(metrics)
+            if (warning := state.watch.see(metrics, budget.stop)) and start.main:
+                log(f"train        warning, step {state.step}: {warning}")
+            # The ranks decide together: a signal may have reached only some of them.
+            stopped = state.step < steps and distributed.all_reduce_max(stop_is_asked()) > 0
+            if stopped or (state.step < steps and state.step % budget.save_every == 0):
+                save(metrics)
+            if stopped:
+                return None
+    return metrics
 
 
 def take_step(
@@ -283,7 +252,7 @@ def take_step(
     """Sample, score, update, and hand the new weights to the sampler.
 
     Returns:
-        this rank's rollouts, draws done since the run began, and what the step measured.
+        This rank's rollouts, the draws since the run began, and the metrics of the step.
     """
     from pipeline.grpo.algorithm.objective import Objective
     from pipeline.grpo.policy import distributed
@@ -319,13 +288,13 @@ def take_step(
 
 
 def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:
-    """The held-out sites that the evaluations during training look at; none if nothing was held out."""
+    """Return the held-out sites of the evaluations during training; none if no site was held out."""
     from pipeline.evaluation.predictions import choose_sites
     from pipeline.shards.reader import ShardReader
 
     files = shards.files("validation")
     if not files:
-        log("train        the shards have no held-out site: accuracy is not measured on the way")
+        log("train        the shards have no held-out site: accuracy is not measured during training")
         return []
     reader = ShardReader(files, recipe.evaluate.where)
     site_ids = reader.site_ids()
@@ -333,9 +302,9 @@ def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:
 
 
 def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig | None, recipe: Recipe) -> Metrics:
-    """Accuracy by reasoning at held-out sites, by band, with intervals: `eval/<band>/reasoning`, `…_low`, `…_high`.
+    """Return accuracy by reasoning at held-out sites, by band: `eval/<band>/reasoning`, `…_low`, `…_high`.
 
-    Without bands there is one, `all`.
+    Without bands there is one band, `all`.
     """
     import numpy as np
 
@@ -366,7 +335,7 @@ def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig | None, r
 
 
 def main() -> None:
-    """One rank, as `rpt train`, `torchrun` or `deepspeed` starts it."""
+    """Run one rank, as started by `rpt train`, `torchrun` or `deepspeed`."""
     end_with_launcher()
     parser = command_line("stages.train", (__doc__ or "").partition("\n")[0])
     parser.add_argument("--vllm-server")
@@ -377,9 +346,9 @@ def main() -> None:
     work, questions = arguments.work / manifest.name, arguments.questions
     if (recipe.task.reward in ("answer", "math")) != bool(questions):
         raise UserError(
-            "sites are not judged as answers are",
+            "this recipe uses an answer reward" if not questions else "this recipe has no answer reward",
             where=arguments.recipe,
-            hint="run `rpt finetune` for questions, `rpt train` for sites",
+            hint="use `rpt finetune` for questions with answers, `rpt train` for sites",
         )
     shards = published_record(questions) if questions else own_record(work, manifest, "materialize")
     train(

@@ -1,6 +1,6 @@
-"""Zero-shot: a policy and a benchmark of multiple-choice questions → accuracy, read directly or by reasoning.
+"""Zero-shot: a policy and a benchmark of multiple-choice questions → accuracy, direct or by reasoning.
 
-Input:   a `transformers` folder; MMLU-Pro or SuperGPQA, the hub's or a local copy.
+Input:   a `transformers` folder; MMLU-Pro or SuperGPQA, from the Hub or a local copy.
 Output:  in OUT: `<benchmark>-<mode>.json` (figures) and `.jsonl` (every question with its response); a table.
 Command: rpt zeroshot POLICY --benchmark mmlu-pro [--source FILE] [--mode direct|reasoning] [--questions 200]
 
@@ -35,20 +35,20 @@ def zeroshot(
     seed: int,
     out: Path,
 ) -> dict[str, Any]:
-    """Ask the questions, write what came of it and print it. Returns what the JSON file says.
+    """Evaluate the policy on the questions, write and print the result, and return the content of the JSON file.
 
     Args:
-        policy: folder or hub id.
-        benchmark: of `BENCHMARKS`.
-        source: a copy of it; None: the hub's.
+        policy: folder or Hub id.
+        benchmark: a key of `BENCHMARKS`.
+        source: a local copy of the benchmark; None: download it from the Hub.
         mode: `direct` or `reasoning`.
-        questions: how many; None: all.
-        max_new_tokens: room for a response.
-        seed: of the choice of questions.
+        questions: number of questions; None: all.
+        max_new_tokens: maximum length of a response, in tokens.
+        seed: seed of the choice of questions.
         out: folder to write to.
 
     Raises:
-        UserError: lm-eval is not installed, the policy or the questions cannot be read.
+        UserError: lm-eval is not installed, or the policy or the questions cannot be read.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("lm-eval is not installed", where="rpt zeroshot", hint="pip install 'rpt[eval]'")
@@ -81,7 +81,7 @@ def zeroshot(
 
 
 def _ask(folder: Path, task: dict[str, Any], mode: str) -> list[dict[str, Any]]:
-    """lm-eval's samples, in the order of the questions."""
+    """Return lm-eval's samples, in the order of the questions."""
     from lm_eval import simple_evaluate
 
     device = torch_device()
@@ -99,7 +99,7 @@ def _ask(folder: Path, task: dict[str, Any], mode: str) -> list[dict[str, Any]]:
 
 
 def table(found: dict[str, Any]) -> Table:
-    """A row a category, and one for all."""
+    """Return a table with one row per category, after one for all questions."""
     rows = [
         (name, f"{own['accuracy']['sites']:,}", percent(own["accuracy"]), f"{100 * own['chance']:.1f}")
         for name, own in {"all": found, **found["categories"]}.items()
@@ -109,10 +109,10 @@ def table(found: dict[str, Any]) -> Table:
 
 
 def sentence(found: dict[str, Any]) -> str:
-    """What the figures say against chance."""
+    """Return a sentence that compares the accuracy with chance."""
     against = "above chance" if found["above_chance"] else "not above chance"
     named = "" if found["mode"] == "direct" else f" {100 * found['answered']:.1f} % of the responses name an option."
     return (
-        f"Of {count(found['questions'], 'question')} {percent(found['accuracy'])} % are answered right, "
+        f"Of {count(found['questions'], 'question')} {percent(found['accuracy'])} % are answered correctly, "
         f"{100 * found['chance']:.1f} % by chance: {against}.{named}"
     )

@@ -97,7 +97,7 @@ def test_what_cannot_be_asked_is_refused(folder: Path) -> None:
         made(folder, "set.jsonl", held_out={"documents": 0})
     with pytest.raises(UserError, match="anser"):
         made(folder, "set.jsonl", answer="{anser}")
-    with pytest.raises(UserError, match="no questions to be judged"):
+    with pytest.raises(UserError, match="no questions with an answer reward"):
         made(folder, "set.jsonl", reward="prefix")
 
 

@@ -1,0 +1,31 @@
+"""How far a training run has come, as its checkpoints store it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.grpo.run.early_stopping import EarlyStopping
+from pipeline.grpo.run.flops import ComputeUsed
+
+
+@dataclass
+class RunState:
+    """The counters of a run that decide what its next step does; the same on every rank."""
+
+    step: int = 0
+    """Steps done."""
+    draws: int = 0
+    """Sites drawn since the run began."""
+    watch: EarlyStopping = field(default_factory=EarlyStopping)
+    spent: ComputeUsed = field(default_factory=ComputeUsed)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> RunState:
+        """Return the state that a checkpoint stores."""
+        return cls(state["step"], state["draws"], EarlyStopping(**state["watch"]), ComputeUsed(**state["spent"]))
+
+    def state(self) -> dict[str, Any]:
+        """Return the JSON values which a checkpoint stores."""
+        return {"step": self.step, "draws": self.draws, "watch": self.watch.state(), "spent": self.spent.state()}
