@@ -1,7 +1,7 @@
-"""The live page over a synthetic store of 100 million scored positions: how long every page takes, and the memory.
+"""Time every page of `rpt browse` over a synthetic store of 100 million scored positions, and measure its memory.
 
 Builds documents and scores (numpy), selects and indexes them with the stages, serves them in a process of its own, and
-asks for every page many times, always for something else, so that nothing is answered from memory of the same question.
+requests every page many times, always with other parameters, so that no answer comes from a cache.
 An answer that shows estimates is timed as it comes, and `estimated_first` says how long exact counts took to follow.
 
     python -m benchmarks.browse                                    # 100 M positions: some minutes, about 8 GB of disk
@@ -56,6 +56,7 @@ MANIFEST = Manifest.model_validate(
 
 
 def main() -> None:
+    """Build, serve, request and print."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--positions", type=int, default=100_000_000)
     arguments.add_argument("--requests", type=int, default=100, help="of every kind")
@@ -149,10 +150,12 @@ def texts(shard: int) -> list[str]:
 
 
 def doc_ids(made: list[str]) -> list[str]:
+    """Return the ids of documents, from their texts."""
     return [hashlib.sha256(text.encode()).hexdigest()[:32] for text in made]
 
 
 def splits() -> list[str]:
+    """Return the split of each document of a shard."""
     return ["validation" if i % 20 == 0 else "train" for i in range(DOCUMENTS_A_SHARD)]
 
 
@@ -329,6 +332,7 @@ def listed(connection: http.client.HTTPConnection, pages: int) -> list[str]:
 
 
 def request(connection: http.client.HTTPConnection, method: str, path: str, body: str = "") -> tuple[int, str]:
+    """Send a request and return status and body of the answer."""
     headers = {"Content-Type": "application/x-www-form-urlencoded"} if body else {}
     connection.request(method, path, body or None, headers)
     answer = connection.getresponse()

@@ -1,10 +1,10 @@
-"""Scoring by the Ray executor against the local one, on the same cores and without faults.
+"""Compare the Ray executor with the local one: scoring on the same cores, without faults.
 
     python -m benchmarks.executors              # on two idle cores 12 minutes: 8 turns of more than a minute each
 
 Both score the demo corpus, repeated with a number in front so that no two documents are the same, with the demo's
 proxy and as many workers as there are cores, in pairs of turns whose order changes (local, Ray, Ray, local, …); Ray is
-started once, as one cluster of this machine. A side's speed is tokens a second between its first published shard and
+started once, as one cluster of this machine. A side's speed is tokens per second between its first published shard and
 its last: workers have started and loaded the proxy by then. Start-up, everything before the first shard, stands beside
 it, and so does Ray's own start.
 
@@ -38,13 +38,13 @@ from stages.score import score
 
 BAR = 0.95
 STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}
-"""Of the 95 % interval of a mean, by how many values it is of."""
+"""Quantiles of Student's t for the 95 % interval of a mean, by number of values."""
 
 ROOT = Path(__file__).parent.parent
 
 
 class Watched:
-    """An executor, and when each of its results came."""
+    """An executor that records when each of its results arrives."""
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
@@ -53,9 +53,11 @@ class Watched:
 
     @property
     def devices(self) -> Sequence[str]:
+        """The devices of the executor inside."""
         return self.executor.devices
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any], *, accelerated: bool = False) -> Iterator[Any]:
+        """Yield the results and record when each of them arrives."""
         self.begin = time.monotonic()
         self.came = []
         for done in self.executor.map(function, items, accelerated=accelerated):
@@ -63,13 +65,13 @@ class Watched:
             yield done
 
     def speed(self) -> tuple[float, float]:
-        """Tokens a second from the first shard on, and seconds before it."""
+        """Return tokens per second from the first shard on, and the seconds before it."""
         first = self.came[0][0]
         return sum(count for _, count in self.came[1:]) / (self.came[-1][0] - first), first - self.begin
 
 
 def corpus(path: Path, count: int) -> None:
-    """The demo's problems again and again, numbered."""
+    """Write the demo's problems repeatedly, each with its number in front."""
     import gzip
 
     lines = gzip.decompress((ROOT / "demo" / "corpus.jsonl.gz").read_bytes()).splitlines()
@@ -81,13 +83,14 @@ def corpus(path: Path, count: int) -> None:
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """Geometric mean of the ratios, and the ends of its 95 % interval."""
+    """Return the geometric mean of the ratios, and the ends of its 95 % interval."""
     logs = [math.log(ratio) for ratio in ratios]
     mean, half = statistics.mean(logs), STUDENT_T[len(logs)] * statistics.stdev(logs) / math.sqrt(len(logs))
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=4200)
     parser.add_argument("--shards", type=int, default=60)

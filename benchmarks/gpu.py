@@ -1,4 +1,4 @@
-"""Everything that wants a GPU: the smoke tests of `tests/gpu`, then the benchmarks with their bars, as one JSON file.
+"""Run everything that needs a GPU: the smoke tests of `tests/gpu`, then the benchmarks with their bars.
 
     python -m benchmarks.gpu [--out build/gpu.json]
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measured(name: str, options: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON in the last line that a benchmark prints, or its exit code where it failed."""
+    """Return the JSON in the last line that a benchmark prints, or its exit code if it failed."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     print(done.stdout, end="")
@@ -55,7 +55,7 @@ def measured(name: str, options: tuple[str, ...]) -> dict[str, Any]:
 
 
 def succeeded(found: dict[str, Any]) -> bool:
-    """Whether all tests passed, all benchmarks ran, and no bar that was judged was missed.
+    """Return whether all tests passed, all benchmarks ran, and no bar that was judged was missed.
 
     Example:
         >>> succeeded({"tests": {"passed": True}, "benchmarks": {"a": {"holds": {"b": True}}, "c": {"holds": None}}})

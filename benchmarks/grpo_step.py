@@ -1,6 +1,6 @@
-"""One GRPO step, ours against TRL's `GRPOTrainer`: rollout, update, hand-over of weights.
+"""Compare one GRPO step with that of TRL's `GRPOTrainer`: rollout, update, hand-over of weights.
 
-Both sides train the same policy on the same prompts with the same group size, new tokens a response (exactly),
+Both sides train the same policy on the same prompts with the same group size, new tokens per response (exactly),
 rewards, loss (token mean), optimizer and no KL. Each runs in a process of its own, is warmed up, and takes its steps in
 turn with the other's (on a GPU, whose memory they would share, one side after the other): medians. TRL wants an
 environment of its own: `pip install trl==1.16.0 torch==2.13.0`.
@@ -61,7 +61,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Micro-batches of ours and of TRL (rows) that take about as much memory."""
 TRL_OWN = "checkpointing", "bf16"
-"""What TRL 1.16 does if it is not told otherwise."""
+"""The default settings of TRL 1.16."""
 LR = 1e-5
 
 
@@ -137,7 +137,7 @@ def random_policy(folder: Path, arguments: argparse.Namespace) -> Path:
 
 
 def informative_share(run: Path) -> float:
-    """Of the groups that a run sampled, those it learned from."""
+    """Return the share of a run's groups that had a gradient."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     sampled, trained = (sum(row.get(f"groups/{name}", 0) for row in rows) for name in ("sampled", "trained"))
     return round(trained / sampled, 4)
@@ -169,7 +169,7 @@ def measured(arguments: argparse.Namespace, context: int) -> dict[str, Any]:
 
 
 class Parts:
-    """Seconds that functions take, by part of a step."""
+    """Measures the seconds of functions, by part of a step."""
 
     def __init__(self, device: str) -> None:
         self.seconds: dict[str, float] = {}
@@ -197,13 +197,13 @@ class Parts:
         return counted
 
     def of(self, step: float) -> dict[str, float]:
-        """Of a step of so many seconds; then begins anew."""
+        """Return the parts of a step of so many seconds, and reset."""
         parts, self.seconds = self.seconds, {}
         return parts | {"rest": step - sum(parts.values())}
 
 
 class Side:
-    """A worker process that takes a step whenever it is told to, and reports its parts."""
+    """A worker process that takes a step on request, and reports its parts."""
 
     def __init__(self, name: str, python: str, arguments: argparse.Namespace, context: int) -> None:
         command = [python, "-m", "benchmarks.grpo_step", "--worker", name, "--contexts", str(context)]
@@ -263,7 +263,7 @@ class Side:
 
 
 def serve(step: Callable[[], None], parts: Parts) -> None:
-    """Take a step a line of standard input; report it as JSON."""
+    """Take one step per line of standard input and report it as JSON."""
     out = sys.stdout
     for _ in sys.stdin:
         with redirect_stdout(sys.stderr):
@@ -276,7 +276,7 @@ def serve(step: Callable[[], None], parts: Parts) -> None:
 
 
 def peak_mib(parts: Parts) -> float:
-    """Most memory this process ever had; on a GPU, its tensors there."""
+    """Return the peak memory of this process, or of its tensors on a GPU."""
     if parts.device == "cuda":
         import torch
 
@@ -294,7 +294,7 @@ def words(tokenizer: Any) -> list[str]:
 
 
 def prompts_of(tokenizer: Any, arguments: argparse.Namespace) -> list[str]:
-    """As many texts as there are sites, of exactly so many tokens."""
+    """Return one text per site, of exactly so many tokens."""
     rng, vocabulary, context = random.Random(0), words(tokenizer), arguments.contexts[0]
     texts = ["".join(rng.choices(vocabulary, k=context)) for _ in range(arguments.sites)]
     assert all(len(tokenizer.encode(text, add_special_tokens=False)) == context for text in texts)

@@ -1,6 +1,6 @@
-"""The built-in sampler against `transformers` `generate`: tokens a second at the same work.
+"""Compare the built-in sampler with `transformers` `generate`: tokens per second at the same work.
 
-Both sides get the same prompts (every site's context once a response for `generate`, which knows no groups), sample at
+Both sides get the same prompts (every site's context once per response for `generate`, which has no groups), sample at
 temperature 1 and decode exactly as many tokens; one process, interleaved, medians. The C allocator keeps freed memory,
 as `rpt train` sets it: both sides gain.
 
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 class Vllm:
-    """vLLM in a process of its own environment, which samples when it is told to."""
+    """A vLLM process in an environment of its own, which samples on request."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         work = ("policy", "sites", "group", "new", "dtype", "contexts")
@@ -110,7 +110,7 @@ class Vllm:
         self._process = subprocess.Popen(command, env=longer, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def sample(self, prompts: list[list[int]], seeds: list[int]) -> float:
-        """Seconds it took, for as many tokens as the others make."""
+        """Return the seconds for as many tokens as the other sides make."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps([prompts, seeds]) + "\n")
         self._process.stdin.flush()

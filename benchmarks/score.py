@@ -1,7 +1,7 @@
-"""Scoring against what it is made of and against the ways it is usually done: tokens a second and peak memory.
+"""Compare scoring with the bare forward pass and with the usual ways: tokens per second and peak memory.
 
-On a CPU seconds are of processor time (user and system), on one thread unless told otherwise: what else runs on the
-machine counts for little. On a GPU they are those of the wall, and memory is the GPU's. Sides, all on the same
+On a CPU seconds are processor time (user and system), on one thread by default, so that other load on the machine
+matters little. On a GPU they are wall time, and memory is the GPU's. Sides, all on the same
 documents, token ids, weights and threads, each in a process of its own, taking turns; medians of the turns, and of the
 turns' ratios:
 
@@ -173,7 +173,7 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
 
 
 def device_name(arguments: argparse.Namespace) -> str:
-    """As `hardware.PEAK_FLOPS` knows it."""
+    """Return the name of the device, as `hardware.PEAK_FLOPS` spells it."""
     if arguments.device == "cpu":
         return "CPU"
     import torch
@@ -277,7 +277,7 @@ def clock(arguments: argparse.Namespace) -> float:
 
 
 def peak_memory(arguments: argparse.Namespace) -> float:
-    """Bytes at most, so far: of this process and its children, or of the GPU's tensors."""
+    """Return the peak bytes so far, of this process and its children, or of the GPU's tensors."""
     if arguments.device == "cuda":
         import torch
 
@@ -289,7 +289,7 @@ Run = Callable[[list[list[int]]], Any]
 
 
 def rpt(arguments: argparse.Namespace) -> Run:
-    """What `rpt score` calls."""
+    """Return the side that calls the functions of `rpt score`."""
     import numpy as np
 
     from pipeline.config.manifest import ScoreConfig
@@ -326,7 +326,7 @@ def forward(arguments: argparse.Namespace) -> Run:
 
 
 def usual(arguments: argparse.Namespace) -> Run:
-    """The loop most people write."""
+    """Return the side with the loop most people write."""
     import torch
 
     model = load(arguments)
@@ -395,7 +395,7 @@ def numbers() -> Any:
 
 
 def vllm(arguments: argparse.Namespace) -> Run:
-    """vLLM's log-probabilities of prompts."""
+    """Return the side with vLLM's log-probabilities of prompts."""
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import LLM, SamplingParams
 

@@ -1,11 +1,11 @@
-"""Selecting and materialising sites against a naive `datasets.map` over the same documents.
+"""Compare selection and materialization with a naive `datasets.map` over the same documents.
 
     python -m benchmarks.selection --documents omni_math.jsonl --tokenizer FOLDER   (without: a synthetic corpus)
 
 Both sides get the same tokenised and scored documents and make the same training examples of every position that has
 scores (`where: true`, the dense case) and of those above 1.0 nat, on one core. The scores are drawn, not computed: what
-is measured is everything after them, in seconds of processor time (one core, whatever else runs). The naive side is
-what one writes first: a `map` that emits a row a position, with its context, target and continuation, into Arrow.
+is measured is everything after them, in seconds of processor time (one core, independent of other load). The naive side
+is the obvious first version: a `map` that emits one Arrow row per position, with context, target and continuation.
 
 Last line: one JSON object.
 """
@@ -91,7 +91,7 @@ def ours(where: str, files: dict[str, InputFile], tokenizer: str, out: Path) -> 
 
 
 def naive(threshold: float, files: dict[str, InputFile], tokenizer: str, out: Path) -> tuple[int, int, float]:
-    """A `datasets.map` that emits a row a position."""
+    """Run a `datasets.map` that emits one row per position."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -123,6 +123,7 @@ def naive(threshold: float, files: dict[str, InputFile], tokenizer: str, out: Pa
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=Path)
     parser.add_argument("--tokenizer", default=str(Path(__file__).parent.parent / "demo" / "policy"))

@@ -1,1 +1,1 @@
-"""The command line, and what only inspects, maintains or exchanges."""
+"""The command line, and the commands that inspect, maintain or exchange artifacts."""

@@ -1,4 +1,4 @@
-"""Audit: what a selection kept and dropped, and why, as a page that opens offline and as JSON.
+"""Audit: write an offline HTML report, and JSON, of what a selection kept and dropped, and why.
 
 Input:   what `rpt data` has published: `documents`, `quarantine`, `scores`, `sites`, the shards' record.
 Output:  `report.html` (at most 5 MB) and `audit.json` in `work/<name>/audit/<selection>/`; with --compare,
@@ -24,15 +24,15 @@ from pipeline.core.progress import log
 
 
 def audit(manifest: Manifest, *, work: Path, out: Path | None = None) -> Path:
-    """Write the report of the selection that `manifest` describes. Returns the page's path.
+    """Write the report of the selection that `manifest` describes, and return the page's path.
 
     Args:
         manifest: with its overrides.
         work: folder of all manifests' artifacts.
-        out: where the two files go.
+        out: output folder; by default `WORK/NAME/audit/SELECTION`.
 
     Raises:
-        UserError: the selection has not been made.
+        UserError: the selection does not exist.
         IntegrityError: a published file was changed.
     """
     lineage = lineage_of(work / manifest.name, manifest)
@@ -53,18 +53,18 @@ def compare(
     work: Path,
     out: Path | None = None,
 ) -> Path:
-    """Write what another selection gains and loses against the one that `manifest` describes.
+    """Compare another selection with the one that `manifest` describes, and return the page's path.
 
     Args:
         manifest: with its overrides.
         other: another manifest's path, a selection's fingerprint, or `key=value` overrides of this manifest.
-        path: where `manifest` was read.
-        overrides: those that it has.
+        path: file from which `manifest` was read.
+        overrides: overrides that `manifest` has.
         work: folder of all manifests' artifacts.
-        out: where the two files go.
+        out: output folder; by default `WORK/NAME/audit/SELECTION`.
 
     Raises:
-        UserError: one of the selections has not been made.
+        UserError: one of the selections does not exist.
     """
     before = lineage_of(work / manifest.name, manifest)
     after = _other(manifest, other, path, overrides, work)
@@ -77,7 +77,7 @@ def compare(
 
 
 def _other(manifest: Manifest, other: Sequence[str], path: Path, overrides: Sequence[str], work: Path) -> Lineage:
-    """The selection that `--compare` names."""
+    """Return the selection that `--compare` names."""
     if len(other) == 1 and Path(other[0]).suffix in (".yaml", ".yml"):
         named = load(Manifest, Path(other[0]))
         return lineage_of(work / named.name, named)

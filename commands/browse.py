@@ -1,7 +1,7 @@
-"""Browse: the live page over what the stages have published, on this machine only.
+"""Browse: serve a page over what the stages have published, to this machine only.
 
-Input:   the selection that the manifest describes, the `documents` and `scores` it was made of and every other `select`
-         of them; where they exist, a run's rollouts.
+Input:   the selection that the manifest describes, the `documents` and `scores` behind it, every other `select` of
+         them, and a run's rollouts if they exist.
 Output:  pages on http://127.0.0.1:PORT; `browse` (an index of the scores, made once) and `flags.jsonl` in the work
          folder of the manifest. Nothing else is written.
 Command: rpt browse data_manifests/<name>.yaml [--recipe recipes/<name>.yaml] [--run runs/<name>] [--port 8000]
@@ -31,17 +31,17 @@ from pipeline.core.progress import log
 def open_library(
     manifest: Manifest, *, work: Path, executor: Executor, recipe: Recipe | None = None, run: Path | None = None
 ) -> AppState:
-    """Bring the index up to date and open everything that the pages show.
+    """Bring the index up to date and return the state which the pages show.
 
     Args:
-        manifest: with its overrides; the selection that it describes is shown, and others of its scores beside it.
+        manifest: with its overrides; its selection is shown first, other selections of the same scores beside it.
         work: the manifest's folder.
         executor: builds the index.
-        recipe: whose prompt template and policy make the prompts; without one the default template.
-        run: the run whose rollouts are shown; `runs/<recipe>` unless told.
+        recipe: its prompt template and policy make the prompts; without one, the default template is used.
+        run: the run whose rollouts are shown; by default `runs/<recipe>`.
 
     Raises:
-        UserError: the selection that the manifest describes has not been made.
+        UserError: the selection that the manifest describes does not exist.
     """
     lineage = lineage_of(work, manifest)
     documents, scores, current = lineage.ingest, lineage.score, lineage.select
@@ -67,10 +67,10 @@ def open_library(
 
 
 def serve(library: AppState, port: int) -> None:
-    """Serve the pages until Ctrl+C or SIGTERM, which end the process whatever it is doing.
+    """Serve the pages until Ctrl+C or SIGTERM, which end the process immediately.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is in use.
     """
     from pipeline.audit.browse.listening import server
 
@@ -79,8 +79,10 @@ def serve(library: AppState, port: int) -> None:
         try:
             taken.bind(("127.0.0.1", port))
         except OSError as error:
-            raise UserError("the port is taken", where=port, hint="choose another with --port, or 0 for any") from error
+            raise UserError(
+                "the port is already in use", where=port, hint="choose another with --port, or 0 for any free port"
+            ) from error
         taken.listen()
-        threading.Thread(target=lambda: library.prompts, daemon=True).start()  # takes seconds: begin before it is asked
+        threading.Thread(target=lambda: library.prompts, daemon=True).start()  # slow to load: start now
         log(f"browse       http://127.0.0.1:{taken.getsockname()[1]}  (Ctrl+C ends it)")
         server(create_app(library, LOOPBACK)).run(sockets=[taken])

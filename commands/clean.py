@@ -1,9 +1,9 @@
-"""Clean: removes what no record needs, after saying what and asking.
+"""Clean: list what no record needs, ask, and remove it.
 
 Input:   records under `work/<name>/`; `run.json` of the runs.
-Output:  less: outputs of earlier configurations that no stage's last output and no run was made from, and left-overs of
-         killed workers that are more than an hour old. Unfinished outputs stay, and what they are made from: a run may
-         resume from them. What manifests of the same name with other sources have made stays, too.
+Output:  none; removes outputs of earlier configurations from which neither a stage's last output nor a run was made,
+         and leftovers of killed workers that are more than an hour old. Unfinished outputs and their inputs stay,
+         because a run may resume from them, and so do outputs of manifests of the same name with other sources.
 Command: rpt clean data_manifests/<name>.yaml [--yes] [--json]
 """
 
@@ -26,7 +26,7 @@ REMOVED = ".removed"
 
 @dataclass(frozen=True)
 class Waste:
-    """Something to remove, and why nothing needs it."""
+    """A file or folder to remove, and the reason why nothing needs it."""
 
     path: Path
     bytes: int
@@ -34,12 +34,12 @@ class Waste:
 
 
 def waste(manifest: Manifest, *, work: Path, runs: Path) -> list[Waste]:
-    """What can go, in the order of the stages' names.
+    """Return the removable files and folders, in the order of the stages' names.
 
     Args:
-        manifest: whose folder is looked at.
+        manifest: names the folder.
         work: folder of all manifests' artifacts.
-        runs: folder of all runs; the shards they were trained on stay, and what those were made from.
+        runs: folder of all runs; the shards they were trained on stay, with the inputs of those shards.
     """
     found = outputs(work / manifest.name)
     theirs = other_sources(work / manifest.name)
@@ -54,7 +54,7 @@ def waste(manifest: Manifest, *, work: Path, runs: Path) -> list[Waste]:
 
 
 def remove(wasted: Sequence[Waste]) -> None:
-    """Remove them. A folder is renamed first: what is half removed is not taken for an output."""
+    """Remove files and folders. A folder is renamed first, so that a half-removed one never looks like an output."""
     for item in wasted:
         if item.path.is_dir():
             gone = item.path if item.path.suffix == REMOVED else item.path.with_name(f".{item.path.name}{REMOVED}")
@@ -65,8 +65,8 @@ def remove(wasted: Sequence[Waste]) -> None:
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """What can go, for people."""
-    table = Table("size", "what", "why", title=f"{format_bytes(found['bytes'])} can go", title_justify="left")
+    """Render the removable files as tables."""
+    table = Table("size", "what", "why", title=f"{format_bytes(found['bytes'])} can be removed", title_justify="left")
     for item in found["waste"]:
         table.add_row(format_bytes(item["bytes"]), item["path"], item["why"])
     return [table] if found["waste"] else []

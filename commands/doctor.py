@@ -1,6 +1,6 @@
-"""Doctor: what this machine has, and what is missing for which feature.
+"""Doctor: show what this machine has, and what is missing for which feature.
 
-Input:   this environment and machine; the folder that artifacts go to.
+Input:   this environment and machine; the folder of artifacts.
 Output:  tables, or JSON. The exit code is 2 if `rpt data` or `rpt train` could not run.
 Command: rpt doctor [--policy POLICY] [--json]
 """
@@ -27,19 +27,19 @@ SHOWN = ("rpt", "torch", "deepspeed", "transformers", "tokenizers", "accelerate"
 
 @dataclass(frozen=True)
 class Feature:
-    """Something rpt can do, and what it takes."""
+    """A feature of rpt and its requirements."""
 
     name: str
     packages: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     extra: str | None = None
-    """Of rpt, that brings the packages."""
+    """The extra of rpt that installs the packages."""
     needed: bool = False
-    """Without it neither data nor training works."""
+    """True if data or training does not work without it."""
     hint: str | None = None
-    """What brings it, where that is no package of its name."""
+    """How to install it, unless `pip install` of the packages does."""
     environment: str | None = None
-    """A variable that it wants, and need not have."""
+    """An environment variable that it uses if set."""
 
 
 FEATURES = (
@@ -61,11 +61,11 @@ FEATURES = (
 
 
 def doctor(work: Path, policy: str | None = None) -> dict[str, Any]:
-    """Everything, as JSON values.
+    """Return the report as JSON values.
 
     Args:
-        work: where artifacts go.
-        policy: folder or hub id of a policy to look at: what ends its responses.
+        work: folder of artifacts.
+        policy: folder or Hub id of a policy; if given, the tokens that end its responses are reported.
     """
     features = [_checked(feature) for feature in FEATURES]
     return {
@@ -84,10 +84,10 @@ def doctor(work: Path, policy: str | None = None) -> dict[str, Any]:
 
 
 def ends_of(policy: str) -> list[dict[str, Any]]:
-    """The tokens that end a response of a policy, and what names each.
+    """Return the tokens that end a response of a policy, and the files that name each.
 
     Raises:
-        UserError: there is none, or no such policy.
+        UserError: no token ends its responses, or the policy does not exist.
     """
     from pipeline.core.model_files import TOKENIZER_FILES, resolve_model
     from pipeline.core.tokenizer import CorpusTokenizer
@@ -112,17 +112,17 @@ def _checked(feature: Feature) -> dict[str, Any]:
     missing += [name for name in feature.programs if shutil.which(name) is None]
     packages = f"'rpt[{feature.extra}]'" if feature.extra else " ".join(missing)
     hint = feature.hint or f"pip install {packages}"
-    wants = feature.environment if feature.environment and feature.environment not in os.environ else None
+    unset = feature.environment if feature.environment and feature.environment not in os.environ else None
     return {
         "feature": feature.name,
         "needed": feature.needed,
         "missing": missing,
-        "hint": hint if missing else f"{wants} is not set: what is private stays closed" if wants else "",
+        "hint": hint if missing else f"{unset} is not set: private repositories are not accessible" if unset else "",
     }
 
 
 def version(package: str) -> str | None:
-    """Of an installed package, without importing it."""
+    """Return the version of an installed package without importing it; None if it is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -130,7 +130,7 @@ def version(package: str) -> str | None:
 
 
 def _memory() -> int | None:
-    """Bytes that can still be taken, where the system says so."""
+    """Return the available memory in bytes, or None if the system does not report it."""
     path = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s+(\d+) kB", path.read_text()) if path.exists() else None
     return int(found[1]) * 1024 if found else None
@@ -143,7 +143,7 @@ def _disk(work: Path) -> dict[str, Any]:
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """The same for people."""
+    """Render the report as tables."""
     machine = Table("", "", show_header=False)
     machine.add_row("python", f"{found['python']}  {found['executable']}")
     machine.add_row("system", found["system"])
@@ -156,7 +156,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         "disk", f"{disk['free_bytes'] / 1e9:.1f} of {disk['total_bytes'] / 1e9:.1f} GB free at {disk['path']}"
     )
     machine.add_row("versions", "\n".join(f"{name} {what or 'missing'}" for name, what in found["versions"].items()))
-    features = Table("feature", "", "to hint")
+    features = Table("feature", "", "how to fix")
     for feature in found["features"]:
         state = "missing: " + ", ".join(feature["missing"]) if feature["missing"] else "ready"
         features.add_row(feature["feature"], state, feature["hint"])

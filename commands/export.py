@@ -1,9 +1,9 @@
-"""Export: the shards in another trainer's format, with the reward as a file it can load.
+"""Export: write the shards in another trainer's format, with the reward as a file it can load.
 
 Input:   the shards of materialize; the policy's tokenizer.
 Output:  a folder: `train` and `validation` as Parquet or JSON lines (pipeline/export/formats.py), `rpt_reward.py`,
-         `policy.json`, `export.json` (where everything comes from), `README.md` (how to use it). It appears whole or
-         not at all.
+         `policy.json`, `export.json` (provenance), `README.md` (how to use it). The folder appears complete or not at
+         all.
 Command: rpt export verl|trl|openrlhf|nemo-rl|jsonl data_manifests/<name>.yaml --out FOLDER
 """
 
@@ -53,38 +53,38 @@ def export(
     """Write the shards as `format` into `out`.
 
     Args:
-        name: the manifest's.
+        name: name of the manifest.
         shards: record of `materialize`.
         format: one of `FORMATS`.
         template: name of the prompt template around each context.
-        out: a folder that is not there yet, or empty.
-        policy: whose tokenizer it is.
-        where: SQL over `columns_of` the shards: which sites.
+        out: a folder that is empty or does not exist.
+        policy: names the policy's tokenizer.
+        where: SQL condition over `columns_of` the shards.
 
     Returns:
-        rows by split. A context that holds an added token of the policy literally is not among them: other trainers
-        parse it where `rpt train` reads text, so that their prompt would be another one.
+        Rows by split. Contexts that literally contain an added token of the policy are left out: other trainers parse
+        it as that token where `rpt train` reads text, so their prompt would differ.
 
     Raises:
-        UserError: `out` holds something, no site matches, metadata has the name of one of the format's columns, or the
-            tokenizer is not the shards'.
+        UserError: `out` is not empty, no site matches, metadata has the name of one of the format's columns, or the
+            shards were made with another tokenizer.
         IntegrityError: a shard was changed.
     """
     kind, text = FORMATS[format], template_named(template)
     tokenizer = CorpusTokenizer.load(policy.policy_tokenizer, policy.policy_tokenizer_revision)
     if tokenizer.digest != shards.inputs["policy_tokenizer"]:
         raise UserError(
-            "the shards were cut with another tokenizer", where=policy.policy_tokenizer, hint="run `rpt data` again"
+            "the shards were made with another tokenizer", where=policy.policy_tokenizer, hint="run `rpt data` again"
         )
     columns = columns_of(shards.files("train"))
     of_documents = [field for field in pq.read_schema(shards.files("train")[0].path) if field.name not in SHARDS.names]
     kind.check([field.name for field in of_documents])
     rule = row_filter(where, columns, "--where")
-    told_apart = _AsText(tokenizer)
+    as_text = _AsText(tokenizer)
     with whole_folder(out) as folder:
         rows = {
             split: _write(
-                kind, folder, split, examples(name, shards, split, text, list(columns), rule, told_apart), of_documents
+                kind, folder, split, examples(name, shards, split, text, list(columns), rule, as_text), of_documents
             )
             for split in SPLITS
         }
@@ -97,7 +97,7 @@ def export(
             "manifest": name,
             "format": format,
             "rows": rows,
-            "dropped": {"added_token_in_context": told_apart.dropped},
+            "dropped": {"added_token_in_context": as_text.dropped},
             "where": where,
             "template": {"name": text.name, "version": text.version},
             "shards": {"fingerprint": shards.fingerprint, "content": shards.content},
@@ -106,14 +106,14 @@ def export(
         }
         (folder / "export.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     counts = ", ".join(f"{split} {count:,}" for split, count in rows.items())
-    if told_apart.dropped:
-        counts += f", dropped.added_token_in_context {told_apart.dropped:,}"
+    if as_text.dropped:
+        counts += f", dropped.added_token_in_context {as_text.dropped:,}"
     log(f"export       {format}: {counts}  {out}")
     return rows
 
 
 class _AsText:
-    """Says which contexts another trainer reads as the text that they are, and counts the others."""
+    """Accepts the contexts that other trainers read as plain text, and counts the others."""
 
     def __init__(self, tokenizer: CorpusTokenizer) -> None:
         self._tokenizer, self.dropped = tokenizer, 0
@@ -131,17 +131,17 @@ def examples(
     template: Template,
     columns: list[str],
     rule: pl.Expr,
-    wanted: Callable[[bytes], bool],
+    accepts: Callable[[bytes], bool],
 ) -> Iterator[Example]:
-    """The split's sites that match and whose context is wanted, in shard order; memory holds `ROWS` of them.
+    """Yield the split's sites that match the rule and whose context is accepted, in shard order.
 
-    `columns`: what the rule may name.
+    Memory holds `ROWS` of them at a time. `columns` are those which the rule may name.
     """
     index = itertools.count()
     for file in shards.files(split):
         for table in _batches(file, [*columns, *COLUMNS]):
             for row in filter_rows(pl.DataFrame(pl.from_arrow(table)), rule, "`--where`").iter_rows(named=True):
-                if not wanted(row["context"]):
+                if not accepts(row["context"]):
                     continue
                 source = "/".join(filter(None, ("rpt", name, row.get(CORPUS))))
                 metadata = [column for column in columns if column not in SITE_COLUMNS]
@@ -158,7 +158,7 @@ def _batches(file: InputFile, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _write(kind: Format, folder: Path, split: str, rows: Iterator[Example], of_documents: Sequence[pa.Field]) -> int:
-    """One split's file; none for a split without rows."""
+    """Write one split's file, unless it has no rows, and return the number of rows."""
     first = next(rows, None)
     if first is None:
         return 0
@@ -177,13 +177,13 @@ def _readme(name: str, format: str, out: Path) -> str:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A scratch folder beside `out` that becomes `out` when the block ends without an error.
+    """Yield a temporary folder beside `out`, which becomes `out` when the block ends without an error.
 
     Raises:
-        UserError: `out` holds something.
+        UserError: `out` is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("there is something already", where=out, hint="remove it, or choose another --out")
+        raise UserError("the output folder is not empty", where=out, hint="remove it, or choose another --out")
     scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}")
     scratch.mkdir(parents=True)
     try:

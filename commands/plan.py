@@ -1,15 +1,14 @@
-"""Plan: what a manifest or a recipe will cost, before anything runs.
+"""Plan: estimate what a manifest or a recipe will cost, before anything runs.
 
-Input:   a manifest, and as much of its corpus and proxy as a small sample needs; or a recipe, and its policy's
-         configuration.
-Output:  a table, or JSON: of a manifest tokens, time on this machine, GPU- or core-hours and bytes of each stage, and
-         how sure they are; of a recipe the memory of a rank under each shipped topology. Nothing is kept.
+Input:   a manifest, with a small sample of its corpus and its proxy; or a recipe, with its policy's configuration.
+Output:  a table, or JSON: for a manifest the tokens, time on this machine, GPU- or core-hours and bytes of each stage,
+         with intervals; for a recipe the memory per rank under each shipped topology. Nothing is kept.
 Command: rpt plan data_manifests/<name>.yaml [--json]
          rpt plan recipes/<name>.yaml [--ranks N] [--context-tokens N] [--json]
 
-A part of the corpus is read, a random sample of its documents goes through the functions of every stage in as many
-workers as a run would have, and the whole follows from the number of documents. What leaves as a duplicate of what was
-not read, as a near-duplicate or for an evaluation set is not foreseen. Time is that of the stages, not of `rpt` itself.
+A part of the corpus is read, a random sample of its documents passes through the functions of every stage in as many
+workers as a run would have, and the result is scaled to the number of documents. The estimate does not foresee
+duplicates of text that was not read, near-duplicates, and decontamination. Times exclude the start of `rpt` itself.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ from pipeline.shards.cost import (
 
 CONFIGS = Path(__file__).parent.parent / "deepspeed_configs"
 SAMPLE = 512
-"""Documents a scoring worker gets; a slow proxy scores as many of them as it can in `TRY_SECONDS`."""
+"""Documents per scoring worker; a slow proxy scores as many of them as it can in `TRY_SECONDS`."""
 TRY_SECONDS = 20.0
 """A worker scores documents for about so long."""
 
@@ -70,18 +69,18 @@ def plan(
     ranks: int = 1,
     context_tokens: int = 4096,
 ) -> dict[str, Any]:
-    """The costs of what a YAML file describes, as JSON values; its content says what it is.
+    """Return the costs of a manifest or a recipe as JSON values; the content of the file tells which of them it is.
 
     Args:
-        path: of a manifest or a recipe.
+        path: a manifest or a recipe.
         overrides: as for `load`.
-        source: of a manifest: read this instead of its corpus.
-        workers: of a manifest: processes.
-        ranks: of a recipe: processes that share the run.
-        context_tokens: of a recipe: tokens of the longest prompt.
+        source: read this instead of the manifest's corpus.
+        workers: worker processes (manifests only).
+        ranks: processes that share the run (recipes only).
+        context_tokens: tokens of the longest prompt (recipes only).
 
     Raises:
-        UserError: it is neither, or its corpus, proxy, tokenizer or policy cannot be read.
+        UserError: the file is neither, or its corpus, proxy, tokenizer or policy cannot be read.
     """
     named = path if path.is_file() else resources.find(path, "data_manifests") or resources.find(path, "recipes")
     if named and "policy" in (yaml.safe_load(named.read_text(encoding="utf-8")) or {}):
@@ -90,7 +89,7 @@ def plan(
 
 
 def plan_recipe(recipe: Recipe, ranks: int, context_tokens: int) -> dict[str, Any]:
-    """The memory of a rank of `rpt train` under each of the shipped topologies."""
+    """Return the memory per rank of `rpt train` under each of the shipped topologies."""
     from pipeline.grpo.policy.memory import recipe_memory
 
     folder = resolve_model(recipe.policy.model, recipe.policy.revision, files=("config.json",))
@@ -99,10 +98,10 @@ def plan_recipe(recipe: Recipe, ranks: int, context_tokens: int) -> dict[str, An
 
 
 def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int | None = None) -> dict[str, Any]:
-    """What `rpt data` will cost with local workers: documents, tokens, sites, and every stage's time and bytes."""
+    """Return the cost of `rpt data` with local workers: documents, tokens, sites, and every stage's time and bytes."""
     config, crew = manifest.corpus, Crew(workers)
     files = corpus_files(config, source)
-    log("plan         reads a part of the corpus")
+    log("plan         reading a part of the corpus")
     found = estimate(files, config)
     documents = found.document_count
     chosen = sample(found.documents, config.validation, documents, SAMPLE * crew.scoring)
@@ -111,19 +110,19 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
     stages = [_ingest(manifest, found, ingested, len(files), crew)]
     with tempfile.TemporaryDirectory() as scratch:
         if manifest.proxy.train is not None:
-            log("plan         fits a proxy for a few steps")
+            log("plan         fitting a proxy for a few steps")
             stages.append(_fit(manifest.proxy.train, found, Path(scratch), crew))
             folder = tokenizer = Path(scratch) / "0"
         else:
             folder = resolve_model(str(manifest.proxy.model), manifest.proxy.revision)
             own = manifest.proxy.tokenizer
             tokenizer = resolve_model(own, files=TOKENIZER_FILES) if own else folder
-        log(f"plan         scores a sample of {len(chosen):,} documents with {crew.scoring} workers")
+        log(f"plan         scoring a sample of {len(chosen):,} documents with {crew.scoring} workers")
         scored = crew.run(
             partial(try_scores, manifest, str(folder), str(tokenizer), TRY_SECONDS), parts, accelerated=True
         )
         devices = list(crew.executor.devices)
-    # A proxy that has only begun to be fitted cannot say which positions are hard.
+    # A proxy after a few steps cannot tell which positions are hard: count all positions, as an upper bound.
     every = {"where": "true", "validation_where": "true"} if manifest.proxy.train else {}
     rules, several = manifest.select.model_copy(update=every), bool(config.sources)
     selected = crew.run(partial(try_select, rules, several), scored.trials)
@@ -168,18 +167,19 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
 
 @dataclass(frozen=True)
 class Team:
-    """What the workers of one trial measured."""
+    """The measurements of the workers of one trial."""
 
     trials: list[Trial]
     start: float
-    """Seconds before the last of them was ready."""
+    """Seconds before the last worker was ready."""
 
     def counts(self, name: str) -> list[int]:
+        """Return the counts of this name from all trials."""
         return [count for trial in self.trials for count in trial.counts[name]]
 
     @property
     def busy(self) -> float:
-        """Seconds that all of them worked."""
+        """The sum of the seconds that each worker worked."""
         return sum(trial.elapsed for trial in self.trials)
 
 
@@ -192,12 +192,13 @@ class Crew:
         self.scoring = workers or len(gpus()) or cores()
 
     def run(self, function: Callable[[Any], Trial], parts: Sequence[Any], *, accelerated: bool = False) -> Team:
+        """Run the function on every part and measure how long the workers take to start."""
         begin = time.monotonic()
         trials = list(self.executor.map(function, parts, accelerated=accelerated))
         return Team(trials, max(0.0, time.monotonic() - begin - max(trial.elapsed for trial in trials)))
 
     def hours(self, busy: float, *, accelerated: bool = False) -> float:
-        """GPU-hours where workers have GPUs, else core-hours."""
+        """Return GPU-hours if workers use GPUs, else core-hours."""
         workers = self.scoring if accelerated else self.light
         each = 1 if accelerated and gpus() else max(1, cores() // workers)
         return busy * each / 3600
@@ -206,7 +207,7 @@ class Crew:
         self, name: str, unit: str, count: float, busy: float, shards: int, team: Team, share: float, *,
         accelerated: bool = False, passes: int = 1,
     ) -> dict[str, Any]:  # fmt: skip
-        """A stage's costs: `busy` seconds of work in `shards`, of which `team` did one part in `share`."""
+        """Return a stage's costs: `busy` seconds of work in `shards`, of which `team` did one part in `share`."""
         workers = self.scoring if accelerated else self.light
         return {
             "stage": name,
@@ -220,7 +221,7 @@ class Crew:
 
 
 def _ingest(manifest: Manifest, found: Estimate, ingested: Team, files: int, crew: Crew) -> dict[str, Any]:
-    """The slices are read by some workers, then three or four passes follow, of which one is of one worker."""
+    """Return the costs of ingest: workers read the slices, then three or four passes follow, one of them serial."""
     config, documents = manifest.corpus, found.document_count
     slices = max(files, math.ceil(found.bytes / SLICE_BYTES))
     share = documents / len(ingested.counts("documents"))
@@ -233,10 +234,10 @@ def _ingest(manifest: Manifest, found: Estimate, ingested: Team, files: int, cre
 
 
 def _fit(config: TrainProxyConfig, found: Estimate, scratch: Path, crew: Crew) -> dict[str, Any]:
-    """All folds at once, as many as there are workers, each on its share of what would be read of the corpus."""
+    """Return the costs of fitting: folds run in parallel, one per worker, each on its share of the sample."""
     from pipeline.scoring.fit import steps_for
 
-    texts = [row["text"] for row in found.documents]  # no more than `extent.READ_BYTES`
+    texts = [row["text"] for row in found.documents]  # at most `estimate.READ_BYTES`
     tried = sum(len(text.encode()) for text in texts)
     share = min(config.sample_bytes / tried, found.document_count / len(texts))
     count = min(config.folds, crew.light)
@@ -262,7 +263,7 @@ def _fit(config: TrainProxyConfig, found: Estimate, scratch: Path, crew: Crew) -
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """The same for people."""
+    """Render the estimate as tables."""
     if "recipe" in found:
         from pipeline.grpo.policy.memory import memory_table
 
@@ -282,7 +283,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         )
     table.add_section()
     table.add_row("all", f"{found['shards']:,} shards", duration(found["seconds"]), "", decimal(found["bytes"]))
-    sure = Table("how sure", "", box=None, padding=(0, 2, 0, 0))
+    sure = Table("certainty", "", box=None, padding=(0, 2, 0, 0))
     sure.add_row("tokens", _interval(tokens))
     sure.add_row("sites", ("at most " if found["sites_are_at_most"] else "") + _interval(sites))
     whole = "all" if sample["complete"] else "some"

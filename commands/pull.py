@@ -1,9 +1,9 @@
-"""Pull: shards that were pushed, verified byte by byte, to where `rpt train` finds them.
+"""Pull: download pushed shards to where `rpt train` finds them, and verify every byte.
 
-Input:   a data set that `rpt push` wrote, on the hub or in a folder. Nothing in it is trusted: only files that its
-         metadata list are read, no link is followed, and names are taken as names only if they have the form of one.
-Output:  `work/<name>/materialize/<fingerprint>/` as the stage itself would have left it, with `pulled.json`, which says
-         that what it was made from lies elsewhere; `work/<name>/manifest.yaml`.
+Input:   a data set that `rpt push` wrote, on the Hub or in a folder. Nothing in it is trusted: only files that its
+         metadata list are read, no link is followed, and names are checked before they become paths.
+Output:  `work/<name>/materialize/<fingerprint>/` as the stage itself would have written it, with `pulled.json`, which
+         marks that its inputs are elsewhere; `work/<name>/manifest.yaml`.
 Command: rpt pull hf://datasets/owner/name|FOLDER [--work work]
 """
 
@@ -40,19 +40,19 @@ from pipeline.export.remote import Fetched, download
 
 
 def pull(remote: str, *, work: Path, revision: str | None = None) -> Path:
-    """Fetch and verify a data set. Returns the path of its manifest.
+    """Download and verify a data set, and return the path of its manifest.
 
     Args:
         remote: `hf://datasets/owner/name` or a folder.
         work: folder of all manifests' artifacts.
-        revision: of the hub's data set.
+        revision: commit of the data set on the Hub.
 
     Raises:
-        UserError: there is none.
-        IntegrityError: a file is missing, its bytes are not those that were pushed, or no `rpt push` made the data set.
+        UserError: the data set does not exist.
+        IntegrityError: a file is missing or differs from what was pushed, or `rpt push` did not make the data set.
     """
     fetched = download(remote, revision)
-    with tempfile.TemporaryDirectory(dir=_made(work), prefix=".pull-") as scratch:
+    with tempfile.TemporaryDirectory(dir=_create(work), prefix=".pull-") as scratch:
         taken = Path(scratch)
         fetched.take(METADATA, taken / METADATA)
         listed = _checksums(taken / METADATA, fetched)
@@ -61,23 +61,24 @@ def pull(remote: str, *, work: Path, revision: str | None = None) -> Path:
         name = load(Manifest, taken / "manifest.yaml").name
         record = _record(taken, listed, fetched)
         target = work / name / record.stage / record.fingerprint
-        _install(taken / "data", record, _made(target))
+        _install(taken / "data", record, _create(target))
         os.replace(taken / "manifest.yaml", work / name / "manifest.yaml")
     set_current(target)
     log(f"pull         verified  {target}")
     return work / name / "manifest.yaml"
 
 
-def _made(folder: Path) -> Path:
+def _create(folder: Path) -> Path:
+    """Create a folder with its parents and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _checksums(metadata: Path, fetched: Fetched) -> dict[str, str]:
-    """Path → sha256 of what is pulled.
+    """Return the sha256 of every file to pull, by path.
 
     Raises:
-        IntegrityError: the metadata cannot be read, or do not list what every data set has.
+        IntegrityError: the metadata cannot be read, or lack a file that every data set has.
     """
     where = fetched.folder / METADATA
     try:
@@ -91,10 +92,10 @@ def _checksums(metadata: Path, fetched: Fetched) -> dict[str, str]:
 
 
 def _record(taken: Path, listed: dict[str, str], fetched: Fetched) -> Record:
-    """The record of the shards, found to be one of `materialize`, of exactly the tables that are listed.
+    """Return the record of the shards, checked to be of `materialize` and to name exactly the listed tables.
 
     Raises:
-        IntegrityError: it is not.
+        IntegrityError: a check failed.
     """
     record = record_in(taken / "record.json", taken / "data")
     entries = [entry for done in record.completions for entry in done.files.values()]
@@ -126,9 +127,9 @@ def _rows(path: Path) -> int:
 
 
 def _install(tables: Path, record: Record, target: Path) -> None:
-    """Put the tables where the stage would have put them, and what says that it is complete last.
+    """Move the tables to where the stage would have put them; the files that mark it complete come last.
 
-    What is there and whole stays; what is damaged is replaced.
+    Intact files stay; damaged ones are replaced.
     """
     here = replace(record, directory=target)
     with exclusive(target):
@@ -147,7 +148,7 @@ def _install(tables: Path, record: Record, target: Path) -> None:
 
 
 def _is_whole(record: Record) -> bool:
-    """Whether what was pulled lies there already, as recorded."""
+    """Return whether the same pulled record is already complete there."""
     try:
         done = tuple(read_completion(record.directory, done.shard) for done in record.completions)
         return read_record(record.directory) == record and done == record.completions and is_pulled(record)

@@ -1,6 +1,6 @@
-"""Push: shards to the hub or a folder, with a card, the audit, and metadata by which every byte can be checked.
+"""Push: upload shards to the Hub or a folder, with a card, the audit, and metadata by which every byte can be checked.
 
-Input:   the shards of materialize, the records that they were made from; the audit's files, if it was written.
+Input:   the shards of materialize and the records behind them; the audit's files, if they exist.
 Output:  at the remote: `data/*.parquet` as published, `README.md` (the card), `croissant.json` (sha256 of every file,
          provenance), `manifest.yaml`, `record.json`, `audit.json` and `report.html`.
 Command: rpt push data_manifests/<name>.yaml hf://datasets/owner/name|FOLDER
@@ -32,11 +32,11 @@ from pipeline.export.remote import repository, upload
 
 EXAMPLES = 5
 REPORTS = ("audit.json", "report.html")
-"""What `rpt audit` wrote."""
+"""The files that `rpt audit` writes."""
 
 
 def push(manifest: Manifest, remote: str, *, work: Path) -> None:
-    """Put the shards of the selection that `manifest` describes at `remote`.
+    """Upload the shards of the selection that `manifest` describes to `remote`.
 
     Args:
         manifest: with its overrides.
@@ -44,12 +44,12 @@ def push(manifest: Manifest, remote: str, *, work: Path) -> None:
         work: folder of all manifests' artifacts.
 
     Raises:
-        UserError: the shards have not been made, or the remote refuses.
+        UserError: the shards do not exist, or the upload failed.
         IntegrityError: a shard was changed.
     """
     lineage = lineage_of(work / manifest.name, manifest)
     if lineage.materialize is None:
-        raise UserError("the selection has not been made into shards", where=manifest.name, hint="run `rpt data` first")
+        raise UserError("the selection has no shards yet", where=manifest.name, hint="run `rpt data` first")
     name = repository(remote)
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         folder = Path(scratch) / "dataset"
@@ -61,7 +61,7 @@ def push(manifest: Manifest, remote: str, *, work: Path) -> None:
 
 
 def assemble(folder: Path, manifest: Manifest, lineage: Lineage, *, audit: Path, name: str | None) -> None:
-    """The data set's folder. `name`: what the hub calls it; None: a folder."""
+    """Fill the data set's folder. `name` is that of the repository on the Hub; None if the remote is a folder."""
     shards = lineage.materialize
     assert shards is not None
     (folder / "data").mkdir(parents=True)
@@ -87,7 +87,7 @@ def assemble(folder: Path, manifest: Manifest, lineage: Lineage, *, audit: Path,
         text = path.read_text(encoding="utf-8")
         if any(value in text for value in secret):
             raise UserError(
-                "it holds a password or a signed query of a source's URL, and is not pushed",
+                "not pushed: the file contains a password or a signed query of a source's URL",
                 where=audit / path.name if path.name in REPORTS else path.name,
                 hint="remove the file and run `rpt audit` again",
             )

@@ -1,8 +1,8 @@
-"""Show: one position of a corpus in the terminal.
+"""Show: print one position of a corpus.
 
-Input:   what `rpt data` (or `rpt select`) has published for a manifest; any position of it, a site or not.
+Input:   the artifacts of `rpt data` (or `rpt select`) for a manifest; any position, a site or not.
 Output:  the token in its document, its scores and the proxy's guesses, why it was kept or rejected, and the prompt and
-         the continuation that the trainer makes of it; or JSON. Nothing is written.
+         continuation of its training example; or JSON. Nothing is written.
 Command: rpt show SITE_ID (--manifest data_manifests/<name>.yaml | --recipe recipes/<name>.yaml) [--json]
 """
 
@@ -30,17 +30,17 @@ _MARKED = "bold reverse"
 
 
 def show(manifest: Manifest, site_id: str, *, work: Path, recipe: Recipe | None = None) -> dict[str, Any]:
-    """Everything that is known of a position, as JSON values.
+    """Return everything that is known about a position, as JSON values.
 
     Args:
         manifest: with its overrides.
         site_id: `<doc_id>-<position>`.
         work: folder of all manifests' artifacts.
-        recipe: whose prompt template and policy make the prompt; without one the default template.
+        recipe: its prompt template and policy make the prompt; without one, the default template is used.
 
     Raises:
-        UserError: the selection has not been made, or has no such position.
-        IntegrityError: a file that was looked into was changed.
+        UserError: the selection does not exist, or the corpus has no such position.
+        IntegrityError: a file that was read has been changed.
     """
     lineage = lineage_of(work / manifest.name, manifest)
     found = locate(lineage, site_id)
@@ -59,7 +59,7 @@ def show(manifest: Manifest, site_id: str, *, work: Path, recipe: Recipe | None 
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """The same for people."""
+    """Render the position as tables."""
     facts = Table.grid(padding=(0, 2))
     kept = found["decision"] == "kept"
     for name, value in {
@@ -105,7 +105,7 @@ def _trained(trained: Mapping[str, Any]) -> list[Table]:
         escape_invisible(prompt["context"]),
         (escape_invisible(prompt["after"]), "dim"),
     ]
-    cut = ", the context has lost its beginning" if trained["truncated"] else ""
+    cut = ", the context is truncated at its beginning" if trained["truncated"] else ""
     tokens: list[str | tuple[str, str]] = [
         (_alone(target), _MARKED),
         *(part for token in rest for part in (("|", "dim"), _alone(token))),
@@ -124,5 +124,5 @@ def _passage(title: str, text: Text) -> Table:
 
 
 def _alone(text: str) -> str:
-    """A token on its own: spaces and line ends have a shape, too."""
+    """Return a token's text with visible spaces and line ends."""
     return escape_invisible(text).replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")

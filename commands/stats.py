@@ -1,6 +1,6 @@
-"""Stats: the numbers of a selection in the terminal.
+"""Stats: print the numbers of a selection.
 
-Input:   what `rpt data` (or `rpt select`) has published for a manifest.
+Input:   the artifacts of `rpt data` (or `rpt select`) for a manifest.
 Output:  tables of funnel, bands, entropy, token classes, sizes; or JSON. Nothing is written.
 Command: rpt stats data_manifests/<name>.yaml [--json]
 """
@@ -23,21 +23,21 @@ from pipeline.core.workspace import format_bytes
 
 
 def stats(manifest: Manifest, *, work: Path) -> dict[str, Any]:
-    """The numbers of the selection that a manifest describes, as JSON values.
+    """Return the numbers of the selection that a manifest describes, as JSON values.
 
     Args:
         manifest: with its overrides.
         work: folder of all manifests' artifacts.
 
     Raises:
-        UserError: the selection has not been made.
-        IntegrityError: a file that is counted was changed.
+        UserError: the selection does not exist.
+        IntegrityError: a file that was read has been changed.
     """
     return count(lineage_of(work / manifest.name, manifest))
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """The same for people."""
+    """Render the numbers as tables."""
     title = f"{found['manifest']}, selection {found['selection']}"
     funnel = _table("", "count", title=title)
     for step in found["funnel"]:
@@ -55,7 +55,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     for stage, size in found["sizes"].items():
         sizes.add_row(stage, f"{size['shards']:,}", f"{size['rows']:,}", format_bytes(size["bytes"]))
     if found["bytes_per_site"] is not None:
-        sizes.caption = f"{found['bytes_per_site']:.1f} bytes a site in shards"
+        sizes.caption = f"{found['bytes_per_site']:.1f} bytes per site in shards"
     corpora = [_by_split("corpus", found["corpora"], found["sites"])] if found["corpora"] else []
     return [
         funnel,

@@ -1,4 +1,4 @@
-"""Status: what is built for a manifest, what is stale and why, how large it is, and what its runs were trained on.
+"""Status: show what is built for a manifest, what is stale and why, how large it is, and what runs were trained on.
 
 Input:   records under `work/<name>/`; `run.json` and checkpoints of runs. Nothing is computed, no data is read.
 Output:  a table, or JSON.
@@ -20,13 +20,13 @@ from pipeline.grpo.run.run_folder import latest_checkpoint, read_state
 
 
 def status(manifest: Manifest, *, work: Path, runs: Path, versions: Mapping[str, int]) -> dict[str, Any]:
-    """The state of a manifest's stages and of the runs on its shards, as JSON values.
+    """Return the state of a manifest's stages and of the runs on its shards, as JSON values.
 
     Args:
         manifest: with its overrides.
         work: folder of all manifests' artifacts.
         runs: folder of all runs.
-        versions: of the stages' code, by name.
+        versions: current version of each stage's code, by name.
     """
     folder = work / manifest.name
     found = outputs(folder)
@@ -52,7 +52,7 @@ def status(manifest: Manifest, *, work: Path, runs: Path, versions: Mapping[str,
 
 
 def _runs(runs: Path, known: Mapping[str, Output], shards: str) -> list[dict[str, Any]]:
-    """The runs that were trained on outputs of this folder."""
+    """Return the runs that were trained on outputs of this folder."""
     found = []
     for run in runs_in(runs):
         mine = [fingerprint for fingerprint in made_from(run) if fingerprint in known]
@@ -74,7 +74,7 @@ def _runs(runs: Path, known: Mapping[str, Output], shards: str) -> list[dict[str
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """The same for people."""
+    """Render the state as tables."""
     stages = Table("stage", "state", "why", "size", "outputs", title=f"{found['work']}", title_justify="left")
     for stage in found["stages"]:
         why = "\n".join(stage["why"])

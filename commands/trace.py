@@ -1,8 +1,8 @@
-"""Trace: from a training example back to the record of the source that it was made of.
+"""Trace: follow a training example back to the source record from which it was made.
 
-Input:   shards, and every table that they stand on; the source itself, of which one record is read again.
-Output:  file and row of each table on the way, and the record with its place in the source; or JSON. Nothing is
-         written. Exit code 3 if the record does not make the document any more.
+Input:   shards and every table behind them; the source itself, of which one record is read again.
+Output:  file and row of each table on the way, and the record with its location in the source; or JSON. Nothing is
+         written. Exit code 3 if the record no longer produces the document.
 Command: rpt trace SITE_ID|SHARD:ROW --manifest data_manifests/<name>.yaml [--source PATH] [--json]
 """
 
@@ -36,8 +36,8 @@ def trace(manifest: Manifest, start: str, *, work: Path, source: str | None = No
         source: read this instead of `corpus.source`.
 
     Raises:
-        UserError: there is no such row or position, or no source.
-        IntegrityError: a file on the way was changed.
+        UserError: the row, position or source does not exist.
+        IntegrityError: a file on the way has been changed.
     """
     folder, (file, _, row) = work / manifest.name, start.rpartition(":")
     if file.endswith(".parquet") and row.isdigit():
@@ -48,7 +48,7 @@ def trace(manifest: Manifest, start: str, *, work: Path, source: str | None = No
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """The same for people."""
+    """Render the trace as tables."""
     way = Table("table", "file", "row", title=found["site_id"], title_justify="left")
     way.columns[1].overflow = "fold"
     for row in found["rows"]:
@@ -62,7 +62,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         **({f"in `{escape_invisible(column)}`": _span(document["bytes_of_column"])} if column else {}),
         "source": f"{escape_invisible(source['file'])}, row {source['row']:,}",
         "in the file": _span(source["bytes"]) if source["bytes"] else source["where"],
-        "text's hash": f"{document['doc_id']}, as it was" if source["agrees"] else f"CHANGED: now {source['doc_id']}",
+        "text's hash": f"{document['doc_id']}, unchanged" if source["agrees"] else f"CHANGED: now {source['doc_id']}",
     }.items():
         facts.add_row(Text(name, "dim"), value)
     record = Table("the record")

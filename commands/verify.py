@@ -1,8 +1,7 @@
-"""Verify: is everything that was published still what was recorded?
+"""Verify: check that everything published is still as it was recorded.
 
-Input:   every output under `work/<name>/`: all its files are read and hashed again, its records checked, and that what
-         each was made from is there; and the source files that the documents were read from. Of a run, the files of its
-         checkpoints.
+Input:   every output under `work/<name>/`: its files are read and hashed again, its records and the presence of its
+         inputs are checked; and the source files of the documents. For a run, the files of its checkpoints.
 Output:  a table, or JSON. Nothing is written. Exit code 3 if anything is damaged.
 Command: rpt verify data_manifests/<name>.yaml [--source PATH] [--json]
          rpt verify runs/<name> [--json]
@@ -25,7 +24,7 @@ from pipeline.grpo.run.run_folder import OTHER_CHECKPOINT, damage_of, files_of, 
 
 
 def verify(manifest: Manifest, *, work: Path, source: str | None = None) -> dict[str, Any]:
-    """Check all outputs of a manifest: those of other overrides and of earlier versions, too.
+    """Check all outputs of a manifest, including those of other overrides and earlier versions.
 
     Args:
         manifest: names the folder.
@@ -33,17 +32,17 @@ def verify(manifest: Manifest, *, work: Path, source: str | None = None) -> dict
         source: compare with this instead of `corpus.source`.
 
     Raises:
-        UserError: nothing was published.
+        UserError: nothing has been published.
     """
     found = check(work / manifest.name)
     if not found["stages"]:
-        raise UserError("nothing is published", where=work / manifest.name, hint="run `rpt data` first")
+        raise UserError("nothing has been published", where=work / manifest.name, hint="run `rpt data` first")
     damage = source_damage(work / manifest.name, manifest.corpus, source)
     return found | {"ok": found["ok"] and not damage, "damage": found["damage"] + damage}
 
 
 def verify_run(run: Path) -> dict[str, Any]:
-    """Check all whole checkpoints of a run, and that `latest` names one of them."""
+    """Check all complete checkpoints of a run, and that `latest` names one of them."""
     damage, rows = dict[str, str](), []
     try:
         latest_checkpoint(run)
@@ -59,7 +58,7 @@ def verify_run(run: Path) -> dict[str, Any]:
 
 
 def tables_of_run(found: Mapping[str, Any]) -> list[Table]:
-    """The same for people."""
+    """Render the result as tables."""
     checkpoints = Table("checkpoint", "files", "size", "", title=found["run"], title_justify="left")
     for row in found["checkpoints"]:
         state = f"{row['damaged']} damaged" if row["damaged"] else "ok"
@@ -68,7 +67,7 @@ def tables_of_run(found: Mapping[str, Any]) -> list[Table]:
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
-    """The same for people."""
+    """Render the result as tables."""
     stages = Table("stage", "output", "made from", "files", "size", "", title=found["work"], title_justify="left")
     for column in (3, 4):
         stages.columns[column].justify = "right"

@@ -31,7 +31,7 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How long to train; the defaults are what is shipped."""
+    """The size of the corpus and the length of training; the shipped files were built with the defaults."""
 
     proxy_steps: int = 800
     policy_steps: int = 2500
@@ -47,12 +47,12 @@ COURSE = (
     (0.22, {"chain_of_thought": 0.1, "drill": 0.75, "lookup": 0.15}),
     (1.00, {"document": 0.20, "chain_of_thought": 0.46, "hint": 0.24, "drill": 0.06, "lookup": 0.04}),
 )
-"""Shares of the policy's lessons until a share of its steps has passed: find a move by its label, then know the steps
-of the walks by heart, then everything at once. All at once from the start took five times as long."""
+"""Shares of the lessons until a share of the steps has passed: first find a move by its label, then learn the steps of
+the walks by heart, then everything together. Everything together from the start took five times as long."""
 
 
 def tokenizer_sample(seed: int) -> Iterator[str]:
-    """What the tokenizer is fitted on: training documents and, so that they become single tokens, all states."""
+    """Yield the texts to which the tokenizer is fitted: training documents, and all states as single tokens."""
     for document in corpus.documents(seed, 4000, validation=False):
         yield document.text
     for _ in range(400):
@@ -61,7 +61,7 @@ def tokenizer_sample(seed: int) -> Iterator[str]:
 
 
 def build_proxy(tokenizer: PreTrainedTokenizerFast, folder: Path, scale: Scale, seed: int) -> None:
-    """A model of plain documents: what is hard for it is what selection calls hard."""
+    """Train the proxy on plain documents; selection calls positions hard that are hard for it."""
     teacher = Teacher(tokenizer, random.Random(f"proxy/{seed}"))
     model = build_model(tokenizer, width=64, layers=2, seed=seed)
     train(model, lambda _: teacher.document(), steps=scale.proxy_steps, token_budget=scale.token_budget, seed=seed)
@@ -69,6 +69,7 @@ def build_proxy(tokenizer: PreTrainedTokenizerFast, folder: Path, scale: Scale, 
 
 
 def build_policy(tokenizer: PreTrainedTokenizerFast, folder: Path, scale: Scale, seed: int) -> None:
+    """Train the policy on the lessons of `COURSE`."""
     teacher = Teacher(tokenizer, random.Random(f"policy/{seed}"))
 
     def draw(progress: float) -> Lesson:
@@ -90,6 +91,7 @@ def build_policy(tokenizer: PreTrainedTokenizerFast, folder: Path, scale: Scale,
 
 
 def main() -> None:
+    """Rebuild the files that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write into (default: demo/)")
     parser.add_argument("--seed", type=int, default=SEED)

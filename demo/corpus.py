@@ -40,10 +40,10 @@ HELD_OUT_SHARE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """One way of going around a wheel."""
+    """A way of going around a wheel."""
 
     symbol: str
-    """How a chain of thought names it."""
+    """Its name in a chain of thought."""
 
     step: Callable[[int, int], int]
     """(state, move) -> state, before the wheel's modulus."""
@@ -258,7 +258,7 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """The numbers behind a document: everything that its computed tokens follow from."""
+    """The numbers from which the computed tokens of a document follow."""
 
     family: str
     start: int
@@ -266,14 +266,16 @@ class Instance:
 
     @property
     def wheel(self) -> tuple[str, ...]:
+        """The states in their order."""
         return WHEELS[FAMILIES[self.family].wheel]
 
     @property
     def walks(self) -> tuple[str, ...]:
+        """The names of the walks that the family uses."""
         return tuple(FAMILIES[self.family].answers)
 
     def states(self, walk: str) -> list[int]:
-        """Where the walk stands after each move."""
+        """Return the state of the walk after each move."""
         states, state = [], self.start
         for move in self.moves:
             state = WALKS[walk].step(state, move) % len(self.wheel)
@@ -281,16 +283,18 @@ class Instance:
         return states
 
     def end(self, walk: str) -> str:
-        """Where the walk ends, as the wheel spells it."""
+        """Return the last state of the walk, spelled as on the wheel."""
         return self.wheel[self.states(walk)[-1]]
 
     def result(self, walk: str) -> str:
-        """The same as text that follows a word: it brings its own space."""
+        """Return the last state with a leading space, as it follows a word."""
         return spaced(self.end(walk))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
+    """A worded instance: a problem and its solution."""
+
     instance: Instance
     problem: str
     solution: str
@@ -299,21 +303,23 @@ class Document:
 
     @property
     def text(self) -> str:
+        """The text of the document, as the manifest's template renders it."""
         return TEMPLATE.format(problem=self.problem, solution=self.solution)
 
 
 def spaced(state: str) -> str:
+    """Return the state with exactly one leading space."""
     return state if state.startswith(" ") else " " + state
 
 
 def held_out(start: int, moves: Sequence[int]) -> bool:
-    """Whether these operands belong to validation; the same answer for every family and wording."""
+    """Return whether these operands belong to validation, which does not depend on family and wording."""
     key = ",".join(map(str, (start, *moves)))
     return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
 def draw_instance(rng: random.Random, *, validation: bool, family: str | None = None) -> Instance:
-    """An instance whose operands are on the asked side of the hold-out."""
+    """Draw an instance whose operands belong to training, or to validation."""
     family = family or rng.choice(list(FAMILIES))
     size = len(WHEELS[FAMILIES[family].wheel])
     while True:
@@ -324,6 +330,7 @@ def draw_instance(rng: random.Random, *, validation: bool, family: str | None = 
 
 
 def write_moves(rng: random.Random, moves: Sequence[int]) -> str:
+    """Return the labelled moves as text, in one of three wordings."""
     items = [f"{label}{move}" for label, move in zip(LABELS, moves, strict=True)]
     return rng.choice((", ".join(items), ", ".join(items[:-1]) + " and " + items[-1], " ".join(items)))
 
@@ -344,7 +351,7 @@ def write_document(rng: random.Random, instance: Instance) -> Document:
 
 
 def documents(seed: int, count: int, *, validation: bool) -> Iterator[Document]:
-    """`count` documents with different texts; the stream depends on (seed, validation) alone."""
+    """Yield `count` documents with different texts; the stream depends on (seed, validation) alone."""
     rng = random.Random(f"corpus/{seed}/{validation}")
     seen: set[str] = set()
     while len(seen) < count:
@@ -355,6 +362,7 @@ def documents(seed: int, count: int, *, validation: bool) -> Iterator[Document]:
 
 
 def corpus_lines(*, seed: int, validation_seed: int, train: int, validation: int) -> Iterator[str]:
+    """Yield the JSON lines of the corpus, training documents first."""
     for split, split_seed, count in (("train", seed, train), ("validation", validation_seed, validation)):
         for document in documents(split_seed, count, validation=split == "validation"):
             row = {
@@ -373,6 +381,7 @@ def write_corpus(path: Path, *, seed: int, validation_seed: int, train: int, val
 
 
 def main() -> None:
+    """Write the corpus that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo/corpus.jsonl.gz"))
     parser.add_argument("--seed", type=int, default=SEED)

@@ -1,4 +1,4 @@
-"""What the base policy is taught: documents, chain of thought, a hint of the RPT format, and arithmetic drills.
+"""The lessons of the base policy: documents, chain of thought, a hint of the RPT format, and arithmetic drills.
 
 The policy has to be what a reasoning model is to RPT: able to think, in *another* format than the one it will be
 trained for, and poor at next-token reasoning. So:
@@ -46,7 +46,7 @@ class Lesson:
 
 
 def trace(instance: Instance, walk: str) -> str:
-    """The thought that walks the wheel: symbol, start, then label, move and state for each move."""
+    """Return the thought that walks the wheel: symbol, start, then label, move and state for each move."""
     wheel = instance.wheel
     steps = zip(LABELS, instance.moves, instance.states(walk), strict=True)
     symbol = WALKS[walk].symbol
@@ -54,7 +54,7 @@ def trace(instance: Instance, walk: str) -> str:
 
 
 class Teacher:
-    """Draws lessons. Everything it draws comes from `rng`, so that a seed fixes the whole course."""
+    """Draws lessons; all randomness comes from `rng`, so that a seed fixes the whole course."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> None:
         self.tokenizer = tokenizer
@@ -66,6 +66,7 @@ class Teacher:
         self.short: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text; those of short texts are cached."""
         if len(text) > SHORT:
             return self.tokenizer.encode(text, add_special_tokens=False)
         if text not in self.short:
@@ -73,20 +74,23 @@ class Teacher:
         return self.short[text]
 
     def draw_document(self) -> Document:
+        """Draw a training document."""
         return write_document(self.rng, draw_instance(self.rng, validation=False))
 
     def answered(self, prompt: list[int], thought: str, answer: list[int]) -> Lesson:
-        """A user's prompt and the assistant's response; only the response is learned."""
+        """Return a lesson of a user's prompt and the assistant's response; only the response is learned."""
         box, close = self.encode("\\boxed{"), self.encode("}")
         question = [*self.user, *prompt, *self.assistant]
         response = [*self.encode(thought), self.end_think, *box, *answer, *close, self.end]
         return Lesson(ids=question + response, learn=[False] * len(question) + [True] * len(response))
 
     def document(self) -> Lesson:
+        """Draw a plain document, all of whose tokens are learned."""
         ids = [self.bos, *self.encode(self.draw_document().text), self.end]
         return Lesson(ids=ids, learn=[True] * len(ids))
 
     def chain_of_thought(self) -> Lesson:
+        """Draw a question about a problem, with the walk and the boxed answer."""
         document = self.draw_document()
         instance = document.instance
         walk = self.rng.choice(instance.walks)
@@ -106,6 +110,7 @@ class Teacher:
         return self.answered(prompt, trace(instance, walk), answer)
 
     def hint(self) -> Lesson:
+        """Draw a text to complete, with a walk and the boxed next token."""
         document = self.draw_document()
         ids = self.encode(document.text)
         ends = self.computed_positions(document)
@@ -122,7 +127,7 @@ class Teacher:
         return self.answered(prompt, trace(document.instance, walk), [ids[position]])
 
     def computed_positions(self, document: Document) -> list[int]:
-        """Positions of the walks' ends in the document's tokens."""
+        """Return the positions of the walks' ends in the document's tokens."""
         instance, text, positions = document.instance, document.text, []
         for walk in document.order:
             clause = next(
@@ -133,6 +138,7 @@ class Teacher:
         return positions
 
     def drill(self, chains: int = 5) -> Lesson:
+        """Draw chains of single moves, whose results are learned."""
         ids, learn = [self.bos], [False]
         for _ in range(chains):
             family = FAMILIES[self.rng.choice(list(FAMILIES))]
@@ -151,7 +157,7 @@ class Teacher:
         return Lesson(ids=ids, learn=learn)
 
     def lookup(self, items: int = 8) -> Lesson:
-        """Labelled digits, then the same in another order: what stands behind a label is found by the label."""
+        """Draw labelled digits twice, in different orders: the second time, the digit follows from its label."""
         labels = self.rng.sample("ABCDEFGH", items)
         moves = {label: self.rng.randrange(1, 10) for label in labels}
         ids = [self.bos]

@@ -30,7 +30,7 @@ ASKED = {
 
 
 def questions(seed: int, count: int, *, validation: bool) -> Iterator[dict[str, str]]:
-    """`count` different questions; the stream depends on (seed, validation) alone.
+    """Yield `count` different questions; the stream depends on (seed, validation) alone.
 
     Example:
         >>> first = next(questions(1, 1, validation=False))
@@ -52,13 +52,14 @@ def questions(seed: int, count: int, *, validation: bool) -> Iterator[dict[str, 
 
 
 def write_questions(path: Path, *, train: int = TRAIN_QUESTIONS, validation: int = VALIDATION_QUESTIONS) -> None:
-    """JSON lines with the columns `question`, `answer`, `split`."""
+    """Write JSON lines with the columns `question`, `answer`, `split`."""
     rows = [*questions(SEED, train, validation=False), *questions(VALIDATION_SEED, validation, validation=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def main() -> None:
+    """Write the questions that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("work/demo-questions.jsonl"))
     parser.add_argument("--train", type=int, default=TRAIN_QUESTIONS)

@@ -1,4 +1,4 @@
-"""Fitting the demo's two small language models: batches by token budget, Muon for matrices, Adam for the rest."""
+"""Train the demo's two small language models: batches by token budget, Muon for matrices, Adam for the rest."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from demo.lessons import Lesson
 from pipeline.scoring.muon import Muon
 
 POOL = 16
-"""Batches drawn at once and sorted by length, so that a batch holds sequences of similar length: little padding."""
+"""Batches drawn at once and sorted by length, so that a batch holds sequences of similar length and little padding."""
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase, *, width: int, layers: int, seed: int) -> LlamaForCausalLM:
-    """A Llama model with tied head.
+    """Return an untrained Llama model with tied head.
 
     Two departures from the usual initialisation, both for finding a move by its label (an induction head), which
     otherwise takes ten times as long to learn as everything else: larger query and key projections, so that attention
@@ -55,7 +55,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, *, width: int, layers: int, 
 
 
 def batches(draw: Callable[[], Lesson], token_budget: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (ids_BT, learn_BT) of about `token_budget` tokens; padding is id 0 and never learned."""
+    """Yield (ids_BT, learn_BT) without end, of about `token_budget` tokens; padding is id 0 and never learned."""
     while True:
         pool, tokens = [], 0
         while tokens < POOL * token_budget:
@@ -79,14 +79,17 @@ def batches(draw: Callable[[], Lesson], token_budget: int) -> Iterator[tuple[Ten
 
 
 def next_token_loss(model: LlamaForCausalLM, ids_BT: Tensor, learn_BT: Tensor) -> Tensor:
-    """Mean over learned tokens. Rows are padded on the right, so the causal mask alone hides the padding."""
+    """Return the mean loss of the learned tokens.
+
+    Rows are padded on the right, so the causal mask alone hides the padding.
+    """
     hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
     wanted = learn_BT[:, 1:]
     return F.cross_entropy(model.lm_head(hidden_BTD[:, :-1][wanted]), ids_BT[:, 1:][wanted])
 
 
 def learning_rate(progress: float) -> float:
-    """Share of the peak: a short warm-up, a plateau, then a linear fall to zero over the last half."""
+    """Return the share of the peak rate: a short warm-up, a plateau, then a linear fall to zero over the last half."""
     return min(1.0, progress / 0.01 + 0.05, max(0.0, (1 - progress) / 0.5))
 
 
@@ -131,7 +134,7 @@ def train(
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A `transformers` folder in fp16, which halves the file and changes no arg-max that matters."""
+    """Write a `transformers` folder in fp16, which halves the file and changes no arg-max that matters."""
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"

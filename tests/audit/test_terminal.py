@@ -284,4 +284,4 @@ def test_stats_equal_what_duckdb_counts(audited: Audited) -> None:
             assert [row[f"{q:g}"] for q in QUANTILES] == pytest.approx(quantiles, abs=1e-6)
     assert found["sites"] == {s: sum(n for _, split, n in bands if split == s) for s in ("train", "validation")}
     text = printed(stats_page.tables(found))
-    assert "bytes a site" in text and "word start" in text and "quarantined: not_json" in text
+    assert "bytes per site" in text and "word start" in text and "quarantined: not_json" in text

@@ -192,7 +192,7 @@ def held_out(ids: dict[str, int]) -> set[str]:
 def test_what_cannot_be_exported_is_told_and_leaves_nothing(made: tuple[Manifest, Record], tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="there is something already"):
+    with pytest.raises(UserError, match="output folder is not empty"):
         exported(made, "verl", tmp_path / "full")
     with pytest.raises(UserError, match="no training site"):
         exported(made, "verl", tmp_path / "none", where="position > 9999")
