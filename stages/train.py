@@ -235,7 +235,7 @@ def take_steps(
             if state.step == steps or state.step % budget.evaluate_every == 0:
                 metrics |= measure()
             record(metrics)
-            if (warning := state.watch.see(metrics, budget.stop)) and start.main:
+            if (warning := state.watch.update(metrics, budget.stop)) and start.main:
                 log(f"train        warning, step {state.step}: {warning}")
             # The ranks decide together: a signal may have reached only some of them.
             stopped = state.step < steps and distributed.all_reduce_max(stop_is_asked()) > 0

@@ -20,7 +20,7 @@ class EarlyStopping:
     apart: int = 0
     """Steps at which trainer and sampler differed by enough for a warning."""
 
-    def see(self, metrics: Mapping[str, float], rules: StopConfig) -> str | None:
+    def update(self, metrics: Mapping[str, float], rules: StopConfig) -> str | None:
         """Take in a step's metrics, the same on every rank.
 
         Returns:
@@ -69,7 +69,7 @@ class EarlyStopping:
         return None
 
     def state(self) -> dict[str, int]:
-        """As a checkpoint holds it: `Watch(**state)` goes on."""
+        """As a checkpoint holds it: restore with `EarlyStopping(**state)`."""
         return asdict(self)
 
 

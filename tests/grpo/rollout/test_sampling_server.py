@@ -137,7 +137,7 @@ def test_a_trainer_with_another_secret_is_told(url: str, monkeypatch: pytest.Mon
 def test_the_secret_is_made_once_and_for_this_user_alone(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     environment |= {"XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    program = "from pipeline.grpo.rollout.rollouts.sampler_secret import *; print(shared_secret())"
+    program = "from pipeline.grpo.rollout.sampler_secret import *; print(shared_secret())"
     started = [
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(4)
@@ -157,5 +157,5 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path, monkeypatch: p
         shared_secret()
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=f"give trainer and server the same {VARIABLE}"):
+    with pytest.raises(UserError, match=f"set the same {VARIABLE} for trainer and server"):
         shared_secret()

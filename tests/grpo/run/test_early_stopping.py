@@ -30,7 +30,7 @@ def seen(steps: list[dict[str, float]], rules: StopConfig = RULES) -> int:
     for number, metrics in enumerate(steps, start=1):
         watch = EarlyStopping(**json.loads(json.dumps(watch.state())))  # as a checkpoint between any two steps
         try:
-            watch.see(metrics, rules)
+            watch.update(metrics, rules)
         except UserError:
             return number
     return 0
@@ -56,21 +56,21 @@ def test_rules_by_hand(steps: list[dict[str, float]], stops: int) -> None:
 def test_the_message_names_the_rule_and_what_may_mend_it() -> None:
     watch = EarlyStopping(dead=2)
     with pytest.raises(UserError, match=r"for 3 steps: responses are always wrong.*dead_reward_steps.*rpt screen"):
-        watch.see(DEAD, RULES)
+        watch.update(DEAD, RULES)
     without_norm = {name: value for name, value in FINE.items() if name != "grad_norm"}
-    EarlyStopping().see(without_norm, RULES)  # fp32 without ZeRO does not tell
+    EarlyStopping().update(without_norm, RULES)  # fp32 without ZeRO does not tell
 
 
 def test_by_default_two_nats_between_trainer_and_sampler_stop_a_run() -> None:
     with pytest.raises(UserError, match=r"differ by 2 nats a token.*budget\.stop\.logprob_gap"):
-        EarlyStopping().see(FAR, StopConfig())
+        EarlyStopping().update(FAR, StopConfig())
 
 
 def test_a_gap_far_below_the_limit_is_warned_of_once() -> None:
     watch, default = EarlyStopping(), StopConfig()
     assert default.logprob_gap_warning is not None and default.logprob_gap is not None
     assert 0.05 < default.logprob_gap_warning <= default.logprob_gap / 5, "above what bfloat16 makes, far below a stop"
-    said = [watch.see(metrics, default) for metrics in (FINE, APART, APART, FINE, APART)]
+    said = [watch.update(metrics, default) for metrics in (FINE, APART, APART, FINE, APART)]
     assert [bool(warning) for warning in said] == [False, True, False, False, True]
     assert "differ by 0.25 nats a token" in str(said[1])
-    assert not EarlyStopping().see(APART, StopConfig(logprob_gap_warning=None))
+    assert not EarlyStopping().update(APART, StopConfig(logprob_gap_warning=None))
