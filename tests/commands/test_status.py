@@ -18,7 +18,7 @@ from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Counters, Record, Shard, seal_record, write_pointer
 from pipeline.core.parquet import parquet_writer
 from pipeline.core.stage import Stage, run_stage
-from pipeline.core.workspace import outputs, source_pointer, states, wanted
+from pipeline.core.workspace import expected_records, outputs, source_pointer, states
 from tests.stages.published import InProcess
 
 VERSIONS = {"ingest": 1, "score": 1, "select": 3, "materialize": 2}
@@ -41,7 +41,7 @@ class Settings(Config):
 def made(work: Path, toy: Manifest) -> dict[str, Record]:
     """The stages of `toy`, each with a table of its own that says what it was made from."""
     records: dict[str, Record] = {}
-    for want in wanted(toy):
+    for want in expected_records(toy):
         inputs = {name: records[stage].content for name, stage in want.inputs.items()}
 
         def run(config: Settings, shard: Shard, out: Path, stage: str = want.stage, inputs: dict = inputs) -> Counters:
