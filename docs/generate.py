@@ -1,4 +1,4 @@
-"""The pages that are made from the code whenever the site is built: every key, every table, every command.
+"""The reference pages, generated from the code when the site is built: every key, every table, every command.
 
 `mkdocs.yml` names this file as a hook; `python docs/generate.py reference.md` prints one of the pages.
 """
@@ -26,12 +26,13 @@ from pipeline.config.recipe import Recipe  # noqa: E402
 
 
 def reference() -> str:
-    """Every key of manifests and recipes."""
+    """Return the page of every key of manifests and recipes."""
     parts = [
         "# Every key",
-        "Of manifests (`data_manifests/*.yaml`) and recipes (`recipes/*.yaml`), as `pipeline/config/` has them. "
-        "Unknown keys are refused with the nearest known one; `--set key.subkey=value` overrides one. `rpt schema "
-        "manifest` and `rpt schema recipe` print JSON Schemas, with which editors complete YAML.",
+        "The keys of manifests (`data_manifests/*.yaml`) and recipes (`recipes/*.yaml`), generated from "
+        "`pipeline/config/`. An unknown key is refused, and the error names the nearest known one. "
+        "`--set key.subkey=value` overrides a key. `rpt schema manifest` and `rpt schema recipe` print JSON Schemas, "
+        "with which editors complete YAML.",
     ]
     for kind, title in ((Manifest, "Manifest"), (Recipe, "Recipe")):
         parts += [f"## {title}"]
@@ -45,7 +46,7 @@ def reference() -> str:
 
 
 def models(kind: type[Config], path: str) -> Iterator[tuple[str, type[Config]]]:
-    """(dotted key, model) of a model and all below it, each where it stands first."""
+    """Yield (dotted key, model) for a model and every model below it."""
     yield path, kind
     for name, field in kind.model_fields.items():
         for below in _models_in(field.annotation):
@@ -61,7 +62,7 @@ def _models_in(annotation: Any) -> Iterator[type[Config]]:
 
 
 def keys(model: type[Config]) -> str:
-    """A table of a model's fields."""
+    """Return a table of a model's fields."""
     rows = []
     for name, field in model.model_fields.items():
         default = "required" if field.default is PydanticUndefined else _default(field.default)
@@ -96,7 +97,7 @@ def _default(value: Any) -> str:
 
 
 def tables() -> str:
-    """Every table that a stage publishes."""
+    """Return the page of every published table."""
     from pipeline.corpus.dedup_results import MATCHES
     from pipeline.corpus.documents import DOCUMENTS
     from pipeline.corpus.quarantine import QUARANTINE
@@ -109,8 +110,8 @@ def tables() -> str:
     listed = [
         ("documents", "ingest", "a document", DOCUMENTS),
         ("quarantine", "ingest, score", "a record that could not be used", QUARANTINE),
-        ("matches", "assign", "a document that left, and what it matched", MATCHES),
-        ("scores", "score", "a document; lists have a value a position", SCORES),
+        ("matches", "assign", "a document that was dropped, and what it matched", MATCHES),
+        ("scores", "score", "a document; lists have one value per position", SCORES),
         ("sites", "select", "a selected position", SITES),
         ("train, validation", "materialize", "a training example", SHARDS),
         ("pass_rates", "screen", "a screened site", PASS_RATES),
@@ -118,14 +119,15 @@ def tables() -> str:
     ]
     parts = [
         "# Tables",
-        "Parquet, zstd, with page checksums, under `work/<manifest>/<stage>/<fingerprint>/`; a stage's `record.json` "
-        "lists them with their sha256. Binary columns hold exact bytes: tokens may split characters.",
+        "All tables are Parquet with zstd and page checksums, in `work/<manifest>/<stage>/<fingerprint>/`. A stage's "
+        "`record.json` lists them with their sha256. Binary columns hold exact bytes, because tokens may split "
+        "characters.",
     ]
     for name, stage, row, schema in listed:
         rows = [
             [f"`{field.name}`", f"`{_arrow(field.type)}`", "" if field.nullable else "never null"] for field in schema
         ]
-        parts += [f"## {name}", f"Of {stage}. A row is {row}.", table(["column", "type", ""], rows)]
+        parts += [f"## {name}", f"Written by {stage}. A row is {row}.", table(["column", "type", ""], rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -138,17 +140,17 @@ def _arrow(kind: pa.DataType) -> str:
 
 
 def commands() -> str:
-    """Every command, as its help says it."""
+    """Return the page of every command, from its help."""
     from commands.cli import app
 
     group = typer.main.get_command(app)
     assert hasattr(group, "commands")
     parts = [
         "# Commands",
-        "Exit codes: 0 done; 1 an error that is a bug; 2 a user error, reported in one line; 3 damaged artifacts; 130 "
-        "interrupted (Ctrl-C). What is told while a command runs goes to standard error: a moving bar on a terminal, a "
-        "plain line every half minute elsewhere; results go to standard output. `rpt --install-completion` completes "
-        "commands and options in your shell.",
+        "Exit codes: 0 done; 1 a bug; 2 a user error, reported in one line; 3 damaged artifacts; 130 interrupted "
+        "(Ctrl-C). Progress goes to standard error: a moving bar on a terminal, a plain line every half minute "
+        "elsewhere. Results go to standard output. `rpt --install-completion` completes commands and options in your "
+        "shell; `rpt --version` prints the version.",
     ]
     for name, command in sorted(group.commands.items()):
         if command.hidden:
@@ -180,7 +182,7 @@ PAGES = {"reference.md": reference, "tables.md": tables, "commands.md": commands
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """MkDocs' hook: the pages join those that lie here."""
+    """Add the generated pages to the site (a MkDocs hook)."""
     from mkdocs.structure.files import File
 
     for name, write in PAGES.items():
