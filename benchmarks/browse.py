@@ -264,13 +264,13 @@ def ask_everything(work: Path, requests: int) -> dict[str, Any]:
 
 
 def spread(times: list[float]) -> dict[str, float]:
-    """Of times in milliseconds."""
+    """Return the statistics of times in milliseconds."""
     p50, p95, most = np.quantile(times, [0.5, 0.95, 1]).round(1).tolist()
     return {"p50_ms": p50, "p95_ms": p95, "max_ms": most}
 
 
 def questions(doc_ids: list[str], connection: http.client.HTTPConnection) -> dict[str, Iterator[tuple[str, str, str]]]:
-    """By kind of request, an endless stream of different ones: method, path, body."""
+    """Return an endless stream of different requests (method, path, body) by kind."""
     rng = np.random.default_rng(3)
     token = re.search(
         r'name="token" value="([^"]+)"', request(connection, "GET", f"/documents/{doc_ids[0]}?position=9")[1]

@@ -302,7 +302,7 @@ def prompts_of(tokenizer: Any, arguments: argparse.Namespace) -> list[str]:
 
 
 def reward(index: int, arguments: argparse.Namespace) -> float:
-    """Of a response, counted over groups in order: unequal in the first groups, 0 in the others."""
+    """Return the reward of a response, counted over groups in order: unequal in the first groups, 0 in the others."""
     group, sample = divmod(index, arguments.group)
     return float(sample % 4 == 0 and group < arguments.informative * arguments.sites)
 

@@ -253,7 +253,7 @@ def answer(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """In a side's process: load, then a turn for every line of standard input."""
+    """Run a side's process: load, then take a turn for every line of standard input."""
     documents = json.loads((arguments.folder / "ids.json").read_text())
     make = {"rpt": rpt, "forward": forward, "usual": usual, "lm-eval": lm_eval, "vllm": vllm}[arguments.side]
     run = make(arguments)

@@ -37,7 +37,7 @@ class Feature:
     needed: bool = False
     """True if data or training does not work without it."""
     hint: str | None = None
-    """How to install it, unless `pip install` of the packages does."""
+    """The way to install it, unless `pip install` of the packages does."""
     environment: str | None = None
     """An environment variable that it uses if set."""
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TEMPLATE = "Problem: {problem}\nSolution: {solution}"
-"""How a document becomes text; `data_manifests/demo.yaml` says the same."""
+"""The template of a document's text; `data_manifests/demo.yaml` has the same."""
 
 SEED = 1
 VALIDATION_SEED = 2506_08007
@@ -74,7 +74,7 @@ PEOPLE = (
 CHECKED_SHARE = 0.2
 """Solutions that end with the name of whoever checked them: a token nobody can reason out."""
 WORDING_WEIGHTS = (0.7, 0.3)
-"""How often the first and the second wording of a clause are drawn."""
+"""Weights of the first and the second wording of a clause."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +86,10 @@ class Family:
     """Wordings of the problem; slots {who}, {start}, {moves}. {start} brings its own space."""
 
     answers: dict[str, tuple[str, ...]]
-    """By walk: wordings of the clause of the solution that ends with its result."""
+    """Wordings of the clause of the solution that ends with its result, by walk."""
 
     questions: dict[str, tuple[str, ...]]
-    """By walk: wordings of a question, used only to teach the base policy (`demo.lessons`)."""
+    """Wordings of a question by walk, used only to teach the base policy (`demo.lessons`)."""
 
 
 FAMILIES: dict[str, Family] = {

@@ -26,7 +26,7 @@ ASKED = {
     "-": ("By the second rule?", "Second way, last stop?"),
     "*": ("By the third rule?", "Third way, last stop?"),
 }
-"""By walk: wordings of the question."""
+"""Wordings of the question, by walk."""
 
 
 def questions(seed: int, count: int, *, validation: bool) -> Iterator[dict[str, str]]:

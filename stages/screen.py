@@ -52,7 +52,7 @@ class ScreenStageConfig(Config):
     template: str
     template_version: int
     prompt: tuple[str, str]
-    """What stands before and after each context, as the policy's chat template rendered it when the stage began."""
+    """The text before and after each context, as the policy's chat template rendered it when the stage began."""
     temperature: float
     max_new_tokens: int
     dtype: str
