@@ -19,6 +19,7 @@ from pipeline.core.artifact import Counters, Record, Shard, seal_record, write_p
 from pipeline.core.parquet import parquet_writer
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.workspace import expected_records, outputs, source_pointer, states
+from pipeline.grpo.run.run_folder import write_state
 from tests.stages.published import InProcess
 
 VERSIONS = {"ingest": 1, "score": 1, "select": 3, "materialize": 2}
@@ -117,7 +118,7 @@ def test_sizes_and_runs(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "demo"
     (run / "checkpoints" / "step-000020").mkdir(parents=True)
     (run / "checkpoints" / "latest").write_text("step-000020")
-    (run / "checkpoints" / "step-000020" / "state.json").write_text('{"step": 20}')
+    write_state(run / "checkpoints" / "step-000020", {"step": 20})
     (run / "recipe.yaml").write_text("budget: {steps: 60}")
     (run / "run.json").write_text(json.dumps({"shards": {"fingerprint": records["materialize"].fingerprint}}))
     told = status(manifest(), work=tmp_path, runs=tmp_path / "runs", versions=VERSIONS)
