@@ -7,7 +7,8 @@ RANKS    ?= 1
 STUDY    ?= recipes/study-demo.yaml
 QUICK    ?=
 BENCH    ?= selection executors score sampler
-FAST      = tests/test_imports.py tests/test_pins.py tests/config tests/corpus tests/docs/test_names.py tests/selection tests/shards tests/task
+FAST      = tests/test_imports.py tests/test_pins.py tests/config tests/corpus tests/docs/test_names.py tests/grpo/algorithm \
+            tests/selection tests/shards tests/task
 PYTHON   ?= python3
 RPT       = .venv/bin/rpt
 OR_DEMO   = $(or $(MANIFEST),data_manifests/demo.yaml)

@@ -165,7 +165,7 @@ def test_rows_are_checked_against_the_footer(tmp_path: Path) -> None:
 
         write_sealed(path, tree)
     (item,) = verify(tmp_path)["damage"]
-    assert item == {"where": str(record.directory / entry.path), "what": "has 3 rows, 4 are recorded"}
+    assert item == {"where": str(record.directory / entry.path), "what": "has 3 rows, but 4 are recorded"}
 
 
 @pytest.mark.parametrize("data", [None, b"\xff\xfe", b"", b"0123456789ab", b"../../etc", b"0123456789ab\n"])
