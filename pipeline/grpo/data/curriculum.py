@@ -15,10 +15,10 @@ from pipeline.shards.reader import ShardReader, Site, sites_of_step
 
 
 class Curriculum:
-    """The sites of every phase. All of a recipe's phases are opened at once: one that matches no site fails now.
+    """The sites of every phase. All phases of the recipe are opened at once, so that one without sites fails early.
 
     Raises:
-        UserError: a phase names no column of a site, or matches none.
+        UserError: a phase names an unknown column, or matches no site.
     """
 
     def __init__(self, files: Sequence[InputFile], recipe: Recipe, pass_rates: pl.DataFrame | None = None) -> None:
@@ -31,7 +31,7 @@ class Curriculum:
         self._shuffled = ShuffledTargets(files, recipe, pass_rates) if recipe.task.targets == "shuffled" else None
 
     def sites(self) -> Iterator[Site]:
-        """Every site that some phase may draw."""
+        """Yield every site that any phase can draw."""
         seen: set[int] = set()
         for reader in self._readers:
             if id(reader) not in seen:
@@ -39,12 +39,12 @@ class Curriculum:
                 yield from (reader[i] for i in range(len(reader)))
 
     def draw(self, step: int, number: int, before: Sequence[SampledSite] = ()) -> list[SampledSite]:
-        """The sites of one draw.
+        """Draw the sites of one draw.
 
         Args:
-            step: chooses the phase.
-            number: of the draw, counted over the whole run; consecutive draws pass through the phase's sites.
-            before: what the step has drawn already.
+            step: the step, which selects the phase.
+            number: number of the draw, counted over the whole run; consecutive draws pass through the phase's sites.
+            before: sites that the step has drawn already.
         """
         reader = self._readers[sum(step >= until for until in self._until)]
         seen = Counter(draw.site.site_id for draw in before)
@@ -57,7 +57,8 @@ class Curriculum:
 
 
 def _both(first: str, second: str) -> str:
-    """
+    """Return the conjunction of two filter expressions.
+
     Example:
         >>> _both("true", "entropy > 1"), _both("entropy > 1", "field = 'a'")
         ('entropy > 1', "(entropy > 1) AND (field = 'a')")

@@ -1,4 +1,4 @@
-"""Supervised examples: what is read and what is learned, as token ids, drawn in steps of about so many tokens."""
+"""Supervised examples as token ids, and the sampler that divides them into steps of about equal token counts."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ Ids = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt that is read and a response that is learned, each of at least one token."""
+    """A prompt, and a response that the loss covers, each of at least one token."""
 
     prompt: Ids
     response: Ids
 
     @property
     def length(self) -> int:
-        """Tokens of both."""
+        """Return the number of tokens of both."""
         return len(self.prompt) + len(self.response)
 
 
 class EpochSampler:
-    """Examples without end: every epoch all of them in another order, cut into steps of about `step_tokens` tokens.
+    """An endless sequence of epochs, each a new permutation of the examples, in steps of about `step_tokens` tokens.
 
-    An example belongs to the step in which its first token falls. What a step takes depends on (examples, seed, step)
-    alone.
+    An example belongs to the step in which its first token falls. The examples of a step depend on (examples, seed,
+    step) alone.
 
     Raises:
-        UserError: no example, or one that is longer than a step.
+        UserError: there is no example, or one is longer than a step.
     """
 
     def __init__(self, examples: Sequence[Example], seed: int, step_tokens: int, what: str) -> None:
-        """`what`: names the examples where they are too few or too long."""
+        """`what` names the examples in error messages."""
         self._examples, self._seed, self._step_tokens = examples, seed, step_tokens
         self._lengths = np.array([example.length for example in examples], dtype=np.int64)
         if not len(examples):
-            raise UserError("nothing to learn from", where=what)
+            raise UserError("no training examples", where=what)
         self.longest = int(self._lengths.max())
         if self.longest > step_tokens:
             raise UserError(
@@ -64,7 +64,7 @@ class EpochSampler:
         return len(self._examples)
 
     def of_step(self, step: int) -> list[Example]:
-        """The examples of a step, at least one."""
+        """Return the examples of a step, at least one."""
         begin, total = step * self._step_tokens, int(self._lengths.sum())
         end = begin + self._step_tokens
         chosen: list[int] = []
@@ -77,7 +77,7 @@ class EpochSampler:
 
 
 def subsample(examples: Sequence[Example], most: int, seed: int) -> tuple[Example, ...]:
-    """At most so many of them, drawn by seed."""
+    """Return at most `most` of the examples, chosen by seed."""
     return tuple(examples[i] for i in permutation(len(examples), seed, 0)[:most])
 
 
@@ -87,14 +87,14 @@ def subsample(examples: Sequence[Example], most: int, seed: int) -> tuple[Exampl
 def text_examples(
     files: Sequence[InputFile], split: str, tokens: CorpusTokenizer, end: int, window: int
 ) -> list[Example]:
-    """The documents of a split, every token to be predicted from those before it in its document.
+    """Return the documents of a split as examples, each token to be predicted from those before it in its document.
 
     Args:
-        files: of the table `documents`.
+        files: files of the table `documents`.
         split: `train` or `validation`.
-        tokens: the policy's tokenizer; the token it declares for a beginning stands before a document.
-        end: the token that stands after it.
-        window: a document is read in pieces of at most so many tokens.
+        tokens: the policy's tokenizer; its beginning-of-sequence token, if any, precedes each document.
+        end: the token that follows each document.
+        window: maximum tokens of an example; longer documents are divided.
     """
     before = [] if tokens.bos_id is None else [tokens.bos_id]
     examples: list[Example] = []
@@ -107,7 +107,7 @@ def text_examples(
 
 
 def pieces(ids: Ids, window: int) -> Iterator[Example]:
-    """A text in pieces of at most `window` tokens that share one: every token but the first is learned once.
+    """Yield a text in pieces of at most `window` tokens that overlap by one, so that the loss covers each token once.
 
     Example:
         >>> [(e.prompt.tolist(), e.response.tolist()) for e in pieces(np.array([7, 8, 9, 10]), 3)]
@@ -121,41 +121,43 @@ def pieces(ids: Ids, window: int) -> Iterator[Example]:
 
 
 def thought_examples(files: Sequence[Path], prompts: PromptBuilder, tokens: CorpusTokenizer) -> list[Example]:
-    """Contexts and the right responses to them that a run has sampled: thought, and continuation in its box.
+    """Return contexts with the correct responses that a run sampled: thought, and continuation in its box.
 
     Args:
-        files: tables of rollouts (`rollout.ROLLOUTS`).
-        prompts: what the contexts are put in.
+        files: tables of rollouts (`rollouts.ROLLOUTS`).
+        prompts: builds the prompts of the contexts.
         tokens: the policy's tokenizer.
 
     Raises:
-        UserError: there is no right response, or they are another tokenizer's.
+        UserError: there is no correct response, or the rollouts were produced with a different tokenizer.
     """
     columns = ["context", "response", "response_ids"]
     tables = [pl.scan_parquet(file).filter(pl.col("reason") == "match").select(columns) for file in files]
     rows = pl.concat(tables).collect() if tables else pl.DataFrame()
     if not len(rows):
-        raise UserError("no right response among the rollouts", where=", ".join(map(str, files[:3])) or "--rollouts")
+        raise UserError(
+            "the rollouts contain no correct response", where=", ".join(map(str, files[:3])) or "--rollouts"
+        )
     examples = []
     for context, response, response_ids in rows.iter_rows():
         ids = np.array(response_ids, dtype=np.int32)
-        said = response_bytes(response_ids, tokens.token_bytes)
-        if not said.decode("utf-8", errors="replace").startswith(response):
+        text = response_bytes(response_ids, tokens.token_bytes)
+        if not text.decode("utf-8", errors="replace").startswith(response):
             raise UserError(
-                "the rollouts are another tokenizer's than the policy's",
+                "the rollouts were produced with a different tokenizer",
                 where=files[0],
-                hint="take rollouts of a run that started from the same policy",
+                hint="use rollouts of a run that started from the same policy",
             )
         examples.append(Example(np.array(prompts.ids(context.encode()), dtype=np.int32), ids))
     return examples
 
 
 def answer_examples(sites: ShardReader, prompts: PromptBuilder, tokens: CorpusTokenizer, end: int) -> list[Example]:
-    """Contexts and the true next token in a box, without a thought.
+    """Return contexts with the true next token in a box, without a thought.
 
     Args:
-        sites: of the training split.
-        prompts: what the contexts are put in.
+        sites: sites of the training split.
+        prompts: builds the prompts of the contexts.
         tokens: the policy's tokenizer.
         end: the token that ends a response.
     """

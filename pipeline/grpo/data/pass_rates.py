@@ -1,7 +1,7 @@
-"""Pass rates: how often a policy is right at a site, from a few responses.
+"""Pass rates: the share of correct responses of a policy per site, estimated from a few responses.
 
-Where it always or never is, there is nothing to learn: a group of G responses has a gradient with probability
-1 − p^G − (1 − p)^G at a site of pass rate p.
+Sites at which the policy is always or never correct give no gradient: at pass rate p, a group of G responses has a
+gradient with probability 1 − p^G − (1 − p)^G.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PASS_RATES = pa.schema(
         pa.field("screened_length", pa.float32(), nullable=False),
     ]
 )
-"""A row is a site that was screened: share of right responses, and their mean length in tokens."""
+"""Schema with one row per screened site: share of correct responses, and mean length of all responses in tokens."""
 
 
 def pass_rates(
@@ -47,17 +47,17 @@ def pass_rates(
     seed: int,
     batch_rows: int,
 ) -> Iterator[dict[str, object]]:
-    """Rows of `PASS_RATES`, one a site, in the order of the sites.
+    """Yield rows of `PASS_RATES`, one per site, in the order of the sites.
 
     Args:
-        sampler: the policy.
+        sampler: samples the policy's responses.
         prompts: builds the prompt of a context.
         sites: rows with `site_id`, `context`, `continuation` and `token_lengths`.
-        samples: responses a site.
-        temperature: of the responses.
-        max_new_tokens: room for a response; one that has not ended by then is not right.
-        seed: with the site and the sample's number, decides what is drawn.
-        batch_rows: responses decoded at once: memory, not results.
+        samples: responses per site.
+        temperature: sampling temperature.
+        max_new_tokens: maximum length of a response; one that has not ended by then is not correct.
+        seed: with the site and the sample's number, the seed of a response.
+        batch_rows: responses decoded at once; affects memory, not results.
     """
     from pipeline.grpo.types import SamplingRequest
 
@@ -76,21 +76,21 @@ def pass_rates(
 
 
 def read_pass_rates(screened: Record) -> pl.DataFrame:
-    """All rows of a screening, as `ShardReader` joins them to the sites."""
+    """Return all rows of a screening, which `ShardReader` joins to the sites."""
     tables = [read_table(file) for file in screened.files("pass_rates")]
     return pl.DataFrame(pl.from_arrow(pa.concat_tables([PASS_RATES.empty_table(), *tables])))
 
 
 def screening_of(recipe: Recipe, shards: Record, work: Path) -> Record | None:
-    """The screening that the recipe chooses its training sites by; None if it names no pass rate.
+    """Return the screening that the recipe's filters use; None if they name no column of it.
 
     Args:
-        recipe: its `sites.where` and curriculum count.
+        recipe: the recipe, of which `sites.where` and the curriculum are read.
         shards: record of `materialize`.
         work: the manifest's folder.
 
     Raises:
-        UserError: the sites were not screened, or others were.
+        UserError: the sites were not screened, or the screening is of other sites.
     """
     expressions = [recipe.sites.where, *(phase.where for phase in recipe.curriculum)]
     named = [column for column in PASS_RATE_COLUMNS if any(column in expression for expression in expressions)]

@@ -1,6 +1,6 @@
-"""Questions with known answers, as rows of the shards' table: the question is the context, the answer what follows.
+"""Questions with known answers, as rows of the shards' table: the question is the context, the answer its continuation.
 
-Training then draws, samples and rewards them as it does sites; only the rule that judges a response is another one.
+Training draws, samples and rewards them like sites; only the rule that scores a response differs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.corpus.template import Template, as_text
 
 
 class Question(NamedTuple):
-    """A record that can be used. `held_out`: its file or its own column says so."""
+    """A usable record; `held_out` is set by its source or by its own column."""
 
     text: str
     answer: str
@@ -30,7 +30,7 @@ class Question(NamedTuple):
 
 
 def to_corpus_config(config: QuestionsConfig, source: str) -> CorpusConfig:
-    """One of its sources as what the readers of corpora read."""
+    """Return one of the sources as a corpus configuration, for the corpus readers."""
     return CorpusConfig(
         source=source,
         format=config.format,
@@ -43,13 +43,13 @@ def to_corpus_config(config: QuestionsConfig, source: str) -> CorpusConfig:
 def read_questions(
     config: QuestionsConfig, parts: Iterable[Slice], counters: Counter[str], *, held_out: bool
 ) -> Iterator[Question]:
-    """The questions of the slices, in order. What cannot be used is counted by its reason.
+    """Yield the questions of the slices, in order; unusable records are counted by reason.
 
     Args:
-        config: columns, and what stands before a final answer.
-        parts: what to read.
-        counters: `records`, `quarantined.<reason>` and `dropped.no_answer` are added to.
-        held_out: whether all of these questions are.
+        config: columns, and the mark before a final answer.
+        parts: slices to read.
+        counters: receives `records`, `quarantined.<reason>` and `dropped.no_answer`.
+        held_out: True if all of these questions are held out.
     """
     corpus = to_corpus_config(config, config.source)
     question, answer, column = Template.parse(config.question), Template.parse(config.answer), config.held_out.column
@@ -73,10 +73,10 @@ def read_questions(
 
 
 def final_answer(text: str, after: str | None) -> str:
-    """What stands behind the last `after` of an answer, or all of it, white space around it aside; "" if nothing does.
+    r"""Return the stripped text behind the last `after` in an answer, or all of it without `after`; "" if none.
 
     Example:
-        >>> final_answer("Half of 8 is 4.\\n#### 4", "####"), final_answer("no mark", "####"), final_answer(" 4 ", None)
+        >>> final_answer("Half of 8 is 4.\n#### 4", "####"), final_answer("no mark", "####"), final_answer(" 4 ", None)
         ('4', '', '4')
     """
     return text.strip() if after is None else text.rpartition(after)[2].strip() if after in text else ""
@@ -85,13 +85,13 @@ def final_answer(text: str, after: str | None) -> str:
 def question_rows(
     questions: Sequence[Question], config: QuestionsConfig, tokens: CorpusTokenizer, counters: Counter[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows of `SHARDS` by split. Of equal questions the first stays.
+    """Return rows of `SHARDS` by split; of equal questions only the first is kept.
 
     Args:
-        questions: those held out first, so that they are not in training as well.
-        config: which are held out, if that is not known; how long they may be.
+        questions: the questions, held-out ones first, so that they are not in training as well.
+        config: the rule for held-out questions, and the maximum length.
         tokens: the policy's tokenizer.
-        counters: `dropped.duplicate`, `dropped.too_long`, `train` and `validation` are added to.
+        counters: receives `dropped.duplicate`, `dropped.too_long`, `train` and `validation`.
     """
     ids = pl.Series([doc_id(question.text) for question in questions], dtype=pl.String)
     rule = ValidationConfig(column="held_out") if config.held_out_source else config.held_out
@@ -111,7 +111,7 @@ def question_rows(
 
 
 def _row(question: Question, own_id: str, split: str) -> dict[str, Any]:
-    """No proxy has scored it, and its answer is one token, so to speak."""
+    """Return the question as a row without proxy scores, whose answer counts as a single token."""
     text, answer = question.text.encode(), question.answer.encode()
     return {
         "site_id": f"{own_id}-0",

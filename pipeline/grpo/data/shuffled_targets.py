@@ -1,6 +1,6 @@
-"""Controls: training that must not help, to see what of a rise is no prediction.
+"""The shuffled-target control: training that cannot improve prediction, to measure gains with other causes.
 
-`task.reward: format_only` stands with the other rewards (`reward.py`); here are shuffled targets.
+The other control, `task.reward: format_only`, is with the rewards (`rollout/rewards.py`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from pipeline.shards.reader import ShardReader, Site
 
 
 class ShuffledTargets:
-    """Gives a site what follows another training site of its band, another one each time it is drawn.
+    """Replaces a site's target by that of another training site of its band, a new one each time it is drawn.
 
-    Its context then says nothing about its target, so that the expected reward of any prediction is what it earns at
-    any site of the band: chance. Drawn anew every time, there is nothing to learn by heart either.
+    The context then says nothing about the target, so the expected reward of any prediction is chance within the band.
+    Because the target changes with every draw, it cannot be memorised either.
     """
 
     def __init__(self, files: Sequence[InputFile], recipe: Recipe, pass_rates: pl.DataFrame | None = None) -> None:
-        """
+        """Prepare the control; sites are read when they are first needed.
+
         Args:
             files: the `train` shards.
-            recipe: its `sites.where` says which sites there are, its seed which are taken.
+            recipe: the recipe, whose `sites.where` selects the sites and whose seed selects the targets.
             pass_rates: as for `ShardReader`.
         """
         self._files, self._pass_rates = files, pass_rates
@@ -37,11 +38,11 @@ class ShuffledTargets:
         self._bands: dict[str, ShardReader] = {}
 
     def __call__(self, site: Site, number: int) -> Site:
-        """The site with the target, continuation and boundaries of another one.
+        """Return the site with the target, continuation and boundaries of another one.
 
         Args:
             site: a training site.
-            number: of the draw, counted over the whole run.
+            number: number of the draw, counted over the whole run.
 
         Raises:
             UserError: its band has no other site.
@@ -49,7 +50,7 @@ class ShuffledTargets:
         sites = self._of_band(site.band)
         if len(sites) == 1:
             raise UserError(
-                "shuffled targets need two sites of a band",
+                "shuffled targets need at least two sites per band",
                 where=f"band '{site.band}'",
                 hint="widen `sites.where`",
             )

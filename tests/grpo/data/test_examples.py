@@ -46,7 +46,7 @@ def test_steps_pass_through_all_examples_epoch_by_epoch(lengths: list[int], step
 def test_too_long_or_too_few_examples_are_refused() -> None:
     with pytest.raises(UserError, match="10 tokens is longer"):
         EpochSampler([example(0, 10)], 0, 9, "examples")
-    with pytest.raises(UserError, match="nothing to learn"):
+    with pytest.raises(UserError, match="no training examples"):
         EpochSampler([], 0, 9, "examples")
 
 
@@ -96,10 +96,10 @@ def test_right_responses_are_learned_as_they_were_sampled(policy: Path, tmp_path
     assert read[0].prompt.tolist() == prompts.ids(context(3).encode())
     rows[1]["response_ids"] = [end, *ids["match"]]
     write_rows(tmp_path / "other.parquet", ROLLOUTS, rows[1:2])
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(UserError, match="a different tokenizer"):
         thought_examples([tmp_path / "other.parquet"], prompts, tokens)
     write_rows(tmp_path / "wrong.parquet", ROLLOUTS, rows[:1])
-    with pytest.raises(UserError, match="no right response"):
+    with pytest.raises(UserError, match="no correct response"):
         thought_examples([tmp_path / "wrong.parquet"], prompts, tokens)
 
 

@@ -79,7 +79,7 @@ def test_the_seed_decides(shards: Record) -> None:
 
 
 def test_a_site_alone_in_its_band_is_refused(shards: Record) -> None:
-    with pytest.raises(UserError, match="two sites of a band"):
+    with pytest.raises(UserError, match="at least two sites per band"):
         drawn(shards, "shuffled", draws=1, where="entropy < 1.5 AND site_id < '00000000000000000000000000000001'")
 
 
