@@ -19,6 +19,8 @@ PATH = re.compile(
 IN_FILE = re.compile(r"((?:`[\w.]+`(?:, | and )?)+)\)? in `((?:pipeline|stages|commands)/[\w/]+\.py)`")
 WITH_FILE = re.compile(r"((?:`[\w.]+`(?:, | and )?)+) \(`((?:pipeline|stages|commands)/[\w/]+\.py)`\)")
 ROW = re.compile(r"^\|[^|]+\| ([^|]+) \| `([\w/]+\.py)` \|", re.MULTILINE)
+WORD = re.compile(r"`(\w+_\w+|[A-Z][a-z]+[A-Z]\w*)(?:\.\w+)*`")
+"""An identifier: with an underscore, or in camel case."""
 MAPS = ("docs/architecture.md", "CONTRIBUTING.md")
 """Pages that lead a newcomer to functions by name."""
 
@@ -59,3 +61,12 @@ def test_every_function_is_defined_in_its_file(page: str) -> None:
     ]
     assert len(pairs) >= 10
     assert not [(name, file) for name, file in pairs if name not in names_of(file)]
+
+
+@pytest.mark.parametrize("page", MAPS)
+def test_every_identifier_occurs_in_the_code(page: str) -> None:
+    files = (path for folder in ("pipeline", "stages", "commands", "tests") for path in (ROOT / folder).rglob("*.py"))
+    known = {word for path in files for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+    words = set(WORD.findall((ROOT / page).read_text(encoding="utf-8")))
+    assert len(words) > 20
+    assert words <= known
