@@ -57,7 +57,7 @@ def ntp(
     training, held_out = (
         text_examples(files, split, tokens, ends.of_text, window) for split in ("train", "validation")
     )
-    course = TrainingData(
+    data = TrainingData(
         streams=(EpochSampler(training, recipe.seed, supervised.batch_tokens, "the training documents"),),
         held_out=subsample(held_out, recipe.evaluate.progress_sites, recipe.seed),
         made_from={"documents": documents},
@@ -68,7 +68,7 @@ def ntp(
         "policy": model_digest(base),
         "ends": sorted(ends.ids),
     }
-    return train_supervised("ntp", recipe, course, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
+    return train_supervised("ntp", recipe, data, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
 
 
 def main() -> None:

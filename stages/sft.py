@@ -87,7 +87,7 @@ def sft(
         plain = text_examples(files, "train", tokens, ends.of_text, window)
         streams.append(EpochSampler(plain, recipe.seed, text_tokens, "the training documents"))
     held_out = text_examples(files, "validation", tokens, ends.of_text, window)
-    course = TrainingData(
+    data = TrainingData(
         streams=tuple(streams),
         held_out=subsample(held_out, recipe.evaluate.progress_sites, recipe.seed),
         made_from={"shards": shards, "documents": documents},
@@ -101,7 +101,7 @@ def sft(
         "policy": model_digest(base),
         **spoken(text, ends),
     }
-    return train_supervised("sft", recipe, course, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
+    return train_supervised("sft", recipe, data, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
 
 
 def tables_of(rollouts: Path) -> list[Path]:

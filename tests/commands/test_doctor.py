@@ -45,8 +45,8 @@ def test_what_is_missing_is_told_with_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr(doctor, "version", lambda name: None if name in absent else there(name))
     found = doctor.doctor(tmp_path)
     features = {feature["feature"]: feature for feature in found["features"]}
-    assert features["vLLM as sampler"]["mend"] == "pip install 'rpt[vllm]'"
-    assert features["sources by s3://"]["mend"] == "pip install s3fs"
+    assert features["vLLM as sampler"]["hint"] == "pip install 'rpt[vllm]'"
+    assert features["sources by s3://"]["hint"] == "pip install s3fs"
     assert features["data"]["missing"] == ["polars"] and not found["ok"]
 
 

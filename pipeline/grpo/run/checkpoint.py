@@ -52,8 +52,8 @@ def save(
         if not disk_is_full(error):
             raise
         shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint only takes space
-        mend = "free some space and run the same command again: earlier checkpoints stay"
-        raise UserError("the disk is full, the checkpoint was not written", where=folder, hint=mend) from error
+        hint = "free some space and run the same command again: earlier checkpoints stay"
+        raise UserError("the disk is full, the checkpoint was not written", where=folder, hint=hint) from error
     if distributed.rank() == 0:
         for old in superfluous(sorted(folder.parent.glob("step-*")), folder, keep):
             shutil.rmtree(old)
@@ -79,7 +79,7 @@ def _write(engine: ds.Engine, folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def superfluous(folders: Sequence[Path], latest: Path, keep: int) -> list[Path]:
-    """Of the folders of checkpoints, in the order of their steps, those that are of no more use.
+    """Return the checkpoint folders to delete, given all of them in the order of their steps.
 
     That is whole ones neither among the last `keep` up to `latest` nor the most accurate, and all that a killed run has
     left half written. What lies whole behind `latest` is not touched.

@@ -1,4 +1,4 @@
-"""What a step learns from: sites drawn, responses sampled and rewarded, and their division into mini-batches."""
+"""Collect the rollouts of a step: draw sites, sample and reward responses, divide them into mini-batches."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pipeline.grpo.run.metrics import Stopwatch
 
 @dataclass(frozen=True)
 class Collected:
-    """A step's rollouts."""
+    """The rollouts of a step."""
 
     sampled: Mapping[int, Rollout]
-    """This rank's, by their number among those of all ranks, in the order of drawing whatever the number of ranks."""
+    """The rollouts of this rank, keyed by their number among those of all ranks, in the order of drawing."""
     chosen: Mapping[int, Rollout]
-    """Those of them to learn from: a gradient, and at most `sites_per_step` over all ranks; numbered likewise."""
+    """The rollouts to learn from: they have a gradient, and all ranks together have at most `sites_per_step`."""
     sampled_by_all: int
-    """How many all ranks have sampled."""
+    """Rollouts that all ranks have sampled."""
     chosen_by_all: int
-    """How many all ranks learn from."""
+    """Rollouts that all ranks learn from."""
     draws: int
     """Draws done since the run began."""
 
@@ -36,7 +36,7 @@ class Collected:
 def collect(
     reader: RewardContext, curriculum: Curriculum, recipe: Recipe, step: int, draws: int, clock: Stopwatch
 ) -> Collected:
-    """A step's rollouts: draw, sample, score; with dynamic sampling, again until enough groups have a gradient."""
+    """Draw, sample and score the rollouts of a step; with dynamic sampling, until enough groups have a gradient."""
     objective, room = recipe.objective, recipe.rollout.sites_per_step
     dynamic = objective.dynamic_sampling_from is not None and step >= objective.dynamic_sampling_from
     drawn: list[SampledSite] = []
@@ -65,7 +65,7 @@ def collect(
 
 
 def mini_batches(collected: Collected, texts: Mapping[int, Sequence[int]], recipe: Recipe) -> list[MiniBatch]:
-    """This rank's part of what each update of a step learns from.
+    """Return the mini-batches of a step: what each update learns from on this rank.
 
     Groups and texts are divided in the order of drawing, so that it does not depend on the number of ranks.
 

@@ -1,4 +1,4 @@
-"""Watches a run for what no further step would mend, and stops it by the recipe's rules. Starts without torch."""
+"""Stop a run by the recipe's rules once further steps cannot help. Starts without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.config.training import StopConfig
 
 @dataclass
 class EarlyStopping:
-    """How many steps in a row something has been wrong, up to now; part of a checkpoint."""
+    """Counts of consecutive steps in which something was wrong; part of a checkpoint."""
 
     dead: int = 0
     """Steps without a group of unequal rewards."""
@@ -24,10 +24,10 @@ class EarlyStopping:
         """Take in a step's metrics, the same on every rank.
 
         Returns:
-            what the user is warned of, at the first of several such steps in a row.
+            A warning for the user, at the first of several such steps in a row; otherwise None.
 
         Raises:
-            UserError: a rule says that the run stops; the message says what was seen, and what may mend it.
+            UserError: a rule stops the run; the message says why and what may help.
         """
         entropy, norm = metrics["policy/entropy"], metrics.get("grad_norm", 0.0)
         self.dead = self.dead + 1 if metrics["groups/zero_variance"] == 1 else 0
@@ -69,9 +69,11 @@ class EarlyStopping:
         return None
 
     def state(self) -> dict[str, int]:
-        """As a checkpoint holds it: restore with `EarlyStopping(**state)`."""
+        """Return the state to store in a checkpoint; restore it with `EarlyStopping(**state)`."""
         return asdict(self)
 
 
-def _stopped(what: str, rule: str, mend: str) -> UserError:
-    return UserError(what, where=f"rule `budget.stop.{rule}`", hint=f"{mend}; the last checkpoint can be resumed from")
+def _stopped(message: str, rule: str, hint: str) -> UserError:
+    return UserError(
+        message, where=f"rule `budget.stop.{rule}`", hint=f"{hint}; the last checkpoint can be resumed from"
+    )

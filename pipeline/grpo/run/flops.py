@@ -1,4 +1,4 @@
-"""What training has computed: FLOPs by the usual count, and processor seconds. Starts without torch.
+"""Count what training computes: FLOPs by the usual formula, and device-seconds. Starts without torch.
 
 A decoder with N weights in its matrices, L layers and H heads of size Q reads a token that attends to t tokens, itself
 included, in
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from pipeline.grpo.types import Group
 
 BACKWARD = 2
-"""Forwards that a backward costs."""
+"""Cost of a backward pass, in forward passes."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a forward pass costs, token by token."""
+    """The sizes of a model that decide what a forward pass costs per token."""
 
     weights: int
     """N: numbers in matrices that every token is multiplied with; the output head is one, tables of embeddings are
@@ -46,7 +46,7 @@ class ModelSize:
 
     @classmethod
     def of(cls, folder: Path) -> ModelSize:
-        """Of the model in a `transformers` folder; only its configuration is read."""
+        """Return the sizes of the model in a `transformers` folder; only its configuration is read."""
         import torch
         from torch import nn
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -62,7 +62,7 @@ class ModelSize:
         return cls(sum(p.numel() for p in matrices), config.num_hidden_layers * heads * size)
 
     def forward(self, tokens: int, before: int = 0) -> int:
-        """FLOPs of reading so many tokens that follow `before` others.
+        """Return the FLOPs of reading `tokens` tokens that follow `before` others.
 
         Example:
             >>> ModelSize(weights=10, attention=1).forward(3), ModelSize(weights=10, attention=1).forward(2, before=1)
@@ -72,11 +72,11 @@ class ModelSize:
         return 2 * self.weights * tokens + 4 * self.attention * attended
 
     def learning(self, tokens: int, before: int = 0) -> int:
-        """FLOPs of reading them and of the backward through them."""
+        """Return the FLOPs of reading tokens and of the backward pass through them."""
         return (1 + BACKWARD) * self.forward(tokens, before)
 
     def group(self, group: Group) -> int:
-        """FLOPs of reading a prompt once and the responses after it, which sampling them costs as well."""
+        """Return the FLOPs of reading a prompt once and its responses, which sampling them costs as well."""
         before = len(group.prompt)
         return self.forward(before) + sum(self.forward(len(response.ids), before) for response in group.responses)
 
@@ -88,7 +88,7 @@ def grpo_flops(
     chosen: Sequence[Rollout],
     texts: Sequence[Sequence[int]],
 ) -> int:
-    """FLOPs of a step.
+    """Return the FLOPs of a step.
 
     Args:
         size: of the policy.
@@ -105,7 +105,7 @@ def grpo_flops(
 
 
 def _reading(size: ModelSize, reward: str, group: Group) -> int:
-    """FLOPs of what a reward asks the policy: the context alone, and each thought after its own copy of the prompt."""
+    """Return the FLOPs of a reward that reads: the context alone, and each thought after its own copy of the prompt."""
     alone = size.forward(len(group.prompt)) if reward in READING_REWARDS else 0
     whole = [len(group.prompt) + len(response.ids) for response in group.responses if reward == "information_gain"]
     return alone + sum(map(size.forward, whole))
@@ -113,37 +113,37 @@ def _reading(size: ModelSize, reward: str, group: Group) -> int:
 
 @dataclass(frozen=True)
 class ComputeUsed:
-    """What a run has spent on its steps up to now, on all ranks; part of a checkpoint."""
+    """The compute that a run has used so far, on all ranks; part of a checkpoint."""
 
     flops: float = 0.0
     seconds: float = 0.0
-    """Of the steps, times the number of ranks: device-seconds, if a rank has one device."""
+    """Seconds of the steps times the number of ranks: device-seconds, if a rank has one device."""
     tokens: int = 0
-    """Learned from."""
+    """Tokens learned from."""
 
     def plus(self, flops: float, seconds: float, tokens: float) -> ComputeUsed:
-        """With one more step."""
+        """Return the sum with one more step."""
         return ComputeUsed(self.flops + flops, self.seconds + seconds, self.tokens + int(tokens))
 
     def metrics(self) -> dict[str, float]:
-        """`compute/flops`, `compute/seconds`, `compute/tokens`."""
+        """Return the metrics `compute/flops`, `compute/seconds` and `compute/tokens`."""
         return {f"compute/{name}": value for name, value in self.state().items()}
 
     def state(self) -> dict[str, float]:
-        """As a checkpoint holds it: `Spent(**state)` goes on."""
+        """Return the state to store in a checkpoint; restore it with `ComputeUsed(**state)`."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class ComputeBudget:
-    """When a run ends, if not after its recipe's steps: after so many tokens learned from, or FLOPs."""
+    """A limit in tokens learned from, or in FLOPs, which ends a run instead of its recipe's steps."""
 
     tokens: int | None = None
     flops: float | None = None
 
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
-        """The options of a command line that `of` reads."""
+        """Add the command-line options that `of` reads."""
         group = parser.add_mutually_exclusive_group()
         group.add_argument("--tokens", type=int)
         group.add_argument("--flops", type=float)
@@ -151,7 +151,7 @@ class ComputeBudget:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> ComputeBudget:
-        """What a command line says.
+        """Return the budget that a command line gives.
 
         Raises:
             UserError: `--flops-of` names no run whose compute was counted.
@@ -159,7 +159,7 @@ class ComputeBudget:
         return cls(arguments.tokens, flops_of(arguments.flops_of) if arguments.flops_of else arguments.flops)
 
     def steps(self, spending: Iterable[tuple[int, int]], *, otherwise: int) -> int:
-        """The first number of steps after which the budget is spent.
+        """Return the first number of steps after which the budget is spent.
 
         Args:
             spending: FLOPs and tokens of one step after the other, without end.
@@ -181,7 +181,7 @@ class ComputeBudget:
 
 
 def flops_of(run: Path) -> float:
-    """What a run has spent up to its last step.
+    """Return the FLOPs that a run has used up to its last step.
 
     Raises:
         UserError: there is no run, or one whose compute was not counted.

@@ -1,4 +1,4 @@
-"""A rank as a process: its command line, when it stops, when it leaves, how fast it learns. Starts without torch."""
+"""Run a training rank as a process: its command line, signals and exit. Starts without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.core.progress import log, quiet_libraries
 
 
 def command_line(page: str, purpose: str) -> argparse.ArgumentParser:
-    """What every page that trains takes, as `rpt`, `torchrun` or `deepspeed` starts it.
+    """Return the argument parser that every training page shares, however it is started.
 
     Args:
         page: the module's name.
@@ -38,7 +38,7 @@ def command_line(page: str, purpose: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], int]]:
-    """Within, SIGTERM does not kill: the yielded function says 1 once it came, so that the step can be ended."""
+    """Catch SIGTERM within the block; the yielded function returns 1 once it came, so that the step can be finished."""
     asked: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # `rpt train` starts several ranks with it blocked
@@ -49,7 +49,7 @@ def stop_signal() -> Iterator[Callable[[], int]]:
 
 
 def end_with_launcher() -> None:
-    """Leave when torchrun is gone, even if it was killed: its ranks have sessions of their own and would go on."""
+    """Exit when torchrun is gone, even if it was killed: its ranks have sessions of their own and would go on."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     parent = os.getppid()
@@ -65,7 +65,7 @@ def end_with_launcher() -> None:
 
 
 def _is_python(process: int) -> bool:
-    """Whether a process is one of Python, as every launcher is; where that cannot be told, it is."""
+    """Return True if a process runs Python, as every launcher does, or if that cannot be determined."""
     try:
         return b"python" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
@@ -73,7 +73,7 @@ def _is_python(process: int) -> bool:
 
 
 def run_to_exit(main: Callable[[], None]) -> NoReturn:
-    """Run a page as a process, to its exit code; what a user can mend is a line, not a traceback.
+    """Run a page as a process, to its exit code; a user error is printed as one line, without a traceback.
 
     Leaves without Python's teardown: with several ranks, threads of the process group that are still there then have
     been seen to abort a rank whose work was done.
@@ -82,10 +82,10 @@ def run_to_exit(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except Exception as error:
-        if not (mend := as_user_error(error)):
+        if not (user_error := as_user_error(error)):
             raise
-        log(f"error: {mend}")
-        code = mend.exit_code
+        log(f"error: {user_error}")
+        code = user_error.exit_code
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

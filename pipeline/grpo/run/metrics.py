@@ -1,4 +1,4 @@
-"""What a step's rollouts say, as numbers and as a line. Starts without torch."""
+"""Summarise the rollouts of a step as metrics and as a progress line. Starts without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """What is counted of a group; small, for ranks send it to each other."""
+    """The figures of one group; small, because ranks send them to each other."""
 
     rewards: tuple[float, ...]
     reasons: tuple[str, ...]
@@ -41,7 +41,7 @@ class GroupSummary:
 
 
 def rollout_metrics(groups: Sequence[GroupSummary]) -> Metrics:
-    """Metrics of a step's groups.
+    """Return the metrics of the groups of a step.
 
     Returns:
         `reward/mean`; `reward/<reason>`, responses by reason; `groups/sampled` and the shares of them with equal
@@ -66,7 +66,7 @@ def rollout_metrics(groups: Sequence[GroupSummary]) -> Metrics:
 
 
 def held_out_accuracy(metrics: Mapping[str, float]) -> float | None:
-    """By reasoning, over the widest band that was measured; None if none was.
+    """Return the held-out accuracy with reasoning in the widest band measured; None without one.
 
     Example:
         >>> held_out_accuracy({"loss": 0.1, "eval/easy/reasoning": 0.5, "eval/hard/reasoning": 0.25})
@@ -77,7 +77,7 @@ def held_out_accuracy(metrics: Mapping[str, float]) -> float | None:
 
 
 class Stopwatch:
-    """Seconds of the parts of a step, and of all of it."""
+    """A stopwatch for the parts of a step and for the whole step."""
 
     def __init__(self) -> None:
         self._begin = time.monotonic()
@@ -85,7 +85,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Counts what runs within for `part`, in addition to what was counted before."""
+        """Add the time of the block to `part`."""
         begin = time.monotonic()
         try:
             yield
@@ -93,11 +93,11 @@ class Stopwatch:
             self._parts[part] = self._parts.get(part, 0.0) + time.monotonic() - begin
 
     def seconds(self) -> Metrics:
-        """`seconds/<part>` of every part."""
+        """Return `seconds/<part>` for every part."""
         return {f"seconds/{part}": round(seconds, 4) for part, seconds in self._parts.items()}
 
     def metrics(self, tokens: float) -> Metrics:
-        """`seconds/<part>`; `seconds/step` since the start; `tokens` a second of the step, and of its sampling."""
+        """Return `seconds/<part>`, `seconds/step`, and tokens per second of the step and of sampling."""
         step, sample = time.monotonic() - self._begin, self._parts.get("sample")
         return {
             **self.seconds(),
@@ -108,7 +108,7 @@ class Stopwatch:
 
 
 class ProgressLine:
-    """What a person who watches wants to know, at most every few seconds."""
+    """The progress line of a run, printed at most every few seconds."""
 
     def __init__(self, done: int, steps: int, every: float = 5.0) -> None:
         self._first, self._steps, self._every = done, steps, every
@@ -116,7 +116,7 @@ class ProgressLine:
         self._accuracy = ""
 
     def line(self, step: int, metrics: Mapping[str, float]) -> str | None:
-        """The line after `step` updates; None if the last one was said only just now."""
+        """Return the line after `step` updates; None if the last one was printed only just now."""
         now = time.monotonic()
         bands = {name: value for name, value in metrics.items() if name.startswith("eval/") and name.count("/") == 2}
         values = {name.split("/")[1]: value for name, value in bands.items() if name.endswith("/reasoning")}

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, how far it got, what it logged. Starts without torch.
+"""The folder of a run: its identity, its checkpoints and its log. Starts without torch.
 
 recipe.yaml      as resolved, overrides applied
 run.json         what it was made from: shards, base policy, versions, commit
@@ -42,12 +42,12 @@ models mark as `execution`; and the policy is known by its content, wherever it 
 
 
 def layout_of(recipe: Recipe, zero_stage: int, ranks: int) -> dict[str, Any]:
-    """How a run is distributed and executed: recorded with it, and said when it changes."""
+    """Return how a run is distributed and executed: recorded with it, and logged when it changes."""
     return {"zero_stage": zero_stage, "ranks": ranks, "execution": recipe.execution_settings()}
 
 
 def identity(recipe: Recipe, shards: Record, policy: str, screening: Record | None = None) -> dict[str, Any]:
-    """What must be equal for a resumed run to be the same run.
+    """Return what must be equal for a resumed run to be the same run.
 
     Args:
         recipe: all of it that changes a step.
@@ -69,25 +69,26 @@ OTHER_CHECKPOINT = (
 
 
 def spoken(text: PromptText, ends: ResponseEnds) -> dict[str, Any]:
-    """The part of a run's identity that the policy's files beside its weights decide: prompt, and ends of responses."""
+    """Return the part of a run's identity that tokenizer and template decide: prompt and response ends."""
     return {"prompt": asdict(text), "ends": sorted(ends.ids)}
 
 
 def must_be_same(was: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
-    """
+    """Check that a run is resumed with the identity it was started with.
+
     Raises:
-        UserError: the run was started with something else; the message lists what differs, field by field.
+        UserError: the identity changed; the message lists what differs, field by field.
     """
     if changed := differences(was, now):
         raise UserError(
-            f"the run was started with something else: {'; '.join(changed)}",
+            f"cannot resume, because the configuration changed: {'; '.join(changed)}",
             where=run,
             hint="undo the change, or train into another --run folder",
         )
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The last whole checkpoint of a run, if it has one."""
+    """Return the last whole checkpoint of a run, or None."""
     pointer = run / "checkpoints" / "latest"
     if not pointer.exists():
         return None
@@ -98,13 +99,13 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def write_state(checkpoint: Path, state: Mapping[str, Any]) -> None:
-    """Write `state.json`, last of a checkpoint's files: whole or not there, with a checksum of its own."""
+    """Write `state.json`, the last of a checkpoint's files, atomically and with a checksum of its own."""
     sealed = {"sha256": _seal(state), **state}
     replace_text(checkpoint / "state.json", json.dumps(sealed, indent=1, ensure_ascii=False))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """`state.json` of a checkpoint: `step` (updates done), `draws` (of sites done), `identity`, `layout`, `files`.
+    """Return `state.json` of a checkpoint: its `step`, `draws` of sites, `identity`, `layout` and `files`.
 
     Raises:
         IntegrityError: it is not what was written.
@@ -125,7 +126,7 @@ def _seal(state: Mapping[str, Any]) -> str:
 
 
 def files_of(checkpoint: Path) -> list[str]:
-    """The files of a checkpoint besides `state.json`, by their paths in it."""
+    """Return the files of a checkpoint besides `state.json`, by their paths in it."""
     found = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if not path.is_dir())
     return sorted(name for name in found if name not in ("state.json", ".state.json"))
 
@@ -145,7 +146,7 @@ def must_be_intact(checkpoint: Path, names: Sequence[str], written: Mapping[str,
 
 
 def damage_of(checkpoint: Path) -> dict[str, str]:
-    """By path, what is wrong with the files of a checkpoint."""
+    """Return the damage found in the files of a checkpoint, by path."""
     found: dict[str, str] = {}
     try:
         written = read_state(checkpoint)["files"]
@@ -160,7 +161,7 @@ def damage_of(checkpoint: Path) -> dict[str, str]:
 
 
 def is_complete(run: Path, steps: int, own: Mapping[str, Any]) -> bool:
-    """Whether the run has done all its steps and exported its policy.
+    """Return True if the run has done all its steps and exported its policy.
 
     Raises:
         UserError: what lies there is another run.
@@ -174,7 +175,7 @@ def is_complete(run: Path, steps: int, own: Mapping[str, Any]) -> bool:
 
 
 def policy_tokenizer(base: Path, shards: Record) -> CorpusTokenizer:
-    """The tokenizer of the policy in `base`.
+    """Return the tokenizer of the policy in `base`.
 
     Raises:
         UserError: the shards' targets and boundaries are another tokenizer's tokens.
@@ -252,10 +253,10 @@ def lock(run: Path, patience: float = 10.0) -> TextIO:
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard. Lines after the step that is resumed from are cut off: nothing is doubled."""
+    """The log of a run in `metrics.jsonl` and TensorBoard; lines after the step resumed from are removed."""
 
     def __init__(self, run: Path, resumed_step: int | None) -> None:
-        """`resumed_step`: of the checkpoint that the run goes on from; None starts over."""
+        """Open the log at `resumed_step`, the step of the checkpoint resumed from; None starts over."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run / "metrics.jsonl"
@@ -268,7 +269,7 @@ class MetricsLog:
         )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line: what was measured when `step` updates were done."""
+        """Write one line: the metrics measured after `step` updates."""
         self._file.write(json.dumps({"step": step} | dict(metrics)) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -277,7 +278,7 @@ class MetricsLog:
         self._board.flush()
 
     def close(self) -> None:
-        """Close both."""
+        """Close both files."""
         self._file.close()
         self._board.close()
 
@@ -290,7 +291,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit this code is at, with a mark if it was changed since; None outside a repository."""
+    """Return the commit of this code, marked if it was changed since; None outside a repository."""
     git = ["git", "-C", str(Path(__file__).parent.parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Supervised training of the policy by the engine that GRPO uses: what the baselines share.
+"""Train the policy with supervision, by the engine that GRPO uses: the loop of `rpt sft` and `rpt ntp`.
 
 A step minimises the mean of −log p over the response tokens of its examples; prompts are read and not learned. The
 update is GRPO's with the next-token loss alone: the same optimizer, clipping, partitions and numbers of backwards.
@@ -44,34 +44,34 @@ NEXT_TOKEN = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), temperature=1.0, max
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a policy is taught, and what shows whether it learns."""
+    """The examples that a policy learns from, and the held-out ones that show whether it learns."""
 
     streams: tuple[EpochSampler, ...]
-    """A step learns from each."""
+    """Each step learns from every one of them."""
     held_out: tuple[Example, ...]
     """The mean loss on them is measured on the way; may be empty."""
     made_from: Mapping[str, Record]
     """By name, the stages whose output is learned from."""
 
     def of_step(self, step: int) -> list[Example]:
-        """The examples of a step."""
+        """Return the examples of a step."""
         return [example for stream in self.streams for example in stream.of_step(step)]
 
 
 def step_flops(size: ModelSize, examples: Sequence[Example]) -> int:
-    """FLOPs of learning from examples."""
+    """Return the FLOPs of learning from examples."""
     return sum(size.learning(example.length) for example in examples)
 
 
 def count_response_tokens(examples: Sequence[Example]) -> int:
-    """Tokens of the responses."""
+    """Return the number of response tokens."""
     return sum(len(example.response) for example in examples)
 
 
 def train_supervised(
     command: str,
     recipe: Recipe,
-    course: TrainingData,
+    data: TrainingData,
     base: Path,
     own: Mapping[str, Any],
     *,
@@ -79,12 +79,12 @@ def train_supervised(
     budget: ComputeBudget,
     deepspeed_config: Path | None = None,
 ) -> Path | None:
-    """Train the policy in `base` on a course, from the last checkpoint in `run` if there is one. Every rank calls it.
+    """Train the policy in `base` on examples, from the last checkpoint in `run` if there is one. Every rank calls it.
 
     Args:
         command: its name, for messages.
         recipe: its `policy`, `optimizer`, `supervised` and `budget` count.
-        course: what is learned.
+        data: what is learned.
         base: folder of the policy that training starts from.
         own: what must be equal for a resumed run to be the same run.
         run: the run's folder.
@@ -98,10 +98,10 @@ def train_supervised(
         UserError: `run` holds another run, or the loss is not finite.
     """
     size, trained = ModelSize.of(base), run / "policy"
-    plan = (course.of_step(step) for step in count())
+    plan = (data.of_step(step) for step in count())
     spending = ((step_flops(size, examples), count_response_tokens(examples)) for examples in plan)
     steps = budget.steps(spending, otherwise=recipe.budget.steps)
-    must_fit(AutoConfig.from_pretrained(base), max(stream.longest for stream in course.streams), 1)
+    must_fit(AutoConfig.from_pretrained(base), max(stream.longest for stream in data.streams), 1)
     main = os.environ["RANK"] == "0"
     if is_complete(run, steps, own):
         if main:
@@ -110,7 +110,7 @@ def train_supervised(
     held = lock(run) if main else None  # until this function or this process ends
     topology = choose_config(deepspeed_config, on_gpu=distributed.on_gpu())
     ds.start()
-    engine = load_engine(recipe, base, topology, course.of_step(0)[0])
+    engine = load_engine(recipe, base, topology, data.of_step(0)[0])
     layout = layout_of(recipe, zero_stage(topology), distributed.world_size())
 
     done, spent, resumed = 0, ComputeUsed(), latest_checkpoint(run)
@@ -119,7 +119,7 @@ def train_supervised(
         done, spent = state["step"], ComputeUsed(**state["spent"])
     if main:
         log(f"{command:<12} {f'resumes after step {done}' if resumed else 'starts'}: {steps} steps  {run}")
-        describe(run, recipe, course.made_from, base, own, layout)
+        describe(run, recipe, data.made_from, base, own, layout)
         metrics_log, progress = (
             with_trackers(MetricsLog(run, done if resumed else None), run, recipe),
             ProgressLine(done, steps),
@@ -138,14 +138,14 @@ def train_supervised(
     stopped = False
     with stop_signal() as stop_is_asked:
         if not resumed:
-            record(0, held_out_loss(engine, course.held_out, recipe))
+            record(0, held_out_loss(engine, data.held_out, recipe))
         while done < steps and not stopped:
-            metrics = take_step(engine, course.of_step(done), size, recipe, done)
+            metrics = take_step(engine, data.of_step(done), size, recipe, done)
             seconds = metrics["seconds/step"] * distributed.world_size()
             spent = spent.plus(metrics["compute/step"], seconds, metrics["tokens/trained"])
             done += 1
             if done == steps or done % recipe.budget.evaluate_every == 0:
-                metrics |= held_out_loss(engine, course.held_out, recipe)
+                metrics |= held_out_loss(engine, data.held_out, recipe)
             record(done, metrics)
             stopped = done < steps and distributed.all_reduce_max(stop_is_asked()) > 0
             if stopped or (done < steps and done % recipe.budget.save_every == 0):
@@ -163,7 +163,7 @@ def train_supervised(
 
 
 def load_engine(recipe: Recipe, base: Path, topology: dict[str, Any], probe: Example) -> ds.Engine:
-    """The policy under DeepSpeed, found to agree with a plain copy."""
+    """Load the policy under DeepSpeed and check that it agrees with a plain copy."""
     engine = ds.build(base, recipe.policy, recipe.optimizer, topology)
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, recipe.policy.dtype)).eval()
     ids = [*probe.prompt.tolist(), *probe.response.tolist()]
@@ -172,7 +172,7 @@ def load_engine(recipe: Recipe, base: Path, topology: dict[str, Any], probe: Exa
 
 
 def take_step(engine: ds.Engine, examples: Sequence[Example], size: ModelSize, recipe: Recipe, step: int) -> Metrics:
-    """One update on the examples, shared out over the ranks. Returns what it measured."""
+    """Make one update on the examples, divided over the ranks, and return its metrics."""
     clock, lr = Stopwatch(), learning_rate(recipe.optimizer, step)
     batches = batches_of(distributed.shard(examples), recipe.optimizer.micro_batch_tokens)
     done = update(engine, [MiniBatch(text=batches)], NEXT_TOKEN, lr)
@@ -207,7 +207,7 @@ def held_out_loss(engine: ds.Engine, examples: Sequence[Example], recipe: Recipe
 
 
 def batches_of(examples: Sequence[Example], room: int) -> list[Batch]:
-    """Micro-batches of at most `room` padded tokens, in which the responses are what is learned."""
+    """Return micro-batches of at most `room` padded tokens, in which only the responses are learned."""
     groups = []
     for example in examples:
         ids = tuple(example.response.tolist())

@@ -1,4 +1,4 @@
-"""Other people's trackers, each through its own client: metrics, configuration, example rollouts, the audit report.
+"""Experiment trackers, each through its own client: metrics, configuration, example rollouts, the audit report.
 
 `metrics.jsonl` and TensorBoard are always written (`run.MetricsLog`); these are asked for in the recipe:
 
@@ -29,11 +29,13 @@ COLUMNS = ("step", "site_id", "context", "response", "target", "prediction", "re
 
 
 class Log(Protocol):
-    """What a training loop writes to."""
+    """The log that a training loop writes to."""
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics measured after `step` updates."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish and release the client."""
 
 
 class Tracker(Protocol):
@@ -41,17 +43,21 @@ class Tracker(Protocol):
 
     def __init__(self, run: Path, recipe: Recipe, identity: str) -> None: ...
 
-    def metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics measured after `step` updates."""
 
-    def table(self, step: int, rows: pl.DataFrame) -> None: ...
+    def table(self, step: int, rows: pl.DataFrame) -> None:
+        """Log example rollouts of a step."""
 
-    def artifact(self, file: Path) -> None: ...
+    def artifact(self, file: Path) -> None:
+        """Attach a file to the run."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish and release the client."""
 
 
 def with_trackers(log: Log, run: Path, recipe: Recipe) -> Log:
-    """`log`, and whatever the recipe's `track` names beside it. `run` has its `run.json` by now.
+    """Return `log` together with the trackers that the recipe names; `run.json` must exist.
 
     Raises:
         UserError: a tracker is not installed; the message says what to install.
@@ -67,12 +73,13 @@ def with_trackers(log: Log, run: Path, recipe: Recipe) -> Log:
 
 
 class _Tracked:
-    """One log made of several."""
+    """A log that writes to several."""
 
     def __init__(self, log: Log, run: Path, trackers: list[Tracker]) -> None:
         self._log, self._run, self._trackers = log, run, trackers
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics measured after `step` updates."""
         self._log.write(step, metrics)
         written = self._run / "rollouts" / f"step-{step - 1:06d}.parquet"
         rows = read_examples(written) if written.is_file() else None
@@ -82,13 +89,14 @@ class _Tracked:
                 tracker.table(step, rows)
 
     def close(self) -> None:
+        """Finish and release the client."""
         self._log.close()
         for tracker in self._trackers:
             tracker.close()
 
 
 def read_examples(rollouts: Path) -> pl.DataFrame:
-    """The first responses of a step, as text."""
+    """Return the first responses of a step, as text."""
     rows = pl.read_parquet(rollouts, columns=list(COLUMNS), n_rows=EXAMPLES)
     readable = [pl.col(name).map_elements(_text, return_dtype=pl.String) for name in ("target", "prediction")]
     return rows.with_columns(readable)
@@ -99,7 +107,7 @@ def _text(data: bytes) -> str:
 
 
 def audit_reports(run: Path) -> Iterator[Path]:
-    """`report.html` and `audit.json` of the selection that the run is trained on, if they were written."""
+    """Return `report.html` and `audit.json` of the selection that the run is trained on, if they exist."""
     about = json.loads((run / "run.json").read_text(encoding="utf-8"))
     shards = Path(about["shards"]["directory"]) if "shards" in about else run
     record, work = read_record(shards), shards.parent.parent
@@ -111,7 +119,7 @@ def audit_reports(run: Path) -> Iterator[Path]:
 
 
 def _client(name: str, extra: str) -> Any:
-    """The tracker's package.
+    """Import and return a tracker's package.
 
     Raises:
         UserError: it is not installed.
@@ -140,17 +148,21 @@ class WandbTracker:
         self._run.define_metric("*", step_metric="updates")
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics measured after `step` updates."""
         self._run.log({"updates": step, **metrics})
 
     def table(self, step: int, rows: pl.DataFrame) -> None:
+        """Log example rollouts of a step."""
         self._run.log({"updates": step, "rollouts": self._wandb.Table(columns=rows.columns, data=rows.rows())})
 
     def artifact(self, file: Path) -> None:
+        """Attach a file to the run."""
         artifact = self._wandb.Artifact(f"{self._run.id}-{file.stem}", type="report")
         artifact.add_file(str(file))
         self._run.log_artifact(artifact)
 
     def close(self) -> None:
+        """Finish and release the client."""
         self._run.finish()
 
 
@@ -164,17 +176,21 @@ class TrackioTracker:
         self._run = self._trackio.init(project=recipe.track.project, name=name, resume="allow", config=config)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics measured after `step` updates."""
         self._trackio.log(dict(metrics), step=step)
 
     def table(self, step: int, rows: pl.DataFrame) -> None:
+        """Log example rollouts of a step."""
         self._trackio.log(
             {"rollouts": self._trackio.Table(columns=rows.columns, data=[list(row) for row in rows.rows()])}, step=step
         )
 
     def artifact(self, file: Path) -> None:
+        """Attach a file to the run."""
         self._trackio.log({f"file/{file.name}": file.read_text(encoding="utf-8")})
 
     def close(self) -> None:
+        """Finish and release the client."""
         self._trackio.finish()
 
 
@@ -192,20 +208,25 @@ class MlflowTracker:
             self._mlflow.log_params(dict(_leaves(recipe.model_dump(mode="json"))))
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics measured after `step` updates."""
         self._mlflow.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
 
     def table(self, step: int, rows: pl.DataFrame) -> None:
+        """Log example rollouts of a step."""
         self._mlflow.log_dict({name: rows[name].to_list() for name in rows.columns}, f"rollouts/step-{step:06d}.json")
 
     def artifact(self, file: Path) -> None:
+        """Attach a file to the run."""
         self._mlflow.log_artifact(str(file))
 
     def close(self) -> None:
+        """Finish and release the client."""
         self._mlflow.end_run()
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """
+    """Yield the leaves of a tree with dotted names.
+
     Example:
         >>> dict(_leaves({"a": {"b": 1}, "c": [2]}))
         {'a.b': 1, 'c': [2]}
