@@ -13,7 +13,7 @@ from pipeline.core.workspace import source_pointer
 from pipeline.corpus.scan import checksums_of
 from pipeline.corpus.sources import SourceFile, corpus_files
 
-GONE = "the source no longer has this file"
+GONE = "the source does not have this file (another place: `--source PATH`)"
 CHANGED = "the source file has changed since it was read"
 
 
