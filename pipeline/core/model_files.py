@@ -24,12 +24,14 @@ def resolve_model(name: str, revision: str | None = None, *, files: Sequence[str
     For a LoRA adapter and `files` that include weights, it is the folder of the merged model.
 
     Raises:
-        UserError: neither exists (the message tells whether the Hub was reachable), or an adapter cannot be merged.
+        UserError: neither exists (the message tells whether the Hub was reachable), the weights are pickled, or an
+            adapter cannot be merged.
     """
-    folder = _locate(name, revision, files)
+    folder, with_weights = _locate(name, revision, files), bool(set(WEIGHT_FILES) & set(files))
     if not adapter.is_adapter(folder):
+        if with_weights:
+            _refuse_pickles(folder)
         return folder
-    with_weights = bool(set(WEIGHT_FILES) & set(files))
     if not with_weights and "tokenizer.json" in files and (folder / "tokenizer.json").is_file():
         return folder
     base = resolve_model(*adapter.base_model(folder), files=files)
@@ -57,6 +59,17 @@ def _locate(name: str, revision: str | None, files: Sequence[str]) -> Path:
             where=f"{name}@{revision}" if revision else name,
             hint=f"check the name, the network and `HF_TOKEN`: {reason}",
         ) from error
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Refuse weights that are only there as pickles: loading one can run code, and no digest covers them."""
+    pickled = sorted(p for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            "the model's weights are pickled",
+            where=pickled[0],
+            hint="a pickle can run code: convert them to safetensors (`save_pretrained` of transformers writes them)",
+        )
 
 
 def model_digest(path: Path) -> str:
