@@ -134,7 +134,7 @@ def test_an_output_without_what_it_was_made_from_is_found(audited: Audited, dama
 def test_tables_of_an_earlier_version_say_so(audited: Audited, tmp_path: Path) -> None:
     table = pq.read_table(audited.lineage.score.files("scores")[0].path)
     earlier = publish_tables(tmp_path, "score", [{"scores": table.drop_columns(["nll"])}])
-    with pytest.raises(UserError, match="earlier version of rpt, without nll") as error:
+    with pytest.raises(UserError, match="earlier version of rpt and lacks nll") as error:
         check_columns(earlier, "scores", SCORE_TABLE_COLUMNS)
     assert error.value.exit_code == 2
 
@@ -180,7 +180,7 @@ def test_a_source_that_changed_is_noticed(audited: Audited, tmp_path: Path) -> N
     code, found = rpt(audited, audited.work, "trace", site["site_id"], "--source", str(changed))
     assert (code, found["source"]["agrees"]) == (3, False)
     changed.write_bytes(b"\n".join(lines[:row]))
-    with pytest.raises(UserError, match="no such row") as error:
+    with pytest.raises(UserError, match="no longer has this row") as error:
         trace_page.trace(audited.manifest, site["site_id"], work=audited.work, source=str(changed))
     assert error.value.exit_code == 3
 

@@ -125,12 +125,12 @@ def test_ctrl_c_leaves_nothing_half_published(tmp_path: Path) -> None:
 
 
 PAGE = """
-import pathlib, signal, sys, time
-stop = []
-signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-pathlib.Path(f"ready-{time.monotonic_ns()}").touch()
-while not stop or "stubborn" in sys.argv:
-    time.sleep(0.01)
+import pathlib, sys, time
+from pipeline.grpo.run.launch import stop_signal
+with stop_signal() as stop_is_asked:
+    pathlib.Path(f"ready-{time.monotonic_ns()}").touch()
+    while not stop_is_asked() or "stubborn" in sys.argv:
+        time.sleep(0.01)
 pathlib.Path(f"saved-{time.monotonic_ns()}").touch()
 """
 
