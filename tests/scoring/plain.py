@@ -27,8 +27,11 @@ def plain_scores(logits_TV: Tensor, targets_T: Tensor, top_k: int) -> PositionSc
 
 def assert_close(found: PositionScores, expected: PositionScores) -> None:
     """Floats to 1e-5. The twin's hidden states may differ in the last bit, so a target and one other token whose logits
-    are almost equal may change places: at one position of fifty, or of a short document."""
+    are almost equal may change places: at one position of fifty, or of a short document. Far down the ranking several
+    logits lie that close: 2 places at ranks 395 and 434 of 512 were seen."""
     for name in ("entropy", "entropy_partial", "nll"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
     moved_T = (found.rank - expected.rank).abs()
-    assert moved_T.max() <= 1 and moved_T.count_nonzero() <= max(1, 0.02 * len(moved_T)), moved_T
+    assert (moved_T <= 1 + expected.rank // 100).all() and moved_T.count_nonzero() <= max(1, 0.02 * len(moved_T)), (
+        moved_T
+    )
