@@ -157,7 +157,7 @@ def test_weights_that_arrive_changed_or_incomplete_are_refused(
     engine = RemoteEngine(server[0], seconds=60)
     with pytest.raises(UserError, match="bytes differ from what was sent"):
         engine._send_request("PUT", "/parameter?name=x&dtype=float32&shape=1&sha256=" + "0" * 64, b"\0\0\0\0")
-    engine._send("model.norm.weight", policy.get_parameter("model.norm.weight"))
+    engine._send_parameter("model.norm.weight", policy.get_parameter("model.norm.weight"))
     with pytest.raises(UserError, match="2 parameters are not as announced"):
         engine._send_request("POST", "/commit", b'{"names": ["model.norm.bias"]}')
 
