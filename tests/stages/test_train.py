@@ -210,7 +210,8 @@ def test_a_resume_with_another_recipe_or_other_shards_is_refused(world: World) -
     original = world.shards.fingerprint
     publish_shards(world.folder / "work", world.folder / "policy", sites=31)
     output = world.finish(world.start("undisturbed"), UserError.exit_code)
-    assert "shards: " in output and "recipe" not in output.partition("shards: ")[0].split("else:")[1]
+    changed = output.partition("the configuration changed: ")[2]
+    assert changed.startswith("shards: ") and "recipe" not in changed.partition("shards: ")[0]
     (world.folder / "work" / "colours" / "materialize" / "current").write_text(original)
 
 
