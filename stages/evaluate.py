@@ -8,8 +8,8 @@ Command: rpt evaluate RECIPE [--manifest MANIFEST] [--policy NAME=FOLDER …]
 
 Every policy predicts in two ways at the same sites: *direct* takes the most likely next token after the bare context,
 *reasoning* samples a response to the prompt; with `evaluate.samples`, several responses as well. Accuracy is reported
-for the sites that match `evaluate.where` and for all validation sites, by nested difficulty band, with intervals
-clustered by document.
+for the sites that match `evaluate.where` and for all validation sites, by nested difficulty band, field, token class
+and declared metadata, with intervals clustered by document.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 
+from pipeline.audit.distributions import LONG_VALUE, MANY_VALUES
+from pipeline.audit.invisible import escape_invisible
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.manifest import ScoreConfig
@@ -53,10 +56,12 @@ from pipeline.evaluation.report import Table, blocks, markdown
 from pipeline.evaluation.responses import write_responses
 from pipeline.evaluation.scaling import scaling_of
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
+from pipeline.selection.metadata import column_of
 from pipeline.shards.reader import ShardReader, Site
+from pipeline.shards.schema import SHARDS
 from pipeline.task.templates import template_named
 
-VERSION = 5
+VERSION = 6
 
 
 def evaluate(
@@ -99,7 +104,7 @@ def evaluate(
         return report
 
     sites, sets = held_out_sites(shards, recipe)
-    classes = token_classes(shards, sites)
+    classes, metadata = site_labels(shards, sites)
     if bands_by:
         sites = banded_by(bands_by, sites, recipe)
     readings: dict[str, Predictions] = {}
@@ -120,6 +125,7 @@ def evaluate(
             name: summarize(
                 [sites[i] for i in chosen],
                 [classes[i] for i in chosen],
+                {column: [labels[i] for i in chosen] for column, labels in metadata.items()},
                 {key: reading.at(chosen) for key, reading in readings.items()},
                 {name: drawn.at(chosen) for name, drawn in samples.items()},
                 list(policies),
@@ -201,11 +207,34 @@ def held_out_sites(shards: Record, recipe: Recipe) -> tuple[list[Site], dict[str
     return sites, {name: sorted(index[site.site_id] for site in part) for name, part in chosen.items()}
 
 
-def token_classes(shards: Record, sites: Sequence[Site]) -> list[str]:
-    """Return the class of each site's token, which the shards store."""
-    tables = [read_table(file, ["site_id", "token_class"]) for file in shards.files("validation")]
-    found = {row["site_id"]: row["token_class"] for table in tables for row in table.to_pylist()}
-    return [found[site.site_id] for site in sites]
+def site_labels(shards: Record, sites: Sequence[Site]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the class of each site's token, and by column the sites' declared metadata as labels.
+
+    A column of lists or objects, of more than `MANY_VALUES` values or with one longer than `LONG_VALUE` is left out,
+    as in the audit.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    columns: list[str] = []
+    for file in shards.files("validation"):
+        schema = pq.read_schema(file.verified())
+        columns = [field.name for field in list(schema)[len(SHARDS) :] if column_of(field).whole]
+        table = read_table(file, ["site_id", "token_class", *columns])
+        rows |= {row["site_id"]: row for row in table.to_pylist()}
+    labels = {column: [_label(rows[site.site_id][column]) for site in sites] for column in columns}
+    return [rows[site.site_id]["token_class"] for site in sites], {
+        column: found
+        for column, found in labels.items()
+        if len(set(found)) <= MANY_VALUES and max(map(len, found)) <= LONG_VALUE
+    }
+
+
+def _label(value: str | float | bool | None) -> str:
+    """Return a metadata value as it appears in the report, an integer without its decimal point."""
+    if value is None:
+        return "(no value)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value).removesuffix(".0") if isinstance(value, float) else escape_invisible(value)
 
 
 def banded_by(folder: Path, sites: Sequence[Site], recipe: Recipe) -> list[Site]:

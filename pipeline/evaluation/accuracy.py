@@ -1,10 +1,12 @@
-"""Accuracy by difficulty band, field and token class, differences between readings, and reasons of failures.
+"""Accuracy by band, field, token class and metadata, differences between readings, and reasons of failures.
 
 Shape name: N sites.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -52,9 +54,12 @@ def accuracy_by_band(
 def accuracy_by_label(
     hits_N: NDArray[np.bool_], documents_N: NDArray[np.str_], labels_N: Sequence[str]
 ) -> dict[str, Estimate | None]:
-    """Return the accuracy at the sites of each label, such as the corpus column that contains them."""
-    label_N = np.array(labels_N, dtype=str)
-    members = {str(label): label_N == label for label in np.unique(label_N)}
+    """Return the accuracy at the sites of each label, such as the corpus column that contains them.
+
+    Labels that are numbers come first, by value; the others follow by alphabet.
+    """
+    label_N = np.array(labels_N, dtype=object)
+    members = {label: np.asarray(label_N == label, dtype=bool) for label in sorted(set(labels_N), key=_by_value)}
     return {label: proportion(hits_N[own_N], documents_N[own_N]) for label, own_N in members.items()}
 
 
@@ -103,6 +108,7 @@ def comparisons(policies: Sequence[str]) -> list[tuple[str, str]]:
 def summarize(
     sites_N: Sequence[Site],
     classes_N: Sequence[str],
+    metadata: Mapping[str, Sequence[str]],
     readings: Mapping[str, Predictions],
     samples: Mapping[str, Samples],
     policies: Sequence[str],
@@ -114,6 +120,7 @@ def summarize(
     Args:
         sites_N: The set of sites, which may be empty.
         classes_N: Token classes of the sites.
+        metadata: By column of declared metadata, the sites' labels [N].
         readings: Answers by name of the reading, at exactly these sites in this order.
         samples: Several responses per site, by policy; empty if none were sampled.
         policies: Names of the policies in the order of training.
@@ -121,9 +128,9 @@ def summarize(
         where: The expression that selected the set; it is only recorded.
 
     Returns:
-        `sites`, `documents`; `bands` (threshold and size of each); `readings` (accuracy by band, field and token class,
-        reasons, format failures, truncation, response lengths in tokens); `samples` (mean accuracy and pass@k by band);
-        `differences` (with paired intervals and p-values, and whether the two intervals overlap).
+        `sites`, `documents`; `bands` (threshold and size of each); `readings` (accuracy by band, field, token class
+        and metadata, reasons, format failures, truncation, response lengths in tokens); `samples` (mean accuracy and
+        pass@k by band); `differences` (with paired intervals and p-values, and whether the two intervals overlap).
     """
     documents_N = np.array([site.doc_id for site in sites_N], dtype=str)
     members = band_members([site.entropy for site in sites_N], bands)
@@ -142,6 +149,9 @@ def summarize(
                 "accuracy": {band: _plain(estimate) for band, estimate in by_band.items()},
                 "by_field": _by_label(hits[name], documents_N, [site.field for site in sites_N]),
                 "by_class": _by_label(hits[name], documents_N, classes_N),
+                "by_metadata": {
+                    column: _by_label(hits[name], documents_N, labels_N) for column, labels_N in metadata.items()
+                },
                 **_responses(readings[name], documents_N),
             }
             for name, by_band in accuracy.items()
@@ -194,6 +204,12 @@ def _responses(reading: Predictions, documents_N: NDArray[np.str_]) -> dict[str,
 
 def _by_label(hits_N: NDArray[np.bool_], documents_N: NDArray[np.str_], labels_N: Sequence[str]) -> dict[str, Any]:
     return {label: _plain(estimate) for label, estimate in accuracy_by_label(hits_N, documents_N, labels_N).items()}
+
+
+def _by_value(label: str) -> tuple[float, str]:
+    """Return a key that sorts numbers by value before all other labels."""
+    is_number = re.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?", label)
+    return (float(label) if is_number else math.inf, label)
 
 
 def _plain(estimate: Estimate | None) -> dict[str, Any] | None:

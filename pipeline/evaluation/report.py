@@ -5,12 +5,13 @@ Everything here is a pure function of the JSON report that `summarize` makes and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import rich.box
 import rich.table
+import rich.text
 
 NOTHING = "–"
 """Cell of a table where there are no sites."""
@@ -33,9 +34,9 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(map(_one_line, line))} |" for line in lines)])
 
     def terminal(self) -> rich.table.Table:
-        """Return the table for a terminal; one with the usual bands fits 80 columns."""
+        """Return the table for a terminal, without styles in cells; one with the usual bands fits 80 columns."""
         table = rich.table.Table(
-            title=self.title,
+            title=rich.text.Text(self.title),
             title_justify="left",
             title_style="bold",
             box=rich.box.SIMPLE_HEAD,
@@ -43,9 +44,9 @@ class Table:
             show_edge=False,
         )
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if self.is_text or not i else "right", no_wrap=i == 0)
+            table.add_column(rich.text.Text(name), justify="left" if self.is_text or not i else "right", no_wrap=i == 0)
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(rich.text.Text, row))
         return table
 
 
@@ -59,8 +60,11 @@ def blocks(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
         yield tuple(sentences(summary))
         if summary["samples"]:
             yield sample_table(summary)
-    yield label_table(summaries[-1], "by_field", "field")
-    yield label_table(summaries[-1], "by_class", "token class")
+    readings = list(summaries[-1]["readings"].values())
+    yield label_table(summaries[-1], "field", [spelled(reading["by_field"]) for reading in readings])
+    yield label_table(summaries[-1], "token class", [spelled(reading["by_class"]) for reading in readings])
+    for column in readings[0]["by_metadata"]:
+        yield label_table(summaries[-1], f"`{column}`", [reading["by_metadata"][column] for reading in readings])
     yield reason_table(summaries[-1])
     if report["scaling"]:
         yield scaling_table(report["scaling"])
@@ -111,17 +115,29 @@ def sample_table(summary: Mapping[str, Any]) -> Table:
     return Table(f"{title_of(summary)}: several responses, % [95 % interval]", ("", *summary["bands"]), rows)
 
 
-def label_table(summary: Mapping[str, Any], key: str, noun: str) -> Table:
-    """Return accuracy by label (corpus column or token class), one row per label and one column per reading."""
-    readings = summary["readings"].values()
+def label_table(summary: Mapping[str, Any], noun: str, by_label: Sequence[Mapping[str, Any]]) -> Table:
+    """Return accuracy by label, one row per label and one column per reading.
+
+    Args:
+        summary: Figures of a set of sites.
+        noun: What the labels are, for the title.
+        by_label: Each reading's accuracy by label.
+    """
     rows = tuple(
-        (
-            f"{label.replace('_', ' ') or '(template text)'}\n{count(estimate['sites'], 'site')}",
-            *(percent(reading[key][label]) for reading in readings),
-        )
-        for label, estimate in next(iter(readings))[key].items()
+        (f"{label}\n{count(estimate['sites'], 'site')}", *(percent(own[label]) for own in by_label))
+        for label, estimate in by_label[0].items()
     )
     return Table(f"{title_of(summary)}: accuracy by {noun}, % [95 % interval]", ("", *summary["readings"]), rows)
+
+
+def spelled(by_label: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures by field or token class with labels for readers.
+
+    Example:
+        >>> spelled({"word_start": 1, "": 2})
+        {'word start': 1, '(template text)': 2}
+    """
+    return {label.replace("_", " ") or "(template text)": found for label, found in by_label.items()}
 
 
 def scaling_table(scaling: Mapping[str, Any]) -> Table:
@@ -285,4 +301,4 @@ def points(difference: Mapping[str, Any] | None) -> str:
 
 
 def _one_line(cell: str) -> str:
-    return cell.replace("\n", "<br>").replace("|", "\\|")
+    return cell.replace("<", "&lt;").replace("\n", "<br>").replace("|", "\\|")

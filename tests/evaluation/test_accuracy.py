@@ -15,6 +15,7 @@ from tests.evaluation.scripted import outcome, site
 ENTROPIES = [0.5, 0.7, 1.0, 1.2, 1.6, 9.0]
 DOCUMENTS = ["d0", "d0", "d1", "d1", "d2", "d2"]
 CLASSES = ["number", "word", "word", "number", "word", "space"]
+METADATA = {"level": ["10", "2.5", "2.5", "(no value)", "2.5", "10"]}
 FIELDS = ["problem", "solution", "solution", "", "solution", "problem"]
 SITES = [
     site(d, i, entropy, "context", ["x"], field)
@@ -55,7 +56,7 @@ def test_bands_are_nested_and_strict():
 
 
 def test_summary():
-    summary = summarize(SITES, CLASSES, READINGS, {}, ["before", "after"], BandsConfig(), "field = 'x'")
+    summary = summarize(SITES, CLASSES, METADATA, READINGS, {}, ["before", "after"], BandsConfig(), "field = 'x'")
     assert (summary["sites"], summary["documents"], summary["where"]) == (6, 3, "field = 'x'")
     assert summary["bands"] == {
         "easy": {"above": 0.5, "sites": 5, "documents": 3},
@@ -77,6 +78,10 @@ def test_summary():
         "problem": (0.5, 2, 2),
         "solution": (1.0, 3, 3),
     }
+    by_level = summary["readings"]["reasoning after"]["by_metadata"]["level"]
+    assert [(level, e["value"], e["sites"], e["documents"]) for level, e in by_level.items()] == [
+        ("2.5", 1.0, 3, 3), ("10", 0.5, 2, 2), ("(no value)", 1.0, 1, 1),
+    ]  # fmt: skip
     after = summary["readings"]["reasoning after"]
     assert after["reasons"] == {
         "match": 5, "mismatch": 1, "off_boundary": 0, "longer_than_continuation": 0, "empty": 0, "missing": 0,
@@ -87,7 +92,7 @@ def test_summary():
 
 
 def test_summary_compares_after_with_both_readings_before():
-    summary = summarize(SITES, CLASSES, READINGS, {}, ["before", "after"], BandsConfig(), "true")
+    summary = summarize(SITES, CLASSES, METADATA, READINGS, {}, ["before", "after"], BandsConfig(), "true")
     over_reasoning, over_direct, direct_over_direct = summary["differences"]
     assert (over_reasoning["reading"], over_reasoning["baseline"]) == ("reasoning after", "reasoning before")
     assert [d["value"] for d in over_reasoning["bands"].values()] == pytest.approx([3 / 5, 1 / 3, 0])
@@ -112,7 +117,7 @@ def test_classes_format_failures_and_lengths():
     readings = READINGS | {
         "reasoning after": Predictions("after", "reasoning", (missing, *READINGS["reasoning after"].answers_N[1:]))
     }
-    summary = summarize(SITES, CLASSES, readings, {}, ["before", "after"], BandsConfig(), "true")
+    summary = summarize(SITES, CLASSES, METADATA, readings, {}, ["before", "after"], BandsConfig(), "true")
     after = summary["readings"]["reasoning after"]
     by_class = {name: (e["value"], e["sites"], e["documents"]) for name, e in after["by_class"].items()}
     assert by_class == {"number": (0.5, 2, 2), "space": (0.0, 1, 1), "word": (1.0, 3, 3)}
@@ -121,13 +126,15 @@ def test_classes_format_failures_and_lengths():
 
 
 def test_several_responses():
-    summary = summarize(SITES, CLASSES, READINGS, {"after": SAMPLES}, ["before", "after"], BandsConfig(), "true")
+    summary = summarize(
+        SITES, CLASSES, METADATA, READINGS, {"after": SAMPLES}, ["before", "after"], BandsConfig(), "true"
+    )
     by_band = summary["samples"]["sampled after"]
     values = {band: {name: e["value"] for name, e in found.items()} for band, found in by_band.items()}
     # pass@2 of 4, 1, 0, 2, 2 hits in four: 1, 1 − 3/6, 0, 1 − 1/6, 1 − 1/6
     assert values["easy"] == pytest.approx({"mean": 9 / 20, "pass@2": (1 + 1 / 2 + 5 / 6 + 5 / 6) / 5, "pass@4": 4 / 5})
     assert values["hard"] == pytest.approx({"mean": 1 / 2, "pass@2": 5 / 6, "pass@4": 1.0})
-    nothing = summarize([], [], {n: r.at([]) for n, r in READINGS.items()}, {"after": SAMPLES.at([])},
+    nothing = summarize([], [], {}, {n: r.at([]) for n, r in READINGS.items()}, {"after": SAMPLES.at([])},
                         ["before", "after"], BandsConfig(), "true")  # fmt: skip
     assert set(nothing["samples"]["sampled after"]["hard"].values()) == {None}
 
@@ -136,18 +143,18 @@ def test_overlap_is_that_of_the_two_intervals():
     many = [site(f"d{i}", 0, 2.0, "context", ["x"]) for i in range(40)]
     hits = dict.fromkeys(table_order(["before", "after"]), "0" * 40) | {"reasoning after": "1" * 40}
     readings = {name: reading(*name.split()[::-1], row) for name, row in hits.items()}
-    summary = summarize(many, ["word"] * 40, readings, {}, ["before", "after"], BandsConfig(), "true")
+    summary = summarize(many, ["word"] * 40, {}, readings, {}, ["before", "after"], BandsConfig(), "true")
     assert not summary["differences"][0]["bands"]["hard"]["intervals_overlap"]
 
 
 def test_bands_and_sets_without_sites_have_no_accuracy():
     easy_only = SITES[:2]
     readings = {name: r.at([0, 1]) for name, r in READINGS.items()}
-    summary = summarize(easy_only, CLASSES[:2], readings, {}, ["before", "after"], BandsConfig(), "true")
+    summary = summarize(easy_only, CLASSES[:2], {}, readings, {}, ["before", "after"], BandsConfig(), "true")
     assert summary["readings"]["direct before"]["accuracy"]["hard"] is None
     assert summary["differences"][0]["bands"]["hard"] is None
     nothing = summarize(
-        [], [], {n: r.at([]) for n, r in READINGS.items()}, {}, ["before", "after"], BandsConfig(), "true"
+        [], [], {}, {n: r.at([]) for n, r in READINGS.items()}, {}, ["before", "after"], BandsConfig(), "true"
     )
     assert set(nothing["readings"]["direct before"]["accuracy"].values()) == {None}
     assert nothing["readings"]["direct before"]["mean_length"] is None

@@ -18,9 +18,10 @@ from pipeline.evaluation.report import (
     markdown,
     reason_table,
     sentences,
+    spelled,
 )
 from tests.evaluation.scripted import site
-from tests.evaluation.test_accuracy import CLASSES, READINGS, SAMPLES, SITES, reading
+from tests.evaluation.test_accuracy import CLASSES, METADATA, READINGS, SAMPLES, SITES, reading
 
 POLICIES = ["before", "after"]
 
@@ -42,13 +43,14 @@ def report():
             "headline": summarize(
                 [SITES[i] for i in headline],
                 [CLASSES[i] for i in headline],
+                {},
                 {name: r.at(headline) for name, r in READINGS.items()},
                 {"after": SAMPLES.at(headline)},
                 POLICIES,
                 BandsConfig(),
                 "field = 'solution'",
             ),
-            "all": summarize(SITES, CLASSES, READINGS, {}, POLICIES, BandsConfig(), "true"),
+            "all": summarize(SITES, CLASSES, METADATA, READINGS, {}, POLICIES, BandsConfig(), "true"),
         },
     }
 
@@ -74,10 +76,12 @@ def test_differences_are_in_points(report):
 
 
 def test_fields_and_reasons(report):
-    fields = label_table(report["sets"]["all"], "by_field", "field")
+    summary = report["sets"]["all"]
+    readings = list(summary["readings"].values())
+    fields = label_table(summary, "field", [spelled(reading["by_field"]) for reading in readings])
     assert [row[0] for row in fields.rows] == ["(template text)\n1 site", "problem\n2 sites", "solution\n3 sites"]
     assert [row[3].split()[0] for row in fields.rows] == ["100.0", "50.0", "100.0"]  # reasoning after
-    classes = label_table(report["sets"]["all"], "by_class", "token class")
+    classes = label_table(summary, "token class", [spelled(reading["by_class"]) for reading in readings])
     assert [row[0].split("\n")[0] for row in classes.rows] == ["number", "space", "word"]
     reasons = {name: cells for name, *cells in reason_table(report["sets"]["all"]).rows}
     assert reasons["match"] == ["3", "1", "5", "2"] and reasons["mismatch"] == ["3", "5", "1", "4"]
@@ -87,7 +91,7 @@ def test_fields_and_reasons(report):
 
 def test_bands_without_sites_are_dashes():
     readings = {name: r.at([0, 1]) for name, r in READINGS.items()}
-    summary = summarize(SITES[:2], CLASSES[:2], readings, {}, POLICIES, BandsConfig(), "true")
+    summary = summarize(SITES[:2], CLASSES[:2], {}, readings, {}, POLICIES, BandsConfig(), "true")
     assert accuracy_table(summary).rows[0][2:] == ("–", "–")
     assert difference_table(summary).rows[0][2:] == ("–", "–")
     assert "hard: no sites." in list(sentences(summary))
@@ -103,7 +107,7 @@ def test_words_say_whether_intervals_overlap(report):
     many = [site(f"d{i}", 0, 2.0, "context", ["x"]) for i in range(40)]
     hits = dict.fromkeys(table_order(POLICIES), "1" * 40) | {"reasoning after": "0" * 40}
     readings = {name: reading(*name.split()[::-1], row) for name, row in hits.items()}
-    (line, *_) = sentences(summarize(many, ["word"] * 40, readings, {}, POLICIES, BandsConfig(), "true"))
+    (line, *_) = sentences(summarize(many, ["word"] * 40, {}, readings, {}, POLICIES, BandsConfig(), "true"))
     assert "reasoning after (0.0 %) is below reasoning before (100.0 %)" in line
     assert line.endswith("the two intervals do not overlap, p < 0.001.")
 
@@ -112,7 +116,8 @@ def test_terminal_and_markdown_hold_every_number(report):
     page = markdown(report, ("accuracy.png",))
     console = Console(file=io.StringIO(), width=88)
     tables = [block for block in blocks(report) if isinstance(block, Table)]
-    assert len(tables) == 9
+    assert len(tables) == 10
+    assert [table.title.split(":")[1] for table in tables].count(" accuracy by `level`, % [95 % interval]") == 1
     assert [table.title for table in tables].count("The paper's Table 1: accuracy, %") == 1
     assert "| RPT-14B, reasoning | 45.11 | 33.56 | 23.75 |" in page
     for table in tables:

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,8 +20,9 @@ from pipeline.core.artifact import Record, Shard, publish, scratch_folder, write
 from pipeline.core.parquet import write_rows
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.responses import RESPONSES
+from pipeline.selection.metadata import metadata_fields
 from pipeline.shards.schema import SHARDS
-from stages.evaluate import evaluate, named_policies
+from stages.evaluate import evaluate, named_policies, site_labels
 from tests.evaluation.scripted import END, as_row, reasoner, save_policy, site, tie
 
 # A document a line; the policies below predict by the context's last byte, or always box the same answer.
@@ -35,13 +37,15 @@ SITES = [
 ]
 
 
-def shards_of(folder: Path, *parts: list) -> Record:
-    """A record of materialize whose shards hold the sites."""
+def shards_of(folder: Path, *parts: list, metadata: dict | None = None, of_document: dict | None = None) -> Record:
+    """A record of materialize whose shards hold the sites, with the declared metadata of their documents."""
+    schema = pa.schema([*SHARDS, *metadata_fields(metadata or {})])
     shards = [Shard(i, {}, {}) for i in range(len(parts))]
     for shard, sites in zip(shards, parts, strict=True):
         with scratch_folder(folder, shard.index) as scratch:
             if sites:
-                write_rows(scratch / "validation.parquet", SHARDS, map(as_row, sites))
+                rows = (as_row(one) | (of_document or {}).get(one.doc_id, {}) for one in sites)
+                write_rows(scratch / "validation.parquet", schema, rows)
             publish(folder, shard.index, scratch, {}, 0.0)
     return write_record(folder, "materialize", 1, {"max_context_tokens": 64}, {}, shards)
 
@@ -164,6 +168,39 @@ def test_several_responses_of_a_policy_that_tosses_a_coin(shards, tmp_path):
         subsets = [list(combinations([1] * h + [0] * (8 - h), k)) for h in hits]
         by_counting = sum(sum(map(any, drawn)) / len(drawn) for drawn in subsets) / 4
         assert medium[f"pass@{k}"]["value"] == pytest.approx(by_counting)
+
+
+def test_accuracy_by_declared_metadata(policies, tmp_path, capsys):
+    hostile = "a[/b]" + chr(0x202E) + "<i>|"
+    levels = {"d0": 10.0, "d1": 2.0, "d2": 2.5, "d3": None}
+    declared = {"level": "number", "source": "text", "odd": "boolean", "tags": "json", "long": "text"}
+    of_document = {
+        doc_id: {"level": level, "source": hostile if doc_id == "d0" else "web", "odd": doc_id in ("d1", "d3")}
+        | {"tags": "[]", "long": "x" * 81 if doc_id == "d0" else "x"}
+        for doc_id, level in levels.items()
+    }
+    shards = shards_of(
+        tmp_path / "materialize" / "0123456789ab", SITES[:3], SITES[3:], metadata=declared, of_document=of_document
+    )
+    report = evaluate(policies, recipe_with(), BandsConfig(), shards, out=tmp_path / "out")
+    found = report["sets"]["all"]["readings"]["reasoning after"]["by_metadata"]
+    # "7" is right at d1-5, d2-4 and d2-9
+    assert {column: [(label, e["value"], e["sites"]) for label, e in by.items()] for column, by in found.items()} == {
+        "level": [("2", 1 / 2, 2), ("2.5", 1.0, 2), ("10", 0.0, 2), ("(no value)", 0.0, 1)],
+        "source": [("a[/b]⟨U+202E⟩<i>|", 0.0, 2), ("web", 3 / 5, 5)],
+        "odd": [("false", 2 / 4, 4), ("true", 1 / 3, 3)],
+    }  # fmt: skip
+    assert report["sets"]["headline"]["readings"]["direct before"]["by_metadata"]["odd"]["true"]["sites"] == 2
+    printed, page = capsys.readouterr().out, (tmp_path / "out" / "evaluation.md").read_text()
+    assert "accuracy by `source`" in printed and "a[/b]⟨U+202E⟩<i>|" in printed
+    assert "| a[/b]⟨U+202E⟩&lt;i>\\|<br>2 sites |" in page
+    many = {"n": "number"}
+    of_site = {f"d{i}": {"n": float(i)} for i in range(21)}
+    sites = [site(f"d{i}", 5, 2.0, "2 + 2 =", ["4", "."], "solution") for i in range(21)]
+    for count, columns in ((20, ["n"]), (21, [])):
+        folder = tmp_path / str(count) / "materialize" / "0123456789ab"
+        shards = shards_of(folder, sites[:count], metadata=many, of_document=of_site)
+        assert list(site_labels(shards, sites[:count])[1]) == columns
 
 
 def test_bands_by_another_model(policies, shards, tmp_path):
