@@ -8,18 +8,17 @@ Command: rpt train RECIPE [--manifest MANIFEST] [--ranks N]
 
 A step draws sites, samples a group of responses to each, rewards them, and updates the policy on what it sampled. It is
 a function of (recipe, shards, policy, step): a killed run resumes from its last checkpoint and takes the same steps.
+The loop over steps is `run_steps` in `pipeline/grpo/run/loop.py`.
 
 Libraries that take seconds to load are imported where they are used, so that a complete run reports at once.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load, manifest_of
@@ -30,35 +29,23 @@ from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.progress import log
 from pipeline.core.workspace import own_record
 from pipeline.grpo.data.pass_rates import read_pass_rates, screening_of
-from pipeline.grpo.policy.deepspeed_config import choose_config, zero_stage
+from pipeline.grpo.policy.deepspeed_config import choose_config
 from pipeline.grpo.policy.lr_schedule import learning_rate
 from pipeline.grpo.rollout.prompt import keep_prompt, kept_prompt
 from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.rollout.sampler_choice import with_sampler
 from pipeline.grpo.run.flops import grpo_flops
-from pipeline.grpo.run.launch import command_line, end_with_launcher, run_to_exit, stop_signal
-from pipeline.grpo.run.metrics import GroupSummary, Metrics, ProgressLine, Stopwatch, held_out_accuracy, rollout_metrics
+from pipeline.grpo.run.launch import command_line, end_with_launcher, is_first_rank, run_to_exit
+from pipeline.grpo.run.metrics import GroupSummary, Metrics, Stopwatch, rollout_metrics
 from pipeline.grpo.run.policy_loading import Policy, load_policy, with_vllm
-from pipeline.grpo.run.run_folder import (
-    MetricsLog,
-    describe,
-    identity,
-    is_complete,
-    latest_checkpoint,
-    layout_of,
-    lock,
-    policy_tokenizer,
-    spoken,
-)
+from pipeline.grpo.run.run_folder import TrainingRun, identity, is_up_to_date, locked, policy_tokenizer, spoken
 from pipeline.grpo.run.run_state import RunState
-from pipeline.grpo.run.trackers import with_trackers
 from pipeline.task.answers import judge_of
-from pipeline.task.templates import Template, template_named
+from pipeline.task.templates import template_named
 
 if TYPE_CHECKING:
     from pipeline.core.tokenizer import CorpusTokenizer
     from pipeline.grpo.data.curriculum import Curriculum
-    from pipeline.grpo.rollout.response_ends import ResponseEnds
     from pipeline.grpo.rollout.rollouts import Rollout
     from pipeline.grpo.rollout.sampler import Sampler
     from pipeline.shards.reader import Site
@@ -99,151 +86,59 @@ def train(
     tokens, template = policy_tokenizer(base, shards), template_named(recipe.task.template)
     ends, text = response_ends(base, tokens), kept_prompt(run, base, tokens, template)
     own = identity(recipe, shards, model_digest(base), screening) | spoken(text, ends)
-    main, trained = os.environ.get("RANK", "0") == "0", run / "policy"
-    if is_complete(run, recipe.budget.steps, own):
-        if main:
-            log(f"train        up to date  {trained}")
-        return trained
-    held = lock(run) if main else None  # until this function or this process ends
-    if main:
-        keep_prompt(run, text, base, tokens, template)
-    start = RunStart(recipe, shards, run, base, tokens, template, ends, own, main)
-    finished = _train(start, bands, screening, deepspeed_config, vllm_server)
-    if held:
-        held.close()
-    return trained if finished else None
-
-
-@dataclass(frozen=True)
-class RunStart:
-    """The inputs of a run, known before its policy is loaded."""
-
-    recipe: Recipe
-    shards: Record
-    run: Path
-    base: Path
-    """Folder of the policy before training."""
-    tokens: CorpusTokenizer
-    template: Template
-    ends: ResponseEnds
-    own: dict[str, Any]
-    """Identity of the run: a checkpoint of another one is refused."""
-    main: bool
-    """True on rank 0, which alone writes."""
+    training = TrainingRun("train", run, recipe, base, own, recipe.budget.steps, {"shards": shards})
+    if is_up_to_date(training):
+        return training.policy
+    with locked(training):
+        if is_first_rank():
+            keep_prompt(run, text, base, tokens, template)
+            log(f"train        a response ends with {ends.described(tokens)}")
+        return _train(training, tokens, bands, screening, deepspeed_config, vllm_server)
 
 
 def _train(
-    start: RunStart, bands: BandsConfig | None, screening: Record | None, topology_file: Path | None, server: str | None
-) -> bool:
-    """Load the policy, take the steps that are left and export the result. Returns False if asked to stop earlier."""
+    training: TrainingRun,
+    tokens: CorpusTokenizer,
+    bands: BandsConfig | None,
+    screening: Record | None,
+    deepspeed_config: Path | None,
+    vllm_server: str | None,
+) -> Path | None:
+    """Load the policy and train it; the arguments and what is returned are those of `train`."""
     from pipeline.grpo.policy import distributed
 
     distributed.prepare_environment()
     from pipeline.grpo.data.curriculum import Curriculum
     from pipeline.grpo.policy import engine as ds
-    from pipeline.grpo.run import checkpoint
+    from pipeline.grpo.rollout.rollouts import write_rollouts
+    from pipeline.grpo.run.loop import close_run, open_run, run_steps
 
-    recipe, shards, run, base, tokens = start.recipe, start.shards, start.run, start.base, start.tokens
-    topology = choose_config(topology_file, on_gpu=distributed.on_gpu())
+    recipe, base, shards = training.recipe, training.base, training.made_from["shards"]
+    topology = choose_config(deepspeed_config, on_gpu=distributed.on_gpu())
     rates = read_pass_rates(screening) if screening else None
     curriculum, held_out = Curriculum(shards.files("train"), recipe, rates), progress_sites(shards, recipe)
     ds.start()
     longest_context = shards.config["max_context_tokens"]
     distributed.barrier()  # rank 0 has stored the prompt: all ranks read it from there
-    text = kept_prompt(run, base, tokens, start.template)
+    text = kept_prompt(training.folder, base, tokens, template_named(recipe.task.template))
     policy = load_policy(recipe, base, topology, tokens, curriculum, longest_context, text)
     if recipe.rollout.sampler == "vllm":
-        policy = with_vllm(policy, recipe, base, tokens, curriculum, longest_context, server)
-    engine, sampler = policy.engine, policy.sampler
-    layout = layout_of(recipe, zero_stage(topology), distributed.world_size())
+        policy = with_vllm(policy, recipe, base, tokens, curriculum, longest_context, vllm_server)
+    opened = open_run(training, policy.engine, topology)
+    if opened.resumed:
+        policy.sampler.load_weights(ds.gathered_weights(policy.engine))
 
-    state, resumed, steps = RunState(), latest_checkpoint(run), recipe.budget.steps
-    if resumed:
-        state = RunState.of(checkpoint.resume(engine, resumed, start.own, layout))
-        sampler.load_weights(ds.gathered_weights(engine))
-    if start.main:
-        begins = f"resumes after step {state.step}" if resumed else "starts"
-        log(f"train        {begins}: {steps} steps on {shards.directory.parent}  {run}")
-        log(f"train        a response ends with {start.ends.described(tokens)}")
-        describe(run, recipe, {"shards": shards}, base, start.own, layout)
-        metrics_log = with_trackers(MetricsLog(run, state.step if resumed else None), run, recipe)
-        progress = ProgressLine(state.step, steps)
+    def step(state: RunState) -> Metrics:
+        rollouts, state.draws, metrics = take_step(policy, curriculum, recipe, state.step, state.draws)
+        if state.step % recipe.budget.save_rollouts_every == 0:
+            write_rollouts(training.folder, state.step, distributed.all_gather(rollouts))
+        return metrics
 
-    def record(metrics: Metrics) -> None:
-        if start.main:
-            metrics_log.write(state.step, metrics | state.spent.metrics())
-            if line := progress.line(state.step, metrics):
-                log(line)
+    def check(metrics: Metrics) -> str | None:
+        return opened.state.watch.update(metrics, recipe.budget.stop)
 
-    def save(metrics: Metrics) -> None:
-        keep, accuracy = recipe.budget.keep_last, held_out_accuracy(metrics)
-        checkpoint.save(engine, run, state.state(), start.own, layout, keep, accuracy)
-
-    measure = partial(evaluate, policy, held_out, bands, recipe)
-    metrics = take_steps(start, policy, curriculum, state, measure, record, save, resumed=bool(resumed))
-    if metrics is not None:
-        ds.export(engine, recipe.policy, policy.tokenizer, run / "policy")
-        save(metrics)  # last: a checkpoint of the last step says that the run is complete
-    ds.close(engine, sampler)
-    if start.main:
-        metrics_log.close()
-        done = f"done  {run / 'policy'}" if metrics is not None else "stopped: run the same command again to resume"
-        log(f"train        {done}")
-    return metrics is not None
-
-
-def take_steps(
-    start: RunStart,
-    policy: Policy,
-    curriculum: Curriculum,
-    state: RunState,
-    measure: Callable[[], Metrics],
-    record: Callable[[Metrics], None],
-    save: Callable[[Metrics], None],
-    *,
-    resumed: bool,
-) -> Metrics | None:
-    """Take the steps that are left, and advance `state` with them.
-
-    Args:
-        start: the inputs of the run.
-        policy: the policy to train.
-        curriculum: draws the sites of a step.
-        state: how far the run has come.
-        measure: evaluates the policy on held-out sites.
-        record: writes the metrics of the steps done.
-        save: writes a checkpoint after the steps done.
-        resumed: the run goes on from a checkpoint; otherwise the policy is measured before the first step.
-
-    Returns:
-        The last step's metrics; None if the run was asked to stop, after a checkpoint was saved.
-    """
-    from pipeline.grpo.policy import distributed
-    from pipeline.grpo.rollout.rollouts import write_rollouts
-
-    recipe, steps, budget, metrics = start.recipe, start.recipe.budget.steps, start.recipe.budget, Metrics()
-    with stop_signal() as stop_is_asked:
-        if not resumed:
-            record(measure())
-        while state.step < steps:
-            sampled, state.draws, metrics = take_step(policy, curriculum, recipe, state.step, state.draws)
-            seconds = metrics["seconds/step"] * distributed.world_size()
-            state.spent = state.spent.plus(metrics["compute/step"], seconds, metrics["tokens/trained"])
-            if state.step % budget.save_rollouts_every == 0:
-                write_rollouts(start.run, state.step, distributed.all_gather(sampled))
-            state.step += 1
-            if state.step == steps or state.step % budget.evaluate_every == 0:
-                metrics |= measure()
-            record(metrics)
-            if (warning := state.watch.update(metrics, budget.stop)) and start.main:
-                log(f"train        warning, step {state.step}: {warning}")
-            # The ranks decide together: a signal may have reached only some of them.
-            stopped = state.step < steps and distributed.all_reduce_max(stop_is_asked()) > 0
-            if stopped or (state.step < steps and state.step % budget.save_every == 0):
-                save(metrics)
-            if stopped:
-                return None
-    return metrics
+    metrics = run_steps(opened, step, partial(evaluate, policy, held_out, bands, recipe), check)
+    return close_run(opened, metrics, policy.tokenizer, policy.sampler)
 
 
 def take_step(

@@ -20,10 +20,11 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
@@ -32,13 +33,38 @@ from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, content_hash
 from pipeline.core.files import replace_text
+from pipeline.core.progress import log
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.prompt import PromptText
 from pipeline.grpo.rollout.response_ends import ResponseEnds
+from pipeline.grpo.run.launch import is_first_rank
 
 MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised", "questions", "track")
 """Keys of a recipe that do not change what a step does: a run can be resumed to go on for longer. Nor do those that the
 models mark as `execution`; and the policy is known by its content, wherever it lies."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training run, known before its policy is loaded: what is trained, on what, and where."""
+
+    command: str
+    """The `rpt` command, for messages."""
+    folder: Path
+    recipe: Recipe
+    base: Path
+    """Folder of the policy before training."""
+    own: Mapping[str, Any]
+    """Identity of the run: a checkpoint of another one is refused."""
+    steps: int
+    """Steps of the whole run."""
+    made_from: Mapping[str, Record]
+    """By name, the stages whose output is trained on."""
+
+    @property
+    def policy(self) -> Path:
+        """Return the folder of the trained policy."""
+        return self.folder / "policy"
 
 
 def layout_of(recipe: Recipe, zero_stage: int, ranks: int) -> dict[str, Any]:
@@ -160,18 +186,22 @@ def damage_of(checkpoint: Path) -> dict[str, str]:
     return found
 
 
-def is_complete(run: Path, steps: int, own: Mapping[str, Any]) -> bool:
-    """Return True if the run has done all its steps and exported its policy.
+def is_up_to_date(run: TrainingRun) -> bool:
+    """Return True, and log it, if the run has done all its steps and exported its policy.
 
     Raises:
         UserError: what lies there is another run.
     """
-    checkpoint = latest_checkpoint(run)
+    checkpoint = latest_checkpoint(run.folder)
     if checkpoint is None:
         return False
     state = read_state(checkpoint)
-    must_be_same(state["identity"], own, run)
-    return state["step"] >= steps and (run / "policy").is_dir()
+    must_be_same(state["identity"], run.own, run.folder)
+    if state["step"] < run.steps or not run.policy.is_dir():
+        return False
+    if is_first_rank():
+        log(f"{run.command:<12} up to date  {run.policy}")
+    return True
 
 
 def policy_tokenizer(base: Path, shards: Record) -> CorpusTokenizer:
@@ -190,66 +220,55 @@ def policy_tokenizer(base: Path, shards: Record) -> CorpusTokenizer:
     return tokens
 
 
-def describe(
-    run: Path,
-    recipe: Recipe,
-    made_from: Mapping[str, Record],
-    base: Path,
-    own: Mapping[str, Any],
-    layout: Mapping[str, Any],
-) -> None:
-    """Write `recipe.yaml` and `run.json`.
-
-    Args:
-        run: the run's folder.
-        recipe: as resolved.
-        made_from: by name, the stages whose output is trained on.
-        base: where the policy was read from.
-        own: `identity` of the run.
-        layout: how it is distributed.
-    """
-    run.mkdir(parents=True, exist_ok=True)
+def describe(run: TrainingRun, layout: Mapping[str, Any]) -> None:
+    """Write `recipe.yaml`, as resolved, and `run.json`: what is trained on, versions, and how it is distributed."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    recipe = run.recipe
     tree = recipe.model_dump(mode="json")
-    replace_text(run / "recipe.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    replace_text(run.folder / "recipe.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     about = {
         "base": {
             "model": recipe.policy.model,
             "revision": recipe.policy.revision,
-            "digest": own["policy"],
-            "read_from": str(base),
+            "digest": run.own["policy"],
+            "read_from": str(run.base),
         },
         **{
             name: {"fingerprint": record.fingerprint, "content": record.content, "directory": str(record.directory)}
-            for name, record in made_from.items()
+            for name, record in run.made_from.items()
         },
         "layout": dict(layout),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("rpt", "torch", "deepspeed", "transformers", "tokenizers")},
         "commit": _commit(),
     }
-    replace_text(run / "run.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    replace_text(run.folder / "run.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
-def lock(run: Path, patience: float = 10.0) -> TextIO:
-    """Claim the folder for this process, until the returned file is closed or the process ends, however it ends.
+@contextmanager
+def locked(run: TrainingRun, patience: float = 10.0) -> Iterator[None]:
+    """Claim the run's folder for rank 0 within the block; the claim ends with the process, too, however it ends.
 
     Raises:
         UserError: another process still has it after `patience` seconds.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    file = (run / ".lock").open("w")
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.close()
-                raise UserError(
-                    "another process trains into this folder", where=run, hint="wait for it, or give another --run"
-                ) from None
-            time.sleep(0.1)
+    if not is_first_rank():
+        yield
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / ".lock").open("w") as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    hint = "wait for it, or give another --run"
+                    message = "another process trains into this folder"
+                    raise UserError(message, where=run.folder, hint=hint) from None
+                time.sleep(0.1)
+        yield
 
 
 class MetricsLog:

@@ -1,14 +1,15 @@
-"""Train the policy with supervision, by the engine that GRPO uses: the loop of `rpt sft` and `rpt ntp`.
+"""Train the policy with supervision, by the engine that GRPO uses: what `rpt sft` and `rpt ntp` do in a step.
 
 A step minimises the mean of −log p over the response tokens of its examples; prompts are read and not learned. The
 update is GRPO's with the next-token loss alone: the same optimizer, clipping, partitions and numbers of backwards.
+The loop over steps is `run_steps` in `loop.py`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record
-from pipeline.core.progress import log
 from pipeline.grpo.algorithm.loss import LOSSES, ClipRange
 from pipeline.grpo.algorithm.objective import Objective
 from pipeline.grpo.data.examples import EpochSampler, Example
@@ -26,16 +26,15 @@ from pipeline.grpo.model.batch import idle_batch, micro_batches
 from pipeline.grpo.policy import distributed
 from pipeline.grpo.policy import engine as ds
 from pipeline.grpo.policy.agreement import verify
-from pipeline.grpo.policy.deepspeed_config import choose_config, zero_stage
+from pipeline.grpo.policy.deepspeed_config import choose_config
 from pipeline.grpo.policy.lr_schedule import learning_rate
 from pipeline.grpo.policy.update import MiniBatch, update
 from pipeline.grpo.rollout.positions import must_fit
-from pipeline.grpo.run import checkpoint
-from pipeline.grpo.run.flops import ComputeBudget, ComputeUsed, ModelSize
-from pipeline.grpo.run.launch import stop_signal
-from pipeline.grpo.run.metrics import Metrics, ProgressLine, Stopwatch
-from pipeline.grpo.run.run_folder import MetricsLog, describe, is_complete, latest_checkpoint, layout_of, lock
-from pipeline.grpo.run.trackers import with_trackers
+from pipeline.grpo.run.flops import ComputeBudget, ModelSize
+from pipeline.grpo.run.loop import close_run, open_run, run_steps
+from pipeline.grpo.run.metrics import Metrics, Stopwatch
+from pipeline.grpo.run.run_folder import TrainingRun, is_up_to_date, locked
+from pipeline.grpo.run.run_state import RunState
 from pipeline.grpo.types import Batch, Group, Response
 
 NEXT_TOKEN = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), temperature=1.0, max_new_tokens=1, next_token=1.0)
@@ -92,74 +91,30 @@ def train_supervised(
         deepspeed_config: topology; by default ZeRO-3 for the devices there are.
 
     Returns:
-        the folder of the trained policy; None if it was asked to stop (SIGTERM) and saved a checkpoint instead.
+        The folder of the trained policy; None if the run was asked to stop (SIGTERM) and saved a checkpoint instead.
 
     Raises:
         UserError: `run` holds another run, or the loss is not finite.
     """
-    size, trained = ModelSize.of(base), run / "policy"
+    size = ModelSize.of(base)
     plan = (data.of_step(step) for step in count())
     spending = ((step_flops(size, examples), count_response_tokens(examples)) for examples in plan)
     steps = budget.steps(spending, otherwise=recipe.budget.steps)
     must_fit(AutoConfig.from_pretrained(base), max(stream.longest for stream in data.streams), 1)
-    main = os.environ["RANK"] == "0"
-    if is_complete(run, steps, own):
-        if main:
-            log(f"{command:<12} up to date  {trained}")
-        return trained
-    held = lock(run) if main else None  # until this function or this process ends
-    topology = choose_config(deepspeed_config, on_gpu=distributed.on_gpu())
-    ds.start()
-    engine = load_engine(recipe, base, topology, data.of_step(0)[0])
-    layout = layout_of(recipe, zero_stage(topology), distributed.world_size())
+    training = TrainingRun(command, run, recipe, base, own, steps, data.made_from)
+    if is_up_to_date(training):
+        return training.policy
+    with locked(training):
+        topology = choose_config(deepspeed_config, on_gpu=distributed.on_gpu())
+        ds.start()
+        engine = load_engine(recipe, base, topology, data.of_step(0)[0])
+        opened = open_run(training, engine, topology)
 
-    done, spent, resumed = 0, ComputeUsed(), latest_checkpoint(run)
-    if resumed:
-        state = checkpoint.resume(engine, resumed, own, layout)
-        done, spent = state["step"], ComputeUsed(**state["spent"])
-    if main:
-        log(f"{command:<12} {f'resumes after step {done}' if resumed else 'starts'}: {steps} steps  {run}")
-        describe(run, recipe, data.made_from, base, own, layout)
-        metrics_log, progress = (
-            with_trackers(MetricsLog(run, done if resumed else None), run, recipe),
-            ProgressLine(done, steps),
-        )
+        def step(state: RunState) -> Metrics:
+            return take_step(engine, data.of_step(state.step), size, recipe, state.step)
 
-    def record(step: int, metrics: Metrics) -> None:
-        if main:
-            metrics_log.write(step, metrics | spent.metrics())
-            if line := progress.line(step, metrics):
-                log(line)
-
-    def save(step: int) -> None:
-        cursor = {"step": step, "spent": spent.state()}
-        checkpoint.save(engine, run, cursor, own, layout, recipe.budget.keep_last)
-
-    stopped = False
-    with stop_signal() as stop_is_asked:
-        if not resumed:
-            record(0, held_out_loss(engine, data.held_out, recipe))
-        while done < steps and not stopped:
-            metrics = take_step(engine, data.of_step(done), size, recipe, done)
-            seconds = metrics["seconds/step"] * distributed.world_size()
-            spent = spent.plus(metrics["compute/step"], seconds, metrics["tokens/trained"])
-            done += 1
-            if done == steps or done % recipe.budget.evaluate_every == 0:
-                metrics |= held_out_loss(engine, data.held_out, recipe)
-            record(done, metrics)
-            stopped = done < steps and distributed.all_reduce_max(stop_is_asked()) > 0
-            if stopped or (done < steps and done % recipe.budget.save_every == 0):
-                save(done)
-    if not stopped:
-        ds.export(engine, recipe.policy, AutoTokenizer.from_pretrained(base), trained)
-        save(done)  # last: a checkpoint of the last step says that the run is complete
-    ds.close(engine)
-    if main:
-        metrics_log.close()
-        log(f"{command:<12} " + ("stopped: run the same command again to resume" if stopped else f"done  {trained}"))
-    if held:
-        held.close()
-    return None if stopped else trained
+        metrics = run_steps(opened, step, partial(held_out_loss, engine, data.held_out, recipe))
+        return close_run(opened, metrics, AutoTokenizer.from_pretrained(base))
 
 
 def load_engine(recipe: Recipe, base: Path, topology: dict[str, Any], probe: Example) -> ds.Engine:

@@ -10,11 +10,12 @@ from pipeline.config.errors import UserError
 from pipeline.config.recipe import PolicyConfig, Recipe
 from pipeline.grpo.run.run_folder import (
     MetricsLog,
+    TrainingRun,
     identity,
-    is_complete,
+    is_up_to_date,
     latest_checkpoint,
     layout_of,
-    lock,
+    locked,
     write_state,
 )
 from tests.grpo.colours import publish_shards
@@ -32,6 +33,10 @@ def finished_run(folder: Path, step: int, own: dict[str, object]) -> Path:
     return folder
 
 
+def run_of(folder: Path, steps: int, own: dict[str, object]) -> TrainingRun:
+    return TrainingRun("train", folder, RECIPE, Path("somewhere"), own, steps, {})
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> dict[str, object]:
     tokenizer = byte_level_tokenizer(tmp_path / "tokenizer", ["a text"])
@@ -39,12 +44,12 @@ def own(tmp_path: Path) -> dict[str, object]:
 
 
 def test_a_run_is_complete_when_its_steps_are_done_and_the_policy_is_there(tmp_path: Path, own: dict) -> None:
-    assert not is_complete(tmp_path / "run", 5, own)
+    assert not is_up_to_date(run_of(tmp_path / "run", 5, own))
     run = finished_run(tmp_path / "run", 5, own)
-    assert is_complete(run, 5, own)
-    assert not is_complete(run, 6, own), "the budget was raised: go on"
+    assert is_up_to_date(run_of(run, 5, own))
+    assert not is_up_to_date(run_of(run, 6, own)), "the budget was raised: go on"
     (run / "policy").rmdir()
-    assert not is_complete(run, 5, own)
+    assert not is_up_to_date(run_of(run, 5, own))
 
 
 def test_another_run_is_refused_field_by_field(tmp_path: Path, own: dict) -> None:
@@ -52,7 +57,7 @@ def test_another_run_is_refused_field_by_field(tmp_path: Path, own: dict) -> Non
     other = json.loads(json.dumps(own)) | {"shards": "other"}
     other["recipe"]["optimizer"]["lr"] = 0.5
     with pytest.raises(UserError, match=r"recipe\.optimizer\.lr: 1e-06 → 0\.5; shards: '.*' → 'other'"):
-        is_complete(run, 5, other)
+        is_up_to_date(run_of(run, 5, other))
 
 
 def test_only_what_changes_a_step_is_identity(tmp_path: Path) -> None:
@@ -118,8 +123,8 @@ def test_metrics_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
-    held = lock(tmp_path)
-    with pytest.raises(UserError, match="another process"):
-        lock(tmp_path, patience=0.2)
-    held.close()
-    lock(tmp_path, patience=0.2).close()
+    run = run_of(tmp_path, 5, {})
+    with locked(run), pytest.raises(UserError, match="another process"), locked(run, patience=0.2):
+        pass
+    with locked(run, patience=0.2):
+        pass
