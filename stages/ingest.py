@@ -4,7 +4,7 @@
 
 Input: the files of `corpus.source`, or of each of `corpus.sources`. Output, in shards of `corpus.shard_documents`
 documents in source order: `documents` (text in NFC, without exact duplicates, split by document) and `quarantine`
-(bytes, origin, reason).
+(bytes, origin, reason), and `text_digest`, the hash of what models read of the documents.
 
 Four passes, because deduplication and split need the whole corpus, and memory holds only its ids and band keys:
 
@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import Counters, InputFile, Record, Shard, write_pointer
+from pipeline.core.artifact import TEXT_DIGEST, Counters, InputFile, Record, Shard, write_pointer
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
 from pipeline.core.sealed import write_json
@@ -38,7 +38,14 @@ from pipeline.corpus.assignment import assign, shard_starts, write_assignment
 from pipeline.corpus.checks import check_quarantine, check_source, check_split
 from pipeline.corpus.contamination import EvaluationIndex, evaluation_index, to_corpus_config
 from pipeline.corpus.dedup_results import BANDS, MATCHES, OVERLAPS, drop_matched, find_matches, read_candidates, reasons
-from pipeline.corpus.documents import CANDIDATES, DOCUMENTS, count_control_characters, to_document, to_json
+from pipeline.corpus.documents import (
+    CANDIDATES,
+    DOCUMENTS,
+    count_control_characters,
+    text_digest,
+    to_document,
+    to_json,
+)
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.plan import (
     assign_shard,
@@ -204,6 +211,7 @@ def run_ingest(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     for name, table, schema in (("documents", documents, DOCUMENTS), ("quarantine", rejected, QUARANTINE)):
         with parquet_writer(out / f"{name}.parquet", schema, metadata={"rpt.version": str(INGEST.version)}) as writer:
             writer.write_table(table.cast(schema).combine_chunks(), row_group_size=ROW_GROUP)
+    write_json(out / f"{TEXT_DIGEST}.json", {"sha256": text_digest(documents)})
     quarantined = Counter(rejected["reason"].to_pylist())
     splits = Counter(documents["split"].to_pylist())
     dropped = Counter(assigned["dropped"].to_pylist())
@@ -226,4 +234,4 @@ def _row_group(file: InputFile, group: int) -> pa.Table:
 READ = Stage("read", 3, run_read, unit="records")
 NEAR = Stage("near", 2, run_near)
 ASSIGN = Stage("assign", 3, run_assign)
-INGEST = Stage("ingest", 1, run_ingest)
+INGEST = Stage("ingest", 2, run_ingest)

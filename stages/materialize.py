@@ -51,7 +51,7 @@ def materialize(
     config = manifest.materialize
     digest = _tokenizer(config.policy_tokenizer, config.policy_tokenizer_revision).digest
     inputs = {
-        "documents": documents.content,
+        "documents": documents.text_content,
         "scores": scores.fingerprint,
         "sites": sites.content,
         "policy_tokenizer": digest,

@@ -80,7 +80,7 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
         folder = resolve_model(proxy.model, proxy.revision)
         tokenizer = resolve_tokenizer(proxy, folder)
         models, inputs = [InputFile(folder)], {"proxy": model_digest(folder)}
-    inputs |= {"documents": documents.content, "tokenizer": CorpusTokenizer.load(tokenizer).digest}
+    inputs |= {"documents": documents.text_content, "tokenizer": CorpusTokenizer.load(tokenizer).digest}
     extra: dict[str, InputFile] = {}
     if manifest.reference is not None:
         folder = reference_folder(manifest.reference, inputs["tokenizer"])
@@ -130,7 +130,7 @@ def fit(config: TrainProxyConfig, documents: Record, *, work: Path, executor: Ex
     """Fit one proxy per fold on the training split; a proxy never sees the documents of its own fold."""
     files = {f"documents-{i}": file for i, file in enumerate(documents.files("documents"))}
     shards = [Shard(fold, files, {"fold": fold}) for fold in range(config.folds)]
-    inputs = {"documents": documents.content}
+    inputs = {"documents": documents.text_content}
     return run_stage(Stage("proxy", FIT_VERSION, run_fit, unit="tokens"), config, shards, inputs, work, executor)
 
 

@@ -184,7 +184,7 @@ def _flags(manifest: Manifest) -> str | None:
 
 
 def _by_content(work: Path, stage: str, content: str | None) -> Record | None:
-    found = [record for record in _records(work, stage) if record.content == content]
+    found = [record for record in _records(work, stage) if content in (record.content, record.text_content)]
     return max(found, key=lambda record: _current(work, record), default=None)
 
 

@@ -63,9 +63,8 @@ class _Checked:
 
     @property
     def names(self) -> set[str]:
-        """Return the names under which other records may list it in `inputs`: its content hash or its folder."""
-        known = {self.directory.name}
-        return known | {self.record.content} if self.record else known
+        """Return the names under which other records may list it in `inputs`: its hashes or its folder."""
+        return {self.directory.name} | (self.record.names if self.record else set())
 
 
 def verify(work: Path) -> dict[str, Any]:

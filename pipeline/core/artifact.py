@@ -94,6 +94,10 @@ class Completion:
     seconds: float
 
 
+TEXT_DIGEST = "text_digest"
+"""Name of the file in which `ingest` publishes, for each shard, the hash of what models read of its documents."""
+
+
 @dataclass(frozen=True)
 class Record:
     """The record of a complete stage. `directory` is where it was opened; it is not part of the record."""
@@ -111,8 +115,20 @@ class Record:
     @property
     def content(self) -> str:
         """Return the hash of everything published, which enters the fingerprints of downstream stages."""
-        hashes = [[name, done.shard, entry.sha256] for done in self.completions for name, entry in done.files.items()]
-        return hashlib.sha256(canonical_json(sorted(hashes)).encode()).hexdigest()
+        return _content(self.completions)
+
+    @property
+    def text_content(self) -> str:
+        """Return the hash of what models read of documents, and `content` of an output that has no `TEXT_DIGEST`.
+
+        Stages that read nothing else take it as their input, so that a renamed source file does not repeat them.
+        """
+        return _content(self.completions, TEXT_DIGEST) if self.files(TEXT_DIGEST) else self.content
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the hashes by which the inputs of other records may name this output."""
+        return frozenset((self.content, self.text_content, self.fingerprint))
 
     @property
     def counters(self) -> Counters:
@@ -150,6 +166,13 @@ def content_hash(path: Path) -> str:
         return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content(completions: Sequence[Completion], table: str | None = None) -> str:
+    """Return the hash of all published files, or of those of one table."""
+    files = [(name, done.shard, entry.sha256) for done in completions for name, entry in done.files.items()]
+    hashes = sorted([name, shard, sha256] for name, shard, sha256 in files if table in (None, name))
+    return hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------- publishing

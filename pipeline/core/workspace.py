@@ -136,8 +136,9 @@ def with_ancestors(some: Iterable[Output], found: Iterable[Output]) -> dict[Path
         if output.directory in reached:
             continue
         reached[output.directory] = output
-        made_from = set(output.inputs.values())
-        waiting += [o for o in complete if o.record and {o.record.content, o.fingerprint} & made_from]
+        for name in output.inputs.values():
+            named = [o for o in complete if o.record and name in o.record.names]
+            waiting += [o for o in named if o.current] or named  # of equal ones, the latest
     return reached
 
 
@@ -269,10 +270,10 @@ def _is_own(work: Path, corpus: CorpusConfig, record: Record) -> bool:
     """
     made = [output.record for output in outputs(work) if output.stage == "ingest" and output.record]
     content = record.content if record.stage == "ingest" else record.inputs.get("documents")
-    documents = next((ingest for ingest in made if ingest.content == content), None)
-    if documents is None:
+    documents = [ingest for ingest in made if content in ingest.names]
+    if not documents:
         return not (is_pulled(record) and source_pointer(work, corpus).exists())
-    return is_of_source(work, corpus, documents)
+    return any(is_of_source(work, corpus, ingest) for ingest in documents)
 
 
 def _reasons(want: ExpectedRecord, output: Output, upstream: Mapping[str, Record | None]) -> list[str]:
@@ -284,7 +285,7 @@ def _reasons(want: ExpectedRecord, output: Output, upstream: Mapping[str, Record
         source = upstream.get(stage)
         if source is None:
             reasons.append(f"`{stage}` is not up to date")
-        elif record.inputs.get(name) != source.content:
+        elif record.inputs.get(name) not in source.names:
             reasons.append(f"made from another `{stage}`")
     return list(dict.fromkeys(reasons))
 

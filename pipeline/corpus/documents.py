@@ -53,6 +53,9 @@ DOCUMENTS = pa.schema([*_TEXT, pa.field("split", pa.string(), nullable=False), *
 CANDIDATES = pa.schema([*_TEXT, *_ORIGIN, pa.field("held_out", pa.bool_(), nullable=False)])
 """Documents before de-duplication and split. `held_out`: the record's own column marks it as held out."""
 
+MODEL_INPUT = ("doc_id", "text", "split", "fields")
+"""Columns of the documents that models and shards depend on; the others say where a document is from."""
+
 NESTING = 100
 """Deepest nesting of lists and objects in metadata, because every later stage must be able to read them."""
 
@@ -151,6 +154,15 @@ def _plain(value: Any) -> str:
         except UnicodeDecodeError:
             return b64encode(value).decode()
     return str(value)
+
+
+def text_digest(documents: pa.Table) -> str:
+    """Return the sha256 of the columns `MODEL_INPUT` of documents, in their order."""
+    digest = hashlib.sha256()
+    for batch in documents.select(MODEL_INPUT).to_batches(max_chunksize=64):
+        for row in batch.to_pylist():
+            digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def count_control_characters(texts: pa.ChunkedArray) -> int:

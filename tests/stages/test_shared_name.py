@@ -19,10 +19,12 @@ from commands.cli import app
 from commands.groups.data import run_data
 from commands.stats import stats
 from commands.verify import verify
+from pipeline.audit.lineage import lineage_of
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record, current_record
 from pipeline.core.marks import mark_pulled
+from pipeline.core.parquet import read_table
 from pipeline.core.workspace import outputs, own_record, states
 from tests.stages.published import InProcess
 from tests.toys import byte_level_tokenizer, problems, write_jsonl
@@ -101,6 +103,44 @@ def test_a_source_that_grew_is_shown_as_it_was_read_last(two: Two, tmp_path: Pat
     path.write_text(path.read_text() + Path(two.b.corpus.source).read_text())
     two.data(moved)
     assert (documents(two, moved), documents(two, two.a)) == (100, 40)
+
+
+def made_by(two: Two, stage: str) -> set[str]:
+    return {output.fingerprint for output in outputs(two.work / "toy") if output.stage == stage}
+
+
+def test_a_renamed_source_is_not_scored_again(two: Two, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    shutil.copy(two.a.corpus.source, folder / "old.jsonl")
+    manifest = two.a.model_copy(update={"corpus": two.a.corpus.model_copy(update={"source": str(folder)})})
+    kept = ("proxy", "score", "materialize")
+    two.data(manifest)
+    before = {stage: made_by(two, stage) for stage in kept}
+    assert [len(found) for found in before.values()] == [1, 1, 1], "a.jsonl holds the same documents"
+    (folder / "old.jsonl").rename(folder / "new.jsonl")
+    two.data(manifest)
+    assert {stage: made_by(two, stage) for stage in kept} == before
+    lineage = lineage_of(two.work / "toy", manifest)
+    (table,) = [read_table(file, ["source_file"]) for file in lineage.ingest.files("documents")]
+    assert set(table["source_file"].to_pylist()) == {"new.jsonl"}
+    assert up_to_date(two, manifest) and own(two, manifest).fingerprint in before["materialize"]
+    assert lineage.materialize == own(two, manifest)
+    assert verify(manifest, work=two.work)["damage"] == []
+    assert documents(two, two.a) == 40, "the one that reads a.jsonl still has its own"
+    remove(waste(manifest, work=two.work, runs=two.work / "runs"))
+    assert [len(made_by(two, stage)) for stage in ("ingest", *kept)] == [2, 1, 1, 1], "new.jsonl, and a.jsonl of `a`"
+    assert up_to_date(two, manifest) and up_to_date(two, two.a)
+
+
+def test_other_text_is_scored_again(two: Two, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(two.a.corpus.source).read_text().splitlines()]
+    rows[3]["solution"] += "!"
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, rows)
+    before = made_by(two, "score")
+    two.data(two.a.model_copy(update={"corpus": two.a.corpus.model_copy(update={"source": str(path)})}))
+    assert len(made_by(two, "score") - before) == 1
 
 
 def own(two: Two, manifest: Manifest, stage: str = "materialize") -> Record:
@@ -219,7 +259,7 @@ def test_clean_leaves_what_an_unfinished_stage_needs(two: Two) -> None:
     run_data(other, "ingest", None, two.work, InProcess(), as_json=True)
     remove(waste(two.a, work=two.work, runs=two.work / "runs"))
     left = outputs(two.work / "toy")
-    assert needed <= {output.record.content for output in left if output.record}
+    assert needed <= {name for output in left if output.record for name in output.record.names}
     assert score.directory in {output.directory for output in left}
     assert {"read", "near", "assign", "proxy"} <= {output.stage for output in left}
     two.data(two.a)
