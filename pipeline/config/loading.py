@@ -34,7 +34,9 @@ def load(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> Conf
         UserError: file missing, not YAML, unknown key (with the nearest known one), or a value out of range.
     """
     folder = {"Manifest": "data_manifests", "Recipe": "recipes"}.get(kind.__name__, "")
-    found = None if path.is_file() else resources.find(path, folder)
+    found = resources.find(path, folder)
+    if found and path.is_file() and not found.samefile(path):
+        found = None  # the user's own file of that name
     if found is None and not path.is_file():
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
         hint = f"YAML files there: {known}; packaged: {', '.join(resources.list_names(folder))}"

@@ -112,6 +112,18 @@ def test_a_missing_file_lists_its_neighbours(manifest: Path) -> None:
         load(Manifest, manifest.with_name("tinny.yaml"))
 
 
+def test_a_packaged_manifest_is_the_same_by_its_name_and_by_its_path(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(repository)
+    by_name, by_path = (load(Manifest, Path(path)) for path in ("demo", "data_manifests/demo.yaml"))
+    assert by_path == by_name
+    monkeypatch.chdir(tmp_path)
+    Path("data_manifests").mkdir()
+    Path("data_manifests/demo.yaml").write_text(MANIFEST)
+    assert load(Manifest, Path("data_manifests/demo.yaml")).name == "tiny", "the user's own file"
+
+
 def test_models_are_frozen(manifest: Path) -> None:
     with pytest.raises(Exception, match="frozen"):
         load(Manifest, manifest).name = "other"  # type: ignore[misc]
