@@ -33,11 +33,13 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.executor import LocalExecutor
 from pipeline.core.hardware import cores, gpus
 from pipeline.core.model_files import TOKENIZER_FILES, resolve_model
+from pipeline.core.precision import proxy_dtype
 from pipeline.core.progress import duration, log
 from pipeline.corpus.estimate import Estimate, estimate, sample
 from pipeline.corpus.scan import SLICE_BYTES
 from pipeline.corpus.sources import corpus_files
 from pipeline.grpo.policy.deepspeed_config import read_config
+from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.selection.corpus_rules import needs_corpus_pass
 from pipeline.shards.cost import (
     FIT_STEPS,
@@ -92,6 +94,7 @@ def plan_recipe(recipe: Recipe, ranks: int, context_tokens: int) -> dict[str, An
     """Return the memory per rank of `rpt train` under each of the shipped topologies."""
     from pipeline.grpo.policy.memory import recipe_memory
 
+    recipe = with_dtype(recipe, "plan")
     folder = resolve_model(recipe.policy.model, recipe.policy.revision, files=("config.json",))
     topologies = {path.stem: read_config(path) for path in sorted(CONFIGS.glob("*.json"))}
     return recipe_memory(recipe, folder, topologies, ranks, context_tokens)
@@ -99,7 +102,8 @@ def plan_recipe(recipe: Recipe, ranks: int, context_tokens: int) -> dict[str, An
 
 def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int | None = None) -> dict[str, Any]:
     """Return the cost of `rpt data` with local workers: documents, tokens, sites, and every stage's time and bytes."""
-    config, crew = manifest.corpus, Crew(workers)
+    config, crew, dtype = manifest.corpus, Crew(workers), proxy_dtype(manifest.proxy, "plan")
+    manifest = manifest.model_copy(update={"proxy": manifest.proxy.model_copy(update={"dtype": dtype})})
     files = corpus_files(config, source)
     log("plan         reading a part of the corpus")
     found = estimate(files, config)

@@ -56,6 +56,7 @@ from pipeline.evaluation.report import Table, blocks, markdown
 from pipeline.evaluation.responses import write_responses
 from pipeline.evaluation.scaling import scaling_of
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
+from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.selection.metadata import column_of
 from pipeline.shards.reader import ShardReader, Site
 from pipeline.shards.schema import SHARDS
@@ -93,6 +94,7 @@ def evaluate(
     Raises:
         UserError: there is no held-out site, none matches `evaluate.where`, or a policy cannot be loaded.
     """
+    recipe = with_dtype(recipe, "evaluate", run)
     other, revision = recipe.evaluate.bands_by, recipe.evaluate.bands_by_revision
     bands_by = resolve_model(other, revision) if other else None
     prompts = prompts_of(policies, template_named(recipe.task.template), run)

@@ -45,6 +45,7 @@ from pipeline.evaluation.intervals import difference, proportion
 from pipeline.grpo.data.questions import question_rows, read_questions, to_corpus_config
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
 from pipeline.grpo.run.launch import command_line, run_to_exit
+from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.shards.schema import SHARDS
 from pipeline.task.answers import judge_of
 from pipeline.task.templates import template_named
@@ -171,6 +172,7 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
     Raises:
         UserError: the run has no trained policy.
     """
+    recipe = with_dtype(recipe, "finetune", run)
     policies = {"before": resolve_model(recipe.policy.model, recipe.policy.revision), "after": run / "policy"}
     if not policies["after"].is_dir():
         raise UserError("the run has no trained policy yet", where=policies["after"], hint="run `rpt finetune` again")

@@ -22,6 +22,7 @@ from pipeline.core.workspace import own_record
 from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.run.flops import ComputeBudget
 from pipeline.grpo.run.launch import command_line, end_with_launcher, run_to_exit
+from pipeline.grpo.run.policy_dtype import with_dtype
 
 
 def ntp(
@@ -50,6 +51,7 @@ def ntp(
     from pipeline.grpo.data.examples import EpochSampler, subsample, text_examples
     from pipeline.grpo.run.supervised import TrainingData, train_supervised
 
+    recipe = with_dtype(recipe, "ntp", run)
     base, supervised = resolve_model(recipe.policy.model, recipe.policy.revision), recipe.supervised
     tokens = CorpusTokenizer.load(base)
     ends = response_ends(base, tokens)

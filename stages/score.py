@@ -27,13 +27,14 @@ from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest, ProxyConfig, ReferenceConfig, ScoreConfig, TrainProxyConfig
 from pipeline.core.artifact import Counters, InputFile, Record, Shard
 from pipeline.core.executor import Executor
+from pipeline.core.marks import BEGUN
 from pipeline.core.model_files import TOKENIZER_FILES, count_weights, model_digest, resolve_model
 from pipeline.core.parquet import parquet_writer, read_table
+from pipeline.core.precision import DTYPES, Dtype, proxy_dtype
 from pipeline.core.progress import log
-from pipeline.core.stage import Stage, run_stage
+from pipeline.core.stage import Stage, output_folder, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.quarantine import Rejected, write_quarantine
-from pipeline.scoring.precision import resolve_dtype
 from pipeline.scoring.sample import fold_of, read_texts
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class ScoreStageConfig(Config):
     locations: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
 
     score: ScoreConfig
-    dtype: str
-    """The type in which the proxy computes, with "auto" resolved."""
+    dtype: Dtype
+    """The number format in which the proxy computes, with "auto" resolved."""
     tokenizer: str | None
     """Folder or file of the tokenizer, if it is not in the proxy's folder."""
 
@@ -85,7 +86,6 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
     if manifest.reference is not None:
         folder = reference_folder(manifest.reference, inputs["tokenizer"])
         extra, inputs["reference"] = {"reference": InputFile(folder)}, model_digest(folder)
-    config = ScoreStageConfig(score=manifest.score, dtype=resolve_dtype(proxy.dtype), tokenizer=str(tokenizer))
     proxies = {f"model-{fold}": model for fold, model in enumerate(models)}
     shards = [
         Shard(index, {"documents": file} | proxies | extra, inputs)
@@ -93,6 +93,7 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
     ]
     per_token = 2.0 * sum(count_weights(model.path) for model in [models[0], *extra.values()])
     stage = Stage("score", VERSION, run, unit="tokens", accelerated=True, flops=per_token)
+    config = stage_config(manifest, str(tokenizer), lambda config: output_folder(stage, config, inputs, work))
     record = run_stage(stage, config, shards, inputs, work, executor)
     if not record.counters.get("documents"):
         raise UserError(
@@ -101,6 +102,29 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
             hint="choose a proxy with a byte-level tokenizer, or `proxy: {train: {}}`",
         )
     return record
+
+
+def stage_config(manifest: Manifest, tokenizer: str, folder: Callable[[Config], Path]) -> ScoreStageConfig:
+    """Return the stage's configuration, with `proxy.dtype: auto` resolved.
+
+    `auto` means the number format of scores that are published or begun: scores made on another machine are used as
+    they are, and a killed run goes on as it began. Otherwise see `proxy_dtype`.
+
+    Args:
+        manifest: the manifest.
+        tokenizer: folder or file of the tokenizer.
+        folder: the output folder of a configuration.
+    """
+    proxy = manifest.proxy
+    configs = [ScoreStageConfig(score=manifest.score, dtype=d, tokenizer=tokenizer) for d in DTYPES]
+    if proxy.dtype == "auto" and not proxy.train:
+        for name, state in (("record.json", "published"), (BEGUN, "begun")):
+            for config in configs:
+                if (folder(config) / name).exists():
+                    log(f"score        scores in {config.dtype} are {state} already (proxy.dtype: auto)")
+                    return config
+    dtype = proxy_dtype(proxy, "score")
+    return next(config for config in configs if config.dtype == dtype)
 
 
 def resolve_tokenizer(proxy: ProxyConfig, folder: Path) -> Path:

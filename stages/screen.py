@@ -29,6 +29,7 @@ from pipeline.core.parquet import read_table, write_rows
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
+from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.run_folder import policy_tokenizer
 from pipeline.selection.where import filter_rows, row_filter
 from pipeline.shards.reader import columns_of
@@ -71,6 +72,7 @@ def screen(recipe: Recipe, shards: Record, *, work: Path, executor: Executor) ->
         UserError: `screen.where` is invalid or matches no site, or the shards were made with another tokenizer.
     """
     row_filter(recipe.screen.where, columns_of(shards.files("train")), "screen.where")
+    recipe = with_dtype(recipe, "screen")
     folder = resolve_model(recipe.policy.model, recipe.policy.revision)
     template = template_named(recipe.task.template)
     prompt = prompts_of({"policy": folder}, template)["policy"]

@@ -24,6 +24,7 @@ from pipeline.grpo.data.pass_rates import read_pass_rates, screening_of
 from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.run.flops import ComputeBudget
 from pipeline.grpo.run.launch import command_line, end_with_launcher, run_to_exit
+from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.run_folder import policy_tokenizer, spoken
 from pipeline.task.templates import template_named
 
@@ -69,6 +70,7 @@ def sft(
     from pipeline.grpo.run.supervised import TrainingData, train_supervised
     from pipeline.shards.reader import ShardReader
 
+    recipe = with_dtype(recipe, "sft", run)
     base, supervised = resolve_model(recipe.policy.model, recipe.policy.revision), recipe.supervised
     tokens, tokenizer = policy_tokenizer(base, shards), AutoTokenizer.from_pretrained(base)
     ends, text = response_ends(base, tokens), kept_prompt(run, base, tokens, template_named(recipe.task.template))

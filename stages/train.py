@@ -37,6 +37,7 @@ from pipeline.grpo.rollout.sampler_choice import with_sampler
 from pipeline.grpo.run.flops import grpo_flops
 from pipeline.grpo.run.launch import command_line, end_with_launcher, is_first_rank, run_to_exit
 from pipeline.grpo.run.metrics import GroupSummary, Metrics, Stopwatch, rollout_metrics
+from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.policy_loading import Policy, load_policy, with_vllm
 from pipeline.grpo.run.run_folder import TrainingRun, identity, is_up_to_date, locked, policy_tokenizer, spoken
 from pipeline.grpo.run.run_state import RunState
@@ -81,7 +82,7 @@ def train(
         UserError: `run` belongs to another run, no site matches, the policy cannot be read, the loss is not finite, or
             a rule of `budget.stop` applies.
     """
-    recipe = with_sampler(recipe, vllm_server)
+    recipe = with_dtype(with_sampler(recipe, vllm_server), "train", run)
     base = resolve_model(recipe.policy.model, recipe.policy.revision)
     tokens, template = policy_tokenizer(base, shards), template_named(recipe.task.template)
     ends, text = response_ends(base, tokens), kept_prompt(run, base, tokens, template)

@@ -39,8 +39,9 @@ class PolicyConfig(Config):
     """Folder or hub id of a causal language model, or of a LoRA adapter, which is merged into its base."""
     revision: str | None = None
     """Hub revision of `model` (a commit hash: a branch name is not reproducible)."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Number format of the forward and backward passes."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the forward and backward passes; the optimizer always has float32 copies. `auto` is bfloat16 if
+    this machine's GPU or CPU multiplies it, else float32. A run records which, and keeps it on every machine."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same results."""
     lora: LoraConfig | None = None

@@ -61,7 +61,7 @@ def run_stage(
         work: the manifest's folder; output goes to `work/<stage>/<fingerprint>/`.
         executor: calls `stage.run`.
     """
-    directory = work / stage.name / fingerprint(stage.name, stage.version, config.identity(), inputs)
+    directory = output_folder(stage, config, inputs, work)
     record = read_record(directory)
     if record is None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -74,6 +74,11 @@ def run_stage(
     log(f"{stage.name:<12} up to date  {directory}")
     set_current(directory)
     return record
+
+
+def output_folder(stage: Stage, config: Config, inputs: Mapping[str, str], work: Path) -> Path:
+    """Return the folder of a stage's output, whether there is one or not."""
+    return work / stage.name / fingerprint(stage.name, stage.version, config.identity(), inputs)
 
 
 def _make(

@@ -25,6 +25,7 @@ from pipeline.core.artifact import (
     read_record,
 )
 from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled
+from pipeline.core.precision import proxy_dtype
 
 IN_USE = 3600.0
 """Seconds after its last change during which an unnamed file may belong to a running worker."""
@@ -182,8 +183,8 @@ def expected_records(manifest: Manifest) -> list[ExpectedRecord]:
     """Return what each stage of `rpt data` must have been made from, in order."""
     fitted = manifest.proxy.train
     score: dict[str, Any] = {"score": manifest.score.identity()}
-    if manifest.proxy.dtype != "auto":  # what `auto` means depends on the machine
-        score["dtype"] = manifest.proxy.dtype
+    if manifest.proxy.dtype != "auto" or fitted:  # otherwise scores of either format are used
+        score["dtype"] = proxy_dtype(manifest.proxy, "score")
     made_with = {"documents": "ingest"} | ({"proxy": "proxy"} if fitted else {})
     return [
         ExpectedRecord("ingest", manifest.corpus.identity(), {}),

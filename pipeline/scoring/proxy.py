@@ -21,7 +21,6 @@ from pipeline.core.hardware import torch_device
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.entropy import WriteLogits, copy_logits
 from pipeline.scoring.head import equal_up_to_rounding, tiled_head
-from pipeline.scoring.precision import resolve_dtype
 
 FLASH = ("flash_attention_3", "flash_attention_2")
 """Attention implementations of `transformers` that accept packed sequences of any lengths; the best first."""
@@ -68,7 +67,7 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=getattr(torch, resolve_dtype(dtype)),
+            dtype=getattr(torch, dtype),
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,

@@ -20,10 +20,11 @@ from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest, ReferenceConfig
 from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import Record
+from pipeline.core.marks import BEGUN
 from pipeline.core.parquet import read_table
+from pipeline.core.precision import fastest_dtype
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import DOCUMENTS
-from pipeline.scoring.precision import resolve_dtype
 from pipeline.scoring.sample import fold_of
 from pipeline.selection.sites import select_sites
 from stages.score import score
@@ -37,6 +38,7 @@ TRAIN = {"folds": 2, "vocab_size": 300, "hidden_size": 32, "layers": 1, "heads":
 
 def manifest(proxy: dict[str, object], **settings: object) -> Manifest:
     tree = {"window": 32, "overlap": 8, "min_context_tokens": 4} | settings
+    proxy = {"dtype": "float32"} | proxy
     return Manifest.model_validate(
         {
             "name": "toy",
@@ -275,14 +277,36 @@ def test_what_enters_the_fingerprint(tmp_path: Path, model: Path) -> None:
 
     assert fingerprint(manifest({"model": str(moved)}, batch_tokens=64)) == first.fingerprint
     assert first.execution == {"score": {"batch_tokens": 8192}} and "batch_tokens" not in first.config["score"]
-    settled = resolve_dtype("auto")
-    assert fingerprint(manifest({"model": str(moved), "dtype": settled})) == first.fingerprint
-    another = "float32" if settled == "bfloat16" else "bfloat16"
-    assert fingerprint(manifest({"model": str(moved), "dtype": another})) != first.fingerprint
+    assert fingerprint(manifest({"model": str(moved), "dtype": "bfloat16"})) != first.fingerprint
     assert fingerprint(manifest({"model": str(model)}, top_k=3)) != first.fingerprint
     other = save(tmp_path / "other", qwen(300, seed=1))
     assert fingerprint(manifest({"model": str(other)})) != first.fingerprint
     assert fingerprint(manifest({"model": str(other), "tokenizer": str(model)})) != first.fingerprint
+
+
+def test_auto_uses_the_scores_there_are_whatever_their_number_format(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine with another format than that of published scores does not make them again; nor one that resumes."""
+    own = fastest_dtype()[0]
+    another = "float32" if own == "bfloat16" else "bfloat16"
+    auto = manifest({"model": str(model), "dtype": "auto"})
+    documents, first = run(tmp_path, TEXTS[:5], manifest({"model": str(model), "dtype": another}))
+    assert first.config["dtype"] == another
+    capsys.readouterr()
+    assert score(auto, documents, work=tmp_path, executor=InProcess()).fingerprint == first.fingerprint
+    assert f"scores in {another} are published already" in capsys.readouterr().err
+    (first.directory / "record.json").rename(first.directory / BEGUN)  # as after a kill
+    (first.directory / BEGUN).write_text("{}")
+    assert score(auto, documents, work=tmp_path, executor=InProcess()).config["dtype"] == another
+    assert f"scores in {another} are begun already" in capsys.readouterr().err
+    _, fresh = run(tmp_path / "fresh", TEXTS[:5], auto)
+    assert fresh.config["dtype"] == own
+
+
+def test_a_fitted_proxy_computes_in_float32_everywhere(tmp_path: Path) -> None:
+    _, record = run(tmp_path, TEXTS[:60], manifest({"train": TRAIN, "dtype": "auto"}))
+    assert record.config["dtype"] == "float32"
 
 
 def test_fitted_proxies_score_the_fold_they_have_not_seen(tmp_path: Path) -> None:
