@@ -65,7 +65,8 @@ def doctor(work: Path, policy: str | None = None) -> dict[str, Any]:
 
     Args:
         work: folder of artifacts.
-        policy: folder or Hub id of a policy; if given, the tokens that end its responses are reported.
+        policy: folder or Hub id of a policy; if given, the report has the tokens that end its responses, and how it
+            thinks under `task.thinking: auto`.
     """
     features = [_checked(feature) for feature in FEATURES]
     return {
@@ -78,7 +79,7 @@ def doctor(work: Path, policy: str | None = None) -> dict[str, Any]:
         "devices": [gpu.name for gpu in gpus()] or ["CPU"],
         "disk": _disk(work),
         "features": features,
-        **({} if policy is None else {"response_ends": ends_of(policy)}),
+        **({} if policy is None else {"response_ends": ends_of(policy), "thinking": thinking_in(policy)}),
         "ok": all(feature["missing"] == [] for feature in features if feature["needed"]),
     }
 
@@ -105,6 +106,19 @@ def ends_of(policy: str) -> list[dict[str, Any]]:
         }
         for id, sources in sorted(ends.named.items())
     ]
+
+
+def thinking_in(policy: str) -> dict[str, str]:
+    """Return the `mode` that `task.thinking: auto` means for a policy, and the `reason`."""
+    from pipeline.config.task import TaskConfig
+    from pipeline.core.model_files import TOKENIZER_FILES, resolve_model
+    from pipeline.core.tokenizer import CorpusTokenizer
+    from pipeline.grpo.rollout.chat_template import ChatTemplate
+    from pipeline.grpo.rollout.thinking_choice import mode_of
+
+    folder = resolve_model(policy, files=TOKENIZER_FILES)
+    mode, reason = mode_of(TaskConfig(), ChatTemplate.of(folder), CorpusTokenizer.load(folder))
+    return {"mode": mode, "reason": reason}
 
 
 def _checked(feature: Feature) -> dict[str, Any]:
@@ -165,4 +179,5 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     ends = Table("a response ends with", "id", "named by", "taught by rpt sft")
     for end in found["response_ends"]:
         ends.add_row(end["token"], str(end["id"]), ", ".join(end["named_by"]), "yes" if end["taught"] else "")
+    machine.add_row("thinking", f"{found['thinking']['mode']}: {found['thinking']['reason']}")
     return [machine, features, ends]

@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.manifest import MaterializeConfig
+from pipeline.config.task import TaskConfig
 from pipeline.core.artifact import InputFile, Record, content_hash
+from pipeline.core.model_files import TOKENIZER_FILES, resolve_model
 from pipeline.core.progress import log
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import CORPUS
@@ -32,12 +34,21 @@ from pipeline.export.formats import COLUMNS, FORMATS, ROWS, Example, Format
 from pipeline.export.policy import policy_json
 from pipeline.export.reward_bundle import reward_file
 from pipeline.export.reward_callback import POLICY_FILE
+from pipeline.grpo.rollout.chat_template import ChatTemplate
+from pipeline.grpo.rollout.thinking_choice import thinking_of
 from pipeline.selection.where import filter_rows, row_filter
 from pipeline.shards.reader import SITE_COLUMNS, columns_of
 from pipeline.shards.schema import SHARDS, SPLITS
-from pipeline.task.templates import Template, template_named
+from pipeline.task.templates import template_of
+from pipeline.task.thinking import Thinking
 
 REWARD_FILE = "rpt_reward.py"
+_FORMS = {
+    "tags": "The prediction is read from the last box after `{2}` (`task.thinking: tags`).",
+    "free": "The prediction is read from the last box of the response (`task.thinking: free`).",
+    "none": "The policy answers without thinking (`task.thinking: none`): switch thinking off in the chat template.",
+}
+"""What the README says of each form of responses."""
 
 
 def export(
@@ -45,7 +56,7 @@ def export(
     shards: Record,
     *,
     format: str,
-    template: str,
+    task: TaskConfig,
     out: Path,
     policy: MaterializeConfig,
     where: str = "true",
@@ -56,7 +67,8 @@ def export(
         name: name of the manifest.
         shards: record of `materialize`.
         format: one of `FORMATS`.
-        template: name of the prompt template around each context.
+        task: the prompt template around each context, how the policy thinks, and the beginning of its responses, which
+            ends the prompts.
         out: a folder that is empty or does not exist.
         policy: names the policy's tokenizer.
         where: SQL condition over `columns_of` the shards.
@@ -66,11 +78,11 @@ def export(
         it as that token where `rpt train` reads text, so their prompt would differ.
 
     Raises:
-        UserError: `out` is not empty, no site matches, metadata has the name of one of the format's columns, or the
-            shards were made with another tokenizer.
+        UserError: `out` is not empty, no site matches, metadata has the name of one of the format's columns, the
+            shards were made with another tokenizer, or the prompt template is refused.
         IntegrityError: a shard was changed.
     """
-    kind, text = FORMATS[format], template_named(template)
+    kind, text = FORMATS[format], template_of(task.template, task.thinking)
     tokenizer = CorpusTokenizer.load(policy.policy_tokenizer, policy.policy_tokenizer_revision)
     if tokenizer.digest != shards.inputs["policy_tokenizer"]:
         raise UserError(
@@ -80,19 +92,20 @@ def export(
     of_documents = [field for field in pq.read_schema(shards.files("train")[0].path) if field.name not in SHARDS.names]
     kind.check([field.name for field in of_documents])
     rule = row_filter(where, columns, "--where")
-    as_text = _AsText(tokenizer)
+    as_text, form = _AsText(tokenizer), _thinking_of(task, tokenizer, policy)
+    around = (text.before, text.after + form.prefill)
     with whole_folder(out) as folder:
         rows = {
             split: _write(
-                kind, folder, split, examples(name, shards, split, text, list(columns), rule, as_text), of_documents
+                kind, folder, split, examples(name, shards, split, around, list(columns), rule, as_text), of_documents
             )
             for split in SPLITS
         }
         if not rows["train"]:
             raise UserError("no training site to export", where=where, hint="widen --where")
-        (folder / REWARD_FILE).write_text(reward_file(), encoding="utf-8")
+        (folder / REWARD_FILE).write_text(reward_file(form), encoding="utf-8")
         (folder / POLICY_FILE).write_text(policy_json(tokenizer, policy), encoding="utf-8")
-        (folder / "README.md").write_text(_readme(name, format, out), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(name, format, out, form), encoding="utf-8")
         about = {
             "manifest": name,
             "format": format,
@@ -100,6 +113,7 @@ def export(
             "dropped": {"added_token_in_context": as_text.dropped},
             "where": where,
             "template": {"name": text.name, "version": text.version},
+            "thinking": form._asdict(),
             "shards": {"fingerprint": shards.fingerprint, "content": shards.content},
             "policy_tokenizer": tokenizer.digest,
             "files": {file.name: content_hash(file) for file in sorted(folder.iterdir())},
@@ -110,6 +124,12 @@ def export(
         counts += f", dropped.added_token_in_context {as_text.dropped:,}"
     log(f"export       {format}: {counts}  {out}")
     return rows
+
+
+def _thinking_of(task: TaskConfig, tokenizer: CorpusTokenizer, policy: MaterializeConfig) -> Thinking:
+    """Return how the policy that the shards were made for thinks."""
+    folder = resolve_model(policy.policy_tokenizer, policy.policy_tokenizer_revision, files=TOKENIZER_FILES)
+    return thinking_of(task, ChatTemplate.of(folder if folder.is_dir() else folder.parent), tokenizer)
 
 
 class _AsText:
@@ -128,14 +148,15 @@ def examples(
     name: str,
     shards: Record,
     split: str,
-    template: Template,
+    around: tuple[str, str],
     columns: list[str],
     rule: pl.Expr,
     accepts: Callable[[bytes], bool],
 ) -> Iterator[Example]:
     """Yield the split's sites that match the rule and whose context is accepted, in shard order.
 
-    Memory holds `ROWS` of them at a time. `columns` are those which the rule may name.
+    Memory holds `ROWS` of them at a time. `around` is the prompt before and after a context; `columns` are those which
+    the rule may name.
     """
     index = itertools.count()
     for file in shards.files(split):
@@ -145,7 +166,7 @@ def examples(
                     continue
                 source = "/".join(filter(None, ("rpt", name, row.get(CORPUS))))
                 metadata = [column for column in columns if column not in SITE_COLUMNS]
-                yield Example.of(row, next(index), source, template.before, template.after, metadata)
+                yield Example.of(row, next(index), source, *around, metadata)
 
 
 def _batches(file: InputFile, columns: list[str]) -> Iterator[pa.Table]:
@@ -165,13 +186,19 @@ def _write(kind: Format, folder: Path, split: str, rows: Iterator[Example], of_d
     return kind.write(folder / f"{split}.{kind.suffix}", itertools.chain([first], rows), of_documents)
 
 
-def _readme(name: str, format: str, out: Path) -> str:
+def _readme(name: str, format: str, out: Path, form: Thinking) -> str:
+    asked = _FORMS[form.mode].format(*form)
+    if form.prefill:
+        asked += (
+            f" Prompts end with `{form.prefill}`, which the reward reads as the response's beginning.\n"
+            "A trainer that puts a chat template around them closes the user's message after it."
+        )
     use = FORMATS[format].use.replace("{folder}", str(out))
     return (
         f"# Next-token sites of `{name}` for {format}\n\n"
         "Each row asks for the next token of a text; `rpt_reward.py` rewards an answer with 1 if it is a prefix of\n"
         "the true continuation that ends where one of its tokens ends (arXiv 2506.08007, Eq. 3), else with 0.\n"
-        f"`export.json` says which shards the rows come from.\n\n{use}\n"
+        f"`export.json` says which shards the rows come from.\n\n{asked}\n\n{use}\n"
     )
 
 

@@ -53,7 +53,7 @@ def show(manifest: Manifest, site_id: str, *, work: Path, recipe: Recipe | None 
         found,
         config,
         policy=policy,
-        prompts=lambda: prompt_builder(model, task.template, run),
+        prompts=lambda: prompt_builder(model, task, run),
         proxy=proxy_tokenizer(manifest, lineage),
     )
 

@@ -60,7 +60,7 @@ from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.selection.metadata import column_of
 from pipeline.shards.reader import ShardReader, Site
 from pipeline.shards.schema import SHARDS
-from pipeline.task.templates import template_named
+from pipeline.task.templates import template_of
 
 VERSION = 6
 
@@ -97,7 +97,7 @@ def evaluate(
     recipe = with_dtype(recipe, "evaluate", run)
     other, revision = recipe.evaluate.bands_by, recipe.evaluate.bands_by_revision
     bands_by = resolve_model(other, revision) if other else None
-    prompts = prompts_of(policies, template_named(recipe.task.template), run)
+    prompts = prompts_of(policies, recipe.task, run)
     identity = _identity(policies, recipe, manifest_bands, shards, bands_by, prompts)
     done = out / "evaluation.json"
     if done.exists() and (report := json.loads(done.read_text(encoding="utf-8")))["fingerprint"] == identity:
@@ -174,7 +174,7 @@ def _identity(
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that the report states."""
-    template = template_named(recipe.task.template)
+    template = template_of(recipe.task.template, recipe.task.thinking)
     return {
         "template": f"{template.name}, version {template.version}",
         "temperature": recipe.evaluate.temperature,

@@ -48,7 +48,6 @@ from pipeline.grpo.run.launch import command_line, run_to_exit
 from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.shards.schema import SHARDS
 from pipeline.task.answers import judge_of
-from pipeline.task.templates import template_named
 
 if TYPE_CHECKING:
     from pipeline.evaluation.predictions import Prediction
@@ -177,7 +176,7 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
     if not policies["after"].is_dir():
         raise UserError("the run has no trained policy yet", where=policies["after"], hint="run `rpt finetune` again")
     settings = {key: recipe.identity()[key] for key in ("evaluate", "task", "seed", "rollout")}
-    prompts = prompts_of(policies, template_named(recipe.task.template), run)
+    prompts = prompts_of(policies, recipe.task, run)
     settings["prompts"] = {name: asdict(prompt) for name, prompt in prompts.items()}
     inputs = {"questions": asked.content} | {name: model_digest(folder) for name, folder in policies.items()}
     identity, done = fingerprint("finetune", VERSION, settings, inputs), run / "finetune.json"

@@ -33,7 +33,7 @@ from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.run_folder import policy_tokenizer
 from pipeline.selection.where import filter_rows, row_filter
 from pipeline.shards.reader import columns_of
-from pipeline.task.templates import template_named
+from pipeline.task.thinking import Thinking
 
 if TYPE_CHECKING:
     from pipeline.grpo.rollout.sampler import Sampler
@@ -50,10 +50,9 @@ class ScreenStageConfig(Config):
     execution: ClassVar[frozenset[str]] = frozenset({"batch_rows"})
 
     screen: ScreenConfig
-    template: str
-    template_version: int
     prompt: tuple[str, str]
     """The text before and after each context, as the policy's chat template rendered it when the stage began."""
+    thinking: Thinking
     temperature: float
     max_new_tokens: int
     dtype: str
@@ -74,14 +73,12 @@ def screen(recipe: Recipe, shards: Record, *, work: Path, executor: Executor) ->
     row_filter(recipe.screen.where, columns_of(shards.files("train")), "screen.where")
     recipe = with_dtype(recipe, "screen")
     folder = resolve_model(recipe.policy.model, recipe.policy.revision)
-    template = template_named(recipe.task.template)
-    prompt = prompts_of({"policy": folder}, template)["policy"]
+    prompt = prompts_of({"policy": folder}, recipe.task)["policy"]
     policy_tokenizer(folder, shards)
     config = ScreenStageConfig(
         screen=recipe.screen,
-        template=recipe.task.template,
-        template_version=template.version,
         prompt=(prompt.before, prompt.after),
+        thinking=prompt.thinking,
         temperature=recipe.rollout.temperature,
         max_new_tokens=recipe.screen.max_new_tokens or recipe.rollout.max_new_tokens,
         dtype=recipe.policy.dtype,
@@ -144,7 +141,7 @@ def _policy(config: ScreenStageConfig) -> tuple[Sampler, PromptBuilder]:
 
     folder = Path(config.policy)
     tokens = CorpusTokenizer.load(folder)
-    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, PromptText(*config.prompt))
+    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, PromptText(*config.prompt, config.thinking))
     room = max(config.max_new_tokens, config.longest_response)
     sampler = Sampler.load(
         folder,

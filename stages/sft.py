@@ -22,11 +22,11 @@ from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.workspace import own_record
 from pipeline.grpo.data.pass_rates import read_pass_rates, screening_of
 from pipeline.grpo.rollout.response_ends import response_ends
+from pipeline.grpo.rollout.thinking_choice import with_thinking
 from pipeline.grpo.run.flops import ComputeBudget
 from pipeline.grpo.run.launch import command_line, end_with_launcher, run_to_exit
 from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.run_folder import policy_tokenizer, spoken
-from pipeline.task.templates import template_named
 
 
 def sft(
@@ -45,7 +45,7 @@ def sft(
     Every rank calls it; a single one needs no launcher.
 
     Args:
-        recipe: its `policy`, `task.template`, `sites`, `optimizer`, `supervised`, `budget` and `seed` are used.
+        recipe: its `policy`, `task`, `sites`, `optimizer`, `supervised`, `budget` and `seed` are used.
         documents: record of `ingest`.
         shards: record of `materialize`.
         rollouts: tables of rollouts; if empty, the true tokens of the shards are learned.
@@ -73,7 +73,8 @@ def sft(
     recipe = with_dtype(recipe, "sft", run)
     base, supervised = resolve_model(recipe.policy.model, recipe.policy.revision), recipe.supervised
     tokens, tokenizer = policy_tokenizer(base, shards), AutoTokenizer.from_pretrained(base)
-    ends, text = response_ends(base, tokens), kept_prompt(run, base, tokens, template_named(recipe.task.template))
+    recipe = with_thinking(recipe, base, tokens, "sft")
+    ends, text = response_ends(base, tokens), kept_prompt(run, base, tokens, recipe.task)
     prompts = PromptBuilder(tokenizer, tokens, text)
     if rollouts:
         answers, what = thought_examples(rollouts, prompts, tokens), "the rollouts"

@@ -34,6 +34,7 @@ from pipeline.grpo.policy.lr_schedule import learning_rate
 from pipeline.grpo.rollout.prompt import keep_prompt, kept_prompt
 from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.rollout.sampler_choice import with_sampler
+from pipeline.grpo.rollout.thinking_choice import with_thinking
 from pipeline.grpo.run.flops import grpo_flops
 from pipeline.grpo.run.launch import command_line, end_with_launcher, is_first_rank, run_to_exit
 from pipeline.grpo.run.metrics import GroupSummary, Metrics, Stopwatch, rollout_metrics
@@ -42,7 +43,6 @@ from pipeline.grpo.run.policy_loading import Policy, load_policy, with_vllm
 from pipeline.grpo.run.run_folder import TrainingRun, identity, is_up_to_date, locked, policy_tokenizer, spoken
 from pipeline.grpo.run.run_state import RunState
 from pipeline.task.answers import judge_of
-from pipeline.task.templates import template_named
 
 if TYPE_CHECKING:
     from pipeline.core.tokenizer import CorpusTokenizer
@@ -84,15 +84,16 @@ def train(
     """
     recipe = with_dtype(with_sampler(recipe, vllm_server), "train", run)
     base = resolve_model(recipe.policy.model, recipe.policy.revision)
-    tokens, template = policy_tokenizer(base, shards), template_named(recipe.task.template)
-    ends, text = response_ends(base, tokens), kept_prompt(run, base, tokens, template)
+    tokens = policy_tokenizer(base, shards)
+    recipe = with_thinking(recipe, base, tokens, "train")
+    ends, text = response_ends(base, tokens), kept_prompt(run, base, tokens, recipe.task)
     own = identity(recipe, shards, model_digest(base), screening) | spoken(text, ends)
     training = TrainingRun("train", run, recipe, base, own, recipe.budget.steps, {"shards": shards})
     if is_up_to_date(training):
         return training.policy
     with locked(training):
         if is_first_rank():
-            keep_prompt(run, text, base, tokens, template)
+            keep_prompt(run, text, base, tokens, recipe.task)
             log(f"train        a response ends with {ends.described(tokens)}")
         return _train(training, tokens, bands, screening, deepspeed_config, vllm_server)
 
@@ -121,7 +122,7 @@ def _train(
     ds.start()
     longest_context = shards.config["max_context_tokens"]
     distributed.barrier()  # rank 0 has stored the prompt: all ranks read it from there
-    text = kept_prompt(training.folder, base, tokens, template_named(recipe.task.template))
+    text = kept_prompt(training.folder, base, tokens, recipe.task)
     policy = load_policy(recipe, base, topology, tokens, curriculum, longest_context, text)
     if recipe.rollout.sampler == "vllm":
         policy = with_vllm(policy, recipe, base, tokens, curriculum, longest_context, vllm_server)
@@ -132,7 +133,7 @@ def _train(
     def step(state: RunState) -> Metrics:
         rollouts, state.draws, metrics = take_step(policy, curriculum, recipe, state.step, state.draws)
         if state.step % recipe.budget.save_rollouts_every == 0:
-            write_rollouts(training.folder, state.step, distributed.all_gather(rollouts))
+            write_rollouts(training.folder, state.step, distributed.all_gather(rollouts), recipe.task.prefill)
         return metrics
 
     def check(metrics: Metrics) -> str | None:

@@ -10,6 +10,7 @@ import typer
 from commands.groups.options import EXCHANGE, ManifestPath, Overrides, Work
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
+from pipeline.config.recipe import Recipe
 from pipeline.config.task import TaskConfig
 
 commands = typer.Typer()
@@ -23,7 +24,12 @@ def export(
     ],
     manifest: ManifestPath,
     out: Annotated[Path, typer.Option(help="A folder that does not exist yet.", show_default=False)],
-    template: Annotated[str, typer.Option(help="Prompt template around each context.")] = TaskConfig().template,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe whose `task` decides the prompts and how responses are read.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt template around each context, a name or a file; instead of the recipe's.")
+    ] = None,
     where: Annotated[str, typer.Option(help="SQL condition over the site columns.")] = "true",
     overrides: Overrides = None,
     work: Work = Path("work"),
@@ -35,13 +41,18 @@ def export(
         rpt export verl data_manifests/demo.yaml --out exports/demo-verl
 
         rpt export trl data_manifests/demo.yaml --out exports/demo-trl --template brief --where "band = 'hard'"
+
+        rpt export openrlhf data_manifests/demo.yaml --out exports/demo-openrlhf --recipe recipes/demo.yaml
     """
     from commands.export import export as write
     from pipeline.core.workspace import own_record
 
     read = load(Manifest, manifest, overrides or ())
+    task = load(Recipe, recipe).task if recipe else TaskConfig()
+    if template:
+        task = task.model_copy(update={"template": template})
     shards = own_record(work / read.name, read, "materialize")
-    write(read.name, shards, format=format, template=template, out=out, policy=read.materialize, where=where)
+    write(read.name, shards, format=format, task=task, out=out, policy=read.materialize, where=where)
     print(out)
 
 

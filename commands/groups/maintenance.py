@@ -83,7 +83,8 @@ def clean(
 def doctor(
     work: Work = Path("work"),
     policy: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of a policy: show which tokens end its responses.")
+        str | None,
+        typer.Option(help="Folder or Hub id of a policy: show how it thinks and what ends its responses."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -52,7 +52,7 @@ def load(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> Conf
     if found:
         tree = resources.resolve_paths(tree)
     if kind is Recipe:
-        tree = _with_data_found(tree, (found or path).parent)
+        tree = _with_template_found(_with_data_found(tree, (found or path).parent), (found or path).parent)
     for override in overrides:
         tree = _with_override(tree, override)
     try:
@@ -87,6 +87,22 @@ def _with_data_found(tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     beside = folder / data
     is_packaged = not beside.is_file() and resources.find(Path(data), "data_manifests")
     return {**tree, "data": data if is_packaged else str(beside.absolute())}
+
+
+def _with_template_found(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a recipe's values with a prompt template's file as an absolute path.
+
+    Example:
+        >>> _with_template_found({"task": {"template": "prompts/mine.txt"}}, Path("/recipes"))
+        {'task': {'template': '/recipes/prompts/mine.txt'}}
+        >>> _with_template_found({"task": {"template": "v0"}}, Path("/recipes"))
+        {'task': {'template': 'v0'}}
+    """
+    task = tree.get("task")
+    template = task.get("template") if isinstance(task, dict) else None
+    if not isinstance(task, dict) or not isinstance(template, str) or not resources.is_path(template):
+        return tree
+    return {**tree, "task": task | {"template": str((folder / template).absolute())}}
 
 
 def _noun(kind: type[Config]) -> str:

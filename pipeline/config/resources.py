@@ -24,6 +24,16 @@ def find(path: Path, folder: str) -> Path | None:
     return file if file.is_file() else None
 
 
+def is_path(name: str) -> bool:
+    """Return whether a value that is a name or a path is a path: it has a slash or a dot.
+
+    Example:
+        >>> [is_path(name) for name in ("v0", "prompts/mine.txt", "./mine")]
+        [False, True, True]
+    """
+    return "/" in name or "." in name
+
+
 def list_names(folder: str) -> list[str]:
     """Return the names of the packaged YAML files of a folder."""
     return sorted(path.stem for path in (ROOT / folder).glob("*.yaml"))

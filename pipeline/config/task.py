@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Expression
 from pipeline.config.corpus import ValidationConfig
+from pipeline.config.resources import is_path
 
 READING_REWARDS = ("dense", "information_gain")
 """Values of `task.reward` that read probabilities off the policy, which vLLM does not give."""
@@ -31,11 +34,24 @@ class LengthRewardConfig(Config):
     """Smallest budget, in policy tokens per response."""
 
 
+Mark = Annotated[str, Field(min_length=1, max_length=100)]
+
+
 class TaskConfig(Config):
     """What the policy is asked and which responses are rewarded."""
 
-    template: str = "v0"
-    """Name of a prompt template (`pipeline/task/templates.py`); the paper trains with `v0`."""
+    template: str = Field("auto", min_length=1)
+    """Name of a prompt template (`pipeline/task/templates.py`), or a text file with one `{context}`, relative to the
+    recipe's folder. `auto`: `v0`, with which the paper trains; with `thinking: none`, `direct`."""
+    thinking: Literal["auto", "tags", "free", "none"] = "auto"
+    """Where the policy thinks. `tags`: between marks; its prediction is looked for after the end mark. `free`: before
+    its last box. `none`: not at all, it answers at once. `auto`: `tags` if its tokenizer or chat template has the
+    marks, else `free`."""
+    think_marks: tuple[Mark, Mark] = ("<think>", "</think>")
+    """The marks that open and end a thought."""
+    prefill: str = ""
+    """The given beginning of every response, such as `\\boxed{`. It ends the prompt and is not trained on, but is read
+    as part of the response. With `tags` it stands in the thought."""
     reward: Literal["prefix", "first_token", "dense", "information_gain", "format_only", "answer", "math"] = "prefix"
     """What a response earns (`pipeline/grpo/rollout/rewards.py`). Accuracy is always measured by prefix matching,
     except with `answer` and `math`, which judge answers to questions (`rpt finetune`)."""
@@ -46,6 +62,26 @@ class TaskConfig(Config):
     """Also rewards right responses for keeping to a token budget that shrinks (RMT)."""
     overlong_penalty_tokens: int | None = Field(None, gt=0)
     """Responses that end within this many policy tokens of the limit lose up to 1 (DAPO's soft punishment)."""
+
+    @model_validator(mode="after")
+    def _marks_differ(self) -> TaskConfig:
+        start, end = self.think_marks
+        if start in end or end in start or not start.strip() or not end.strip():
+            raise ValueError("task.think_marks: the marks must be two texts of which neither contains the other")
+        return self
+
+    @model_validator(mode="after")
+    def _gain_has_a_thought(self) -> TaskConfig:
+        if self.reward == "information_gain" and self.thinking == "none":
+            raise ValueError("task.reward: information_gain rewards thoughts: with task.thinking: none there are none")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide what is asked; a template in a file by its content instead of its path."""
+        tree = super().identity()
+        if is_path(self.template):
+            tree["template"] = f"sha256:{hashlib.sha256(Path(self.template).read_bytes()).hexdigest()}"
+        return tree
 
 
 class SitesConfig(Config):

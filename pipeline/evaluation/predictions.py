@@ -33,6 +33,7 @@ class Prediction:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     response: bytes
+    """With its given beginning, which belongs to `prompt_ids`."""
     outcome: Outcome
 
     @property
@@ -192,8 +193,14 @@ def predict_samples(
                     Prediction(
                         tuple(prompt),
                         tuple(response.ids),
-                        response.text,
-                        judge(response.text, response.finished, site.continuation, site.boundaries),
+                        prompts.thinking.whole(response.text),
+                        judge(
+                            response.text,
+                            response.finished,
+                            site.continuation,
+                            site.boundaries,
+                            prompts.thinking,
+                        ),
                     )
                     for response in responses[i * samples : (i + 1) * samples]
                 )

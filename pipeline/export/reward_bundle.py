@@ -6,9 +6,10 @@ import ast
 from pathlib import Path
 
 from pipeline.export import reward_callback
-from pipeline.task import extraction, reward
+from pipeline.task import extraction, reward, thinking
+from pipeline.task.thinking import Thinking
 
-MODULES = (extraction, reward, reward_callback)
+MODULES = (thinking, extraction, reward, reward_callback)
 """Modules in the order of their dependencies. They import only the standard library and one another."""
 
 HEADER = '''"""Next-token rewards of Reinforcement Pre-Training (arXiv 2506.08007), as `rpt train` computes them.
@@ -23,11 +24,16 @@ from __future__ import annotations
 """Beginning of the file. It must not define dataclasses, which look up their module in `sys.modules`: trainers load the
 file without registering it there."""
 
+_OWN_FORM = "THINKING = TAGS"
 
-def reward_file() -> str:
-    """Return the text of `rpt_reward.py`."""
+
+def reward_file(form: Thinking) -> str:
+    """Return the text of `rpt_reward.py`, which reads responses of this form."""
     names = ", ".join(module.__name__.replace(".", "/") + ".py" for module in MODULES)
-    return "\n\n".join([HEADER.format(names=names).rstrip(), *(_body(Path(str(m.__file__))) for m in MODULES)]) + "\n"
+    bodies = "\n\n".join(_body(Path(str(module.__file__))) for module in MODULES)
+    if bodies.count(_OWN_FORM) != 1:
+        raise ValueError(f"the modules must have the line `{_OWN_FORM}` once")
+    return f"{HEADER.format(names=names).rstrip()}\n\n{bodies.replace(_OWN_FORM, f'THINKING = {form!r}')}\n"
 
 
 def _body(path: Path) -> str:

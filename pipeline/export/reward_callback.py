@@ -16,10 +16,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.task.extraction import TAGS
 from pipeline.task.reward import Outcome, response_bytes, score_response
 
 POLICY_FILE = "policy.json"
 """File beside the exported module with the ids that end a response and the bytes of every token id."""
+
+THINKING = TAGS
+"""The form of responses. `rpt export` writes the recipe's here."""
 
 
 def ground_truth(continuation: bytes, token_lengths: Sequence[int]) -> str:
@@ -36,7 +40,8 @@ def judge(response: bytes | str, truth: str, finished: bool = True) -> Outcome:
     r"""Return the outcome of a response.
 
     Args:
-        response: the response without the end-of-sequence token; text is encoded as UTF-8.
+        response: the response without the end-of-sequence token and without the given beginning (`task.prefill`), which
+            is part of the prompt; text is encoded as UTF-8.
         truth: a `ground_truth`.
         finished: whether the response ended by itself. If unknown, a cut response is judged by its text.
 
@@ -47,7 +52,7 @@ def judge(response: bytes | str, truth: str, finished: bool = True) -> Outcome:
     tree = json.loads(truth)
     continuation = b64decode(tree["continuation"])
     data = response.encode("utf-8", "surrogatepass") if isinstance(response, str) else response
-    return score_response(data, finished, continuation, tuple(accumulate(tree["token_lengths"])))
+    return score_response(data, finished, continuation, tuple(accumulate(tree["token_lengths"])), THINKING)
 
 
 class Policy(NamedTuple):

@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from pipeline.task.extraction import extract_prediction
+from pipeline.task.extraction import TAGS, extract_prediction
 from pipeline.task.reward import Outcome, score_response
+from pipeline.task.thinking import Thinking
 
-Judge = Callable[[bytes, bool, bytes, Sequence[int]], Outcome]
-"""A function (response, finished, truth, boundaries) → outcome, such as `score_response`."""
+Judge = Callable[[bytes, bool, bytes, Sequence[int], Thinking], Outcome]
+"""A function (response, finished, truth, boundaries, thinking) → outcome, such as `score_response`."""
 
 _NUMBER = re.compile(r"([-+]?)\$?((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:/(\d+))?")
 
@@ -87,7 +88,9 @@ def _balanced(text: str) -> bool:
     return depth == 0
 
 
-def score_answer(response: bytes, finished: bool, answer: bytes, boundaries: Sequence[int] = ()) -> Outcome:
+def score_answer(
+    response: bytes, finished: bool, answer: bytes, boundaries: Sequence[int] = (), thinking: Thinking = TAGS
+) -> Outcome:
     """Reward 1 iff a response's prediction equals the answer by `same_answer`.
 
     Args:
@@ -95,13 +98,16 @@ def score_answer(response: bytes, finished: bool, answer: bytes, boundaries: Seq
         finished: whether the response ended by itself. A response cut at the length limit is `unfinished`.
         answer: the true answer, UTF-8.
         boundaries: ignored; the parameter is there for the signature of `Judge`.
+        thinking: how the policy thinks.
     """
-    return _scored(same_answer, response, finished, answer)
+    return _scored(same_answer, response, finished, answer, thinking)
 
 
-def score_math(response: bytes, finished: bool, answer: bytes, boundaries: Sequence[int] = ()) -> Outcome:
+def score_math(
+    response: bytes, finished: bool, answer: bytes, boundaries: Sequence[int] = (), thinking: Thinking = TAGS
+) -> Outcome:
     """Reward 1 iff a response's prediction equals the answer by `same_mathematics`. Arguments as for `score_answer`."""
-    return _scored(same_mathematics, response, finished, answer)
+    return _scored(same_mathematics, response, finished, answer, thinking)
 
 
 def judge_of(reward: str) -> Judge:
@@ -116,10 +122,12 @@ def judge_of(reward: str) -> Judge:
     return {"answer": score_answer, "math": score_math}.get(reward, score_response)
 
 
-def _scored(same: Callable[[str, str], bool], response: bytes, finished: bool, answer: bytes) -> Outcome:
+def _scored(
+    same: Callable[[str, str], bool], response: bytes, finished: bool, answer: bytes, thinking: Thinking
+) -> Outcome:
     if not finished:
         return Outcome(0.0, "unfinished")
-    prediction = extract_prediction(response)
+    prediction = extract_prediction(response, thinking)
     if not prediction:
         return Outcome(0.0, "missing" if prediction is None else "empty", prediction)
     right = same(prediction.decode("utf-8", errors="replace"), answer.decode("utf-8", errors="replace"))

@@ -1,32 +1,35 @@
 r"""Extracts the prediction from a response (arXiv 2506.08007 §3.3).
 
-The prediction is the content of the last `\boxed{…}` after the end of thinking, taken literally: spaces and newlines in
-the box count. LaTeX corpora are full of targets such as `}`, `^{` and `}{`, so matching braces alone would be wrong.
+The prediction is the content of the last `\boxed{…}` of the answer, which `Thinking.answer` finds, taken literally:
+spaces and newlines in the box count. LaTeX corpora are full of targets such as `}`, `^{` and `}{`, so matching braces
+alone would be wrong.
 """
 
 from __future__ import annotations
 
 import re
 
-END_OF_THINKING = b"</think>"
-BOX = rb"\boxed{"
+from pipeline.task.thinking import BOX, Thinking
+
+TAGS = Thinking()
 _BRACE = re.compile(rb"[{}]")
 
 
-def extract_prediction(response: bytes) -> bytes | None:
+def extract_prediction(response: bytes, thinking: Thinking = TAGS) -> bytes | None:
     r"""Return the prediction of a response, or None if it has none, in time linear in its length.
 
-    1. Thinking ends at the first `</think>`; a later one is part of the answer.
-    2. The box opens at the last `\boxed{` after that. So no prediction contains `\boxed{`, though it may be `\boxed`.
+    1. With `tags`, the answer is what follows the first `</think>`; otherwise it is the whole response.
+    2. The box opens at the answer's last `\boxed{`. So no prediction contains `\boxed{`, though it may be `\boxed`.
     3. If the response, trailing ASCII whitespace aside, ends in `}`, the box ends it: the box closes at that brace.
     4. Otherwise text follows, and the box closes at the brace that matches its own. All braces count: `\}` is a
        backslash and a brace, because a target may just as well be a lone backslash.
 
     Args:
         response: the bytes of the response's tokens, without the end-of-sequence token; any bytes at all.
+        thinking: how the policy thinks.
 
     Returns:
-        The bytes in the box, which may be empty; None if thinking never ends, or no box opens or closes after it.
+        The bytes in the box, which may be empty; None if thinking never ends, or no box opens or closes in the answer.
 
     Example:
         >>> extract_prediction(rb"<think>A digit.</think>The next token is $\boxed{ 4}$.")
@@ -35,10 +38,11 @@ def extract_prediction(response: bytes) -> bytes | None:
         b'}'
         >>> extract_prediction(rb"No end: \boxed{ 4}") is None
         True
+        >>> extract_prediction(rb"No end: \boxed{ 4}", Thinking("free"))
+        b' 4'
     """
-    _, end_of_thinking, answer = response.partition(END_OF_THINKING)
-    _, box, inside = answer.rpartition(BOX)
-    if not end_of_thinking or not box:
+    _, box, inside = (thinking.answer(response) or b"").rpartition(BOX)
+    if not box:
         return None
     ending = inside.rstrip()
     if ending.endswith(b"}"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
-from pipeline.task.extraction import extract_prediction
+from pipeline.task.extraction import TAGS, extract_prediction
+from pipeline.task.thinking import Thinking
 
 Reason = Literal["match", "mismatch", "off_boundary", "longer_than_continuation", "empty", "missing", "unfinished"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -103,7 +104,9 @@ def response_bytes(ids: Sequence[int], token_bytes: Sequence[bytes]) -> bytes:
     return b"".join([token_bytes[i] if 0 <= i < len(token_bytes) else UNKNOWN for i in ids])
 
 
-def score_response(response: bytes, finished: bool, continuation: bytes, boundaries: Sequence[int]) -> Outcome:
+def score_response(
+    response: bytes, finished: bool, continuation: bytes, boundaries: Sequence[int], thinking: Thinking = TAGS
+) -> Outcome:
     """Extract a response's prediction and return its reward by prefix matching.
 
     Args:
@@ -111,7 +114,8 @@ def score_response(response: bytes, finished: bool, continuation: bytes, boundar
         finished: whether the response ended by itself. A response cut at the length limit is `unfinished`.
         continuation: as in `prefix_reward`.
         boundaries: as in `prefix_reward`.
+        thinking: how the policy thinks.
     """
     if not finished:
         return Outcome(0.0, "unfinished")
-    return prefix_reward(extract_prediction(response), continuation, boundaries)
+    return prefix_reward(extract_prediction(response, thinking), continuation, boundaries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from commands.export import export
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
+from pipeline.config.task import TaskConfig
 from pipeline.core.artifact import Record, content_hash, current_record
 from pipeline.core.parquet import read_table
 from pipeline.core.tokenizer import CorpusTokenizer
@@ -69,7 +71,7 @@ def shards_of(work: Path, texts: list[str], metadata: dict[str, str] | None = No
 
 def exported(made: tuple[Manifest, Record], format: str, out: Path, **settings: str) -> Path:
     toy, shards = made
-    export("toy", shards, format=format, template="brief", out=out, policy=toy.materialize, **settings)
+    export("toy", shards, format=format, task=TaskConfig(template="brief"), out=out, policy=toy.materialize, **settings)
     return out
 
 
@@ -110,6 +112,28 @@ def test_every_site_is_a_row_with_its_prompt_and_truth(
     assert {path.name for path in folder.iterdir()} == {*about["files"], "export.json"}
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_prompts_end_with_what_is_given_and_the_reward_reads_it(
+    made: tuple[Manifest, Record], tmp_path: Path, format: str
+) -> None:
+    toy, shards = made
+    task = TaskConfig(thinking="none", prefill="\n\\boxed{")
+    export("toy", shards, format=format, task=task, out=tmp_path / "out", policy=toy.materialize)
+    prompt, truth, _ = TRUTHS[format](rows_of(tmp_path / "out", "train")[0])
+    asked = prompt if isinstance(prompt, str) else prompt[0]["content"]
+    assert "Answer at once" in asked and asked.endswith("The next token is\n\\boxed{")
+    spec = importlib.util.spec_from_file_location("own_reward", tmp_path / "out" / "rpt_reward.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    continuation = read_table(shards.files("train")[0]).to_pylist()[0]["continuation"]
+    assert module.judge(continuation + b"}", truth).right and not module.judge(b"</think>" + continuation, truth).right
+    about = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert about["template"] == {"name": "direct", "version": 1}
+    assert about["thinking"] == {"mode": "none", "start": "<think>", "end": "</think>", "prefill": "\n\\boxed{"}
+    assert "without thinking" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_verls_columns_are_those_it_documents(made: tuple[Manifest, Record], tmp_path: Path) -> None:
     row = rows_of(exported(made, "verl", tmp_path / "out"), "train")[7]
     assert row["data_source"] == "rpt/toy" and row["ability"] == "next_token"
@@ -132,7 +156,7 @@ def test_prompts_have_the_same_ids_in_the_trainers_that_read_them(tmp_path: Path
     texts = [*TEXTS[:20], "a <|end|> b and then 4 apples", "it <think>hm</think> 4 apples", "4 <|end| >  apples"]
     toy, shards = shards_of(tmp_path, texts)
     out = tmp_path / "out"
-    rows = export("toy", shards, format="trl", template="question", out=out, policy=toy.materialize)
+    rows = export("toy", shards, format="trl", task=TaskConfig(template="question"), out=out, policy=toy.materialize)
     dropped = json.loads((out / "export.json").read_text())["dropped"]["added_token_in_context"]
     tokenizer = CorpusTokenizer.load(toy.materialize.policy_tokenizer)
     sites = [
@@ -245,7 +269,9 @@ def test_trl_trains_with_the_exported_reward(tmp_path: Path) -> None:
     """TRL's GRPOTrainer, three steps; each reward it computed is what we give the same token ids."""
     python = python_of("RPT_TRL_PYTHON")
     demo, shards = demo_shards(tmp_path)
-    export("demo", shards, format="trl", template="brief", out=tmp_path / "out", policy=demo.materialize)
+    export(
+        "demo", shards, format="trl", task=TaskConfig(template="brief"), out=tmp_path / "out", policy=demo.materialize
+    )
     seen = run_in(python, "trl_three_steps.py", tmp_path / "out", ROOT / "demo" / "policy")
     tokenizer = CorpusTokenizer.load(ROOT / "demo" / "policy")
     end = tokenizer.id_of("<|end|>")

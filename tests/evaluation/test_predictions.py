@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from pipeline.config.task import TaskConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.predictions import (
     Prediction,
@@ -17,7 +18,6 @@ from pipeline.evaluation.predictions import (
 )
 from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.grpo.rollout.sampler import Sampler
-from pipeline.task.templates import TEMPLATES
 from tests.evaluation.scripted import END, SPARE_ROW, outcome, reasoner, save_policy, site
 
 SITES = [
@@ -39,7 +39,7 @@ def read(folder: Path, kind: str, batch: int = 2, room: int = 10) -> tuple[list[
     policy, ticks = Sampler.load(folder, tokenizer), Ticks()
     if kind == "direct":
         return predict_direct(policy, tokenizer, SITES, batch=batch, advance=ticks), ticks
-    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokenizer, TEMPLATES["brief"])
+    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokenizer, TaskConfig(template="brief"))
     answers = predict_with_reasoning(
         policy, prompts, SITES, temperature=0, max_new_tokens=room, seed=0, batch=batch, advance=ticks
     )

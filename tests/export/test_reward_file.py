@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from pipeline.export import reward_callback
 from pipeline.export.reward_bundle import reward_file
 from pipeline.export.reward_callback import ground_truth
+from pipeline.task.extraction import TAGS
 from pipeline.task.reward import REASONS, score_response
+from pipeline.task.thinking import Thinking
 
 PIECES = [" 4", "é", "数", "学", "🙂", "}", "^{", "}{", "\\", " ", "\n", "a", "Łu", "\\boxed"]
 
@@ -29,8 +31,12 @@ PIECES = [" 4", "é", "数", "学", "🙂", "}", "^{", "}{", "\\", " ", "\n", "a
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """`rpt_reward.py` as OpenRLHF loads it: by path, never registered as a module."""
-    path = tmp_path_factory.mktemp("export") / "rpt_reward.py"
-    path.write_text(reward_file(), encoding="utf-8")
+    return loaded(tmp_path_factory.mktemp("export"), TAGS)
+
+
+def loaded(folder: Path, form: Thinking) -> ModuleType:
+    path = folder / "rpt_reward.py"
+    path.write_text(reward_file(form), encoding="utf-8")
     spec = importlib.util.spec_from_file_location("reward_func", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -73,6 +79,43 @@ def test_equal_on_ten_thousand_random_responses(exported: ModuleType) -> None:
         scored = exported.compute_score("rpt/x", text, truth, extra_info={"index": 0}, something_new=1)
         assert scored == {"score": direct.reward, "acc": direct.reward, "reason": direct.reason}
     assert len(seen) == len(REASONS) and min(seen.values()) > 100 and split > 200, (seen, split)
+
+
+FORMS = [
+    Thinking("tags", "数", "学", "}"),
+    Thinking("tags", prefill="</think>\\boxed{"),
+    Thinking("free"),
+    Thinking("free", prefill="\\boxed{é"),
+    Thinking("none", prefill="\\boxed{"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.mode} {form.prefill}")
+def test_equal_in_every_form_by_every_trainers_function(form: Thinking, tmp_path: Path) -> None:
+    """Every byte is a token here, and 256 ends a response."""
+    module, rng, seen = loaded(tmp_path, form), random.Random(1), set()
+    tokens = [*(bytes([byte]).hex() for byte in range(256)), b"<|end|>".hex()]
+    (tmp_path / "policy.json").write_text(json.dumps({"end_ids": [256], "token_bytes": tokens}))
+    for _ in range(600):
+        response, continuation, lengths = random_case(rng)
+        if rng.random() < 0.3:  # as if only the box's content was left to say
+            response = response.rpartition(b"\\boxed{")[2]
+        response = response.replace(b"</think>", rng.choice([form.end, form.start, "</think>"]).encode())
+        finished, truth = rng.random() < 0.9, ground_truth(continuation, lengths)
+        ours = score_response(response, finished, continuation, list(accumulate(lengths)), form)
+        assert module.judge(response, truth, finished) == ours
+        assert module.next_token_reward([[*response, *([256] if finished else [])]], [truth]) == [ours.reward]
+        seen.add(ours.reason)
+        try:
+            text = response.decode()
+        except UnicodeDecodeError:
+            continue
+        query = f"a \\boxed{{prompt}}{form.prefill}{text}{'<|end|>' if finished else ''}"
+        rewards = module.reward_func([query], [f"a \\boxed{{prompt}}{form.prefill}"], [truth])["rewards"]
+        assert rewards.tolist() == [ours.reward]
+        if finished:
+            assert module.compute_score("x", text, truth)["score"] == ours.reward
+    assert seen >= {"match", "mismatch", "off_boundary", "unfinished"}, seen
 
 
 def test_against_a_plain_twin_of_equation_3(exported: ModuleType) -> None:
@@ -179,7 +222,7 @@ def test_it_works_in_older_pythons_and_without_torch(exported: ModuleType, tmp_p
     python = sys.executable if version == "3" else shutil.which(f"python{version}")
     if not python or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
         pytest.skip(f"there is no Python {version}")
-    (tmp_path / "rpt_reward.py").write_text(reward_file(), encoding="utf-8")
+    (tmp_path / "rpt_reward.py").write_text(reward_file(TAGS), encoding="utf-8")
     done = subprocess.run([python, "-c", OLD], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [1.0, [1.0, 0.0], [1.0, 0.0], "missing"]
@@ -187,8 +230,8 @@ def test_it_works_in_older_pythons_and_without_torch(exported: ModuleType, tmp_p
 
 def test_it_has_nothing_that_python_3_8_lacks(tmp_path: Path) -> None:
     """Where no old Python is at hand: its grammar, and no name of the standard library that came later."""
-    ast.parse(reward_file(), feature_version=(3, 8))
-    (tmp_path / "rpt_reward.py").write_text(reward_file(), encoding="utf-8")
+    ast.parse(reward_file(TAGS), feature_version=(3, 8))
+    (tmp_path / "rpt_reward.py").write_text(reward_file(TAGS), encoding="utf-8")
     vermin = [sys.executable, "-c", "from vermin import main; main()", "--target=3.8-", "--no-tips", "--violations"]
     found = subprocess.run([*vermin, tmp_path], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout

@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from pipeline.config.base import Config
+from pipeline.config.task import TaskConfig
 from pipeline.core.artifact import Counters, Record, Shard
 from pipeline.core.parquet import write_rows
 from pipeline.core.stage import Stage, run_stage
@@ -36,7 +37,7 @@ def make_policy(folder: Path) -> Path:
     texts = [context(i) + c for i in range(60) for c in COLOURS] + ["</think>\\boxed{}", TEMPLATES["brief"].text] * 9
     byte_level_tokenizer(folder, texts, vocab_size=330)
     tokens, tokenizer = CorpusTokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
-    prompts = PromptBuilder.of(tokenizer, tokens, TEMPLATES["brief"])
+    prompts = PromptBuilder.of(tokenizer, tokens, TaskConfig(template="brief"))
     end, closed = tokens.id_of("<|end|>"), tokens.id_of("</think>")
     torch.manual_seed(0)
     config = Qwen2Config(

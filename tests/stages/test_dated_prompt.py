@@ -15,6 +15,7 @@ import pytest
 from pipeline.audit.browse.document import prompt_builder
 from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig
+from pipeline.config.task import TaskConfig
 from pipeline.core.artifact import Record, Shard, publish, scratch_folder, write_record
 from pipeline.core.parquet import write_rows
 from pipeline.core.tokenizer import CorpusTokenizer
@@ -27,7 +28,7 @@ from stages.screen import screen
 from tests.evaluation.scripted import as_row, reasoner, site
 from tests.stages.published import InProcess
 
-BRIEF = TEMPLATES["brief"]
+BRIEF, TASK = TEMPLATES["brief"], TaskConfig(template="brief")
 DATED = "{{ strftime_now('%Y') }} {{ messages[0]['content'] }}"
 KEPT = PromptText(f"1999 {BRIEF.before}", "\n")
 """After `\\n` the policies box 7, as after what is rendered now."""
@@ -64,7 +65,7 @@ def shards(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 def keep(run: Path, text: PromptText, policy: Path) -> None:
     (run / "prompt.json").unlink(missing_ok=True)  # a run keeps what it began with
-    keep_prompt(run, text, policy, CorpusTokenizer.load(policy), BRIEF)
+    keep_prompt(run, text, policy, CorpusTokenizer.load(policy), TASK)
 
 
 def recipe(policy: Path, **more: object) -> Recipe:
@@ -106,9 +107,9 @@ def test_a_policy_keeps_the_prompt_of_the_run_it_lies_in(policy: Path, run: Path
     evaluated.mkdir()
     keep(evaluated, SILENT, policy)
     named = {"base": policy, "trained": run / "policy"}
-    assert prompts_of(named, BRIEF, evaluated) == {"base": SILENT, "trained": KEPT}
-    assert prompts_of(named, BRIEF) == {"base": KEPT, "trained": KEPT}, "compared on the same day"
-    now = prompts_of({"base": policy}, BRIEF)["base"]
+    assert prompts_of(named, TASK, evaluated) == {"base": SILENT, "trained": KEPT}
+    assert prompts_of(named, TASK) == {"base": KEPT, "trained": KEPT}, "compared on the same day"
+    now = prompts_of({"base": policy}, TASK)["base"]
     assert now == PromptText(f"{date.today().year} {BRIEF.before}", "<think>\n")
 
 
@@ -132,5 +133,5 @@ def test_a_screening_says_which_prompt_it_asked(policy: Path, shards: Record, tm
 def test_the_browser_shows_what_the_run_was_asked(policy: Path, run: Path) -> None:
     keep(run, KEPT, policy)
     tokens = CorpusTokenizer.load(policy)
-    shown = [tokens.decode_bytes(prompt_builder(str(policy), "brief", of).ids(b"x")).decode() for of in (run, None)]
+    shown = [tokens.decode_bytes(prompt_builder(str(policy), TASK, of).ids(b"x")).decode() for of in (run, None)]
     assert shown == [f"1999 {BRIEF.before}x\n", f"{date.today().year} {BRIEF.before}x<think>\n"]

@@ -21,6 +21,7 @@ from commands.stats import stats, tables
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest, ProxyConfig
+from pipeline.config.task import TaskConfig
 from pipeline.core.artifact import Record
 from pipeline.core.parquet import read_table
 from pipeline.selection.corpus_rules import mixture_counts
@@ -154,8 +155,8 @@ def test_rpt_data_its_audit_and_what_is_pushed(tmp_path: Path) -> None:
     ]
     assert pulled.corpus.identity() == read.corpus.identity()
     out = tmp_path / "exported"
-    export(read.name, records["materialize"], format="verl", template="brief", out=out, policy=read.materialize,
-           where="corpus = 'small'")  # fmt: skip
+    export(read.name, records["materialize"], format="verl", task=TaskConfig(template="brief"), out=out,
+           policy=read.materialize, where="corpus = 'small'")  # fmt: skip
     exported = pl.read_parquet(out / "train.parquet")
     assert set(exported["data_source"]) == {"rpt/mixed/small"}
     assert 0 < exported.height <= train.filter(pl.col("corpus") == "small").height

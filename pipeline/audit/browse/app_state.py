@@ -136,7 +136,7 @@ class AppState:
             manifest: The manifest that is shown.
             records: The published records.
             flags: The file of flags.
-            task: The recipe's task, which names the prompt template.
+            task: The recipe's task, which decides the prompt.
             policy: Folder or Hub id of the policy, whose tokenizer and chat template make the prompt.
             proxy: Folder or Hub id of the tokenizer that decodes the top tokens of the scores.
             run: Folder of a training run, for its rollouts and the prompt that it keeps.
@@ -287,7 +287,7 @@ class AppState:
     @cached_property
     def prompts(self) -> PromptBuilder:
         """Return the trainer's `PromptBuilder`."""
-        return prompt_builder(self._policy, self.task.template, self._run)
+        return prompt_builder(self._policy, self.task, self._run)
 
     @cached_property
     def has_top(self) -> bool:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.audit.browse.column_index import verified_once
 from pipeline.config.manifest import MaterializeConfig
+from pipeline.config.task import TaskConfig
 from pipeline.core.artifact import InputFile
 from pipeline.core.model_files import resolve_model
 from pipeline.core.parquet import read_rows
@@ -227,23 +228,22 @@ def as_trained(
     }
 
 
-def prompt_builder(policy: str, template: str, run: Path | None) -> PromptBuilder:
+def prompt_builder(policy: str, task: TaskConfig, run: Path | None) -> PromptBuilder:
     """Return the trainer's prompt builder for a policy.
 
     The first call takes seconds because it imports `transformers`.
 
     Args:
         policy: Folder or Hub id.
-        template: Name of the prompt template.
-        run: Folder of a training run, whose prompt is used if it keeps one of this template.
+        task: The recipe's task.
+        run: Folder of a training run, whose prompt is used if it keeps one of this task.
     """
     from transformers import AutoTokenizer
 
     from pipeline.grpo.rollout.prompt import PromptBuilder, prompts_of
-    from pipeline.task.templates import template_named
 
     folder = resolve_model(policy)
-    text = prompts_of({"policy": folder}, template_named(template), run)["policy"]
+    text = prompts_of({"policy": folder}, task, run)["policy"]
     return PromptBuilder(AutoTokenizer.from_pretrained(folder), CorpusTokenizer.load(folder), text)
 
 

@@ -14,10 +14,10 @@ from pipeline.config.errors import UserError
 from pipeline.core.artifact import InputFile
 from pipeline.core.parquet import read_table
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.data.written import ResponseWriter
 from pipeline.grpo.rollout.prompt import PromptBuilder
-from pipeline.grpo.rollout.rewards import encoded
 from pipeline.shards.reader import ShardReader, permutation
-from pipeline.task.extraction import BOX, END_OF_THINKING
+from pipeline.task.extraction import extract_prediction
 from pipeline.task.reward import response_bytes
 
 Ids = NDArray[np.int32]
@@ -129,9 +129,10 @@ def thought_examples(files: Sequence[Path], prompts: PromptBuilder, tokens: Corp
         tokens: the policy's tokenizer.
 
     Raises:
-        UserError: there is no correct response, or the rollouts were produced with a different tokenizer.
+        UserError: there is no correct response, or the rollouts were produced with a different tokenizer, or in another
+            form than that of the prompts.
     """
-    columns = ["context", "response", "response_ids"]
+    columns = ["context", "response", "response_ids", "prediction"]
     tables = [pl.scan_parquet(file).filter(pl.col("reason") == "match").select(columns) for file in files]
     rows = pl.concat(tables).collect() if tables else pl.DataFrame()
     if not len(rows):
@@ -139,21 +140,27 @@ def thought_examples(files: Sequence[Path], prompts: PromptBuilder, tokens: Corp
             "the rollouts contain no correct response", where=", ".join(map(str, files[:3])) or "--rollouts"
         )
     examples = []
-    for context, response, response_ids in rows.iter_rows():
+    for context, response, response_ids, prediction in rows.iter_rows():
         ids = np.array(response_ids, dtype=np.int32)
-        text = response_bytes(response_ids, tokens.token_bytes)
-        if not text.decode("utf-8", errors="replace").startswith(response):
+        sampled = response_bytes(response_ids[:-1], tokens.token_bytes)  # the last id ends the response
+        if not response.endswith(sampled.decode("utf-8", errors="replace")):
             raise UserError(
                 "the rollouts were produced with a different tokenizer",
                 where=files[0],
                 hint="use rollouts of a run that started from the same policy",
+            )
+        if extract_prediction(sampled, prompts.thinking) != prediction:
+            raise UserError(
+                "the rollouts were answered in another form than this recipe's",
+                where=files[0],
+                hint="use the `task.thinking`, `task.think_marks` and `task.prefill` of the run that sampled them",
             )
         examples.append(Example(np.array(prompts.ids(context.encode()), dtype=np.int32), ids))
     return examples
 
 
 def answer_examples(sites: ShardReader, prompts: PromptBuilder, tokens: CorpusTokenizer, end: int) -> list[Example]:
-    """Return contexts with the true next token in a box, without a thought.
+    """Return contexts with the true next token in a box, without a thought, in the form that the prompts ask for.
 
     Args:
         sites: sites of the training split.
@@ -161,11 +168,10 @@ def answer_examples(sites: ShardReader, prompts: PromptBuilder, tokens: CorpusTo
         tokens: the policy's tokenizer.
         end: the token that ends a response.
     """
-    token_of = {content: token for token, content in reversed(list(enumerate(tokens.token_bytes)))}
-    opening, closing = [*encoded(tokens, END_OF_THINKING), *encoded(tokens, BOX)], [*encoded(tokens, b"}"), end]
+    writer = ResponseWriter(tokens, prompts.thinking, end)
     examples = []
     for i in range(len(sites)):
         site = sites[i]
-        prompt, response = prompts.ids(site.context), [*opening, token_of[site.target], *closing]
+        prompt, response = prompts.ids(site.context), writer.ids("", site.target)
         examples.append(Example(np.array(prompt, dtype=np.int32), np.array(response, dtype=np.int32)))
     return examples

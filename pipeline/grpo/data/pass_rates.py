@@ -61,7 +61,7 @@ def pass_rates(
     """
     from pipeline.grpo.types import SamplingRequest
 
-    at_once = max(1, batch_rows // samples)
+    at_once, thinking = max(1, batch_rows // samples), prompts.thinking
     for start in range(0, len(sites), at_once):
         part = sites[start : start + at_once]
         ids = [prompts.ids(site["context"]) for site in part]  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def pass_rates(
         for site in part:
             group = [next(responses) for _ in range(samples)]
             continuation, boundaries = site["continuation"], boundaries_of(site["token_lengths"])  # type: ignore[arg-type]
-            right = [score_response(r.text, r.finished, continuation, boundaries).right for r in group]  # type: ignore[arg-type]
+            right = [score_response(r.text, r.finished, continuation, boundaries, thinking).right for r in group]  # type: ignore[arg-type]
             length = sum(len(response.ids) for response in group) / samples
             yield {"site_id": site["site_id"], "pass_rate": sum(right) / samples, "screened_length": length}
 

@@ -10,47 +10,50 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.base import canonical_json
 from pipeline.config.errors import UserError
+from pipeline.config.task import TaskConfig
 from pipeline.core.sealed import write_json
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.chat_template import ChatTemplate
-from pipeline.task.templates import SLOT, Template
+from pipeline.grpo.rollout.thinking_choice import knows_marks, thinking_of
+from pipeline.task.extraction import TAGS
+from pipeline.task.templates import SLOT, template_of
+from pipeline.task.thinking import Thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-THINK = "<think>"
 KEPT = "prompt.json"
 """File in a run's folder with the rendered prompt and a digest of its inputs."""
 
 
 @dataclass(frozen=True)
 class PromptText:
-    """The prompt's text before and after the context, with special tokens as text."""
+    """The prompt's text before and after the context, with special tokens as text, and how its responses are read."""
 
     before: str
     after: str
+    """Up to where the response goes on: it may open a thought, and ends with the given beginning (`task.prefill`)."""
+    thinking: Thinking = TAGS
 
 
-def rendered(chat: ChatTemplate | None, tokens: CorpusTokenizer, template: Template) -> PromptText:
-    """Render the template as one user message of the policy's chat template, with the generation prompt added.
+def rendered(chat: ChatTemplate | None, tokens: CorpusTokenizer, task: TaskConfig) -> PromptText:
+    """Render the task's template as one user message of the policy's chat template, with the generation prompt added.
 
-    If the result does not open a thought and the tokenizer has the token `<think>`, `<think>` and a newline are
-    appended.
+    `Thinking.prompt_end` adds what the mode and the prefill ask for.
 
     Raises:
-        UserError: the chat template fails, loses the context, or repeats it.
+        UserError: the prompt template is refused (`template_of`), or the chat template fails, loses the context, or
+            repeats it.
     """
-    text = template.text
+    text, thinking = template_of(task.template, task.thinking).text, thinking_of(task, chat, tokens)
     if chat:
         text = chat.render([{"role": "user", "content": text}], add_generation_prompt=True)
-    if not text.rstrip().endswith(THINK) and tokens.id_of(THINK) is not None:
-        text += f"{THINK}\n"
     if (count := text.count(SLOT)) != 1:
         raise UserError(
             f"the policy's chat template must contain the context once, but contains it {count} times",
@@ -58,59 +61,61 @@ def rendered(chat: ChatTemplate | None, tokens: CorpusTokenizer, template: Templ
             hint="repair `chat_template` in the policy's folder, or remove it",
         )
     before, _, after = text.partition(SLOT)
-    return PromptText(before, after)
+    return PromptText(before, thinking.prompt_end(after, knows_marks(task, chat, tokens)), thinking)
 
 
-def kept_prompt(run: Path, folder: Path, tokens: CorpusTokenizer, template: Template) -> PromptText:
-    """Return the prompt stored in a run if it was rendered from the same templates, else render it now.
+def kept_prompt(run: Path, folder: Path, tokens: CorpusTokenizer, task: TaskConfig) -> PromptText:
+    """Return the prompt stored in a run if it was rendered from the same task and chat template, else render it now.
 
     Args:
         run: the run's folder; it need not exist.
         folder: the policy's folder.
         tokens: the policy's tokenizer.
-        template: the recipe's template.
+        task: the recipe's task.
     """
-    return _first_kept([run], folder, tokens, template)
+    return _first_kept([run], folder, tokens, task)
 
 
-def prompts_of(policies: Mapping[str, Path], template: Template, run: Path | None = None) -> dict[str, PromptText]:
+def prompts_of(policies: Mapping[str, Path], task: TaskConfig, run: Path | None = None) -> dict[str, PromptText]:
     """Return the prompt that each policy is evaluated with, by the policy's name.
 
-    It is the one that a run keeps, where it was rendered from the same templates: the run that the policy lies in as
-    `policy/`, else the run that is evaluated, else the run of another of the policies. A chat template that holds the
-    date then shows every policy the date that the trained one knows.
+    It is the one that a run keeps, where it was rendered from the same task and chat template: the run that the policy
+    lies in as `policy/`, else the run that is evaluated, else the run of another of the policies. A chat template that
+    holds the date then shows every policy the date that the trained one knows.
 
     Args:
         policies: folders by name.
-        template: the recipe's.
+        task: the recipe's.
         run: the folder of the run that is evaluated; need not exist.
     """
     runs = [*([run] if run else []), *(folder.parent for folder in policies.values())]
     return {
-        name: _first_kept([folder.parent, *runs], folder, CorpusTokenizer.load(folder), template)
+        name: _first_kept([folder.parent, *runs], folder, CorpusTokenizer.load(folder), task)
         for name, folder in policies.items()
     }
 
 
-def _first_kept(runs: Iterable[Path], folder: Path, tokens: CorpusTokenizer, template: Template) -> PromptText:
-    """The prompt of the first run that keeps one of these templates; else as they render now."""
+def _first_kept(runs: Iterable[Path], folder: Path, tokens: CorpusTokenizer, task: TaskConfig) -> PromptText:
+    """The prompt of the first run that keeps one of this task and chat template; else as it renders now."""
     chat = ChatTemplate.of(folder)
-    made_from = _made_from(chat, tokens, template)
+    made_from, thinking = _made_from(chat, tokens, task), thinking_of(task, chat, tokens)
     for run in runs:
         kept = _read(run / KEPT)
         if kept.get("made_from") == made_from:
-            return PromptText(kept["before"], kept["after"])
-    return rendered(chat, tokens, template)
+            return PromptText(kept["before"], kept["after"], thinking)
+    return rendered(chat, tokens, task)
 
 
-def keep_prompt(run: Path, text: PromptText, folder: Path, tokens: CorpusTokenizer, template: Template) -> None:
+def keep_prompt(run: Path, text: PromptText, folder: Path, tokens: CorpusTokenizer, task: TaskConfig) -> None:
     """Store the prompt for `kept_prompt`, which describes the arguments."""
-    write_json(run / KEPT, {"made_from": _made_from(ChatTemplate.of(folder), tokens, template), **asdict(text)})
+    made_from = _made_from(ChatTemplate.of(folder), tokens, task)
+    write_json(run / KEPT, {"made_from": made_from, "before": text.before, "after": text.after})
 
 
-def _made_from(chat: ChatTemplate | None, tokens: CorpusTokenizer, template: Template) -> str:
+def _made_from(chat: ChatTemplate | None, tokens: CorpusTokenizer, task: TaskConfig) -> str:
     used = {name: token for name, token in chat.special_tokens.items() if name in chat.text} if chat else {}
-    parts = [template.text, chat.text if chat else None, used, tokens.id_of(THINK) is not None]
+    form = [*thinking_of(task, chat, tokens), knows_marks(task, chat, tokens)]
+    parts = [template_of(task.template, task.thinking).text, chat.text if chat else None, used, form]
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 
@@ -128,19 +133,25 @@ class PromptBuilder:
     """Builds prompts of contexts for one policy and one rendered prompt template.
 
     A policy without a chat template gets the plain text, preceded by the beginning-of-sequence token if it has one.
+
+    Attributes:
+        prefix_ids: token ids before the context.
+        suffix_ids: token ids after the context, up to where the response goes on.
+        thinking: how the responses are read.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, corpus_tokenizer: CorpusTokenizer, text: PromptText) -> None:
         bos = [] if tokenizer.chat_template or corpus_tokenizer.bos_id is None else [corpus_tokenizer.bos_id]
         self.prefix_ids: list[int] = bos + tokenizer.encode(text.before, add_special_tokens=False)
         self.suffix_ids: list[int] = tokenizer.encode(text.after, add_special_tokens=False)
+        self.thinking = text.thinking
         self._corpus_tokenizer = corpus_tokenizer
 
     @classmethod
     def of(
-        cls, tokenizer: PreTrainedTokenizerBase, corpus_tokenizer: CorpusTokenizer, template: Template
+        cls, tokenizer: PreTrainedTokenizerBase, corpus_tokenizer: CorpusTokenizer, task: TaskConfig
     ) -> PromptBuilder:
-        """Return a builder with the template as it renders now.
+        """Return a builder with the task's prompt as it renders now.
 
         Raises:
             UserError: see `rendered`.
@@ -148,7 +159,7 @@ class PromptBuilder:
         special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
         where = str(getattr(tokenizer, "name_or_path", ""))
         chat = ChatTemplate(tokenizer.get_chat_template(), special, where) if tokenizer.chat_template else None
-        return cls(tokenizer, corpus_tokenizer, rendered(chat, corpus_tokenizer, template))
+        return cls(tokenizer, corpus_tokenizer, rendered(chat, corpus_tokenizer, task))
 
     def ids(self, context: bytes) -> list[int]:
         """Return the prompt's token ids for a context (UTF-8; a character cut at its start becomes U+FFFD)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from pipeline.config.task import TaskConfig
 from pipeline.core.tokenizer import CorpusTokenizer
@@ -13,9 +14,10 @@ from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import Response
 from pipeline.shards.reader import Site
 from pipeline.task.answers import Judge, score_answer, score_math
-from pipeline.task.extraction import BOX, END_OF_THINKING, extract_prediction
+from pipeline.task.extraction import extract_prediction
 from pipeline.task.length import overlong_penalty, token_budget, triangular
-from pipeline.task.reward import Outcome, dense_reward, first_token_reward, score_response
+from pipeline.task.reward import Outcome, dense_reward, first_token_reward, response_bytes, score_response
+from pipeline.task.thinking import BOX, Thinking
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ def prefix(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Ou
 
     Source: arXiv 2506.08007, equation 3.
     """
-    return _score_with(score_response, rollout_groups)
+    return _score_with(score_response, context, rollout_groups)
 
 
 def first_token(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
     """Return 1 iff the prediction's first token is the true next token (arXiv 2506.08007, appendix A)."""
-    return [[_first_token(context.tokenizer, a.site, r)[0] for r in a.responses] for a in rollout_groups]
+    return [[_first_token(context, a.site, r)[0] for r in a.responses] for a in rollout_groups]
 
 
 def dense(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
@@ -58,7 +60,7 @@ def dense(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Out
 
     Source: arXiv 2506.08007, appendix A, which does not specify the model that the probability comes from.
     """
-    scored = [[_first_token(context.tokenizer, a.site, r) for r in a.responses] for a in rollout_groups]
+    scored = [[_first_token(context, a.site, r) for r in a.responses] for a in rollout_groups]
     contexts = [_bare(context, a.site) for a in rollout_groups]
     logprobs = context.sampler.next_logprobs(contexts, [[token for _, token in group] for group in scored])
     return [
@@ -70,19 +72,18 @@ def dense(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Out
 def information_gain(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
     """Return RLP's reward (arXiv 2510.01265, section 2): log p(x_t | x_<t, thought) − log p(x_t | x_<t), in nats.
 
-    The thought is the response up to the end of thinking, which is appended if it never came; the true token x_t then
-    follows in a box. The second term comes from the policy itself without a thought. RLP takes it from a slow copy, but
-    the term is the same for the whole group, so it cancels in every advantage offered here. Outcomes' reasons are those
-    of `prefix`.
+    The thought is the response up to the end of thinking, which is appended if it never came; with `free`, up to its
+    last box. The true token x_t then follows in a box. The second term comes from the policy itself without a thought.
+    RLP takes it from a slow copy, but the term is the same for the whole group, so it cancels in every advantage
+    offered here. Outcomes' reasons are those of `prefix`.
     """
     outcomes = prefix(context, rollout_groups)
     targets = [_token_of(context.tokenizer, a.site.target, a.site.target) for a in rollout_groups]
     bare = context.sampler.next_logprobs(
         [_bare(context, a.site) for a in rollout_groups], [[target] for target in targets]
     )
-    box = encoded(context.tokenizer, BOX)
     thought = context.sampler.next_logprobs(
-        [[*a.prompt, *_thought(context.tokenizer, r), *box] for a in rollout_groups for r in a.responses],
+        [[*a.prompt, *_up_to_box(context, r)] for a in rollout_groups for r in a.responses],
         [[target] for a, target in zip(rollout_groups, targets, strict=True) for _ in a.responses],
     )
     gains = iter(thought)
@@ -93,7 +94,7 @@ def information_gain(context: RewardContext, rollout_groups: Sequence[RolloutGro
 
 
 def format_only(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
-    """Return 1 iff the response has ended and boxes anything after the end of thinking (a control).
+    """Return 1 iff the response has ended and boxes anything in its answer (a control).
 
     Training on it can teach the form of answers only, not their content. Outcomes' reasons are those of `prefix`.
     """
@@ -106,12 +107,12 @@ def format_only(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) 
 
 def answer(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
     """Return 1 iff the prediction is the answer to the question: the same text or the same number."""
-    return _score_with(score_answer, rollout_groups)
+    return _score_with(score_answer, context, rollout_groups)
 
 
 def math_answer(context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
     """Return 1 iff the prediction is the answer to the question by the rules of `math-verify`."""
-    return _score_with(score_math, rollout_groups)
+    return _score_with(score_math, context, rollout_groups)
 
 
 REWARDS: dict[str, Callable[[RewardContext, Sequence[RolloutGroup]], Outcomes]] = {
@@ -148,9 +149,11 @@ def compute_rewards(
     ]
 
 
-def _score_with(judge: Judge, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
+def _score_with(judge: Judge, context: RewardContext, rollout_groups: Sequence[RolloutGroup]) -> Outcomes:
+    thinking = context.prompts.thinking
     return [
-        [judge(r.text, r.finished, a.site.continuation, a.site.boundaries) for r in a.responses] for a in rollout_groups
+        [judge(r.text, r.finished, a.site.continuation, a.site.boundaries, thinking) for r in a.responses]
+        for a in rollout_groups
     ]
 
 
@@ -168,11 +171,11 @@ def _bare(context: RewardContext, site: Site) -> list[int]:
     return context.prompts.bare_ids(site.context.decode("utf-8", errors="replace"))
 
 
-def _first_token(tokenizer: CorpusTokenizer, site: Site, response: Response) -> tuple[Outcome, int]:
+def _first_token(context: RewardContext, site: Site, response: Response) -> tuple[Outcome, int]:
     """Return the outcome of a response by its first token, and that token's id (0 if there is none)."""
     if not response.finished:
         return Outcome(0.0, "unfinished"), 0
-    prediction = extract_prediction(response.text)
+    tokenizer, prediction = context.tokenizer, extract_prediction(response.text, context.prompts.thinking)
     token = _token_of(tokenizer, prediction, site.target) if prediction else 0
     return first_token_reward(prediction, tokenizer.token_bytes[token], site.target), token
 
@@ -190,11 +193,28 @@ def encoded(tokenizer: CorpusTokenizer, literal: bytes) -> list[int]:
     return tokenizer.encode(literal.decode()).tolist() if own is None else [own]
 
 
-def _thought(tokenizer: CorpusTokenizer, response: Response) -> list[int]:
-    """Return a response's ids up to the token that ends its thinking; the end is appended if it never comes."""
-    text, known = b"", tokenizer.token_bytes
-    for count, token in enumerate(response.ids, start=1):
-        text += known[token] if token < len(known) else b""
-        if END_OF_THINKING in text:
-            return list(response.ids[:count])
-    return [*(response.ids[:-1] if response.finished else response.ids), *encoded(tokenizer, END_OF_THINKING)]
+def _up_to_box(context: RewardContext, response: Response) -> list[int]:
+    """Return a response's ids up to the end of its thought, and then those that open the box of the answer."""
+    thinking, sampled = context.prompts.thinking, response.ids[:-1] if response.finished else response.ids
+    texts = [response_bytes([id], context.tokenizer.token_bytes) for id in sampled]
+    count = _thought_length(texts, thinking)
+    ids = list(sampled[:count])
+    for literal in thinking.to_box(b"".join(texts[:count])):
+        ids += encoded(context.tokenizer, literal)
+    return ids
+
+
+def _thought_length(texts_T: Sequence[bytes], thinking: Thinking) -> int:
+    """Return how many of a response's tokens are its thought; all of them, if nothing ends it.
+
+    With `tags` it includes the token with the end of the mark; otherwise it ends before the token in which the last
+    box begins.
+    """
+    whole, mark = thinking.whole(b"".join(texts_T)), thinking.end.encode()
+    found = whole.find(mark) if thinking.mode == "tags" else whole.rfind(BOX)
+    if found < 0:
+        return len(texts_T)
+    bounds = list(accumulate(map(len, texts_T), initial=len(thinking.whole(b""))))
+    if thinking.mode == "tags":
+        return sum(begin < found + len(mark) for begin in bounds[:-1])
+    return sum(end <= found for end in bounds[1:])

@@ -42,8 +42,9 @@ ROLLOUTS = pa.schema(
 )
 """Schema of the rollout tables, one row per response.
 
-`context` and `response` are for display: bytes that are not valid UTF-8 appear as U+FFFD. `prediction` (null if there
-is none), `target` and the ids are exact.
+`context` and `response` are for display: bytes that are not valid UTF-8 appear as U+FFFD, and a response begins with
+what was given (`task.prefill`), which belongs to `prompt_ids`. `prediction` (null if there is none), `target` and the
+ids are exact.
 """
 
 
@@ -94,8 +95,8 @@ def group_advantages(
     ]
 
 
-def rollout_rows(rollouts: Sequence[Rollout], step: int) -> list[dict[str, object]]:
-    """Return rows of `ROLLOUTS`, one per response."""
+def rollout_rows(rollouts: Sequence[Rollout], step: int, prefill: str) -> list[dict[str, object]]:
+    """Return rows of `ROLLOUTS`, one per response; `prefill` is the given beginning of all."""
     return [
         {
             "step": step,
@@ -104,7 +105,7 @@ def rollout_rows(rollouts: Sequence[Rollout], step: int) -> list[dict[str, objec
             "prompt_ids": rollout.group.prompt,
             "response_ids": response.ids,
             "context": rollout.site.context.decode("utf-8", errors="replace"),
-            "response": response.text.decode("utf-8", errors="replace"),
+            "response": prefill + response.text.decode("utf-8", errors="replace"),
             "target": rollout.site.target,
             "prediction": outcome.prediction,
             "reward": outcome.reward,
@@ -120,9 +121,9 @@ def rollout_rows(rollouts: Sequence[Rollout], step: int) -> list[dict[str, objec
     ]
 
 
-def write_rollouts(run: Path, step: int, rollouts: Sequence[Rollout]) -> None:
-    """Write `rollouts/step-<step>.parquet`, on rank 0 only."""
+def write_rollouts(run: Path, step: int, rollouts: Sequence[Rollout], prefill: str) -> None:
+    """Write `rollouts/step-<step>.parquet`, on rank 0 only; `prefill` is the given beginning of all responses."""
     if distributed.rank() == 0:
         path = run / "rollouts" / f"step-{step:06d}.parquet"
         with atomic_replacement(path) as temporary:
-            write_rows(temporary, ROLLOUTS, rollout_rows(rollouts, step))
+            write_rows(temporary, ROLLOUTS, rollout_rows(rollouts, step, prefill))

@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.config.errors import UserError
+from pipeline.config.task import TaskConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.chat_template import ChatTemplate
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, keep_prompt, kept_prompt
@@ -35,14 +36,14 @@ def tokenizers(folder: Path, chat: str | None) -> tuple[PreTrainedTokenizerBase,
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_prompt_is_the_rendered_template_around_the_context(folder: Path, name: str) -> None:
     tokenizer, tokens = tokenizers(folder, CHAT.replace("<end>", "<think>"))
-    ids = PromptBuilder.of(tokenizer, tokens, TEMPLATES[name]).ids(CONTEXT.encode())
+    ids = PromptBuilder.of(tokenizer, tokens, TaskConfig(template=name)).ids(CONTEXT.encode())
     user = TEMPLATES[name].text.strip()
     assert tokens.decode_bytes(ids).decode() == f"[{user}]bot:<think>".replace("{context}", CONTEXT)
     assert ids[-1] == tokens.id_of("<think>")
 
 
 def test_a_context_cannot_speak_in_special_tokens(folder: Path) -> None:
-    builder = PromptBuilder.of(*tokenizers(folder, CHAT), TEMPLATES["brief"])
+    builder = PromptBuilder.of(*tokenizers(folder, CHAT), TaskConfig(template="brief"))
     tokens = CorpusTokenizer.load(folder)
     ids = builder.ids(CONTEXT.encode())[len(builder.prefix_ids) : -len(builder.suffix_ids)]
     assert not {tokens.id_of(name) for name in ("<think>", "</think>", "<|end|>")} & set(ids)
@@ -60,7 +61,7 @@ def test_a_context_cannot_speak_in_special_tokens(folder: Path) -> None:
 )
 def test_a_thought_is_opened_once(folder: Path, chat: str | None, end: str) -> None:
     tokenizer, tokens = tokenizers(folder, chat)
-    text = tokens.decode_bytes(PromptBuilder.of(tokenizer, tokens, TEMPLATES["brief"]).ids(b"x")).decode()
+    text = tokens.decode_bytes(PromptBuilder.of(tokenizer, tokens, TaskConfig(template="brief")).ids(b"x")).decode()
     assert text.endswith(end)
 
 
@@ -72,7 +73,7 @@ def test_without_a_chat_template_the_expected_beginning_is_there(tmp_path: Path)
         encoding="utf-8",
     )
     tokenizer, tokens = tokenizers(folder, None)
-    ids = PromptBuilder.of(tokenizer, tokens, TEMPLATES["brief"]).ids(b"x")
+    ids = PromptBuilder.of(tokenizer, tokens, TaskConfig(template="brief")).ids(b"x")
     assert ids[0] == tokens.id_of("<|end|>") and ids.count(ids[0]) == 1
 
 
@@ -95,9 +96,10 @@ def test_without_a_chat_template_the_expected_beginning_is_there(tmp_path: Path)
 )
 def test_a_chat_template_that_does_harm_is_an_error_that_says_so(folder: Path, chat: str, said: str) -> None:
     with pytest.raises(UserError, match=f"chat template.*({said})"):
-        PromptBuilder.of(*tokenizers(folder, chat), TEMPLATES["brief"])
+        PromptBuilder.of(*tokenizers(folder, chat), TaskConfig(template="brief"))
 
 
+BRIEF = TaskConfig(template="brief")
 DATED = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
 
 
@@ -118,37 +120,39 @@ def test_a_date_stays_what_it_was_when_the_run_began(folder: Path, tmp_path: Pat
     run = tmp_path / "run"
     run.mkdir()
     first = PromptText(f"07 Jan 2025 {brief.before}", "<think>\n")
-    keep_prompt(run, first, policy, tokens, brief)
-    assert kept_prompt(run, policy, tokens, brief) == first, "on any later date"
-    today = kept_prompt(tmp_path / "new run", policy, tokens, brief)
+    keep_prompt(run, first, policy, tokens, BRIEF)
+    assert kept_prompt(run, policy, tokens, BRIEF) == first, "on any later date"
+    today = kept_prompt(tmp_path / "new run", policy, tokens, BRIEF)
     assert today != first and today.before.endswith(f" {brief.before}")
-    assert kept_prompt(run, policy, tokens, TEMPLATES["v0"]).before.endswith(TEMPLATES["v0"].before), "another prompt"
+    assert kept_prompt(run, policy, tokens, TaskConfig(template="v0")).before.endswith(TEMPLATES["v0"].before), (
+        "another prompt"
+    )
     (policy / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", encoding="utf-8")
-    assert kept_prompt(run, policy, tokens, brief) == PromptText(brief.before, "<think>\n"), "another chat template"
+    assert kept_prompt(run, policy, tokens, BRIEF) == PromptText(brief.before, "<think>\n"), "another chat template"
 
 
 def test_a_file_that_keeps_no_prompt_is_not_read(folder: Path, tmp_path: Path) -> None:
     tokens, brief = CorpusTokenizer.load(folder), TEMPLATES["brief"]
     for content in ("", "[]", "{}", '{"made_from": 1}', "\x00"):
         (tmp_path / "prompt.json").write_text(content)
-        assert kept_prompt(tmp_path, folder, tokens, brief) == PromptText(brief.before, "<think>\n")
+        assert kept_prompt(tmp_path, folder, tokens, BRIEF) == PromptText(brief.before, "<think>\n")
 
 
 def test_the_prompt_of_a_folder_is_that_of_its_tokenizer(folder: Path, tmp_path: Path) -> None:
     policy = policy_with(folder, "{{ eos_token }}" + CHAT.replace("<end>", ""), tmp_path / "policy")
     tokenizer, tokens = AutoTokenizer.from_pretrained(policy), CorpusTokenizer.load(policy)
-    text = kept_prompt(tmp_path, policy, tokens, TEMPLATES["brief"])
+    text = kept_prompt(tmp_path, policy, tokens, BRIEF)
     expected = tokenizer.apply_chat_template(
         [{"role": "user", "content": TEMPLATES["brief"].text}], tokenize=False, add_generation_prompt=True
     )
     assert f"{text.before}{{context}}{text.after}" == f"{expected}<think>\n" and expected.startswith("<|end|>[")
     own = PromptBuilder(tokenizer, tokens, text)
-    assert own.ids(b"x") == PromptBuilder.of(tokenizer, tokens, TEMPLATES["brief"]).ids(b"x")
+    assert own.ids(b"x") == PromptBuilder.of(tokenizer, tokens, BRIEF).ids(b"x")
 
 
 def test_real_chat_template(real_data: Path) -> None:
     tokenizer, tokens = tokenizers(real_data / "tokenizers" / "deepseek-r1-distill-qwen", None)
     tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "deepseek-r1-distill-qwen")
-    ids = PromptBuilder.of(tokenizer, tokens, TEMPLATES["v0"]).ids(CONTEXT.encode())
+    ids = PromptBuilder.of(tokenizer, tokens, TaskConfig(template="v0")).ids(CONTEXT.encode())
     assert ids[:2] == [151646, 151644] and ids[-2:] == [151648, 198]
     assert ids.count(151648) == 1, "the context's own <think> is text"

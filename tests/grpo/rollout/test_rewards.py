@@ -16,7 +16,6 @@ from pipeline.grpo.rollout.rewards import REWARDS, RewardContext, RolloutGroup, 
 from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import Response
 from pipeline.shards.reader import Site
-from pipeline.task.templates import TEMPLATES
 from tests.toys import byte_level_tokenizer
 
 CONTEXT = b"an apple and a"
@@ -40,7 +39,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> RewardContext:
     model = Qwen2ForCausalLM(config).eval()
     sampler = Sampler(model, tokens, [tokens.id_of("<|end|>") or 0], prefill_tokens=40)
     return RewardContext(
-        sampler, PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokens, TEMPLATES["brief"]), tokens
+        sampler, PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokens, TaskConfig(template="brief")), tokens
     )
 
 

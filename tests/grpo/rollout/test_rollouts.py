@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -10,8 +11,11 @@ from pipeline.grpo.rollout.rollouts import ROLLOUTS, group_advantages, rollout_r
 from pipeline.grpo.run.metrics import GroupSummary, ProgressLine, Stopwatch, rollout_metrics
 from pipeline.grpo.types import Response
 from pipeline.shards.reader import Site
+from pipeline.task.thinking import Thinking
 
 SITE = Site("d-1", "d", 1, 2.0, "hard", "text", b"ctx \xff", b" 4", b" 4 apples", (2, 9))
+READER = cast("RewardContext", SimpleNamespace(prompts=SimpleNamespace(thinking=Thinking("tags"))))
+"""All that prefix matching reads of a policy."""
 
 
 def said(text: bytes, finished: bool = True, ids: tuple[int, ...] = (1, 2)) -> Response:
@@ -24,7 +28,7 @@ CUT = said(b"</think>\\boxed{ 4}", finished=False)
 
 def test_a_group_by_hand() -> None:
     answered = [RolloutGroup(SITE, (7, 8), (RIGHT, WRONG, NONE, CUT)), RolloutGroup(SITE, (7,), (RIGHT,) * 4)]
-    first, second = group_advantages(answered, prefix(cast("RewardContext", None), answered), group_std)
+    first, second = group_advantages(answered, prefix(READER, answered), group_std)
     assert [outcome.reason for outcome in first.outcomes] == ["match", "mismatch", "missing", "unfinished"]
     assert first.group.advantages == pytest.approx((1.5, -0.5, -0.5, -0.5), abs=1e-5)
     assert first.group.has_gradient and not second.group.has_gradient
@@ -39,10 +43,11 @@ def test_a_group_by_hand() -> None:
     assert metrics["response/length"] == 18 / 8
     assert metrics["policy/entropy"] == pytest.approx(0.5)
 
-    rows = rollout_rows([first], 3)
+    rows = rollout_rows([first], 3, "Hm. ")
     assert [set(row) for row in rows] == [set(ROLLOUTS.names)] * 4
     assert [row["prediction"] for row in rows] == [b" 4", b"4", None, None]
     assert rows[0]["context"] == "ctx \ufffd" and rows[0]["step"] == 3 and rows[2]["length"] == 4
+    assert [str(row["response"])[:4] for row in rows] == ["Hm. "] * 4, "with what was given"
 
 
 def test_no_site_is_no_rollout() -> None:
