@@ -95,8 +95,9 @@ OTHER_CHECKPOINT = (
 
 
 def spoken(text: PromptText, ends: ResponseEnds) -> dict[str, Any]:
-    """Return the part of a run's identity that tokenizer and template decide: prompt and response ends."""
-    return {"prompt": asdict(text), "ends": sorted(ends.ids)}
+    """Return the part of a run's identity that tokenizer and template decide, as JSON values: prompt and ends."""
+    prompt = asdict(text) | {"thinking": text.thinking._asdict()}
+    return {"prompt": prompt, "ends": sorted(ends.ids)}
 
 
 def must_be_same(was: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 from pipeline.config.base import differences
 from pipeline.config.errors import UserError
 from pipeline.config.recipe import PolicyConfig, Recipe
+from pipeline.grpo.rollout.prompt import PromptText
+from pipeline.grpo.rollout.response_ends import ResponseEnds
 from pipeline.grpo.run.run_folder import (
     MetricsLog,
     TrainingRun,
@@ -16,6 +18,7 @@ from pipeline.grpo.run.run_folder import (
     latest_checkpoint,
     layout_of,
     locked,
+    spoken,
     write_state,
 )
 from tests.grpo.colours import publish_shards
@@ -128,3 +131,8 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
         pass
     with locked(run, patience=0.2):
         pass
+
+
+def test_what_a_policy_is_asked_is_the_same_after_a_checkpoint() -> None:
+    own = spoken(PromptText("before", "after"), ResponseEnds({2: ("tokenizer",)}, 2, 2))
+    assert json.loads(json.dumps(own)) == own, "else no run could be resumed"
