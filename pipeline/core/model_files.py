@@ -11,7 +11,7 @@ from pipeline.config.base import canonical_json
 from pipeline.config.errors import UserError
 from pipeline.core import adapter
 from pipeline.core.artifact import content_hash
-from pipeline.core.progress import console
+from pipeline.core.hub import snapshot
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template*")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
@@ -42,23 +42,7 @@ def _locate(name: str, revision: str | None, files: Sequence[str]) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
-    from tqdm import tqdm
-
-    patterns, bars = [*files, adapter.CONFIG], tqdm if console.is_terminal else None
-    try:
-        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, tqdm_class=bars)
-        return Path(folder)
-    except HFValidationError as error:
-        raise UserError("no such folder", where=name, hint="give a folder or a hub id `owner/name`") from error
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            "not a local folder, and not found on the Hub",
-            where=f"{name}@{revision}" if revision else name,
-            hint=f"check the name, the network and `HF_TOKEN`: {reason}",
-        ) from error
+    return snapshot(name, "model", revision, [*files, adapter.CONFIG])
 
 
 def _refuse_pickles(folder: Path) -> None:

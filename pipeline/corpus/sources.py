@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import fsspec
@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
+from pipeline.core.hub import file_of, list_repository
 from pipeline.core.progress import log
 from pipeline.corpus.checksums import Checksums, VerifyingReader
 
@@ -227,25 +228,16 @@ def _kind(fs: AbstractFileSystem, path: str) -> str | None:
 
 
 def _list_hub(source: str, revision: str | None) -> tuple[str, Sequence[str], bool]:
-    """Return the same as `_list` for a Hub dataset; its files are fetched into the cache and pinned to the commit."""
-    from huggingface_hub import snapshot_download
-
+    """Return the same as `_list` for a Hub dataset, pinned to the commit that the revision means."""
     match = _HUB.fullmatch(source.rstrip("/"))
     if match is None:
         raise UserError("not a dataset on the Hub", where=source, hint="write hf://datasets/owner/name[/path]")
     repo, path = match["repo"], match["path"]
-    patterns = [path, f"{path}/*"] if path else [f"*{suffix}{end}" for suffix in FORMATS for end in ("", *COMPRESSIONS)]
-    revision = match["revision"] or revision
-    try:
-        folder = Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        hint = f"{_first_line(error)} A local copy can be given with --source"
-        raise UserError("download from the Hub failed", where=source, hint=hint) from error
-    found = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    commit, found = list_repository(repo, "dataset", match["revision"] or revision)
     if path:
         found = [name for name in found if fnmatchcase(name, path) or name.startswith(f"{path}/")]
     listed = not path or (path not in found and not _MAGIC.search(path))
-    return f"hf://datasets/{repo}@{folder.name}", found, listed
+    return f"hf://datasets/{repo}@{commit}", found, listed
 
 
 def open_raw(file: SourceFile) -> BinaryIO:
@@ -265,10 +257,7 @@ def _open(file: SourceFile) -> BinaryIO:
             )
         return open(path, "rb")
     if match := _HUB.fullmatch(file.url):
-        from huggingface_hub import hf_hub_download
-
-        path = hf_hub_download(match["repo"], match["path"], repo_type="dataset", revision=match["revision"])
-        return open(path, "rb")
+        return open(file_of(match["repo"], "dataset", match["revision"], match["path"]), "rb")
     return cast(BinaryIO, fsspec.open(file.url, "rb").open())
 
 

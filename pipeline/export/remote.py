@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core.artifact import content_hash
+from pipeline.core.hub import hub_errors, snapshot
 from pipeline.export.croissant import METADATA, checksums, is_pushed
 from pipeline.export.outside import check_path, has_links
 
@@ -53,7 +54,7 @@ def upload(folder: Path, remote: str, message: str) -> None:
         return
     from huggingface_hub import HfApi
 
-    try:
+    with hub_errors(name, "dataset"):
         api = HfApi()
         api.create_repo(name, repo_type="dataset", exist_ok=True, private=True)
         present = api.list_repo_files(name, repo_type="dataset")
@@ -67,9 +68,6 @@ def upload(folder: Path, remote: str, message: str) -> None:
             commit_message=message,
             delete_patterns=superseded(present, listed, new, remote),
         )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError("upload to the Hub failed", where=remote, hint=f"check `HF_TOKEN`: {reason}") from error
 
 
 def superseded(present: Collection[str], listed: Collection[str], new: Collection[str], where: object) -> list[str]:
@@ -172,13 +170,5 @@ def download(remote: str, revision: str | None) -> Fetched:
         if not (folder / METADATA).is_file():
             raise UserError("not a pushed data set", where=folder, hint="push one with `rpt push`")
         return Fetched(folder)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            "download from the Hub failed", where=remote, hint=f"check the name and `HF_TOKEN`: {reason}"
-        ) from error
+    folder = snapshot(name, "dataset", revision)
     return Fetched(folder, cache=folder.parent.parent)
