@@ -17,13 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.audit.browse.document import prompt_builder
-from pipeline.audit.invisible import escape_invisible
 from pipeline.audit.lineage import lineage_of, proxy_tokenizer
 from pipeline.audit.locate import locate
 from pipeline.audit.site import SCORES, site
 from pipeline.config.manifest import Manifest
 from pipeline.config.recipe import Recipe
 from pipeline.config.task import TaskConfig
+from pipeline.core.invisible import escape_invisible
 from pipeline.core.tokenizer import CorpusTokenizer
 
 _MARKED = "bold reverse"

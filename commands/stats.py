@@ -14,11 +14,11 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.audit.decisions import SPLITS
-from pipeline.audit.invisible import escape_invisible
 from pipeline.audit.lineage import lineage_of
 from pipeline.audit.stats import QUANTILES
 from pipeline.audit.stats import stats as count
 from pipeline.config.manifest import Manifest
+from pipeline.core.invisible import escape_invisible
 from pipeline.core.workspace import format_bytes
 
 

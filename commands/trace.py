@@ -15,12 +15,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.audit.invisible import escape_invisible
 from pipeline.audit.lineage import lineage_of
 from pipeline.audit.locate import locate
 from pipeline.audit.trace import shard_row
 from pipeline.audit.trace import trace as follow
 from pipeline.config.manifest import Manifest
+from pipeline.core.invisible import escape_invisible
 
 SHOWN = 4000
 """Characters of a record in the terminal; JSON has all of them."""

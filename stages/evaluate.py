@@ -26,7 +26,6 @@ import typer
 from rich.console import Console
 
 from pipeline.audit.distributions import LONG_VALUE, MANY_VALUES
-from pipeline.audit.invisible import escape_invisible
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.manifest import ScoreConfig
@@ -34,6 +33,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, fingerprint
 from pipeline.core.hardware import torch_device
+from pipeline.core.invisible import escape_invisible
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.parquet import read_table
 from pipeline.core.progress import Throughput, log, progress_bar

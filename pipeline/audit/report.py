@@ -22,9 +22,9 @@ from pipeline.audit.distributions import NEAR, Distributions
 from pipeline.audit.dropped_records import duplicates, matches, quarantine
 from pipeline.audit.examples import Example, Sample, TopTokens, heat_maps
 from pipeline.audit.funnel import funnel, kept, shard_bytes
-from pipeline.audit.invisible import escape_invisible
 from pipeline.audit.lineage import Lineage
 from pipeline.core.artifact import InputFile
+from pipeline.core.invisible import escape_invisible
 from pipeline.core.parquet import read_table
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.selection.sites import BANDS

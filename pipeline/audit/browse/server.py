@@ -24,8 +24,8 @@ from pipeline.audit.browse.document import TOKENS_SHOWN
 from pipeline.audit.browse.documents import ORDERS, PAGE, Filter
 from pipeline.audit.browse.security import LOOPBACK, RequestGuard, may_write, read_form
 from pipeline.audit.browse.whatif import chart, manifest_lines, threshold_of, with_threshold
-from pipeline.audit.invisible import escape_invisible
 from pipeline.config.errors import UserError
+from pipeline.core.invisible import escape_invisible
 
 ASSETS = {
     "base.css": "assets",
