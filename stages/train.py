@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pipeline.grpo.data.curriculum import Curriculum
     from pipeline.grpo.rollout.rollouts import Rollout
     from pipeline.grpo.rollout.sampler import Sampler
+    from pipeline.grpo.run.loop import OpenRun
     from pipeline.shards.reader import Site
 
 
@@ -137,10 +138,34 @@ def _train(
         return metrics
 
     def check(metrics: Metrics) -> str | None:
-        return opened.state.watch.update(metrics, recipe.budget.stop)
+        return opened.state.watch.update(metrics, recipe)
 
-    metrics = run_steps(opened, step, partial(evaluate, policy, held_out, bands, recipe), check)
+    first = Metrics() if opened.resumed else probe(opened, policy, curriculum)
+    metrics = run_steps(opened, step, partial(evaluate, policy, held_out, bands, recipe), check, first)
     return close_run(opened, metrics, policy.tokenizer, policy.sampler)
+
+
+def probe(opened: OpenRun, policy: Policy, curriculum: Curriculum) -> Metrics:
+    """Sample responses before the first step, if the recipe asks for it, and return their metrics.
+
+    Raises:
+        UserError: nothing can be learned from them.
+    """
+    from pipeline.grpo.rollout.rewards import RewardContext
+    from pipeline.grpo.run.loop import record
+    from pipeline.grpo.run.probing import must_learn, probe_policy, report
+
+    recipe = opened.run.recipe
+    if not recipe.budget.stop.probe_sites:
+        return {}
+    reader = RewardContext(cast("Sampler", policy.sampler), policy.prompts, policy.tokens)
+    probed = probe_policy(reader, curriculum, recipe, recipe.budget.stop.probe_sites)
+    if is_first_rank():
+        report(probed, opened.run.folder)
+    if probed.verdict.learns == "no":
+        record(opened, probed.metrics)
+    must_learn(probed)
+    return probed.metrics
 
 
 def take_step(
@@ -161,6 +186,7 @@ def take_step(
     clock, objective, lr = Stopwatch(), Objective.of(recipe), learning_rate(recipe.optimizer, step)
     sampler = cast("Sampler", policy.sampler)  # rewards that ask for probabilities are refused with vLLM
     reader = RewardContext(sampler, policy.prompts, policy.tokens)
+    thinking = policy.prompts.thinking
     collected = collect(reader, curriculum, recipe, step, draws, clock)
     sampled, chosen = list(collected.sampled.values()), list(collected.chosen.values())
     with clock("update"):
@@ -173,7 +199,7 @@ def take_step(
         done = update(policy.engine, batches, objective, lr, reference=policy.reference)
     with clock("sync"):
         policy.sampler.load_weights(ds.gathered_weights(policy.engine))
-    metrics = rollout_metrics(distributed.all_gather([GroupSummary.of(rollout) for rollout in sampled]))
+    metrics = rollout_metrics(distributed.all_gather([GroupSummary.of(rollout, thinking) for rollout in sampled]))
     (flops,) = distributed.all_reduce_sum(grpo_flops(policy.size, recipe, sampled, chosen, list(texts.values())))
     metrics |= {
         "groups/draws": collected.draws - draws,

@@ -98,6 +98,8 @@ class OptimizerConfig(Config):
 class StopConfig(Config):
     """When a run stops because more steps would not help; null turns a rule off. It always stops at a loss of NaN."""
 
+    probe_sites: int | None = Field(64, gt=0)
+    """Sample responses to this many sites before the first step, and do not start if no group has unequal rewards."""
     grad_norm: float | None = Field(1e4, gt=0)
     """Stop when the gradient's L2 norm before clipping exceeds this."""
     dead_reward_steps: int | None = Field(100, gt=0)

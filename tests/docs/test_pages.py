@@ -59,7 +59,8 @@ NOT_RUN = {
 SHORTER = {
     # how a command begins → what is added to it here
     r"rpt (train|evaluate) (recipes/)?demo": "--set budget.steps=1 --set rollout.sites_per_step=4 "
-    "--set rollout.group_size=2 --set rollout.max_new_tokens=8 --set evaluate.progress_sites=8 --set evaluate.sites=20",
+    "--set rollout.group_size=2 --set rollout.max_new_tokens=8 --set evaluate.progress_sites=8 --set evaluate.sites=20 "
+    "--set budget.stop.probe_sites=null",
     r"rpt (data (data_manifests/)?demo|select|trace|verify data_manifests) ?": "--source some.jsonl",
     r"rpt data letters": "--set proxy.train.max_steps=2 --workers 1",
 }

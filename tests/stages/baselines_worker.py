@@ -71,7 +71,7 @@ killed.kill()
 finish(killed, -signal.SIGKILL)
 finish(start("learn_text", "disturbed"))
 finish(start("learn_text", "equal", "ntp"))
-finish(start("learn", "form", "task.reward=format_only"))
+finish(start("learn", "form", "task.reward=format_only", "budget.stop.probe_sites=null"))  # nearly all have it
 finish(start("learn", "shuffled", "task.targets=shuffled"))
 finish(start("imitate", "sft", "form"))
 finish(start("imitate", "sft-answers"))

@@ -46,7 +46,7 @@ class Curriculum:
             number: number of the draw, counted over the whole run; consecutive draws pass through the phase's sites.
             before: sites that the step has drawn already.
         """
-        reader = self._readers[sum(step >= until for until in self._until)]
+        reader = self._reader_of(step)
         seen = Counter(draw.site.site_id for draw in before)
         draws = []
         for index in sites_of_step(len(reader), self._seed, number, self._per_draw):
@@ -54,6 +54,19 @@ class Curriculum:
             draws.append(SampledSite(self._shuffled(site, number) if self._shuffled else site, seen[site.site_id]))
             seen[site.site_id] += 1
         return draws
+
+    def sample(self, count: int, seed: int) -> list[SampledSite]:
+        """Return `count` different sites that the first step may draw; all of them, if there are fewer.
+
+        They depend on `seed` alone, not on the run's draws, which stay as they are.
+        """
+        reader = self._reader_of(0)
+        rows = sites_of_step(len(reader), seed, 0, min(count, len(reader)))
+        sites = [reader[int(row)] for row in rows]
+        return [SampledSite(self._shuffled(site, 0) if self._shuffled else site, 0) for site in sites]
+
+    def _reader_of(self, step: int) -> ShardReader:
+        return self._readers[sum(step >= until for until in self._until)]
 
 
 def _both(first: str, second: str) -> str:

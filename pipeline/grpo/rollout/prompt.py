@@ -137,6 +137,7 @@ class PromptBuilder:
     Attributes:
         prefix_ids: token ids before the context.
         suffix_ids: token ids after the context, up to where the response goes on.
+        after: bytes of the text after the context, without the given beginning of the response.
         thinking: how the responses are read.
     """
 
@@ -144,6 +145,7 @@ class PromptBuilder:
         bos = [] if tokenizer.chat_template or corpus_tokenizer.bos_id is None else [corpus_tokenizer.bos_id]
         self.prefix_ids: list[int] = bos + tokenizer.encode(text.before, add_special_tokens=False)
         self.suffix_ids: list[int] = tokenizer.encode(text.after, add_special_tokens=False)
+        self.after: bytes = text.after.removesuffix(text.thinking.prefill).encode()
         self.thinking = text.thinking
         self._corpus_tokenizer = corpus_tokenizer
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 from pipeline.config.errors import UserError
-from pipeline.config.training import StopConfig
+from pipeline.config.recipe import Recipe
+from pipeline.grpo.run.probe import SampleCounts, judge
 
 
 @dataclass
@@ -19,9 +21,20 @@ class EarlyStopping:
     """Steps with less entropy than the rules want."""
     apart: int = 0
     """Steps at which trainer and sampler differed by enough for a warning."""
+    sampled: SampleCounts = field(default_factory=SampleCounts)
+    """What the responses of the `dead` steps came to."""
 
-    def update(self, metrics: Mapping[str, float], rules: StopConfig) -> str | None:
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Self:
+        """Return the counts that a checkpoint stores."""
+        return cls(**{**state, "sampled": SampleCounts(**state.get("sampled", {}))})
+
+    def update(self, metrics: Mapping[str, float], recipe: Recipe) -> str | None:
         """Take in a step's metrics, the same on every rank.
+
+        Args:
+            metrics: of the step.
+            recipe: has the rules in `budget.stop`, and settings that the messages name.
 
         Returns:
             A warning for the user, at the first of several such steps in a row; otherwise None.
@@ -29,8 +42,11 @@ class EarlyStopping:
         Raises:
             UserError: a rule stops the run; the message says why and what may help.
         """
+        rules = recipe.budget.stop
         entropy, norm = metrics["policy/entropy"], metrics.get("grad_norm", 0.0)
-        self.dead = self.dead + 1 if metrics["groups/zero_variance"] == 1 else 0
+        is_dead = metrics["groups/zero_variance"] == 1
+        self.dead = self.dead + 1 if is_dead else 0
+        self.sampled = self.sampled.plus(SampleCounts.of(metrics)) if is_dead else SampleCounts()
         self.collapsed = self.collapsed + 1 if rules.entropy is not None and entropy < rules.entropy else 0
         gap, warned = metrics.get("sampler/logprob_gap", 0.0), rules.logprob_gap_warning
         self.apart = self.apart + 1 if warned is not None and gap > warned else 0
@@ -48,12 +64,11 @@ class EarlyStopping:
                 "lower `optimizer.lr`, raise `optimizer.warmup_steps`, or look at the step's rollouts",
             )
         if rules.dead_reward_steps is not None and self.dead >= rules.dead_reward_steps:
-            always = "right" if metrics["groups/all_right"] > metrics["groups/all_wrong"] else "wrong"
+            verdict = judge(self.sampled, recipe.rollout.max_new_tokens, recipe.task.thinking)
             raise _stopped(
-                f"no group had unequal rewards for {self.dead} steps: responses are always {always}",
+                f"no group had unequal rewards for {self.dead} steps: {'; '.join(verdict.causes)}",
                 "dead_reward_steps",
-                "run `rpt screen` and choose sites by `pass_rate`, raise `rollout.group_size`, or "
-                "check that the policy knows the prompt's format",
+                "; ".join(verdict.advice),
             )
         if self.collapsed >= rules.entropy_steps:
             raise _stopped(
@@ -68,8 +83,8 @@ class EarlyStopping:
             )
         return None
 
-    def state(self) -> dict[str, int]:
-        """Return the state to store in a checkpoint; restore it with `EarlyStopping(**state)`."""
+    def state(self) -> dict[str, Any]:
+        """Return the state to store in a checkpoint; restore it with `of`."""
         return asdict(self)
 
 

@@ -10,7 +10,7 @@ scores and in the mean of the values (Kaplan et al. 2020, arXiv 2001.08361, sect
 token by token, where Chowdhery et al. 2022, arXiv 2204.02311, appendix B, take the sequence's length for t). A backward
 costs twice its forward. Counted is what learning needs: sampling, reading what rewards ask for, forward and backward of
 what is learned from, a prompt once for all responses to it. Not counted: padding, forwards that are run again to save
-memory, evaluations.
+memory, evaluations, the probe before the first step.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ A stage says what a step is and what is measured; the rest is the same for all o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,7 @@ def run_steps(
     take_step: Callable[[RunState], Metrics],
     measure: Callable[[], Metrics],
     check: Callable[[Metrics], str | None] = lambda metrics: None,
+    first: Mapping[str, float] = MappingProxyType({}),
 ) -> Metrics | None:
     """Take the steps that are left. Every rank calls it.
 
@@ -48,6 +50,7 @@ def run_steps(
         measure: evaluates the policy on held-out data: before the first step, every `budget.evaluate_every` steps and
             after the last.
         check: looks at the metrics of every step; may return a warning, or raise to end the run.
+        first: metrics to record with the measurement before the first step.
 
     Returns:
         The last step's metrics; None if the run was asked to stop (SIGTERM), after a checkpoint was saved.
@@ -55,7 +58,7 @@ def run_steps(
     state, steps, budget, metrics = opened.state, opened.run.steps, opened.run.recipe.budget, Metrics()
     with stop_signal() as stop_is_asked:
         if not opened.resumed:
-            record(opened, measure())
+            record(opened, {**first, **measure()})
         while state.step < steps:
             metrics = take_step(state)
             state.step += 1

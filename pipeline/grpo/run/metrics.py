@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from pipeline.task.reward import REASONS
+from pipeline.task.thinking import BOX, Thinking
 
 if TYPE_CHECKING:
     from pipeline.grpo.rollout.rollouts import Rollout
@@ -28,15 +29,18 @@ class GroupSummary:
     tokens: int
     logprob_sum: float
     """Of all its tokens, under the distribution they were sampled from."""
+    boxed: int
+    r"""Responses that contain a `\boxed{`, wherever it stands."""
 
     @classmethod
-    def of(cls, rollout: Rollout) -> GroupSummary:
-        """Summarise one group."""
+    def of(cls, rollout: Rollout, thinking: Thinking) -> GroupSummary:
+        """Summarise one group of responses in the form that `thinking` describes."""
         return cls(
             tuple(outcome.reward for outcome in rollout.outcomes),
             tuple(outcome.reason for outcome in rollout.outcomes),
             sum(len(response.ids) for response in rollout.group.responses),
             sum(sum(response.logprobs) for response in rollout.group.responses),
+            sum(BOX in thinking.whole(response.text) for response in rollout.group.responses),
         )
 
 
@@ -45,8 +49,9 @@ def rollout_metrics(groups: Sequence[GroupSummary]) -> Metrics:
 
     Returns:
         `reward/mean`; `reward/<reason>`, responses by reason; `groups/sampled` and the shares of them with equal
-        rewards (`groups/zero_variance`), all right and all wrong; `response/length`, mean tokens; `policy/entropy`,
-        nats a token at the sampling temperature, estimated without bias as the mean of −log p of what was sampled.
+        rewards (`groups/zero_variance`), all right and all wrong; `response/length`, mean tokens; `response/boxed`,
+        responses that contain a box; `policy/entropy`, nats a token at the sampling temperature, estimated without bias
+        as the mean of −log p of what was sampled.
     """
     responses = sum(len(group.rewards) for group in groups)
     tokens = sum(group.tokens for group in groups)
@@ -60,6 +65,7 @@ def rollout_metrics(groups: Sequence[GroupSummary]) -> Metrics:
         "groups/all_right": sum(map(all, right)) / len(groups),
         "groups/all_wrong": sum(not any(group) for group in right) / len(groups),
         "response/length": tokens / responses,
+        "response/boxed": sum(group.boxed for group in groups),
         "tokens/sampled": tokens,
         "policy/entropy": -sum(group.logprob_sum for group in groups) / tokens,
     }

@@ -4,6 +4,7 @@ recipe.yaml      as resolved, overrides applied
 run.json         what it was made from: shards, base policy, versions, commit
 metrics.jsonl    a line a step
 tensorboard/     the same for TensorBoard
+probe.json       what was sampled before the first step
 prompt.json      the rendered prompt, which a resume takes from here
 rollouts/        responses of every n-th step, Parquet
 checkpoints/     what a resume needs

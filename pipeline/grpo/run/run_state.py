@@ -24,7 +24,7 @@ class RunState:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> RunState:
         """Return the state that a checkpoint stores."""
-        return cls(state["step"], state["draws"], EarlyStopping(**state["watch"]), ComputeUsed(**state["spent"]))
+        return cls(state["step"], state["draws"], EarlyStopping.of(state["watch"]), ComputeUsed(**state["spent"]))
 
     def state(self) -> dict[str, Any]:
         """Return the JSON values which a checkpoint stores."""

@@ -11,6 +11,7 @@ from pipeline.grpo.rollout.rollouts import ROLLOUTS, group_advantages, rollout_r
 from pipeline.grpo.run.metrics import GroupSummary, ProgressLine, Stopwatch, rollout_metrics
 from pipeline.grpo.types import Response
 from pipeline.shards.reader import Site
+from pipeline.task.extraction import TAGS
 from pipeline.task.thinking import Thinking
 
 SITE = Site("d-1", "d", 1, 2.0, "hard", "text", b"ctx \xff", b" 4", b" 4 apples", (2, 9))
@@ -34,13 +35,16 @@ def test_a_group_by_hand() -> None:
     assert first.group.has_gradient and not second.group.has_gradient
     assert first.group.prompt == (7, 8) and first.group.responses[2] == NONE
 
-    metrics = rollout_metrics([GroupSummary.of(first), GroupSummary.of(second)])
+    metrics = rollout_metrics([GroupSummary.of(first, TAGS), GroupSummary.of(second, TAGS)])
     assert metrics["reward/mean"] == 5 / 8
     assert (metrics["reward/match"], metrics["reward/mismatch"], metrics["reward/unfinished"]) == (5, 1, 1)
     assert metrics["groups/zero_variance"] == metrics["groups/all_right"] == 0.5
     assert metrics["groups/all_wrong"] == 0
     assert metrics["tokens/sampled"] == 7 * 2 + 4
     assert metrics["response/length"] == 18 / 8
+    assert metrics["response/boxed"] == 7, "in a response that was cut, too"
+    begun = GroupSummary.of(first, TAGS._replace(prefill="\\boxed{"))
+    assert begun.boxed == 4, "the given beginning counts"
     assert metrics["policy/entropy"] == pytest.approx(0.5)
 
     rows = rollout_rows([first], 3, "Hm. ")
