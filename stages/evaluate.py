@@ -48,6 +48,7 @@ from pipeline.evaluation.predictions import (
     Predictions,
     Samples,
     choose_sites,
+    log_first,
     predict_direct,
     predict_samples,
     predict_with_reasoning,
@@ -278,6 +279,7 @@ def read_policy(
             batch=batch,
             advance=advance,
         )
+    log_first("evaluate", sites, reasoning, prompts)
     drawn, count = None, recipe.evaluate.samples
     if count:
         with progress_bar(f"sampled {name}", Throughput(len(sites), "tokens", steps="sites")) as advance:

@@ -228,7 +228,7 @@ def read_policy(
     import torch
     from transformers import AutoTokenizer
 
-    from pipeline.evaluation.predictions import predict_with_reasoning
+    from pipeline.evaluation.predictions import log_first, predict_with_reasoning
     from pipeline.grpo.rollout.sampler import Sampler
 
     tokens = CorpusTokenizer.load(folder)
@@ -237,7 +237,7 @@ def read_policy(
     longest = prompts.longest(longest_question, recipe.rollout.max_new_tokens)
     policy = Sampler.load(folder, tokens, dtype=dtype, device=torch_device(), batch_rows=batch, longest=longest)
     with progress_bar(f"answers {name}", Throughput(len(sites), "tokens", steps="questions")) as advance:
-        return predict_with_reasoning(
+        answers = predict_with_reasoning(
             policy,
             prompts,
             sites,
@@ -248,6 +248,8 @@ def read_policy(
             advance=advance,
             judge=judge_of(recipe.task.reward),
         )
+    log_first("finetune", sites, answers, prompts)
+    return answers
 
 
 def write_answers(path: Path, sites: Sequence[Site], answers: dict[str, list[Prediction]]) -> None:

@@ -227,13 +227,13 @@ def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:
 def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig | None, recipe: Recipe) -> Metrics:
     """Return accuracy by reasoning at held-out sites, by band: `eval/<band>/reasoning`, `…_low`, `…_high`.
 
-    Without bands there is one band, `all`.
+    Without bands there is one band, `all`. The first answer is logged.
     """
     import numpy as np
 
     from pipeline.evaluation.accuracy import accuracy_by_band, progress_metrics
     from pipeline.evaluation.intervals import proportion
-    from pipeline.evaluation.predictions import predict_with_reasoning
+    from pipeline.evaluation.predictions import log_first, predict_with_reasoning
     from pipeline.grpo.policy import distributed
 
     if not sites:
@@ -252,6 +252,8 @@ def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig | None, r
             judge=judge_of(recipe.task.reward),
         )
         hits_N = np.array(distributed.all_gather([answer.hit for answer in answers]))
+    if is_first_rank():
+        log_first("train", sites, answers, policy.prompts)
     documents_N = [site.doc_id for site in sites]
     by_band = accuracy_by_band(hits_N, sites, bands) if bands else {"all": proportion(hits_N, documents_N)}
     return {**progress_metrics(by_band), **clock.seconds()}

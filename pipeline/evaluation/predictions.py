@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.core.progress import log
 from pipeline.core.random_keys import random_key
+from pipeline.grpo.rollout.excerpt import excerpt
 from pipeline.task.answers import Judge
 from pipeline.task.reward import Outcome, prefix_reward, score_response
 
@@ -207,6 +209,13 @@ def predict_samples(
             )
         advance(len(part), sum(len(response.ids) for response in responses))
     return answers
+
+
+def log_first(title: str, sites_N: Sequence[Site], answers_N: Sequence[Prediction], prompts: PromptBuilder) -> None:
+    """Log the answer at the first site on a few lines, so that a person sees what is measured; `title` begins each."""
+    for site, answer in zip(sites_N[:1], answers_N[:1], strict=True):
+        for line in excerpt(site.context, prompts.after, answer.response, site.continuation, answer.outcome):
+            log(f"{title:<12} {line}")
 
 
 def _batches(sites_N: Sequence[Site], size: int) -> Iterator[Sequence[Site]]:
