@@ -15,23 +15,20 @@ and declared metadata, with intervals clustered by document.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow.parquet as pq
-import typer
 from rich.console import Console
 
 from pipeline.audit.distributions import LONG_VALUE, MANY_VALUES
 from pipeline.config.errors import UserError
-from pipeline.config.loading import load, manifest_of
 from pipeline.config.manifest import ScoreConfig
 from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig
-from pipeline.core.artifact import Record, fingerprint
+from pipeline.core.artifact import Record, fingerprint, published_record
 from pipeline.core.hardware import torch_device
 from pipeline.core.invisible import escape_invisible
 from pipeline.core.model_files import model_digest, resolve_model
@@ -39,9 +36,7 @@ from pipeline.core.parquet import read_table
 from pipeline.core.progress import Throughput, log, progress_bar
 from pipeline.core.sealed import write_json
 from pipeline.core.tokenizer import CorpusTokenizer
-from pipeline.core.workspace import own_record
 from pipeline.evaluation.accuracy import summarize
-from pipeline.evaluation.paper_results import published_rows
 from pipeline.evaluation.plots import draw_progress, draw_scaling, read_progress
 from pipeline.evaluation.predictions import (
     Prediction,
@@ -57,7 +52,9 @@ from pipeline.evaluation.report import Table, blocks, markdown
 from pipeline.evaluation.responses import write_responses
 from pipeline.evaluation.scaling import scaling_of
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
+from pipeline.grpo.run.launch import run_rank
 from pipeline.grpo.run.policy_dtype import with_dtype
+from pipeline.grpo.run.spec import RunSpec
 from pipeline.selection.metadata import column_of
 from pipeline.shards.reader import ShardReader, Site
 from pipeline.shards.schema import SHARDS
@@ -338,30 +335,6 @@ def _print(report: Mapping[str, Any]) -> None:
         console.print()
 
 
-def main(
-    recipe: Path,
-    manifest: Annotated[Path | None, typer.Option()] = None,
-    work: Annotated[Path, typer.Option()] = Path("work"),
-    run: Annotated[Path | None, typer.Option()] = None,
-    policy: Annotated[list[str] | None, typer.Option("--policy")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set")] = None,
-) -> None:
-    """Evaluate as `rpt evaluate` does, which starts this in a new process."""
-    config = load(Recipe, recipe, overrides or ())
-    corpus = manifest_of(config, manifest)
-    folder = run or Path("runs") / config.name
-    evaluate(
-        named_policies(policy) if policy else before_and_after(config, folder),
-        config,
-        corpus.select.bands,
-        own_record(work / corpus.name, corpus, "materialize"),
-        out=folder / "evaluation",
-        run=folder,
-        metrics=folder / "metrics.jsonl",
-        published=published_rows(corpus.corpus, corpus.select.bands),
-    )
-
-
 def before_and_after(recipe: Recipe, run: Path) -> dict[str, Path]:
     """Return the folders of the recipe's policy before training and of the run's policy after it."""
     trained = run / "policy"
@@ -385,9 +358,32 @@ def named_policies(arguments: Sequence[str]) -> dict[str, Path]:
     return policies
 
 
+class EvaluateSpec(RunSpec):
+    """The specification of `rpt evaluate`; `run` is the run that is evaluated."""
+
+    shards: Path
+    """Output of `materialize`."""
+    bands: BandsConfig
+    """Difficulty bands of the manifest."""
+    policies: tuple[str, ...] = ()
+    """`NAME=FOLDER` each; empty: the recipe's policy as `before` and the run's as `after`."""
+    published: dict[str, Any] | None = None
+    """Rows of the paper to print beside the measured ones."""
+
+
+def main(spec: EvaluateSpec) -> None:
+    """Evaluate, in a new process that `rpt evaluate` starts."""
+    evaluate(
+        named_policies(spec.policies) if spec.policies else before_and_after(spec.recipe, spec.run),
+        spec.recipe,
+        spec.bands,
+        published_record(spec.shards),
+        out=spec.run / "evaluation",
+        run=spec.run,
+        metrics=spec.run / "metrics.jsonl",
+        published=spec.published,
+    )
+
+
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except UserError as error:
-        log(f"error: {error}")
-        sys.exit(error.exit_code)
+    run_rank(EvaluateSpec, main)

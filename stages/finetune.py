@@ -4,7 +4,7 @@ Input:   `questions` of the recipe (JSON lines, Parquet, CSV or JSON; a path, th
 Output:  `questions`, in rows of the shards' table; a run of `rpt train` on them, `runs/<recipe>/`, and in it
          `finetune.json` and `answers.parquet`: accuracy on held-out questions before and after, and every answer.
 Command: rpt finetune RECIPE [--policy FOLDER] [--ranks N]
-         By hand: prepare here, `python -m stages.train RECIPE --questions FOLDER`, then `python -m stages.finetune`.
+         It prepares the questions here, starts `stages.train` on them, and then this page for the report.
 
 The loop, the objective and the engine are those of `rpt train`; the reward is a rule (`task.reward: answer` or `math`).
 """
@@ -24,7 +24,6 @@ import pyarrow as pa
 
 from pipeline.config.base import Config
 from pipeline.config.errors import UserError
-from pipeline.config.loading import load
 from pipeline.config.recipe import Recipe
 from pipeline.config.task import QuestionsConfig
 from pipeline.core.artifact import Counters, Record, Shard, fingerprint, published_record
@@ -44,8 +43,9 @@ from pipeline.corpus.template import Template
 from pipeline.evaluation.intervals import difference, proportion
 from pipeline.grpo.data.questions import question_rows, read_questions, to_corpus_config
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
-from pipeline.grpo.run.launch import command_line, run_to_exit
+from pipeline.grpo.run.launch import run_rank
 from pipeline.grpo.run.policy_dtype import with_dtype
+from pipeline.grpo.run.spec import RunSpec
 from pipeline.shards.schema import SHARDS
 from pipeline.task.answers import judge_of
 
@@ -274,14 +274,17 @@ def write_answers(path: Path, sites: Sequence[Site], answers: dict[str, list[Pre
         write_rows(temporary, ANSWERS, rows)
 
 
-def main() -> None:
+class FinetuneSpec(RunSpec):
+    """The specification of the report of `rpt finetune`."""
+
+    questions: Path
+    """The prepared questions."""
+
+
+def main(spec: FinetuneSpec) -> None:
     """Write the report, which `rpt finetune` starts in a new process once the policy is trained."""
-    parser = command_line("stages.finetune", (__doc__ or "").partition("\n")[0])
-    parser.add_argument("--questions", type=Path, required=True)
-    arguments = parser.parse_args()
-    recipe = load(Recipe, arguments.recipe, arguments.overrides)
-    report(recipe, published_record(arguments.questions), run=arguments.run or Path("runs") / recipe.name)
+    report(spec.recipe, published_record(spec.questions), run=spec.run)
 
 
 if __name__ == "__main__":
-    run_to_exit(main)
+    run_rank(FinetuneSpec, main)

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config.loading import load, manifest_of
 from pipeline.config.recipe import Recipe
-from pipeline.core.artifact import Record
+from pipeline.core.artifact import Record, published_record
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.tokenizer import CorpusTokenizer
-from pipeline.core.workspace import own_record
 from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.run.flops import ComputeBudget
-from pipeline.grpo.run.launch import command_line, end_with_launcher, run_to_exit
+from pipeline.grpo.run.launch import run_rank
 from pipeline.grpo.run.policy_dtype import with_dtype
+from pipeline.grpo.run.spec import TrainingSpec
 
 
 def ntp(
@@ -73,18 +72,20 @@ def ntp(
     return train_supervised("ntp", recipe, data, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
 
 
-def main() -> None:
+class NtpSpec(TrainingSpec):
+    """The specification of a run of `rpt ntp`."""
+
+    documents: Path
+    """Output of `ingest`."""
+    budget: ComputeBudget = ComputeBudget()
+    """When to stop."""
+
+
+def main(spec: NtpSpec) -> None:
     """Run one rank, as started by `rpt ntp`, `torchrun` or `deepspeed`."""
-    end_with_launcher()
-    parser = command_line("stages.ntp", (__doc__ or "").partition("\n")[0])
-    ComputeBudget.add_to(parser)
-    arguments = parser.parse_args()
-    recipe = load(Recipe, arguments.recipe, arguments.overrides)
-    manifest = manifest_of(recipe, arguments.manifest)
-    documents = own_record(arguments.work / manifest.name, manifest, "ingest")
-    run = arguments.run or Path("runs") / f"{recipe.name}-ntp"
-    ntp(recipe, documents, run=run, budget=ComputeBudget.of(arguments), deepspeed_config=arguments.deepspeed_config)
+    documents = published_record(spec.documents)
+    ntp(spec.recipe, documents, run=spec.run, budget=spec.budget, deepspeed_config=spec.deepspeed_config)
 
 
 if __name__ == "__main__":
-    run_to_exit(main)
+    run_rank(NtpSpec, main)

@@ -15,18 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.config.loading import load, manifest_of
 from pipeline.config.recipe import Recipe
-from pipeline.core.artifact import Record, content_hash
+from pipeline.core.artifact import Record, content_hash, published_record
 from pipeline.core.model_files import model_digest, resolve_model
-from pipeline.core.workspace import own_record
-from pipeline.grpo.data.pass_rates import read_pass_rates, screening_of
+from pipeline.grpo.data.pass_rates import read_pass_rates
 from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.rollout.thinking_choice import with_thinking
 from pipeline.grpo.run.flops import ComputeBudget
-from pipeline.grpo.run.launch import command_line, end_with_launcher, run_to_exit
+from pipeline.grpo.run.launch import run_rank
 from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.run_folder import policy_tokenizer, spoken
+from pipeline.grpo.run.spec import TrainingSpec
 
 
 def sft(
@@ -121,28 +120,34 @@ def tables_of(rollouts: Path) -> list[Path]:
     return found
 
 
-def main() -> None:
+class SftSpec(TrainingSpec):
+    """The specification of a run of `rpt sft`."""
+
+    documents: Path
+    """Output of `ingest`."""
+    shards: Path
+    """Output of `materialize`."""
+    rollouts: tuple[Path, ...] = ()
+    """Runs, or tables of rollouts, whose correct responses are learned; empty: the true tokens of the shards."""
+    screening: Path | None = None
+    """Output of `screen`, if the recipe chooses its sites by pass rate."""
+    budget: ComputeBudget = ComputeBudget()
+    """When to stop."""
+
+
+def main(spec: SftSpec) -> None:
     """Run one rank, as started by `rpt sft`, `torchrun` or `deepspeed`."""
-    end_with_launcher()
-    parser = command_line("stages.sft", (__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rollouts", type=Path, action="append", default=[], metavar="RUN")
-    ComputeBudget.add_to(parser)
-    arguments = parser.parse_args()
-    recipe = load(Recipe, arguments.recipe, arguments.overrides)
-    manifest = manifest_of(recipe, arguments.manifest)
-    work = arguments.work / manifest.name
-    shards = own_record(work, manifest, "materialize")
     sft(
-        recipe,
-        own_record(work, manifest, "ingest"),
-        shards,
-        [table for rollouts in arguments.rollouts for table in tables_of(rollouts)],
-        run=arguments.run or Path("runs") / f"{recipe.name}-sft",
-        budget=ComputeBudget.of(arguments),
-        screening=screening_of(recipe, shards, work),
-        deepspeed_config=arguments.deepspeed_config,
+        spec.recipe,
+        published_record(spec.documents),
+        published_record(spec.shards),
+        [table for rollouts in spec.rollouts for table in tables_of(rollouts)],
+        run=spec.run,
+        budget=spec.budget,
+        screening=published_record(spec.screening) if spec.screening else None,
+        deepspeed_config=spec.deepspeed_config,
     )
 
 
 if __name__ == "__main__":
-    run_to_exit(main)
+    run_rank(SftSpec, main)

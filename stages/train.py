@@ -4,7 +4,7 @@ Input:   the `train` shards of materialize (and `validation`, to measure held-ou
          `transformers` folder of the policy.
 Output:  `runs/<recipe>/`, whose parts `pipeline/grpo/run/run_folder.py` lists; `policy/` in it is the trained policy.
 Command: rpt train RECIPE [--manifest MANIFEST] [--ranks N]
-         On several nodes: deepspeed --hostfile HOSTS --module stages.train RECIPE [--manifest MANIFEST]
+         On several nodes: `rpt train RECIPE --write-spec SPEC`, then `deepspeed … --module stages.train SPEC`
 
 A step draws sites, samples a group of responses to each, rewards them, and updates the policy on what it sampled. It is
 a function of (recipe, shards, policy, step): a killed run resumes from its last checkpoint and takes the same steps.
@@ -20,15 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from pipeline.config.errors import UserError
-from pipeline.config.loading import load, manifest_of
 from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, published_record
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.progress import log
-from pipeline.core.workspace import own_record
-from pipeline.grpo.data.pass_rates import read_pass_rates, screening_of
+from pipeline.grpo.data.pass_rates import read_pass_rates
 from pipeline.grpo.policy.deepspeed_config import choose_config
 from pipeline.grpo.policy.lr_schedule import learning_rate
 from pipeline.grpo.rollout.prompt import keep_prompt, kept_prompt
@@ -36,12 +33,13 @@ from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.rollout.sampler_choice import with_sampler
 from pipeline.grpo.rollout.thinking_choice import with_thinking
 from pipeline.grpo.run.flops import grpo_flops
-from pipeline.grpo.run.launch import command_line, end_with_launcher, is_first_rank, run_to_exit
+from pipeline.grpo.run.launch import is_first_rank, run_rank
 from pipeline.grpo.run.metrics import GroupSummary, Metrics, Stopwatch, rollout_metrics
 from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.policy_loading import Policy, load_policy, with_vllm
 from pipeline.grpo.run.run_folder import TrainingRun, identity, is_up_to_date, locked, policy_tokenizer, spoken
 from pipeline.grpo.run.run_state import RunState
+from pipeline.grpo.run.spec import TrainingSpec
 from pipeline.task.answers import judge_of
 
 if TYPE_CHECKING:
@@ -259,33 +257,31 @@ def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig | None, r
     return {**progress_metrics(by_band), **clock.seconds()}
 
 
-def main() -> None:
+class TrainSpec(TrainingSpec):
+    """The specification of a run of `rpt train`, or of the training of `rpt finetune`."""
+
+    shards: Path
+    """Output of `materialize`, or the prepared questions of `rpt finetune`."""
+    screening: Path | None = None
+    """Output of `screen`, if the recipe chooses its sites by pass rate."""
+    bands: BandsConfig | None = None
+    """Difficulty bands of the evaluations during training."""
+    vllm_server: str | None = None
+    """URL of a vLLM server that samples."""
+
+
+def main(spec: TrainSpec) -> None:
     """Run one rank, as started by `rpt train`, `torchrun` or `deepspeed`."""
-    end_with_launcher()
-    parser = command_line("stages.train", (__doc__ or "").partition("\n")[0])
-    parser.add_argument("--vllm-server")
-    parser.add_argument("--questions", type=Path, help="train on these questions instead of the manifest's shards")
-    arguments = parser.parse_args()
-    recipe = load(Recipe, arguments.recipe, arguments.overrides)
-    manifest = manifest_of(recipe, arguments.manifest)
-    work, questions = arguments.work / manifest.name, arguments.questions
-    if (recipe.task.reward in ("answer", "math")) != bool(questions):
-        raise UserError(
-            "this recipe uses an answer reward" if not questions else "this recipe has no answer reward",
-            where=arguments.recipe,
-            hint="use `rpt finetune` for questions with answers, `rpt train` for sites",
-        )
-    shards = published_record(questions) if questions else own_record(work, manifest, "materialize")
     train(
-        recipe,
-        None if questions else manifest.select.bands,
-        shards,
-        run=arguments.run or Path("runs") / recipe.name,
-        screening=screening_of(recipe, shards, work),
-        deepspeed_config=arguments.deepspeed_config,
-        vllm_server=arguments.vllm_server,
+        spec.recipe,
+        spec.bands,
+        published_record(spec.shards),
+        run=spec.run,
+        screening=published_record(spec.screening) if spec.screening else None,
+        deepspeed_config=spec.deepspeed_config,
+        vllm_server=spec.vllm_server,
     )
 
 
 if __name__ == "__main__":
-    run_to_exit(main)
+    run_rank(TrainSpec, main)

@@ -17,7 +17,7 @@ from commands.groups.options import (
     Workers,
     set_option,
 )
-from commands.groups.train import launch, recipe_arguments
+from commands.launch import launch
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.recipe import Recipe
 
@@ -80,9 +80,21 @@ def evaluate(
 
         rpt evaluate recipes/demo.yaml --run runs/three --policy base=demo/policy --policy ntp=runs/ntp/policy
     """
-    arguments = recipe_arguments(recipe, manifest, work, run, overrides)
-    arguments += [word for named in policy or () for word in ("--policy", named)]
-    launch("stages.evaluate", arguments, ranks=1)
+    from pipeline.core.workspace import own_record
+    from pipeline.evaluation.paper_results import published_rows
+    from stages.evaluate import EvaluateSpec
+
+    read = load(Recipe, recipe, overrides or ())
+    corpus = manifest_of(read, manifest)
+    spec = EvaluateSpec(
+        recipe=read,
+        run=run or Path("runs") / read.name,
+        shards=own_record(work / corpus.name, corpus, "materialize").directory,
+        bands=corpus.select.bands,
+        policies=tuple(policy or ()),
+        published=published_rows(corpus.corpus, corpus.select.bands),
+    )
+    launch("stages.evaluate", spec)
 
 
 @commands.command(rich_help_panel=POLICY)

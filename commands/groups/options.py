@@ -51,6 +51,10 @@ PolicyFolder = Annotated[Path | None, typer.Option(help="Start from this policy.
 FlopsOf = Annotated[Path | None, typer.Option(metavar="RUN", help="Stop after as many FLOPs as that run has used.")]
 Flops = Annotated[float | None, typer.Option(help="Stop after this many FLOPs.")]
 Tokens = Annotated[int | None, typer.Option(help="Stop after training on this many tokens.")]
+WriteSpec = Annotated[
+    Path | None,
+    typer.Option("--write-spec", metavar="FILE", help="Only write the run's specification, for several nodes."),
+]
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
 # An empty metavar: Typer would show the type of a flag, `<bool>`, which takes no value.
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of tables.")]

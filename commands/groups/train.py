@@ -1,15 +1,12 @@
-"""The commands that train a policy: `rpt train`, the baselines and `rpt finetune`; training runs in child processes."""
+"""The commands that train a policy: `rpt train`, the baselines and `rpt finetune`; training runs in child processes.
+
+A command reads its options into the run specification of a stage, which the processes that train read.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,12 +23,18 @@ from commands.groups.options import (
     Tokens,
     Topology,
     Work,
+    WriteSpec,
 )
+from commands.launch import launch
+from pipeline.config.errors import UserError
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.recipe import Recipe
-from pipeline.core.executor import ignore_interrupts
 from pipeline.core.progress import log
-from pipeline.grpo.policy.rendezvous import MEETING_FILE
+from pipeline.grpo.run.spec import TrainingSpec, write_spec
+
+if TYPE_CHECKING:
+    from pipeline.core.artifact import Record
+    from pipeline.grpo.run.flops import ComputeBudget
 
 commands = typer.Typer()
 
@@ -48,104 +51,40 @@ def train(
     overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     run: Run = None,
+    write_to: WriteSpec = None,
 ) -> None:
     """Train the policy on the shards by DeepSpeed ZeRO-3 GRPO with the prefix-matching reward; resumes automatically.
 
-    For several nodes start `deepspeed --hostfile … --module stages.train …` yourself (docs/training.md).
+    For several nodes write the run's specification with `--write-spec`, and start `deepspeed` or `torchrun` on it
+    (docs/training.md).
 
     Examples:
 
         rpt train recipes/demo.yaml
 
         rpt train recipes/demo.yaml --ranks 2 --set budget.steps=20 --run runs/short
+
+        rpt train recipes/demo.yaml --write-spec runs/demo.json && deepspeed --module stages.train runs/demo.json
     """
-    arguments = _training_arguments(recipe, manifest, work, run, deepspeed, overrides)
-    arguments += ["--vllm-server", vllm_server] if vllm_server else []
-    launch("stages.train", arguments, ranks)
+    from pipeline.core.workspace import own_record
+    from stages.train import TrainSpec
 
-
-def launch(module: str, arguments: list[str], ranks: int) -> None:
-    """Run a stage in new processes, whose allocator and threads are set before torch is loaded."""
-    environment = os.environ | {
-        # Page faults of large short-lived tensors stall CPU runs by up to ten times: keep freed memory.
-        "MALLOC_MMAP_MAX_": os.environ.get("MALLOC_MMAP_MAX_", "0"),
-        "MALLOC_TRIM_THRESHOLD_": os.environ.get("MALLOC_TRIM_THRESHOLD_", str(1 << 40)),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    with tempfile.TemporaryDirectory(prefix="rpt-ranks-") as meeting:
-        command = [sys.executable, "-m", module, *arguments]
-        if ranks > 1:
-            command = [sys.executable, *_launcher(ranks, Path(meeting)), "--", module, *arguments]
-            environment = _rank_environment(ranks, Path(meeting)) | environment
-        code = _run_command(command, environment, ranks)
-    if code:
-        raise typer.Exit(code if code > 0 else 128 - code)
-
-
-def _launcher(ranks: int, meeting: Path) -> list[str]:
-    """Return the command of torch's launcher, whose processes meet in a file: a port would be open to the network."""
-    rendezvous = [
-        "--nnodes=1",
-        "--rdzv-backend=c10d",
-        "--rdzv-conf=store_type=file",
-        f"--rdzv-endpoint={meeting / 'launcher'}",
-    ]
-    # The launcher kills the ranks 30 seconds after a signal that it handles; the signals we send go to the ranks only.
-    return [
-        "-m",
-        "torch.distributed.run",
-        *rendezvous,
-        f"--nproc-per-node={ranks}",
-        "--signals-to-handle=SIGQUIT",
-        "--module",
-    ]
-
-
-def _rank_environment(ranks: int, meeting: Path) -> dict[str, str]:
-    """Return default environment variables of several ranks on this machine, which use the loopback interface only."""
-    import psutil
-
-    addresses = psutil.net_if_addrs().items()
-    loopback = next((name for name, own in addresses if any(each.address == "127.0.0.1" for each in own)), None)
-    networks = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": f"={loopback}"} if loopback else {}
-    threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    no_port = {MEETING_FILE: str(meeting / "ranks"), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    return {"OMP_NUM_THREADS": threads, **networks, **no_port}
-
-
-def _run_command(command: list[str], environment: dict[str, str], ranks: int) -> int:
-    """Run a command and return its exit code; on SIGTERM or Ctrl-C its ranks finish their step and save first."""
-
-    def send(number: int, _: object = None) -> None:
-        """Send a signal to the ranks themselves: on SIGTERM they save and exit with 0."""
-        import psutil
-
-        with contextlib.suppress(psutil.NoSuchProcess):
-            started = psutil.Process(process.pid).children() if ranks > 1 else [process]
-            for rank in started:
-                rank.send_signal(number)
-            if not started:
-                process.kill()  # no rank has started, so there is nothing to save
-
-    # SIGTERM may be sent to the whole process group. The children inherit the blocked mask: the signal never reaches
-    # the launcher, and stays pending in a rank until that rank handles it (`stop_signal`).
-    several = {signal.SIGTERM} if ranks > 1 else set()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, several)
-    with ignore_interrupts():  # inherited by the children: Ctrl-C is passed on from here
-        process = subprocess.Popen(command, env=environment)
-    signal.signal(signal.SIGTERM, send)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        try:
-            log("interrupted: finishing and saving the current step (Ctrl-C again to quit now)")
-            send(signal.SIGTERM)
-            process.wait()
-        except KeyboardInterrupt:
-            send(signal.SIGKILL)
-            process.kill()
-        raise
+    read = load(Recipe, recipe, overrides or ())
+    if read.task.reward in ("answer", "math"):
+        hint = "use `rpt finetune` for questions with answers, `rpt train` for sites"
+        raise UserError("this recipe uses an answer reward", where=recipe, hint=hint)
+    corpus = manifest_of(read, manifest)
+    shards = own_record(work / corpus.name, corpus, "materialize")
+    spec = TrainSpec(
+        recipe=read,
+        run=run or Path("runs") / read.name,
+        deepspeed_config=deepspeed,
+        shards=shards.directory,
+        screening=_screening(read, shards, work / corpus.name),
+        bands=corpus.select.bands,
+        vllm_server=vllm_server,
+    )
+    _start("stages.train", spec, ranks, write_to)
 
 
 @commands.command(rich_help_panel=POLICY)
@@ -161,6 +100,7 @@ def ntp(
     overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     run: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME-ntp]")] = None,
+    write_to: WriteSpec = None,
 ) -> None:
     """Baseline: next-token training on the plain text of the corpus; same engine; resumes automatically.
 
@@ -172,8 +112,19 @@ def ntp(
 
         rpt ntp recipes/demo.yaml --flops-of runs/demo
     """
-    arguments = _training_arguments(recipe, manifest, work, run, deepspeed, _with_policy(policy, overrides))
-    launch("stages.ntp", [*arguments, *_budget_arguments(flops_of, flops, tokens)], ranks)
+    from pipeline.core.workspace import own_record
+    from stages.ntp import NtpSpec
+
+    read = load(Recipe, recipe, _with_policy(policy, overrides))
+    corpus = manifest_of(read, manifest)
+    spec = NtpSpec(
+        recipe=read,
+        run=run or Path("runs") / f"{read.name}-ntp",
+        deepspeed_config=deepspeed,
+        documents=own_record(work / corpus.name, corpus, "ingest").directory,
+        budget=_budget(flops_of, flops, tokens),
+    )
+    _start("stages.ntp", spec, ranks, write_to)
 
 
 @commands.command(rich_help_panel=POLICY)
@@ -196,6 +147,7 @@ def sft(
     overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     run: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME-sft]")] = None,
+    write_to: WriteSpec = None,
 ) -> None:
     """Baseline: supervised fine-tuning on (context, reasoning, continuation); same engine; resumes automatically.
 
@@ -207,9 +159,23 @@ def sft(
 
         rpt sft recipes/demo.yaml --rollouts runs/demo --flops-of runs/demo --set supervised.plain_text=0.5
     """
-    arguments = _training_arguments(recipe, manifest, work, run, deepspeed, _with_policy(policy, overrides))
-    arguments += [word for path in rollouts or () for word in ("--rollouts", str(path))]
-    launch("stages.sft", [*arguments, *_budget_arguments(flops_of, flops, tokens)], ranks)
+    from pipeline.core.workspace import own_record
+    from stages.sft import SftSpec
+
+    read = load(Recipe, recipe, _with_policy(policy, overrides))
+    corpus = manifest_of(read, manifest)
+    shards = own_record(work / corpus.name, corpus, "materialize")
+    spec = SftSpec(
+        recipe=read,
+        run=run or Path("runs") / f"{read.name}-sft",
+        deepspeed_config=deepspeed,
+        documents=own_record(work / corpus.name, corpus, "ingest").directory,
+        shards=shards.directory,
+        rollouts=tuple(rollouts or ()),
+        screening=_screening(read, shards, work / corpus.name),
+        budget=_budget(flops_of, flops, tokens),
+    )
+    _start("stages.sft", spec, ranks, write_to)
 
 
 @commands.command(rich_help_panel=POLICY)
@@ -234,38 +200,38 @@ def finetune(
         rpt finetune recipes/demo-finetune.yaml --policy runs/demo/policy --run runs/demo-finetuned
     """
     from pipeline.core.executor import LocalExecutor
-    from stages.finetune import questions
+    from stages.finetune import FinetuneSpec, questions
+    from stages.train import TrainSpec
 
-    changed = _with_policy(policy, overrides)
-    arguments = _training_arguments(recipe, manifest, work, run, deepspeed, changed)
-    read = load(Recipe, recipe, changed)
-    record = questions(read, work=work / manifest_of(read, manifest).name, executor=LocalExecutor(1))
-    arguments += ["--questions", str(record.directory)]
-    launch("stages.train", arguments, ranks)
-    launch("stages.finetune", arguments, 1)
-
-
-def _training_arguments(
-    recipe: Path,
-    manifest: Path | None,
-    work: Path,
-    run: Path | None,
-    deepspeed: Path | None,
-    overrides: list[str] | None,
-) -> list[str]:
-    """Return the arguments of a stage that trains. A misspelt key fails here, before anything heavy starts."""
-    arguments = recipe_arguments(recipe, manifest, work, run, overrides)
-    return arguments + (["--deepspeed-config", str(deepspeed)] if deepspeed else [])
+    read = load(Recipe, recipe, _with_policy(policy, overrides))
+    home, folder = work / manifest_of(read, manifest).name, run or Path("runs") / read.name
+    asked = questions(read, work=home, executor=LocalExecutor(1))
+    spec = TrainSpec(
+        recipe=read,
+        run=folder,
+        deepspeed_config=deepspeed,
+        shards=asked.directory,
+        screening=_screening(read, asked, home),
+    )
+    launch("stages.train", spec, ranks)
+    launch("stages.finetune", FinetuneSpec(recipe=read, run=folder, questions=asked.directory))
 
 
-def recipe_arguments(
-    recipe: Path, manifest: Path | None, work: Path, run: Path | None, overrides: list[str] | None
-) -> list[str]:
-    """Check the recipe and its manifest, and return the arguments of a stage that takes a recipe."""
-    manifest_of(load(Recipe, recipe, overrides or ()), manifest)
-    arguments = [str(recipe), *(["--manifest", str(manifest)] if manifest else []), "--work", str(work)]
-    arguments += ["--run", str(run)] if run else []
-    return arguments + [word for override in overrides or () for word in ("--set", override)]
+def _start(stage: str, spec: TrainingSpec, ranks: int, write_to: Path | None) -> None:
+    """Train, or only write the specification, for a launcher of several nodes."""
+    if write_to is None:
+        launch(stage, spec, ranks)
+        return
+    write_spec(spec, write_to)
+    log(f"written to {write_to}: start `{stage} {write_to}` by `deepspeed --module` or `torchrun --module`")
+
+
+def _screening(recipe: Recipe, shards: Record, work: Path) -> Path | None:
+    """Return the folder of the screening that the recipe's filters use; None if they use none."""
+    from pipeline.grpo.data.pass_rates import screening_of
+
+    screening = screening_of(recipe, shards, work)
+    return screening.directory if screening else None
 
 
 def _with_policy(policy: Path | None, overrides: list[str] | None) -> list[str]:
@@ -273,7 +239,14 @@ def _with_policy(policy: Path | None, overrides: list[str] | None) -> list[str]:
     return [*(overrides or ()), *([f"policy.model={policy}", "policy.revision=null"] if policy else [])]
 
 
-def _budget_arguments(flops_of: Path | None, flops: float | None, tokens: int | None) -> list[str]:
-    """Return the arguments of the budget options that were given."""
-    given = {"--flops-of": flops_of, "--flops": flops, "--tokens": tokens}
-    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
+def _budget(flops_of: Path | None, flops: float | None, tokens: int | None) -> ComputeBudget:
+    """Return the limit that one of the three options sets; without one, there is none but the recipe's steps.
+
+    Raises:
+        UserError: several are given, or `flops_of` names no run whose compute was counted.
+    """
+    from pipeline.grpo.run import flops as counted
+
+    if sum(option is not None for option in (flops_of, flops, tokens)) > 1:
+        raise UserError("several limits are given", hint="give one of --flops-of, --flops and --tokens")
+    return counted.ComputeBudget(tokens, counted.flops_of(flops_of) if flops_of else flops)

@@ -20,7 +20,7 @@ def find(path: Path, folder: str) -> Path | None:
     """
     if path.is_absolute() or path.parts[:-1] not in ((), (folder,)):
         return None
-    file = ROOT / folder / path.with_suffix(".yaml").name
+    file = ROOT / folder / f"{path.name.removesuffix('.yaml')}.yaml"
     return file if file.is_file() else None
 
 

@@ -129,7 +129,7 @@ import pathlib, sys, time
 from pipeline.grpo.run.launch import stop_signal
 with stop_signal() as stop_is_asked:
     pathlib.Path(f"ready-{time.monotonic_ns()}").touch()
-    while not stop_is_asked() or "stubborn" in sys.argv:
+    while not stop_is_asked() or "stubborn" in pathlib.Path(sys.argv[1]).read_text():
         time.sleep(0.01)
 pathlib.Path(f"saved-{time.monotonic_ns()}").touch()
 """
@@ -141,13 +141,16 @@ def test_ctrl_c_ends_a_training_as_sigterm_does_and_a_second_one_at_once(
 ) -> None:
     """SIGINT to the whole group, as a terminal sends it: no rank dies of it with a traceback in the midst of a step."""
     (tmp_path / "page.py").write_text(PAGE)
-    arguments = ["stubborn"] if stubborn else []
+    name = "stubborn" if stubborn else "obedient"
     code = f"""
 import signal
-from commands.groups.train import launch
+from commands.launch import launch
+from pipeline.config.recipe import PolicyConfig, Recipe
+from pipeline.grpo.run.spec import RunSpec
+spec = RunSpec(recipe=Recipe(name="{name}", policy=PolicyConfig(model="somewhere")), run="run")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal; what runs in the background may ignore it
 try:
-    launch("page", {arguments}, {ranks})
+    launch("page", spec, {ranks})
 except KeyboardInterrupt:
     raise SystemExit(130)
 """

@@ -17,6 +17,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
 from pipeline.config.recipe import Recipe
+from pipeline.config.resources import list_names
 from pipeline.config.study import StudyConfig
 
 MANIFEST = """
@@ -110,6 +111,13 @@ def test_files_that_are_no_manifest(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_lists_its_neighbours(manifest: Path) -> None:
     with pytest.raises(UserError, match=r"not found.*tiny\.yaml"):
         load(Manifest, manifest.with_name("tinny.yaml"))
+
+
+@pytest.mark.parametrize(("kind", "folder"), [(Manifest, "data_manifests"), (Recipe, "recipes")])
+def test_every_packaged_file_is_found_by_the_name_that_is_listed(kind: type[Config], folder: str) -> None:
+    for name in list_names(folder):
+        if "study" not in name:
+            assert load(kind, Path(name)).name == name
 
 
 def test_a_packaged_manifest_is_the_same_by_its_name_and_by_its_path(

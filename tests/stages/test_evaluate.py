@@ -14,15 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import PolicyConfig, Recipe
 from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, Shard, publish, scratch_folder, write_record
 from pipeline.core.parquet import write_rows
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.responses import RESPONSES
+from pipeline.grpo.run.spec import write_spec
 from pipeline.selection.metadata import metadata_fields
 from pipeline.shards.schema import SHARDS
-from stages.evaluate import evaluate, named_policies, site_labels
+from stages.evaluate import EvaluateSpec, evaluate, named_policies, site_labels
 from tests.evaluation.scripted import END, as_row, reasoner, save_policy, site, tie
 
 # A document a line; the policies below predict by the context's last byte, or always box the same answer.
@@ -274,14 +275,11 @@ def test_nothing_to_evaluate_at(policies, shards, tmp_path):
 
 
 def test_the_command_wants_a_trained_policy(repository, tmp_path):
-    recipe = tmp_path / "toy.yaml"
-    recipe.write_text("name: toy\npolicy: {model: nowhere}\n")
-    manifest = tmp_path / "manifest.yaml"
-    manifest.write_text(
-        "name: toy\ncorpus: {source: x.jsonl}\nproxy: {train: {}}\nmaterialize: {policy_tokenizer: nowhere}\n"
-    )
+    recipe = Recipe(name="toy", policy=PolicyConfig(model="nowhere"))
+    spec = EvaluateSpec(recipe=recipe, run=Path("runs/toy"), shards=tmp_path, bands=BandsConfig())
+    write_spec(spec, tmp_path / "spec.json")
     run = subprocess.run(
-        [sys.executable, "-m", "stages.evaluate", str(recipe), "--manifest", str(manifest)],
+        [sys.executable, "-m", "stages.evaluate", "spec.json"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(repository)},
         capture_output=True,

@@ -42,10 +42,10 @@ class World:
 
     def start(self, run: str, *more: str, ranks: int = 1) -> subprocess.Popen[str]:
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--module", "--"]
-        return self._start(launcher if ranks > 1 else [], run, *more)
+        return self._start(*(launcher if ranks > 1 else []), "stages.train", self.spec(run, *more))
 
     def start_command(self, run: str, ranks: int) -> subprocess.Popen[str]:
-        return self._start([], run, "--ranks", str(ranks), page=("commands.cli", "train"))
+        return self._start(*self.command(run), "--ranks", str(ranks))
 
     def start_nodes(self, run: str, nodes: int, *more: str) -> list[subprocess.Popen[str]]:
         """As on several machines: a launcher on each, of one rank, that find one another by address."""
@@ -54,14 +54,20 @@ class World:
             port = probe.getsockname()[1]
         launcher = ["torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
         launcher += [f"--master-port={port}"]
-        return [self._start([*launcher, f"--node-rank={node}", "--module", "--"], run, *more) for node in range(nodes)]
+        page = ["--module", "--", "stages.train", self.spec(run, *more)]
+        return [self._start(*launcher, f"--node-rank={node}", *page) for node in range(nodes)]
 
-    def _start(
-        self, launcher: list[str], run: str, *more: str, page: tuple[str, ...] = ("stages.train",)
-    ) -> subprocess.Popen[str]:
-        arguments = ["recipe.yaml", "--work", "work", "--run", run, *more]
+    def command(self, run: str) -> list[str]:
+        return ["commands.cli", "train", "recipe.yaml", "--work", "work", "--run", run]
+
+    def spec(self, run: str, *more: str) -> str:
+        """Writes the specification of a run and returns its file."""
+        self.finish(self._start(*self.command(run), *more, "--write-spec", f"{run}.json"))
+        return f"{run}.json"
+
+    def _start(self, *module: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", *launcher, *page, *arguments],
+            [sys.executable, "-m", *module],
             cwd=self.folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,

@@ -15,7 +15,6 @@ memory, evaluations, the probe before the first step.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -140,23 +139,6 @@ class ComputeBudget:
 
     tokens: int | None = None
     flops: float | None = None
-
-    @classmethod
-    def add_to(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the command-line options that `of` reads."""
-        group = parser.add_mutually_exclusive_group()
-        group.add_argument("--tokens", type=int)
-        group.add_argument("--flops", type=float)
-        group.add_argument("--flops-of", type=Path, metavar="RUN")
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace) -> ComputeBudget:
-        """Return the budget that a command line gives.
-
-        Raises:
-            UserError: `--flops-of` names no run whose compute was counted.
-        """
-        return cls(arguments.tokens, flops_of(arguments.flops_of) if arguments.flops_of else arguments.flops)
 
     def steps(self, spending: Iterable[tuple[int, int]], *, otherwise: int) -> int:
         """Return the first number of steps after which the budget is spent.

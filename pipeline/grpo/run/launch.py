@@ -1,8 +1,7 @@
-"""Run a training rank as a process: its command line, signals and exit. Starts without torch."""
+"""Run a stage as a process: its specification, signals and exit. Starts without torch."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -15,25 +14,7 @@ from typing import NoReturn
 
 from pipeline.config.errors import as_user_error
 from pipeline.core.progress import log, quiet_libraries
-
-
-def command_line(page: str, purpose: str) -> argparse.ArgumentParser:
-    """Return the argument parser that every training page shares, however it is started.
-
-    Args:
-        page: the module's name.
-        purpose: a line for its help.
-    """
-    quiet_libraries()
-    parser = argparse.ArgumentParser(prog=page, description=purpose)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--manifest", type=Path, help="by default the recipe's `data`")
-    parser.add_argument("--work", type=Path, default=Path("work"))
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--deepspeed-config", type=Path)
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    parser.add_argument("--local_rank", type=int, help="what the deepspeed launcher adds; the environment counts")
-    return parser
+from pipeline.grpo.run.spec import SpecT, read_spec
 
 
 def is_first_rank() -> bool:
@@ -75,6 +56,22 @@ def _is_python(process: int) -> bool:
         return b"python" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return not Path("/proc/self").exists()
+
+
+def run_rank(kind: type[SpecT], stage: Callable[[SpecT], object]) -> NoReturn:
+    """Run a stage on the specification that this process's arguments name, to its exit code.
+
+    Args:
+        kind: the stage's specification.
+        stage: is called with it.
+    """
+
+    def main() -> None:
+        end_with_launcher()
+        quiet_libraries()
+        stage(read_spec(kind, sys.argv[1:]))
+
+    run_to_exit(main)
 
 
 def run_to_exit(main: Callable[[], None]) -> NoReturn:

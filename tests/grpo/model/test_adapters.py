@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM as Auto
 from transformers import PreTrainedModel, Qwen3MoeConfig
 
 from pipeline.config.errors import UserError
-from pipeline.config.recipe import LoraConfig
+from pipeline.config.loading import load
+from pipeline.config.recipe import LoraConfig, Recipe
+from pipeline.config.selection import BandsConfig
 from pipeline.grpo.model.adapters import (
     adapted,
     adapter_parameters,
@@ -28,7 +30,9 @@ from pipeline.grpo.model.adapters import (
     save_adapter,
     without_adapters,
 )
-from tests.grpo.colours import make_policy, metrics_of, publish_shards, write_manifest, write_recipe
+from pipeline.grpo.run.spec import write_spec
+from stages.train import TrainSpec
+from tests.grpo.colours import make_policy, metrics_of, publish_shards, write_recipe
 from tests.grpo.models import VOCAB, tiny
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -149,15 +153,16 @@ def test_without_adapters_the_policy_is_the_base() -> None:
 
 def test_a_killed_run_of_adapters_takes_the_same_steps(tmp_path: Path) -> None:
     policy = make_policy(tmp_path / "policy")
-    publish_shards(tmp_path / "work", policy)
+    shards = publish_shards(tmp_path / "work", policy)
     write_recipe(tmp_path / "recipe.yaml", policy, objective={"kl": 0.05})
-    write_manifest(tmp_path / "manifest.yaml", policy)
+
+    recipe = load(Recipe, tmp_path / "recipe.yaml", ["policy.lora={rank: 4, alpha: 8}"])
 
     def start(run: str) -> subprocess.Popen[str]:
-        arguments = ["recipe.yaml", "--manifest", "manifest.yaml", "--work", "work", "--run", run]
-        arguments += ["--set", "policy.lora={rank: 4, alpha: 8}"]
+        spec = TrainSpec(recipe=recipe, run=tmp_path / run, shards=shards.directory, bands=BandsConfig())
+        write_spec(spec, tmp_path / f"{run}.json")
         return subprocess.Popen(
-            [sys.executable, "-m", "stages.train", *arguments],
+            [sys.executable, "-m", "stages.train", f"{run}.json"],
             cwd=tmp_path,
             env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
