@@ -119,6 +119,7 @@ def evaluate(
         "fingerprint": identity,
         "policies": list(policies),
         **_settings(recipe),
+        "thinking": {name: prompt.thinking.mode for name, prompt in prompts.items()},
         "published": published,
         "scaling": scaling_of([metrics], list(manifest_bands.model_dump())) if metrics and metrics.exists() else {},
         "sets": {

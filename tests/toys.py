@@ -33,8 +33,8 @@ def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def byte_level_tokenizer(folder: Path, texts: list[str], vocab_size: int = 400) -> Path:
-    """A lossless byte-level BPE with `<think>` marks, as a folder that holds a `tokenizer.json`."""
+def byte_level_tokenizer(folder: Path, texts: list[str], vocab_size: int = 400, *, marks: bool = True) -> Path:
+    """A lossless byte-level BPE as a folder that holds a `tokenizer.json`, by default with `<think>` marks."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -45,7 +45,8 @@ def byte_level_tokenizer(folder: Path, texts: list[str], vocab_size: int = 400) 
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens(["<think>", "</think>"])
+    if marks:
+        tokenizer.add_tokens(["<think>", "</think>"])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(

@@ -184,3 +184,6 @@ def test_what_ends_the_responses_of_a_policy(tmp_path: Path) -> None:
     ends = {end["id"]: (end["named_by"], end["taught"]) for end in found["response_ends"]}
     assert ends == {0: (["tokenizer"], True), 7: (["generation configuration"], False)}
     assert len(doctor.tables(found)) == 3
+    assert found["thinking"]["mode"] == "tags" and "are tokens" in found["thinking"]["reason"]
+    plain = byte_level_tokenizer(tmp_path / "plain", ["some text"], marks=False)
+    assert doctor.doctor(tmp_path, str(plain))["thinking"]["mode"] == "free"

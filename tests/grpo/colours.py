@@ -22,22 +22,24 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.shards.schema import SHARDS
 from pipeline.task.templates import TEMPLATES
+from pipeline.task.thinking import written_response
 from tests.stages.published import InProcess
 from tests.toys import byte_level_tokenizer
 
 COLOURS = (" red", " blue", " green", " pink")
+BRIEF = TaskConfig(template="brief")
 
 
 def context(index: int) -> str:
     return f"Document {index}, whose colour is"
 
 
-def make_policy(folder: Path) -> Path:
-    """Fit a small decoder to answer with a random colour, in a few seconds."""
+def make_policy(folder: Path, task: TaskConfig = BRIEF) -> Path:
+    """Fit a small decoder to answer with a random colour, in the form that the task asks for, in a few seconds."""
     texts = [context(i) + c for i in range(60) for c in COLOURS] + ["</think>\\boxed{}", TEMPLATES["brief"].text] * 9
     byte_level_tokenizer(folder, texts, vocab_size=330)
     tokens, tokenizer = CorpusTokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
-    prompts = PromptBuilder.of(tokenizer, tokens, TaskConfig(template="brief"))
+    prompts = PromptBuilder.of(tokenizer, tokens, task)
     end, closed = tokens.id_of("<|end|>"), tokens.id_of("</think>")
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -58,7 +60,9 @@ def make_policy(folder: Path) -> Path:
     for _ in range(80):
         rows = []
         for _ in range(16):
-            answer = [closed, *tokens.encode(f"\\boxed{{{rng.choice(COLOURS)}}}").tolist(), end]
+            written = written_response(prompts.thinking, "", rng.choice(COLOURS).encode()).decode()
+            _, thought, box = written.rpartition("</think>")
+            answer = [*([closed] if thought else []), *tokens.encode(box).tolist(), end]
             rows.append((prompts.ids(context(rng.randrange(60)).encode()), answer))
         width = max(len(prompt) + len(answer) for prompt, answer in rows)
         ids = torch.tensor(

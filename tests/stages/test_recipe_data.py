@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,23 @@ def test_the_recipes_that_are_shipped_name_their_data(repository: Path) -> None:
         if "study" not in path.name
     }
     assert found == {"demo": "demo", "demo-finetune": "demo", "omnimath-1.5b": "omnimath", "omnimath-14b": "omnimath"}
+
+
+def test_a_template_is_read_from_the_recipes_folder_and_known_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(tmp_path / "recipes" / "one.yaml", task={"template": "prompts/mine.txt"})
+    file = tmp_path / "recipes" / "prompts" / "mine.txt"
+    file.parent.mkdir()
+    file.write_text("{context}?")
+    monkeypatch.chdir(tmp_path / "recipes")
+    read = load(Recipe, Path("one.yaml"))
+    monkeypatch.chdir(tmp_path)
+    assert read.task.template == str(file)
+    own = read.task.identity()
+    assert own["template"] == f"sha256:{hashlib.sha256(b'{context}?').hexdigest()}"
+    moved = file.rename(tmp_path / "other.txt")
+    assert load(Recipe, path, [f"task.template={moved}"]).task.identity() == own
+    moved.write_text("{context}!")
+    assert load(Recipe, path, [f"task.template={moved}"]).task.identity() != own
+    assert load(Recipe, path, ["task.template=v4"]).task.identity()["template"] == "v4"

@@ -23,8 +23,10 @@ from pipeline.config.errors import UserError
 from pipeline.config.loading import load
 from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, current_record
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.rollouts import ROLLOUTS
 from pipeline.grpo.rollout.sampler_choice import with_sampler
+from pipeline.grpo.rollout.thinking_choice import with_thinking
 from pipeline.grpo.run.run_folder import policy_tokenizer
 from tests.grpo.colours import make_policy, metrics_of, publish_shards, write_manifest, write_recipe
 from tests.toys import byte_level_tokenizer
@@ -177,7 +179,10 @@ def test_the_recipe_was_followed(world: World) -> None:
     assert {band[site] for site in second["site_id"].to_pylist()} == {"easy", "hard"}
     assert third.schema.equals(ROLLOUTS)
     assert len(set(zip(second["site_id"].to_pylist(), second["sample"].to_pylist(), strict=True))) == second.num_rows
-    assert load(Recipe, run / "recipe.yaml") == with_sampler(recipe, None), "`auto` is recorded as what it became"
+    policy = world.folder / "policy"
+    resolved = with_thinking(with_sampler(recipe, None), policy, CorpusTokenizer.load(policy), "train")
+    assert load(Recipe, run / "recipe.yaml") == resolved, "`auto` is recorded as what it became"
+    assert (resolved.task.thinking, resolved.task.template) == ("tags", "brief")
     about = json.loads((run / "run.json").read_text())
     assert about["base"]["model"] == recipe.policy.model and about["shards"]["content"] == world.shards.content
     assert about["versions"]["deepspeed"]

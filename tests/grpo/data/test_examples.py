@@ -19,6 +19,7 @@ from pipeline.grpo.data.examples import EpochSampler, Example, answer_examples, 
 from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.grpo.rollout.rollouts import ROLLOUTS
 from pipeline.shards.reader import ShardReader
+from pipeline.task.thinking import Thinking
 from tests.grpo.colours import COLOURS, context, publish_shards
 from tests.stages.published import publish_tables
 from tests.toys import byte_level_tokenizer
@@ -98,6 +99,12 @@ def test_right_responses_are_learned_as_they_were_sampled(policy: Path, tmp_path
     write_rows(tmp_path / "other.parquet", ROLLOUTS, rows[1:2])
     with pytest.raises(UserError, match="a different tokenizer"):
         thought_examples([tmp_path / "other.parquet"], prompts, tokens)
+    write_rows(tmp_path / "right.parquet", ROLLOUTS, rows[2:])
+    prompts.thinking = Thinking("none", prefill="\\boxed{")
+    assert len(thought_examples([tmp_path / "right.parquet"], prompts, tokens)) == 1, "it is right in this form, too"
+    prompts.thinking = Thinking("tags", "[T]", "[/T]")
+    with pytest.raises(UserError, match="in another form"):
+        thought_examples([tmp_path / "right.parquet"], prompts, tokens)
     write_rows(tmp_path / "wrong.parquet", ROLLOUTS, rows[:1])
     with pytest.raises(UserError, match="no correct response"):
         thought_examples([tmp_path / "wrong.parquet"], prompts, tokens)
@@ -109,6 +116,11 @@ def test_without_thoughts_the_true_token_stands_in_the_box(policy: Path, tmp_pat
     shards = publish_shards(tmp_path, policy, sites=5)
     reader, end = ShardReader(shards.files("train")), tokens.id_of("<|end|>")
     read = answer_examples(reader, prompts, tokens, end)
+    prompts.thinking = Thinking("none", prefill="\\boxed{")
+    short = answer_examples(reader, prompts, tokens, end)
+    assert [tokens.decode_bytes(e.response, continues=True) for e in short] == [
+        reader[i].target + b"}<|end|>" for i in range(len(reader))
+    ]
     for i, one in enumerate(read):
         assert one.prompt.tolist() == prompts.ids(reader[i].context)
         *response, last = one.response.tolist()

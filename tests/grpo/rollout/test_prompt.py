@@ -8,10 +8,12 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.config.errors import UserError
+from pipeline.config.recipe import Recipe
 from pipeline.config.task import TaskConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.chat_template import ChatTemplate
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, keep_prompt, kept_prompt
+from pipeline.grpo.rollout.thinking_choice import with_thinking
 from pipeline.task.templates import TEMPLATES
 from tests.toys import byte_level_tokenizer
 
@@ -156,3 +158,71 @@ def test_real_chat_template(real_data: Path) -> None:
     ids = PromptBuilder.of(tokenizer, tokens, TaskConfig(template="v0")).ids(CONTEXT.encode())
     assert ids[:2] == [151646, 151644] and ids[-2:] == [151648, 198]
     assert ids.count(151648) == 1, "the context's own <think> is text"
+
+
+@pytest.mark.parametrize(
+    ("chat", "marks", "task", "mode", "after"),
+    [
+        (CHAT.replace("<end>", ""), True, {}, "tags", "bot:<think>\n"),
+        (CHAT.replace("<end>", ""), False, {}, "free", "bot:"),
+        (CHAT.replace("<end>", "{# <think></think> #}"), False, {}, "tags", "bot:<think>\n"),
+        (CHAT.replace("<end>", "{# <think> #}"), False, {}, "free", "bot:"),
+        (None, True, {}, "tags", "<think>\n"),
+        (None, False, {}, "free", ""),
+        (None, False, {"thinking": "tags"}, "tags", "<think>\n"),
+        (None, True, {"think_marks": ["[T]", "[/T]"]}, "free", ""),
+        (CHAT.replace("<end>", "[T][/T]"), True, {"think_marks": ["[T]", "[/T]"]}, "tags", "bot:[T][/T][T]\n"),
+        (CHAT.replace("<end>", "<think>\n"), True, {"thinking": "none"}, "none", "bot:<think>\n\n</think>\n\n"),
+        (CHAT.replace("<end>", ""), True, {"thinking": "none"}, "none", "bot:<think>\n\n</think>\n\n"),
+        (CHAT.replace("<end>", ""), False, {"thinking": "none"}, "none", "bot:"),
+        (None, False, {"prefill": "A{}: \\boxed{"}, "free", "A{}: \\boxed{"),
+        (None, True, {"prefill": "{context}"}, "tags", "<think>\n{context}"),
+    ],
+)
+def test_how_a_policy_is_asked_to_think(
+    tmp_path: Path, chat: str | None, marks: bool, task: dict[str, object], mode: str, after: str
+) -> None:
+    policy = byte_level_tokenizer(tmp_path / "policy", [CONTEXT], marks=marks)
+    if chat:
+        (policy / "chat_template.jinja").write_text(chat, encoding="utf-8")
+    tokens = CorpusTokenizer.load(policy)
+    recipe = Recipe.model_validate(
+        {"name": "r", "policy": {"model": str(policy)}, "task": {"template": "brief"} | task}
+    )
+    resolved = with_thinking(recipe, policy, tokens, "train")
+    text = kept_prompt(tmp_path, policy, tokens, recipe.task)
+    assert resolved.task.thinking == text.thinking.mode == mode
+    assert text.after == ("]" if chat else "") + after
+    assert kept_prompt(tmp_path, policy, tokens, resolved.task) == text, "resolved or not"
+    builder = PromptBuilder(AutoTokenizer.from_pretrained(policy), tokens, text)
+    assert tokens.decode_bytes(builder.suffix_ids).decode() == text.after
+    assert (tokens.id_of("<think>") in builder.suffix_ids) == ("<think>" in after and marks)
+
+
+def test_auto_is_resolved_and_said_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = CorpusTokenizer.load(folder)
+    said = {}
+    for thinking in ("auto", "none"):
+        task = TaskConfig.model_validate({"thinking": thinking})
+        recipe = Recipe.model_validate({"name": "r", "policy": {"model": str(folder)}}).model_copy(
+            update={"task": task}
+        )
+        said[thinking] = with_thinking(recipe, folder, tokens, "train").task
+    assert (said["auto"].thinking, said["auto"].template) == ("tags", "v0")
+    assert (said["none"].thinking, said["none"].template) == ("none", "direct")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.split(None, 1) == [
+        "train",
+        "thinking: tags, prompt template: v0; <think> and </think> are tokens of the policy (task.thinking: auto)",
+    ]
+    assert "thinking: none, prompt template: direct; as the recipe says" in second
+
+
+def test_another_form_is_another_prompt(folder: Path, tmp_path: Path) -> None:
+    tokens = CorpusTokenizer.load(folder)
+    first = PromptText("of another day ", "<think>\n")
+    keep_prompt(tmp_path, first, folder, tokens, BRIEF)
+    assert kept_prompt(tmp_path, folder, tokens, BRIEF) == first
+    for task in ({"thinking": "free"}, {"prefill": "Hm."}, {"think_marks": ["[T]", "[/T]"]}, {"template": "v1"}):
+        other = kept_prompt(tmp_path, folder, tokens, BRIEF.model_copy(update=task))
+        assert other.before != first.before, task

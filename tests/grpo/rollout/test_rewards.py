@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from copy import copy
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -16,6 +18,7 @@ from pipeline.grpo.rollout.rewards import REWARDS, RewardContext, RolloutGroup, 
 from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import Response
 from pipeline.shards.reader import Site
+from pipeline.task.thinking import Thinking
 from tests.toys import byte_level_tokenizer
 
 CONTEXT = b"an apple and a"
@@ -107,6 +110,53 @@ def test_information_gain_is_a_difference_of_log_likelihoods(reader: RewardConte
         ids = [*reader.prompts.ids(CONTEXT), *said(reader, f"{thought}</think>")]
         assert outcome.reward == pytest.approx(plain_logprob(reader, [*ids, *box], target) - bare, abs=1e-4)
         assert outcome.reason == "missing", "accuracy is that of prefix matching"
+
+
+def thinking_as(reader: RewardContext, form: Thinking) -> RewardContext:
+    """The same policy, whose responses are read in another form."""
+    prompts = copy(reader.prompts)
+    prompts.thinking = form
+    return replace(reader, prompts=prompts)
+
+
+def test_every_reward_reads_responses_in_the_recipes_form(reader: RewardContext) -> None:
+    texts = ("It is\\boxed{ pear}", "\\boxed{ plum}, no: \\boxed{ pear}", " pear}", "</think>\\boxed{ plum}")
+    given = [answered(reader, *texts)]
+    expected = {
+        Thinking("tags"): ["missing", "missing", "missing", "mismatch"],
+        Thinking("free"): ["match", "match", "missing", "mismatch"],
+        Thinking("none"): ["match", "match", "missing", "mismatch"],
+        Thinking("none", prefill="\\boxed{"): ["match", "match", "match", "mismatch"],
+        Thinking("tags", "[T]", "no:"): ["missing", "match", "missing", "missing"],
+    }
+    for form, reasons in expected.items():
+        for name in ("prefix", "first_token", "dense", "format_only", "information_gain"):
+            (outcomes,) = REWARDS[name](thinking_as(reader, form), given)
+            assert [outcome.reason for outcome in outcomes] == reasons, (form, name)
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "thought"),
+    [
+        (Thinking("free"), "a plum \\boxed{ plum} and \\boxed{ pear} and", "a plum \\boxed{ plum} and "),
+        (Thinking("free"), "a plum", "a plum"),
+        (Thinking("free", prefill="\\boxed"), "{ pear}", ""),
+        (Thinking("tags", prefill="</think>"), "a plum \\boxed{ plum}", ""),
+        (Thinking("tags", "[T]", "and"), "a plum and \\boxed{ plum}", "a plum and"),
+    ],
+)
+def test_information_gain_is_of_the_thought_in_any_form(
+    reader: RewardContext, form: Thinking, text: str, thought: str
+) -> None:
+    """A token that belongs to the box in part is no thought."""
+    ids = reader.tokenizer.encode(text).tolist()
+    count = int((reader.tokenizer.ends(ids) <= len(thought)).sum())
+    (outcomes,) = REWARDS["information_gain"](thinking_as(reader, form), [answered(reader, text)])
+    target = reader.tokenizer.encode(" pear").tolist()[0]
+    bare = plain_logprob(reader, reader.prompts.bare_ids(CONTEXT.decode()), target)
+    box = reader.tokenizer.encode("\\boxed{").tolist()
+    read = [*reader.prompts.ids(CONTEXT), *ids[:count], *box]
+    assert outcomes[0].reward == pytest.approx(plain_logprob(reader, read, target) - bare, abs=1e-4)
 
 
 def test_length_is_paid_to_right_answers_and_overlong_ones_lose(reader: RewardContext) -> None:
