@@ -38,7 +38,7 @@ from pipeline.core.stage import Stage, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.plan import as_slice, source_digest
 from pipeline.corpus.scan import Scan, scan
-from pipeline.corpus.sources import find_files
+from pipeline.corpus.sources import corpus_files
 from pipeline.corpus.template import Template
 from pipeline.evaluation.intervals import difference, proportion
 from pipeline.grpo.data.questions import question_rows, read_questions, to_corpus_config
@@ -130,7 +130,7 @@ def questions(recipe: Recipe, *, work: Path, executor: Executor) -> Record:
 def _scans(config: QuestionsConfig, source: str) -> list[Scan]:
     """Scan the files of a source and check that they have the columns of the templates."""
     corpus = to_corpus_config(config, source)
-    scans = [scan(file, corpus) for file in find_files(source, config.format, config.revision)]
+    scans = [scan(file, corpus) for file in corpus_files(corpus)]
     for about in scans:
         if about.columns:
             for key, template in (("question", config.question), ("answer", config.answer)):

@@ -147,7 +147,8 @@ def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
                 counters[f"quarantined.{why.reason}"] += 1
             else:
                 origin = {"source_file": part.file.name, "source_row": row}
-                kept.add(document._asdict() | origin, len(document.text) + len(document.meta))
+                held_out = document.held_out or part.file.held_out
+                kept.add(document._asdict() | origin | {"held_out": held_out}, len(document.text) + len(document.meta))
                 counters["documents"] += 1
     if part.file.checksums is not None:
         write_json(out / "source.json", {"source_file": part.file.name, "sha256": part.file.checksums.sha256})

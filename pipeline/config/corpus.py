@@ -10,7 +10,7 @@ from pipeline.config.base import Config
 
 
 class ValidationConfig(Config):
-    """Which documents are held out: a number, a fraction, or those that a column of the corpus marks."""
+    """Which documents are held out: a number, a fraction, a split, or those that a column of the corpus marks."""
 
     documents: int | None = Field(None, ge=0)
     """Exactly this many documents (fewer if the corpus is smaller), chosen by a hash of (seed, doc_id)."""
@@ -20,11 +20,13 @@ class ValidationConfig(Config):
     """Documents whose `column` equals `value`, for corpora that come with a split of their own."""
     value: str = "validation"
     """Value of `column` that marks a held-out document."""
+    split: str | None = None
+    """The documents of this split of the source (`test`), for data sets that come in files by split."""
 
     @model_validator(mode="after")
     def _one_way(self) -> ValidationConfig:
-        if sum(way is not None for way in (self.documents, self.fraction, self.column)) != 1:
-            raise ValueError("give exactly one of documents, fraction, column")
+        if sum(way is not None for way in (self.documents, self.fraction, self.column, self.split)) != 1:
+            raise ValueError("give exactly one of documents, fraction, column, split")
         return self
 
 
@@ -59,7 +61,9 @@ class EvaluationSetConfig(Config):
 class SourceConfig(Config):
     """One of several sources of a corpus. All other settings are those of the corpus."""
 
-    locations: ClassVar[frozenset[str]] = frozenset({"source", "revision", "sha256", "license"})
+    locations: ClassVar[frozenset[str]] = frozenset(
+        {"source", "revision", "sha256", "license", "splits", "configuration"}
+    )
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     """Name of this source: the value of `corpus` in its documents' metadata, and the prefix of its file names."""
@@ -69,6 +73,10 @@ class SourceConfig(Config):
     """As `corpus.format`."""
     revision: str | None = None
     """As `corpus.revision`."""
+    splits: tuple[str, ...] = ()
+    """As `corpus.splits`, for this source."""
+    configuration: str | None = None
+    """As `corpus.configuration`, for this source."""
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """As `corpus.sha256`, for this source."""
     license: str | None = None
@@ -81,7 +89,10 @@ class CorpusConfig(Config):
     """Where the records come from and how a record becomes a document."""
 
     locations: ClassVar[frozenset[str]] = frozenset(
-        {"source", "revision", "sha256", "license", "max_quarantine_fraction", "max_unpacked_bytes"}
+        {
+            *("source", "revision", "splits", "configuration", "sha256", "license"),
+            *("max_quarantine_fraction", "max_unpacked_bytes"),
+        }
     )
 
     source: str = ""
@@ -92,6 +103,11 @@ class CorpusConfig(Config):
     """`auto` goes by the file name (`.jsonl`, `.jsonl.gz`, `.parquet`, `.csv.zst`, `.txt`, …)."""
     revision: str | None = None
     """Hub revision (a commit hash: a branch name is not reproducible)."""
+    splits: tuple[str, ...] = ()
+    """Splits to read (`[train, dev]`, `[all]`). By default test, validation and development splits are not read, unless
+    `source` names them."""
+    configuration: str | None = None
+    """Configuration (subset) of a data set that has several; `*` reads all of them."""
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """sha256 of the source, which must be one file; checked before anything is read."""
     license: str | None = None

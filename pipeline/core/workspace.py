@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.base import canonical_json, differences
-from pipeline.config.corpus import CorpusConfig
+from pipeline.config.corpus import CorpusConfig, SourceConfig
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import (
@@ -101,10 +101,16 @@ def source_pointer(work: Path, corpus: CorpusConfig) -> Path:
 
     Manifests with different sources may have the same name, and so the same work folder.
     """
-    sources = [{"name": "", "source": corpus.source, "revision": corpus.revision}]
-    sources += [{"name": s.name, "source": s.source, "revision": s.revision} for s in corpus.sources]
+    sources = [{"name": "", "source": corpus.source, "revision": corpus.revision} | _chosen(corpus)]
+    sources += [{"name": s.name, "source": s.source, "revision": s.revision} | _chosen(s) for s in corpus.sources]
     key = hashlib.sha256(canonical_json(sources).encode()).hexdigest()[:12]
     return work / "read" / f"source-{key}"
+
+
+def _chosen(source: CorpusConfig | SourceConfig) -> dict[str, Any]:
+    """Return which splits and configuration of a source are read, if a manifest says so."""
+    chosen = {"splits": list(source.splits), "configuration": source.configuration}
+    return {key: value for key, value in chosen.items() if value}
 
 
 def other_sources(work: Path) -> list[Path]:

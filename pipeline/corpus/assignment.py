@@ -25,8 +25,8 @@ def assign(doc_ids: pl.Series, held_out: pl.Series, rule: ValidationConfig, seed
 
     Args:
         doc_ids: [N] in source order.
-        held_out: [N] whether the record's own column marks it as held out.
-        rule: by column, by fraction or by number of documents.
+        held_out: [N] whether its column or its file marks it as held out.
+        rule: by column, by split, by fraction or by number of documents.
         seed: seed of the hash that chooses by fraction or number.
 
     Returns:
@@ -38,7 +38,7 @@ def assign(doc_ids: pl.Series, held_out: pl.Series, rule: ValidationConfig, seed
         ['train', 'train', None]
     """
     first = doc_ids.is_first_distinct()
-    if rule.column is not None:
+    if rule.column is not None or rule.split is not None:
         chosen = held_out
     elif rule.fraction is not None:
         chosen = _draws(doc_ids, seed) < int(rule.fraction * 2**64)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig, ValidationConfig
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Slice, read_records
+from pipeline.corpus.splits import EVERY, EVERY_CONFIGURATION
 from pipeline.corpus.template import Template
 from pipeline.corpus.words import ngrams, words
 
@@ -61,6 +62,8 @@ def to_corpus_config(config: EvaluationSetConfig) -> CorpusConfig:
         source=config.source,
         format=config.format,
         revision=config.revision,
+        splits=(EVERY,),
+        configuration=EVERY_CONFIGURATION,
         text=config.text,
         validation=ValidationConfig(documents=0),
     )

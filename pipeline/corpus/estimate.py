@@ -128,7 +128,7 @@ def _estimate_source(files: Sequence[SourceFile], config: CorpusConfig, seed: in
             repeats += made.doc_id in documents
             origin = {"source_file": part.file.name, "source_row": record.row}
             row = {"doc_id": made.doc_id, "text": made.text, "fields": made.fields, "meta": made.meta}
-            documents.setdefault(made.doc_id, row | origin | {"held_out": made.held_out})
+            documents.setdefault(made.doc_id, row | origin | {"held_out": made.held_out or part.file.held_out})
     if not documents:
         reason = f"{unusable.reason}: {unusable.detail}" if unusable else "there are no records"
         raise UserError("no record of the corpus can be used", where=config.source, hint=reason)
@@ -224,5 +224,6 @@ def sample(
     share = rule.fraction if rule.fraction is not None else (rule.documents or 0) / population
     held_out = round(len(order) * share)
     chosen = [documents[n] for n in order]
-    validation = [row["held_out"] if rule.column else n < held_out for n, row in enumerate(chosen)]
+    marked = rule.column is not None or rule.split is not None
+    validation = [row["held_out"] if marked else n < held_out for n, row in enumerate(chosen)]
     return [{**row, "split": "validation" if out else "train"} for row, out in zip(chosen, validation, strict=True)]

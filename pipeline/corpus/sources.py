@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import fsspec
 import pyarrow as pa
@@ -23,6 +23,7 @@ from pipeline.config.errors import UserError
 from pipeline.core.hub import file_of, list_repository
 from pipeline.core.progress import log
 from pipeline.corpus.checksums import Checksums, VerifyingReader
+from pipeline.corpus.splits import Layout, choose, layout_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -37,8 +38,12 @@ FORMATS = {
     ".text": "text",
     ".md": "text",
 }
+METADATA_BYTES = 4 << 20
+"""Bytes of a metadata file that are read."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_BOOKKEEPING = {"dataset_infos.json", "dataset_info.json", "README.md", "LICENSE.md", "LICENSE.txt"}
+_BOOKKEEPING = {
+    "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "README.md", "LICENSE.md", "LICENSE.txt",
+}  # fmt: skip
 """Files in a dataset's folder that describe the dataset and have no records."""
 
 _HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.*))?")
@@ -55,12 +60,14 @@ class SourceFile:
     compression: str | None
     corpus: str = ""
     """Name of its source in `corpus.sources`, if there are several."""
+    held_out: bool = False
+    """Whether it belongs to the split that `corpus.validation.split` holds out."""
     checksums: Checksums | None = None
     """Checksums of the first scan; later reads refuse other content."""
 
 
 def corpus_files(config: CorpusConfig, source: str | None = None) -> list[SourceFile]:
-    """Return the files of a corpus, sorted by name.
+    """Return the files of a corpus, sorted by name, and log which configurations and splits are read and left out.
 
     Several sources come one after the other, and the names of their files begin with the name of the source.
 
@@ -69,22 +76,39 @@ def corpus_files(config: CorpusConfig, source: str | None = None) -> list[Source
         source: source to read instead of `corpus.source`.
 
     Raises:
-        UserError: as in `find_files`, or `source` is given for a manifest with several sources.
+        UserError: as in `find_files` and `choose`, or `source` is given for a manifest with several sources.
     """
     if not config.sources:
-        return find_files(source or config.source, config.format, config.revision)
+        return _chosen_files(config, source or config.source)
     if source is not None:
         names = ", ".join(part.name for part in config.sources)
         raise UserError("--source is for a manifest with one source", where=source, hint=f"this one has {names}")
     return [
         replace(file, name=f"{part.name}/{file.name}", corpus=part.name)
         for part in config.sources
-        for file in find_files(part.source, part.format, part.revision)
+        for file in _chosen_files(config.for_source(part.name), part.source)
     ]
 
 
+def _chosen_files(config: CorpusConfig, source: str) -> list[SourceFile]:
+    """Return the files of one source that belong to the configuration and splits to read."""
+    files, listing = _find(source, config.format, config.revision)
+    choice = choose(
+        [file.name for file in files],
+        listing.layout,
+        source,
+        asked=listing.asked,
+        splits=config.splits,
+        configuration=config.configuration,
+        held_out=config.validation.split,
+    )
+    for line in choice.lines():
+        log(line)
+    return [replace(file, held_out=file.name in choice.held_out) for file in files if file.name in choice.parts]
+
+
 def find_files(source: str, format: str = "auto", revision: str | None = None) -> list[SourceFile]:
-    """Return the files of a source, sorted by name.
+    """Return all files of a source, of whatever split, sorted by name.
 
     Args:
         source: path, glob, folder, `hf://datasets/owner/name[@revision][/path]` or fsspec URL. In a folder (or a Hub
@@ -95,12 +119,30 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
     Raises:
         UserError: there are no files, an extension is unknown, or a file system cannot be reached.
     """
-    root, names, listed = _list_hub(source, revision) if source.startswith("hf://") else _list(source)
+    return _find(source, format, revision)[0]
+
+
+class Listing(NamedTuple):
+    """The names of a source's files."""
+
+    root: str
+    names: Sequence[str]
+    """Paths below `root`."""
+    is_folder: bool
+    """Whether a folder was listed, so that files without records may be among them."""
+    asked: str = ""
+    """The part of the source that names files: of a glob, what follows its last fixed folder; on the Hub, the path."""
+    layout: Layout = Layout()
+
+
+def _find(source: str, format: str, revision: str | None) -> tuple[list[SourceFile], Listing]:
+    listing = _list_hub(source, revision) if source.startswith("hf://") else _list(source)
+    root, names, listed = listing[:3]
     files, ignored = [], []
     for found in sorted(names):
         name = _without_query(found) if root.startswith("http") else found
         kind, compression = kind_of(name)
-        if listed and (kind is None or (format != "auto" and kind != format) or _is_bookkeeping(name)):
+        if listed and (kind is None or (format != "auto" and kind != format) or _is_bookkeeping(name, names)):
             ignored.append(name)
             continue
         if format == "auto" and kind is None:
@@ -120,7 +162,7 @@ def find_files(source: str, format: str = "auto", revision: str | None = None) -
     if ignored:
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
         log(f"source       skipped (unrecognised file names): {', '.join(map(_printable, ignored[:5]))}{more}")
-    return files
+    return files, listing
 
 
 def _without_query(path: str) -> str:
@@ -145,13 +187,15 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _is_bookkeeping(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return parts[-1] in _BOOKKEEPING or any(part.startswith((".", "_")) for part in parts)
+def _is_bookkeeping(name: str, names: Sequence[str]) -> bool:
+    path = PurePosixPath(name)
+    if path.name == "state.json" and str(path.with_name("dataset_info.json")) in names:
+        return True  # of a folder that `save_to_disk` wrote
+    return path.name in _BOOKKEEPING or any(part.startswith((".", "_")) for part in path.parts)
 
 
-def _list(source: str) -> tuple[str, Sequence[str], bool]:
-    """Return (root, names below it, whether a folder was listed) of a path or fsspec URL."""
+def _list(source: str) -> Listing:
+    """Return the files of a path or fsspec URL."""
     if source.startswith("data:"):
         raise UserError("a data: URL cannot be a source", where=source[:80], hint="write its content to a file")
     with source_errors(source):
@@ -167,7 +211,7 @@ def _list(source: str) -> tuple[str, Sequence[str], bool]:
             raise UserError("source cannot be listed", where=source, hint=what) from error
 
 
-def _list_with(fs: AbstractFileSystem, path: str, source: str) -> tuple[str, Sequence[str], bool]:
+def _list_with(fs: AbstractFileSystem, path: str, source: str) -> Listing:
     kind = _kind(fs, path)
     hidden: tuple[str, ...] = ()
     if kind == "directory":
@@ -188,7 +232,21 @@ def _list_with(fs: AbstractFileSystem, path: str, source: str) -> tuple[str, Seq
     if not paths and kind is None:
         raise UserError("the glob matches no file", where=source, hint="check corpus.source")
     names = [str(found).removeprefix(root).lstrip("/") for found in paths]
-    return fs.unstrip_protocol(root), names, kind == "directory"
+    layout = _layout(names, lambda name: fs.open(f"{root}/{name}", "rb")) if kind == "directory" else Layout()
+    asked = "" if kind == "directory" else path.removeprefix(root).strip("/")
+    return Listing(fs.unstrip_protocol(root), names, kind == "directory", asked, layout)
+
+
+def _layout(names: Sequence[str], open_: Callable[[str], BinaryIO]) -> Layout:
+    """Return the layout that the metadata of a data set describe, if it has some."""
+    texts = []
+    for name in ("README.md", "dataset_dict.json", "dataset_infos.json"):
+        text = b""
+        if name in names:
+            with open_(name) as file:
+                text = file.read(METADATA_BYTES)
+        texts.append(text.decode(errors="replace"))
+    return layout_of(*texts)
 
 
 def _check_listable(folder: str, steps: Sequence[str], hidden: tuple[str, ...]) -> None:
@@ -227,17 +285,18 @@ def _kind(fs: AbstractFileSystem, path: str) -> str | None:
         return None
 
 
-def _list_hub(source: str, revision: str | None) -> tuple[str, Sequence[str], bool]:
-    """Return the same as `_list` for a Hub dataset, pinned to the commit that the revision means."""
+def _list_hub(source: str, revision: str | None) -> Listing:
+    """Return the files of a Hub dataset, pinned to the commit that the revision means."""
     match = _HUB.fullmatch(source.rstrip("/"))
     if match is None:
         raise UserError("not a dataset on the Hub", where=source, hint="write hf://datasets/owner/name[/path]")
     repo, path = match["repo"], match["path"]
     commit, found = list_repository(repo, "dataset", match["revision"] or revision)
+    layout = _layout(found, lambda name: file_of(repo, "dataset", commit, name).open("rb"))
     if path:
         found = [name for name in found if fnmatchcase(name, path) or name.startswith(f"{path}/")]
     listed = not path or (path not in found and not _MAGIC.search(path))
-    return f"hf://datasets/{repo}@{commit}", found, listed
+    return Listing(f"hf://datasets/{repo}@{commit}", found, listed, path or "", layout)
 
 
 def open_raw(file: SourceFile) -> BinaryIO:

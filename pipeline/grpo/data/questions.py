@@ -18,6 +18,7 @@ from pipeline.corpus.assignment import assign
 from pipeline.corpus.documents import doc_id
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Slice, read_records
+from pipeline.corpus.splits import EVERY
 from pipeline.corpus.template import Template, as_text
 
 
@@ -35,6 +36,7 @@ def to_corpus_config(config: QuestionsConfig, source: str) -> CorpusConfig:
         source=source,
         format=config.format,
         revision=config.revision,
+        splits=(EVERY,) if source == config.held_out_source else (),
         text=config.question,
         validation=ValidationConfig(documents=0) if config.held_out_source else config.held_out,
     )
