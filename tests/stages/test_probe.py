@@ -27,10 +27,9 @@ class World:
     folder: Path
 
     def train(self, run: str, *settings: str, ranks: int = 1, code: int = 0) -> str:
-        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--module", "--"]
         arguments = ["recipe.yaml", "--work", "work", "--run", run, *(w for s in settings for w in ("--set", s))]
         done = subprocess.run(
-            [sys.executable, "-m", *(launcher if ranks > 1 else []), "stages.train", *arguments],
+            [sys.executable, "-m", "commands.cli", "train", *arguments, "--ranks", str(ranks)],
             cwd=self.folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
             capture_output=True,
