@@ -56,11 +56,11 @@ class Watched:
         """The devices of the executor inside."""
         return self.executor.devices
 
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any], *, accelerated: bool = False) -> Iterator[Any]:
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], **how: Any) -> Iterator[Any]:
         """Yield the results and record when each of them arrives."""
         self.begin = time.monotonic()
         self.came = []
-        for done in self.executor.map(function, items, accelerated=accelerated):
+        for done in self.executor.map(function, items, **how):
             self.came.append((time.monotonic(), done.counters["tokens"]))
             yield done
 

@@ -108,6 +108,8 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
     log("plan         reading a part of the corpus")
     found = estimate(files, config)
     documents = found.document_count
+    shards = math.ceil(documents / config.shard_documents)
+    crew.scoring = min(crew.scoring, shards)  # as `LocalExecutor` has it
     chosen = sample(found.documents, config.validation, documents, SAMPLE * crew.scoring)
     parts = [part for n in range(crew.scoring) if (part := chosen[n :: crew.scoring])]
     ingested = crew.run(partial(try_documents, config), parts)
@@ -138,7 +140,6 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
     tokens = estimate_total(scored.counts("tokens"), documents, found.error)
     sites = estimate_total(selected.counts("sites"), documents, found.error).times(left)
     examples = estimate_total(made.counts("examples"), documents, found.error).times(left)
-    shards = math.ceil(documents / config.shard_documents)
     pace = sum(trial.pace or 0.0 for trial in scored.trials) / len(scored.trials)
     passes = 3 if needs_corpus_pass(manifest.select) else 1
     stages += [

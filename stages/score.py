@@ -21,20 +21,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config.base import Config
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest, ProxyConfig, ReferenceConfig, ScoreConfig, TrainProxyConfig
 from pipeline.core.artifact import Counters, InputFile, Record, Shard
 from pipeline.core.executor import Executor
+from pipeline.core.hardware import torch_device
 from pipeline.core.marks import BEGUN
 from pipeline.core.model_files import TOKENIZER_FILES, count_weights, model_digest, resolve_model
-from pipeline.core.parquet import parquet_writer, read_table
+from pipeline.core.parquet import read_table, write_tables
+from pipeline.core.parts import Parts, Rows
 from pipeline.core.precision import DTYPES, Dtype, proxy_dtype
 from pipeline.core.progress import log
 from pipeline.core.stage import Stage, output_folder, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
-from pipeline.corpus.quarantine import Rejected, write_quarantine
+from pipeline.corpus.quarantine import QUARANTINE, Rejected, quarantine_table
 from pipeline.scoring.sample import fold_of, read_texts
 
 if TYPE_CHECKING:
@@ -43,13 +46,15 @@ if TYPE_CHECKING:
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+Tokenized = tuple[dict[str, Any], Any]
+"""A row of the documents table, and its token ids."""
 
-VERSION = 5
+VERSION = 6
 FIT_VERSION = 1
 """Versions of `score` and of `proxy`, raised whenever the output changes."""
 
-GROUP_BYTES = 2_000_000
-"""Bytes of text scored and written at once: enough for batches of windows of similar length."""
+GROUP_CHARACTERS = {"cpu": 8_000, "cuda": 2_000_000}
+"""Characters of text scored at once, by device: a few seconds' work. GPUs need many windows of similar length."""
 
 
 class ScoreStageConfig(Config):
@@ -178,50 +183,77 @@ def _log_fold(fold: int, line: str) -> None:
 def run(config: ScoreStageConfig, source: Shard, out: Path) -> Counters:
     """Write `scores.parquet` and `quarantine.parquet` of one shard of documents.
 
+    A killed worker's successor goes on within the shard (`Parts`).
+    """
+    from pipeline.scoring.table import ROW_GROUP, SCORES, SCORES_WITH_TOP
+
+    documents = read_table(source.files["documents"])
+    tokenizer = _tokenizer(config.tokenizer or _folders(source)[0])
+    while (parts := Parts(out, len(documents))).done < len(documents):
+        if parts.done:
+            log(f"score        shard {source.index} goes on after {parts.done:,} of {len(documents):,} documents")
+        _score_rest(config, source, documents, parts)
+    write_tables(
+        out / "scores.parquet",
+        SCORES_WITH_TOP if config.score.store_top else SCORES,
+        parts.tables("scores"),
+        metadata=_metadata(config, source, tokenizer),
+        row_group=ROW_GROUP,
+    )
+    if rejected := list(parts.tables("quarantine")):
+        write_tables(out / "quarantine.parquet", QUARANTINE, rejected)
+    names = ("documents", "documents.holding_added_tokens", "tokens", "scorable", "not_scorable")
+    return dict.fromkeys(names, 0) | parts.counters()
+
+
+def _score_rest(config: ScoreStageConfig, source: Shard, documents: pa.Table, parts: Parts) -> None:
+    """Score the documents that no part holds yet.
+
     While the model scores one group of documents, the next is tokenized and the previous one is written in the
     background: tokenizing and writing a million tokens takes seconds of a core, about a third of the time in which a 1B
     model on a GPU scores them.
     """
-    from pipeline.scoring.table import ROW_GROUP, SCORES, SCORES_WITH_TOP, scores_table
-
-    folders = [str(file.path) for name, file in source.files.items() if name.startswith("model-")]
-    reference = source.files.get("reference")
+    folders, reference = _folders(source), source.files.get("reference")
     tokenizer = _tokenizer(config.tokenizer or folders[0])
-    counters = dict.fromkeys(("documents", "documents.holding_added_tokens", "tokens", "scorable", "not_scorable"), 0)
-    rejected: list[Rejected] = []
-    rules = config.score
-    schema = SCORES_WITH_TOP if rules.store_top else SCORES
-    with (
-        parquet_writer(out / "scores.parquet", schema, metadata=_metadata(config, source, tokenizer)) as writer,
-        ThreadPoolExecutor(1) as background,
-    ):
-
-        def write(scored: list[ScoredDocument]) -> None:
-            writer.write_table(
-                scores_table(scored, min_context_tokens=rules.min_context_tokens, with_top=rules.store_top),
-                row_group_size=ROW_GROUP,
-            )
-
+    with ThreadPoolExecutor(1) as background:
         written: Future[None] = background.submit(lambda: None)
-        for kept, lossy in _ahead(partial(_tokenized, tokenizer), _groups(read_table(source.files["documents"]))):
-            rejected += [_rejected(row) for row in lossy]
+        for kept, lossy in _ahead(partial(_tokenized, tokenizer), _groups(documents, parts.done)):
             scored = _scored([row for row, _ in kept], [ids for _, ids in kept], folders, tokenizer, config)
             if reference is not None:
                 scored = _with_reference(scored, str(reference.path), config)
             written.result()
-            written = background.submit(write, scored)
-            tokens = sum(len(ids) for _, ids in kept)
-            scorable = sum(max(0, len(ids) - rules.min_context_tokens) for _, ids in kept)
-            counters["documents"] += len(kept)
-            counters["documents.holding_added_tokens"] += sum(tokenizer.holds_added_token(r["text"]) for r, _ in kept)
-            counters["tokens"] += tokens
-            counters["scorable"] += scorable
-            counters["not_scorable"] += tokens - scorable
+            written = background.submit(_add, parts, kept, lossy, scored, tokenizer, config)
         written.result()
-    if rejected:
-        write_quarantine(out / "quarantine.parquet", rejected)
-        counters["quarantined.tokenizer_not_lossless"] = len(rejected)
-    return counters
+    parts.publish()
+
+
+def _folders(source: Shard) -> list[str]:
+    """Return the folders of the proxies, by fold."""
+    return [str(file.path) for name, file in source.files.items() if name.startswith("model-")]
+
+
+def _add(
+    parts: Parts, kept: Sequence[Tokenized], lossy: Sequence[dict[str, Any]], scored: Sequence[ScoredDocument],
+    tokenizer: CorpusTokenizer, config: ScoreStageConfig,
+) -> None:  # fmt: skip
+    """Add the rows of one group of documents to the shard's parts."""
+    from pipeline.scoring.table import scores_table
+
+    least = config.score.min_context_tokens
+    tables = {"scores": scores_table(scored, min_context_tokens=least, with_top=config.score.store_top)}
+    tokens = sum(len(ids) for _, ids in kept)
+    scorable = sum(max(0, len(ids) - least) for _, ids in kept)
+    counters = {
+        "documents": len(kept),
+        "documents.holding_added_tokens": sum(tokenizer.holds_added_token(row["text"]) for row, _ in kept),
+        "tokens": tokens,
+        "scorable": scorable,
+        "not_scorable": tokens - scorable,
+    }
+    if lossy:
+        tables["quarantine"] = quarantine_table(_rejected(row) for row in lossy)
+        counters["quarantined.tokenizer_not_lossless"] = len(lossy)
+    parts.add(Rows(len(kept) + len(lossy), tables, counters, tokens))
 
 
 def _ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
@@ -236,24 +268,24 @@ def _ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iter
             yield last.result()
 
 
-def _groups(documents: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of the documents table in groups of about `GROUP_BYTES` of text."""
-    group: list[dict[str, Any]] = []
-    size = 0
-    for batch in documents.to_batches(max_chunksize=64):
-        for row in batch.to_pylist():
-            group.append(row)
-            size += len(row["text"])
-            if size >= GROUP_BYTES:
-                yield group
-                group, size = [], 0
-    if group:
-        yield group
+def _groups(documents: pa.Table, start: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of the documents table from `start` on, in groups of at least `GROUP_CHARACTERS` of text.
+
+    Groups are the same from wherever one starts.
+    """
+    limit, first, size = GROUP_CHARACTERS[torch_device()], 0, 0
+    for row, characters in enumerate(pc.utf8_length(documents["text"]).to_pylist(), 1):
+        size += characters
+        if size >= limit or row == len(documents):
+            if row > start:
+                begin = max(first, start)
+                yield documents.slice(begin, row - begin).to_pylist()
+            first, size = row, 0
 
 
 def _tokenized(
     tokenizer: CorpusTokenizer, group: Sequence[dict[str, Any]]
-) -> tuple[list[tuple[dict[str, Any], Any]], list[dict[str, Any]]]:
+) -> tuple[list[Tokenized], list[dict[str, Any]]]:
     """Return the rows with their token ids, and the rows whose tokens do not reproduce their bytes."""
     ids = tokenizer.encode_batch([row["text"] for row in group])
     lossless = [tokenizer.is_lossless(row["text"], i) for row, i in zip(group, ids, strict=True)]

@@ -29,17 +29,31 @@ class Executor(Protocol):
         ...
 
     def map(
-        self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT], *, accelerated: bool = False
+        self,
+        function: Callable[[ItemT], ResultT],
+        items: Sequence[ItemT],
+        *,
+        accelerated: bool = False,
+        planned: int | None = None,
     ) -> Iterator[ResultT]:
-        """Yield the function's results; with `accelerated`, workers get an accelerator where there are some."""
+        """Yield the function's results.
+
+        Args:
+            function: what to call.
+            items: its arguments.
+            accelerated: True to give workers an accelerator where there are some.
+            planned: the number of items of the whole plan, if `items` are what is left of it. There are never more
+                workers than that, and cores are divided among the workers.
+        """
         ...
 
 
 class LocalExecutor:
     """Processes on this machine: one per core, or one per GPU for functions that compute there.
 
-    Every worker computes with `cores // workers` threads, even if fewer shards are left than workers: the number of
-    threads changes floating-point sums, and the bytes of the shards must not depend on how a run was interrupted.
+    There are at most as many workers as planned shards, and every worker computes with `cores // workers` threads, so
+    that a single shard has all cores. Fewer shards *left* than workers change nothing: the number of threads changes
+    floating-point sums, and the bytes of the shards must not depend on how a run was interrupted.
     """
 
     def __init__(self, workers: int | None = None) -> None:
@@ -47,7 +61,12 @@ class LocalExecutor:
         self.devices: Sequence[str] = ()
 
     def map(
-        self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT], *, accelerated: bool = False
+        self,
+        function: Callable[[ItemT], ResultT],
+        items: Sequence[ItemT],
+        *,
+        accelerated: bool = False,
+        planned: int | None = None,
     ) -> Iterator[ResultT]:
         """Run `function` on `items` in spawned processes.
 
@@ -57,7 +76,7 @@ class LocalExecutor:
         if not items:
             return
         found = gpus() if accelerated else ()
-        workers = self._workers or len(found) or cores()
+        workers = min(self._workers or len(found) or cores(), planned or len(items))
         os.environ |= thread_settings(max(1, cores() // workers))  # inherited by the workers
         workers = min(workers, len(items))
         mine = [found[n % len(found)] for n in range(workers)] if found else []

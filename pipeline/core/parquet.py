@@ -72,6 +72,30 @@ def parquet_writer(
     )
 
 
+def write_tables(
+    path: Path,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    row_group: int = ROW_GROUP,
+) -> None:
+    """Write tables one after the other, in row groups of `row_group` rows wherever a table ends."""
+    waiting = schema.empty_table()
+    with parquet_writer(path, schema, metadata=metadata) as writer:
+
+        def write(rows: pa.Table) -> None:
+            writer.write_table(rows.combine_chunks(), row_group_size=row_group)  # chunks would end pages
+
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table])
+            while len(waiting) >= row_group:
+                write(waiting.slice(0, row_group))
+                waiting = waiting.slice(row_group)
+        if len(waiting):
+            write(waiting)
+
+
 def read_table(file: InputFile, columns: list[str] | None = None) -> pa.Table:
     """Read a published file and verify its sha256 and page checksums.
 

@@ -1,8 +1,9 @@
-"""Progress of a stage: a live bar on a terminal, a plain line every half minute elsewhere.
+"""Progress of a stage: a live bar on a terminal, plain lines elsewhere, first after five seconds.
 
-    score  12 of 40 shards, 8 running, 20 waiting, 41,200 tokens/s, MFU 43 %, 6 min left
+    score  12 of 40 shards, 8 running, 20 waiting, 9,270,000 tokens, 41,200 tokens/s, MFU 43 %, 6 min left
 
-A rate counts only finished shards, over the time since the stage began, which includes the start of the workers. MFU
+A rate counts finished shards and what workers report of running ones, over the time since the stage began, which
+includes the start of the workers. MFU
 (model FLOPs utilisation) is that rate's share of the workers' dense bf16 peak, at two floating-point operations per
 weight and token; it is shown where the peak is known (`hardware.PEAK_FLOPS`).
 """
@@ -25,8 +26,9 @@ from rich.text import Text
 
 from pipeline.core.hardware import peak_flops
 
+FIRST_LINES = (5.0, 5.0, 10.0)
 LINE_EVERY = 30.0
-"""Seconds between plain lines."""
+"""Seconds before each of the first plain lines, and between later ones."""
 
 console = Console(stderr=True, highlight=False)
 
@@ -44,7 +46,12 @@ class Throughput:
     """Name of the things that `total` counts."""
     done: int = 0
     units: int = 0
+    within: Callable[[], tuple[float, int]] = lambda: (0.0, 0)
+    """Returns what has been done of unfinished steps: steps, with fractions, and units of work."""
     begin: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._before = self.within()  # by an earlier run, which was interrupted
 
     def advance(self, steps: int, units: int) -> None:
         """Count `steps` more finished steps with `units` of work."""
@@ -55,28 +62,31 @@ class Throughput:
         """Return a line with the steps by state, the rate, the MFU and the time left.
 
         Args:
-            devices: devices of the running workers. Each is busy with one step, which counts as half done.
+            devices: devices of the running workers. Each is busy with one step, which counts as half done if nothing is
+                known `within` steps.
             now: time in seconds on the clock of `time.monotonic`; by default the current one.
 
         Example:
             >>> meter = Throughput(total=10, unit="tokens", flops=2e9, done=4, units=40_000_000, begin=0.0)
             >>> meter.describe(["NVIDIA H200", "NVIDIA H200"], now=100.0)
-            '4 of 10 shards, 2 running, 4 waiting, 400,000 tokens/s, MFU 40 %, 1 min 40 s left'
+            '4 of 10 shards, 2 running, 4 waiting, 40,000,000 tokens, 400,000 tokens/s, MFU 40 %, 1 min 40 s left'
         """
         seconds = max((time.monotonic() if now is None else now) - self.begin, 1e-9)
         running = min(len(devices), self.total - self.done)
         parts = [f"{self.done} of {self.total} {self.steps}"]
         if devices:
             parts += [f"{running} running", f"{self.total - self.done - running} waiting"]
-        rate = self.units / seconds
-        if rate:
-            parts.append(f"{rate:,.0f} {self.unit}/s")
+        steps, units = self.within()
+        units += self.units
+        rate = (units - self._before[1]) / seconds
+        if rate > 0:
+            parts += [f"{units:,} {self.unit}", f"{rate:,.0f} {self.unit}/s"]
             peak = peak_flops(devices)
             if self.flops and peak:
                 parts.append(f"MFU {rate * self.flops / peak:.0%}".replace("%", " %"))
-        if self.done:
-            finished = self.done + running / 2
-            parts.append(f"{duration(seconds * (self.total - finished) / finished)} left")
+        finished = self.done + (steps or (running / 2 if self.done else 0))
+        if finished > self._before[0]:
+            parts.append(f"{duration(seconds * (self.total - finished) / (finished - self._before[0]))} left")
         return ", ".join(parts)
 
 
@@ -110,7 +120,8 @@ def progress_bar(
     over = threading.Event()
 
     def lines() -> None:
-        while not over.wait(LINE_EVERY):
+        pauses = iter(FIRST_LINES)
+        while not over.wait(next(pauses, LINE_EVERY)):
             log(f"{title:<12} {meter.describe(devices())}")
 
     thread = threading.Thread(target=lines, daemon=True)

@@ -87,7 +87,12 @@ class RayExecutor:
         return list(self._devices.values())
 
     def map(
-        self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT], *, accelerated: bool = False
+        self,
+        function: Callable[[ItemT], ResultT],
+        items: Sequence[ItemT],
+        *,
+        accelerated: bool = False,
+        planned: int | None = None,
     ) -> Iterator[ResultT]:
         """Run `function` on `items`; items of workers that died are run again.
 
@@ -97,7 +102,7 @@ class RayExecutor:
         """
         if not items:
             return
-        size = self._size(len(items), accelerated)
+        size = self._size(len(items), planned or len(items), accelerated)
         self._work.mkdir(parents=True, exist_ok=True)
         marker = self._work.absolute() / f".ray-{secrets.token_hex(8)}"
         marker.write_text(marker.name)
@@ -113,13 +118,13 @@ class RayExecutor:
         if "_ray" in self.__dict__:
             self._ray.shutdown()
 
-    def _size(self, items: int, accelerated: bool) -> Size:
+    def _size(self, items: int, planned: int, accelerated: bool) -> Size:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         share = 1.0 if self._gpus is None and any(node.get("GPU") for node in nodes) else self._gpus or 0.0
         share = share if accelerated else 0.0
         total = sum(int(node.get("CPU", 0)) for node in nodes)
         slots = sum(int(node.get("GPU", 0) / share) for node in nodes) if share else total
-        workers = self._workers or max(1, slots)
+        workers = min(self._workers or max(1, slots), planned)
         size = Size(min(workers, items), max(1, total // workers), share)
         if not any(node.get("CPU", 0) >= size.cores and node.get("GPU", 0) >= share for node in nodes):
             offer = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)

@@ -28,6 +28,7 @@ from pipeline.core.artifact import (
 )
 from pipeline.core.executor import Executor
 from pipeline.core.marks import BEGUN, mark_begun
+from pipeline.core.parts import FOLDER, remove_parts, share_done
 from pipeline.core.progress import Throughput, log, progress_bar
 from pipeline.core.sealed import exclusive
 
@@ -95,16 +96,20 @@ def _make(
     missing = [shard for shard in shards if read_completion(directory, shard.index) is None]
     resumed = f", {len(shards) - len(missing)} already done" if len(missing) < len(shards) else ""
     log(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do{resumed}")
-    meter = Throughput(len(missing), stage.unit, stage.flops)
+    for shard in shards:
+        if shard not in missing:
+            remove_parts(directory, shard.index)  # of a worker that was killed after it had published
+    meter = Throughput(len(missing), stage.unit, stage.flops, within=lambda: share_done(directory))
     with progress_bar(stage.name, meter, lambda: executor.devices) as advance:
         work_on = partial(_work, stage, config, directory)
-        for done in executor.map(work_on, missing, accelerated=stage.accelerated):
+        for done in executor.map(work_on, missing, accelerated=stage.accelerated, planned=len(shards)):
             advance(1, done.counters.get(stage.unit, 0))
     settings = config.execution_settings()
     record = write_record(directory, stage.name, stage.version, config.identity(), inputs, shards, settings)
     (directory / BEGUN).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty: another process works here without a lock
         (directory / "tmp").rmdir()
+        (directory / FOLDER).rmdir()
     counts = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)
     log(f"{stage.name:<12} done in {time.monotonic() - start:.1f} s: {counts}")
     set_current(directory)
@@ -117,7 +122,9 @@ def _work(stage: Stage, config: Config, directory: Path, shard: Shard) -> Comple
     try:
         with scratch_folder(directory, shard.index) as out:
             counters = stage.run(config, shard, out)
-            return publish(directory, shard.index, out, counters, time.monotonic() - start)
+            done = publish(directory, shard.index, out, counters, time.monotonic() - start)
+        remove_parts(directory, shard.index)
+        return done
     except Exception as error:
         if disk_is_full(error):
             raise UserError(

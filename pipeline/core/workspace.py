@@ -25,6 +25,7 @@ from pipeline.core.artifact import (
     read_record,
 )
 from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled
+from pipeline.core.parts import FOLDER as PARTS
 from pipeline.core.precision import proxy_dtype
 
 IN_USE = 3600.0
@@ -57,13 +58,18 @@ class Output:
         return size_of(self.directory)
 
     def leftovers(self, now: float | None = None) -> list[Path]:
-        """Return files that no completion names, and scratch folders, unless they changed within the last hour."""
+        """Return files that no completion names, and scratch folders, unless they changed within the last hour.
+
+        Parts of shards that are not done are no leftovers.
+        """
         named = {entry.path for done in self.done for entry in done.files.values()} | {
             "record.json",
             "done",
             PULLED,
             BEGUN,
         }
+        if self.record is None:
+            named.add(PARTS)
         before = (time.time() if now is None else now) - IN_USE
         found = [path for path in sorted(self.directory.iterdir()) if path.name not in named]
         return [path for path in found if _last_change(path) < before]

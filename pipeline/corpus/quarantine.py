@@ -44,6 +44,11 @@ class Unusable(Exception):
         super().__init__(reason, detail)
 
 
+def quarantine_table(rejected: Iterable[Rejected]) -> pa.Table:
+    """Return rows of the quarantine table."""
+    return pa.Table.from_pylist([asdict(row) for row in rejected], schema=QUARANTINE)
+
+
 def write_quarantine(path: Path, rejected: Iterable[Rejected]) -> int:
     """Write the quarantine table and return the number of rows."""
     return write_rows(path, QUARANTINE, map(asdict, rejected))

@@ -25,6 +25,9 @@ TILE_IDS = 4096
 BLOCK = 128
 """Ids of a block, which is represented by its largest logit."""
 
+SMALL_BLOCK = 16
+"""Ids of the parts of blocks among which the search goes on."""
+
 WriteLogits = Callable[[Tensor, slice, Tensor], object]
 """A function of (hidden [C, H], ids, out [C, ids]) that writes the logits of these ids to `out`, in its dtype."""
 
@@ -152,18 +155,28 @@ def _entropy(logprobs_TK: Tensor) -> Tensor:
 def top_logits(blocks_NCPB: Tensor, maxima_NCP: Tensor, K: int) -> tuple[Tensor, Tensor]:
     """Return the K largest logits [C, K] in fp32 and their ids, ties by id.
 
-    Only the K blocks with the largest maxima are searched. A logit of any other block comes after those K maxima, so it
-    cannot be among the K largest.
+    Only the K blocks with the largest maxima are searched, and of them only the K parts of `SMALL_BLOCK` ids with the
+    largest maxima. A logit of any other block or part comes after those K maxima, so it cannot be among the K largest.
     """
     N, C, P, B = blocks_NCPB.shape
     maxima_CM = maxima_NCP.transpose(0, 1).reshape(C, N * P)
     block_CM = _top_ids(maxima_CM, torch.arange(N * P, device=maxima_CM.device), min(K, N * P))
     rows_C1 = torch.arange(C, device=maxima_CM.device)[:, None]
-    candidates_CL = blocks_NCPB[block_CM // P, rows_C1, block_CM % P].flatten(1)
-    ids_CL = (block_CM[:, :, None] * B + torch.arange(B, device=maxima_CM.device)).flatten(1)
-    ids_CK = _top_ids(candidates_CL, ids_CL, K)
-    tile_CK, column_CK = ids_CK // (P * B), ids_CK % (P * B)
-    return blocks_NCPB[tile_CK, rows_C1, column_CK // B, column_CK % B].float(), ids_CK
+    parts_NCPS = blocks_NCPB.flatten(2).unflatten(2, (-1, SMALL_BLOCK))
+    block_CM = block_CM[:, :, None] * B
+    starts_CL = (block_CM + SMALL_BLOCK * torch.arange(B // SMALL_BLOCK, device=maxima_CM.device)).flatten(1)
+    candidates_CLS = _at(parts_NCPS, rows_C1, starts_CL)
+    starts_CM = _top_ids(candidates_CLS.amax(-1), starts_CL, min(K, starts_CL.shape[1]))
+    ids_CL = (starts_CM[:, :, None] + torch.arange(SMALL_BLOCK, device=maxima_CM.device)).flatten(1)
+    ids_CK = _top_ids(_at(parts_NCPS, rows_C1, starts_CM).flatten(1), ids_CL, K)
+    return _at(parts_NCPS.flatten(2)[..., None], rows_C1, ids_CK)[..., 0].float(), ids_CK
+
+
+def _at(parts_NCPS: Tensor, rows_C1: Tensor, starts_CM: Tensor) -> Tensor:
+    """Return the logits [C, M, S] of the parts of S ids that begin with these ids."""
+    P, S = parts_NCPS.shape[2:]
+    part_CM = starts_CM // S
+    return parts_NCPS[part_CM // P, rows_C1, part_CM % P]
 
 
 def _top_ids(values_CL: Tensor, ids_CL: Tensor, K: int) -> Tensor:
@@ -173,9 +186,10 @@ def _top_ids(values_CL: Tensor, ids_CL: Tensor, K: int) -> Tensor:
     distinct integers: the high 32 bits are the float's bits as an integer that rises with the float, the low 32 bits
     the complement of the id.
     """
-    bits_CL = (values_CL.float() + 0.0).view(torch.int32).long()  # −0.0 + 0.0 is 0.0
-    rising_CL = torch.where(bits_CL < 0, bits_CL ^ 0x7FFFFFFF, bits_CL)
-    return 0xFFFFFFFF - ((rising_CL << 32) + (0xFFFFFFFF - ids_CL)).topk(K, dim=-1).values.bitwise_and(0xFFFFFFFF)
+    bits_CL = (values_CL.float() + 0.0).view(torch.int32)  # −0.0 + 0.0 is 0.0
+    rising_CL = bits_CL ^ ((bits_CL >> 31) & 0x7FFFFFFF)  # negative floats rise as their bits fall
+    keys_CL = rising_CL.long().bitwise_left_shift_(32).add_(0xFFFFFFFF - ids_CL)
+    return 0xFFFFFFFF - keys_CL.topk(K, dim=-1).values.bitwise_and(0xFFFFFFFF)
 
 
 def _normaliser_and_rank(
@@ -188,16 +202,18 @@ def _normaliser_and_rank(
     N, C, W = logits_NCW.shape
     # Subtracting the largest logit keeps exp below overflow; the clamp avoids −inf − (−inf) in rows of −inf alone.
     shift_C1 = largest_C1.clamp(min=torch.finfo(torch.float32).min)
-    before_C1 = target_C1.nextafter(torch.full_like(target_C1, -torch.inf))  # x ≥ target where x > before
-    own_C1 = targets_C1 // W
+    after_C1 = target_C1.nextafter(torch.full_like(target_C1, torch.inf))  # x > target where x ≥ after
+    own_C1, P = targets_C1 // BLOCK, W // BLOCK
     sum_C, rank_C = torch.zeros_like(target_C1[:, 0]), torch.zeros_like(target_C1[:, 0])
     scratch_CW = torch.empty_like(logits_NCW[0])
     for n in range(N):
         sum_C += torch.sub(logits_NCW[n], shift_C1, out=scratch_CW).exp_().sum(-1)
-        # Equal logits count as before the target in tiles of lower ids only; its own tile is completed below.
-        bound_C1 = torch.where(own_C1 > n, before_C1, target_C1)
-        rank_C += torch.gt(logits_NCW[n], bound_C1, out=scratch_CW).sum(-1)
-    own_CW = logits_NCW[own_C1[:, 0], torch.arange(C, device=own_C1.device)]
-    lower_CW = torch.arange(W, device=own_CW.device) < targets_C1 % W
-    rank_C += ((own_CW == target_C1) & lower_CW).sum(-1)
+        # Equal logits count as before the target in blocks of lower ids only; its own block is completed below.
+        block_P = torch.arange(n * P, (n + 1) * P, device=own_C1.device)
+        bound_CP1 = torch.where(block_P < own_C1, target_C1, after_C1)[:, :, None]
+        torch.ge(logits_NCW[n].view(C, P, BLOCK), bound_CP1, out=scratch_CW.view(C, P, BLOCK))
+        rank_C += scratch_CW.sum(-1)
+    own_CB = logits_NCW.view(N, C, P, BLOCK)[own_C1[:, 0] // P, torch.arange(C, device=own_C1.device), own_C1[:, 0] % P]
+    lower_CB = torch.arange(BLOCK, device=own_C1.device) < targets_C1 % BLOCK
+    rank_C += ((own_CB == target_C1) & lower_CB).sum(-1)
     return shift_C1 + sum_C[:, None].log(), rank_C

@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.config.errors import UserError
 from pipeline.core.hardware import torch_device
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.scoring import packed
 from pipeline.scoring.entropy import WriteLogits, copy_logits
 from pipeline.scoring.head import equal_up_to_rounding, tiled_head
 
@@ -47,7 +48,7 @@ class Proxy:
     bos_id: int | None
     device: torch.device
     packs: bool = False
-    """Windows are packed end to end in one row; otherwise each has its own padded row."""
+    """Windows are packed end to end in one row; otherwise each has its own row, padded to the longest."""
     max_batch_tokens: int = sys.maxsize
     """Upper limit of tokens per batch. It is halved when memory runs out, and stays so for the rest of the process."""
 
@@ -138,8 +139,24 @@ def as_proxy(model: Any, bos_id: int | None) -> Proxy:
         raise UserError(
             "the model attends to later tokens", where=model.config.name_or_path, hint="choose a causal language model"
         )
-    proxy.packs = model.config._attn_implementation in FLASH and packs_exactly(proxy, probe_BT)
+    if model.device.type == "cpu":
+        proxy.packs = _pack_on_cpu(model, proxy, probe_BT)
+    else:
+        proxy.packs = model.config._attn_implementation in FLASH and packs_exactly(proxy, probe_BT)
     return proxy
+
+
+def _pack_on_cpu(model: Any, proxy: Proxy, probe_BT: Tensor) -> bool:
+    """Give a model the attention of `packed.py` if it computes the same with it, and return whether it has it."""
+    own = model.config._attn_implementation
+    if own != "sdpa" or not packed.can_pack(model.config.get_text_config()):
+        return False
+    expected = proxy.hidden(probe_BT)
+    model.set_attn_implementation(packed.NAME)
+    if equal_up_to_rounding(expected, proxy.hidden(probe_BT)) and packs_exactly(proxy, probe_BT):
+        return True
+    model.set_attn_implementation(own)
+    return False
 
 
 def packs_exactly(proxy: Proxy, probe_BT: Tensor) -> bool:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import ScoreConfig
 
+LEAST_FILLED = 0.9
+"""Least share of a padded row that is text: padding is computed, too."""
+
 
 @dataclass(frozen=True)
 class WindowPlan:
@@ -79,12 +82,16 @@ def windows(length: int, plan: WindowPlan, document: int = 0) -> list[Window]:
 
 
 def batches(items: Sequence[Window], batch_tokens: int, *, bos: bool, packed: bool = False) -> Iterator[list[Window]]:
-    """Yield batches of windows, longest first, each of at most `batch_tokens` when padded or packed (at least one)."""
+    """Yield batches of windows, longest first, each of at most `batch_tokens` when padded or packed (at least one).
+
+    Of a padded batch no window is shorter than `LEAST_FILLED` of its row.
+    """
     batch: list[Window] = []
     size = widest = 0
     for window in sorted(items, key=lambda w: (w.start - w.stop, w.document, w.start)):
         length = window.stop - window.start + bos
-        if batch and size + (length if packed else widest) > batch_tokens:
+        sparse = not packed and length < LEAST_FILLED * widest
+        if batch and (sparse or size + (length if packed else widest) > batch_tokens):
             yield batch
             batch, size = [], 0
         widest = widest if batch else length

@@ -17,9 +17,27 @@ def test_nothing_is_promised_before_the_first_shard_is_done() -> None:
     meter.advance(1, 500)
     meter.advance(1, 500)
     # 2 done, 2 running that count as half: 3 of 4 in 100 s, so 33 s left; a CPU's peak is not known.
-    assert meter.describe(["CPU", "CPU"], now=100.0) == ("2 of 4 shards, 2 running, 0 waiting, 10 tokens/s, 33 s left")
+    assert meter.describe(["CPU", "CPU"], now=100.0) == (
+        "2 of 4 shards, 2 running, 0 waiting, 1,000 tokens, 10 tokens/s, 33 s left"
+    )
     meter.advance(2, 1000)
-    assert meter.describe(["CPU", "CPU"], now=100.0) == "4 of 4 shards, 0 running, 0 waiting, 20 tokens/s, 0 s left"
+    assert meter.describe(["CPU", "CPU"], now=100.0) == (
+        "4 of 4 shards, 0 running, 0 waiting, 2,000 tokens, 20 tokens/s, 0 s left"
+    )
+
+
+def test_what_is_done_within_shards_counts_at_once() -> None:
+    """And what an earlier run had done of them counts as done, not as fast."""
+    reports = [(0.25, 3_000), (0.5, 6_000), (0.5, 6_000)]
+    meter = Throughput(total=2, unit="tokens", begin=0.0, within=iter(reports).__next__)
+    # 3,000 tokens and a quarter of a shard in 10 s; a shard and a half are left at 0.25 per 10 s.
+    assert meter.describe(["CPU"], now=10.0) == (
+        "0 of 2 shards, 1 running, 1 waiting, 6,000 tokens, 300 tokens/s, 1 min left"
+    )
+    meter.advance(1, 12_000)  # the other shard, too: 18,000 tokens of which 3,000 were there before
+    assert meter.describe(["CPU"], now=50.0) == (
+        "1 of 2 shards, 1 running, 0 waiting, 18,000 tokens, 300 tokens/s, 20 s left"
+    )
 
 
 def test_utilisation_is_of_all_workers_devices() -> None:
@@ -30,6 +48,7 @@ def test_utilisation_is_of_all_workers_devices() -> None:
 
 
 def test_lines_appear_while_a_shard_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(module, "FIRST_LINES", (0.01,))
     monkeypatch.setattr(module, "LINE_EVERY", 0.05)
     said: list[str] = []
     monkeypatch.setattr(module, "log", said.append)

@@ -117,9 +117,9 @@ class Disturbed(RayExecutor):
         super().__init__(work, address=address)
         self.signs, self.doomed_node = signs, doomed_node
 
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any], *, accelerated: bool = False) -> Iterator[Any]:
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], **how: Any) -> Iterator[Any]:
         disturbed = partial(_disturbed, function, self.signs, self.doomed_node)
-        return super().map(disturbed, items, accelerated=accelerated)
+        return super().map(disturbed, items, **how)
 
 
 def _disturbed(function: Callable[[Shard], Completion], signs: Path, doomed_node: str, shard: Shard) -> Completion:

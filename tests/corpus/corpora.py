@@ -21,7 +21,7 @@ class Here:
 
     devices = ("CPU",)
 
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any], *, accelerated: bool = False) -> Iterator[Any]:
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> Iterator[Any]:
         return map(function, items)
 
 

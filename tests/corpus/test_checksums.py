@@ -76,7 +76,7 @@ class Meanwhile(Here):
     def __init__(self, happens: Callable[[], object]) -> None:
         self.happens = happens
 
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any], *, accelerated: bool = False) -> Iterator[Any]:
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any], **_: Any) -> Iterator[Any]:
         self.happens()
         return super().map(function, items)
 

@@ -52,8 +52,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "mamba": {"state_size": 4},
 }  # fmt: skip
-NOT_PACKED = {"bloom", "opt", "mamba"}
-"""Their masks are not made from positions, or a state goes from one document to the next."""
+MASKED = {"mistral", "phi3", "gemma2", "gemma3_text", "cohere2", "starcoder2", "gptj", "stablelm"}
+"""Their layers need a mask, or an attention of their own, so on CPUs they are not packed."""
+NOT_PACKED = {"bloom", "mamba"}
+"""Their attention does not read positions, or a state goes from one document to the next."""
 
 
 def small(family: str, **changes: Any) -> PreTrainedModel:
@@ -100,12 +102,24 @@ def test_in_16_bits_the_models_own_logits_are_summed_in_32(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_documents_do_not_see_each_other(family: str) -> None:
-    """The block masks of PyTorch's attention stand for flash attention's ends: ids, positions and rows are the same."""
-    model = small(family)
-    proxy = as_proxy(model, None)
-    assert not proxy.packs, "padding is faster where attention needs a mask"
-    exact = packs_exactly(proxy, torch.arange(20)[None])
-    assert exact == (family not in NOT_PACKED)
+    """Without a mask where layers are only causal; else with block masks, which stand for flash attention's ends."""
+    proxy = as_proxy(small(family), None)
+    assert proxy.packs == (family not in MASKED | NOT_PACKED)
+    assert packs_exactly(proxy, torch.arange(20)[None]) == (family not in NOT_PACKED)
+
+
+def test_attention_that_is_more_than_causal_is_kept() -> None:
+    """A model that computes something else with the attention of packed windows keeps its own and is padded."""
+    model = small("llama")
+    forward = model.model.layers[0].self_attn.forward
+
+    def shifted(*given: Any, **named: Any) -> Any:
+        out, weights = forward(*given, **named)
+        return out + float(model.config._attn_implementation == "sdpa"), weights
+
+    model.model.layers[0].self_attn.forward = shifted
+    assert not as_proxy(model, None).packs
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("family", ["gemma2", "granite"])

@@ -23,7 +23,12 @@ class InProcess:
     devices = ("CPU",)
 
     def map(
-        self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT], *, accelerated: bool = False
+        self,
+        function: Callable[[ItemT], ResultT],
+        items: Sequence[ItemT],
+        *,
+        accelerated: bool = False,
+        planned: int | None = None,
     ) -> Iterator[ResultT]:
         yield from map(function, items)
 

@@ -74,6 +74,6 @@ def test_score(records: dict[str, Record]) -> None:
     frame = pl.DataFrame(table).select("entropy", "entropy_partial", "nll", "rank").explode(pl.all()).drop_nulls()
     means = {name: round(float(frame[name].mean()), 3) for name in frame.columns}  # type: ignore[arg-type]
     expected = {"entropy": 2.756, "entropy_partial": 0.523, "nll": 5.018, "rank": 8.804}
-    assert record.version == 5
+    assert record.version == 6
     assert means == pytest.approx(expected, rel=0.01)
     assert record.counters["scorable"] == len(frame)

@@ -148,24 +148,19 @@ def test_rows_are_documents_and_lists_are_positions(tmp_path: Path, model: Path)
     assert max(len(row["token_ids"]) for row in rows) > 64
 
 
-def test_groups_of_documents_are_row_groups_and_change_nothing(
+def test_groups_of_documents_change_nothing_and_row_groups_are_full(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [text * (1 + n % 3) for n, text in enumerate(TEXTS[:25])]
     toy = manifest({"model": str(model)})
     _, whole = run(tmp_path / "whole", texts, toy)
-    monkeypatch.setattr("stages.score.GROUP_BYTES", 1000)
+    monkeypatch.setattr("stages.score.GROUP_CHARACTERS", {"cpu": 1000, "cuda": 1000})
+    monkeypatch.setattr("pipeline.scoring.table.ROW_GROUP", 10)
+    monkeypatch.setattr("pipeline.core.parts.SECONDS", 0)
     _, parts = run(tmp_path / "parts", texts, toy)
     (first,), (second,) = whole.files("scores"), parts.files("scores")
-    sizes, rows = [], []
-    for text in texts:  # a group ends with the document that fills it
-        sizes.append(len(text))
-        if sum(sizes) >= 1000:
-            rows, sizes = [*rows, len(sizes)], []
     written = pq.read_metadata(second.path)
-    found = [written.row_group(n).num_rows for n in range(written.num_row_groups)]
-    assert found == [*rows, *([len(sizes)] if sizes else [])]
-    assert len(found) > 3
+    assert [written.row_group(n).num_rows for n in range(written.num_row_groups)] == [10, 10, 5]
     assert whole.counters == parts.counters
     a, b = (pl.DataFrame(read_table(file)) for file in (first, second))
     exact = ["doc_id", "split", "token_ids", "token_ends", "field"]
@@ -178,7 +173,7 @@ def test_a_document_that_cannot_be_scored_leaves_no_shard_behind(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of the third group, while the second is written and the fourth tokenized."""
-    monkeypatch.setattr("stages.score.GROUP_BYTES", 300)
+    monkeypatch.setattr("stages.score.GROUP_CHARACTERS", {"cpu": 300, "cuda": 300})
     broken = qwen(300)
     broken.lm_head.weight = torch.nn.Parameter(broken.lm_head.weight.detach().clone())
     broken.config.tie_word_embeddings = False

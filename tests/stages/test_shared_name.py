@@ -228,10 +228,10 @@ def test_clean_leaves_what_an_unfinished_stage_needs(two: Two) -> None:
         pass
 
     class Dies(InProcess):
-        def map(self, function, items, *, accelerated=False):  # type: ignore[no-untyped-def]
+        def map(self, function, items, *, accelerated=False, **how):  # type: ignore[no-untyped-def]
             if accelerated:
                 raise Killed
-            return super().map(function, items, accelerated=accelerated)
+            return super().map(function, items, accelerated=accelerated, **how)
 
     with pytest.raises(Killed):
         run_data(two.a, "score", None, two.work, Dies(), as_json=True)
