@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.config.errors import UserError
-from pipeline.grpo.model.packed_attention import NAME, Attend
+from pipeline.grpo.model.packed_attention import NAME
 from pipeline.grpo.model.packing import Packing
 from pipeline.grpo.model.prefix_attention import can_share
 from pipeline.grpo.types import Batch
@@ -38,16 +38,16 @@ class PolicyLogprobs(nn.Module):
         model: a causal language model of `transformers` whose logits are the product with its output head. If its
             attention can be replaced, it is replaced by that of packed batches.
         logits_at_once: maximum number of logits in memory, and of their gradients; by default chosen by device.
-        attend: attention of packed batches; by default chosen by device.
+        repeat_heads: as for `packed_attention.attend`; None: on all devices but CPUs.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, logits_at_once: int | None = None, attend: Attend | None = None
+        self, model: PreTrainedModel, *, logits_at_once: int | None = None, repeat_heads: bool | None = None
     ) -> None:
         super().__init__()
         self.model = model.eval()
         self.head = HeadLogprobs(model.get_output_embeddings(), logits_at_once)
-        self._attend = attend
+        self._repeat_heads = repeat_heads
         self.packs = can_share(model)
         """True if each context is read once for all its responses."""
         if self.packs:
@@ -81,7 +81,7 @@ class PolicyLogprobs(nn.Module):
             position_ids=packing.positions_N[None],
             use_cache=False,
             packing=packing,
-            attend=self._attend,
+            repeat_heads=self._repeat_heads,
         ).last_hidden_state
         return hidden[0, packing.read :]
 

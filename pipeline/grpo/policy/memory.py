@@ -208,7 +208,7 @@ def activation_bytes(config: PreTrainedConfig, recipe: Recipe, shape: Shape) -> 
         4 s F           gate, silu(gate), up and their product
         s A             input of the output projection
 
-    and for attention (`packed_attention.repeated`), of S = N slots,
+    and for attention (`packed_attention.attend`, with its heads repeated), of S = N slots,
 
         s (2 A + 2 B) S              queries, keys, values and output
         2 s A R (C + T)              each response's copy of its context's keys and values, and its own

@@ -12,7 +12,6 @@ from pipeline.grpo.algorithm.loss import LOSSES, ClipRange
 from pipeline.grpo.algorithm.objective import Objective
 from pipeline.grpo.model.batch import batch_of, idle_batch, micro_batches
 from pipeline.grpo.model.logprobs import HeadLogprobs, PolicyLogprobs, checkpoint_layers
-from pipeline.grpo.model.packed_attention import Attend, joined, repeated
 from tests.grpo.models import TEMPERATURE, VOCAB, groups_of, plain_gradients, plain_logprobs, some_groups, tiny
 
 OBJECTIVE = Objective(LOSSES["dapo"], ClipRange(0.2, 0.2), TEMPERATURE, max_new_tokens=8)
@@ -22,8 +21,8 @@ KINDS = [("qwen2", True), ("qwen2", False), ("llama", False), ("gpt2", True), ("
 @pytest.mark.parametrize(("kind", "tied"), KINDS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"attend": repeated}, {"logits_at_once": 200}],
-    ids=["as is", "repeated", "chunks"],
+    [{}, {"repeat_heads": True}, {"logits_at_once": 200}],
+    ids=["as is", "as on a GPU", "chunks"],
 )
 @pytest.mark.parametrize("tokens", [90, 10**6])
 def test_loss_and_every_gradient_equal_the_plain_computation(
@@ -55,17 +54,17 @@ def test_loss_and_every_gradient_equal_the_plain_computation(
     st.integers(0, 1000),
     st.integers(20, 400),
     st.integers(VOCAB, 3000),
-    st.sampled_from([joined, repeated]),
+    st.booleans(),
 )
-@example([(1, [2, 1]), (3, [4, 1]), (1, [1, 3])], 0, 400, 3000, joined)  # contexts of no token beside one of two
-@example([(1, [2, 1]), (1, [1, 3])], 0, 400, 3000, joined)  # nothing but contexts of no token
+@example([(1, [2, 1]), (3, [4, 1]), (1, [1, 3])], 0, 400, 3000, False)  # contexts of no token beside one of two
+@example([(1, [2, 1]), (1, [1, 3])], 0, 400, 3000, False)  # nothing but contexts of no token
 def test_any_groups_in_any_micro_batches_give_the_plain_gradients(
-    lengths: list[tuple[int, list[int]]], seed: int, tokens: int, logits_at_once: int, attend: Attend
+    lengths: list[tuple[int, list[int]]], seed: int, tokens: int, logits_at_once: int, repeat_heads: bool
 ) -> None:
     groups, model = groups_of(lengths, seed), tiny()
     expected_loss, expected = plain_gradients(model, groups, TEMPERATURE)
     model.zero_grad()
-    policy = PolicyLogprobs(model, attend=attend, logits_at_once=logits_at_once)
+    policy = PolicyLogprobs(model, repeat_heads=repeat_heads, logits_at_once=logits_at_once)
     batches = micro_batches(groups, tokens)
     valid, loss = sum(int(batch.mask_RT.sum()) for batch in batches), 0.0
     for batch in batches:
@@ -89,14 +88,14 @@ def test_logprobs_are_at_the_given_temperature_and_in_place() -> None:
             torch.testing.assert_close(logprobs_RT[row][batch.mask_RT[row]], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("attend", [joined, repeated])
-def test_gradient_checkpointing_changes_nothing(attend: Attend) -> None:
+@pytest.mark.parametrize("repeat_heads", [False, True])
+def test_gradient_checkpointing_changes_nothing(repeat_heads: bool) -> None:
     groups, model = some_groups(4, 2), tiny()
     _, expected = plain_gradients(model, groups, TEMPERATURE)
     model.zero_grad()
     checkpoint_layers(model)
     batch = batch_of(groups)
-    policy = PolicyLogprobs(model, attend=attend)
+    policy = PolicyLogprobs(model, repeat_heads=repeat_heads)
     loss = OBJECTIVE.summed(batch, *policy(batch, TEMPERATURE)) / batch.mask_RT.sum()
     loss.backward()
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
@@ -128,10 +127,10 @@ def test_entropy_and_its_gradient_equal_the_plain_computation(logits_at_once: in
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=largest * 1e-5, msg=name)
 
 
-@pytest.mark.parametrize("attend", [joined, repeated])
-def test_an_idle_batch_has_a_zero_gradient(attend: Attend) -> None:
+@pytest.mark.parametrize("repeat_heads", [False, True])
+def test_an_idle_batch_has_a_zero_gradient(repeat_heads: bool) -> None:
     model, batch = tiny(), idle_batch()
-    OBJECTIVE.summed(batch, *PolicyLogprobs(model, attend=attend)(batch, TEMPERATURE)).backward()
+    OBJECTIVE.summed(batch, *PolicyLogprobs(model, repeat_heads=repeat_heads)(batch, TEMPERATURE)).backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
 

@@ -20,7 +20,6 @@ from pipeline.config.recipe import PolicyConfig, Recipe
 from pipeline.config.training import ObjectiveConfig, OptimizerConfig, RolloutConfig
 from pipeline.grpo.model.batch import batch_of
 from pipeline.grpo.model.logprobs import PolicyLogprobs, checkpoint_layers
-from pipeline.grpo.model.packed_attention import repeated
 from pipeline.grpo.policy.memory import (
     activation_bytes,
     layout_parts,
@@ -81,7 +80,7 @@ def test_activations_are_about_what_autograd_keeps(
 ) -> None:
     model = model_of(kind, getattr(torch, dtype))
     expected = activation_bytes(model.config, recipe(checkpointing=checkpointing, dtype=dtype), shape)
-    policy = PolicyLogprobs(model, attend=repeated)
+    policy = PolicyLogprobs(model, repeat_heads=True)
     plain = saved_bytes(policy, shape)
     kept = plain
     if checkpointing:
