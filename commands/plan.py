@@ -36,8 +36,8 @@ from pipeline.core.model_files import TOKENIZER_FILES, resolve_model
 from pipeline.core.precision import proxy_dtype
 from pipeline.core.progress import duration, log
 from pipeline.corpus.estimate import Estimate, estimate, sample
+from pipeline.corpus.files import corpus_files
 from pipeline.corpus.scan import SLICE_BYTES
-from pipeline.corpus.sources import corpus_files
 from pipeline.grpo.policy.deepspeed_config import read_config
 from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.selection.corpus_rules import needs_corpus_pass

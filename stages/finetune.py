@@ -36,9 +36,9 @@ from pipeline.core.progress import Throughput, log, progress_bar
 from pipeline.core.sealed import write_json
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.corpus.files import corpus_files
 from pipeline.corpus.plan import as_slice, source_digest
 from pipeline.corpus.scan import Scan, scan
-from pipeline.corpus.sources import corpus_files
 from pipeline.corpus.template import Template
 from pipeline.evaluation.intervals import difference, proportion
 from pipeline.grpo.data.questions import question_rows, read_questions, to_corpus_config

@@ -46,6 +46,7 @@ from pipeline.corpus.documents import (
     to_document,
     to_json,
 )
+from pipeline.corpus.files import corpus_files
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.plan import (
     assign_shard,
@@ -61,7 +62,7 @@ from pipeline.corpus.quarantine import QUARANTINE, Rejected, Unusable
 from pipeline.corpus.readers import Slice, read_records
 from pipeline.corpus.row_writer import RowWriter
 from pipeline.corpus.scan import SLICE_BYTES, Scan, scan
-from pipeline.corpus.sources import SourceFile, corpus_files, find_files
+from pipeline.corpus.sources import SourceFile, find_files
 from pipeline.corpus.template import Template
 from pipeline.corpus.words import shingles, words
 

@@ -10,8 +10,9 @@ from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.core.artifact import InputFile, published_record, read_pointer
 from pipeline.core.workspace import source_pointer
+from pipeline.corpus.files import corpus_files
 from pipeline.corpus.scan import checksums_of
-from pipeline.corpus.sources import SourceFile, corpus_files
+from pipeline.corpus.sources import SourceFile
 
 GONE = "the source does not have this file (another place: `--source PATH`)"
 CHANGED = "the source file has changed since it was read"

@@ -13,9 +13,10 @@ from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import InputFile, read_record
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import to_document, to_json
+from pipeline.corpus.files import corpus_files
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Record, Slice, read_records
-from pipeline.corpus.sources import SourceFile, corpus_files
+from pipeline.corpus.sources import SourceFile
 from pipeline.corpus.template import Template
 
 

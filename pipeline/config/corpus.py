@@ -48,7 +48,7 @@ class EvaluationSetConfig(Config):
 
     source: str
     """As `corpus.source`. Its content enters the fingerprint, its location does not."""
-    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text"] = "auto"
+    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text", "arrow"] = "auto"
     """As `corpus.format`."""
     revision: str | None = None
     """As `corpus.revision`."""
@@ -58,18 +58,39 @@ class EvaluationSetConfig(Config):
     """Consecutive words that must be equal. In scripts without spaces, a character counts as one."""
 
 
+class DatasetConfig(Config):
+    """A data set that the library `datasets` reads. The keys are those of its `load_dataset`; no code in it is run."""
+
+    path: str
+    """A data set on the Hub (`openai/gsm8k`), a folder, or a builder (`json`, `webdataset`, …) for `data_files`."""
+    name: str | None = None
+    """Configuration (subset) of a data set that has several."""
+    split: str | None = None
+    """Split to read; several are joined by `+`. By default training files and files without a split."""
+    revision: str | None = None
+    """Hub revision (a commit hash: a branch name is not reproducible)."""
+    data_files: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
+    """Files to read: a path, a glob or an address, several of them, or either by split."""
+    data_dir: str | None = None
+    """Folder of the files below `path`."""
+    streaming: bool = False
+    """Read files on the Hub from afar, without a copy in the cache. Their identity is then the commit."""
+
+
 class SourceConfig(Config):
     """One of several sources of a corpus. All other settings are those of the corpus."""
 
     locations: ClassVar[frozenset[str]] = frozenset(
-        {"source", "revision", "sha256", "license", "splits", "configuration"}
+        {"source", "dataset", "revision", "sha256", "license", "splits", "configuration"}
     )
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     """Name of this source: the value of `corpus` in its documents' metadata, and the prefix of its file names."""
-    source: str
+    source: str = ""
     """As `corpus.source`. Its content enters the fingerprint, its location does not."""
-    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text"] = "auto"
+    dataset: DatasetConfig | None = None
+    """As `corpus.dataset`, instead of `source`."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text", "arrow"] = "auto"
     """As `corpus.format`."""
     revision: str | None = None
     """As `corpus.revision`."""
@@ -90,16 +111,18 @@ class CorpusConfig(Config):
 
     locations: ClassVar[frozenset[str]] = frozenset(
         {
-            *("source", "revision", "splits", "configuration", "sha256", "license"),
+            *("source", "dataset", "revision", "splits", "configuration", "sha256", "license"),
             *("max_quarantine_fraction", "max_unpacked_bytes"),
         }
     )
 
     source: str = ""
     """A path, a glob, a folder, `hf://datasets/owner/name[/file]`, `s3://…` or any fsspec URL."""
+    dataset: DatasetConfig | None = None
+    """Instead of `source`: a data set that the library `datasets` reads."""
     sources: tuple[SourceConfig, ...] = ()
     """Instead of `source`: several corpora, each with a template of its own, one after the other."""
-    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text"] = "auto"
+    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text", "arrow"] = "auto"
     """`auto` goes by the file name (`.jsonl`, `.jsonl.gz`, `.parquet`, `.csv.zst`, `.txt`, …)."""
     revision: str | None = None
     """Hub revision (a commit hash: a branch name is not reproducible)."""
@@ -140,8 +163,10 @@ class CorpusConfig(Config):
 
     @model_validator(mode="after")
     def _source_or_sources(self) -> CorpusConfig:
-        if bool(self.source) == bool(self.sources):
-            raise ValueError("give exactly one of source, sources")
+        if sum(map(bool, (self.source, self.dataset, self.sources))) != 1:
+            raise ValueError("give exactly one of source, dataset, sources")
+        if unclear := [part.name for part in self.sources if bool(part.source) == bool(part.dataset)]:
+            raise ValueError(f"give exactly one of source, dataset for {unclear[0]}")
         names = [source.name for source in self.sources]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two of sources are named {doubled[0]}")

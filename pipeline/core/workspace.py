@@ -115,7 +115,8 @@ def source_pointer(work: Path, corpus: CorpusConfig) -> Path:
 
 def _chosen(source: CorpusConfig | SourceConfig) -> dict[str, Any]:
     """Return which splits and configuration of a source are read, if a manifest says so."""
-    chosen = {"splits": list(source.splits), "configuration": source.configuration}
+    chosen: dict[str, Any] = {"splits": list(source.splits), "configuration": source.configuration}
+    chosen["dataset"] = source.dataset.model_dump(mode="json") if source.dataset else None
     return {key: value for key, value in chosen.items() if value}
 
 

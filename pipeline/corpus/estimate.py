@@ -10,10 +10,11 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from fsspec.core import url_to_fs
 
 from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.documents import to_document
+from pipeline.corpus.documents import to_document, to_json
 from pipeline.corpus.parquet_source import open_parquet
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Record, Slice, read_records
@@ -131,7 +132,7 @@ def _estimate_source(files: Sequence[SourceFile], config: CorpusConfig, seed: in
             documents.setdefault(made.doc_id, row | origin | {"held_out": made.held_out or part.file.held_out})
     if not documents:
         reason = f"{unusable.reason}: {unusable.detail}" if unusable else "there are no records"
-        raise UserError("no record of the corpus can be used", where=config.source, hint=reason)
+        raise UserError("no record of the corpus can be used", where=files[0].name, hint=reason)
     read, in_all, error = _records(taken, sum(sizes), complete)
     made_one = len(documents) if complete else len(documents) + repeats
     return Estimate(
@@ -163,6 +164,9 @@ def _records(taken: Sequence[tuple[int, float]], size: int, complete: bool) -> t
 
 
 def _size(file: SourceFile) -> int:
+    if file.streamed:
+        fs, path = url_to_fs(file.url)
+        return int(fs.info(path)["size"])
     with source_errors(file.name), open_raw(file) as raw:
         return raw.seek(0, 2)
 
@@ -202,7 +206,7 @@ def _read(part: Slice, config: CorpusConfig, length: int | None) -> tuple[list[R
     records, taken = [], 0
     for record in read_records(part, config):
         records.append(record)
-        taken += len(record.raw or b"") + 1
+        taken += (len(to_json(record.value)) if record.raw is None else len(record.raw)) + 1
         if length is not None and taken >= length:
             return records, taken / (_expansion(part.file, config, length) if part.file.compression else 1.0)
     cut = part.file.compression is None and part.start + (part.stop or 0)

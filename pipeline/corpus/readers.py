@@ -18,12 +18,13 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.arrow_values import Broken
+from pipeline.corpus.arrow_source import arrow_batches
+from pipeline.corpus.arrow_values import Broken, column_values
 from pipeline.corpus.documents import to_json
 from pipeline.corpus.parquet_source import open_parquet, row_group_rows
 from pipeline.corpus.quarantine import TO_UTF8, Unusable
 from pipeline.corpus.record_splitter import RECORD_LIMIT, RawRecord, array_elements, documents, lines
-from pipeline.corpus.sources import SourceFile, open_file, source_errors
+from pipeline.corpus.sources import SourceFile, open_file, open_raw, source_errors
 
 BOM = b"\xef\xbb\xbf"
 
@@ -263,17 +264,41 @@ def _cells(cells: list[str], raw: bytes) -> Mapping[str, Any]:
 # ------------------------------------------------------------------------------------------------- Parquet
 
 
+def _read_arrow(part: Slice, config: CorpusConfig) -> Iterator[Record]:
+    with open_file(part.file, config.max_unpacked_bytes) as stream:
+        row = 0
+        for batch in arrow_batches(stream):
+            for values in zip(*map(column_values, batch.columns), strict=True):
+                yield _row(row, f"row {row}", dict(zip(batch.schema.names, values, strict=True)))
+                row += 1
+
+
+def _read_dataset(part: Slice, config: CorpusConfig) -> Iterator[Record]:
+    from pipeline.corpus.dataset_source import dataset_rows  # its library takes a second to import
+
+    if part.file.checksums is not None:
+        with open_raw(part.file) as raw:  # the library opens the file itself: verify its content first
+            while raw.read(1 << 20):
+                pass
+    for row, values in enumerate(dataset_rows(part.file)):
+        yield _row(row, f"row {row}", values)
+
+
+def _row(row: int, where: str, tree: dict[str, Any]) -> Record:
+    """Return the record of a row's values; one with a broken value is unusable, and its raw bytes are its JSON."""
+    broken = next((value.why for value in tree.values() if isinstance(value, Broken)), None)
+    if broken is None:
+        return Record(row, where, None, tree)
+    there = {k: v.value if isinstance(v, Broken) else v for k, v in tree.items()}
+    return Record(row, where, to_json(there).encode(), broken)
+
+
 def _read_parquet(part: Slice, config: CorpusConfig) -> Iterator[Record]:
     with open_parquet(part.file, config.max_unpacked_bytes) as table:
         row = part.row
         for group in range(part.start, table.num_row_groups if part.stop is None else part.stop):
             for tree in row_group_rows(table, group, part.file.name, config.max_unpacked_bytes):
-                broken = next((value.why for value in tree.values() if isinstance(value, Broken)), None)
-                if broken is None:
-                    yield Record(row, f"row group {group}", None, tree)
-                else:
-                    there = {k: v.value if isinstance(v, Broken) else v for k, v in tree.items()}
-                    yield Record(row, f"row group {group}", to_json(there).encode(), broken)
+                yield _row(row, f"row group {group}", tree)
                 row += 1
 
 
@@ -283,4 +308,6 @@ _READERS: Mapping[str, Callable[[Slice, CorpusConfig], Iterator[Record]]] = {
     "text": _read_text,
     "csv": _read_csv,
     "parquet": _read_parquet,
+    "arrow": _read_arrow,
+    "dataset": _read_dataset,
 }

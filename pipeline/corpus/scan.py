@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ def scan(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES)
     Raises:
         UserError: the file cannot be read.
     """
+    if file.streamed:  # its identity is the commit in its address: reading it here would read it twice over the network
+        return Scan(file, hashlib.sha256(file.url.encode()).hexdigest(), _columns(file, config), (Slice(file),))
     with source_errors(file.name), open_raw(file) as raw:
         hashing = HashingReader(raw)
         stream = cast(BinaryIO, io.BufferedReader(hashing, 1 << 20))

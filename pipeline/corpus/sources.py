@@ -33,6 +33,7 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".json": "json",
     ".parquet": "parquet",
+    ".arrow": "arrow",
     ".csv": "csv",
     ".txt": "text",
     ".text": "text",
@@ -46,7 +47,7 @@ _BOOKKEEPING = {
 }  # fmt: skip
 """Files in a dataset's folder that describe the dataset and have no records."""
 
-_HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.*))?")
+HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.*))?")
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -62,36 +63,24 @@ class SourceFile:
     """Name of its source in `corpus.sources`, if there are several."""
     held_out: bool = False
     """Whether it belongs to the split that `corpus.validation.split` holds out."""
+    builder: str = ""
+    """Builder of `datasets` that reads it (format `dataset` only)."""
+    streamed: bool = False
+    """Whether that reads it from afar, without a copy on this machine."""
     checksums: Checksums | None = None
     """Checksums of the first scan; later reads refuse other content."""
 
 
-def corpus_files(config: CorpusConfig, source: str | None = None) -> list[SourceFile]:
-    """Return the files of a corpus, sorted by name, and log which configurations and splits are read and left out.
-
-    Several sources come one after the other, and the names of their files begin with the name of the source.
+def chosen_files(config: CorpusConfig, source: str) -> list[SourceFile]:
+    """Return the files of one source that belong to the configuration and splits to read, and log which those are.
 
     Args:
-        config: the manifest's `corpus`.
-        source: source to read instead of `corpus.source`.
+        config: the configuration of this source.
+        source: where it is.
 
     Raises:
-        UserError: as in `find_files` and `choose`, or `source` is given for a manifest with several sources.
+        UserError: as in `find_files` and `choose`.
     """
-    if not config.sources:
-        return _chosen_files(config, source or config.source)
-    if source is not None:
-        names = ", ".join(part.name for part in config.sources)
-        raise UserError("--source is for a manifest with one source", where=source, hint=f"this one has {names}")
-    return [
-        replace(file, name=f"{part.name}/{file.name}", corpus=part.name)
-        for part in config.sources
-        for file in _chosen_files(config.for_source(part.name), part.source)
-    ]
-
-
-def _chosen_files(config: CorpusConfig, source: str) -> list[SourceFile]:
-    """Return the files of one source that belong to the configuration and splits to read."""
     files, listing = _find(source, config.format, config.revision)
     choice = choose(
         [file.name for file in files],
@@ -136,13 +125,13 @@ class Listing(NamedTuple):
 
 
 def _find(source: str, format: str, revision: str | None) -> tuple[list[SourceFile], Listing]:
-    listing = _list_hub(source, revision) if source.startswith("hf://") else _list(source)
+    listing = list_source(source, revision)
     root, names, listed = listing[:3]
     files, ignored = [], []
     for found in sorted(names):
         name = _without_query(found) if root.startswith("http") else found
         kind, compression = kind_of(name)
-        if listed and (kind is None or (format != "auto" and kind != format) or _is_bookkeeping(name, names)):
+        if listed and (kind is None or (format != "auto" and kind != format) or is_bookkeeping(name, names)):
             ignored.append(name)
             continue
         if format == "auto" and kind is None:
@@ -187,15 +176,24 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _is_bookkeeping(name: str, names: Sequence[str]) -> bool:
+def is_bookkeeping(name: str, names: Sequence[str]) -> bool:
+    """Return whether a file of a folder with these names is hidden or describes the data set."""
     path = PurePosixPath(name)
     if path.name == "state.json" and str(path.with_name("dataset_info.json")) in names:
         return True  # of a folder that `save_to_disk` wrote
     return path.name in _BOOKKEEPING or any(part.startswith((".", "_")) for part in path.parts)
 
 
+def list_source(source: str, revision: str | None = None) -> Listing:
+    """Return the names of all files of a path, a folder, a glob, a Hub dataset or an fsspec URL.
+
+    Raises:
+        UserError: it cannot be listed.
+    """
+    return _list_hub(source, revision) if source.startswith("hf://") else _list(source)
+
+
 def _list(source: str) -> Listing:
-    """Return the files of a path or fsspec URL."""
     if source.startswith("data:"):
         raise UserError("a data: URL cannot be a source", where=source[:80], hint="write its content to a file")
     with source_errors(source):
@@ -287,7 +285,7 @@ def _kind(fs: AbstractFileSystem, path: str) -> str | None:
 
 def _list_hub(source: str, revision: str | None) -> Listing:
     """Return the files of a Hub dataset, pinned to the commit that the revision means."""
-    match = _HUB.fullmatch(source.rstrip("/"))
+    match = HUB.fullmatch(source.rstrip("/"))
     if match is None:
         raise UserError("not a dataset on the Hub", where=source, hint="write hf://datasets/owner/name[/path]")
     repo, path = match["repo"], match["path"]
@@ -315,7 +313,7 @@ def _open(file: SourceFile) -> BinaryIO:
                 "not a regular file, so it cannot be read twice", where=file.name, hint="write its content to a file"
             )
         return open(path, "rb")
-    if match := _HUB.fullmatch(file.url):
+    if match := HUB.fullmatch(file.url):
         return open(file_of(match["repo"], "dataset", match["revision"], match["path"]), "rb")
     return cast(BinaryIO, fsspec.open(file.url, "rb").open())
 

@@ -15,7 +15,8 @@ import pytest
 from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.estimate import Estimate, estimate, sample
-from pipeline.corpus.sources import corpus_files, find_files
+from pipeline.corpus.files import corpus_files
+from pipeline.corpus.sources import find_files
 from tests.toys import write_jsonl
 
 ROWS = [
