@@ -3,7 +3,8 @@
 Input:   records under `work/<name>/`; `run.json` of the runs.
 Output:  none; removes outputs of earlier configurations from which neither a stage's last output nor a run was made,
          and leftovers of killed workers that are more than an hour old. Unfinished outputs and their inputs stay,
-         because a run may resume from them, and so do outputs of manifests of the same name with other sources.
+         because a run may resume from them, and so do outputs of manifests of the same name that have another source,
+         proxy or policy tokenizer.
 Command: rpt clean data_manifests/<name>.yaml [--yes] [--json]
 """
 
@@ -19,7 +20,8 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.config.manifest import Manifest
-from pipeline.core.workspace import format_bytes, made_from, other_sources, outputs, runs_in, size_of, unneeded
+from pipeline.core.pointers import superseded_by_others
+from pipeline.core.workspace import format_bytes, made_from, outputs, runs_in, size_of, unneeded
 
 REMOVED = ".removed"
 
@@ -42,7 +44,7 @@ def waste(manifest: Manifest, *, work: Path, runs: Path) -> list[Waste]:
         runs: folder of all runs; the shards they were trained on stay, with the inputs of those shards.
     """
     found = outputs(work / manifest.name)
-    theirs = other_sources(work / manifest.name)
+    theirs = superseded_by_others(work / manifest.name)
     superseded = unneeded(found, [name for run in runs_in(runs) for name in made_from(run)], theirs)
     left = [(path, output) for output in found if output not in superseded for path in output.leftovers()]
     whole = [Waste(o.directory, o.bytes, "nothing that is current was made from it") for o in superseded]

@@ -31,9 +31,9 @@ from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import TEXT_DIGEST, Counters, InputFile, Record, Shard, write_pointer
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
+from pipeline.core.pointers import source_pointer
 from pipeline.core.sealed import write_json
 from pipeline.core.stage import Stage, run_stage
-from pipeline.core.workspace import source_pointer
 from pipeline.corpus.assignment import assign, shard_starts, write_assignment
 from pipeline.corpus.checks import check_quarantine, check_source, check_split
 from pipeline.corpus.contamination import EvaluationIndex, evaluation_index, to_corpus_config

@@ -17,9 +17,10 @@ from pathlib import Path
 from pipeline.config.base import canonical_json
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest, MaterializeConfig
-from pipeline.core.artifact import Counters, InputFile, Record, Shard, fingerprint
+from pipeline.core.artifact import Counters, InputFile, Record, Shard, fingerprint, write_pointer
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import read_table
+from pipeline.core.pointers import policy_pointer
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.shards.examples import examples
@@ -67,6 +68,7 @@ def materialize(
         Shard(done.shard, _files(documents, sites, done.shard), {"metadata": metadata}) for done in sites.completions
     ]
     record = run_stage(MATERIALIZE, config, shards, inputs, work, executor)
+    write_pointer(policy_pointer(work, config), record.directory)
     if not record.counters["kept.train"]:
         dropped = ", ".join(
             f"{n} {count:,}" for n, count in record.counters.items() if n.startswith("dropped.") and count

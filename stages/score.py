@@ -26,13 +26,14 @@ import pyarrow.compute as pc
 from pipeline.config.base import Config
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest, ProxyConfig, ReferenceConfig, ScoreConfig, TrainProxyConfig
-from pipeline.core.artifact import Counters, InputFile, Record, Shard
+from pipeline.core.artifact import Counters, InputFile, Record, Shard, write_pointer
 from pipeline.core.executor import Executor
 from pipeline.core.hardware import torch_device
 from pipeline.core.marks import BEGUN
 from pipeline.core.model_files import TOKENIZER_FILES, count_weights, model_digest, resolve_model
 from pipeline.core.parquet import read_table, write_tables
 from pipeline.core.parts import Parts, Rows
+from pipeline.core.pointers import proxy_pointer
 from pipeline.core.precision import DTYPES, Dtype, proxy_dtype
 from pipeline.core.progress import log
 from pipeline.core.stage import Stage, output_folder, run_stage
@@ -100,6 +101,7 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
     stage = Stage("score", VERSION, run, unit="tokens", accelerated=True, flops=per_token)
     config = stage_config(manifest, str(tokenizer), lambda config: output_folder(stage, config, inputs, work))
     record = run_stage(stage, config, shards, inputs, work, executor)
+    write_pointer(proxy_pointer(work, manifest), record.directory)
     if not record.counters.get("documents"):
         raise UserError(
             "no document can be scored: the proxy's tokenizer is lossy on all of them",

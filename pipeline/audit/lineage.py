@@ -12,8 +12,8 @@ from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
 from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import Record, content_hash, is_current, read_record
+from pipeline.core.pointers import is_of_policy, is_of_proxy, is_of_source
 from pipeline.core.tokenizer import CorpusTokenizer
-from pipeline.core.workspace import is_of_source
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import SITES
 
@@ -117,13 +117,14 @@ def lineage_of_shards(work: Path, manifest: Manifest, shards: Record) -> Lineage
     Raises:
         UserError: The inputs of the shards no longer exist.
     """
-    select = _by_content(work, "select", shards.inputs.get("sites"))
-    lineage = _up_to(work, None, select, manifest.name) if select is not None else None
-    if lineage is None:
+    selections = [record for record in _records(work, "select") if record.content == shards.inputs.get("sites")]
+    found = [lineage for record in selections if (lineage := _up_to(work, None, record, manifest.name)) is not None]
+    own = [lineage for lineage in found if _scored_as(shards, lineage.score)] or found
+    if not own:
         raise UserError(
             "the inputs of these shards no longer exist", where=shards.directory, hint="run `rpt data` again"
         )
-    return replace(lineage, materialize=shards)
+    return replace(max(own, key=lambda lineage: _current(work, lineage.select)), materialize=shards)
 
 
 def proxy_tokenizer(manifest: Manifest, lineage: Lineage) -> CorpusTokenizer | None:
@@ -143,12 +144,14 @@ def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = ""
     if ingest is None or score is None:
         return None
     made = [record for record in _records(work, "materialize") if record.inputs.get("sites") == select.content]
+    made = [record for record in made if _scored_as(record, score)]
     if manifest is not None:
-        if not is_of_source(work, manifest.corpus, ingest):
+        if not (is_of_source(work, manifest.corpus, ingest) and is_of_proxy(work, manifest, score)):
             return None
         if ingest.config != manifest.corpus.identity() or score.config.get("score") != manifest.score.identity():
             return None
-        made = [record for record in made if record.config == manifest.materialize.identity()]
+        rule = manifest.materialize
+        made = [record for record in made if record.config == rule.identity() and is_of_policy(work, rule, record)]
         name = manifest.name
     before: dict[str, Record] = {}
     # Follow inputs by content hash, so renamed or superseded outputs are never mistaken for the true ones.
@@ -160,6 +163,11 @@ def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = ""
                     before[stage] = source
                     sources.append(source)
     return Lineage(name, ingest, score, select, max(made, key=lambda r: _current(work, r), default=None), before)
+
+
+def _scored_as(shards: Record, score: Record) -> bool:
+    """Return False if shards record other scores: two proxies may select the same sites."""
+    return shards.inputs.get("scores", score.fingerprint) == score.fingerprint
 
 
 def _preference(work: Path, lineage: Lineage) -> tuple[bool, bool, int, bool]:

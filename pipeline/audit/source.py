@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.core.artifact import InputFile, published_record, read_pointer
-from pipeline.core.workspace import source_pointer
+from pipeline.core.pointers import source_pointer
 from pipeline.corpus.files import corpus_files
 from pipeline.corpus.scan import checksums_of
 from pipeline.corpus.sources import SourceFile

@@ -23,7 +23,8 @@ from pipeline.core.artifact import (
     read_pointer,
     read_record,
 )
-from pipeline.core.marks import BEGUN, begun_inputs, is_pulled
+from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled
+from pipeline.core.pointers import PATTERNS
 
 LINKS: Mapping[str, str] = {
     "read": "read",
@@ -183,9 +184,12 @@ def _pointers(work: Path) -> dict[str, str]:
     for stage in sorted({path.parents[1] for path in work.glob("*/[!.]*/record.json")}):
         if not (stage / CURRENT).exists():
             damage[str(stage / CURRENT)] = "is missing"
-        if stage.name == "read" and not any(stage.glob("source-*")):
-            damage[str(stage / "source-*")] = "are missing: `rpt data` writes them"
-    for path in sorted([*work.glob(f"*/{CURRENT}"), *work.glob("read/source-*")]):
+    for pattern in PATTERNS:
+        stage_name = pattern.partition("/")[0]
+        made = [path.parent for path in work.glob(f"{stage_name}/[!.]*/record.json")]
+        if any(not (folder / PULLED).exists() for folder in made) and not any(work.glob(pattern)):
+            damage[str(work / pattern)] = "are missing: `rpt data` writes them"
+    for path in sorted(path for pattern in (f"*/{CURRENT}", *PATTERNS) for path in work.glob(pattern)):
         try:
             read_pointer(path)
         except IntegrityError as error:

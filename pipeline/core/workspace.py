@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.base import canonical_json, differences
-from pipeline.config.corpus import CorpusConfig, SourceConfig
+from pipeline.config.base import differences
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import (
@@ -19,13 +18,12 @@ from pipeline.core.artifact import (
     Record,
     current_record,
     is_current,
-    published_record,
     read_completion,
-    read_pointer,
     read_record,
 )
 from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled
 from pipeline.core.parts import FOLDER as PARTS
+from pipeline.core.pointers import is_of_policy, is_of_proxy, is_of_source, source_pointer
 from pipeline.core.precision import proxy_dtype
 
 IN_USE = 3600.0
@@ -93,52 +91,13 @@ def unneeded(found: Sequence[Output], trained_on: Iterable[str] = (), sources: C
     Args:
         found: the outputs of one folder.
         trained_on: fingerprints that runs name (`made_from`).
-        sources: outputs of `read` for other manifests of that name; what was made from them is kept as well.
+        sources: outputs for other manifests of that name; they are kept, and so is what was made from them.
     """
     runs = set(trained_on)
     kept = [o for o in found if o.current or o.record is None or o.fingerprint in runs]
     theirs = [o for o in found if sources and not with_ancestors([o], found).keys().isdisjoint(sources)]
     needed = with_ancestors([*kept, *theirs], found)
     return [output for output in found if output.record is not None and output.directory not in needed]
-
-
-def source_pointer(work: Path, corpus: CorpusConfig) -> Path:
-    """Return the file that names the latest `read` output for this source.
-
-    Manifests with different sources may have the same name, and so the same work folder.
-    """
-    sources = [{"name": "", "source": corpus.source, "revision": corpus.revision} | _chosen(corpus)]
-    sources += [{"name": s.name, "source": s.source, "revision": s.revision} | _chosen(s) for s in corpus.sources]
-    key = hashlib.sha256(canonical_json(sources).encode()).hexdigest()[:12]
-    return work / "read" / f"source-{key}"
-
-
-def _chosen(source: CorpusConfig | SourceConfig) -> dict[str, Any]:
-    """Return which splits and configuration of a source are read, if a manifest says so."""
-    chosen: dict[str, Any] = {"splits": list(source.splits), "configuration": source.configuration}
-    chosen["dataset"] = source.dataset.model_dump(mode="json") if source.dataset else None
-    return {key: value for key, value in chosen.items() if value}
-
-
-def other_sources(work: Path) -> list[Path]:
-    """Return the latest `read` outputs of all sources but the one that was read last."""
-    pointed_to = {made for path in (work / "read").glob("source-*") if (made := read_pointer(path))}
-    return [made for made in sorted(pointed_to) if not is_current(made)]
-
-
-def is_of_source(work: Path, corpus: CorpusConfig, documents: Record) -> bool:
-    """Return whether documents were made from a manifest's source, as `rpt data` read it last.
-
-    It is true for documents that record no source, and if there is no record of a source.
-    """
-    read = [record for path in (work / "read").glob("[!.]*/record.json") if (record := read_record(path.parent))]
-    if not read or "read" not in documents.inputs:
-        return True
-    last = read_pointer(source_pointer(work, corpus))
-    if last is None:
-        return False
-    source = published_record(last).inputs.get("source")
-    return any(r.content == documents.inputs["read"] and r.inputs.get("source") == source for r in read)
 
 
 def with_ancestors(some: Iterable[Output], found: Iterable[Output]) -> dict[Path, Output]:
@@ -230,9 +189,9 @@ def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[
             for output in mine
             if output.record
         }
-        for output in mine if want.stage == "ingest" else ():
-            if output.record and not is_of_source(work, manifest.corpus, output.record):
-                reasons[output.directory].append("made from another source")
+        for output in mine:
+            if output.record and (other := _another(manifest, work, output.record)):
+                reasons[output.directory].append(other)
         mine.sort(key=lambda output: output.current)  # among equals, the latest one counts
         good = [output for output in mine if reasons.get(output.directory) == []]
         last = [output for output in mine if output.record]
@@ -247,6 +206,20 @@ def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[
         else:
             result.append(State(want.stage, "missing", (), None))
     return result
+
+
+def _another(manifest: Manifest, work: Path, record: Record) -> str | None:
+    """Return which model or source of a record is not the one that a manifest names, or None."""
+    match record.stage:
+        case "ingest":
+            return None if is_of_source(work, manifest.corpus, record) else "made from another source"
+        case "score":
+            return None if is_of_proxy(work, manifest, record) else "made with another proxy"
+        case "materialize":
+            own = is_of_policy(work, manifest.materialize, record)
+            return None if own else "made with another policy tokenizer"
+        case _:
+            return None
 
 
 def own_record(work: Path, manifest: Manifest, stage: str) -> Record:

@@ -17,8 +17,9 @@ from pipeline.config.base import Config
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Counters, Record, Shard, seal_record, write_pointer
 from pipeline.core.parquet import parquet_writer
+from pipeline.core.pointers import source_pointer
 from pipeline.core.stage import Stage, run_stage
-from pipeline.core.workspace import expected_records, outputs, source_pointer, states
+from pipeline.core.workspace import expected_records, outputs, states
 from pipeline.grpo.run.run_folder import write_state
 from tests.stages.published import InProcess
 

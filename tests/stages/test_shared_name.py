@@ -206,6 +206,48 @@ def test_the_source_that_is_verified_is_the_manifests(two: Two, tmp_path: Path) 
     assert [verify(manifest, work=two.work)["ok"] for manifest in moved] == [False, True]
 
 
+def changed(manifest: Manifest, **blocks: dict[str, object]) -> Manifest:
+    return Manifest.model_validate(manifest.model_dump(mode="json", exclude_none=True) | blocks)
+
+
+def test_each_is_shown_the_scores_of_its_own_proxy_and_the_shards_of_its_own_tokenizer(
+    two: Two, tmp_path: Path
+) -> None:
+    """All have the name and the source of `a`."""
+    toy = two.work / "toy"
+    fitted = two.a.proxy.model_dump(mode="json", exclude_none=True)
+    longer = changed(two.a, proxy={"train": fitted["train"] | {"max_steps": 3}})
+    others = {"proxy": [longer], "policy tokenizer": []}
+    for manifest in (two.a, longer):
+        two.data(manifest)
+        (folder,) = current_record(toy, "proxy").files("model")
+        copy = shutil.copytree(folder.path, tmp_path / f"model-{len(others['proxy'])}")
+        others["proxy"].append(changed(two.a, proxy={"model": str(copy)}))
+    byte_level_tokenizer(tmp_path / "policy", ["other text, other merges"] * 9)
+    others["policy tokenizer"].append(changed(two.a, materialize={"policy_tokenizer": str(tmp_path / "policy")}))
+    two.data(two.a)
+    done = [two.a, longer]
+    for what, manifest in ((what, manifest) for what, manifests in others.items() for manifest in manifests):
+        if manifest not in done:
+            found = {state.stage: state for state in states(manifest, toy, VERSIONS)}
+            stage = "score" if what == "proxy" else "materialize"
+            assert found[stage].state == "stale" and f"made with another {what}" in found[stage].why
+            if what == "proxy":
+                with pytest.raises(UserError, match="this selection does not exist"):
+                    stats(manifest, work=two.work)
+            else:
+                assert lineage_of(toy, manifest).materialize is None
+            two.data(manifest)
+            done.append(manifest)
+        made = [lineage_of(toy, each) for each in done]
+        scores = {lineage.score.fingerprint for lineage in made}
+        shards = {lineage.materialize and lineage.materialize.fingerprint for lineage in made}
+        assert (len(scores), len(shards)) == (len([m for m in done if m not in others["policy tokenizer"]]), len(done))
+        assert all(up_to_date(two, each) for each in done)
+        assert [waste(each, work=two.work, runs=two.work / "runs") for each in done] == [[]] * len(done)
+    assert verify(two.a, work=two.work)["damage"] == []
+
+
 def test_clean_leaves_what_the_other_made(two: Two) -> None:
     two.data(two.b)
     assert waste(two.b, work=two.work, runs=two.work / "runs") == []
