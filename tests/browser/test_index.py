@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipeline.audit.browse.compare as compare_module
+import pipeline.audit.browse.documents as documents_module
 from commands.browse import open_library
 from pipeline.audit.browse.column_index import ColumnIndex
 from pipeline.audit.browse.compare import MIN_SHARDS, Count, _margin, compare
@@ -203,23 +206,25 @@ def test_estimates_come_first_and_exact_counts_after_them(live: Live, tmp_path: 
 
 def test_a_count_that_takes_too_long_is_ended(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its page gets an answer at once, as wide as nothing is known, and in the end is told."""
-    monkeypatch.setattr(compare_module, "TIME_LIMIT", 0.1)
-    monkeypatch.setattr(compare_module, "FIRST_ANSWER", 0.1)
+    monkeypatch.setattr(compare_module, "FIRST_ANSWER", 0.0)
     halting = Halting(Where.parse("nll > 1"), 0)
     count = Count(live.library.store, Where.parse("false"), halting, "train", BANDS)
-    running = threading.Thread(target=count.run)
-    running.start()
     assert not count.wait(0)
     early = count.result()
     assert not early.exact and early.shards_read == 0
+    monkeypatch.setattr(compare_module, "TIME_LIMIT", 0.0)
+    running = threading.Thread(target=count.run)
+    running.start()
     assert (
         early.margins["after"]
         == compare(live.library.store, Where.parse("false"), Where.parse("true"), "train", BANDS).after
     )
-    halting.let.set()
-    running.join()
     with pytest.raises(UserError, match=r"counting was aborted after"):
-        count.result()
+        while True:
+            count.result()
+            time.sleep(0.01)
+    halting.let.set()  # what is being read is read to its end
+    running.join()
 
 
 def test_intervals_hold_what_they_should() -> None:
@@ -268,6 +273,37 @@ def found(live: Live, **wanted: object) -> set[str]:
 def test_a_search_finds_what_contains_the_text_in_any_case(live: Live, corpus: pl.DataFrame, text: str) -> None:
     expected = [row["doc_id"] for row in corpus.iter_rows(named=True) if text.lower() in row["text"].lower()]
     assert found(live, text=text) == set(expected)
+
+
+def test_a_search_that_takes_too_long_is_ended(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard that is being read halts; those after it are not read at all."""
+    read, store = Counter[int](), live.library.store
+    let, texts = threading.Event(), store.texts
+
+    def halting(shard: int) -> pl.Series:
+        read[shard] += 1
+        let.wait()
+        return texts(shard)
+
+    class Pool(ThreadPoolExecutor):
+        """One thread, which is let go once nothing more is to be read."""
+
+        def __init__(self, _: int | None) -> None:
+            super().__init__(1)
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait and not cancel_futures, cancel_futures=cancel_futures)
+            if cancel_futures:
+                let.set()
+
+    monkeypatch.setattr(documents_module, "TIME_LIMIT", 0.0)
+    monkeypatch.setattr(documents_module, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(store, "texts", halting)
+    with pytest.raises(UserError, match=r"the search was aborted after"):
+        found(live, text="a text that nobody searched before")
+    assert read.total() <= 1 < len(store.first_document_S) - 1
+    monkeypatch.undo()
+    assert found(live, text="a text that nobody searched before") == set(), "the failure is not remembered"
 
 
 def test_filters_of_split_source_and_metadata(live: Live, corpus: pl.DataFrame) -> None:

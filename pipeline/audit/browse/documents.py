@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.audit.browse.column_index import ColumnIndex
+from pipeline.audit.browse.compare import TIME_LIMIT
 from pipeline.audit.browse.index import folded
 from pipeline.config.errors import UserError
 from pipeline.selection.metadata import document_columns, kinds
@@ -108,14 +110,26 @@ class Finder:
         return np.argsort(by[order]()[found], kind="stable") if order in by else np.arange(len(found))
 
     def _has_text(self, text: str) -> NDArray[np.bool_]:
-        """Return a mask of the documents that contain the text, ignoring case; it scans the whole corpus."""
-        lowered = folded(text)
+        """Return a mask of the documents that contain the text, ignoring case; it scans the whole corpus.
+
+        Raises:
+            UserError: It takes longer than `TIME_LIMIT`.
+        """
+        lowered, end = folded(text), time.monotonic() + TIME_LIMIT
+
+        def search(shard: int) -> NDArray[np.bool_]:
+            return self._store.texts(shard).str.contains(lowered, literal=True).to_numpy()
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            shards = range(len(self._store.first_document_S) - 1)
-            hits = pool.map(
-                lambda shard: self._store.texts(shard).str.contains(lowered, literal=True).to_numpy(), shards
-            )
-            return np.concatenate([np.zeros(0, dtype=bool), *hits])
+            answers = [pool.submit(search, shard) for shard in range(len(self._store.first_document_S) - 1)]
+            try:
+                hits = [answer.result(timeout=max(0, end - time.monotonic())) for answer in answers]
+            except TimeoutError as error:
+                what = f"the search was aborted after {TIME_LIMIT:.0f} s"
+                raise UserError(what, where=text, hint="filter by split, source or metadata instead") from error
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        return np.concatenate([np.zeros(0, dtype=bool), *hits])
 
 
 def _matches_meta(meta: pl.Series, condition: str) -> NDArray[np.bool_]:
