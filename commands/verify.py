@@ -1,7 +1,8 @@
 """Verify: check that everything published is still as it was recorded.
 
 Input:   every output under `work/<name>/`: its files are read and hashed again, its records and the presence of its
-         inputs are checked; and the source files of the documents. For a run, the files of its checkpoints.
+         inputs are checked; and the source files of the documents. For a run, its record, the recipe and
+         prompt that the record has the hashes of, and the files of its checkpoints.
 Output:  a table, or JSON. Nothing is written. Exit code 3 if anything is damaged.
 Command: rpt verify data_manifests/<name>.yaml [--source PATH] [--json]
          rpt verify runs/<name> [--json]
@@ -20,7 +21,14 @@ from pipeline.audit.verify import verify as check
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.manifest import Manifest
 from pipeline.core.workspace import format_bytes, size_of
-from pipeline.grpo.run.run_folder import OTHER_CHECKPOINT, damage_of, files_of, latest_checkpoint
+from pipeline.grpo.run.run_folder import (
+    OTHER_CHECKPOINT,
+    damage_of,
+    damage_of_record,
+    files_of,
+    latest_checkpoint,
+    whole_checkpoints,
+)
 
 
 def verify(manifest: Manifest, *, work: Path, source: str | None = None) -> dict[str, Any]:
@@ -42,13 +50,19 @@ def verify(manifest: Manifest, *, work: Path, source: str | None = None) -> dict
 
 
 def verify_run(run: Path) -> dict[str, Any]:
-    """Check all complete checkpoints of a run, and that `latest` names one of them."""
-    damage, rows = dict[str, str](), []
+    """Check the record of a run, all its complete checkpoints, and that `latest` names one of them."""
+    damage, rows, whole = damage_of_record(run), [], whole_checkpoints(run)
+    pointer = run / "checkpoints" / "latest"
     try:
         latest_checkpoint(run)
     except IntegrityError as error:
         damage[error.where] = error.message
-    for checkpoint in sorted(path.parent for path in (run / "checkpoints").glob("step-*/state.json")):
+    if whole and not pointer.exists():
+        damage[str(pointer)] = f"is missing: the run goes on from {whole[-1].name}"
+    for folder in (run / "checkpoints").glob("step-*"):
+        if folder not in whole and whole and folder < whole[-1]:  # one that a killed run left half written is the last
+            damage[str(folder / "state.json")] = "is missing"
+    for checkpoint in whole:
         own = damage_of(checkpoint)
         damage |= own
         size, files = size_of(checkpoint), len(files_of(checkpoint))

@@ -123,7 +123,7 @@ def verify(
     from commands.verify import tables, tables_of_run, verify_run
     from commands.verify import verify as check
 
-    if (manifest / "run.json").is_file():
+    if (manifest / "run.json").is_file() or (manifest / "checkpoints").is_dir():
         found = verify_run(manifest)
         report(found, tables_of_run, as_json)
     else:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.config.base import canonical_json
 from pipeline.config.errors import IntegrityError
+from pipeline.core.files import replace_text
 from pipeline.core.progress import log
 
 SEAL = "sha256"
@@ -26,6 +27,11 @@ SEAL = "sha256"
 def write_sealed(path: Path, tree: Mapping[str, Any]) -> None:
     """Create `path` atomically with a sealed object; an existing file stays unchanged."""
     write_text(path, _text(tree))
+
+
+def replace_sealed(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a sealed object atomically, over an existing file."""
+    replace_text(path, _text(tree))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

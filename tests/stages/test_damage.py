@@ -9,6 +9,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 from commands.groups.data import run_data
+from commands.verify import verify_run
 from pipeline.audit.browse.column_index import ColumnIndex
 from pipeline.audit.browse.index import index
 from pipeline.audit.verify import verify
@@ -27,6 +30,7 @@ from pipeline.core.artifact import Counters, Record, Shard, current_record
 from pipeline.core.parquet import write_rows
 from pipeline.core.stage import Stage, run_stage
 from tests.core.test_artifact import SCHEMA, edited, leaves
+from tests.grpo.colours import make_policy, publish_shards, write_manifest, write_recipe
 from tests.stages.published import InProcess
 from tests.toys import byte_level_tokenizer, problems, write_jsonl
 
@@ -65,22 +69,52 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """Two steps of a tiny policy, with a checkpoint of each."""
+    folder = tmp_path_factory.mktemp("run")
+    policy = make_policy(folder / "policy")
+    publish_shards(folder / "work", policy)
+    budget = {"steps": 2, "save_every": 1, "evaluate_every": 0, "save_rollouts_every": 0, "keep_last": 2}
+    write_recipe(folder / "recipe.yaml", policy, data="manifest.yaml", budget=budget, curriculum=[])
+    write_manifest(folder / "manifest.yaml", policy)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.train", "recipe.yaml", "--work", "work", "--run", "run"],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(repository)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert verify_run(folder / "run")["ok"]
+    return folder / "run"
+
+
 def kind_of(path: Path) -> str:
+    if "checkpoints" in path.parts:
+        return "checkpoint's " + (path.name if path.name in ("latest", "state.json") else "file")
+    if path.name in ("run.json", "recipe.yaml", "prompt.json"):
+        return path.name
     if path.parent.name == "done":
         return "completion"
     if path.suffix in (".parquet", ".bin"):
         return path.suffix
     known = ("record.json", "current", "begun.json")
-    return path.name if path.name in known else "source" if path.name.startswith("source-") else "other published"
+    pointers = ("source-", "proxy-", "policy-")
+    return path.name if path.name in known else "pointer" if path.name.startswith(pointers) else "other published"
 
 
-def damages(work: Path, rng: random.Random) -> Iterator[tuple[str, str, list[Path]]]:
+def damages(work: Path, run: Path, rng: random.Random) -> Iterator[tuple[str, str, list[Path]]]:
     """(kind of file, kind of damage, files that it is done to), for ever: kinds in turn, files at random."""
     files: dict[str, list[Path]] = {}
-    for path in sorted(path for path in work.rglob("*") if path.is_file()):
+    of_run = [run / "run.json", run / "recipe.yaml", run / "prompt.json", *(run / "checkpoints").rglob("*")]
+    for path in sorted(path for path in (*work.rglob("*"), *of_run) if path.is_file()):
         if path.stat().st_size:
             files.setdefault(kind_of(path), []).append(path)
-    assert {"record.json", "completion", ".parquet", ".bin", "current", "source", "begun.json"} <= files.keys()
+    assert {"record.json", "completion", ".parquet", ".bin", "current", "pointer", "begun.json"} <= files.keys()
+    assert {"checkpoint's file", "checkpoint's state.json", "checkpoint's latest", "run.json"} <= files.keys()
+    assert all(path.is_file() for path in of_run[:3])
     while True:
         for kind, paths in files.items():
             for damage in ("flip", "cut", "delete", "swap", "edit"):
@@ -113,19 +147,20 @@ def do(damage: str, paths: list[Path], rng: random.Random) -> None:
         paths[0].write_text(json.dumps(tree, indent=1, ensure_ascii=False))
 
 
-def named(work: Path) -> set[str]:
-    return {item["where"] for item in verify(work)["damage"]}
+def named(work: Path, run: Path, damaged: Path) -> set[str]:
+    found = verify_run(run) if damaged.is_relative_to(run) else verify(work)
+    return {item["where"] for item in found["damage"]}
 
 
-def test_all_damage_is_noticed_and_named(work: Path) -> None:
+def test_all_damage_is_noticed_and_named(work: Path, run: Path) -> None:
     rng = random.Random(0)
     done: Counter[tuple[str, str]] = Counter()
     missed: list[tuple[str, str, list[str]]] = []
-    for (kind, damage, paths), _ in zip(damages(work, rng), range(DAMAGES), strict=False):
+    for (kind, damage, paths), _ in zip(damages(work, run, rng), range(DAMAGES), strict=False):
         before = {path: path.read_bytes() for path in paths}
         do(damage, paths, rng)
         done[kind, damage] += 1
-        found = named(work)
+        found = named(work, run, paths[0])
         if not all(_is_named(path, found) for path in paths):
             missed.append((kind, damage, [str(path) for path in paths]))
         for path, data in before.items():
@@ -133,13 +168,16 @@ def test_all_damage_is_noticed_and_named(work: Path) -> None:
     print(json.dumps({f"{kind} {damage}": count for (kind, damage), count in sorted(done.items())}, indent=1))
     assert not missed
     assert sum(done.values()) == DAMAGES
-    assert verify(work)["ok"]
+    assert verify(work)["ok"] and verify_run(run)["ok"]
 
 
 def _is_named(path: Path, found: set[str]) -> bool:
     """The file; of a folder that is published as a whole (a fitted proxy), the folder; of the last of several
-    pointers, their pattern; of an output that is begun, the record that it has not."""
-    names = {path, *path.parents, path.with_name("source-*")}
+    pointers, their pattern; of an output that is begun, the record that it has not; of the last checkpoint's
+    state, the pointer to it."""
+    names = {path, *path.parents, path.with_name(f"{path.name.partition('-')[0]}-*")}
+    if path.name == "state.json":
+        names.add(path.parent.with_name("latest"))
     if path.name == "begun.json":
         names.add(path.with_name("record.json"))
     return not found.isdisjoint(map(str, names))

@@ -20,7 +20,14 @@ from pipeline.core.files import flush, replace_text
 from pipeline.core.progress import log
 from pipeline.grpo.policy import distributed
 from pipeline.grpo.policy import engine as ds
-from pipeline.grpo.run.run_folder import files_of, must_be_intact, must_be_same, read_state, write_state
+from pipeline.grpo.run.run_folder import (
+    files_of,
+    must_be_intact,
+    must_be_same,
+    name_of_step,
+    read_state,
+    write_state,
+)
 
 
 def save(
@@ -45,7 +52,7 @@ def save(
         keep: whole checkpoints to keep, the last ones.
         accuracy: on held-out sites, if it was measured at this step: the checkpoint with the highest stays.
     """
-    folder = run / "checkpoints" / f"step-{cursor['step']:06d}"
+    folder = run / "checkpoints" / name_of_step(cursor["step"])
     try:
         _write(engine, folder, {**cursor, "identity": dict(own), "layout": dict(layout), "accuracy": accuracy})
     except Exception as error:

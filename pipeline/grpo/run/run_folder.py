@@ -35,10 +35,14 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, content_hash
 from pipeline.core.files import replace_text
 from pipeline.core.progress import log
+from pipeline.core.sealed import read_sealed, replace_sealed
 from pipeline.core.tokenizer import CorpusTokenizer
-from pipeline.grpo.rollout.prompt import PromptText
+from pipeline.grpo.rollout.prompt import KEPT, PromptText
 from pipeline.grpo.rollout.response_ends import ResponseEnds
 from pipeline.grpo.run.launch import is_first_rank
+
+RECORD = "run.json"
+"""Name of the file in a run's folder that says what the run was made from."""
 
 MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised", "questions", "track")
 """Keys of a recipe that do not change what a step does: a run can be resumed to go on for longer. Nor do those that the
@@ -119,17 +123,26 @@ def latest_checkpoint(run: Path) -> Path | None:
     """Return the last whole checkpoint of a run, or None."""
     pointer = run / "checkpoints" / "latest"
     if not pointer.exists():
-        return None
+        return max(whole_checkpoints(run), default=None)
     folder = pointer.parent / pointer.read_text(encoding="utf-8", errors="replace").strip()
     if folder.parent != pointer.parent or not (folder / "state.json").is_file():
         raise IntegrityError(f"names no whole checkpoint: {folder.name!r}", where=pointer, hint=OTHER_CHECKPOINT)
     return folder
 
 
+def whole_checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run that were written to their end, in the order of their steps."""
+    return sorted(path.parent for path in (run / "checkpoints").glob("step-*/state.json"))
+
+
+def name_of_step(step: int) -> str:
+    """Return the name of the checkpoint after a step."""
+    return f"step-{step:06d}"
+
+
 def write_state(checkpoint: Path, state: Mapping[str, Any]) -> None:
     """Write `state.json`, the last of a checkpoint's files, atomically and with a checksum of its own."""
-    sealed = {"sha256": _seal(state), **state}
-    replace_text(checkpoint / "state.json", json.dumps(sealed, indent=1, ensure_ascii=False))
+    replace_text(checkpoint / "state.json", _sealed(state))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -140,8 +153,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "state.json"
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        whole = state.pop("sha256") == _seal(state)
+        text = path.read_bytes().decode()
+        state = json.loads(text)
+        del state["sha256"]
+        whole = text == _sealed(state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
@@ -149,8 +164,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def _seal(state: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(state).encode()).hexdigest()
+def _sealed(state: Mapping[str, Any]) -> str:
+    seal = hashlib.sha256(canonical_json(state).encode()).hexdigest()
+    return json.dumps({"sha256": seal, **state}, indent=1, ensure_ascii=False)
 
 
 def files_of(checkpoint: Path) -> list[str]:
@@ -177,15 +193,32 @@ def damage_of(checkpoint: Path) -> dict[str, str]:
     """Return the damage found in the files of a checkpoint, by path."""
     found: dict[str, str] = {}
     try:
-        written = read_state(checkpoint)["files"]
+        state = read_state(checkpoint)
     except IntegrityError as error:
         return {error.where: error.message}
+    written = state["files"]
+    if checkpoint.name != name_of_step(state["step"]):
+        found[str(checkpoint / "state.json")] = f"is of step {state['step']}"
     for name in sorted({*files_of(checkpoint), *written}):
         try:
             must_be_intact(checkpoint, [name], written)
         except IntegrityError as error:
             found[error.where] = error.message
     return found
+
+
+def damage_of_record(run: Path) -> dict[str, str]:
+    """Return the damage found in `run.json` and in the files whose hashes it has, by path."""
+    try:
+        files = read_sealed(run / RECORD).get("files", {})
+    except IntegrityError as error:
+        return {error.where: error.message}
+    changed = [run / name for name, sha256 in files.items() if not _has_hash(run / name, sha256)]
+    return {str(path): "is missing or not what was written" for path in changed}
+
+
+def _has_hash(path: Path, sha256: str) -> bool:
+    return path.is_file() and content_hash(path) == sha256
 
 
 def is_up_to_date(run: TrainingRun) -> bool:
@@ -223,7 +256,10 @@ def policy_tokenizer(base: Path, shards: Record) -> CorpusTokenizer:
 
 
 def describe(run: TrainingRun, layout: Mapping[str, Any]) -> None:
-    """Write `recipe.yaml`, as resolved, and `run.json`: what is trained on, versions, and how it is distributed."""
+    """Write `recipe.yaml`, as resolved, and `run.json`: what is trained on, versions, and how it is distributed.
+
+    `run.json` is sealed, and has the hashes of `recipe.yaml` and of the stored prompt.
+    """
     run.folder.mkdir(parents=True, exist_ok=True)
     recipe = run.recipe
     tree = recipe.model_dump(mode="json")
@@ -243,8 +279,11 @@ def describe(run: TrainingRun, layout: Mapping[str, Any]) -> None:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("rpt", "torch", "deepspeed", "transformers", "tokenizers")},
         "commit": _commit(),
+        "files": {
+            path.name: content_hash(path) for path in (run.folder / "recipe.yaml", run.folder / KEPT) if path.exists()
+        },
     }
-    replace_text(run.folder / "run.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    replace_sealed(run.folder / RECORD, about)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from commands.cli import app
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core.artifact import content_hash
+from pipeline.core.sealed import replace_sealed
 from pipeline.grpo.policy import distributed
 from pipeline.grpo.run.checkpoint import resume, superfluous
 from pipeline.grpo.run.run_folder import files_of, latest_checkpoint, must_be_intact, read_state, write_state
@@ -143,7 +144,7 @@ def test_verify_reads_the_checkpoints_of_a_run(copy: Path) -> None:
         done = CliRunner().invoke(app, ["verify", str(copy), "--json"])
         return done.exit_code, json.loads(done.stdout)
 
-    (copy / "run.json").write_text("{}")
+    replace_sealed(copy / "run.json", {})
     (copy / "checkpoints" / "step-000009").mkdir()  # half written: no damage
     assert verified()[0] == 0 and [row["damaged"] for row in verified()[1]["checkpoints"]] == [0]
     path = next(copy.rglob("*optim_states.pt"))
