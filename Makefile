@@ -64,7 +64,7 @@ pins: .venv/.done-dev    ## write the hashes of all pinned packages (*.hashes)
 	  .venv/bin/uv pip compile - --quiet --no-deps --universal --python-version 3.11.5 --generate-hashes --no-annotate \
 	  --custom-compile-command 'make pins' --output-file $$of.hashes || exit 1; done
 
-test-machines: .venv/.done-dev    ## tests under all CPU settings that round differently, from a path with a space, without pandas (hours)
+test-machines: .venv/.done-dev    ## all tests under three settings of instruction sets, threads, path, data and pandas (hours)
 	tests/machines.sh
 
 lint: .venv/.done-dev    ## ruff and mypy

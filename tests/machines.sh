@@ -1,8 +1,9 @@
 #!/bin/sh
-# Runs tests under every setting that changes how numbers are rounded, and prints a table: setting, passed, failed,
-# skipped. Then the other tests, from a checkout whose path has a space, and once without pandas.
+# Runs the whole suite under three settings that together have every value once (instruction sets of torch and oneDNN,
+# number of threads, a path with a space, real data, pandas), and prints a table: setting, passed, failed, skipped.
 #
-#   tests/machines.sh [FOLDER]      logs go to FOLDER, build/machines by default; WORKERS=4 for an idle machine of 4 cores
+#   tests/machines.sh [FOLDER]   logs go to FOLDER, build/machines by default; WORKERS=4 for an idle machine of 4 cores
+#   ALL=1 tests/machines.sh      every combination of instruction sets and threads, for the tests that depend on rounding
 #
 # A setting whose log ends with pytest's summary is not run again, so an interrupted run goes on.
 set -u
@@ -13,7 +14,6 @@ workers=${WORKERS:-2}
 python=$root/.venv/bin/python
 ROUNDING="tests/grpo tests/scoring tests/evaluation tests/demo tests/stages/test_baselines.py tests/stages/test_train.py
   tests/stages/test_golden_scoring.py tests/stages/test_screen.py tests/stages/test_score.py tests/commands/test_plan.py"
-WITH_TABLES="tests/corpus tests/audit tests/shards tests/selection tests/stages/test_ingest.py"
 
 # count LOG WORD: the number before WORD in pytest's last line
 count() { tail -n 1 "$1" | grep -oE "[0-9]+ $2" | grep -oE "[0-9]+" || echo 0; }
@@ -24,8 +24,8 @@ row() {
     shift 3
     if ! tail -n 1 "$log" 2>/dev/null | grep -qE " in [0-9.]+s"; then
         # shellcheck disable=SC2086  # a list of tests
-        (cd "$folder" && env "$@" nice "$python" -m pytest -q -p no:cacheprovider --timeout 900 \
-            --numprocesses "$workers" --dist loadgroup $tests) >"$log" 2>&1
+        (cd "$folder" && env -u ATEN_CPU_CAPABILITY -u ONEDNN_MAX_CPU_ISA "$@" nice "$python" -m pytest -q \
+            -p no:cacheprovider --timeout 900 --numprocesses "$workers" --dist loadgroup $tests) >"$log" 2>&1
     fi
     failed=$(($(count "$log" failed) + $(count "$log" error)))
     printf '%-62s %7s %7s %8s\n' "$name" "$(count "$log" passed)" "$failed" "$(count "$log" skipped)"
@@ -34,23 +34,25 @@ row() {
 
 total=0
 printf '%-62s %7s %7s %8s\n' setting passed failed skipped
-for threads in 1 2 4; do
-    for capability in default avx2 unset; do
-        for onednn in AVX2 unset; do
-            set -- "OMP_NUM_THREADS=$threads"
-            [ $capability = unset ] || set -- "$@" "ATEN_CPU_CAPABILITY=$capability"
-            [ $onednn = unset ] || set -- "$@" "ONEDNN_MAX_CPU_ISA=$onednn"
-            row "$*" "$root" "$ROUNDING" "$@"
+
+if [ -n "${ALL:-}" ]; then
+    for threads in 1 2 4; do
+        for capability in default avx2 unset; do
+            for onednn in AVX2 unset; do
+                set -- "OMP_NUM_THREADS=$threads"
+                [ $capability = unset ] || set -- "$@" "ATEN_CPU_CAPABILITY=$capability"
+                [ $onednn = unset ] || set -- "$@" "ONEDNN_MAX_CPU_ISA=$onednn"
+                row "$*" "$root" "$ROUNDING" "$@"
+            done
         done
     done
-done
+    exit $((total > 0))
+fi
 
 elsewhere=$(mktemp -d)
 trap 'rm -rf "$elsewhere"' EXIT
 git clone --quiet "$root" "$elsewhere/a checkout"
 ln -s "$root/.venv" "$elsewhere/a checkout/.venv"
-row "a path with a space" "$elsewhere/a checkout" tests "OMP_NUM_THREADS=1" "PYTHONPATH=$elsewhere/a checkout"
-
 mkdir "$elsewhere/blocked"
 cat >"$elsewhere/blocked/sitecustomize.py" <<'PYTHON'
 import sys
@@ -65,5 +67,9 @@ class NoPandas:
 
 sys.meta_path.insert(0, NoPandas)
 PYTHON
-row "without pandas" "$root" "$WITH_TABLES" "OMP_NUM_THREADS=1" "PYTHONPATH=$elsewhere/blocked"
+row "default, AVX2, 1 thread, a path with a space, RPT_REAL_DATA" "$elsewhere/a checkout" "" OMP_NUM_THREADS=1 \
+    ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 "PYTHONPATH=$elsewhere/a checkout"
+row "avx2, 4 threads, no pandas, no RPT_REAL_DATA" "$root" "" -u RPT_REAL_DATA OMP_NUM_THREADS=4 \
+    ATEN_CPU_CAPABILITY=avx2 "PYTHONPATH=$elsewhere/blocked"
+row "this machine's, 2 threads" "$root" "" OMP_NUM_THREADS=2
 exit $((total > 0))

@@ -26,8 +26,8 @@ from tests.browser.conftest import Live
 from tests.browser.where_fuzz import grammar, mutated
 
 QUESTIONS = int(os.environ.get("RPT_FUZZ", "400"))
-WITHIN = 20.0
-"""Seconds for an answer: a hang, not a slow machine."""
+WITHIN = 300.0
+"""Seconds for an answer: a hang, not a slow machine. `-s` shows how long the slowest took."""
 
 WARM_UP = "entropy > 1 AND nll > 1 AND entropy_partial > 0 AND rank > 0 AND reference_nll > 0 AND position > 0 AND \
 byte_offset > 0 AND difficulty > 0 AND doc_id > '' AND field > '' AND tokens > 0"

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -369,14 +368,25 @@ def test_where_the_source_lies_is_no_part_of_its_identity_what_it_holds_is(tmp_p
 
 
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from stages.ingest import ingest
 from tests.corpus.corpora import Here, manifest
 
+taken, last = 0, int(sys.argv[3])
+
+def step(event, arguments):  # called before the operation
+    global taken
+    taken += event in ("os.link", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
+    if taken == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(step)
 corpus = dict(shard_documents=40, validation={"documents": 20}, max_quarantine_fraction=0.5)
 ingest(manifest(**corpus), source=sys.argv[1], work=Path(sys.argv[2]), executor=Here(), slice_bytes=4000)
+print(taken)
 """
+"""Ends by a SIGKILL before its n-th operation on the file system; if n is 0 it prints how many it has done."""
 
 
 def published(work: Path) -> dict[str, str]:
@@ -398,25 +408,23 @@ def test_killed_at_any_moment_and_run_again_it_publishes_the_same_bytes(tmp_path
     lines = [json.dumps({"text": f"{rng.randint(0, 900)} " * 8}).encode() if i % 7 else b"oops" for i in range(1500)]
     path = jsonl(tmp_path / "in/x.jsonl", lines)
 
-    def start(work: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", SCRIPT, str(path), str(work)]
-        return subprocess.Popen(command, cwd=repository, stderr=subprocess.DEVNULL)
+    def start(work: Path, last: int, code: int = 0) -> str:
+        command = [sys.executable, "-c", SCRIPT, str(path), str(work), str(last)]
+        ended = subprocess.run(command, cwd=repository, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        assert ended.returncode == code
+        return ended.stdout
 
     def done(work: Path) -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in work.glob("*/*/done/*.json")}
 
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    assert start(calm).wait() == 0
-    total, before = len(done(calm)), 0
-    for share in (0.02, 0.4, 0.9):  # of the shards of all passes: killed in `read`, later in it, in `ingest`
-        process = start(killed)
-        while process.poll() is None and len(done(killed)) < max(share * total, before + 1):
-            time.sleep(0.0005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-        before = len(done(killed))
+    total, reached = int(start(calm, 0)), []
+    for share in (0.02, 0.1, 0.3, 0.5):  # of the operations that a calm run does: the last kill is in `ingest`
+        start(killed, int(share * total), code=-signal.SIGKILL)
+        reached.append(len(done(killed)))
+    assert 0 < reached[0] < reached[1] < reached[2] < reached[3] < len(done(calm))
     published_before = done(killed)
-    assert start(killed).wait() == 0
+    start(killed, 0)
     assert published_before.items() <= done(killed).items()  # what was published is not done again
     assert published(killed) == published(calm)
 
