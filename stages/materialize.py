@@ -68,7 +68,7 @@ def materialize(
         Shard(done.shard, _files(documents, sites, done.shard), {"metadata": metadata}) for done in sites.completions
     ]
     record = run_stage(MATERIALIZE, config, shards, inputs, work, executor)
-    write_pointer(policy_pointer(work, config), record.directory)
+    write_pointer(policy_pointer(work, manifest), record.directory)
     if not record.counters["kept.train"]:
         dropped = ", ".join(
             f"{n} {count:,}" for n, count in record.counters.items() if n.startswith("dropped.") and count

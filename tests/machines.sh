@@ -68,7 +68,8 @@ class NoPandas:
 sys.meta_path.insert(0, NoPandas)
 PYTHON
 row "default, AVX2, 1 thread, a path with a space, RPT_REAL_DATA" "$elsewhere/a checkout" "" OMP_NUM_THREADS=1 \
-    ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 "PYTHONPATH=$elsewhere/a checkout"
+    ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 "PYTHONPATH=$elsewhere/a checkout" \
+    "RPT_VLLM_PYTHON=$root/.venv-vllm/bin/python" # vLLM itself fails from a path with a space
 row "avx2, 4 threads, no pandas, no RPT_REAL_DATA" "$root" "" -u RPT_REAL_DATA OMP_NUM_THREADS=4 \
     ATEN_CPU_CAPABILITY=avx2 "PYTHONPATH=$elsewhere/blocked"
 row "this machine's, 2 threads" "$root" "" OMP_NUM_THREADS=2

@@ -150,8 +150,8 @@ def _up_to(work: Path, manifest: Manifest | None, select: Record, name: str = ""
             return None
         if ingest.config != manifest.corpus.identity() or score.config.get("score") != manifest.score.identity():
             return None
-        rule = manifest.materialize
-        made = [record for record in made if record.config == rule.identity() and is_of_policy(work, rule, record)]
+        made = [record for record in made if record.config == manifest.materialize.identity()]
+        made = [record for record in made if is_of_policy(work, manifest, record)]
         name = manifest.name
     before: dict[str, Record] = {}
     # Follow inputs by content hash, so renamed or superseded outputs are never mistaken for the true ones.

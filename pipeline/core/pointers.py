@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.base import canonical_json
-from pipeline.config.corpus import CorpusConfig
-from pipeline.config.manifest import Manifest, MaterializeConfig
+from pipeline.config.corpus import CorpusConfig, SourceConfig
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record, is_current, published_record, read_pointer, read_record
 
 PATTERNS = ("read/source-*", "score/proxy-*", "materialize/policy-*")
@@ -22,20 +22,36 @@ PATTERNS = ("read/source-*", "score/proxy-*", "materialize/policy-*")
 
 def source_pointer(work: Path, corpus: CorpusConfig) -> Path:
     """Return the file that names the latest `read` output for this source."""
-    sources = [{"name": "", "source": corpus.source, "revision": corpus.revision}]
-    sources += [{"name": s.name, "source": s.source, "revision": s.revision} for s in corpus.sources]
-    return _pointer(work / "read" / "source", sources)
+    return _pointer(work / "read" / "source", _sources(corpus))
 
 
 def proxy_pointer(work: Path, manifest: Manifest) -> Path:
-    """Return the file that names the latest `score` output for these models."""
-    models = [part.model_dump(mode="json") if part else None for part in (manifest.proxy, manifest.reference)]
-    return _pointer(work / "score" / "proxy", models)
+    """Return the file that names the latest `score` output for this source and these models."""
+    return _pointer(work / "score" / "proxy", [*_sources(manifest.corpus), *_models(manifest)])
 
 
-def policy_pointer(work: Path, config: MaterializeConfig) -> Path:
-    """Return the file that names the latest `materialize` output for this tokenizer."""
-    return _pointer(work / "materialize" / "policy", [config.policy_tokenizer, config.policy_tokenizer_revision])
+def policy_pointer(work: Path, manifest: Manifest) -> Path:
+    """Return the file that names the latest `materialize` output for this source, these models and this tokenizer."""
+    tokenizer = [manifest.materialize.policy_tokenizer, manifest.materialize.policy_tokenizer_revision]
+    named = [*_sources(manifest.corpus), *_models(manifest), *tokenizer]
+    return _pointer(work / "materialize" / "policy", named)
+
+
+def _sources(corpus: CorpusConfig) -> list[Any]:
+    sources = [{"name": "", "source": corpus.source, "revision": corpus.revision} | _chosen(corpus)]
+    sources += [{"name": s.name, "source": s.source, "revision": s.revision} | _chosen(s) for s in corpus.sources]
+    return sources
+
+
+def _chosen(source: CorpusConfig | SourceConfig) -> dict[str, Any]:
+    """Return which splits and configuration of a source are read, if a manifest says so."""
+    chosen: dict[str, Any] = {"splits": list(source.splits), "configuration": source.configuration}
+    chosen["dataset"] = source.dataset.model_dump(mode="json") if source.dataset else None
+    return {key: value for key, value in chosen.items() if value}
+
+
+def _models(manifest: Manifest) -> list[Any]:
+    return [part.model_dump(mode="json") if part else None for part in (manifest.proxy, manifest.reference)]
 
 
 def _pointer(path: Path, named: Any) -> Path:
@@ -75,9 +91,9 @@ def is_of_proxy(work: Path, manifest: Manifest, scores: Record) -> bool:
     return _agrees(proxy_pointer(work, manifest), scores, ("proxy", "tokenizer", "reference"))
 
 
-def is_of_policy(work: Path, config: MaterializeConfig, shards: Record) -> bool:
+def is_of_policy(work: Path, manifest: Manifest, shards: Record) -> bool:
     """Return whether shards are in a manifest's tokens, as `rpt data` found them last; true if nothing was recorded."""
-    return _agrees(policy_pointer(work, config), shards, ("policy_tokenizer",))
+    return _agrees(policy_pointer(work, manifest), shards, ("policy_tokenizer",))
 
 
 def _agrees(pointer: Path, record: Record, inputs: tuple[str, ...]) -> bool:

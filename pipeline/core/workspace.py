@@ -216,7 +216,7 @@ def _another(manifest: Manifest, work: Path, record: Record) -> str | None:
         case "score":
             return None if is_of_proxy(work, manifest, record) else "made with another proxy"
         case "materialize":
-            own = is_of_policy(work, manifest.materialize, record)
+            own = is_of_policy(work, manifest, record)
             return None if own else "made with another policy tokenizer"
         case _:
             return None

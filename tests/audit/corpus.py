@@ -16,8 +16,9 @@ import pyarrow as pa
 from commands.audit import audit, compare
 from pipeline.audit.lineage import Lineage, lineage_of
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import Counters, Record, Shard
+from pipeline.core.artifact import Counters, Record, Shard, write_pointer
 from pipeline.core.parquet import parquet_writer, read_table
+from pipeline.core.pointers import proxy_pointer
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.table import SCORES_WITH_TOP, token_fields
@@ -129,7 +130,7 @@ def _rows() -> list[dict[str, Any]]:
 
 
 def score(manifest: Manifest, documents: Record, work: Path) -> Record:
-    """Publish scores as the stage would: its configuration, its counters, its table."""
+    """Publish scores as the stage would: its configuration, its counters, its table, its pointer."""
     tokenizer = CorpusTokenizer.load(manifest.proxy.model or "")
 
     def run(config: ScoreStageConfig, shard: Shard, out: Path) -> Counters:
@@ -144,7 +145,9 @@ def score(manifest: Manifest, documents: Record, work: Path) -> Record:
     files = enumerate(documents.files("documents"))
     shards = [Shard(index, {"documents": file}, {}) for index, file in files]
     config = ScoreStageConfig(score=manifest.score, dtype="float32", tokenizer=None)
-    return run_stage(Stage("score", 1, run), config, shards, {"documents": documents.content}, work, InProcess())
+    record = run_stage(Stage("score", 1, run), config, shards, {"documents": documents.content}, work, InProcess())
+    write_pointer(proxy_pointer(work, manifest), record.directory)
+    return record
 
 
 def _scored(row: dict[str, Any], tokenizer: CorpusTokenizer) -> dict[str, Any]:

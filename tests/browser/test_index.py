@@ -212,13 +212,13 @@ def test_a_count_that_takes_too_long_is_ended(live: Live, monkeypatch: pytest.Mo
     assert not count.wait(0)
     early = count.result()
     assert not early.exact and early.shards_read == 0
-    monkeypatch.setattr(compare_module, "TIME_LIMIT", 0.0)
-    running = threading.Thread(target=count.run)
-    running.start()
     assert (
         early.margins["after"]
         == compare(live.library.store, Where.parse("false"), Where.parse("true"), "train", BANDS).after
     )
+    monkeypatch.setattr(compare_module, "TIME_LIMIT", 0.0)
+    running = threading.Thread(target=count.run)
+    running.start()
     with pytest.raises(UserError, match=r"counting was aborted after"):
         while True:
             count.result()

@@ -75,11 +75,11 @@ def run(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     folder = tmp_path_factory.mktemp("run")
     policy = make_policy(folder / "policy")
     publish_shards(folder / "work", policy)
-    budget = {"steps": 2, "save_every": 1, "evaluate_every": 0, "save_rollouts_every": 0, "keep_last": 2}
+    budget = {"steps": 2, "save_every": 1, "evaluate_every": 9, "save_rollouts_every": 9, "keep_last": 2}
     write_recipe(folder / "recipe.yaml", policy, data="manifest.yaml", budget=budget, curriculum=[])
     write_manifest(folder / "manifest.yaml", policy)
     done = subprocess.run(
-        [sys.executable, "-m", "stages.train", "recipe.yaml", "--work", "work", "--run", "run"],
+        [sys.executable, "-m", "commands.cli", "train", "recipe.yaml", "--work", "work", "--run", "run"],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(repository)},
         stdout=subprocess.PIPE,
@@ -108,7 +108,8 @@ def kind_of(path: Path) -> str:
 def damages(work: Path, run: Path, rng: random.Random) -> Iterator[tuple[str, str, list[Path]]]:
     """(kind of file, kind of damage, files that it is done to), for ever: kinds in turn, files at random."""
     files: dict[str, list[Path]] = {}
-    of_run = [run / "run.json", run / "recipe.yaml", run / "prompt.json", *(run / "checkpoints").rglob("*")]
+    of_run = [run / "run.json", run / "recipe.yaml", run / "prompt.json", run / "checkpoints" / "latest"]
+    of_run += (run / "checkpoints").glob("step-*/**/*")  # beside them lies a script that DeepSpeed offers to users
     for path in sorted(path for path in (*work.rglob("*"), *of_run) if path.is_file()):
         if path.stat().st_size:
             files.setdefault(kind_of(path), []).append(path)

@@ -261,6 +261,8 @@ def test_clean_leaves_what_an_unfinished_stage_needs(two: Two) -> None:
     for stage in ("score", "select", "materialize"):
         folder = current_record(two.work / "toy", stage).directory
         (folder.parent / "current").unlink()
+        for pointer in (*folder.parent.glob("proxy-*"), *folder.parent.glob("policy-*")):
+            pointer.unlink()
         if stage != "score":
             shutil.rmtree(folder)
     (score.directory / "record.json").unlink()
