@@ -55,8 +55,7 @@ def merge_adapter(adapter: Path, base: Path, base_digest: str, tokenizer_files: 
         UserError: `peft` is missing, the weights are not in safetensors, they do not fit the base, or cannot be merged.
     """
     if not (adapter / WEIGHTS).is_file():
-        pickled = "; its pickled weights are not read" if any(adapter.glob("adapter_model.*")) else ""
-        raise UserError(f"the adapter has no {WEIGHTS}{pickled}", where=adapter, hint="save it with `save_pretrained`")
+        raise UserError(f"the adapter has no {WEIGHTS}", where=adapter, hint="save it with `save_pretrained`")
     import huggingface_hub.constants
     from filelock import FileLock
 

@@ -28,9 +28,9 @@ def resolve_model(name: str, revision: str | None = None, *, files: Sequence[str
             adapter cannot be merged.
     """
     folder, with_weights = _locate(name, revision, files), bool(set(WEIGHT_FILES) & set(files))
+    if with_weights:
+        _refuse_pickles(folder)
     if not adapter.is_adapter(folder):
-        if with_weights:
-            _refuse_pickles(folder)
         return folder
     if not with_weights and "tokenizer.json" in files and (folder / "tokenizer.json").is_file():
         return folder

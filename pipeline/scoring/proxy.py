@@ -5,7 +5,6 @@ Shape names: B rows, T tokens, H hidden size, V rows of the output matrix.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,6 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring import packed
 from pipeline.scoring.entropy import WriteLogits, copy_logits
 from pipeline.scoring.head import equal_up_to_rounding, tiled_head
-
-FLASH = ("flash_attention_3", "flash_attention_2")
-"""Attention implementations of `transformers` that accept packed sequences of any lengths; the best first."""
 
 _SPARE_SHARE = 0.1
 """Largest share of unused embedding rows that is accepted if the model's folder has no tokenizer to compare with.
@@ -60,9 +56,6 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
         UserError: no safetensors, an architecture that `transformers` does not know, missing weights, a vocabulary that
             is not the tokenizer's, or a model that attends to later tokens.
     """
-    if not any(folder.glob("*.safetensors")):
-        pickled = "; its pickled weights are not read" if any(folder.glob("*.bin")) else ""
-        raise UserError(f"no safetensors weights{pickled}", where=folder, hint="convert with `save_pretrained`")
     import transformers
 
     try:
@@ -82,26 +75,10 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
     if loading["missing_keys"] or loading["mismatched_keys"]:
         absent = sorted(map(str, loading["missing_keys"] or loading["mismatched_keys"]))
         raise UserError(f"weights are missing or misshapen ({len(absent)}, first {absent[0]})", where=folder)
-    proxy = as_proxy(_with_flash_attention(model.to(torch_device()).eval()), tokenizer.bos_id)
+    proxy = as_proxy(model.to(torch_device()).eval(), tokenizer.bos_id)
     for rows in (model.get_input_embeddings().num_embeddings, proxy.vocab_size):
         _check_vocabulary(folder, rows, tokenizer)
     return proxy
-
-
-def _with_flash_attention(model: Any) -> Any:
-    """Return the model with FlashAttention if that is installed and supports the model.
-
-    Otherwise the model keeps PyTorch's attention, which is as fast except for the padding.
-    """
-    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
-
-    installed = (is_flash_attn_3_available, is_flash_attn_2_available)
-    if model.device.type == "cuda" and model.dtype != torch.float32:
-        for name in (name for name, there in zip(FLASH, installed, strict=True) if there()):
-            with contextlib.suppress(ValueError, ImportError):
-                model.set_attn_implementation(name)
-                break
-    return model
 
 
 @torch.inference_mode()
@@ -139,10 +116,7 @@ def as_proxy(model: Any, bos_id: int | None) -> Proxy:
         raise UserError(
             "the model attends to later tokens", where=model.config.name_or_path, hint="choose a causal language model"
         )
-    if model.device.type == "cpu":
-        proxy.packs = _pack_on_cpu(model, proxy, probe_BT)
-    else:
-        proxy.packs = model.config._attn_implementation in FLASH and packs_exactly(proxy, probe_BT)
+    proxy.packs = model.device.type == "cpu" and _pack_on_cpu(model, proxy, probe_BT)
     return proxy
 
 
@@ -167,16 +141,15 @@ def packs_exactly(proxy: Proxy, probe_BT: Tensor) -> bool:
 
 
 def _packing(lengths: Sequence[int] | None, device: torch.device) -> dict[str, Any]:
-    """Return the arguments that describe packed sequences to `transformers`: positions, and ends for FlashAttention."""
+    """Return the arguments that describe packed sequences to a model: their positions, and where each begins and ends.
+
+    The last is for `packed.py`. Attention of `transformers` sees the ends in the positions.
+    """
     if lengths is None:
         return {}
     positions_1T = torch.cat([torch.arange(n) for n in lengths])[None]
-    ends = on_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
-    most = max(lengths)
-    return {
-        "position_ids": on_device(positions_1T, device),
-        "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": most, "max_length_k": most,
-    }  # fmt: skip
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return {"position_ids": on_device(positions_1T, device), "cu_seq_lens_q": on_device(ends, device)}
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

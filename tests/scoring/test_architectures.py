@@ -102,7 +102,7 @@ def test_in_16_bits_the_models_own_logits_are_summed_in_32(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_documents_do_not_see_each_other(family: str) -> None:
-    """Without a mask where layers are only causal; else with block masks, which stand for flash attention's ends."""
+    """Without a mask where layers are only causal; else with block masks."""
     proxy = as_proxy(small(family), None)
     assert proxy.packs == (family not in MASKED | NOT_PACKED)
     assert packs_exactly(proxy, torch.arange(20)[None]) == (family not in NOT_PACKED)
