@@ -29,7 +29,6 @@ from pipeline.config.manifest import ScoreConfig
 from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, fingerprint, published_record
-from pipeline.core.hardware import torch_device
 from pipeline.core.invisible import escape_invisible
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.parquet import read_table
@@ -42,7 +41,7 @@ from pipeline.evaluation.predictions import (
     Prediction,
     Predictions,
     Samples,
-    choose_sites,
+    choose_held_out,
     log_first,
     predict_direct,
     predict_samples,
@@ -51,12 +50,13 @@ from pipeline.evaluation.predictions import (
 from pipeline.evaluation.report import Table, blocks, markdown
 from pipeline.evaluation.responses import write_responses
 from pipeline.evaluation.scaling import scaling_of
-from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
+from pipeline.grpo.rollout.prompt import PromptText, prompts_of
 from pipeline.grpo.run.launch import run_rank
 from pipeline.grpo.run.policy_dtype import with_dtype
+from pipeline.grpo.run.policy_loading import load_sampler
 from pipeline.grpo.run.spec import RunSpec
 from pipeline.selection.metadata import column_of
-from pipeline.shards.reader import ShardReader, Site
+from pipeline.shards.reader import Site
 from pipeline.shards.schema import SHARDS
 from pipeline.task.templates import template_of
 
@@ -199,9 +199,7 @@ def held_out_sites(shards: Record, recipe: Recipe) -> tuple[list[Site], dict[str
     where = {"headline": recipe.evaluate.where} if recipe.evaluate.where != "true" else {}
     chosen: dict[str, list[Site]] = {}
     for name, expression in (where | {"all": "true"}).items():
-        reader = ShardReader(files, expression)
-        site_ids = reader.site_ids()
-        chosen[name] = [reader[i] for i in choose_sites(site_ids, recipe.evaluate.sites, recipe.seed)]
+        chosen[name] = choose_held_out(files, expression, recipe.evaluate.sites, recipe.seed)
     by_id = {site.site_id: site for part in chosen.values() for site in part}
     sites = sorted(by_id.values(), key=lambda site: (site.doc_id, site.position))
     index = {site.site_id: i for i, site in enumerate(sites)}
@@ -253,30 +251,20 @@ def read_policy(
     name: str, folder: Path, recipe: Recipe, text: PromptText, sites: Sequence[Site], longest_context: int
 ) -> tuple[Predictions, Predictions, Samples | None]:
     """Return a policy's direct predictions, its predictions by reasoning, and samples if the recipe asks for them."""
-    import torch
-    from transformers import AutoTokenizer
-
-    from pipeline.grpo.rollout.sampler import Sampler
-
-    tokenizer = CorpusTokenizer.load(folder)
-    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokenizer, text)
-    dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
-    longest = prompts.longest(longest_context, recipe.rollout.max_new_tokens)
-    policy = Sampler.load(folder, tokenizer, dtype=dtype, device=torch_device(), batch_rows=batch, longest=longest)
+    batch, tokenizer = recipe.rollout.batch_rows, CorpusTokenizer.load(folder)
+    policy, prompts = load_sampler(
+        folder,
+        text,
+        dtype=recipe.policy.dtype,
+        batch_rows=batch,
+        longest_context=longest_context,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+    )
     log(f"evaluate     {name}: {len(sites):,} held-out sites")
     with progress_bar(f"direct {name}", Throughput(len(sites), "sites", steps="sites")) as advance:
         direct = predict_direct(policy, tokenizer, sites, batch=batch, advance=advance)
     with progress_bar(f"reasoning {name}", Throughput(len(sites), "tokens", steps="sites")) as advance:
-        reasoning = predict_with_reasoning(
-            policy,
-            prompts,
-            sites,
-            temperature=recipe.evaluate.temperature,
-            max_new_tokens=recipe.rollout.max_new_tokens,
-            seed=recipe.seed,
-            batch=batch,
-            advance=advance,
-        )
+        reasoning = predict_with_reasoning(policy, prompts, sites, recipe, advance=advance)
     log_first("evaluate", sites, reasoning, prompts)
     drawn, count = None, recipe.evaluate.samples
     if count:

@@ -29,7 +29,6 @@ from pipeline.config.task import QuestionsConfig
 from pipeline.core.artifact import Counters, Record, Shard, fingerprint, published_record
 from pipeline.core.executor import Executor
 from pipeline.core.files import atomic_replacement
-from pipeline.core.hardware import torch_device
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.parquet import write_rows
 from pipeline.core.progress import Throughput, log, progress_bar
@@ -41,16 +40,18 @@ from pipeline.corpus.plan import as_slice, source_digest
 from pipeline.corpus.scan import Scan, scan
 from pipeline.corpus.template import Template
 from pipeline.evaluation.intervals import difference, proportion
+from pipeline.evaluation.predictions import Prediction, choose_held_out, log_first, predict_with_reasoning
+from pipeline.evaluation.responses import ANSWER, answer_row
 from pipeline.grpo.data.questions import question_rows, read_questions, to_corpus_config
-from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
+from pipeline.grpo.rollout.prompt import PromptText, prompts_of
 from pipeline.grpo.run.launch import run_rank
 from pipeline.grpo.run.policy_dtype import with_dtype
+from pipeline.grpo.run.policy_loading import load_sampler
 from pipeline.grpo.run.spec import RunSpec
 from pipeline.shards.schema import SHARDS
 from pipeline.task.answers import judge_of
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.predictions import Prediction
     from pipeline.shards.reader import Site
 
 VERSION = 1
@@ -61,12 +62,7 @@ ANSWERS = pa.schema(
         pa.field("site_id", pa.string(), nullable=False),
         pa.field("question", pa.large_string(), nullable=False),
         pa.field("answer", pa.large_string(), nullable=False),
-        pa.field("response_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("response", pa.large_string(), nullable=False),
-        pa.field("prediction", pa.binary()),
-        pa.field("hit", pa.bool_(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("length", pa.int32(), nullable=False),
+        *ANSWER,
     ]
 )
 """A row is an answer of a policy (`before` or `after`) to a held-out question."""
@@ -184,7 +180,8 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
         log(f"finetune     up to date  {done}")
         return dict(known)
 
-    sites = held_out_questions(asked, recipe)
+    evaluated = recipe.evaluate
+    sites = choose_held_out(asked.files("validation"), evaluated.where, evaluated.sites, recipe.seed)
     answers = {
         name: read_policy(name, folder, recipe, prompts[name], sites, asked.config["max_context_tokens"])
         for name, folder in policies.items()
@@ -212,42 +209,21 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
     return found
 
 
-def held_out_questions(asked: Record, recipe: Recipe) -> list[Site]:
-    """Return at most `evaluate.sites` held-out questions, chosen by hash."""
-    from pipeline.evaluation.predictions import choose_sites
-    from pipeline.shards.reader import ShardReader
-
-    reader = ShardReader(asked.files("validation"), recipe.evaluate.where)
-    return [reader[i] for i in choose_sites(reader.site_ids(), recipe.evaluate.sites, recipe.seed)]
-
-
 def read_policy(
     name: str, folder: Path, recipe: Recipe, text: PromptText, sites: Sequence[Site], longest_question: int
 ) -> list[Prediction]:
     """Return a policy's answers to the questions, sampled at `evaluate.temperature`."""
-    import torch
-    from transformers import AutoTokenizer
-
-    from pipeline.evaluation.predictions import log_first, predict_with_reasoning
-    from pipeline.grpo.rollout.sampler import Sampler
-
-    tokens = CorpusTokenizer.load(folder)
-    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, text)
-    dtype, batch = getattr(torch, recipe.policy.dtype), recipe.rollout.batch_rows
-    longest = prompts.longest(longest_question, recipe.rollout.max_new_tokens)
-    policy = Sampler.load(folder, tokens, dtype=dtype, device=torch_device(), batch_rows=batch, longest=longest)
+    policy, prompts = load_sampler(
+        folder,
+        text,
+        dtype=recipe.policy.dtype,
+        batch_rows=recipe.rollout.batch_rows,
+        longest_context=longest_question,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+    )
     with progress_bar(f"answers {name}", Throughput(len(sites), "tokens", steps="questions")) as advance:
-        answers = predict_with_reasoning(
-            policy,
-            prompts,
-            sites,
-            temperature=recipe.evaluate.temperature,
-            max_new_tokens=recipe.rollout.max_new_tokens,
-            seed=recipe.seed,
-            batch=batch,
-            advance=advance,
-            judge=judge_of(recipe.task.reward),
-        )
+        judge = judge_of(recipe.task.reward)
+        answers = predict_with_reasoning(policy, prompts, sites, recipe, advance=advance, judge=judge)
     log_first("finetune", sites, answers, prompts)
     return answers
 
@@ -260,12 +236,7 @@ def write_answers(path: Path, sites: Sequence[Site], answers: dict[str, list[Pre
             "site_id": site.site_id,
             "question": site.context.decode(),
             "answer": site.target.decode(),
-            "response_ids": answer.response_ids,
-            "response": answer.response.decode("utf-8", errors="replace"),
-            "prediction": answer.outcome.prediction,
-            "hit": answer.hit,
-            "reason": answer.outcome.reason,
-            "length": len(answer.response_ids),
+            **answer_row(answer),
         }
         for name, read in answers.items()
         for site, answer in zip(sites, read, strict=True)

@@ -23,13 +23,12 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.task import ScreenConfig
 from pipeline.core.artifact import Counters, Record, Shard
 from pipeline.core.executor import Executor
-from pipeline.core.hardware import torch_device
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.parquet import read_table, write_rows
 from pipeline.core.stage import Stage, run_stage
-from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, prompts_of
 from pipeline.grpo.run.policy_dtype import with_dtype
+from pipeline.grpo.run.policy_loading import load_sampler
 from pipeline.grpo.run.run_folder import policy_tokenizer
 from pipeline.selection.where import filter_rows, row_filter
 from pipeline.shards.reader import columns_of
@@ -134,21 +133,11 @@ def run(config: ScreenStageConfig, shard: Shard, out: Path) -> Counters:
 @lru_cache(maxsize=1)
 def _policy(config: ScreenStageConfig) -> tuple[Sampler, PromptBuilder]:
     """Load the policy and its prompt builder once per worker process."""
-    import torch
-    from transformers import AutoTokenizer
-
-    from pipeline.grpo.rollout.sampler import Sampler
-
-    folder = Path(config.policy)
-    tokens = CorpusTokenizer.load(folder)
-    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, PromptText(*config.prompt, config.thinking))
-    room = max(config.max_new_tokens, config.longest_response)
-    sampler = Sampler.load(
-        folder,
-        tokens,
-        dtype=getattr(torch, config.dtype),
-        device=torch_device(),
+    return load_sampler(
+        Path(config.policy),
+        PromptText(*config.prompt, config.thinking),
+        dtype=config.dtype,
         batch_rows=config.batch_rows,
-        longest=prompts.longest(config.longest_context, room),
+        longest_context=config.longest_context,
+        max_new_tokens=max(config.max_new_tokens, config.longest_response),
     )
-    return sampler, prompts

@@ -210,16 +210,13 @@ def take_step(
 
 def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:
     """Return the held-out sites of the evaluations during training; none if no site was held out."""
-    from pipeline.evaluation.predictions import choose_sites
-    from pipeline.shards.reader import ShardReader
+    from pipeline.evaluation.predictions import choose_held_out
 
     files = shards.files("validation")
     if not files:
         log("train        the shards have no held-out site: accuracy is not measured during training")
         return []
-    reader = ShardReader(files, recipe.evaluate.where)
-    site_ids = reader.site_ids()
-    return [reader[i] for i in choose_sites(site_ids, recipe.evaluate.progress_sites, recipe.seed)]
+    return choose_held_out(files, recipe.evaluate.where, recipe.evaluate.progress_sites, recipe.seed)
 
 
 def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig | None, recipe: Recipe) -> Metrics:
@@ -242,10 +239,7 @@ def evaluate(policy: Policy, sites: Sequence[Site], bands: BandsConfig | None, r
             policy.sampler,
             policy.prompts,
             distributed.shard(sites),
-            temperature=recipe.evaluate.temperature,
-            max_new_tokens=recipe.rollout.max_new_tokens,
-            seed=recipe.seed,
-            batch=recipe.rollout.batch_rows,
+            recipe,
             advance=lambda sites, tokens: None,
             judge=judge_of(recipe.task.reward),
         )

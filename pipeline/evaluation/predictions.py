@@ -19,6 +19,8 @@ from pipeline.task.answers import Judge
 from pipeline.task.reward import Outcome, prefix_reward, score_response
 
 if TYPE_CHECKING:
+    from pipeline.config.recipe import Recipe
+    from pipeline.core.artifact import InputFile
     from pipeline.core.tokenizer import CorpusTokenizer
     from pipeline.grpo.rollout.prompt import PromptBuilder
     from pipeline.grpo.types import ResponseSampler
@@ -101,6 +103,18 @@ def choose_sites(site_ids: Sequence[str], count: int, seed: int) -> list[int]:
     return sorted(sorted(range(len(keys)), key=keys.__getitem__)[:count])
 
 
+def choose_held_out(files: Sequence[InputFile], where: str, count: int, seed: int) -> list[Site]:
+    """Return at most `count` of the sites in validation shards that match `where`, by `choose_sites`.
+
+    Raises:
+        UserError: `where` is invalid, or no site matches.
+    """
+    from pipeline.shards.reader import ShardReader
+
+    reader = ShardReader(files, where)
+    return [reader[i] for i in choose_sites(reader.site_ids(), count, seed)]
+
+
 def predict_direct(
     policy: ResponseSampler, tokenizer: CorpusTokenizer, sites_N: Sequence[Site], *, batch: int, advance: Advance
 ) -> list[Prediction]:
@@ -131,24 +145,24 @@ def predict_with_reasoning(
     policy: ResponseSampler,
     prompts: PromptBuilder,
     sites_N: Sequence[Site],
+    recipe: Recipe,
     *,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-    batch: int,
     advance: Advance,
     judge: Judge = score_response,
 ) -> list[Prediction]:
-    """Predict with one response per site; see `predict_samples` for the arguments."""
+    """Predict with one response per site, sampled as the recipe evaluates: `evaluate.temperature`, `seed` and lengths.
+
+    See `predict_samples` for the other arguments.
+    """
     answers_N1 = predict_samples(
         policy,
         prompts,
         sites_N,
         samples=1,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        batch=batch,
+        temperature=recipe.evaluate.temperature,
+        max_new_tokens=recipe.rollout.max_new_tokens,
+        seed=recipe.seed,
+        batch=recipe.rollout.batch_rows,
         advance=advance,
         judge=judge,
     )

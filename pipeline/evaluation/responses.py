@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -14,6 +14,17 @@ from pipeline.core.parquet import write_rows
 if TYPE_CHECKING:
     from pipeline.evaluation.predictions import Prediction
     from pipeline.shards.reader import Site
+
+ANSWER = (
+    pa.field("response_ids", pa.list_(pa.int32()), nullable=False),
+    pa.field("response", pa.large_string(), nullable=False),
+    pa.field("prediction", pa.binary()),
+    pa.field("hit", pa.bool_(), nullable=False),
+    pa.field("reason", pa.string(), nullable=False),
+    pa.field("length", pa.int32(), nullable=False),
+)
+"""Columns of one answer, which `answer_row` fills. `response` is meant for readers: bytes that are not UTF-8 appear as
+U+FFFD. `prediction` (null if there is none) and the ids are exact."""
 
 RESPONSES = pa.schema(
     [
@@ -28,17 +39,23 @@ RESPONSES = pa.schema(
         pa.field("reading", pa.string(), nullable=False),
         pa.field("sample", pa.int32(), nullable=False),
         pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("response_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("response", pa.large_string(), nullable=False),
-        pa.field("prediction", pa.binary()),
-        pa.field("hit", pa.bool_(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("length", pa.int32(), nullable=False),
+        *ANSWER,
     ]
 )
 """Schema of the table: one row per answer. `sets`: the sets of sites (`headline`, `all`) that contain its site.
-`reading`: `direct`, `reasoning`, or `sampled` for the `sample`-th of several responses. `response` is meant for
-readers: bytes that are not UTF-8 appear as U+FFFD. `prediction` (null if there is none) and the ids are exact."""
+`reading`: `direct`, `reasoning`, or `sampled` for the `sample`-th of several responses."""
+
+
+def answer_row(answer: Prediction) -> dict[str, Any]:
+    """Return the values of the columns `ANSWER`."""
+    return {
+        "response_ids": answer.response_ids,
+        "response": answer.response.decode("utf-8", errors="replace"),
+        "prediction": answer.outcome.prediction,
+        "hit": answer.hit,
+        "reason": answer.outcome.reason,
+        "length": len(answer.response_ids),
+    }
 
 
 def write_responses(
@@ -63,12 +80,7 @@ def write_responses(
             "reading": kind,
             "sample": sample,
             "prompt_ids": answer.prompt_ids,
-            "response_ids": answer.response_ids,
-            "response": answer.response.decode("utf-8", errors="replace"),
-            "prediction": answer.outcome.prediction,
-            "hit": answer.hit,
-            "reason": answer.outcome.reason,
-            "length": len(answer.response_ids),
+            **answer_row(answer),
         }
         for policy, kind, answers_NS in answers
         for i, (site, token_class, drawn) in enumerate(zip(sites, classes, answers_NS, strict=True))

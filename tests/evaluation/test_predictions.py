@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from pipeline.config.recipe import PolicyConfig, Recipe
 from pipeline.config.task import TaskConfig
+from pipeline.config.training import RolloutConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.predictions import (
     Prediction,
@@ -40,10 +42,9 @@ def read(folder: Path, kind: str, batch: int = 2, room: int = 10) -> tuple[list[
     if kind == "direct":
         return predict_direct(policy, tokenizer, SITES, batch=batch, advance=ticks), ticks
     prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokenizer, TaskConfig(template="brief"))
-    answers = predict_with_reasoning(
-        policy, prompts, SITES, temperature=0, max_new_tokens=room, seed=0, batch=batch, advance=ticks
-    )
-    return answers, ticks
+    rollout = RolloutConfig(max_new_tokens=room, batch_rows=batch)
+    recipe = Recipe(name="a", policy=PolicyConfig(model=str(folder)), rollout=rollout)
+    return predict_with_reasoning(policy, prompts, SITES, recipe, advance=ticks), ticks
 
 
 @pytest.mark.parametrize("batch", [1, 2, 100])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.core.tokenizer import CorpusTokenizer
     from pipeline.grpo.data.curriculum import Curriculum
     from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText
+    from pipeline.grpo.rollout.sampler import Sampler
     from pipeline.grpo.types import ResponseSampler
 
 
@@ -103,3 +104,37 @@ def with_vllm(
     )[0]
     sampler_gap(policy.engine, response, prompt, recipe.rollout.temperature)
     return replace(policy, sampler=sampler)
+
+
+def load_sampler(
+    folder: Path, text: PromptText, *, dtype: str, batch_rows: int, longest_context: int, max_new_tokens: int
+) -> tuple[Sampler, PromptBuilder]:
+    """Load the policy in a folder only to sample, with the builder of its prompts.
+
+    Args:
+        folder: the policy's folder.
+        text: its rendered prompt.
+        dtype: number format to compute in.
+        batch_rows: responses sampled at a time.
+        longest_context: tokens of the longest context.
+        max_new_tokens: maximum length of a response.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from pipeline.core.hardware import torch_device
+    from pipeline.core.tokenizer import CorpusTokenizer
+    from pipeline.grpo.rollout.prompt import PromptBuilder
+    from pipeline.grpo.rollout.sampler import Sampler
+
+    tokens = CorpusTokenizer.load(folder)
+    prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), tokens, text)
+    sampler = Sampler.load(
+        folder,
+        tokens,
+        dtype=getattr(torch, dtype),
+        device=torch_device(),
+        batch_rows=batch_rows,
+        longest=prompts.longest(longest_context, max_new_tokens),
+    )
+    return sampler, prompts
