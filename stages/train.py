@@ -150,7 +150,6 @@ def probe(opened: OpenRun, policy: Policy, curriculum: Curriculum) -> Metrics:
         UserError: nothing can be learned from them.
     """
     from pipeline.grpo.rollout.rewards import RewardContext
-    from pipeline.grpo.run.loop import record
     from pipeline.grpo.run.probing import must_learn, probe_policy, report
 
     recipe = opened.run.recipe
@@ -160,8 +159,8 @@ def probe(opened: OpenRun, policy: Policy, curriculum: Curriculum) -> Metrics:
     probed = probe_policy(reader, curriculum, recipe, recipe.budget.stop.probe_sites)
     if is_first_rank():
         report(probed, opened.run.folder)
-    if probed.verdict.learns == "no":
-        record(opened, probed.metrics)
+    if opened.log and probed.verdict.learns == "no":
+        opened.log.write(0, probed.metrics)
     must_learn(probed)
     return probed.metrics
 

@@ -79,12 +79,13 @@ def test_a_policy_that_cannot_learn_stops_before_the_first_step_on_one_screen(wo
     screen = said[said.index("train        probe:") :].splitlines()
     assert sum(-(-cell_len(line) // 100) for line in screen) <= 24, said
     assert [line.split()[1] for line in screen].count("truth") == 3
+    assert len(screen) == 2 + 3 * 3 + 1, "two lines of figures, three short responses, the error"
     error = screen[-1]
-    assert error.startswith("error: nothing can be learned, because no group of 20 has unequal rewards: ")
+    assert error.startswith("error: nothing can be learned, because none of 20 groups has unequal rewards: ")
     assert "80 of 80 were cut at 3 tokens" in error and "raise `rollout.max_new_tokens`" in error
 
     two = world.train("two-ranks", HOPELESS, ranks=2, code=1)  # the launcher's own code
-    assert "no group of 20 has unequal rewards" in two
+    assert "none of 20 groups has unequal rewards" in two
     assert metrics_of(world.folder / "two-ranks") == [row], "the ranks divide the probe and decide together"
     world.train("hopeless", HOPELESS, *STEP, "budget.stop.probe_sites=null")
     assert [row["step"] for row in metrics_of(world.folder / "hopeless")] == [0, 1], "who wants to, trains in vain"

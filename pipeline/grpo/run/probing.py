@@ -100,7 +100,7 @@ def must_learn(probe: Probe) -> None:
     if probe.verdict.learns == "no":
         groups = int(probe.metrics["probe/groups/sampled"])
         raise UserError(
-            f"nothing can be learned, because no group of {groups} has unequal rewards: "
+            f"nothing can be learned, because none of {groups} groups has unequal rewards: "
             f"{'; '.join(probe.verdict.causes)}",
             where="probe before step 1",
             hint=f"{'; '.join(probe.verdict.advice)}; `budget.stop.probe_sites: null` skips the probe",
