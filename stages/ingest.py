@@ -8,7 +8,7 @@ documents in source order: `documents` (text in NFC, without exact duplicates, s
 
 Four passes, because deduplication and split need the whole corpus, and memory holds only its ids and band keys:
 
-    read      a slice of a source file → candidate documents and rejected records; `source`: the file's sha256
+    read      slices of source files   → candidate documents and rejected records; `source`: the files' sha256
     near      a table of candidates    → their MinHash bands, their overlaps with evaluation sets
     assign    all ids, bands, overlaps → split and shard of each document that stays; `matches`: why the others leave
     ingest    a shard of the assignment → documents, quarantine
@@ -47,7 +47,10 @@ from pipeline.corpus.documents import (
     to_json,
 )
 from pipeline.corpus.files import corpus_files
+from pipeline.corpus.markup_source import FORMATS as MARKUP
+from pipeline.corpus.markup_source import library_versions
 from pipeline.corpus.near import band_rows, bands
+from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.plan import (
     assign_shard,
     ingest_shards,
@@ -55,14 +58,13 @@ from pipeline.corpus.plan import (
     read_shards,
     shard_evaluations,
     shard_files,
-    shard_slice,
+    shard_slices,
     source_digest,
 )
 from pipeline.corpus.quarantine import QUARANTINE, Rejected, Unusable
 from pipeline.corpus.readers import Slice, read_records
 from pipeline.corpus.row_writer import RowWriter
-from pipeline.corpus.scan import SLICE_BYTES, Scan, scan
-from pipeline.corpus.sources import SourceFile, find_files
+from pipeline.corpus.scan import SLICE_BYTES, Scan, log_found, scan
 from pipeline.corpus.template import Template
 from pipeline.corpus.words import shingles, words
 
@@ -88,11 +90,15 @@ def ingest(
         Template.parse(config.for_source(name).text)
     with ThreadPoolExecutor() as pool:
         surveys = list(pool.map(partial(_survey, config, slice_bytes), corpus_files(config, source)))
+    log_found(surveys)
     check_source(surveys, config)
     evaluations = [_survey_evaluation(evaluation, slice_bytes) for evaluation in config.decontaminate]
 
-    inputs = {"source": source_digest(surveys)}
-    candidates = run_stage(READ, config, read_shards(surveys), inputs, work, executor)
+    shards = read_shards(surveys, slice_bytes)
+    inputs = {"source": source_digest(surveys, shards)}
+    if any(about.file.format in MARKUP for about in surveys):
+        inputs["markup"] = library_versions()
+    candidates = run_stage(READ, config, shards, inputs, work, executor)
     write_pointer(source_pointer(work, config), candidates.directory)
     check_quarantine(candidates, config, surveys)
 
@@ -116,7 +122,7 @@ def _survey(config: CorpusConfig, slice_bytes: int, file: SourceFile) -> Scan:
 
 def _survey_evaluation(evaluation: EvaluationSetConfig, slice_bytes: int) -> list[Scan]:
     corpus = to_corpus_config(evaluation)
-    files = find_files(corpus.source, corpus.format, corpus.revision)
+    files = corpus_files(corpus)
     surveys = [scan(file, corpus, slice_bytes) for file in files]
     check_source(surveys, corpus)
     return surveys
@@ -126,34 +132,40 @@ def _survey_evaluation(evaluation: EvaluationSetConfig, slice_bytes: int) -> lis
 
 
 def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
-    """Write the candidate documents and the rejected records of a slice of a source file."""
-    part = shard_slice(shard)
-    config = config.for_source(part.file.corpus)
-    template = Template.parse(config.text)
+    """Write the candidate documents and the rejected records of slices of source files."""
+    parts = shard_slices(shard)
     counters: Counter[str] = Counter(records=0, documents=0)
     with (
         RowWriter(out / "documents.parquet", CANDIDATES) as kept,
         RowWriter(out / "quarantine.parquet", QUARANTINE) as rejected,
     ):
-        for row, where, raw, value in read_records(part, config):
-            counters["records"] += 1
-            try:
-                if isinstance(value, Unusable):
-                    raise value
-                document = to_document(value, template, config, part.file.corpus)
-            except Unusable as why:
-                raw = to_json(value).encode() if raw is None else raw
-                about = Rejected(part.file.name, row, raw, why.reason, f"{where}: {why.detail}")
-                rejected.add(asdict(about), len(raw))
-                counters[f"quarantined.{why.reason}"] += 1
-            else:
-                origin = {"source_file": part.file.name, "source_row": row}
-                held_out = document.held_out or part.file.held_out
-                kept.add(document._asdict() | origin | {"held_out": held_out}, len(document.text) + len(document.meta))
-                counters["documents"] += 1
-    if part.file.checksums is not None:
-        write_json(out / "source.json", {"source_file": part.file.name, "sha256": part.file.checksums.sha256})
+        for part in parts:
+            _read_slice(config.for_source(part.file.corpus), part, kept, rejected, counters)
+    read = [(part.file.name, part.file.checksums.sha256) for part in parts if part.file.checksums is not None]
+    write_json(out / "source.json", [{"source_file": name, "sha256": sha256} for name, sha256 in read])
     return dict(counters)
+
+
+def _read_slice(
+    config: CorpusConfig, part: Slice, kept: RowWriter, rejected: RowWriter, counters: Counter[str]
+) -> None:
+    template = Template.parse(config.text)
+    for row, where, raw, value in read_records(part, config):
+        counters["records"] += 1
+        try:
+            if isinstance(value, Unusable):
+                raise value
+            document = to_document(value, template, config, part.file.corpus)
+        except Unusable as why:
+            raw = to_json(value).encode() if raw is None else raw
+            about = Rejected(part.file.name, row, raw, why.reason, f"{where}: {why.detail}")
+            rejected.add(asdict(about), len(raw))
+            counters[f"quarantined.{why.reason}"] += 1
+        else:
+            origin = {"source_file": part.file.name, "source_row": row}
+            held_out = document.held_out or part.file.held_out
+            kept.add(document._asdict() | origin | {"held_out": held_out}, len(document.text) + len(document.meta))
+            counters["documents"] += 1
 
 
 def run_near(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
@@ -233,7 +245,7 @@ def _row_group(file: InputFile, group: int) -> pa.Table:
         return table.read_row_group(group)
 
 
-READ = Stage("read", 3, run_read, unit="records")
+READ = Stage("read", 4, run_read, unit="records")
 NEAR = Stage("near", 2, run_near)
 ASSIGN = Stage("assign", 3, run_assign)
 INGEST = Stage("ingest", 2, run_ingest)

@@ -11,8 +11,8 @@ from pipeline.config.errors import UserError
 from pipeline.core.artifact import InputFile, published_record, read_pointer
 from pipeline.core.pointers import source_pointer
 from pipeline.corpus.files import corpus_files
+from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.scan import checksums_of
-from pipeline.corpus.sources import SourceFile
 
 GONE = "the source does not have this file (another place: `--source PATH`)"
 CHANGED = "the source file has changed since it was read"
@@ -34,7 +34,8 @@ def source_damage(work: Path, config: CorpusConfig, source: str | None) -> list[
         last = read_pointer(source_pointer(work, config))
         if last is None:
             return []
-        recorded = dict(map(_name_and_hash, published_record(last).files("source")))
+        tables = published_record(last).files("source")
+        recorded = {row["source_file"]: row["sha256"] for table in tables for row in _rows(table)}
     except UserError:
         return []  # the record itself is damaged, which `verify` reports
     try:
@@ -46,10 +47,10 @@ def source_damage(work: Path, config: CorpusConfig, source: str | None) -> list[
     return [{"where": name, "what": what} for name, what in zip(recorded, found, strict=True) if what]
 
 
-def _name_and_hash(table: InputFile) -> tuple[str, str]:
-    """Return the name and sha256 of the source file of a slice."""
-    row = json.loads(table.verified().read_text(encoding="utf-8"))
-    return row["source_file"], row["sha256"]
+def _rows(table: InputFile) -> list[dict[str, str]]:
+    """Return name and sha256 of the source files of a shard."""
+    rows: list[dict[str, str]] = json.loads(table.verified().read_text(encoding="utf-8"))
+    return rows
 
 
 def _difference(file: SourceFile | None, sha256: str) -> str | None:

@@ -14,9 +14,9 @@ from pipeline.core.artifact import InputFile, read_record
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import to_document, to_json
 from pipeline.corpus.files import corpus_files
+from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Record, Slice, read_records
-from pipeline.corpus.sources import SourceFile
 from pipeline.corpus.template import Template
 
 
@@ -72,11 +72,12 @@ def trace(where: Location, config: CorpusConfig, source: str | None) -> dict[str
     if file is None:
         hint = "give the corpus with --source"
         raise IntegrityError("the source no longer has this file", where=meta["source_file"], hint=hint)
-    record = _source_record(file, config.for_source(file.corpus), meta["source_row"])
-    doc_id = _doc_id(record, config.for_source(file.corpus))
-    raw = record.raw
+    own = config.for_source(file.corpus)
+    record = _source_record(file, own, meta["source_row"])
+    doc_id = _doc_id(record, own)
+    raw, encoding = record.raw, own.encoding
     if raw is None and not isinstance(record.value, Unusable):
-        raw = to_json(record.value).encode()
+        raw, encoding = to_json(record.value).encode(), "utf-8"
     offset = _offset(record)
     return {
         "site_id": where.site_id,
@@ -94,7 +95,7 @@ def trace(where: Location, config: CorpusConfig, source: str | None) -> dict[str
             "row": record.row,
             "where": record.where,
             "bytes": [offset, offset + len(raw or b"")] if offset is not None else None,
-            "record": (raw or b"").decode(errors="backslashreplace").rstrip("\r\n"),
+            "record": (raw or b"").decode(encoding, "backslashreplace").rstrip("\r\n"),
             "doc_id": doc_id,
             "agrees": doc_id == where.doc_id,
         },

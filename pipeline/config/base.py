@@ -23,9 +23,13 @@ class Config(BaseModel):
     execution: ClassVar[frozenset[str]] = frozenset()
     """Fields that change memory and speed but not the output: recorded, but not part of the identity."""
 
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came later: while they have their default they are not part of the identity, so that a version that
+    brings a new field does not make what was computed before it stale."""
+
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the output, as JSON values: no `locations` or `execution` at any depth."""
-        left_out = self.locations | self.execution
+        left_out = self.locations | self.execution | {name for name in self.added if self._is_default(name)}
         tree = self.model_dump(mode="json", exclude=set(left_out))
         for name, value in self:
             if isinstance(value, Config) and name not in left_out:
@@ -33,6 +37,10 @@ class Config(BaseModel):
             elif isinstance(value, tuple) and value and isinstance(value[0], Config) and name not in left_out:
                 tree[name] = [part.identity() for part in value]
         return tree
+
+    def _is_default(self, name: str) -> bool:
+        field = type(self).model_fields[name]
+        return bool(getattr(self, name) == field.get_default(call_default_factory=True))
 
     def execution_settings(self) -> dict[str, Any]:
         """Return the fields of `execution`, at any depth, as JSON values."""

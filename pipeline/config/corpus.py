@@ -2,15 +2,81 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import codecs
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config.base import Config
+
+Format = Literal["auto", "jsonl", "parquet", "csv", "tsv", "json", "text", "html", "xml", "orc", "feather", "arrow"]
+"""How the records of a file are stored."""
+
+
+def _known_encoding(name: str) -> str:
+    """Return a name of an encoding whose characters do not depend on those before them.
+
+    Raises:
+        ValueError: Python does not know it, or it is such a one (ISO-2022, HZ, UTF-7), so that the bytes of a record
+            could not be told.
+    """
+    try:
+        stateless = codecs.lookup(name).name.startswith(("utf-16", "utf-32", "utf-8")) or all(
+            (2 * text).encode(name, "ignore") == 2 * text.encode(name, "ignore")
+            for text in ("a", "é", "あ", "中", "한")
+        )
+    except LookupError as error:
+        raise ValueError(
+            f"Python knows no text encoding {name!r} (known are utf-16, latin-1, cp1252, gb18030, …)"
+        ) from error
+    if not stateless:
+        raise ValueError(f"in {name} a character depends on those before it: convert the files to UTF-8")
+    return name
+
+
+class CsvConfig(Config):
+    """How the cells of CSV and TSV files are written."""
+
+    delimiter: str = Field("auto", pattern=r'^(auto|[^"\r\n])$')
+    """Character between two cells. `auto` finds it (`,`, `;`, tab or `|`) from the first lines of each file."""
+    header: bool = True
+    """Whether the first row names the columns. Without, they are named `0`, `1`, …"""
+    quote: str = Field("auto", pattern=r"^(auto|none|[^\r\n])$")
+    """Character around cells that hold delimiters or line ends. `none`: there is none. `auto`: `"`, and none in TSV
+    files whose first lines cannot be read with it."""
+    escape: str | None = Field(None, min_length=1, max_length=1)
+    """Character that takes the meaning from the next one, such as a backslash. A doubled quote always counts as one."""
+
+
+class ReadingConfig(Config):
+    """How the files of a source are chosen and read."""
+
+    locations: ClassVar[frozenset[str]] = frozenset({"revision", "include", "exclude"})
+    added: ClassVar[frozenset[str]] = frozenset({"encoding", "records", "csv"})
+
+    format: Format = "auto"
+    """`auto` goes by the file name (`.jsonl`, `.jsonl.gz`, `.parquet`, `.csv.zst`, `.txt`, …). `text` takes every text
+    file of a folder."""
+    revision: str | None = None
+    """Hub revision (a commit hash: a branch name is not reproducible)."""
+    include: tuple[str, ...] = ()
+    """Globs of the files that are taken from a folder or an archive (`*.py`, `src/**/*.md`); empty: all. One without
+    `/` is compared with the file's own name."""
+    exclude: tuple[str, ...] = ()
+    """Globs of the files that are left out."""
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
+    """Encoding of text, JSON and CSV (`utf-16`, `latin-1`, `cp1252`, `gb18030`, …). It is never guessed."""
+    records: str | None = None
+    """JSON files that are one object: dotted path of the list that has the records (`data.items`). Not needed where the
+    objects of only one list have the columns of `text`."""
+    csv: CsvConfig = CsvConfig()
+    """CSV and TSV files: delimiter, header, quotes."""
 
 
 class ValidationConfig(Config):
     """Which documents are held out: a number, a fraction, a split, or those that a column of the corpus marks."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"split"})
 
     documents: int | None = Field(None, ge=0)
     """Exactly this many documents (fewer if the corpus is smaller), chosen by a hash of (seed, doc_id)."""
@@ -41,17 +107,13 @@ class NearDuplicatesConfig(Config):
     """Also remove training documents that nearly duplicate another training document; of each set, one stays."""
 
 
-class EvaluationSetConfig(Config):
+class EvaluationSetConfig(ReadingConfig):
     """A set that models are evaluated on: training documents that share an n-gram with it are contaminated."""
 
-    locations: ClassVar[frozenset[str]] = frozenset({"source", "revision"})
+    locations: ClassVar[frozenset[str]] = ReadingConfig.locations | {"source"}
 
     source: str
     """As `corpus.source`. Its content enters the fingerprint, its location does not."""
-    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text", "arrow"] = "auto"
-    """As `corpus.format`."""
-    revision: str | None = None
-    """As `corpus.revision`."""
     text: str = "{text}"
     """Template over the record's columns."""
     ngram: int = Field(13, gt=0)
@@ -77,12 +139,12 @@ class DatasetConfig(Config):
     """Read files on the Hub from afar, without a copy in the cache. Their identity is then the commit."""
 
 
-class SourceConfig(Config):
+class SourceConfig(ReadingConfig):
     """One of several sources of a corpus. All other settings are those of the corpus."""
 
-    locations: ClassVar[frozenset[str]] = frozenset(
-        {"source", "dataset", "revision", "sha256", "license", "splits", "configuration"}
-    )
+    locations: ClassVar[frozenset[str]] = ReadingConfig.locations | {
+        *("source", "dataset", "sha256", "license", "splits", "configuration")
+    }
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     """Name of this source: the value of `corpus` in its documents' metadata, and the prefix of its file names."""
@@ -90,10 +152,6 @@ class SourceConfig(Config):
     """As `corpus.source`. Its content enters the fingerprint, its location does not."""
     dataset: DatasetConfig | None = None
     """As `corpus.dataset`, instead of `source`."""
-    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text", "arrow"] = "auto"
-    """As `corpus.format`."""
-    revision: str | None = None
-    """As `corpus.revision`."""
     splits: tuple[str, ...] = ()
     """As `corpus.splits`, for this source."""
     configuration: str | None = None
@@ -106,26 +164,20 @@ class SourceConfig(Config):
     """Template over this source's columns."""
 
 
-class CorpusConfig(Config):
+class CorpusConfig(ReadingConfig):
     """Where the records come from and how a record becomes a document."""
 
-    locations: ClassVar[frozenset[str]] = frozenset(
-        {
-            *("source", "dataset", "revision", "splits", "configuration", "sha256", "license"),
-            *("max_quarantine_fraction", "max_unpacked_bytes"),
-        }
-    )
+    locations: ClassVar[frozenset[str]] = ReadingConfig.locations | {
+        *("source", "dataset", "sha256", "license", "splits", "configuration"),
+        *("max_quarantine_fraction", "max_unpacked_bytes"),
+    }
 
     source: str = ""
-    """A path, a glob, a folder, `hf://datasets/owner/name[/file]`, `s3://…` or any fsspec URL."""
+    """A path, a glob, a folder, a zip or tar archive, `hf://datasets/owner/name[/file]`, `s3://…` or any fsspec URL."""
     dataset: DatasetConfig | None = None
     """Instead of `source`: a data set that the library `datasets` reads."""
     sources: tuple[SourceConfig, ...] = ()
     """Instead of `source`: several corpora, each with a template of its own, one after the other."""
-    format: Literal["auto", "jsonl", "parquet", "csv", "json", "text", "arrow"] = "auto"
-    """`auto` goes by the file name (`.jsonl`, `.jsonl.gz`, `.parquet`, `.csv.zst`, `.txt`, …)."""
-    revision: str | None = None
-    """Hub revision (a commit hash: a branch name is not reproducible)."""
     splits: tuple[str, ...] = ()
     """Splits to read (`[train, dev]`, `[all]`). By default test, validation and development splits are not read, unless
     `source` names them."""

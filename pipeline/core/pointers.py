@@ -44,8 +44,9 @@ def _sources(corpus: CorpusConfig) -> list[Any]:
 
 
 def _chosen(source: CorpusConfig | SourceConfig) -> dict[str, Any]:
-    """Return which splits and configuration of a source are read, if a manifest says so."""
+    """Return which splits, configuration and files of a source are read, if a manifest says so."""
     chosen: dict[str, Any] = {"splits": list(source.splits), "configuration": source.configuration}
+    chosen |= {"include": list(source.include), "exclude": list(source.exclude)}
     chosen["dataset"] = source.dataset.model_dump(mode="json") if source.dataset else None
     return {key: value for key, value in chosen.items() if value}
 

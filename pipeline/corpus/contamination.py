@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig, ValidationConfig
+from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig, ReadingConfig, ValidationConfig
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Slice, read_records
 from pipeline.corpus.splits import EVERY, EVERY_CONFIGURATION
@@ -58,10 +58,10 @@ class EvaluationIndex:
 
 def to_corpus_config(config: EvaluationSetConfig) -> CorpusConfig:
     """Return the configuration with which the readers of corpora read an evaluation set."""
+    reading = {field: getattr(config, field) for field in ReadingConfig.model_fields}
     return CorpusConfig(
+        **reading,
         source=config.source,
-        format=config.format,
-        revision=config.revision,
         splits=(EVERY,),
         configuration=EVERY_CONFIGURATION,
         text=config.text,

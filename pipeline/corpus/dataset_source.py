@@ -20,7 +20,9 @@ from pipeline.config.errors import UserError
 from pipeline.core.hub import file_of
 from pipeline.core.progress import log
 from pipeline.corpus.arrow_values import column_values
-from pipeline.corpus.sources import HUB, Listing, SourceFile, is_bookkeeping, list_source
+from pipeline.corpus.choosing import is_bookkeeping
+from pipeline.corpus.opening import HUB, SourceFile
+from pipeline.corpus.sources import Listing, list_source
 from pipeline.corpus.splits import Choice, Layout, choose, patterns_by_split
 
 BATCH_ROWS = 256

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.corpus.quarantine import Unusable
-from pipeline.corpus.template import Template, as_text
+from pipeline.corpus.rendering import as_text
+from pipeline.corpus.template import Template
 
 FIELD = pa.struct(
     [

@@ -15,11 +15,12 @@ from fsspec.core import url_to_fs
 from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.documents import to_document, to_json
+from pipeline.corpus.opening import SourceFile, open_raw, source_errors
 from pipeline.corpus.parquet_source import open_parquet
 from pipeline.corpus.quarantine import Unusable
-from pipeline.corpus.readers import Record, Slice, read_records
-from pipeline.corpus.sources import SourceFile, decompressed, open_raw, source_errors
+from pipeline.corpus.readers import Record, Slice, is_cut_by_bytes, read_records
 from pipeline.corpus.template import Template
+from pipeline.corpus.unpacking import decompress
 
 READ_BYTES = 16 << 20
 """Bytes up to which a source is read whole; of a larger one about this many bytes are read."""
@@ -185,7 +186,7 @@ def _places(
             with source_errors(file.name), open_parquet(file, config.max_unpacked_bytes) as table:
                 group = min(table.num_row_groups - 1, table.num_row_groups * offset // sizes[n])
             found.append(Slice(file, group, group + 1))
-        elif file.compression is None and file.format in ("jsonl", "text"):
+        elif file.compression is None and is_cut_by_bytes(file, config):
             with source_errors(file.name), open_raw(file) as raw:
                 raw.seek(offset)
                 raw.readline()
@@ -216,7 +217,9 @@ def _read(part: Slice, config: CorpusConfig, length: int | None) -> tuple[list[R
 def _expansion(file: SourceFile, config: CorpusConfig, length: int) -> float:
     """Return the decompressed bytes per compressed byte, measured at the start of a file."""
     with source_errors(file.name), open_raw(file) as raw:
-        stream = decompressed(raw, file, config.max_unpacked_bytes)  # closes `raw` when it is garbage-collected
+        stream = decompress(
+            raw, file.compression, file.name, config.max_unpacked_bytes
+        )  # closes `raw` when it is garbage-collected
         return len(stream.read(length)) / max(raw.tell(), 1)
 
 

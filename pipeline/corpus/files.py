@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.sources import SourceFile, chosen_files
+from pipeline.corpus.opening import SourceFile
+from pipeline.corpus.sources import chosen_files
 
 
 def corpus_files(config: CorpusConfig, source: str | None = None) -> list[SourceFile]:

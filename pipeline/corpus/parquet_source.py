@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.arrow_values import column_values
-from pipeline.corpus.record_splitter import RECORD_LIMIT
-from pipeline.corpus.sources import SourceFile, check_unpacked, decompressed, open_raw
+from pipeline.corpus.opening import SourceFile
+from pipeline.corpus.records import Record, Slice
+from pipeline.corpus.table_source import doubled_name, open_seekable, row_record
+from pipeline.corpus.unpacking import check_unpacked
 
 BATCH_ROWS = 256
 _WIDTH = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12, "BYTE_ARRAY": 4}
 """Bytes per value in memory, by physical type; for strings that of the offset."""
+
+
+def read_parquet(part: Slice, config: CorpusConfig) -> Iterator[Record]:
+    """Yield the rows of a slice of row groups."""
+    with open_parquet(part.file, config.max_unpacked_bytes) as table:
+        row = part.row
+        for group in range(part.start, table.num_row_groups if part.stop is None else part.stop):
+            for values in row_group_rows(table, group, part.file.name, config.max_unpacked_bytes):
+                yield row_record(row, f"row group {group}", values)
+                row += 1
 
 
 def open_parquet(file: SourceFile, max_unpacked_bytes: int) -> pq.ParquetFile:
@@ -26,18 +38,12 @@ def open_parquet(file: SourceFile, max_unpacked_bytes: int) -> pq.ParquetFile:
     Raises:
         UserError: two of its columns have one name, or it unpacks to far more than its size.
     """
-    raw = open_raw(file)
-    if file.compression:
-        whole = tempfile.SpooledTemporaryFile(RECORD_LIMIT)  # noqa: SIM115 (closed with the Parquet file)
-        with decompressed(raw, file, max_unpacked_bytes) as stream:
-            while block := stream.read(1 << 20):
-                whole.write(block)
-        raw = cast(BinaryIO, whole)
+    raw = open_seekable(file, max_unpacked_bytes)
     try:
         table = pq.ParquetFile(raw, page_checksum_verification=True)
         if repeated := _repeated_dictionaries(table):
             table = pq.ParquetFile(raw, page_checksum_verification=True, read_dictionary=repeated)
-        doubled = _doubled(pa.struct(table.schema_arrow))
+        doubled = doubled_name(pa.struct(table.schema_arrow))
     except UnicodeDecodeError as error:
         raise UserError("the name of a column is not UTF-8", where=file.name, hint="rename it") from error
     if doubled:
@@ -109,12 +115,3 @@ def _decoded_bytes(array: pa.Array) -> int:
     if any(is_it(array.type) for is_it in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
         return _decoded_bytes(array.flatten())
     return int(array.nbytes)
-
-
-def _doubled(kind: pa.DataType) -> str | None:
-    """Return a name that two fields of one structure share, or None."""
-    fields = [kind.field(i) for i in range(kind.num_fields)]
-    names = [field.name for field in fields]
-    if pa.types.is_struct(kind) and len(set(names)) < len(names):
-        return next(name for name in names if names.count(name) > 1)
-    return next(filter(None, (_doubled(field.type) for field in fields)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,34 +13,64 @@ import pyarrow.parquet as pq
 
 from pipeline.config.base import canonical_json
 from pipeline.core.artifact import InputFile, Record, Shard
+from pipeline.corpus.archives import Member
 from pipeline.corpus.checksums import Checksums
+from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.readers import Slice
 from pipeline.corpus.scan import Scan
-from pipeline.corpus.sources import SourceFile
+
+FILES_PER_SHARD = 1000
+"""Most files that are read by one shard."""
+
+_PACKED = ("parquet", "orc", "feather", "arrow", "dataset")
+_EXPANSION = 8
+"""What a byte of a compressed file counts, for about as many bytes of records in each shard."""
 
 
-def read_shards(surveys: Sequence[Scan]) -> list[Shard]:
-    """Return a shard for every slice of every source file."""
-    slices = [part for about in surveys for part in about.slices]
-    return [Shard(index, {}, {"slice": asdict(part)}) for index, part in enumerate(slices)]
+def read_shards(surveys: Sequence[Scan], slice_bytes: int) -> list[Shard]:
+    """Return the shards of `read`, in source order. Small files share one, up to `slice_bytes` of them."""
+    groups: list[list[Slice]] = []
+    room = 0
+    for part in (part for about in surveys for part in about.slices):
+        size = _bytes(part)
+        if not groups or size > room or len(groups[-1]) == FILES_PER_SHARD:
+            groups.append([])
+            room = slice_bytes
+        groups[-1].append(part)
+        room -= size
+    return [Shard(index, {}, {"slices": [asdict(part) for part in group]}) for index, group in enumerate(groups)]
 
 
-def shard_slice(shard: Shard) -> Slice:
-    """Return the slice that `read_shards` put into a shard."""
-    return as_slice(shard.details["slice"])
+def _bytes(part: Slice) -> int:
+    """Return about how many bytes of records a slice has. A part of a file counts as too many to share a shard."""
+    about = part.file.checksums
+    if about is None or part.start or part.stop is not None:
+        return sys.maxsize
+    packed = part.file.compression or part.file.format in _PACKED
+    return about.size * (_EXPANSION if packed else 1)
+
+
+def shard_slices(shard: Shard) -> list[Slice]:
+    """Return the slices that `read_shards` put into a shard."""
+    return [as_slice(details) for details in shard.details["slices"]]
 
 
 def as_slice(details: Mapping[str, Any]) -> Slice:
     """Return the slice whose `asdict` is `details`."""
     file = details["file"]
     checksums = Checksums(**file["checksums"]) if file["checksums"] else None
-    return Slice(**{**details, "file": SourceFile(**{**file, "checksums": checksums})})
+    member = Member(*file["member"]) if file["member"] else None
+    return Slice(**{**details, "file": SourceFile(**{**file, "checksums": checksums, "member": member})})
 
 
-def source_digest(surveys: Sequence[Scan]) -> str:
-    """Return the identity of the source: names below its root, contents and cuts, but not its location."""
+def source_digest(surveys: Sequence[Scan], shards: Sequence[Shard] = ()) -> str:
+    """Return the identity of the source: names below its root, contents and cuts, but not its location.
+
+    With the shards of `read`, it depends on how many slices each of them reads, too.
+    """
     cuts = [[s.file.name, s.sha256, [[part.start, part.stop, part.row] for part in s.slices]] for s in surveys]
-    return hashlib.sha256(canonical_json(cuts).encode()).hexdigest()
+    shared = [len(shard.details["slices"]) for shard in shards]
+    return hashlib.sha256(canonical_json([cuts, shared] if shared else cuts).encode()).hexdigest()
 
 
 def near_shards(candidates: Record, evaluations: Sequence[Sequence[Scan]]) -> list[Shard]:

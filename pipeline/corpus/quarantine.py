@@ -21,7 +21,7 @@ QUARANTINE = pa.schema(
 )
 """Table `quarantine`. `reason` is one of a few words, to count by; `detail` tells where and what exactly."""
 
-TO_UTF8 = "convert it: iconv -f ENCODING -t UTF-8"
+TO_UTF8 = "name the encoding of the files: corpus.encoding: latin-1 (or cp1252, utf-16, gb18030, …)"
 """Hint for a file in another encoding."""
 
 

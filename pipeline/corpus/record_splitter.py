@@ -82,15 +82,22 @@ _OUTSIDE = re.compile(rb'["\[\]{},]')
 _INSIDE = re.compile(rb'["\\]')
 
 
-def array_elements(stream: BinaryIO, limit: int = RECORD_LIMIT) -> Iterator[RawRecord]:
+def array_elements(
+    stream: BinaryIO, base: int = 0, limit: int = RECORD_LIMIT, *, alone: bool = True
+) -> Iterator[RawRecord]:
     """Yield the elements of the JSON array in `stream`, split by brackets and quotes only: a broken one is isolated.
+
+    Args:
+        stream: where the array begins.
+        base: offset of that place in the file.
+        limit: bytes per record that are kept.
+        alone: whether nothing may come after the array. If something may, it is not read.
 
     Raises:
         OSError: the stream does not begin with `[`, or ends before its brackets close.
     """
     element, size, start = bytearray(), 0, 0  # of the current element: kept bytes, full size, offset
     depth, quoted, escaped = 0, False, False
-    base = 0  # offset of `block`
     while block := stream.read(1 << 20):
         # Outside of strings only brackets, commas and quotes matter, inside only quotes and backslashes: `search` jumps
         # from one to the next, which is what makes this fast in Python.
@@ -123,6 +130,8 @@ def array_elements(stream: BinaryIO, limit: int = RECORD_LIMIT) -> Iterator[RawR
                     if element.strip() or mark == b",":
                         yield RawRecord(start, bytes(element), size)
                     begin, start, element, size = position, base + position, bytearray(), 0
+                    if depth == 0 and not alone:
+                        return
         size += len(block) - begin
         element += block[begin:][: limit - len(element)]
         base += len(block)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import BinaryIO, cast
 
 from pipeline.config.corpus import CorpusConfig
+from pipeline.core.progress import log
 from pipeline.corpus.checksums import Checksums, HashingReader
+from pipeline.corpus.csv_source import dialect_of
+from pipeline.corpus.json_source import describe
+from pipeline.corpus.opening import SourceFile, open_file, open_raw, source_errors
 from pipeline.corpus.parquet_source import open_parquet
-from pipeline.corpus.readers import Slice, read_records, text_records
-from pipeline.corpus.sources import SourceFile, open_raw, source_errors
+from pipeline.corpus.readers import Slice, is_cut_by_bytes, read_records
+from pipeline.corpus.record_splitter import documents, lines
 
 SLICE_BYTES = 64 << 20
 """Bytes per slice, the unit of reading: the first record that begins this far after the last cut begins a new slice."""
+
+PIECES = 16
+"""Most slices of a compressed file. Each is unpacked from the start: on average half of the file for nothing, which
+costs less than what parsing costs."""
 
 _PEEK = 100
 """Records that are read to learn a file's columns."""
@@ -30,6 +39,8 @@ class Scan:
     sha256: str
     columns: tuple[str, ...]
     slices: tuple[Slice, ...]
+    found: str = ""
+    """What the content told of how to read it, which neither the file's name nor the manifest says."""
 
 
 def scan(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES) -> Scan:
@@ -37,8 +48,9 @@ def scan(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES)
 
     The files of the slices have checksums, so that a later change of the file is an error when it is read again.
 
-    Uncompressed JSON lines and text are cut between records, Parquet between row groups; other files are one slice,
-    because the start of a record is only known by reading from the start of the file.
+    JSON lines and text are cut between records, Parquet between row groups; other files are one slice, because the
+    start of a record is only known by reading from the start of the file. A compressed file is cut only if it is larger
+    than a slice, and into few pieces, because each is unpacked from the start.
 
     Raises:
         UserError: the file cannot be read.
@@ -49,20 +61,60 @@ def scan(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES)
         hashing = HashingReader(raw)
         stream = cast(BinaryIO, io.BufferedReader(hashing, 1 << 20))
         cuts = [(0, 0)]
-        if file.compression is None and file.format in ("jsonl", "text"):
-            by_line = file.format == "jsonl" or config.document_break == "line"
-            cuts = list((_line_cuts if by_line else _text_cuts)(stream, file, config, slice_bytes))
+        if file.compression is None and is_cut_by_bytes(file, config):
+            cuts = list(_byte_cuts(stream, file, config, slice_bytes))
         while stream.read(1 << 20):
             pass
     file = replace(file, checksums=(checksums := hashing.checksums()))
-    if file.format == "parquet":
-        with source_errors(file.name):
+    with source_errors(file.name):
+        if file.format == "parquet":
             cuts = list(_row_group_cuts(file, config, slice_bytes))
+        elif file.compression and checksums.size > slice_bytes and is_cut_by_bytes(file, config):
+            log(f"source       {file.name}: unpacking {checksums.size >> 20:,} MiB once, to cut it into pieces")
+            with open_file(file, config.max_unpacked_bytes) as unpacked:
+                cuts = thin(list(_byte_cuts(unpacked, file, config, slice_bytes)))
     stops = [*(start for start, _ in cuts[1:]), None]
     slices = [Slice(file, start, stop, row) for (start, row), stop in zip(cuts, stops, strict=True)]
-    if file.format != "parquet":  # every slice of Parquet needs the footer
+    if file.compression is None and file.format != "parquet":  # every slice of Parquet needs the footer
         slices = [_with_own_checksums(part) for part in slices]
-    return Scan(file, checksums.sha256, _columns(file, config), tuple(slices))
+    with source_errors(file.name):
+        found = _found(Slice(file), config)
+    return Scan(file, checksums.sha256, _columns(file, config), tuple(slices), found)
+
+
+def log_found(surveys: Sequence[Scan]) -> None:
+    """Log what was found in files that their names and the manifest do not say, once for all files alike."""
+    files: dict[str, list[str]] = {}
+    for about in surveys:
+        if about.found:
+            files.setdefault(about.found, []).append(about.file.name)
+    for found, names in files.items():
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        log(f"source       {names[0]}{more}: {found}")
+
+
+def _found(part: Slice, config: CorpusConfig) -> str:
+    if part.file.format == "json":
+        return describe(part, config)
+    if part.file.format in ("csv", "tsv"):
+        return str(dialect_of(part, config))
+    return ""
+
+
+def thin(cuts: list[tuple[int, int]], most: int = PIECES) -> list[tuple[int, int]]:
+    """Return at most so many of the cuts, evenly.
+
+    Example:
+        >>> thin([(0, 0), (10, 1), (20, 2), (30, 3), (40, 4)], 3)
+        [(0, 0), (20, 2), (40, 4)]
+    """
+    step = -(-len(cuts) // most)
+    return cuts[::step]
+
+
+def _byte_cuts(stream: BinaryIO, file: SourceFile, config: CorpusConfig, slice_bytes: int) -> Iterator[tuple[int, int]]:
+    by_line = file.format == "jsonl" or config.document_break == "line"
+    return (_line_cuts if by_line else _text_cuts)(stream, file, config, slice_bytes)
 
 
 def checksums_of(file: SourceFile) -> Checksums:
@@ -82,6 +134,12 @@ def _with_own_checksums(part: Slice) -> Slice:
     assert part.file.checksums is not None
     checksums = part.file.checksums.part(part.start, part.stop)
     return replace(part, file=replace(part.file, checksums=checksums))
+
+
+def skip_bom(stream: BinaryIO) -> int:
+    """Skip a byte order mark at the start of a stream of UTF-8 and return its size in bytes."""
+    marked = cast(io.BufferedReader, stream).peek(3).startswith(codecs.BOM_UTF8)
+    return len(stream.read(3)) if marked else 0
 
 
 def _columns(file: SourceFile, config: CorpusConfig) -> tuple[str, ...]:
@@ -117,7 +175,8 @@ def _text_cuts(stream: BinaryIO, file: SourceFile, config: CorpusConfig, slice_b
     """Yield (offset, documents before it) of each slice."""
     yield 0, 0
     due = slice_bytes
-    for row, piece in enumerate(text_records(stream, Slice(file), config)):
+    skipped = skip_bom(stream)
+    for row, piece in enumerate(documents(lines(stream, skipped), config.document_bytes)):
         if row and piece.offset >= due:
             yield piece.offset, row
             due = piece.offset + slice_bytes

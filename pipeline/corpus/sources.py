@@ -1,19 +1,15 @@
-"""Sources: the files of a corpus and their bytes, from paths, globs, folders, the Hub and fsspec URLs."""
+"""Sources: the files of a corpus, from paths, globs, folders, archives, the Hub and fsspec URLs."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from functools import partial
+from typing import BinaryIO, NamedTuple
 
-import fsspec
-import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -22,53 +18,44 @@ from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.core.hub import file_of, list_repository
 from pipeline.core.progress import log
-from pipeline.corpus.checksums import Checksums, VerifyingReader
+from pipeline.corpus.archives import archive_kind, members
+from pipeline.corpus.choosing import Choice, matches
+from pipeline.corpus.opening import (
+    HUB,
+    SourceFile,
+    content_key,
+    first_line,
+    kind_of,
+    open_raw,
+    printable,
+    source_errors,
+)
 from pipeline.corpus.splits import Layout, choose, layout_of
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".csv": "csv",
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-}
 METADATA_BYTES = 4 << 20
 """Bytes of a metadata file that are read."""
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_BOOKKEEPING = {
-    "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "README.md", "LICENSE.md", "LICENSE.txt",
-}  # fmt: skip
-"""Files in a dataset's folder that describe the dataset and have no records."""
-
-HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.*))?")
 _MAGIC = re.compile(r"[*?\[]")
+_IN_ARCHIVE = re.compile(r"(?:zip|tar)://(?P<members>.*?)::(?P<archive>.+)")
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of the corpus; `name`, relative to the source's root, goes into the tables, `url` does not."""
+class Listing(NamedTuple):
+    """The names of a source's files; the URL of one is `{root}/{name}{chain}`."""
 
-    name: str
-    url: str
-    format: str
-    compression: str | None
-    corpus: str = ""
-    """Name of its source in `corpus.sources`, if there are several."""
-    held_out: bool = False
-    """Whether it belongs to the split that `corpus.validation.split` holds out."""
-    builder: str = ""
-    """Builder of `datasets` that reads it (format `dataset` only)."""
-    streamed: bool = False
-    """Whether that reads it from afar, without a copy on this machine."""
-    checksums: Checksums | None = None
-    """Checksums of the first scan; later reads refuse other content."""
+    root: str
+    names: Sequence[str]
+    """Paths below `root`."""
+    is_folder: bool
+    """Whether a folder was listed, so that files without records may be among them."""
+    asked: str = ""
+    """The part of the source that names files: of a glob, what follows its last fixed folder; on the Hub, the path."""
+    layout: Layout = Layout()
+    chain: str = ""
+
+    def files(self) -> list[SourceFile]:
+        """Return them as files whose format is not told yet."""
+        web = self.root.startswith("http")  # a query may be a signature and must not get into tables
+        named = [(name.partition("?")[0] if web else name, f"{self.root}/{name}{self.chain}") for name in self.names]
+        return [SourceFile(name, url, "", kind_of(name)[1]) for name, url in sorted(named)]
 
 
 def chosen_files(config: CorpusConfig, source: str) -> list[SourceFile]:
@@ -81,7 +68,7 @@ def chosen_files(config: CorpusConfig, source: str) -> list[SourceFile]:
     Raises:
         UserError: as in `find_files` and `choose`.
     """
-    files, listing = _find(source, config.format, config.revision)
+    files, listing = _find(source, config.format, config.revision, config.include, config.exclude)
     choice = choose(
         [file.name for file in files],
         listing.layout,
@@ -96,92 +83,69 @@ def chosen_files(config: CorpusConfig, source: str) -> list[SourceFile]:
     return [replace(file, held_out=file.name in choice.held_out) for file in files if file.name in choice.parts]
 
 
-def find_files(source: str, format: str = "auto", revision: str | None = None) -> list[SourceFile]:
-    """Return all files of a source, of whatever split, sorted by name.
+def find_files(
+    source: str,
+    format: str = "auto",
+    revision: str | None = None,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> list[SourceFile]:
+    """Return all files of a source, of whatever split, sorted by name, and log what is left out of a folder.
 
     Args:
-        source: path, glob, folder, `hf://datasets/owner/name[@revision][/path]` or fsspec URL. In a folder (or a Hub
-            dataset), files with a known extension are taken, hidden ones are not.
-        format: one of `FORMATS`' values, or `auto` to go by each file's name.
+        source: path, glob, folder, archive, `hf://datasets/owner/name[@revision][/path]` or fsspec URL. In a folder (or
+            a Hub dataset, or an archive), files with a known extension are taken, hidden ones are not.
+        format: one of `FORMATS`' values, or `auto` to go by each file's name. `text` takes all that is no binary file.
         revision: revision of the Hub dataset, if `source` does not give one.
+        include: globs of files to take; none: all.
+        exclude: globs of files to leave out.
 
     Raises:
-        UserError: there are no files, an extension is unknown, or a file system cannot be reached.
+        UserError: there are no files, an extension is unknown, a file system cannot be reached, or most of a folder
+            would be left out.
     """
-    return _find(source, format, revision)[0]
+    return _find(source, format, revision, include, exclude)[0]
 
 
-class Listing(NamedTuple):
-    """The names of a source's files."""
-
-    root: str
-    names: Sequence[str]
-    """Paths below `root`."""
-    is_folder: bool
-    """Whether a folder was listed, so that files without records may be among them."""
-    asked: str = ""
-    """The part of the source that names files: of a glob, what follows its last fixed folder; on the Hub, the path."""
-    layout: Layout = Layout()
-
-
-def _find(source: str, format: str, revision: str | None) -> tuple[list[SourceFile], Listing]:
-    listing = list_source(source, revision)
-    root, names, listed = listing[:3]
-    files, ignored = [], []
-    for found in sorted(names):
-        name = _without_query(found) if root.startswith("http") else found
-        kind, compression = kind_of(name)
-        if listed and (kind is None or (format != "auto" and kind != format) or is_bookkeeping(name, names)):
-            ignored.append(name)
-            continue
-        if format == "auto" and kind is None:
-            known = ", ".join(FORMATS)
-            raise UserError(
-                "cannot infer the format from the file extension",
-                where=name,
-                hint=f"known: {known} (and .gz, .zst), or set corpus.format",
-            )
-        if name != _printable(name):
-            raise UserError("the name of a file is not UTF-8", where=_printable(name), hint="rename it")
-        files.append(SourceFile(name, f"{root}/{found}", cast(str, kind) if format == "auto" else format, compression))
-    if not files:
-        what = f"no {'data' if format == 'auto' else format} files in the source"
-        looked_for = ", ".join(suffix for suffix, kind in FORMATS.items() if format in ("auto", kind))
-        raise UserError(what, where=source, hint=f"extensions looked for: {looked_for} (and .gz, .zst)")
-    if ignored:
-        more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
-        log(f"source       skipped (unrecognised file names): {', '.join(map(_printable, ignored[:5]))}{more}")
+def _find(
+    source: str, format: str, revision: str | None, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[list[SourceFile], Listing]:
+    files, listing = _found(source, revision)
+    choice = Choice(format, include, exclude, listed=listing.is_folder, names={file.name for file in files})
+    files = [replace(file, format=kind) for file in files if (kind := choice.format_of(file))]
+    choice.report(source, files)
+    for file in files:
+        if file.name != printable(file.name):
+            raise UserError("the name of a file is not UTF-8", where=printable(file.name), hint="rename it")
     return files, listing
 
 
-def _without_query(path: str) -> str:
-    """Return a path without its query, which may be a signature and must not get into tables."""
-    return path.partition("?")[0]
+def _found(source: str, revision: str | None) -> tuple[list[SourceFile], Listing]:
+    """Return all files of a source, those of archives in their place; an archive counts as a folder."""
+    inside = _IN_ARCHIVE.fullmatch(source)
+    place = inside["archive"] if inside else source
+    listing = list_source(place, revision)
+    files = listing.files()
+    archives = [file for file in files if archive_kind(file.name)]
+    if inside and not archives:
+        ends = "it must end in .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz or .tar.zst"
+        raise UserError("source cannot be listed", where=source, hint=f"no archive by its name: {ends}")
+    with source_errors(source):
+        found = [part for file in files for part in (_members(file) if file in archives else [file])]
+    if inside and inside["members"]:
+        found = [file for file in found if file.member and matches(file.member.name, [inside["members"]])]
+        if not found:
+            raise UserError("the glob matches no member of the archive", where=source, hint="check corpus.source")
+    return found, listing._replace(is_folder=listing.is_folder or (bool(archives) and not inside))
 
 
-def kind_of(name: str) -> tuple[str | None, str | None]:
-    """Return (format, compression) by a file's name, with None for an unknown one.
-
-    Example:
-        >>> kind_of("part-1.jsonl.gz"), kind_of("notes.docx")
-        (('jsonl', 'gzip'), (None, None))
-    """
-    path = PurePosixPath(name.lower())
-    compression = COMPRESSIONS.get(path.suffix)
-    return FORMATS.get(path.with_suffix("").suffix if compression else path.suffix), compression
-
-
-def _printable(name: str) -> str:
-    """Return a name that can be printed and stored: bytes that are not UTF-8 are escaped."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def is_bookkeeping(name: str, names: Sequence[str]) -> bool:
-    """Return whether a file of a folder with these names is hidden or describes the data set."""
-    path = PurePosixPath(name)
-    if path.name == "state.json" and str(path.with_name("dataset_info.json")) in names:
-        return True  # of a folder that `save_to_disk` wrote
-    return path.name in _BOOKKEEPING or any(part.startswith((".", "_")) for part in path.parts)
+def _members(file: SourceFile) -> list[SourceFile]:
+    inside = members(partial(open_raw, file), file.name, content_key(file))
+    return [
+        replace(file, name=f"{file.name}/{member.name}", compression=kind_of(member.name)[1], member=member)
+        for member in sorted(set(inside))
+    ]
 
 
 def list_source(source: str, revision: str | None = None) -> Listing:
@@ -203,9 +167,9 @@ def _list(source: str) -> Listing:
         except (UserError, OSError, ImportError):
             raise
         except ValueError as error:
-            raise UserError("unknown kind of source", where=source, hint=_first_line(error)) from error
+            raise UserError("unknown kind of source", where=source, hint=first_line(error)) from error
         except Exception as error:  # fsspec's file systems pass on their libraries' errors
-            what = f"{type(error).__name__}: {_first_line(error)}"
+            what = f"{type(error).__name__}: {first_line(error)}"
             raise UserError("source cannot be listed", where=source, hint=what) from error
 
 
@@ -232,7 +196,15 @@ def _list_with(fs: AbstractFileSystem, path: str, source: str) -> Listing:
     names = [str(found).removeprefix(root).lstrip("/") for found in paths]
     layout = _layout(names, lambda name: fs.open(f"{root}/{name}", "rb")) if kind == "directory" else Layout()
     asked = "" if kind == "directory" else path.removeprefix(root).strip("/")
-    return Listing(fs.unstrip_protocol(root), names, kind == "directory", asked, layout)
+    if "::" not in source:
+        return Listing(fs.unstrip_protocol(root), names, kind == "directory", asked, layout)
+    # In a chain (`simplecache::s3://…`) the first link with a path of its own names the file.
+    links = source.split("::")
+    at = next((n for n, link in enumerate(links) if link.partition("://")[2]), len(links) - 1)
+    scheme = "://".join(links[at].split("://")[:-1])
+    before, after = "".join(f"{link}::" for link in links[:at]), "".join(f"::{link}" for link in links[at + 1 :])
+    place = f"{scheme}://{root.lstrip('/')}" if scheme else root
+    return Listing(before + place, names, kind == "directory", asked, layout, after)
 
 
 def _layout(names: Sequence[str], open_: Callable[[str], BinaryIO]) -> Layout:
@@ -265,7 +237,7 @@ def _check_listable(folder: str, steps: Sequence[str], hidden: tuple[str, ...]) 
         return  # no files to find
     except PermissionError as error:
         hint = "change its permissions, or name the files with a glob"
-        raise UserError("a folder of the source cannot be listed", where=_printable(folder), hint=hint) from error
+        raise UserError("a folder of the source cannot be listed", where=printable(folder), hint=hint) from error
     for entry in folders if steps else ():
         if entry.name.startswith(hidden):
             continue
@@ -295,100 +267,3 @@ def _list_hub(source: str, revision: str | None) -> Listing:
         found = [name for name in found if fnmatchcase(name, path) or name.startswith(f"{path}/")]
     listed = not path or (path not in found and not _MAGIC.search(path))
     return Listing(f"hf://datasets/{repo}@{commit}", found, listed, path or "", layout)
-
-
-def open_raw(file: SourceFile) -> BinaryIO:
-    """Open a file's stored bytes, seekable; they are verified while they are read if its checksums are known."""
-    raw = _open(file)
-    if file.checksums is None:
-        return raw
-    return cast(BinaryIO, io.BufferedReader(VerifyingReader(raw, file.checksums, file.name), 1 << 16))
-
-
-def _open(file: SourceFile) -> BinaryIO:
-    if file.url.startswith("file://"):
-        path = file.url.removeprefix("file://")
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError(
-                "not a regular file, so it cannot be read twice", where=file.name, hint="write its content to a file"
-            )
-        return open(path, "rb")
-    if match := HUB.fullmatch(file.url):
-        return open(file_of(match["repo"], "dataset", match["revision"], match["path"]), "rb")
-    return cast(BinaryIO, fsspec.open(file.url, "rb").open())
-
-
-def open_file(file: SourceFile, max_unpacked_bytes: int) -> BinaryIO:
-    """Open a file's bytes, decompressed and buffered. A truncated or damaged stream raises OSError on reading."""
-    return decompressed(open_raw(file), file, max_unpacked_bytes)
-
-
-def decompressed(raw: BinaryIO, file: SourceFile, max_unpacked_bytes: int) -> BinaryIO:
-    """Return `raw` decompressed, by Arrow, which notices truncation (zstandard's own reader ends silently)."""
-    stream = raw if file.compression is None else _Unpacking(raw, file, max_unpacked_bytes)
-    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20))
-
-
-class _Unpacking(io.RawIOBase):
-    """A decompressing stream that counts its bytes, because a small file may be crafted to unpack without end."""
-
-    def __init__(self, raw: BinaryIO, file: SourceFile, most: int) -> None:
-        self.raw, self.name, self.most = raw, file.name, most
-        self.stream = pa.CompressedInputStream(pa.PythonFile(raw), file.compression)
-        self.size = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        count: int = self.stream.readinto(buffer)
-        self.size += count
-        if self.size > self.most:
-            check_unpacked(self.size, self.raw.tell(), self.most, self.name)
-        return count
-
-    def close(self) -> None:
-        if not self.closed:
-            self.stream.close()
-            self.raw.close()
-        super().close()
-
-
-EXPANSION = 100
-"""Largest ratio of unpacked to packed size for files that unpack to more than `corpus.max_unpacked_bytes`.
-
-Text has about 10, logs about 50, and files crafted to fill memory or disk have thousands.
-"""
-
-
-def check_unpacked(unpacked: int, packed: int, most: int, name: str) -> None:
-    """Refuse content that unpacks to more than `most` bytes and to more than 100 times its packed size."""
-    if unpacked > max(most, EXPANSION * packed):
-        raise UserError(
-            f"{packed:,} bytes unpack to {unpacked:,} or more",
-            where=name,
-            hint=f"it may be crafted to fill memory or disk; if not, raise corpus.max_unpacked_bytes ({most:,})",
-        )
-
-
-LONG_WINDOW = "its zstd window is over 128 MiB (`zstd --long`): compress it again without, `zstd -d --long=31` reads it"
-
-
-@contextmanager
-def source_errors(where: str) -> Iterator[None]:
-    """Convert errors of file systems and damaged files into a `UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError("source file not found", where=where, hint="check corpus.source or --source") from error
-    except ImportError as error:
-        raise UserError("a package for this kind of source is missing", where=where, hint=str(error)) from error
-    except (OSError, EOFError, pa.ArrowException) as error:
-        hint = LONG_WINDOW if "too much memory for decoding" in str(error) else _first_line(error)
-        raise UserError("source cannot be read", where=where, hint=hint) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -3,19 +3,15 @@ r"""Text templates of literal text and columns of a record: `"{problem}\n\n{solu
 from __future__ import annotations
 
 import difflib
-import math
-import reprlib
 import string
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, time
-from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.quarantine import Unusable
+from pipeline.corpus.rendering import Rule, as_text, parse_rule
 
 Span = tuple[str, int, int]
 """(column, start, end): bytes of the rendered text."""
@@ -26,16 +22,19 @@ class Template:
     """A parsed template: `parts` are (literal text, column that follows it or None), in order."""
 
     parts: tuple[tuple[str, str | None], ...]
+    rules: tuple[Rule | None, ...] = ()
+    """How the column of each part becomes text, if the template says it; () for none at all."""
 
     @classmethod
     def parse(cls, template: str) -> Template:
-        r"""Parse `corpus.text`; `{{` and `}}` are literal braces.
+        r"""Parse `corpus.text`; `{{` and `}}` are literal braces, `{column | rule}` names a rule of `rendering`.
 
         Raises:
-            UserError: braces are unbalanced, there is no column, or a column has a conversion or format.
+            UserError: braces are unbalanced, there is no column, a column has a conversion or format, or a rule is
+                unknown.
 
         Example:
-            >>> Template.parse("Q: {question}\n{{A}} {answer}").columns
+            >>> Template.parse("Q: {question}\n{{A}} {answer | chat}").columns
             ('question', 'answer')
         """
         hint = "write columns as {name}, braces as {{ and }}"
@@ -43,13 +42,19 @@ class Template:
             pieces = list(string.Formatter().parse(template))
         except ValueError as error:
             raise UserError(f"corpus.text: {error}", where=repr(template), hint=hint) from error
-        if any(form or conversion or column == "" for _, column, form, conversion in pieces):
-            raise UserError(
-                "corpus.text: only plain column names are allowed in braces", where=repr(template), hint=hint
-            )
-        if all(column is None for _, column, _, _ in pieces):
+        parts, rules = [], []
+        for literal, column, form, conversion in pieces:
+            name, bar, rule = (column or "").partition("|")
+            if bar:  # a joiner may hold what `Formatter` takes for a format
+                rule += (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            elif form or conversion or column == "":
+                what = "corpus.text: only plain column names are allowed in braces"
+                raise UserError(what, where=repr(template), hint=hint)
+            parts.append((literal, name.strip() if column is not None else None))
+            rules.append(parse_rule(rule, template) if bar else None)
+        if all(column is None for _, column in parts):
             raise UserError("corpus.text names no column", where=repr(template), hint=hint)
-        return cls(tuple((literal, column) for literal, column, _, _ in pieces))
+        return cls(tuple(parts), tuple(rules) if any(rules) else ())
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -73,8 +78,8 @@ class Template:
         """
         pieces: list[str] = []
         names: list[str | None] = []
-        for literal, column in self.parts:
-            pieces += [literal] if column is None else [literal, as_text(column, values)]
+        for (literal, column), rule in zip(self.parts, self.rules or (None,) * len(self.parts), strict=True):
+            pieces += [literal] if column is None else [literal, as_text(column, values, rule)]
             names += [None] if column is None else [None, column]
         normal = [unicodedata.normalize("NFC", piece) for piece in pieces]
         text = "".join(normal)
@@ -97,76 +102,6 @@ def check_column(column: str, known: Sequence[str], file: str, key: str) -> None
         raise UserError(
             f"`{key}` names the column `{column}`, which does not exist", where=file, hint=f"known: {listed}"
         )
-
-
-def value_of(column: str, values: Mapping[str, Any]) -> Any:
-    """Return a column's value: by that exact name, or else by its dotted path through objects and lists.
-
-    Raises:
-        Unusable: there is no such column.
-
-    Example:
-        >>> record = {"prompt": [{"role": "user", "content": "Why?"}], "a.b": 1}
-        >>> value_of("prompt.0.content", record), value_of("prompt.-1.role", record), value_of("a.b", record)
-        ('Why?', 'user', 1)
-    """
-    if column in values:
-        return values[column]
-    found: Any = values
-    for step in column.split("."):
-        if isinstance(found, Mapping) and step in found:
-            found = found[step]
-        elif isinstance(found, Sequence) and not isinstance(found, (str, bytes)) and _is_index(step, found):
-            found = found[int(step)]
-        else:
-            raise Unusable("missing_column", f"no column `{column}`")
-    return found
-
-
-def _is_index(step: str, items: Sequence[Any]) -> bool:
-    return step.removeprefix("-").isdecimal() and -len(items) <= int(step) < len(items)
-
-
-def as_text(column: str, values: Mapping[str, Any]) -> str:
-    r"""Return a column's value as text: strings and UTF-8 bytes unchanged, numbers, booleans and dates as they print.
-
-    A chat (a list of objects with `role` and `content`) becomes `role: content` per message, separated by blank lines.
-
-    Raises:
-        Unusable: the column is missing, null, not UTF-8, or of another type, such as a list or an object.
-
-    Example:
-        >>> as_text("chat", {"chat": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]})
-        'user: Why?\n\nassistant: So.'
-    """
-    value = value_of(column, values)
-    if value is None:
-        raise Unusable("null_column", f"`{column}` is null")
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise Unusable("not_utf8", f"`{column}`, byte {error.start}: {error.reason}") from error
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, Decimal, date, time)) or (isinstance(value, float) and math.isfinite(value)):
-        return str(value)
-    if _is_chat(value):
-        return "\n\n".join(f"{message['role']}: {message['content']}" for message in value)
-    raise Unusable("wrong_type", f"`{column}` is a {type(value).__name__}, not text: {reprlib.repr(value)}")
-
-
-def _is_chat(value: Any) -> bool:
-    return (
-        bool(value)
-        and isinstance(value, list)
-        and all(
-            isinstance(message, Mapping) and all(isinstance(message.get(part), str) for part in ("role", "content"))
-            for message in value
-        )
-    )
 
 
 def _size(text: str) -> int:

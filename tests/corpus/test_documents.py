@@ -36,7 +36,7 @@ def test_text_is_normalised_before_it_is_identified() -> None:
         ("é" * 51, "too_long"),
         ("a\ud800b and on", "lone_surrogate"),
         ("a\0b and on", "nul_character"),
-        (["x"], "wrong_type"),
+        ([7], "wrong_type"),
     ],
 )
 def test_what_cannot_be_a_document(text: object, reason: str) -> None:

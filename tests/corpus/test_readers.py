@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
 from pipeline.corpus.documents import to_document
+from pipeline.corpus.json_source import parse_json_object
 from pipeline.corpus.quarantine import Unusable
-from pipeline.corpus.readers import Record, Slice, parse_json_object, read_records
+from pipeline.corpus.readers import Record, Slice, read_records
 from pipeline.corpus.scan import scan
 from pipeline.corpus.sources import find_files
 from pipeline.corpus.template import Template
@@ -113,7 +115,90 @@ def test_a_truncated_json_array_is_an_error(tmp_path: Path) -> None:
         read(tmp_path / "x.json")
 
 
+def test_the_records_of_one_object_are_named_or_found(tmp_path: Path) -> None:
+    tree = {"about": {"tags": ["x"]}, "data": {"items": [{"text": "a"}, {"text": "]}"}], "none": []}, "end": '"]}'}
+    (tmp_path / "x.json").write_text(json.dumps(tree, indent=1))
+    expected = [{"text": "a"}, {"text": "]}"}]
+    assert values(read(tmp_path / "x.json")) == values(read(tmp_path / "x.json", records="data.items")) == expected
+    with pytest.raises(UserError, match=r"`corpus\.records` names the list `items`, which does not exist") as error:
+        read(tmp_path / "x.json", records="items")
+    assert error.value.hint == "its keys: about, data, end; its lists: about.tags, data.items, data.none"
+    (tmp_path / "x.json").write_text(json.dumps({"a": expected, "b": expected}))
+    with pytest.raises(UserError, match=r"several have the columns of `corpus\.text`") as error:
+        read(tmp_path / "x.json")
+    assert error.value.hint == "set corpus.records to one of: a, b"
+    with pytest.raises(UserError, match="neither it nor a list in it has the columns") as error:
+        read(tmp_path / "x.json", text="{body}")
+    assert error.value.hint == "its keys: a, b; its lists: a, b; records of `a`: text; records of `b`: text"
+
+
+def test_a_key_in_more_than_one_block_of_the_stream(tmp_path: Path) -> None:
+    key = 'quoted " and \\ and é'
+    tree = {"filler": "x" * ((1 << 20) - 30), key: {"rows": [{"text": "a"}]}}
+    (tmp_path / "x.json").write_text(json.dumps(tree, ensure_ascii=False))
+    assert values(read(tmp_path / "x.json", records=f"{key}.rows")) == [{"text": "a"}]
+
+
+@pytest.mark.parametrize("value", [{"text": "x"}, [{"text": "x"}, {"text": "y"}], {"data": [{"text": "x"}]}])
+def test_one_value_over_many_lines_is_no_json_lines(tmp_path: Path, value: Any) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps(value, indent=2))
+    with pytest.raises(UserError, match=r"one JSON (object|array) over many lines: x\.jsonl") as error:
+        read(tmp_path / "x.jsonl")
+    assert "corpus.format: json" in error.value.hint
+    records = read(tmp_path / "x.jsonl", "json")
+    assert records and all(isinstance(record.value, dict) for record in records)
+
+
+def test_what_stands_between_objects_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{\n"text": "a"\n}\nlost\n{\n"text": "b"\n}\n')
+    with pytest.raises(UserError, match=r"source cannot be read: x\.json .*'lost' stands outside"):
+        read(tmp_path / "x.json")
+
+
+# ----------------------------------------------------------------------------------------------- encodings
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=8), max_size=8),
+    st.sampled_from(["utf-16", "utf-16-be", "utf-32-le", "gb18030"]),
+)
+@settings(max_examples=50)
+def test_lines_of_another_encoding_keep_their_bytes_and_places(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], encoding: str
+) -> None:
+    data = "".join(f"{text}\n" for text in texts).encode(encoding)
+    path = tmp_path_factory.mktemp("text") / "x.txt"
+    path.write_bytes(data)
+    records = read(path, encoding=encoding, document_break="line")
+    assert [r.value["text"] for r in records if isinstance(r.value, dict)] == [
+        text.rstrip("\r") for text in texts if text.encode().strip()
+    ]
+    for record in records:
+        assert record.raw and data[int(record.where.split()[1]) :].startswith(record.raw)
+
+
+def test_utf16_without_a_mark_is_never_guessed(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes("text\nsome words here\n".encode("utf-16-le"))
+    with pytest.raises(UserError, match=r"utf-16 without a byte order mark: x\.csv .*it looks like utf-16-le"):
+        read(tmp_path / "x.csv", encoding="utf-16")
+    with pytest.raises(UserError, match=r"the file looks like utf-16-le: x\.csv .*corpus\.encoding: utf-16-le"):
+        read(tmp_path / "x.csv")
+
+
+def test_a_form_that_cannot_be_told_afterwards_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"\xfa\x54\n")  # NEC's and IBM's codes of the same sign
+    with pytest.raises(UserError, match="two forms of a character"):
+        read(tmp_path / "x.txt", encoding="cp932")
+
+
 # ----------------------------------------------------------------------------------------------------- CSV
+
+
+def test_the_dialect_is_found_and_can_be_said(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"a;b\n1,5;2\n")
+    assert values(read(tmp_path / "x.csv")) == [{"a": "1,5", "b": "2"}]
+    assert values(read(tmp_path / "x.csv", csv={"delimiter": ","})) == ["not_csv"]
+    assert values(read(tmp_path / "x.csv", csv={"header": False})) == [{"0": "a", "1": "b"}, {"0": "1,5", "1": "2"}]
 
 
 @pytest.mark.parametrize("end", COMPRESS)
@@ -142,7 +227,7 @@ def test_a_quote_that_is_never_closed_costs_one_line(tmp_path: Path) -> None:
 
 
 def test_a_csv_row_beyond_the_limit_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.corpus.readers.CSV_ROW_LIMIT", 100)
+    monkeypatch.setattr("pipeline.corpus.csv_source.CSV_ROW_LIMIT", 100)
     (tmp_path / "x.csv").write_bytes(b"q,a\n" + b"x" * 200 + b",1\n2,3\n")
     assert values(read(tmp_path / "x.csv")) == ["not_csv", {"q": "2", "a": "3"}]
 
@@ -489,3 +574,19 @@ def test_slices_hold_about_as_many_bytes_as_asked(tmp_path: Path) -> None:
 
 def _comparable(records: list[Record]) -> list[tuple[object, ...]]:
     return [(r.row, r.where, r.raw, value) for r, value in zip(records, values(records), strict=True)]
+
+
+@pytest.mark.parametrize("end", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.txt"])
+def test_a_large_compressed_file_is_cut_into_few_pieces(tmp_path: Path, name: str, end: str) -> None:
+    rng = random.Random(0)
+    lines = [json.dumps({"text": f"{rng.getrandbits(2000):x}"}) for _ in range(400)]
+    path = tmp_path / f"{name}{end}"
+    path.write_bytes(COMPRESS[end]("\n".join(lines).encode()))
+    (file,) = find_files(str(path))
+    config = manifest(document_break="line").corpus
+    about = scan(file, config, slice_bytes=1000)
+    assert 8 < len(about.slices) <= 16
+    whole = list(read_records(Slice(file), config))
+    assert [record for part in about.slices for record in read_records(part, config)] == whole
+    assert len(whole) == 400

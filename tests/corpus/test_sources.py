@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import http.server
+import io
+import lzma
 import os
+import tarfile
 import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +20,9 @@ import pytest
 import zstandard
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.sources import EXPANSION, SourceFile, find_files, kind_of, open_file, source_errors
+from pipeline.corpus.opening import SourceFile, kind_of, open_file, source_errors
+from pipeline.corpus.sources import find_files
+from pipeline.corpus.unpacking import EXPANSION
 
 MOST = 1 << 30
 
@@ -140,9 +148,9 @@ def test_a_pipe_is_no_source(tmp_path: Path) -> None:
 
 def test_where_a_folder_has_no_file_of_the_format_its_extensions_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.jsonl")
-    with pytest.raises(UserError, match="no text files in the source") as error:
-        find_files(str(tmp_path), "text")
-    assert error.value.hint == "extensions looked for: .txt, .text, .md (and .gz, .zst)"
+    with pytest.raises(UserError, match="no csv files in the source") as error:
+        find_files(str(tmp_path), "csv")
+    assert error.value.hint == "extensions looked for: .csv (and .gz, .zst, .bz2, .xz); left out: 1 of another format"
 
 
 def test_any_fsspec_file_system_is_a_source() -> None:
@@ -228,6 +236,8 @@ DATA = b"".join(b"line %d\n" % i for i in range(50_000))
 COMPRESSED = {
     "gzip": gzip.compress(DATA),
     "zstd": zstandard.compress(DATA),
+    "bz2": bz2.compress(DATA),
+    "xz": lzma.compress(DATA),
 }
 
 
@@ -248,7 +258,8 @@ def test_truncated_streams_raise(tmp_path: Path, compression: str, keep: float) 
 
 @pytest.mark.parametrize("compression", COMPRESSED)
 def test_what_unpacks_to_far_more_than_its_size_is_refused(tmp_path: Path, compression: str) -> None:
-    data = {"gzip": gzip.compress, "zstd": zstandard.compress}[compression](bytes(3_000_000))
+    pack = {"gzip": gzip.compress, "zstd": zstandard.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    data = pack[compression](bytes(3_000_000))
     (tmp_path / "x").write_bytes(data)
     file = SourceFile("x.txt", f"file://{tmp_path}/x", "text", compression)
     assert len(open_file(file, 3_000_000).read()) == 3_000_000
@@ -272,3 +283,104 @@ def test_a_zstd_window_that_is_too_long_says_what_helps(tmp_path: Path) -> None:
     (file,) = find_files(str(tmp_path / "x.txt.zst"))
     with pytest.raises(UserError, match=r"zstd --long.*compress it again without"), source_errors(file.name):
         open_file(file, MOST).read()
+
+
+def test_zeros_may_stand_between_two_xz_streams(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(COMPRESSED["xz"] + bytes(8) + COMPRESSED["xz"])
+    assert open_file(SourceFile("x", f"file://{tmp_path}/x", "text", "xz"), MOST).read() == DATA * 2
+
+
+# ---------------------------------------------------------------------------------------- what is left out
+
+
+def test_a_folder_of_which_most_would_be_left_out_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.docx", "b.docx", "notes.md", "README.md", "LICENSE")
+    with pytest.raises(UserError, match="2 of 3 files of the source would be left out") as error:
+        find_files(str(tmp_path))
+    assert "it holds 2 .docx, 1 .md" in error.value.hint
+    assert [file.name for file in find_files(str(tmp_path), include=["*.md"])] == ["notes.md"]
+    (tmp_path / "notes.md").write_text("much more text than in the others")
+    assert names(tmp_path) == ["notes.md"]
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    touch(tmp_path, "a.py", "_b.py", ".git/config", "c.md", "README")
+    (tmp_path / "x.bin").write_bytes(b"\0\1")
+    (tmp_path / "utf16.txt").write_bytes("text".encode("utf-16"))
+    found = find_files(str(tmp_path), "text", exclude=["c.*"])
+    assert [file.name for file in found] == ["README", "_b.py", "a.py", "utf16.txt"]
+    said = capsys.readouterr().err
+    for line in ("left out, hidden: .git/config", "left out, binary: x.bin", "left out, in corpus.exclude: c.md"):
+        assert line in said
+
+
+# ------------------------------------------------------------------------------------------------ archives
+
+
+def zip_of(path: Path, **files: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(f"{name}.txt", data)
+    return path
+
+
+def test_an_archive_in_a_folder_is_read_like_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jsonl")
+    zip_of(tmp_path / "b.zip", one=b"1", two=b"2")
+    assert names(tmp_path) == ["a.jsonl", "b.zip/one.txt", "b.zip/two.txt"]
+    assert names(f"zip://t*.txt::{tmp_path}/b.zip") == ["b.zip/two.txt"]
+    with pytest.raises(UserError, match="matches no member"):
+        find_files(f"zip://*.csv::{tmp_path}/b.zip")
+
+
+def test_an_archive_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+    for data in (b"old", b"newer"):
+        (file,) = find_files(str(zip_of(tmp_path / "x.zip", one=data)))
+        assert open_file(file, MOST).read() == data
+
+
+@pytest.mark.parametrize("pack", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_is_an_error(tmp_path: Path, pack: int) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", pack) as archive:
+        archive.writestr("one.txt", DATA)
+        at = archive.infolist()[0].header_offset + 200
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    data[at] ^= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    (file,) = find_files(str(tmp_path / "x.zip"))
+    with pytest.raises(UserError, match=r"source cannot be read: x\.zip/one\.txt"), source_errors(file.name):
+        open_file(file, MOST).read()
+
+
+def test_a_member_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.corpus.archives.MOST", 1_000_000)
+    (file,) = find_files(str(zip_of(tmp_path / "x.zip", one=bytes(3_000_000))))
+    with pytest.raises(UserError, match=r"unpack to 3,000,000 or more: x\.zip/one\.txt"):
+        open_file(file, MOST)
+    with tarfile.open(tmp_path / "x.tgz", "w:gz") as archive:
+        about = tarfile.TarInfo("one.txt")
+        about.size = 3_000_000
+        archive.addfile(about, io.BytesIO(bytes(3_000_000)))
+    with pytest.raises(UserError, match=r"unpack to 1,\d+,\d+ or more: x\.tgz"):
+        find_files(str(tmp_path / "x.tgz"))
+
+
+def test_members_of_a_tar_are_read_by_several_threads(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar.xz", "w:xz") as archive:
+        for n in range(20):
+            about = tarfile.TarInfo(f"{n:02d}.txt")
+            about.size = len(DATA)
+            archive.addfile(about, io.BytesIO(DATA[n:] + DATA[:n]))
+        archive.addfile(tarfile.TarInfo("../../etc/passwd.txt"))
+    files = find_files(str(tmp_path / "x.tar.xz"))
+    assert files[0].name == "x.tar.xz/00.txt" and len(files) == 20  # a name that leads out is hidden, as `.` begins it
+    with ThreadPoolExecutor(4) as pool:
+        for n, data in enumerate(pool.map(lambda file: open_file(file, MOST).read(), files)):
+            assert data == DATA[n:] + DATA[:n]
+
+
+def test_a_chain_of_file_systems_is_a_source() -> None:
+    fsspec.filesystem("memory").pipe({"/chained/a.jsonl": b"one"})
+    (file,) = find_files("simplecache::memory://chained/*.jsonl")
+    assert (file.name, file.url) == ("a.jsonl", "simplecache::memory://chained/a.jsonl")
+    assert open_file(file, MOST).read() == b"one"

@@ -74,7 +74,9 @@ def test_what_is_rendered(value: object, text: str) -> None:
     [
         ({}, "missing_column"),
         ({"a": None}, "null_column"),
-        ({"a": ["x"]}, "wrong_type"),
+        ({"a": [1]}, "wrong_type"),
+        ({"a": []}, "wrong_type"),
+        ({"a": ["x", None]}, "wrong_type"),
         ({"a": {"b": "x"}}, "wrong_type"),
         ({"a": float("inf")}, "wrong_type"),
         ({"a": b"\xff"}, "not_utf8"),

@@ -18,8 +18,9 @@ from pipeline.corpus.assignment import assign
 from pipeline.corpus.documents import doc_id
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Slice, read_records
+from pipeline.corpus.rendering import as_text
 from pipeline.corpus.splits import EVERY
-from pipeline.corpus.template import Template, as_text
+from pipeline.corpus.template import Template
 
 
 class Question(NamedTuple):

@@ -1,0 +1,113 @@
+"""Every shape of corpus gives its documents at the first try, loses nothing, and can be traced to its bytes."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands.trace import trace
+from pipeline.config.loading import load
+from pipeline.config.manifest import Manifest
+from pipeline.core.executor import LocalExecutor
+from pipeline.corpus.documents import to_document
+from pipeline.corpus.files import corpus_files
+from pipeline.corpus.opening import open_file
+from pipeline.corpus.readers import Slice, read_records
+from pipeline.corpus.template import Template
+from stages.ingest import ingest
+from stages.materialize import materialize
+from stages.score import score
+from stages.select import select
+from tests.corpora.shapes import SHAPES, WIDE
+from tests.corpus.corpora import Here, rows
+from tests.toys import byte_level_tokenizer
+
+TABLES = ("orc", "feather", "parquet")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape(tmp_path: Path, name: str) -> None:
+    shape = SHAPES[name]
+    if shape.needs:
+        pytest.importorskip(shape.needs, reason="the extra `html`")
+    manifest = load(Manifest, shape.write(tmp_path))
+    record = ingest(manifest, source=None, work=tmp_path / "work", executor=Here())
+    documents, quarantine = rows(record, "documents"), rows(record, "quarantine")
+
+    expected = [unicodedata.normalize("NFC", text) for text in shape.documents]
+    assert [row["text"] for row in documents] == expected
+    counters = record.counters
+    rejected = {key.removeprefix("quarantined."): n for key, n in counters.items() if key.startswith("quarantined.")}
+    assert rejected == shape.quarantined
+    assert counters.get("dropped.duplicate", 0) == shape.duplicates
+    assert counters["records"] == len(documents) + sum(rejected.values()) + shape.duplicates
+    _check_origins(manifest, documents[:50] + quarantine)
+
+
+def _check_origins(manifest: Manifest, kept: list[dict[str, Any]]) -> None:
+    """Every row names a record that is there, with its own bytes at its own place, and that gives the same document."""
+    config = manifest.corpus
+    files = {file.name: file for file in corpus_files(config)}
+    for name in {row["source_file"] for row in kept}:
+        file = files[name]
+        with open_file(file, 1 << 30) as stream:
+            data = stream.read()
+        records = {record.row: record for record in read_records(Slice(file), config)}
+        for row in (row for row in kept if row["source_file"] == name):
+            record = records[row["source_row"]]
+            if file.format not in TABLES:
+                unit, _, offset = record.where.partition(" ")
+                assert unit == "byte" and record.raw
+                assert data[int(offset) :].startswith(record.raw)
+            if "raw" in row:
+                assert row["raw"] == record.raw
+                continue
+            assert isinstance(record.value, dict)
+            assert to_document(record.value, Template.parse(config.text), config).text == row["text"]
+            if "byte_offset" in json.loads(row["meta"]):
+                assert json.loads(row["meta"])["byte_offset"] == int(record.where.split()[1])
+
+
+PROXY = {"vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "context": 64, "batch_tokens": 1024}
+
+
+@pytest.mark.parametrize("name", ["pretty_wrapper", "gb18030", "tar_gz", "quoted_newlines"])
+def test_sites_of_a_shape_lead_to_the_bytes_of_the_source(tmp_path: Path, name: str) -> None:
+    tokenizer = byte_level_tokenizer(tmp_path / "tokenizer", WIDE)
+    overrides = [
+        f"proxy.train={json.dumps(PROXY | {'max_steps': 2})}",
+        "score={window: 64, overlap: 16}",
+        "corpus.validation={documents: 1}",
+        "select={where: 'true', validation_where: 'true'}",
+        f"materialize.policy_tokenizer={tokenizer}",
+    ]
+    manifest = load(Manifest, SHAPES[name].write(tmp_path), overrides)
+    work, executor = tmp_path / "work", LocalExecutor(1)
+    at = work / manifest.name
+    documents = ingest(manifest, source=None, work=at, executor=executor)
+    scores = score(manifest, documents, work=at, executor=executor)
+    sites = select(manifest, documents, scores, work=at, executor=executor)
+    materialize(manifest, documents, scores, sites, work=at, executor=executor)
+    files = {file.name: file for file in corpus_files(manifest.corpus)}
+    texts = {row["doc_id"]: row["text"] for row in rows(documents, "documents")}
+    for site in rows(sites, "sites")[::7]:
+        found = trace(manifest, site["site_id"], work=work)
+        assert found["source"]["agrees"]
+        with open_file(files[found["source"]["file"]], 1 << 30) as stream:
+            record = stream.read()[slice(*found["source"]["bytes"])].decode(manifest.corpus.encoding)
+        text = texts[site["doc_id"]]
+        token = text.encode()[slice(*found["document"]["bytes"])]
+        assert token.decode(errors="backslashreplace") == found["document"]["token"]
+        assert found["document"]["bytes"][0] == site["byte_offset"]
+        assert text.splitlines()[0] in record
+
+
+def test_tiny_files_share_shards(tmp_path: Path) -> None:
+    manifest = load(Manifest, SHAPES["many_tiny_files"].write(tmp_path))
+    ingest(manifest, source=None, work=tmp_path / "work", executor=Here())
+    tables = list((tmp_path / "work/read").glob("*/documents-*.parquet"))
+    assert len(tables) == 5  # 1,000 files each
