@@ -59,7 +59,8 @@ def clean(
 ) -> None:
     """Remove what no record needs: earlier selections and scores, leftovers of killed workers. Asks first.
 
-    The last output of each stage, its inputs, what runs were trained on, and unfinished outputs are kept.
+    The last output of each stage (for each source, proxy and policy tokenizer), its inputs, what runs were trained on,
+    and unfinished outputs are kept.
 
     Examples:
 
