@@ -37,6 +37,7 @@ from pipeline.core.sealed import write_json
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.accuracy import summarize
 from pipeline.evaluation.plots import draw_progress, draw_scaling, read_progress
+from pipeline.evaluation.policies import WARM_UP, before_and_after, named_policies, warm_up_of
 from pipeline.evaluation.predictions import (
     Prediction,
     Predictions,
@@ -120,6 +121,7 @@ def evaluate(
         "policies": list(policies),
         **_settings(recipe),
         "thinking": {name: prompt.thinking.mode for name, prompt in prompts.items()},
+        "warm_up": warm_up_of(run) if run and WARM_UP in policies else None,
         "published": published,
         "scaling": scaling_of([metrics], list(manifest_bands.model_dump())) if metrics and metrics.exists() else {},
         "sets": {
@@ -322,29 +324,6 @@ def _print(report: Mapping[str, Any]) -> None:
         else:
             console.print("\n".join(block), markup=False, soft_wrap=True)
         console.print()
-
-
-def before_and_after(recipe: Recipe, run: Path) -> dict[str, Path]:
-    """Return the folders of the recipe's policy before training and of the run's policy after it."""
-    trained = run / "policy"
-    if not trained.is_dir():
-        raise UserError("the run has no trained policy yet", where=trained, hint="run `rpt train` first")
-    return {"before": resolve_model(recipe.policy.model, recipe.policy.revision), "after": trained}
-
-
-def named_policies(arguments: Sequence[str]) -> dict[str, Path]:
-    """Return the policies given as `NAME=FOLDER` (or `NAME=HUB-ID`), in their order.
-
-    Raises:
-        UserError: a name is missing or repeated.
-    """
-    policies: dict[str, Path] = {}
-    for argument in arguments:
-        name, separator, folder = argument.partition("=")
-        if not separator or not name.strip() or name.strip() in policies:
-            raise UserError("policies are given as NAME=FOLDER, each name once", where=argument)
-        policies[name.strip()] = resolve_model(folder)
-    return policies
 
 
 class EvaluateSpec(RunSpec):

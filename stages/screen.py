@@ -1,7 +1,8 @@
 """Screen: estimate the policy's pass rate at each training site before training, from a few cheap responses.
 
 Input:   the `train` shards of materialize; the recipe's policy.
-Output:  `pass_rates`, one row per site, in the same shards: `sites.where` and the curriculum may then use `pass_rate`.
+Output:  `pass_rates`, one row per site, in the same shards: `sites.where` and the curriculum may then use `pass_rate`,
+         and `rpt warmup` may learn from the right responses.
 Command: rpt screen RECIPE [--manifest MANIFEST] [--set screen.samples=8]
 
 Sites that the policy always or never gets right have no gradient: `sites: {where: pass_rate > 0 AND pass_rate < 1}`
@@ -37,7 +38,7 @@ from pipeline.task.thinking import Thinking
 if TYPE_CHECKING:
     from pipeline.grpo.rollout.sampler import Sampler
 
-VERSION = 1
+VERSION = 2
 COLUMNS = ("context", "continuation", "token_lengths")
 """The columns that judging a response needs, besides those that `where` may name."""
 
@@ -114,6 +115,7 @@ def run(config: ScreenStageConfig, shard: Shard, out: Path) -> Counters:
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
             batch_rows=config.batch_rows,
+            keep=config.screen.keep_right,
         )
     )
     write_rows(out / "pass_rates.parquet", PASS_RATES, rows)
@@ -125,6 +127,7 @@ def run(config: ScreenStageConfig, shard: Shard, out: Path) -> Counters:
         "never_right": never,
         "sometimes_right": len(rows) - never - always,
         "always_right": always,
+        "right_responses": sum(len(row["right_responses"]) for row in rows),  # type: ignore[arg-type, misc]
         "tokens": round(float(length_S.sum()) * config.screen.samples),
         "dropped.screen_where": len(table) - len(rows),
     }

@@ -16,15 +16,10 @@ from pathlib import Path
 
 from pipeline.config.errors import UserError
 from pipeline.config.recipe import Recipe
-from pipeline.core.artifact import Record, content_hash, published_record
-from pipeline.core.model_files import model_digest, resolve_model
+from pipeline.core.artifact import Record, published_record
 from pipeline.grpo.data.pass_rates import read_pass_rates
-from pipeline.grpo.rollout.response_ends import response_ends
-from pipeline.grpo.rollout.thinking_choice import with_thinking
 from pipeline.grpo.run.flops import ComputeBudget
 from pipeline.grpo.run.launch import run_rank
-from pipeline.grpo.run.policy_dtype import with_dtype
-from pipeline.grpo.run.run_folder import policy_tokenizer, spoken
 from pipeline.grpo.run.spec import TrainingSpec
 
 
@@ -62,48 +57,20 @@ def sft(
     from pipeline.grpo.policy import distributed
 
     distributed.prepare_environment()
-    from transformers import AutoTokenizer
-
-    from pipeline.grpo.data.examples import EpochSampler, answer_examples, subsample, text_examples, thought_examples
-    from pipeline.grpo.rollout.prompt import PromptBuilder, kept_prompt
-    from pipeline.grpo.run.supervised import TrainingData, train_supervised
+    from pipeline.grpo.data.examples import answer_examples, thought_examples
+    from pipeline.grpo.run.imitation import Learner, imitate
     from pipeline.shards.reader import ShardReader
 
-    recipe = with_dtype(recipe, "sft", run)
-    base, supervised = resolve_model(recipe.policy.model, recipe.policy.revision), recipe.supervised
-    tokens, tokenizer = policy_tokenizer(base, shards), AutoTokenizer.from_pretrained(base)
-    recipe = with_thinking(recipe, base, tokens, "sft")
-    ends, text = response_ends(base, tokens), kept_prompt(run, base, tokens, recipe.task)
-    prompts = PromptBuilder(tokenizer, tokens, text)
+    learner = Learner.of("sft", recipe, shards, run)
     if rollouts:
-        answers, what = thought_examples(rollouts, prompts, tokens), "the rollouts"
+        answers, what = thought_examples(rollouts, learner.prompts, learner.tokens), "the rollouts"
     else:
         rates = read_pass_rates(screening) if screening else None
         sites = ShardReader(shards.files("train"), recipe.sites.where, pass_rates=rates)
-        answers, what = answer_examples(sites, prompts, tokens, ends.of_response), "the shards"
-
-    files, window = documents.files("documents"), supervised.window
-    text_tokens = round(supervised.plain_text * supervised.batch_tokens)
-    streams = [EpochSampler(answers, recipe.seed, supervised.batch_tokens - text_tokens, what)]
-    if text_tokens:
-        plain = text_examples(files, "train", tokens, ends.of_text, window)
-        streams.append(EpochSampler(plain, recipe.seed, text_tokens, "the training documents"))
-    held_out = text_examples(files, "validation", tokens, ends.of_text, window)
-    data = TrainingData(
-        streams=tuple(streams),
-        held_out=subsample(held_out, recipe.evaluate.progress_sites, recipe.seed),
-        made_from={"shards": shards, "documents": documents},
+        answers, what = answer_examples(sites, learner.prompts, learner.tokens, learner.ends.of_response), "the shards"
+    return imitate(
+        "sft", learner, answers, what, documents, shards, run=run, budget=budget, deepspeed_config=deepspeed_config
     )
-    kept = ("policy", "task", "sites", "optimizer", "supervised", "seed")
-    own = {
-        "recipe": {key: recipe.identity()[key] for key in kept},
-        "shards": shards.content,
-        "documents": documents.content,
-        "rollouts": [content_hash(file) for file in rollouts],
-        "policy": model_digest(base),
-        **spoken(text, ends),
-    }
-    return train_supervised("sft", recipe, data, base, own, run=run, budget=budget, deepspeed_config=deepspeed_config)
 
 
 def tables_of(rollouts: Path) -> list[Path]:

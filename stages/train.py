@@ -140,7 +140,7 @@ def _train(
 
     first = Metrics() if opened.resumed else probe(opened, policy, curriculum)
     metrics = run_steps(opened, step, partial(evaluate, policy, held_out, bands, recipe), check, first)
-    return close_run(opened, metrics, policy.tokenizer, policy.sampler)
+    return close_run(opened, metrics, policy.sampler)
 
 
 def probe(opened: OpenRun, policy: Policy, curriculum: Curriculum) -> Metrics:

@@ -43,6 +43,7 @@ commands = typer.Typer()
 def train(
     recipe: RecipePath,
     manifest: ManifestOption = None,
+    policy: PolicyFolder = None,
     ranks: Ranks = 1,
     deepspeed: Topology = None,
     vllm_server: Annotated[
@@ -64,12 +65,14 @@ def train(
 
         rpt train recipes/demo.yaml --ranks 2 --set budget.steps=20 --run runs/short
 
+        rpt train recipes/demo.yaml --policy runs/demo-warmup/policy
+
         rpt train recipes/demo.yaml --write-spec runs/demo.json && deepspeed --module stages.train runs/demo.json
     """
     from pipeline.core.workspace import own_record
     from stages.train import TrainSpec
 
-    read = load(Recipe, recipe, overrides or ())
+    read = load(Recipe, recipe, _with_policy(policy, overrides))
     if read.task.reward in ("answer", "math"):
         hint = "use `rpt finetune` for questions with answers, `rpt train` for sites"
         raise UserError("this recipe uses an answer reward", where=recipe, hint=hint)
@@ -85,6 +88,53 @@ def train(
         vllm_server=vllm_server,
     )
     _start("stages.train", spec, ranks, write_to)
+
+
+@commands.command(rich_help_panel=POLICY)
+def warmup(
+    recipe: RecipePath,
+    manifest: ManifestOption = None,
+    policy: PolicyFolder = None,
+    flops_of: FlopsOf = None,
+    flops: Flops = None,
+    tokens: Tokens = None,
+    ranks: Ranks = 1,
+    deepspeed: Topology = None,
+    overrides: RecipeOverrides = None,
+    work: Work = Path("work"),
+    run: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME-warmup]")] = None,
+    write_to: WriteSpec = None,
+) -> None:
+    """Teach a policy the form of responses before RL, on a few training sites; resumes automatically.
+
+    A policy that never writes a box earns nothing, and RL cannot start. Each of `warmup.examples` is learned once, or
+    as often as the limit of an option allows.
+
+    Examples:
+
+        rpt warmup recipes/demo.yaml && rpt train recipes/demo.yaml --policy runs/demo-warmup/policy
+
+        rpt warmup recipes/demo.yaml --set warmup.examples=300 --set warmup.where="entropy < 1.5"
+
+        rpt screen recipes/demo.yaml && rpt warmup recipes/demo.yaml --set warmup.thoughts=sampled
+    """
+    from pipeline.core.workspace import own_record
+    from stages.warmup import WarmupSpec, screening_for, warmup_recipe
+
+    read = warmup_recipe(load(Recipe, recipe, _with_policy(policy, overrides)))
+    corpus = manifest_of(read, manifest)
+    shards = own_record(work / corpus.name, corpus, "materialize")
+    screening = screening_for(read, shards, work / corpus.name)
+    spec = WarmupSpec(
+        recipe=read,
+        run=run or Path("runs") / f"{read.name}-warmup",
+        deepspeed_config=deepspeed,
+        documents=own_record(work / corpus.name, corpus, "ingest").directory,
+        shards=shards.directory,
+        screening=screening.directory if screening else None,
+        budget=_budget(flops_of, flops, tokens),
+    )
+    _start("stages.warmup", spec, ranks, write_to)
 
 
 @commands.command(rich_help_panel=POLICY)

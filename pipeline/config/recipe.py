@@ -15,7 +15,14 @@ from pipeline.config.task import (
     SitesConfig,
     TaskConfig,
 )
-from pipeline.config.training import BudgetConfig, ObjectiveConfig, OptimizerConfig, RolloutConfig, SupervisedConfig
+from pipeline.config.training import (
+    BudgetConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SupervisedConfig,
+    WarmupConfig,
+)
 
 
 class LoraConfig(Config):
@@ -108,6 +115,8 @@ class Recipe(Config):
     """The loss and its advantages."""
     supervised: SupervisedConfig = SupervisedConfig()
     """Batches of `rpt ntp` and `rpt sft`."""
+    warmup: WarmupConfig = WarmupConfig()
+    """The supervised phase of `rpt warmup`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its updates."""
     budget: BudgetConfig = BudgetConfig()

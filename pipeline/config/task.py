@@ -100,6 +100,8 @@ class ScreenConfig(Config):
     """Responses per site."""
     max_new_tokens: int | None = Field(None, gt=0)
     """Most policy tokens per response; by default `rollout.max_new_tokens`."""
+    keep_right: int = Field(1, ge=0)
+    """Most right responses stored per site, from which `warmup.thoughts: sampled` can learn."""
 
 
 class CurriculumPhase(Config):

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, Expression
 
 
 class RolloutConfig(Config):
@@ -147,3 +147,19 @@ class SupervisedConfig(Config):
         if self.window > self.batch_tokens:
             raise ValueError(f"window ({self.window}) must not be larger than batch_tokens ({self.batch_tokens})")
         return self
+
+
+class WarmupConfig(Config):
+    """`rpt warmup`: a short supervised phase before RL, which teaches a policy the form of a response."""
+
+    thoughts: Literal["rules", "sampled"] = "rules"
+    """`rules` writes short thoughts by fixed rules (`pipeline/grpo/data/rule_thoughts.py`); `sampled` takes the
+    policy's own right responses, which `rpt screen` has kept."""
+    examples: int = Field(1000, gt=0)
+    """Most training sites to learn from, chosen by a hash of the seed and their number."""
+    where: Expression | None = None
+    """SQL over the site columns: which training sites; null means `sites.where`."""
+    lr: float = Field(3e-5, gt=0)
+    """Learning rate, which rises over the first tenth of the steps."""
+    batch_tokens: int = Field(4096, gt=1)
+    """About this many tokens per step, prompts included, over all ranks."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.selection import BandsConfig
 from pipeline.evaluation.intervals import Difference, Estimate, difference, proportion
+from pipeline.evaluation.policies import WARM_UP
 from pipeline.evaluation.samples import sampled_accuracy
 from pipeline.task.reward import REASONS
 
@@ -92,17 +93,25 @@ def table_order(policies: Sequence[str]) -> list[str]:
 def comparisons(policies: Sequence[str]) -> list[tuple[str, str]]:
     """Return pairs (reading, baseline) to compare: readings of each later policy against those of the first.
 
+    What follows a warm-up is compared with it as well: that is what RL itself has added.
+
     Example:
         >>> comparisons(["before", "after"])[:2]
         [('reasoning after', 'reasoning before'), ('reasoning after', 'direct before')]
         >>> comparisons(["before", "after"])[2:], comparisons(["model"])
         ([('direct after', 'direct before')], [('reasoning model', 'direct model')])
+        >>> comparisons(["before", "warm-up", "after"])[-1]
+        ('reasoning after', 'reasoning warm-up')
     """
     first, *later = policies
     if not later:
         return [(f"reasoning {first}", f"direct {first}")]
     pairs = (("reasoning", "reasoning"), ("reasoning", "direct"), ("direct", "direct"))
-    return [(f"{own} {name}", f"{other} {first}") for name in later for own, other in pairs]
+    after = later[later.index(WARM_UP) + 1 :] if WARM_UP in later else []
+    return [
+        *((f"{own} {name}", f"{other} {first}") for name in later for own, other in pairs),
+        *((f"reasoning {name}", f"reasoning {WARM_UP}") for name in after),
+    ]
 
 
 def summarize(

@@ -13,6 +13,8 @@ import rich.box
 import rich.table
 import rich.text
 
+from pipeline.grpo.run.lineage import described
+
 NOTHING = "–"
 """Cell of a table where there are no sites."""
 
@@ -242,6 +244,8 @@ def about(report: Mapping[str, Any]) -> Iterator[str]:
             f"Several responses: {report['samples']} to each site at temperature {report['sample_temperature']:g}; "
             "pass@k by the unbiased estimator."
         )
+    if report.get("warm_up"):
+        yield f"The run started from the policy of a warm-up ({described(report['warm_up'])})."
     if report["published"]:
         yield report["published"]["caveat"]
 

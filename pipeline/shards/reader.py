@@ -67,6 +67,8 @@ class Site:
     target: bytes
     continuation: bytes
     boundaries: tuple[int, ...]
+    token_class: str
+    """Class of the token (`pipeline/selection/classes.py`)."""
 
 
 PASS_RATE_COLUMNS = {

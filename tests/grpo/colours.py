@@ -34,8 +34,11 @@ def context(index: int) -> str:
     return f"Document {index}, whose colour is"
 
 
-def make_policy(folder: Path, task: TaskConfig = BRIEF) -> Path:
-    """Fit a small decoder to answer with a random colour, in the form that the task asks for, in a few seconds."""
+def make_policy(folder: Path, task: TaskConfig = BRIEF, steps: int = 80) -> Path:
+    """Fit a small decoder to answer with a random colour, in the form that the task asks for, in a few seconds.
+
+    In no steps it stays as drawn.
+    """
     texts = [context(i) + c for i in range(60) for c in COLOURS] + ["</think>\\boxed{}", TEMPLATES["brief"].text] * 9
     byte_level_tokenizer(folder, texts, vocab_size=330)
     tokens, tokenizer = CorpusTokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
@@ -57,7 +60,7 @@ def make_policy(folder: Path, task: TaskConfig = BRIEF) -> Path:
     )
     model, rng = Qwen2ForCausalLM(config), random.Random(0)
     adam = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(80):
+    for _ in range(steps):
         rows = []
         for _ in range(16):
             written = written_response(prompts.thinking, "", rng.choice(COLOURS).encode()).decode()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.config.errors import UserError
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.rewards import encoded
-from pipeline.task.thinking import Thinking, written_pieces
+from pipeline.task.reward import response_bytes
+from pipeline.task.thinking import Thinking
 
 
 class ResponseWriter:
@@ -30,13 +33,16 @@ class ResponseWriter:
         Raises:
             UserError: the policy has no tokens for the target's bytes.
         """
-        said, *literals, target, closing = written_pieces(self._thinking, thought, target)
-        ids = self._tokens.encode(said.decode()).tolist()
-        for literal in literals:
-            ids += encoded(self._tokens, literal)
-        return [*ids, *self._exact(target), *self._exact(closing), self._end]
+        return self.ids_after(self._tokens.encode(thought).tolist(), target)
 
-    def _exact(self, text: bytes) -> list[int]:
+    def ids_after(self, thought: Sequence[int], target: bytes) -> list[int]:
+        """Return the same for a thought that is given as ids."""
+        ids = list(thought) if self._thinking.takes_thought else []
+        for literal in self._thinking.to_box(response_bytes(ids, self._tokens.token_bytes)):
+            ids += encoded(self._tokens, literal)
+        return [*ids, *self.exact(target), *self.exact(b"}"), self._end]
+
+    def exact(self, text: bytes) -> list[int]:
         """Return ids whose bytes are exactly the text; tokenizers that put a space before a text need a detour."""
         if text in self._token_of:
             return [self._token_of[text]]

@@ -29,12 +29,13 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.config.errors import UserError
 from pipeline.config.recipe import PolicyConfig
 from pipeline.config.training import OptimizerConfig
+from pipeline.core.model_files import TOKENIZER_FILES
 from pipeline.grpo.model.adapters import (
     adapted,
     adapter_parameters,
@@ -267,10 +268,12 @@ def load_redistributed(engine: Engine, folder: Path) -> dict[str, Any]:
     return state
 
 
-def export(engine: Engine, policy: PolicyConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def export(engine: Engine, policy: PolicyConfig, base: Path, folder: Path) -> None:
     """Write the current policy as a `transformers` folder, complete or not at all. Every rank must call it.
 
-    Adapters are merged into it, and also written to a folder `adapter` beside it.
+    Adapters are merged into it, and also written to a folder `adapter` beside it. The files of the tokenizer are those
+    of the folder `base`, byte for byte: `transformers` may write others than it has read, and a run that starts from
+    this policy accepts only shards of the same tokenizer.
     """
     main, model = distributed.rank() == 0, engine.module.model
     if policy.lora:
@@ -285,7 +288,8 @@ def export(engine: Engine, policy: PolicyConfig, tokenizer: PreTrainedTokenizerB
         for old in (temporary, folder):
             shutil.rmtree(old, ignore_errors=True)
         model.save_pretrained(temporary, state_dict=weights)
-        tokenizer.save_pretrained(temporary)
+        for path in (path for pattern in TOKENIZER_FILES for path in base.glob(pattern)):
+            shutil.copyfile(path, temporary / path.name)
         temporary.rename(folder)
     distributed.barrier()
 

@@ -9,7 +9,7 @@ A stage says what a step is and what is measured; the rest is the same for all o
         engine = …                                    # the policy under DeepSpeed
         progress = open_run(run, engine, topology)    # resumes from the last checkpoint, if there is one
         metrics = run_steps(progress, take_step, measure)
-        return close_run(progress, metrics, tokenizer)
+        return close_run(progress, metrics)
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from pipeline.core.progress import log
 from pipeline.grpo.policy import distributed
 from pipeline.grpo.policy import engine as ds
 from pipeline.grpo.policy.deepspeed_config import zero_stage
 from pipeline.grpo.run import checkpoint
 from pipeline.grpo.run.launch import stop_signal
+from pipeline.grpo.run.lineage import described, origin_of
 from pipeline.grpo.run.metrics import Metrics, ProgressLine, held_out_accuracy
 from pipeline.grpo.run.run_folder import MetricsLog, TrainingRun, describe, latest_checkpoint, layout_of
 from pipeline.grpo.run.run_state import RunState
@@ -111,6 +110,8 @@ def open_run(run: TrainingRun, engine: ds.Engine, topology: dict[str, Any]) -> O
         begins = f"resumes after step {state.step}" if found else "starts"
         data = " and ".join(str(record.directory.parent) for record in run.made_from.values())
         log(f"{run.command:<12} {begins}: {run.steps} steps on {data}  {run.folder}")
+        if origin := origin_of(run.base):
+            log(f"{run.command:<12} its policy comes from {described(origin)}")
         describe(run, layout)
         own_log = MetricsLog(run.folder, state.step if found else None)
         metrics_log = with_trackers(own_log, run.folder, run.recipe)
@@ -134,18 +135,12 @@ def save(opened: OpenRun, metrics: Metrics) -> None:
     checkpoint.save(opened.engine, run.folder, cursor, run.own, opened.layout, keep, accuracy)
 
 
-def close_run(
-    opened: OpenRun,
-    metrics: Metrics | None,
-    tokenizer: PreTrainedTokenizerBase,
-    sampler: ResponseSampler | None = None,
-) -> Path | None:
+def close_run(opened: OpenRun, metrics: Metrics | None, sampler: ResponseSampler | None = None) -> Path | None:
     """Export the policy of a run that took all its steps; release engine, sampler and logs. Every rank calls it.
 
     Args:
         opened: the run.
         metrics: what `run_steps` returned.
-        tokenizer: is exported with the policy.
         sampler: is closed with the engine.
 
     Returns:
@@ -153,7 +148,7 @@ def close_run(
     """
     run = opened.run
     if metrics is not None:
-        ds.export(opened.engine, run.recipe.policy, tokenizer, run.policy)
+        ds.export(opened.engine, run.recipe.policy, run.base, run.policy)
         save(opened, metrics)  # last: a checkpoint of the last step says that the run is complete
     ds.close(opened.engine, sampler)
     if opened.log:

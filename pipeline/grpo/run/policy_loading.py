@@ -24,7 +24,6 @@ class Policy:
     engine: Any
     sampler: ResponseSampler
     prompts: PromptBuilder
-    tokenizer: Any
     tokens: CorpusTokenizer
     reference: Any
     """The policy before training, if the objective has a KL term; else None."""
@@ -66,7 +65,7 @@ def load_policy(
     reference = None
     if recipe.objective.kl:
         reference = ds.build_reference(engine, base, recipe.policy, topology, longest=longest)
-    return Policy(engine, sampler, prompts, tokenizer, tokens, reference, ModelSize.of(base))
+    return Policy(engine, sampler, prompts, tokens, reference, ModelSize.of(base))
 
 
 def with_vllm(

@@ -1,7 +1,7 @@
 """The folder of a run: its identity, its checkpoints and its log. Starts without torch.
 
 recipe.yaml      as resolved, overrides applied
-run.json         what it was made from: shards, base policy, versions, commit
+run.json         what it was made from: shards, base policy and the run that trained it, versions, commit
 metrics.jsonl    a line a step
 tensorboard/     the same for TensorBoard
 probe.json       what was sampled before the first step
@@ -40,11 +40,12 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.prompt import KEPT, PromptText
 from pipeline.grpo.rollout.response_ends import ResponseEnds
 from pipeline.grpo.run.launch import is_first_rank
+from pipeline.grpo.run.lineage import origin_of
 
 RECORD = "run.json"
 """Name of the file in a run's folder that says what the run was made from."""
 
-MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised", "questions", "track")
+MAY_CHANGE = ("name", "description", "budget", "evaluate", "screen", "supervised", "warmup", "questions", "track")
 """Keys of a recipe that do not change what a step does: a run can be resumed to go on for longer. Nor do those that the
 models mark as `execution`; and the policy is known by its content, wherever it lies."""
 
@@ -265,12 +266,14 @@ def describe(run: TrainingRun, layout: Mapping[str, Any]) -> None:
     tree = recipe.model_dump(mode="json")
     replace_text(run.folder / "recipe.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     about = {
+        "command": run.command,
         "base": {
             "model": recipe.policy.model,
             "revision": recipe.policy.revision,
             "digest": run.own["policy"],
             "read_from": str(run.base),
         },
+        "policy_from": origin_of(run.base),
         **{
             name: {"fingerprint": record.fingerprint, "content": record.content, "directory": str(record.directory)}
             for name, record in run.made_from.items()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record
@@ -114,7 +114,7 @@ def train_supervised(
             return take_step(engine, data.of_step(state.step), size, recipe, state.step)
 
         metrics = run_steps(opened, step, partial(held_out_loss, engine, data.held_out, recipe))
-        return close_run(opened, metrics, AutoTokenizer.from_pretrained(base))
+        return close_run(opened, metrics)
 
 
 def load_engine(recipe: Recipe, base: Path, topology: dict[str, Any], probe: Example) -> ds.Engine:

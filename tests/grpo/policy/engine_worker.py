@@ -84,7 +84,7 @@ def main(folder: Path, topology: Path, out: Path, how: list[str]) -> None:
     weights = {name: tensor.clone() for name, tensor in ds.gathered_weights(engine)}
     with torch.no_grad():
         logprobs, _ = engine(batch_of(some_groups(5, 3)), TEMPERATURE)
-    ds.export(engine, policy, _NoTokenizer(), out / "policy")
+    ds.export(engine, policy, folder, out / "policy")
     shared = distributed.shard(some_groups(5, 3))
     batches = micro_batches(shared, MICRO_BATCH)
     reference = ds.build_reference(engine, folder, policy, read_config(topology))
@@ -165,11 +165,6 @@ def first_moment(engine: ds.Engine, parameter: torch.Tensor) -> torch.Tensor:
     """AdamW's, whole; without ZeRO it is where torch has it."""
     whole = deepspeed.utils.safe_get_full_optimizer_state(parameter, "exp_avg")
     return engine.optimizer.state[parameter]["exp_avg"] if whole is None else whole
-
-
-class _NoTokenizer:
-    def save_pretrained(self, folder: Path) -> None:
-        """The tiny policies have none."""
 
 
 if __name__ == "__main__":
