@@ -7,23 +7,24 @@ Command: rpt warmup RECIPE [--manifest MANIFEST] [--ranks N]; then rpt train REC
 
 A response has a thought, its end, and the true next token in a box; in a task without thinking, only the box. Thoughts
 are written by rule (`pipeline/grpo/data/rule_thoughts.py`) or sampled from the policy itself and kept where they led to
-the right prediction. Each example is learned once, unless a budget asks for more. It is the supervised training of
-`rpt sft` on other examples: a killed run resumes from its last checkpoint and takes the same steps.
+the right prediction. Each example is learned once, unless a budget asks for more. It trains as `rpt sft` does: a killed
+run resumes from its last checkpoint and takes the same steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.task import SitesConfig
+from pipeline.config.training import SupervisedConfig
 from pipeline.core.artifact import Record, published_record
-from pipeline.core.progress import log
 from pipeline.grpo.data.pass_rates import last_screening, read_pass_rates, read_right_responses, screening_of
 from pipeline.grpo.run.flops import ComputeBudget
-from pipeline.grpo.run.launch import is_first_rank, run_rank
+from pipeline.grpo.run.launch import run_rank
 from pipeline.grpo.run.spec import TrainingSpec
 
 
@@ -69,14 +70,12 @@ def warmup(
     sites = ShardReader(shards.files("train"), recipe.sites.where, pass_rates=rates)
     responses = read_right_responses(screening) if screening and recipe.warmup.thoughts == "sampled" else None
     answers = warmup_examples(recipe, sites, responses, learner.prompts, learner.tokens, learner.ends.of_response)
-    tokens = sum(example.length for example in answers)
-    if is_first_rank():
-        log(f"warmup       {len(answers):,} examples, {tokens:,} tokens")
+    learner = replace(learner, recipe=for_one_pass(learner.recipe, [example.length for example in answers]))
     return imitate(
         "warmup",
-        replace(learner, recipe=for_one_pass(learner.recipe, tokens)),
+        learner,
         answers,
-        "the sites of `warmup.where`",
+        "the shards",
         documents,
         shards,
         run=run,
@@ -88,33 +87,25 @@ def warmup(
 def warmup_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe of the warm-up: that of the run, with the sites, batches and learning rate of `warmup`."""
     own = recipe.warmup
-    return recipe.model_copy(
-        update={
-            "sites": SitesConfig(where=own.where or recipe.sites.where),
-            "curriculum": (),
-            "optimizer": recipe.optimizer.model_copy(update={"lr": own.lr}),
-            "supervised": recipe.supervised.model_copy(update={"batch_tokens": own.batch_tokens, "plain_text": 0.0}),
-        }
-    )
+    optimizer = recipe.optimizer.model_copy(update={"lr": own.lr})
+    sites = SitesConfig(where=own.where or recipe.sites.where)
+    supervised = SupervisedConfig(batch_tokens=own.batch_tokens, window=min(own.batch_tokens, recipe.supervised.window))
+    changed = {"sites": sites, "curriculum": (), "optimizer": optimizer, "supervised": supervised}
+    return recipe.model_copy(update=changed)
 
 
-def for_one_pass(recipe: Recipe, tokens: int) -> Recipe:
-    """Return the recipe with steps of equal size that take all examples once.
+def for_one_pass(recipe: Recipe, lengths: Sequence[int]) -> Recipe:
+    """Return the recipe with steps of about `batch_tokens` that take examples of these lengths (tokens) once.
 
     The learning rate rises over the first tenth of the steps.
-
-    Args:
-        recipe: its `supervised.batch_tokens` is about the size of a step.
-        tokens: of all examples.
     """
-    steps = max(1, round(tokens / recipe.supervised.batch_tokens))
-    return recipe.model_copy(
-        update={
-            "optimizer": recipe.optimizer.model_copy(update={"warmup_steps": steps // 10}),
-            "supervised": recipe.supervised.model_copy(update={"batch_tokens": ceil(tokens / steps)}),
-            "budget": recipe.budget.model_copy(update={"steps": steps}),
-        }
-    )
+    total, longest = sum(lengths), max(lengths)
+    steps = max(1, round(total / max(longest, recipe.supervised.batch_tokens)))
+    batch_tokens = max(longest, ceil(total / steps))
+    supervised = SupervisedConfig(batch_tokens=batch_tokens, window=min(batch_tokens, recipe.supervised.window))
+    optimizer = recipe.optimizer.model_copy(update={"warmup_steps": steps // 10})
+    budget = recipe.budget.model_copy(update={"steps": steps})
+    return recipe.model_copy(update={"supervised": supervised, "optimizer": optimizer, "budget": budget})
 
 
 def screening_for(recipe: Recipe, shards: Record, work: Path) -> Record | None:

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import PolicyConfig, Recipe
+from pipeline.config.training import WarmupConfig
 from pipeline.core.artifact import current_record
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.policies import before_and_after, warm_up_of
@@ -23,7 +24,7 @@ from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import SamplingRequest
 from pipeline.shards.reader import ShardReader
 from pipeline.task.extraction import extract_prediction
-from stages.warmup import screening_for, warmup_recipe
+from stages.warmup import for_one_pass, screening_for, warmup_recipe
 from tests.grpo.colours import metrics_of
 from tests.stages.warmups import HELD_OUT
 
@@ -109,6 +110,27 @@ def test_what_starts_from_a_warm_up_says_so_and_what_it_took(runs: Path) -> None
     }
     plain = load(Recipe, runs / "recipe.yaml")
     assert list(before_and_after(plain, runs / "rules")) == ["before", "after"], "of the warm-up alone"
+
+
+@pytest.mark.parametrize(
+    ("batch", "lengths", "steps", "batch_tokens"),
+    [
+        (30, [10] * 9, 3, 30),
+        (40, [10] * 9, 2, 45),
+        (1000, [10] * 9, 1, 90),
+        (30, [10, 70, 10], 1, 90),
+        (10, [60, 10], 1, 70),
+    ],
+)
+def test_steps_are_of_equal_size_and_hold_the_longest_example(
+    batch: int, lengths: list[int], steps: int, batch_tokens: int
+) -> None:
+    recipe = warmup_recipe(Recipe(name="r", policy=PolicyConfig(model="m"), warmup=WarmupConfig(batch_tokens=batch)))
+    found = for_one_pass(recipe, lengths)
+    assert (found.budget.steps, found.supervised.batch_tokens) == (steps, batch_tokens)
+    assert found.optimizer.lr == WarmupConfig().lr and found.optimizer.warmup_steps == 0
+    assert for_one_pass(recipe, [batch] * 50).optimizer.warmup_steps == 5
+    assert Recipe.model_validate_json(found.model_dump_json()) == found, "a run stores it"
 
 
 def test_sampled_thoughts_need_a_screening(runs: Path, tmp_path: Path) -> None:

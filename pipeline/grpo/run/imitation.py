@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record
 from pipeline.core.model_files import model_digest, resolve_model
+from pipeline.core.progress import log
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.data.examples import EpochSampler, Example, subsample, text_examples
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, keep_prompt, kept_prompt
@@ -99,6 +100,7 @@ def imitate(
         made_from={"shards": shards, "documents": documents},
     )
     if is_first_rank():
+        log(f"{command:<12} {len(answers):,} examples, {sum(answer.length for answer in answers):,} tokens")
         keep_prompt(run, learner.text, learner.base, learner.tokens, recipe.task)
     kept = ("policy", "task", "sites", "optimizer", "supervised", "seed")
     own: Mapping[str, Any] = {
