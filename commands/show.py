@@ -3,7 +3,7 @@
 Input:   the artifacts of `rpt data` (or `rpt select`) for a manifest; any position, a site or not.
 Output:  the token in its document, its scores and the proxy's guesses, why it was kept or rejected, and the prompt and
          continuation of its training example; or JSON. Nothing is written.
-Command: rpt show SITE_ID (--manifest data_manifests/<name>.yaml | --recipe recipes/<name>.yaml) [--json]
+Command: rpt show data_manifests/<name>.yaml SITE_ID|DOC_ID|SHARD:ROW [--recipe recipes/<name>.yaml] [--json]
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.audit.browse.document import prompt_builder
-from pipeline.audit.lineage import lineage_of, proxy_tokenizer
+from pipeline.audit.lineage import proxy_tokenizer
 from pipeline.audit.locate import locate
 from pipeline.audit.site import SCORES, site
+from pipeline.audit.trace import find_site
 from pipeline.config.manifest import Manifest
 from pipeline.config.recipe import Recipe
 from pipeline.config.task import TaskConfig
@@ -29,12 +30,12 @@ from pipeline.core.tokenizer import CorpusTokenizer
 _MARKED = "bold reverse"
 
 
-def show(manifest: Manifest, site_id: str, *, work: Path, recipe: Recipe | None = None) -> dict[str, Any]:
+def show(manifest: Manifest, place: str, *, work: Path, recipe: Recipe | None = None) -> dict[str, Any]:
     """Return everything that is known about a position, as JSON values.
 
     Args:
         manifest: with its overrides.
-        site_id: `<doc_id>-<position>`.
+        place: a `site_id`, a `doc_id` (its first site), or file and row (from 0) of a shard, `train-….parquet:17`.
         work: folder of all manifests' artifacts.
         recipe: its prompt template and policy make the prompt; without one, the default template is used.
 
@@ -42,7 +43,7 @@ def show(manifest: Manifest, site_id: str, *, work: Path, recipe: Recipe | None 
         UserError: the selection does not exist, or the corpus has no such position.
         IntegrityError: a file that was read has been changed.
     """
-    lineage = lineage_of(work / manifest.name, manifest)
+    lineage, site_id = find_site(work / manifest.name, manifest, place)
     found = locate(lineage, site_id)
     config = manifest.materialize
     policy = CorpusTokenizer.load(config.policy_tokenizer, config.policy_tokenizer_revision)

@@ -3,7 +3,7 @@
 Input:   shards and every table behind them; the source itself, of which one record is read again.
 Output:  file and row of each table on the way, and the record with its location in the source; or JSON. Nothing is
          written. Exit code 3 if the record no longer produces the document.
-Command: rpt trace SITE_ID|SHARD:ROW --manifest data_manifests/<name>.yaml [--source PATH] [--json]
+Command: rpt trace data_manifests/<name>.yaml SITE_ID|DOC_ID|SHARD:ROW [--source PATH] [--json]
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.audit.lineage import lineage_of
 from pipeline.audit.locate import locate
-from pipeline.audit.trace import shard_row
+from pipeline.audit.trace import find_site
 from pipeline.audit.trace import trace as follow
 from pipeline.config.manifest import Manifest
 from pipeline.core.invisible import escape_invisible
@@ -31,7 +30,7 @@ def trace(manifest: Manifest, start: str, *, work: Path, source: str | None = No
 
     Args:
         manifest: with its overrides.
-        start: a `site_id`, or file and row (from 0) of a shard, `train-….parquet:17`.
+        start: a `site_id`, a `doc_id`, or file and row (from 0) of a shard, `train-….parquet:17`.
         work: folder of all manifests' artifacts.
         source: read this instead of `corpus.source`.
 
@@ -39,11 +38,7 @@ def trace(manifest: Manifest, start: str, *, work: Path, source: str | None = No
         UserError: the row, position or source does not exist.
         IntegrityError: a file on the way has been changed.
     """
-    folder, (file, _, row) = work / manifest.name, start.rpartition(":")
-    if file.endswith(".parquet") and row.isdigit():
-        lineage, site_id = shard_row(folder, manifest, Path(file), int(row))
-    else:
-        lineage, site_id = lineage_of(folder, manifest), start
+    lineage, site_id = find_site(work / manifest.name, manifest, start)
     return follow(locate(lineage, site_id), manifest.corpus, source)
 
 

@@ -10,18 +10,17 @@ import typer
 from commands.groups.options import (
     INSPECT,
     AsJson,
-    ManifestOption,
     ManifestPath,
     Overrides,
+    Place,
     Run,
-    SiteManifest,
     Source,
     Work,
     Workers,
     report,
 )
 from pipeline.config.errors import IntegrityError
-from pipeline.config.loading import load, manifest_of
+from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
 from pipeline.config.recipe import Recipe
 
@@ -94,8 +93,8 @@ def browse(
 
 @commands.command(rich_help_panel=INSPECT)
 def show(
-    site_id: Annotated[str, typer.Argument(help="`<doc_id>-<position>` of a site or of any other position.")],
-    manifest: ManifestOption = None,
+    manifest: ManifestPath,
+    place: Place,
     recipe: Annotated[Path | None, typer.Option(help="Recipe whose prompt is shown.")] = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
@@ -105,16 +104,16 @@ def show(
 
     Examples:
 
-        rpt show 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41 --recipe recipes/demo.yaml
+        rpt show data_manifests/demo.yaml 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41
 
-        rpt show 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41 --manifest data_manifests/demo.yaml
+        rpt show demo 00d65ad28a2b24fcd7a6e12b7ab5a2c4 --recipe recipes/demo.yaml
     """
     from commands.show import show as look
     from commands.show import tables
 
     read_recipe = load(Recipe, recipe) if recipe else None
-    read = manifest_of(read_recipe, manifest, overrides or ())
-    report(look(read, site_id, work=work, recipe=read_recipe), tables, as_json)
+    read = load(Manifest, manifest, overrides or ())
+    report(look(read, place, work=work, recipe=read_recipe), tables, as_json)
 
 
 @commands.command(rich_help_panel=INSPECT)
@@ -137,8 +136,8 @@ def stats(
 
 @commands.command(rich_help_panel=INSPECT)
 def trace(
-    start: Annotated[str, typer.Argument(metavar="SITE_ID|SHARD:ROW", help="A site, or a row of a shard.")],
-    manifest: SiteManifest,
+    manifest: ManifestPath,
+    place: Place,
     source: Source = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
@@ -148,14 +147,14 @@ def trace(
 
     Examples:
 
-        rpt trace 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41 --manifest data_manifests/demo.yaml
+        rpt trace data_manifests/demo.yaml 00d65ad28a2b24fcd7a6e12b7ab5a2c4-41
 
-        rpt trace work/demo/materialize/a5d7186ded6a/train-00000.0b3a7f6c2d1e.parquet:17 --manifest demo
+        rpt trace demo work/demo/materialize/a5d7186ded6a/train-00000.0b3a7f6c2d1e.parquet:17
     """
     from commands.trace import tables
     from commands.trace import trace as follow
 
-    found = follow(load(Manifest, manifest, overrides or ()), start, work=work, source=source)
+    found = follow(load(Manifest, manifest, overrides or ()), place, work=work, source=source)
     report(found, tables, as_json)
     if not found["source"]["agrees"]:
         raise typer.Exit(IntegrityError.exit_code)

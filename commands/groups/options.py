@@ -58,7 +58,12 @@ WriteSpec = Annotated[
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
 # An empty metavar: Typer would show the type of a flag, `<bool>`, which takes no value.
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of tables.")]
-SiteManifest = Annotated[Path, typer.Option("--manifest", help="Manifest of the selection.")]
+Place = Annotated[
+    str,
+    typer.Argument(
+        metavar="SITE_ID|DOC_ID|SHARD:ROW", help="A site or another position, a document, or a row of a shard, from 0."
+    ),
+]
 
 
 def report(found: dict[str, Any], tables: Callable[[dict[str, Any]], list[Table]], as_json: bool) -> None:

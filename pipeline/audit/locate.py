@@ -70,7 +70,8 @@ def locate(lineage: Lineage, site_id: str) -> Location:
     """
     match = _SITE_ID.fullmatch(site_id)
     if match is None:
-        raise UserError("not a site id", where=site_id, hint="use <doc_id>-<position>, as in the column `site_id`")
+        hint = "give a site id (<doc_id>-<position>), a document id, or a row of a shard (FILE.parquet:ROW)"
+        raise UserError("not a site", where=site_id, hint=hint)
     doc_id, position = match["doc_id"], int(match["position"])
     shard = _shard_of(lineage.ingest, doc_id)
     document = _row(lineage.ingest, "documents", shard, doc_id)
@@ -89,6 +90,18 @@ def locate(lineage: Lineage, site_id: str) -> Location:
     made, split = lineage.materialize, str(document.values["split"][0])
     example = _row(made, split, shard, site_id, "site_id") if made else None
     return Location(doc_id, position, shard, document, scores, site, example, sites)
+
+
+def first_site(lineage: Lineage, doc_id: str) -> str:
+    """Return the `site_id` of a document's first site; of its first position if it has no site.
+
+    Raises:
+        UserError: There is no such document.
+    """
+    listed = lineage.select.file("sites", _shard_of(lineage.ingest, doc_id))
+    assert listed is not None
+    sites = pl.DataFrame(pl.from_arrow(read_table(listed, ["doc_id", "position"]))).filter(pl.col("doc_id") == doc_id)
+    return f"{doc_id}-{min(sites['position'].to_list(), default=0)}"
 
 
 def _shard_of(documents: Record, doc_id: str) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from pipeline.audit.lineage import Lineage, lineage_of_shards
-from pipeline.audit.locate import Location, Row
+from pipeline.audit.lineage import Lineage, lineage_of, lineage_of_shards
+from pipeline.audit.locate import Location, Row, first_site
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.manifest import Manifest
@@ -18,6 +19,26 @@ from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers import Record, Slice, read_records
 from pipeline.corpus.template import Template
+
+_DOC_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def find_site(work: Path, manifest: Manifest, place: str) -> tuple[Lineage, str]:
+    """Return the selection and the `site_id` that a user means.
+
+    Args:
+        work: The manifest's folder.
+        manifest: With its overrides.
+        place: A `site_id`, a `doc_id` (its first site), or file and row of a shard (`train-….parquet:17`, from 0).
+
+    Raises:
+        UserError: The selection, document or row does not exist.
+    """
+    file, _, row = place.rpartition(":")
+    if file.endswith(".parquet") and row.isdigit():
+        return shard_row(work, manifest, Path(file), int(row))
+    lineage = lineage_of(work, manifest)
+    return lineage, first_site(lineage, place) if _DOC_ID.fullmatch(place) else place
 
 
 def shard_row(work: Path, manifest: Manifest, file: Path, row: int) -> tuple[Lineage, str]:

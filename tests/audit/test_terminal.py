@@ -36,9 +36,8 @@ def damaged(audited: Audited, tmp_path: Path) -> Path:
 
 def rpt(audited: Audited, work: Path, *arguments: str) -> tuple[int, Any]:
     """Exit code and JSON of a command over a work folder."""
-    manifest = arguments[:1] if arguments[0] == "verify" else arguments
-    named = [str(audited.path)] if len(manifest) == 1 else ["--manifest", str(audited.path)]
-    done = CliRunner().invoke(app, [*arguments, *named, "--work", str(work), "--json"])
+    command, *more = arguments
+    done = CliRunner().invoke(app, [command, str(audited.path), *more, "--work", str(work), "--json"])
     return done.exit_code, json.loads(done.stdout)
 
 
@@ -185,7 +184,20 @@ def test_a_source_that_changed_is_noticed(audited: Audited, tmp_path: Path) -> N
     assert error.value.exit_code == 3
 
 
-@pytest.mark.parametrize("start", ["no-site", f"{'0' * 32}-1", "no-such.parquet:1"])
+def test_a_document_and_a_row_are_accepted_where_a_site_is(audited: Audited) -> None:
+    """The same position by its id, by its document, whose first site it is, and by the row of its training example."""
+    record = audited.lineage.materialize
+    assert record is not None
+    file = record.files("train")[0].path
+    first = rows(audited.lineage.select, "sites")[0]
+    number = next(n for n, row in enumerate(rows(record, "train")) if row["site_id"] == first["site_id"])
+    for command in ("show", "trace"):
+        found = [rpt(audited, audited.work, command, place)[1]["site_id"]
+                 for place in (first["site_id"], first["doc_id"], f"{file}:{number}")]  # fmt: skip
+        assert found == [first["site_id"]] * 3, command
+
+
+@pytest.mark.parametrize("start", ["no-site", "0" * 32, f"{'0' * 32}-1", "no-such.parquet:1"])
 def test_what_is_no_site_is_refused(audited: Audited, start: str) -> None:
     with pytest.raises(UserError):
         trace_page.trace(audited.manifest, start, work=audited.work)

@@ -77,7 +77,7 @@ def test_a_recipe_that_names_no_data_is_not_trained_on_the_demo(tmp_path: Path, 
 @pytest.mark.parametrize("arguments", [["show", "00-1"], ["trace", "00-1"]])
 def test_what_looks_at_a_site_asks_which_data_is_meant(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
-    assert result.exit_code and "--manifest" in f"{result.exception}{result.stderr}"
+    assert result.exit_code and "SITE_ID" in f"{result.exception}{result.stderr}"
 
 
 def test_the_recipes_that_are_shipped_name_their_data(repository: Path) -> None:
