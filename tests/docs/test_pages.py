@@ -45,6 +45,7 @@ NOT_RUN = {
     r"make (setup|check|lint|test|docs|vllm-cpu)": "what runs these tests, and installs for them: .ci/run",
     r"(\w+=\S+ )?make test": "this",
     r".*(omnimath|SOURCE=)": "takes the hub, or somebody's corpus; tests/stages/test_ingest.py on real ones",
+    r"rpt \w+ recipes/(smollm2|qwen3)": "downloads a model; tests/demo/test_configs.py reads the recipes",
     r"rpt plan": "tests/commands/test_plan.py",
     r"make study|rpt study": "up to an hour; tests/stages/test_study.py, on toys",
     r"rpt train .*(--ranks|--run|--deepspeed)": "several ranks, controls: tests/stages/test_train.py, tests/grpo",
