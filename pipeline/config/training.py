@@ -159,7 +159,7 @@ class WarmupConfig(Config):
     """Most training sites to learn from, chosen by a hash of the seed and their number."""
     where: Expression | None = None
     """SQL over the site columns: which training sites; null means `sites.where`."""
-    lr: float = Field(3e-5, gt=0)
+    lr: float = Field(1e-4, gt=0)
     """Learning rate, which rises over the first tenth of the steps."""
-    batch_tokens: int = Field(4096, gt=1)
-    """About this many tokens per step, prompts included, over all ranks."""
+    batch_tokens: int = Field(2048, gt=1)
+    """About this many tokens per step, prompts included, over all ranks; at least those of the longest example."""

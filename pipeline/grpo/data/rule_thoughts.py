@@ -34,8 +34,11 @@ KINDS = {
 """What a thought calls the token classes."""
 assert tuple(KINDS) == TOKEN_CLASSES
 
-SHORTEST_TAIL, LONGEST_TAIL = 4, 12
-"""A thought repeats between so many of the context's last policy tokens, if it has as many."""
+SHORTEST_TAIL, LONGEST_TAIL = 2, 6
+"""A thought repeats between so many of the context's last policy tokens, if it has as many.
+
+The longer it is, the more often a small policy loses its place in it and never closes the box.
+"""
 
 
 @dataclass(frozen=True)
