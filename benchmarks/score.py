@@ -6,16 +6,20 @@ documents, token ids, weights and threads, each in a process of its own, taking 
 turns' ratios:
 
 - `rpt`: `score_documents`, top-16 entropies, nll and rank of every position.
-- `forward`: the bare forward pass of the same model with its output projection, on the very same batches.
+- `forward`: the bare forward pass of the same model with its output projection, on padded batches of as many tokens.
+- `single`: the same, one document at a time (`model(ids).logits`).
 - `usual`: padded batches of 8 documents in their order, full logits, `log_softmax`, `topk` (`transformers`).
 - `lm-eval`: `loglikelihood_rolling` (only with `--lm-eval-python`, the interpreter of an environment with lm-eval).
 - `vllm`: `prompt_logprobs=16` (only with `--vllm-python`, the interpreter of an environment with vLLM).
+- `rpt32`, `single32`, `usual32`: the same in float32, if `--dtype` is another.
 
-The model has the shape of Qwen2.5-0.5B or 1.5B and random weights, saved for the run; `--layers` makes it shallower.
+The model is the one in `--model`, a folder. Without it, it has the shape of Qwen2.5-0.5B or 1.5B and random weights,
+saved for the run; `--layers` makes it shallower.
 After its turns `rpt` scores the documents ten times over (`tenfold`), in the same process: its peak can only rise.
 
     python -m benchmarks.score --documents FILE --tokenizer FOLDER --tokens 3000 --repeats 2 --parts rpt forward usual
     python -m benchmarks.score --parts rpt tenfold --layers 1 --tokens 500
+    python -m benchmarks.score --model FOLDER --documents FILE --dtype bfloat16 --parts rpt single rpt32 single32
     python -m benchmarks.score --device cuda          # the 1.5B shape in bf16, 400,000 tokens
 
 Last line: JSON with seconds, tokens/s, ratios, peak memory, on a GPU whose peak is known MFU, bars and whether they
@@ -64,6 +68,9 @@ BARS: dict[str, dict[str, float]] = {
     },
     "cuda": {"rpt / forward, tokens/s": 0.95, "rpt / usual, tokens/s": 3.0, "rpt, MFU": 0.5, **TENFOLD_BARS},
 }
+MODEL_BARS = {"rpt / single, tokens/s": 0.95, "rpt32 / single32, tokens/s": 0.95}
+AMX_BARS = {"rpt / rpt32, tokens/s": 2.2}
+"""Bars of a real model on a CPU, and those where it has AMX and `--dtype` is bfloat16."""
 TENFOLD = "tenfold"
 GIB = 2**30
 
@@ -75,6 +82,7 @@ def main() -> None:
     parser.add_argument("--field", nargs="+", default=["problem", "solution"])
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--device", choices=tuple(BARS), default="cpu", help="it settles the four that follow")
+    parser.add_argument("--model", type=Path, help="a model's folder, instead of a shape")
     parser.add_argument("--shape", choices=tuple(SHAPES))
     parser.add_argument("--dtype")
     parser.add_argument("--tokens", type=int, help="of the documents of one repeat")
@@ -91,6 +99,7 @@ def main() -> None:
     for name, value in DEFAULTS[arguments.device].items():
         setattr(arguments, name, getattr(arguments, name) or value)
     arguments.layers = arguments.layers or SHAPES[arguments.shape]["num_hidden_layers"]
+    arguments.tokenizer = arguments.tokenizer or arguments.model
     if arguments.side:
         serve(arguments)
     else:
@@ -101,8 +110,9 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Save model and documents, let every side take its turns, print figures and bars."""
     pythons = {"lm-eval": arguments.lm_eval_python, "vllm": arguments.vllm_python}
-    sides = [side for side in SIDES if side in arguments.parts and pythons.get(side, True)]
-    weights = save_model(folder / "model", arguments)
+    same = arguments.dtype == "float32"
+    sides = [s for s in SIDES if s in arguments.parts and pythons.get(s, True) and not (same and s.endswith("32"))]
+    weights = link_model(folder / "model", arguments) if arguments.model else save_model(folder / "model", arguments)
     documents = token_ids(arguments)
     (folder / "ids.json").write_text(json.dumps(documents))
     tokens = sum(map(len, documents))
@@ -119,6 +129,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     peaks = {side: ask(process, 0)["peak"] for side, process in running.items()}
 
     found = {f"rpt / {side}, tokens/s": ratio(seconds[side], seconds["rpt"]) for side in sides if side != "rpt"}
+    if {"rpt32", "single32"} <= {*sides}:
+        found["rpt32 / single32, tokens/s"] = ratio(seconds["single32"], seconds["rpt32"])
     found["peak memory over the weights, GiB"] = round((peaks["rpt"] - weights) / GIB, 2)
     median = {side: statistics.median(values) for side, values in seconds.items()}
     device = device_name(arguments)
@@ -135,10 +147,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     for process in running.values():
         process.communicate()
 
-    bars = {name: bar for name, bar in BARS[arguments.device].items() if name in found}
-    whole = SHAPES[arguments.shape]["num_hidden_layers"]
+    bars = {name: bar for name, bar in bars_of(arguments).items() if name in found}
     report = {
-        "shape": f"Qwen2.5-{arguments.shape}, random weights, {arguments.layers} of {whole} layers, {arguments.dtype}",
+        "model": described(arguments),
         "device": device,
         "documents": len(documents),
         "tokens": tokens,
@@ -169,6 +180,23 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(slower, faster, strict=True)), 3)
 
 
+def bars_of(arguments: argparse.Namespace) -> dict[str, float]:
+    """Return the least ratios and the most memory, by name."""
+    if not arguments.model:
+        return BARS[arguments.device]
+    import torch
+
+    return MODEL_BARS | (AMX_BARS if torch.cpu.get_capabilities().get("amx_bf16") else {})
+
+
+def described(arguments: argparse.Namespace) -> str:
+    """Return the model's name, or its shape and depth, with the number format."""
+    if arguments.model:
+        return f"{arguments.model.name}, {arguments.dtype}"
+    whole = SHAPES[arguments.shape]["num_hidden_layers"]
+    return f"Qwen2.5-{arguments.shape}, random weights, {arguments.layers} of {whole} layers, {arguments.dtype}"
+
+
 def device_name(arguments: argparse.Namespace) -> str:
     """Return the name of the device, as `hardware.PEAK_FLOPS` spells it."""
     if arguments.device == "cpu":
@@ -176,6 +204,14 @@ def device_name(arguments: argparse.Namespace) -> str:
     import torch
 
     return torch.cuda.get_device_name()
+
+
+def link_model(folder: Path, arguments: argparse.Namespace) -> int:
+    """Link to the model's folder, and return the bytes that its weights have in memory."""
+    from pipeline.core.model_files import count_weights
+
+    folder.symlink_to(arguments.model.absolute())
+    return count_weights(arguments.model) * (4 if arguments.dtype == "float32" else 2)
 
 
 def save_model(folder: Path, arguments: argparse.Namespace) -> int:

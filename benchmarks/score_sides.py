@@ -88,6 +88,20 @@ def forward(arguments: argparse.Namespace) -> Run:
     return run
 
 
+def single(arguments: argparse.Namespace) -> Run:
+    """`model(ids).logits`, one document at a time."""
+    import torch
+
+    model = load(arguments)
+
+    @torch.inference_mode()
+    def run(documents: list[list[int]]) -> None:
+        for ids in documents:
+            model(input_ids=torch.tensor([ids], device=arguments.device), use_cache=False)
+
+    return run
+
+
 def usual(arguments: argparse.Namespace) -> Run:
     """Return the side with the loop most people write."""
     import torch
@@ -170,11 +184,20 @@ def vllm(arguments: argparse.Namespace) -> Run:
     return lambda documents: engine.generate([{"prompt_token_ids": ids} for ids in documents], sampling, use_tqdm=False)
 
 
+def in_float32(side: Callable[[argparse.Namespace], Run]) -> Callable[[argparse.Namespace], Run]:
+    """Return a side that computes in float32 whatever the number format of the others."""
+    return lambda arguments: side(argparse.Namespace(**vars(arguments) | {"dtype": "float32"}))
+
+
 SIDES: Mapping[str, Callable[[argparse.Namespace], Run]] = {
     "rpt": rpt,
     "forward": forward,
+    "single": single,
     "usual": usual,
     "lm-eval": lm_eval,
     "vllm": vllm,
+    "rpt32": in_float32(rpt),
+    "single32": in_float32(single),
+    "usual32": in_float32(usual),
 }
 """By name; a side loads what it needs and returns the function that is measured."""
