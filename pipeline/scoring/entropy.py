@@ -16,11 +16,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-CHUNK_TOKENS = 512
-"""Positions whose logits are in memory at once: enough for a fast matrix product (297 MiB for V = 152k)."""
+CHUNK_TOKENS = {"cpu": 256, "cuda": 512}
+"""Positions whose logits are in memory at once, by device: enough for a fast matrix product. On a CPU their logits of a
+tile have to fit its cache (4 MiB), on a GPU 512 take 297 MiB for V = 152k."""
 
 TILE_IDS = 4096
-"""Ids of a tile: few enough that a chunk's logits fit a cache (8 MiB), enough for a fast matrix product."""
+"""Ids of a tile: few enough that a chunk's logits fit a cache, enough for a fast matrix product."""
 
 BLOCK = 128
 """Ids of a block, which is represented by its largest logit."""
@@ -93,14 +94,15 @@ def score_hidden(
     top_k: int,
     *,
     with_top: bool = False,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int | None = None,
     tile_ids: int = TILE_IDS,
 ) -> PositionScores:
     """Return the scores of positions, given hidden states from which `write_logits` computes their logits.
 
-    Besides the hidden states, memory is `chunk_tokens` × `vocab_size` × 4 bytes for any number of positions. Arguments
-    and result are otherwise those of `score_logits`.
+    Besides the hidden states, memory is `chunk_tokens` (by default `CHUNK_TOKENS`) × `vocab_size` × 4 bytes for any
+    number of positions. Arguments and result are otherwise those of `score_logits`.
     """
+    chunk_tokens = chunk_tokens or CHUNK_TOKENS[hidden_TH.device.type]
     tiles = -(-vocab_size // tile_ids)
     width = -(-vocab_size // (tiles * BLOCK)) * BLOCK
     shape = (-(-vocab_size // width), min(chunk_tokens, len(hidden_TH)), width)
