@@ -220,3 +220,11 @@ def test_a_bare_true_is_sql(manifest: Path) -> None:
 def test_a_file_of_another_kind_is_called_what_it_is(kind, path, said):
     with pytest.raises(UserError, match=said):
         load(kind, Path(path))
+
+
+def test_a_field_that_was_added_later_counts_only_when_it_is_set() -> None:
+    corpus = CorpusConfig(source="x")
+    assert not {"encoding", "records", "csv"} & corpus.identity().keys()
+    assert "split" not in corpus.identity()["validation"]
+    other = CorpusConfig.model_validate({"source": "x", "encoding": "latin-1", "csv": {"header": False}})
+    assert other.identity() == corpus.identity() | {"encoding": "latin-1", "csv": other.csv.identity()}

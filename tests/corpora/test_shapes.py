@@ -12,7 +12,6 @@ import pytest
 from commands.trace import trace
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
-from pipeline.core.executor import LocalExecutor
 from pipeline.corpus.documents import to_document
 from pipeline.corpus.files import corpus_files
 from pipeline.corpus.opening import open_file
@@ -23,7 +22,7 @@ from stages.materialize import materialize
 from stages.score import score
 from stages.select import select
 from tests.corpora.shapes import SHAPES, WIDE
-from tests.corpus.corpora import Here, rows
+from tests.corpus.corpora import Here, rows, run
 from tests.toys import byte_level_tokenizer
 
 TABLES = ("orc", "feather", "parquet")
@@ -86,7 +85,7 @@ def test_sites_of_a_shape_lead_to_the_bytes_of_the_source(tmp_path: Path, name: 
         f"materialize.policy_tokenizer={tokenizer}",
     ]
     manifest = load(Manifest, SHAPES[name].write(tmp_path), overrides)
-    work, executor = tmp_path / "work", LocalExecutor(1)
+    work, executor = tmp_path / "work", Here()
     at = work / manifest.name
     documents = ingest(manifest, source=None, work=at, executor=executor)
     scores = score(manifest, documents, work=at, executor=executor)
@@ -106,8 +105,11 @@ def test_sites_of_a_shape_lead_to_the_bytes_of_the_source(tmp_path: Path, name: 
         assert text.splitlines()[0] in record
 
 
-def test_tiny_files_share_shards(tmp_path: Path) -> None:
-    manifest = load(Manifest, SHAPES["many_tiny_files"].write(tmp_path))
-    ingest(manifest, source=None, work=tmp_path / "work", executor=Here())
-    tables = list((tmp_path / "work/read").glob("*/documents-*.parquet"))
-    assert len(tables) == 5  # 1,000 files each
+def test_small_files_share_a_shard(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for n in range(400):
+        (tmp_path / "in" / f"{n:03d}.txt").write_text(f"one line, number {n}")
+    record = run(tmp_path / "work", tmp_path / "in")
+    assert record.texts == [f"one line, number {n}" for n in range(400)]
+    assert [row["source_file"] for row in record.documents] == [f"{n:03d}.txt" for n in range(400)]
+    assert len(list((tmp_path / "work/read").glob("*/documents-*.parquet"))) == 1
