@@ -68,8 +68,8 @@ class ProxyConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the forward passes. `auto` is bfloat16 if this machine's GPU or CPU multiplies it, else float32;
     float32 for a proxy that is fitted here. Scores of this manifest that are there already are used whatever their
-    format. With float32 scores are exact to about 1e-5 nats; with bfloat16 they vary by some hundredths, also with the
-    composition of the batches (the counter `near.<band>` is the number of positions that could cross a threshold)."""
+    format. With float32 scores are exact to about 1e-5 nats; with bfloat16 they differ by some hundredths of a nat, so
+    that about one position in a hundred is on the other side of a threshold (docs/scaling.md)."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ProxyConfig:
