@@ -5,10 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
 from pipeline.config.recipe import PolicyConfig, Recipe
-from pipeline.config.task import TaskConfig
 from pipeline.config.training import RolloutConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.predictions import (
@@ -18,9 +16,9 @@ from pipeline.evaluation.predictions import (
     predict_direct,
     predict_with_reasoning,
 )
-from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.grpo.rollout.sampler import Sampler
 from tests.evaluation.scripted import END, SPARE_ROW, outcome, reasoner, save_policy, site
+from tests.grpo.prompts import prompts_for
 
 SITES = [
     site("d0", 9, 1.0, "2 + 2 =", ["4", ".", "\n"]),
@@ -41,7 +39,7 @@ def read(folder: Path, kind: str, batch: int = 2, room: int = 10) -> tuple[list[
     policy, ticks = Sampler.load(folder, tokenizer), Ticks()
     if kind == "direct":
         return predict_direct(policy, tokenizer, SITES, batch=batch, advance=ticks), ticks
-    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokenizer, TaskConfig(template="brief"))
+    prompts = prompts_for(folder)
     rollout = RolloutConfig(max_new_tokens=room, batch_rows=batch)
     recipe = Recipe(name="a", policy=PolicyConfig(model=str(folder)), rollout=rollout)
     return predict_with_reasoning(policy, prompts, SITES, recipe, advance=ticks), ticks

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from pipeline.config.base import Config
 from pipeline.config.task import TaskConfig
@@ -19,10 +19,10 @@ from pipeline.core.artifact import Counters, Record, Shard
 from pipeline.core.parquet import write_rows
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
-from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.shards.schema import SHARDS
 from pipeline.task.templates import TEMPLATES
 from pipeline.task.thinking import written_response
+from tests.grpo.prompts import prompts_for
 from tests.stages.published import InProcess
 from tests.toys import byte_level_tokenizer
 
@@ -41,8 +41,8 @@ def make_policy(folder: Path, task: TaskConfig = BRIEF, steps: int = 80) -> Path
     """
     texts = [context(i) + c for i in range(60) for c in COLOURS] + ["</think>\\boxed{}", TEMPLATES["brief"].text] * 9
     byte_level_tokenizer(folder, texts, vocab_size=330)
-    tokens, tokenizer = CorpusTokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
-    prompts = PromptBuilder.of(tokenizer, tokens, task)
+    tokens = CorpusTokenizer.load(folder)
+    prompts = prompts_for(folder, task)
     end, closed = tokens.id_of("<|end|>"), tokens.id_of("</think>")
     torch.manual_seed(0)
     config = Qwen2Config(

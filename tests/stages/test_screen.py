@@ -6,22 +6,21 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from transformers import AutoTokenizer
 
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
 from pipeline.config.recipe import Recipe
-from pipeline.config.task import ScreenConfig, SitesConfig, TaskConfig
+from pipeline.config.task import ScreenConfig, SitesConfig
 from pipeline.core.artifact import Record
 from pipeline.core.random_keys import random_key
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.data.curriculum import Curriculum
 from pipeline.grpo.data.pass_rates import read_pass_rates, screening_of
-from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import SamplingRequest
 from stages.screen import screen
 from tests.grpo.colours import COLOURS, context, make_policy, publish_shards, write_recipe
+from tests.grpo.prompts import prompts_for
 from tests.stages.published import InProcess
 
 
@@ -43,7 +42,7 @@ def test_pass_rates_are_the_share_of_right_responses(world: tuple[Path, Recipe, 
     folder, recipe, _ = world
     tokens = CorpusTokenizer.load(folder / "policy")
     sampler = Sampler.load(folder / "policy", tokens)
-    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(folder / "policy"), tokens, TaskConfig(template="brief"))
+    prompts = prompts_for(folder / "policy")
     found = dict(read_pass_rates(screened).select("site_id", "pass_rate").iter_rows())
     expected = {}
     for index in range(24):  # each site alone

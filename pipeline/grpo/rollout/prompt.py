@@ -149,20 +149,6 @@ class PromptBuilder:
         self.thinking = text.thinking
         self._corpus_tokenizer = corpus_tokenizer
 
-    @classmethod
-    def of(
-        cls, tokenizer: PreTrainedTokenizerBase, corpus_tokenizer: CorpusTokenizer, task: TaskConfig
-    ) -> PromptBuilder:
-        """Return a builder with the task's prompt as it renders now.
-
-        Raises:
-            UserError: see `rendered`.
-        """
-        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-        where = str(getattr(tokenizer, "name_or_path", ""))
-        chat = ChatTemplate(tokenizer.get_chat_template(), special, where) if tokenizer.chat_template else None
-        return cls(tokenizer, corpus_tokenizer, rendered(chat, corpus_tokenizer, task))
-
     def ids(self, context: bytes) -> list[int]:
         """Return the prompt's token ids for a context (UTF-8; a character cut at its start becomes U+FFFD)."""
         text = context.decode("utf-8", errors="replace")

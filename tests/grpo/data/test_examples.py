@@ -9,18 +9,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from pipeline.config.errors import UserError
-from pipeline.config.task import TaskConfig
 from pipeline.core.parquet import write_rows
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.data.examples import EpochSampler, Example, answer_examples, pieces, text_examples, thought_examples
-from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.grpo.rollout.rollouts import ROLLOUTS
 from pipeline.shards.reader import ShardReader
 from pipeline.task.thinking import Thinking
 from tests.grpo.colours import COLOURS, context, publish_shards
+from tests.grpo.prompts import prompts_for
 from tests.stages.published import publish_tables
 from tests.toys import byte_level_tokenizer
 
@@ -79,7 +77,7 @@ def test_a_document_is_read_from_its_beginning_to_its_end(policy: Path, tmp_path
 
 def test_right_responses_are_learned_as_they_were_sampled(policy: Path, tmp_path: Path) -> None:
     tokens = CorpusTokenizer.load(policy)
-    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(policy), tokens, TaskConfig(template="brief"))
+    prompts = prompts_for(policy)
     end = tokens.id_of("<|end|>")
     said = {"match": "It is red.</think>\\boxed{ red}", "mismatch": "</think>\\boxed{ blue}"}
     ids = {reason: [*tokens.encode(text).tolist(), end] for reason, text in said.items()}
@@ -112,7 +110,7 @@ def test_right_responses_are_learned_as_they_were_sampled(policy: Path, tmp_path
 
 def test_without_thoughts_the_true_token_stands_in_the_box(policy: Path, tmp_path: Path) -> None:
     tokens = CorpusTokenizer.load(policy)
-    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(policy), tokens, TaskConfig(template="brief"))
+    prompts = prompts_for(policy)
     shards = publish_shards(tmp_path, policy, sites=5)
     reader, end = ShardReader(shards.files("train")), tokens.id_of("<|end|>")
     read = answer_examples(reader, prompts, tokens, end)

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from pipeline.config.errors import UserError
 from pipeline.config.recipe import Recipe
@@ -15,6 +15,7 @@ from pipeline.grpo.rollout.chat_template import ChatTemplate
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, keep_prompt, kept_prompt
 from pipeline.grpo.rollout.thinking_choice import with_thinking
 from pipeline.task.templates import TEMPLATES
+from tests.grpo.prompts import prompts_for
 from tests.toys import byte_level_tokenizer
 
 CHAT = (
@@ -29,23 +30,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return byte_level_tokenizer(tmp_path_factory.mktemp("tokenizer"), texts)
 
 
-def tokenizers(folder: Path, chat: str | None) -> tuple[PreTrainedTokenizerBase, CorpusTokenizer]:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = chat
-    return tokenizer, CorpusTokenizer.load(folder)
+def policy_with(folder: Path, chat: str | None, target: Path) -> Path:
+    shutil.copytree(folder, target)
+    if chat is not None:
+        (target / "chat_template.jinja").write_text(chat, encoding="utf-8")
+    return target
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_prompt_is_the_rendered_template_around_the_context(folder: Path, name: str) -> None:
-    tokenizer, tokens = tokenizers(folder, CHAT.replace("<end>", "<think>"))
-    ids = PromptBuilder.of(tokenizer, tokens, TaskConfig(template=name)).ids(CONTEXT.encode())
+def test_a_prompt_is_the_rendered_template_around_the_context(folder: Path, name: str, tmp_path: Path) -> None:
+    policy = policy_with(folder, CHAT.replace("<end>", "<think>"), tmp_path / "policy")
+    tokens = CorpusTokenizer.load(policy)
+    ids = prompts_for(policy, TaskConfig(template=name)).ids(CONTEXT.encode())
     user = TEMPLATES[name].text.strip()
     assert tokens.decode_bytes(ids).decode() == f"[{user}]bot:<think>".replace("{context}", CONTEXT)
     assert ids[-1] == tokens.id_of("<think>")
 
 
-def test_a_context_cannot_speak_in_special_tokens(folder: Path) -> None:
-    builder = PromptBuilder.of(*tokenizers(folder, CHAT), TaskConfig(template="brief"))
+def test_a_context_cannot_speak_in_special_tokens(folder: Path, tmp_path: Path) -> None:
+    builder = prompts_for(policy_with(folder, CHAT, tmp_path / "policy"))
     tokens = CorpusTokenizer.load(folder)
     ids = builder.ids(CONTEXT.encode())[len(builder.prefix_ids) : -len(builder.suffix_ids)]
     assert not {tokens.id_of(name) for name in ("<think>", "</think>", "<|end|>")} & set(ids)
@@ -61,9 +64,9 @@ def test_a_context_cannot_speak_in_special_tokens(folder: Path) -> None:
         (None, "Complete the text: x<think>\n"),
     ],
 )
-def test_a_thought_is_opened_once(folder: Path, chat: str | None, end: str) -> None:
-    tokenizer, tokens = tokenizers(folder, chat)
-    text = tokens.decode_bytes(PromptBuilder.of(tokenizer, tokens, TaskConfig(template="brief")).ids(b"x")).decode()
+def test_a_thought_is_opened_once(folder: Path, chat: str | None, end: str, tmp_path: Path) -> None:
+    ids = prompts_for(policy_with(folder, chat, tmp_path / "policy")).ids(b"x")
+    text = CorpusTokenizer.load(folder).decode_bytes(ids).decode()
     assert text.endswith(end)
 
 
@@ -74,8 +77,7 @@ def test_without_a_chat_template_the_expected_beginning_is_there(tmp_path: Path)
         '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|end|>", "add_bos_token": true}',
         encoding="utf-8",
     )
-    tokenizer, tokens = tokenizers(folder, None)
-    ids = PromptBuilder.of(tokenizer, tokens, TaskConfig(template="brief")).ids(b"x")
+    tokens, ids = CorpusTokenizer.load(folder), prompts_for(folder).ids(b"x")
     assert ids[0] == tokens.id_of("<|end|>") and ids.count(ids[0]) == 1
 
 
@@ -96,19 +98,16 @@ def test_without_a_chat_template_the_expected_beginning_is_there(tmp_path: Path)
         ("{{ 9 ** (9 ** 9) }}", "too much time or memory"),
     ],
 )
-def test_a_chat_template_that_does_harm_is_an_error_that_says_so(folder: Path, chat: str, said: str) -> None:
+def test_a_chat_template_that_does_harm_is_an_error_that_says_so(
+    folder: Path, chat: str, said: str, tmp_path: Path
+) -> None:
+    policy = policy_with(folder, chat, tmp_path / "policy")
     with pytest.raises(UserError, match=f"chat template.*({said})"):
-        PromptBuilder.of(*tokenizers(folder, chat), TaskConfig(template="brief"))
+        prompts_for(policy)
 
 
 BRIEF = TaskConfig(template="brief")
 DATED = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
-
-
-def policy_with(folder: Path, chat: str, target: Path) -> Path:
-    shutil.copytree(folder, target)
-    (target / "chat_template.jinja").write_text(chat, encoding="utf-8")
-    return target
 
 
 def test_a_date_stays_what_it_was_when_the_run_began(folder: Path, tmp_path: Path) -> None:
@@ -148,14 +147,12 @@ def test_the_prompt_of_a_folder_is_that_of_its_tokenizer(folder: Path, tmp_path:
         [{"role": "user", "content": TEMPLATES["brief"].text}], tokenize=False, add_generation_prompt=True
     )
     assert f"{text.before}{{context}}{text.after}" == f"{expected}<think>\n" and expected.startswith("<|end|>[")
-    own = PromptBuilder(tokenizer, tokens, text)
-    assert own.ids(b"x") == PromptBuilder.of(tokenizer, tokens, BRIEF).ids(b"x")
+    assert PromptBuilder(tokenizer, tokens, text).ids(b"x") == prompts_for(policy).ids(b"x")
 
 
 def test_real_chat_template(real_data: Path) -> None:
-    tokenizer, tokens = tokenizers(real_data / "tokenizers" / "deepseek-r1-distill-qwen", None)
-    tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "deepseek-r1-distill-qwen")
-    ids = PromptBuilder.of(tokenizer, tokens, TaskConfig(template="v0")).ids(CONTEXT.encode())
+    folder = real_data / "tokenizers" / "deepseek-r1-distill-qwen"
+    ids = prompts_for(folder, TaskConfig(template="v0")).ids(CONTEXT.encode())
     assert ids[:2] == [151646, 151644] and ids[-2:] == [151648, 198]
     assert ids.count(151648) == 1, "the context's own <think> is text"
 

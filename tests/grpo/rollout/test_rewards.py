@@ -9,16 +9,16 @@ from typing import get_args
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from pipeline.config.task import LengthRewardConfig, TaskConfig
 from pipeline.core.tokenizer import CorpusTokenizer
-from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.grpo.rollout.rewards import REWARDS, RewardContext, RolloutGroup, compute_rewards
 from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import Response
 from pipeline.shards.reader import Site
 from pipeline.task.thinking import Thinking
+from tests.grpo.prompts import prompts_for
 from tests.toys import byte_level_tokenizer
 
 CONTEXT = b"an apple and a"
@@ -41,9 +41,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> RewardContext:
     )
     model = Qwen2ForCausalLM(config).eval()
     sampler = Sampler(model, tokens, [tokens.id_of("<|end|>") or 0], prefill_tokens=40)
-    return RewardContext(
-        sampler, PromptBuilder.of(AutoTokenizer.from_pretrained(folder), tokens, TaskConfig(template="brief")), tokens
-    )
+    return RewardContext(sampler, prompts_for(folder), tokens)
 
 
 def site(reader: RewardContext) -> Site:
