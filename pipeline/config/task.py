@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Expression
 from pipeline.config.corpus import ValidationConfig
+from pipeline.config.errors import UserError
 from pipeline.config.resources import is_path
 
 READING_REWARDS = ("dense", "information_gain")
@@ -77,10 +78,19 @@ class TaskConfig(Config):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields that decide what is asked; a template in a file by its content instead of its path."""
+        """Return the fields that decide what is asked; a template in a file by its content instead of its path.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
         tree = super().identity()
         if is_path(self.template):
-            tree["template"] = f"sha256:{hashlib.sha256(Path(self.template).read_bytes()).hexdigest()}"
+            try:
+                content = Path(self.template).read_bytes()
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise UserError(f"cannot read the prompt template ({reason})", where=self.template) from error
+            tree["template"] = f"sha256:{hashlib.sha256(content).hexdigest()}"
         return tree
 
 

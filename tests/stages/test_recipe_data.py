@@ -106,4 +106,6 @@ def test_a_template_is_read_from_the_recipes_folder_and_known_by_its_content(
     assert load(Recipe, path, [f"task.template={moved}"]).task.identity() == own
     moved.write_text("{context}!")
     assert load(Recipe, path, [f"task.template={moved}"]).task.identity() != own
+    with pytest.raises(UserError, match="cannot read the prompt template"):
+        read.task.identity()
     assert load(Recipe, path, ["task.template=v4"]).task.identity()["template"] == "v4"
