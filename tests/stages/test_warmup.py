@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
@@ -19,13 +18,13 @@ from pipeline.core.artifact import current_record
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.policies import before_and_after, warm_up_of
 from pipeline.grpo.data.pass_rates import read_right_responses
-from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.grpo.rollout.sampler import Sampler
 from pipeline.grpo.types import SamplingRequest
 from pipeline.shards.reader import ShardReader
 from pipeline.task.extraction import extract_prediction
 from stages.warmup import for_one_pass, screening_for, warmup_recipe
 from tests.grpo.colours import metrics_of
+from tests.grpo.prompts import prompts_for
 from tests.stages.warmups import HELD_OUT
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,7 +50,7 @@ def closed_boxes(runs: Path, policy: Path) -> float:
     """The share of responses to held-out sites, without thinking, that end and have a prediction."""
     recipe = load(Recipe, runs / "recipe.yaml", ["task.thinking=none"])
     tokens = CorpusTokenizer.load(policy)
-    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(policy), tokens, recipe.task)
+    prompts = prompts_for(policy, recipe.task)
     sites = ShardReader(current_record(runs / "work" / "colours", "materialize").files("validation"))
     ids = [prompts.ids(site.context) for site in sites]
     request = SamplingRequest(ids, 4, 1.0, recipe.rollout.max_new_tokens, list(range(4 * len(ids))))

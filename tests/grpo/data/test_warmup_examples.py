@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
 from pipeline.config.errors import UserError
 from pipeline.config.recipe import PolicyConfig, Recipe
@@ -18,10 +17,10 @@ from pipeline.grpo.data.curriculum import Curriculum
 from pipeline.grpo.data.examples import Example
 from pipeline.grpo.data.rule_thoughts import WORDINGS
 from pipeline.grpo.data.warmup_examples import chosen_sites, right_examples, rule_examples, warmup_examples
-from pipeline.grpo.rollout.prompt import PromptBuilder
 from pipeline.shards.reader import ShardReader, Site
 from pipeline.task.reward import response_bytes, score_response
 from tests.grpo.colours import COLOURS, context, publish_shards
+from tests.grpo.prompts import prompts_for
 from tests.toys import byte_level_tokenizer
 
 SITES, HELD_OUT = 40, 12
@@ -42,7 +41,7 @@ def shards(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Record:
 def written(policy: Path, sites: list[Site], seed: int = 0, **task: str) -> tuple[list[str], list[Example]]:
     """The responses to sites as text, and as examples."""
     tokens = CorpusTokenizer.load(policy)
-    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(policy), tokens, TaskConfig(template="brief", **task))
+    prompts = prompts_for(policy, TaskConfig(template="brief", **task))
     examples = rule_examples(sites, prompts, tokens, tokens.id_of("<|end|>"), seed)
     return [
         response_bytes(e.response.tolist(), tokens.token_bytes).decode(errors="replace") for e in examples
@@ -87,9 +86,7 @@ def test_every_example_earns_the_reward(policy: Path, shards: Record, thinking: 
         for i, t in enumerate(targets)
     ]
     _, examples = written(policy, sites, thinking=thinking)
-    prompts = PromptBuilder.of(
-        AutoTokenizer.from_pretrained(policy), tokens, TaskConfig(template="brief", thinking=thinking)
-    )
+    prompts = prompts_for(policy, TaskConfig(template="brief", thinking=thinking))
     for site, example in zip(sites, examples, strict=True):
         *ids, end = example.response.tolist()
         said = response_bytes(ids, tokens.token_bytes)
@@ -132,7 +129,7 @@ def recipe_of(policy: Path, **warmup: object) -> Recipe:
 
 def test_sampled_responses_are_learned_as_they_are(policy: Path, shards: Record) -> None:
     tokens, sites = CorpusTokenizer.load(policy), ShardReader(shards.files("train"))
-    prompts = PromptBuilder.of(AutoTokenizer.from_pretrained(policy), tokens, TaskConfig(template="brief"))
+    prompts = prompts_for(policy)
     end = tokens.id_of("<|end|>")
 
     def said(text: str) -> list[int]:
