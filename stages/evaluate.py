@@ -108,13 +108,7 @@ def evaluate(
     classes, metadata = site_labels(shards, sites)
     if bands_by:
         sites = banded_by(bands_by, sites, recipe)
-    readings: dict[str, Predictions] = {}
-    samples: dict[str, Samples] = {}
-    for name, folder in policies.items():
-        longest_context = shards.config["max_context_tokens"]
-        direct, reasoning, drawn = read_policy(name, folder, recipe, prompts[name], sites, longest_context)
-        readings |= {direct.name: direct, reasoning.name: reasoning}
-        samples |= {name: drawn} if drawn else {}
+    readings, samples = read_policies(policies, recipe, prompts, sites, shards.config["max_context_tokens"])
     report = {
         "recipe": recipe.name,
         "fingerprint": identity,
@@ -247,6 +241,23 @@ def banded_by(folder: Path, sites: Sequence[Site], recipe: Recipe) -> list[Site]
     proxy, top_k = load_proxy(folder, tokenizer, recipe.policy.dtype), ScoreConfig().top_k
     with progress_bar("bands", Throughput(len(sites), "tokens", steps="sites")) as advance:
         return with_entropy_of(proxy, tokenizer, sites, top_k=top_k, batch=recipe.rollout.batch_rows, advance=advance)
+
+
+def read_policies(
+    policies: Mapping[str, Path],
+    recipe: Recipe,
+    prompts: Mapping[str, PromptText],
+    sites: Sequence[Site],
+    longest_context: int,
+) -> tuple[dict[str, Predictions], dict[str, Samples]]:
+    """Return every policy's direct predictions and those by reasoning, by their names, and the samples by policy."""
+    readings: dict[str, Predictions] = {}
+    samples: dict[str, Samples] = {}
+    for name, folder in policies.items():
+        direct, reasoning, drawn = read_policy(name, folder, recipe, prompts[name], sites, longest_context)
+        readings |= {direct.name: direct, reasoning.name: reasoning}
+        samples |= {name: drawn} if drawn else {}
+    return readings, samples
 
 
 def read_policy(

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
 import uuid
@@ -32,7 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.base import canonical_json
 from pipeline.config.errors import IntegrityError, UserError
-from pipeline.core.files import flush, replace_text
+from pipeline.core.files import flush, move_if_absent, replace_text
 from pipeline.core.sealed import read_sealed, write_sealed
 
 Counters = dict[str, int]
@@ -204,24 +203,12 @@ def publish(directory: Path, shard: int, scratch: Path, counters: Counters, seco
             flush(member)
         sha256 = content_hash(source)
         target = directory / f"{source.stem}-{shard:05d}.{sha256[:12]}{source.suffix}"
-        _create(source, target)
+        move_if_absent(source, target)
         size = sum(p.stat().st_size for p in [target, *target.rglob("*")] if p.is_file())
         files[source.stem] = Entry(target.name, rows, size, sha256)
     completion = Completion(shard, files, dict(sorted(counters.items())), round(seconds, 3))
     write_completion(directory, completion)
     return read_completion(directory, shard) or completion
-
-
-def _create(source: Path, target: Path) -> None:
-    """Move `source` to `target` unless something is there already (then it has the same content)."""
-    # A hard link is created only if the name is free. Folders cannot be linked, but `rename` onto a folder that is not
-    # empty fails as well.
-    try:
-        os.rename(source, target) if source.is_dir() else os.link(source, target)
-    except OSError:
-        if not target.exists():
-            raise
-    flush(target.parent)
 
 
 def write_completion(directory: Path, completion: Completion) -> None:
@@ -241,9 +228,8 @@ def read_completion(directory: Path, shard: int) -> Completion | None:
     tree = read_sealed(path)
     completion = _validated(_COMPLETION, tree, path)
     if (tree.get("of"), completion.shard) != (name_of(directory), shard):
-        raise IntegrityError(
-            "completion of another shard or output", where=path, hint="delete its stage folder, run again"
-        )
+        hint = "delete its stage folder, run again"
+        raise IntegrityError("completion of another shard or output", where=path, hint=hint)
     return completion
 
 

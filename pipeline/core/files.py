@@ -36,3 +36,15 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def move_if_absent(source: Path, target: Path) -> None:
+    """Move `source` to `target` unless something is there already (then it has the same content)."""
+    # A hard link is created only if the name is free. Folders cannot be linked, but `rename` onto a folder that is not
+    # empty fails as well.
+    try:
+        os.rename(source, target) if source.is_dir() else os.link(source, target)
+    except OSError:
+        if not target.exists():
+            raise
+    flush(target.parent)

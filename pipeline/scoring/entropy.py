@@ -103,6 +103,7 @@ def score_hidden(
     number of positions. Arguments and result are otherwise those of `score_logits`.
     """
     chunk_tokens = chunk_tokens or CHUNK_TOKENS[hidden_TH.device.type]
+    # Tiles of equal width, a whole number of blocks each, so that one view divides all of them into blocks.
     tiles = -(-vocab_size // tile_ids)
     width = -(-vocab_size // (tiles * BLOCK)) * BLOCK
     shape = (-(-vocab_size // width), min(chunk_tokens, len(hidden_TH)), width)
@@ -127,6 +128,7 @@ def _score_chunk(
     for n in range(N):
         ids = slice(n * W, min((n + 1) * W, vocab_size))
         write_logits(hidden_CH, ids, logits_NCW[n, :, : ids.stop - ids.start])
+        # Taken now, while the tile is still in the cache: the search below then skips most blocks.
         torch.amax(logits_NCW[n].view(C, -1, BLOCK), -1, out=maxima_NCP[n])
     blocks_NCPB = logits_NCW.view(N, C, -1, BLOCK)
     top_CK, top_ids_CK = top_logits(blocks_NCPB, maxima_NCP, min(top_k, vocab_size))

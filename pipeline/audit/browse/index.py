@@ -108,6 +108,7 @@ def run(config: Config, shard: Shard, out: Path) -> Counters:
     referred = scores["reference_nll"].combine_chunks().flatten()
     stored = [name for name in COLUMNS if name != "reference_nll" or referred.null_count < len(referred)]
     files = {name: (out / f"{name}.bin").open("wb") for name in stored}
+    # Each block is appended to its columns' files at once, so that memory holds one block and not the shard.
     with parquet_writer(out / "cells.parquet", CELLS) as cells:
         for frame in positions(documents, scores):
             block = _block(frame, doc_ids, counters, spread)
@@ -134,6 +135,7 @@ def folded(text: str) -> str:
         >>> folded("CAFÉ İ")
         'café İ'
     """
+    # A search returns byte offsets into the text as it is, so both must have the same bytes at the same places.
     lower = text.lower()
     if len(lower.encode()) == len(text.encode()) and len(lower) == len(text):
         return lower
@@ -154,6 +156,7 @@ class _Spread:
 
 def _block(frame: pl.DataFrame, doc_ids: pl.Series, counters: Counter[str], spread: _Spread) -> pl.DataFrame:
     """Return the selectable positions of some whole documents, sorted by (cell, entropy)."""
+    # Each token is counted once: as not scorable, else as inside a character, else as a position.
     counters["tokens"] += frame.height
     scorable = frame.filter(pl.col("entropy").is_finite())
     counters["not_scorable"] += frame.height - scorable.height
@@ -161,8 +164,10 @@ def _block(frame: pl.DataFrame, doc_ids: pl.Series, counters: Counter[str], spre
     counters["inside_character"] += scorable.height - block.height
     counters["positions"] += block.height
     row = pl.col("doc_id").replace_strict(doc_ids, pl.int_range(len(doc_ids), eager=True), return_dtype=pl.UInt32)
+    # Sorting compares the codes of an Enum instead of strings; sorted categories keep the order alphabetical.
     names = block.select(pl.col(CELL).cast(pl.String))
     ordered = [names[name].cast(pl.Enum(names[name].unique().sort())) for name in CELL]
+    # `document` and `position` break ties of entropy, so that equal inputs give equal bytes.
     block = block.with_columns(row.alias("document"), *ordered).sort(*CELL, "entropy", "document", "position")
     spread.add(block["document"].to_numpy(), block["entropy"].to_numpy())
     return block
@@ -175,6 +180,7 @@ def _cells(block: pl.DataFrame, first: int) -> pa.Table:
     begins = ends - cells["len"].to_numpy()
     entropy = block["entropy"].to_numpy()
     runs = [entropy[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    # Both sides of each step are stored, because a rule may say `>` or `>=`.
     counts = {
         "below": np.stack([np.searchsorted(run, GRID, side="left") for run in runs]),
         "up_to": np.stack([np.searchsorted(run, GRID, side="right") for run in runs]),

@@ -41,6 +41,8 @@ class Packing:
 
         Slots are those of the contexts [P, C], padded on their *right*, then those of the responses [R, T].
         """
+        # A batch pads contexts on their left. Here padding comes last, where causal attention never looks: contexts
+        # then need no mask.
         split = self.contexts * self.width
         if len(self._real_N) == split + self.rows * self.response_width:
             return None
@@ -59,7 +61,7 @@ class Packing:
         """Return the attention mask [R or 1, 1, T, C + T] of responses over their context and their own tokens."""
         time_T = torch.arange(self.response_width, device=self._device)
         own_TT, real_PC = time_T[:, None] >= time_T, self.real_PC
-        if real_PC is None:
+        if real_PC is None:  # without padding in contexts one mask serves all responses
             real_PC = own_TT.new_ones(1, self.width)
         else:
             real_PC = real_PC.repeat_interleave(self.rows // self.contexts, dim=0)
