@@ -23,7 +23,7 @@ PAGE = 2
 """Entries of a listing per page."""
 LARGE = 200
 """Bytes from which a file lies on the content network."""
-_API = re.compile(r"/api/(?P<kind>datasets|models)/(?P<name>[^/]+/[^/]+)(/(?P<call>\w+)(/(?P<rest>.*))?)?")
+_API = re.compile(r"/api/(?P<kind>datasets|models)/(?P<name>[^/]+/[^/]+)(/(?P<call>[\w-]+)(/(?P<rest>.*))?)?")
 _RESOLVE = re.compile(r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -234,6 +234,23 @@ class _Hub(_Handler):
             headers["Link"] = f'<{self.hub.endpoint}{address.path}?{query}>; rel="next"'
         self.send_json(entries[start : start + PAGE], headers)
 
+    def paths(self, match: re.Match[str], data: bytes) -> None:
+        """Answer with the entries of some paths, files and folders; unknown ones are left out."""
+        repository = self.repository(match["kind"], match["name"], content=False)
+        if repository is None:
+            return
+        found = repository.at(unquote(match["rest"]))
+        if found is None:
+            return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {match['rest']}")
+        asked = json.loads(data)["paths"] if data.startswith(b"{") else parse_qs(data.decode()).get("paths", [])
+        entries = [_entry(path, found[1][path]) for path in asked if path in found[1]]
+        entries += [
+            {"type": "directory", "path": path, "oid": _blob(path.encode())}
+            for path in asked
+            if any(name.startswith(f"{path}/") for name in found[1])
+        ]
+        return self.send_json(entries)
+
     def resolve(self, match: re.Match[str]) -> None:
         kind = "datasets" if match["kind"] else "models"
         repository = self.repository(kind, match["name"], content=True)
@@ -262,6 +279,9 @@ class _Hub(_Handler):
         self.hub.requests[f"POST {path}"] += 1
         if self.limited():
             return None
+        match = _API.fullmatch(path)
+        if match and match["call"] == "paths-info":
+            return self.paths(match, data)
         if not self.known():
             return self.refuse(401, "", "Invalid username or password.")
         if path == "/api/repos/create":
@@ -270,7 +290,6 @@ class _Hub(_Handler):
             return self.send_json({"errors": [], "warnings": []})
         if path.endswith("/info/lfs/objects/batch"):
             return self.batch(json.loads(data))
-        match = _API.fullmatch(path)
         if match and match["call"] == "preupload":
             files = [
                 {"path": f["path"], "uploadMode": "lfs" if f["size"] >= LARGE else "regular", "shouldIgnore": False}
