@@ -178,6 +178,9 @@ def gathered_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
 
     A tensor is valid only until the next one is requested: copy it to keep it.
     """
+    # An evaluation ends without the backward pass for which ZeRO-3 has begun to fetch parameters. It must not be asked
+    # for those before they have arrived.
+    engine.empty_partition_cache()
     model = engine.module.model
     layers = adapted(model)
     for name, parameter in model.named_parameters():
