@@ -26,6 +26,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.task import TaskConfig
 from pipeline.core.executor import Executor
 from pipeline.core.progress import log
+from pipeline.core.workspace import with_policy_tokenizer
 
 
 def open_library(
@@ -43,7 +44,7 @@ def open_library(
     Raises:
         UserError: the selection that the manifest describes does not exist.
     """
-    lineage = lineage_of(work, manifest)
+    lineage, manifest = lineage_of(work, manifest), with_policy_tokenizer(manifest, work)
     documents, scores, current = lineage.ingest, lineage.score, lineage.select
     made = selections(work, scores)
     indexed = index(documents, scores, work=work, executor=executor)

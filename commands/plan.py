@@ -27,12 +27,13 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from pipeline.config import resources
+from pipeline.config.errors import UserError
 from pipeline.config.loading import load
-from pipeline.config.manifest import Manifest, TrainProxyConfig
+from pipeline.config.manifest import PROXYS_OWN, Manifest, ProxyConfig, TrainProxyConfig
 from pipeline.config.recipe import Recipe
 from pipeline.core.executor import LocalExecutor
 from pipeline.core.hardware import cores, gpus
-from pipeline.core.model_files import TOKENIZER_FILES, resolve_model
+from pipeline.core.model_files import MODEL_FILES, TOKENIZER_FILES, resolve_model
 from pipeline.core.precision import proxy_dtype
 from pipeline.core.progress import duration, log
 from pipeline.corpus.estimate import Estimate, estimate, sample
@@ -44,6 +45,7 @@ from pipeline.selection.corpus_rules import needs_corpus_pass
 from pipeline.shards.cost import (
     FIT_STEPS,
     Trial,
+    count_tokens,
     estimate_total,
     kept_share,
     size_of,
@@ -54,6 +56,7 @@ from pipeline.shards.cost import (
     try_select,
     wall_seconds,
 )
+from pipeline.shards.cost import Estimate as Total
 
 CONFIGS = Path(__file__).parent.parent / "deepspeed_configs"
 SAMPLE = 512
@@ -114,30 +117,36 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
     parts = [part for n in range(crew.scoring) if (part := chosen[n :: crew.scoring])]
     ingested = crew.run(partial(try_documents, config), parts)
     stages = [_ingest(manifest, found, ingested, len(files), crew)]
+    every_token: Total | None = None
     with tempfile.TemporaryDirectory() as scratch:
         if manifest.proxy.train is not None:
             log("plan         fitting a proxy for a few steps")
             stages.append(_fit(manifest.proxy.train, found, Path(scratch), crew))
             folder = tokenizer = Path(scratch) / "0"
         else:
-            folder = resolve_model(str(manifest.proxy.model), manifest.proxy.revision)
-            own = manifest.proxy.tokenizer
-            tokenizer = resolve_model(own, files=TOKENIZER_FILES) if own else folder
+            words, model, missing = _proxy(manifest.proxy)
+            if model is None or words is None:
+                return _without_weights(manifest, found, ingested, len(files), crew, words, missing)
+            folder, tokenizer = model, words
+            every_token = _all_tokens(found, tokenizer)
         log(f"plan         scoring a sample of {len(chosen):,} documents with {crew.scoring} workers")
         scored = crew.run(
             partial(try_scores, manifest, str(folder), str(tokenizer), TRY_SECONDS), parts, accelerated=True
         )
         devices = list(crew.executor.devices)
-    # A proxy after a few steps cannot tell which positions are hard: count all positions, as an upper bound.
-    every = {"where": "true", "validation_where": "true"} if manifest.proxy.train else {}
-    rules, several = manifest.select.model_copy(update=every), bool(config.sources)
-    selected = crew.run(partial(try_select, rules, several), scored.trials)
-    made = crew.run(partial(try_materialize, manifest.materialize), selected.trials)
+        # A proxy after a few steps cannot tell which positions are hard: count all positions, as an upper bound.
+        every = {"where": "true", "validation_where": "true"} if manifest.proxy.train else {}
+        rules, several = manifest.select.model_copy(update=every), bool(config.sources)
+        selected = crew.run(partial(try_select, rules, several), scored.trials)
+        policy = manifest.materialize
+        if policy.policy_tokenizer == PROXYS_OWN:
+            policy = policy.model_copy(update={"policy_tokenizer": str(tokenizer), "policy_tokenizer_revision": None})
+        made = crew.run(partial(try_materialize, policy), selected.trials)
 
     share = documents / len(scored.counts("tokens"))
     left = kept_share(rules, selected.trials, share)
     kept = share * left
-    tokens = estimate_total(scored.counts("tokens"), documents, found.error)
+    tokens = every_token or estimate_total(scored.counts("tokens"), documents, found.error)
     sites = estimate_total(selected.counts("sites"), documents, found.error).times(left)
     examples = estimate_total(made.counts("examples"), documents, found.error).times(left)
     pace = sum(trial.pace or 0.0 for trial in scored.trials) / len(scored.trials)
@@ -155,6 +164,7 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
         "tokens": asdict(tokens),
         "sites": asdict(sites),
         "sites_are_at_most": bool(every or rules.thin or rules.strata),
+        "not_reached": [],
         "stages": stages,
         "seconds": sum(stage["seconds"] for stage in stages),
         "bytes": sum(stage["bytes"] for stage in stages),
@@ -168,6 +178,66 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
         },
         "machine": {"cores": cores(), "workers": crew.light, "scoring_workers": crew.scoring, "devices": devices},
     }
+
+
+def _proxy(proxy: ProxyConfig) -> tuple[Path | None, Path | None, list[str]]:
+    """Return the tokenizer and the model of a proxy, and what could not be reached; None for what is missing."""
+    missing: list[str] = []
+
+    def found(name: str, revision: str | None, files: Sequence[str]) -> Path | None:
+        try:
+            return resolve_model(name, revision, files=files)
+        except UserError as error:
+            missing.append(str(error))
+            return None
+
+    model = str(proxy.model)
+    folder = found(model, proxy.revision, MODEL_FILES)
+    if folder is not None and not any(folder.glob("*.safetensors")):
+        missing.append(f"weights of the proxy: {model}")
+        folder = None
+    own, revision = (proxy.tokenizer, None) if proxy.tokenizer else (model, proxy.revision)
+    return folder if folder and not proxy.tokenizer else found(own, revision, TOKENIZER_FILES), folder, missing
+
+
+def _all_tokens(found: Estimate, tokenizer: Path) -> Total | None:
+    """Return the tokens of a corpus that was read whole, all counted; None if only a part was read."""
+    if not found.complete:
+        return None
+    count = float(sum(count_tokens(str(tokenizer), [row["text"] for row in found.documents])))
+    return Total(count, count, count)
+
+
+def _without_weights(
+    manifest: Manifest,
+    found: Estimate,
+    ingested: Team,
+    files: int,
+    crew: Crew,
+    tokenizer: Path | None,
+    missing: Sequence[str],
+) -> dict[str, Any]:
+    """Return what is known of a corpus without the proxy's weights: documents, and tokens if there is a tokenizer."""
+    stages, tokens = [_ingest(manifest, found, ingested, files, crew)], None
+    if tokenizer is not None:
+        texts = [row["text"] for row in found.documents[:SAMPLE]]
+        sampled = estimate_total(count_tokens(str(tokenizer), texts), found.document_count, found.error)
+        tokens = asdict(_all_tokens(found, tokenizer) or sampled)
+    return {
+        "manifest": manifest.name,
+        "documents": found.document_count,
+        "tokens": tokens,
+        "sites": None,
+        "sites_are_at_most": False,
+        "not_reached": list(dict.fromkeys(missing)),
+        "stages": stages,
+        "seconds": sum(stage["seconds"] for stage in stages),
+        "bytes": sum(stage["bytes"] for stage in stages),
+        "shards": math.ceil(found.document_count / manifest.corpus.shard_documents),
+        "sample": {"source_bytes": found.bytes, "records_read": found.read, "complete": found.complete,
+                   "documents": 0, "tokens": 0},
+        "machine": {"cores": cores(), "workers": crew.light, "scoring_workers": crew.scoring, "devices": []},
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -289,11 +359,15 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     table.add_section()
     table.add_row("all", f"{found['shards']:,} shards", duration(found["seconds"]), "", decimal(found["bytes"]))
     sure = Table("certainty", "", box=None, padding=(0, 2, 0, 0))
-    sure.add_row("tokens", _interval(tokens))
-    sure.add_row("sites", ("at most " if found["sites_are_at_most"] else "") + _interval(sites))
+    sure.add_row("tokens", _interval(tokens) if tokens else "unknown: no tokenizer")
+    at_most = "at most " if found["sites_are_at_most"] else ""
+    sure.add_row("sites", at_most + _interval(sites) if sites else "unknown: no weights of the proxy")
+    for missing in found["not_reached"]:
+        sure.add_row("not reached", missing)
     whole = "all" if sample["complete"] else "some"
     sure.add_row("read", f"{whole} {sample['records_read']:,} records of {decimal(sample['source_bytes'])}")
-    sure.add_row("scored", f"{sample['documents']:,} documents, {sample['tokens']:,} tokens, drawn at random")
+    if sample["documents"]:
+        sure.add_row("scored", f"{sample['documents']:,} documents, {sample['tokens']:,} tokens, drawn at random")
     return [table, sure]
 
 
@@ -306,7 +380,6 @@ def _interval(of: Mapping[str, float]) -> str:
 def _title(found: Mapping[str, Any]) -> str:
     machine = found["machine"]
     devices = ", ".join(sorted(set(machine["devices"])))
-    return (
-        f"{found['manifest']}: {found['documents']:,.0f} documents, {found['tokens']['value']:,.0f} tokens, "
-        f"on {machine['scoring_workers']} workers ({devices})"
-    )
+    tokens = f", {found['tokens']['value']:,.0f} tokens" if found["tokens"] else ""
+    where = f", on {machine['scoring_workers']} workers ({devices})" if devices else ", ingest only"
+    return f"{found['manifest']}: {found['documents']:,.0f} documents{tokens}{where}"

@@ -26,6 +26,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.task import TaskConfig
 from pipeline.core.invisible import escape_invisible
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.core.workspace import with_policy_tokenizer
 
 _MARKED = "bold reverse"
 
@@ -45,7 +46,7 @@ def show(manifest: Manifest, place: str, *, work: Path, recipe: Recipe | None = 
     """
     lineage, site_id = find_site(work / manifest.name, manifest, place)
     found = locate(lineage, site_id)
-    config = manifest.materialize
+    config = with_policy_tokenizer(manifest, work / manifest.name).materialize
     policy = CorpusTokenizer.load(config.policy_tokenizer, config.policy_tokenizer_revision)
     task, model = (recipe.task, recipe.policy.model) if recipe else (TaskConfig(), config.policy_tokenizer)
     run = Path("runs") / recipe.name if recipe else None

@@ -27,7 +27,7 @@ from commands.groups.options import (
 )
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
-from pipeline.config.manifest import Manifest
+from pipeline.config.manifest import PROXYS_OWN, Manifest
 
 if TYPE_CHECKING:
     from pipeline.core.artifact import Record
@@ -113,6 +113,7 @@ def run_data(
 ) -> dict[str, Record]:
     """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
     from pipeline.core.tokenizer import CorpusTokenizer
+    from pipeline.core.workspace import with_policy_tokenizer
     from pipeline.selection.sites import check_columns_exist, rule_expression
     from stages.ingest import ingest
     from stages.materialize import materialize
@@ -121,10 +122,11 @@ def run_data(
 
     # Check now what the last stages would refuse only after hours of scoring.
     rule_expression(manifest.select)
-    if last == "materialize":
-        CorpusTokenizer.load(manifest.materialize.policy_tokenizer, manifest.materialize.policy_tokenizer_revision)
-
     folder = work / manifest.name
+    if last == "materialize" and not (manifest.proxy.train and manifest.materialize.policy_tokenizer == PROXYS_OWN):
+        policy = with_policy_tokenizer(manifest, folder).materialize
+        CorpusTokenizer.load(policy.policy_tokenizer, policy.policy_tokenizer_revision)
+
     records: dict[str, Record] = {}
     seconds: dict[str, float] = {}
     steps: dict[str, Callable[[], Record]] = {
@@ -132,7 +134,12 @@ def run_data(
         "score": lambda: score(manifest, records["ingest"], work=folder, executor=executor),
         "select": lambda: select(manifest, records["ingest"], records["score"], work=folder, executor=executor),
         "materialize": lambda: materialize(
-            manifest, records["ingest"], records["score"], records["select"], work=folder, executor=executor
+            with_policy_tokenizer(manifest, folder),
+            records["ingest"],
+            records["score"],
+            records["select"],
+            work=folder,
+            executor=executor,
         ),
     }
     for name in DATA_STAGES[: DATA_STAGES.index(last) + 1]:

@@ -45,14 +45,15 @@ def export(
         rpt export openrlhf data_manifests/demo.yaml --out exports/demo-openrlhf --recipe recipes/demo.yaml
     """
     from commands.export import export as write
-    from pipeline.core.workspace import own_record
+    from pipeline.core.workspace import own_record, with_policy_tokenizer
 
     read = load(Manifest, manifest, overrides or ())
     task = load(Recipe, recipe).task if recipe else TaskConfig()
     if template:
         task = task.model_copy(update={"template": template})
     shards = own_record(work / read.name, read, "materialize")
-    write(read.name, shards, format=format, task=task, out=out, policy=read.materialize, where=where)
+    policy = with_policy_tokenizer(read, work / read.name).materialize
+    write(read.name, shards, format=format, task=task, out=out, policy=policy, where=where)
     print(out)
 
 

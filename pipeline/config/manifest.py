@@ -117,13 +117,18 @@ class ScoreConfig(Config):
         return self
 
 
+PROXYS_OWN = "proxy"
+"""As `materialize.policy_tokenizer`: the tokenizer of the proxy."""
+
+
 class MaterializeConfig(Config):
     """How a site becomes a training example."""
 
     locations: ClassVar[frozenset[str]] = frozenset({"policy_tokenizer", "policy_tokenizer_revision"})
 
     policy_tokenizer: str
-    """Folder or hub id of the policy's tokenizer: targets and boundaries are its tokens."""
+    """Folder or hub id of the policy's tokenizer: targets and boundaries are its tokens. `proxy`: the proxy's own, also
+    of one that is fitted on the corpus, so that no model is needed."""
     policy_tokenizer_revision: str | None = None
     """Hub revision of `policy_tokenizer` (a commit hash: a branch name is not reproducible)."""
     max_context_tokens: int = Field(4096, gt=0)

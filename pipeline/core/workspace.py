@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config.base import differences
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import Manifest
+from pipeline.config.manifest import PROXYS_OWN, Manifest
 from pipeline.core.artifact import (
     Completion,
     Record,
@@ -248,6 +248,27 @@ def own_record(work: Path, manifest: Manifest, stage: str) -> Record:
         hint=f"run `rpt data` with this manifest again, or use the one of the name `{manifest.name}` that it was made "
         "with; give one of them another name",
     )
+
+
+def with_policy_tokenizer(manifest: Manifest, work: Path) -> Manifest:
+    """Return the manifest with the folder of the proxy's tokenizer, if its policy tokenizer is `proxy`.
+
+    Args:
+        manifest: with its overrides.
+        work: the manifest's folder, which has the proxy if that is fitted.
+
+    Raises:
+        UserError: the proxy is not fitted yet.
+    """
+    config, proxy = manifest.materialize, manifest.proxy
+    if config.policy_tokenizer != PROXYS_OWN:
+        return manifest
+    if proxy.train is not None:
+        name, revision = str(own_record(work, manifest, "proxy").files("model")[0].path), None
+    else:
+        name, revision = (proxy.tokenizer, None) if proxy.tokenizer else (str(proxy.model), proxy.revision)
+    update = {"policy_tokenizer": name, "policy_tokenizer_revision": revision}
+    return manifest.model_copy(update={"materialize": config.model_copy(update=update)})
 
 
 def _is_own(work: Path, corpus: CorpusConfig, record: Record) -> bool:

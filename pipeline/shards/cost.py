@@ -102,6 +102,13 @@ def try_scores(
     )
 
 
+def count_tokens(tokenizer: str, texts: Sequence[str]) -> list[int]:
+    """Return the proxy tokens of every text that its tokenizer reproduces byte for byte; others are quarantined."""
+    tokens = CorpusTokenizer.load(tokenizer)
+    pairs = zip(texts, tokens.encode_batch(texts), strict=True)
+    return [len(ids) for text, ids in pairs if tokens.is_lossless(text, ids)]
+
+
 def try_select(config: SelectConfig, several: bool, scored: Trial) -> Trial:
     """Measure select on the scores of another trial, without the rules over the whole corpus.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from rich.console import Console
 
 from commands.plan import plan, tables
 from pipeline.config.manifest import Manifest
@@ -98,6 +100,43 @@ def test_a_sample_of_everything_is_what_a_run_counts(tmp_path: Path, monkeypatch
     assert all(stage["seconds"] > 0 and stage["hours"] > 0 for stage in found["stages"])
     assert "tokens" in json.dumps(found)
     assert "150 documents" in str(tables(found)[0].title)
+
+
+def test_the_tokens_of_a_corpus_that_was_read_whole_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.plan.SAMPLE", 20)
+    save(tmp_path / "proxy", qwen(300))
+    path = corpus(tmp_path, {"model": str(tmp_path / "proxy")})
+    found = plan(path, workers=1)
+    assert found["sample"]["documents"] == 20
+    counted = made(path, tmp_path / "work")["tokens"]
+    assert found["tokens"] == {"value": counted, "low": counted, "high": counted}
+    assert found["sites"]["low"] < found["sites"]["high"] and found["not_reached"] == []
+
+
+def test_without_weights_the_rest_is_planned_and_what_is_missing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "proxy", qwen(300))
+    path = corpus(tmp_path, {"model": str(tmp_path / "proxy")})
+    counted = plan(path, workers=1)["tokens"]
+    for weights in (tmp_path / "proxy").glob("*.safetensors"):
+        weights.unlink()
+    found = plan(path, workers=1)
+    assert (found["documents"], found["tokens"], found["sites"]) == (150, counted, None)
+    assert [stage["stage"] for stage in found["stages"]] == ["ingest"]
+    assert found["not_reached"] == [f"weights of the proxy: {tmp_path / 'proxy'}"]
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    found = plan(path, ["proxy.model=owner/absent"], workers=1)
+    assert (found["documents"], found["tokens"], found["sites"]) == (150, None, None)
+    assert "owner/absent" in found["not_reached"][0]
+    with Console(file=(out := io.StringIO()), width=200) as console:
+        for table in tables(found):
+            console.print(table)
+    assert "unknown: no tokenizer" in out.getvalue() and "owner/absent" in out.getvalue()
 
 
 def test_a_proxy_that_must_be_fitted_costs_its_own_time(tmp_path: Path) -> None:

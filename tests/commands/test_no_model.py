@@ -1,0 +1,43 @@
+"""No model at hand: the proxy is fitted on the corpus, and its tokenizer is the policy's, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from commands.groups.data import run_data
+from commands.plan import plan
+from commands.show import show
+from commands.trace import trace
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest
+from pipeline.core.parquet import read_table
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.core.workspace import with_policy_tokenizer
+from tests.commands.test_plan import TRAIN, corpus
+from tests.stages.published import InProcess
+
+
+def test_the_policys_tokenizer_may_be_that_of_the_fitted_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("commands.plan.TRY_SECONDS", 600.0)
+    path = corpus(tmp_path, {"train": TRAIN})
+    tree = yaml.safe_load(path.read_text())
+    tree["materialize"] = {"policy_tokenizer": "proxy"}
+    tree["select"] = {"where": "entropy > 0"}
+    path.write_text(yaml.safe_dump(tree))
+    manifest, work = Manifest.model_validate(tree), tmp_path / "work"
+    with pytest.raises(UserError, match="stage `proxy` has no output yet"):
+        with_policy_tokenizer(manifest, work / "toy")
+    assert plan(path, workers=1)["sites"]["value"] > 0
+
+    records = run_data(manifest, "materialize", None, work, InProcess())
+    fitted = CorpusTokenizer.load(with_policy_tokenizer(manifest, work / "toy").materialize.policy_tokenizer)
+    assert records["materialize"].inputs["policy_tokenizer"] == fitted.digest
+    counters = records["materialize"].counters
+    assert counters["kept.train"] and not counters.get("dropped.not_a_policy_boundary"), "one tokenizer, one boundary"
+    site = read_table(records["materialize"].files("train")[0])["site_id"][0].as_py()
+    assert show(manifest, site, work=work)["trained"]["continuation"]
+    assert trace(manifest, site, work=work)["source"]["agrees"]
