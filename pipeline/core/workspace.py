@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import stat
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +310,7 @@ def _older(made: Iterable[Output], versions: Mapping[str, int]) -> list[str]:
 
 def size_of(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder."""
-    return sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
+    return sum(each.st_size for each in _stats(path) if stat.S_ISREG(each.st_mode))
 
 
 def format_bytes(size: float) -> str:
@@ -324,4 +328,13 @@ def format_bytes(size: float) -> str:
 
 
 def _last_change(path: Path) -> float:
-    return max(p.stat().st_mtime for p in [path, *path.rglob("*")])
+    """Return when a file, or anything in a folder, was last changed; 0 if it is gone."""
+    return max((each.st_mtime for each in _stats(path)), default=0.0)
+
+
+def _stats(path: Path) -> Iterator[os.stat_result]:
+    """Yield the status of a path and of everything in it, without what a running stage removes meanwhile."""
+    inside = (Path(folder, name) for folder, *names in os.walk(path) for name in chain(*names))
+    for each in chain([path], inside):
+        with contextlib.suppress(FileNotFoundError):
+            yield each.stat()
