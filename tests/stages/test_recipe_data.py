@@ -86,7 +86,14 @@ def test_the_recipes_that_are_shipped_name_their_data(repository: Path) -> None:
         for path in (repository / "recipes").glob("*.yaml")
         if "study" not in path.name
     }
-    assert found == {"demo": "demo", "demo-finetune": "demo", "omnimath-1.5b": "omnimath", "omnimath-14b": "omnimath"}
+    assert found == {
+        "demo": "demo",
+        "demo-finetune": "demo",
+        "omnimath-1.5b": "omnimath",
+        "omnimath-14b": "omnimath",
+        "qwen3-0.6b": "omnimath-qwen3",
+        "smollm2-135m": "omnimath-smollm2",
+    }
 
 
 def test_a_template_is_read_from_the_recipes_folder_and_known_by_its_content(
