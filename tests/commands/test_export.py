@@ -303,7 +303,7 @@ def test_verl_reads_the_rows_and_calls_the_reward(made: tuple[Manifest, Record],
 def test_nemo_rls_rows_are_those_that_it_documents(made: tuple[Manifest, Record], tmp_path: Path) -> None:
     """`ResponseDataset` of docs/guides/grpo.md: JSON lines by `datasets`, `input_key`, `output_key`, and no `messages`,
     which would be taken as they are. What is on PyPI is a placeholder without code."""
-    from datasets import load_dataset
+    load_dataset = pytest.importorskip("datasets").load_dataset
 
     folder = exported(made, "nemo-rl", tmp_path / "out")
     loaded = load_dataset("json", data_files=str(folder / "train.jsonl"), cache_dir=str(tmp_path / "cache"))["train"]

@@ -76,7 +76,8 @@ def rows(made: tuple[Manifest, Path], split: str) -> list[dict]:
 
 def test_polars_duckdb_and_datasets_read_it(made: tuple[Manifest, Path], pushed: Path, tmp_path: Path) -> None:
     import duckdb
-    from datasets import load_dataset
+
+    load_dataset = pytest.importorskip("datasets").load_dataset
 
     train, held_out = rows(made, "train"), rows(made, "validation")
     assert len(train) > 100 < len(held_out)
