@@ -56,16 +56,16 @@ ln -s "$root/.venv" "$elsewhere/a checkout/.venv"
 mkdir "$elsewhere/blocked"
 cat >"$elsewhere/blocked/sitecustomize.py" <<'PYTHON'
 import sys
+from importlib.machinery import PathFinder
 
 
-class NoPandas:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] == "pandas":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class WithoutPandas(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] == "pandas" else PathFinder.find_spec(name, path, target)
 
 
-sys.meta_path.insert(0, NoPandas)
+sys.meta_path = [WithoutPandas if finder is PathFinder else finder for finder in sys.meta_path]
 PYTHON
 row "default, AVX2, 1 thread, a path with a space, RPT_REAL_DATA" "$elsewhere/a checkout" "" OMP_NUM_THREADS=1 \
     ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 "PYTHONPATH=$elsewhere/a checkout" \
