@@ -21,6 +21,11 @@ from tests.corpus.corpora import Here, Ingested, jsonl, manifest, rows, run
 ROWS = [{"text": f"document {n}", "n": n} for n in range(600)]
 
 
+@pytest.fixture(autouse=True)
+def _library() -> None:
+    pytest.importorskip("datasets")  # it needs pandas
+
+
 def read(work: Path, dataset: dict[str, Any], **corpus: Any) -> Ingested:
     """Ingest a data set."""
     about = manifest(**corpus).model_dump(mode="json")
