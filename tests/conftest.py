@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-collect_ignore = ["stages/baselines_worker.py"]
-"""A program, not a module: importing it runs it."""
+collect_ignore_glob = ["*_worker.py"]
+"""Programs, not modules: importing some of them runs them."""
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")  # tests never time: a machine under load is no failure
