@@ -20,8 +20,9 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.config.manifest import Manifest
+from pipeline.core.files import size_of
 from pipeline.core.pointers import superseded_by_others
-from pipeline.core.workspace import format_bytes, made_from, outputs, runs_in, size_of, unneeded
+from pipeline.core.workspace import format_bytes, made_from, outputs, runs_in, unneeded
 
 REMOVED = ".removed"
 

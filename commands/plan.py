@@ -32,6 +32,7 @@ from pipeline.config.loading import load
 from pipeline.config.manifest import PROXYS_OWN, Manifest, ProxyConfig, TrainProxyConfig
 from pipeline.config.recipe import Recipe
 from pipeline.core.executor import LocalExecutor
+from pipeline.core.files import size_of
 from pipeline.core.hardware import cores, gpus
 from pipeline.core.model_files import MODEL_FILES, TOKENIZER_FILES, resolve_model
 from pipeline.core.precision import proxy_dtype
@@ -48,7 +49,6 @@ from pipeline.shards.cost import (
     count_tokens,
     estimate_total,
     kept_share,
-    size_of,
     try_documents,
     try_fit,
     try_materialize,

@@ -15,7 +15,8 @@ import yaml
 from rich.table import Table
 
 from pipeline.config.manifest import Manifest
-from pipeline.core.workspace import Output, format_bytes, made_from, outputs, runs_in, size_of, states
+from pipeline.core.files import size_of
+from pipeline.core.workspace import Output, format_bytes, made_from, outputs, runs_in, states
 from pipeline.grpo.run.run_folder import latest_checkpoint, read_state
 
 

@@ -20,7 +20,8 @@ from pipeline.audit.source import source_damage
 from pipeline.audit.verify import verify as check
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.manifest import Manifest
-from pipeline.core.workspace import format_bytes, size_of
+from pipeline.core.files import size_of
+from pipeline.core.workspace import format_bytes
 from pipeline.grpo.run.run_folder import (
     OTHER_CHECKPOINT,
     damage_of,

@@ -31,7 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.base import canonical_json
 from pipeline.config.errors import IntegrityError, UserError
-from pipeline.core.files import flush, move_if_absent, replace_text
+from pipeline.core.files import flush, move_if_absent, replace_text, size_of
 from pipeline.core.sealed import read_sealed, write_sealed
 
 Counters = dict[str, int]
@@ -204,8 +204,7 @@ def publish(directory: Path, shard: int, scratch: Path, counters: Counters, seco
         sha256 = content_hash(source)
         target = directory / f"{source.stem}-{shard:05d}.{sha256[:12]}{source.suffix}"
         move_if_absent(source, target)
-        size = sum(p.stat().st_size for p in [target, *target.rglob("*")] if p.is_file())
-        files[source.stem] = Entry(target.name, rows, size, sha256)
+        files[source.stem] = Entry(target.name, rows, size_of(target), sha256)
     completion = Completion(shard, files, dict(sorted(counters.items())), round(seconds, 3))
     write_completion(directory, completion)
     return read_completion(directory, shard) or completion

@@ -1,11 +1,13 @@
-"""Atomic file writes: written under another name, made durable, then moved into place."""
+"""Files: atomic writes (under another name, made durable, then moved into place), and how large files are."""
 
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 
@@ -48,3 +50,16 @@ def move_if_absent(source: Path, target: Path) -> None:
         if not target.exists():
             raise
     flush(target.parent)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(each.st_size for each in status_of_all(path) if stat.S_ISREG(each.st_mode))
+
+
+def status_of_all(path: Path) -> Iterator[os.stat_result]:
+    """Yield the status of a path and of everything in it, without what a running stage removes meanwhile."""
+    inside = (Path(folder, name) for folder, *names in os.walk(path) for name in chain(*names))
+    for each in chain([path], inside):
+        with suppress(FileNotFoundError):
+            yield each.stat()

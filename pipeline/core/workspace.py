@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import stat
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from pipeline.core.artifact import (
     read_completion,
     read_record,
 )
+from pipeline.core.files import size_of, status_of_all
 from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled
 from pipeline.core.parts import FOLDER as PARTS
 from pipeline.core.pointers import is_of_policy, is_of_proxy, is_of_source, source_pointer
@@ -308,11 +305,6 @@ def _older(made: Iterable[Output], versions: Mapping[str, int]) -> list[str]:
     return [f"code version of `{s}`: {v} → {versions[s]}" for s, v in records if versions.get(s, v) != v]
 
 
-def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
-    return sum(each.st_size for each in _stats(path) if stat.S_ISREG(each.st_mode))
-
-
 def format_bytes(size: float) -> str:
     """Return a number of bytes with a decimal unit.
 
@@ -329,12 +321,4 @@ def format_bytes(size: float) -> str:
 
 def _last_change(path: Path) -> float:
     """Return when a file, or anything in a folder, was last changed; 0 if it is gone."""
-    return max((each.st_mtime for each in _stats(path)), default=0.0)
-
-
-def _stats(path: Path) -> Iterator[os.stat_result]:
-    """Yield the status of a path and of everything in it, without what a running stage removes meanwhile."""
-    inside = (Path(folder, name) for folder, *names in os.walk(path) for name in chain(*names))
-    for each in chain([path], inside):
-        with contextlib.suppress(FileNotFoundError):
-            yield each.stat()
+    return max((each.st_mtime for each in status_of_all(path)), default=0.0)

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.manifest import Manifest, MaterializeConfig, TrainProxyConfig
 from pipeline.config.selection import SelectConfig
+from pipeline.core.files import size_of
 from pipeline.core.parquet import ROW_GROUP, parquet_writer
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import CORPUS, DOCUMENTS
@@ -193,11 +194,6 @@ def _file_size(name: str, table: pa.Table, row_group: int | None = None) -> int:
         with parquet_writer(Path(out) / f"{name}.parquet", table.schema) as writer:
             writer.write_table(table, row_group_size=row_group)
         return size_of(Path(out))
-
-
-def size_of(folder: Path) -> int:
-    """Return the total bytes of the files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 # ------------------------------------------------------------------------------------------------- extrapolation
