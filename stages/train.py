@@ -28,12 +28,13 @@ from pipeline.core.progress import log
 from pipeline.grpo.data.pass_rates import read_pass_rates
 from pipeline.grpo.policy.deepspeed_config import choose_config
 from pipeline.grpo.policy.lr_schedule import learning_rate
+from pipeline.grpo.policy.rendezvous import is_first_rank
 from pipeline.grpo.rollout.prompt import keep_prompt, kept_prompt
 from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.rollout.sampler_choice import with_sampler
 from pipeline.grpo.rollout.thinking_choice import with_thinking
 from pipeline.grpo.run.flops import grpo_flops
-from pipeline.grpo.run.launch import is_first_rank, run_rank
+from pipeline.grpo.run.launch import run_rank
 from pipeline.grpo.run.metrics import GroupSummary, Metrics, Stopwatch, rollout_metrics
 from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.policy_loading import Policy, load_policy, with_vllm

@@ -10,6 +10,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.task import READING_REWARDS
 from pipeline.core.hardware import torch_device
 from pipeline.core.progress import log
+from pipeline.grpo.policy.rendezvous import is_first_rank
 
 SAMPLERS = {"built_in": "built-in sampler", "vllm": "vLLM sampler"}
 
@@ -18,11 +19,11 @@ def with_sampler(recipe: Recipe, server: str | None) -> Recipe:
     """Return the recipe with `rollout.sampler: auto` replaced by this machine's sampler, and log the choice."""
     if recipe.rollout.sampler != "auto":
         return recipe
-    main, world = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     installed = find_spec("vllm") is not None
     gpu = installed and torch_device() == "cuda"
     sampler, reason = choose_sampler(recipe.task.reward, server, world, installed=installed, gpu=gpu)
-    if main:
+    if is_first_rank():
         log(f"train        rollouts by the {SAMPLERS[sampler]}: {reason} (rollout.sampler: auto)")
     return recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"sampler": sampler})})
 

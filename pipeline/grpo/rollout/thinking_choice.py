@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.task import TaskConfig
 from pipeline.core.progress import log
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.policy.rendezvous import is_first_rank
 from pipeline.grpo.rollout.chat_template import ChatTemplate
 from pipeline.task.templates import template_of
 from pipeline.task.thinking import Mode, Thinking, choose_mode
@@ -28,7 +28,7 @@ def with_thinking(recipe: Recipe, folder: Path, tokens: CorpusTokenizer, command
     """
     mode, reason = mode_of(recipe.task, ChatTemplate.of(folder), tokens)
     template = template_of(recipe.task.template, mode)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         log(f"{command:<12} thinking: {mode}, prompt template: {template.name}; {reason}")
     named = template.name if recipe.task.template == "auto" else recipe.task.template
     task = recipe.task.model_copy(update={"thinking": mode, "template": named})

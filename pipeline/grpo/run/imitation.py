@@ -16,11 +16,11 @@ from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.progress import log
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.data.examples import EpochSampler, Example, subsample, text_examples
+from pipeline.grpo.policy.rendezvous import is_first_rank
 from pipeline.grpo.rollout.prompt import PromptBuilder, PromptText, keep_prompt, kept_prompt
 from pipeline.grpo.rollout.response_ends import ResponseEnds, response_ends
 from pipeline.grpo.rollout.thinking_choice import with_thinking
 from pipeline.grpo.run.flops import ComputeBudget
-from pipeline.grpo.run.launch import is_first_rank
 from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.run_folder import policy_tokenizer, spoken
 from pipeline.grpo.run.supervised import TrainingData, train_supervised

@@ -17,11 +17,6 @@ from pipeline.core.progress import log, quiet_libraries
 from pipeline.grpo.run.spec import SpecT, read_spec
 
 
-def is_first_rank() -> bool:
-    """Return True on rank 0, which alone writes; also before the process group has started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], int]]:
     """Catch SIGTERM within the block; the yielded function returns 1 once it came, so that the step can be finished."""

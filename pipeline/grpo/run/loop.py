@@ -1,4 +1,4 @@
-"""The training loop, which `rpt train`, `rpt sft` and `rpt ntp` share, and what opens and closes a run around it.
+"""The training loop that `rpt train`, `warmup`, `sft` and `ntp` share, and what opens and closes a run around it.
 
 A stage says what a step is and what is measured; the rest is the same for all of them:
 

@@ -10,7 +10,7 @@ from pipeline.config.errors import IntegrityError
 from pipeline.config.recipe import PolicyConfig, Recipe
 from pipeline.core.precision import fastest_dtype
 from pipeline.core.progress import log
-from pipeline.grpo.run.launch import is_first_rank
+from pipeline.grpo.policy.rendezvous import is_first_rank
 
 
 def with_dtype(recipe: Recipe, command: str, run: Path | None = None) -> Recipe:

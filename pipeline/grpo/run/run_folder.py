@@ -37,9 +37,9 @@ from pipeline.core.files import replace_text
 from pipeline.core.progress import log
 from pipeline.core.sealed import read_sealed, replace_sealed
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.grpo.policy.rendezvous import is_first_rank
 from pipeline.grpo.rollout.prompt import KEPT, PromptText
 from pipeline.grpo.rollout.response_ends import ResponseEnds
-from pipeline.grpo.run.launch import is_first_rank
 from pipeline.grpo.run.lineage import origin_of
 
 RECORD = "run.json"
