@@ -47,8 +47,6 @@ from pipeline.corpus.documents import (
     to_json,
 )
 from pipeline.corpus.files import corpus_files
-from pipeline.corpus.markup_source import FORMATS as MARKUP
-from pipeline.corpus.markup_source import library_versions
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.plan import (
@@ -62,7 +60,10 @@ from pipeline.corpus.plan import (
     source_digest,
 )
 from pipeline.corpus.quarantine import QUARANTINE, Rejected, Unusable
-from pipeline.corpus.readers import Slice, read_records
+from pipeline.corpus.readers.dispatch import read_records
+from pipeline.corpus.readers.markup import FORMATS as MARKUP
+from pipeline.corpus.readers.markup import library_versions
+from pipeline.corpus.readers.records import Slice
 from pipeline.corpus.row_writer import RowWriter
 from pipeline.corpus.scan import SLICE_BYTES, Scan, log_found, scan
 from pipeline.corpus.template import Template

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.opening import SourceFile, open_file
-from pipeline.corpus.record_splitter import RECORD_LIMIT, RawRecord
+from pipeline.corpus.readers.record_splitter import RECORD_LIMIT, RawRecord
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

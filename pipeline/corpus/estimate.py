@@ -16,9 +16,10 @@ from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.documents import to_document, to_json
 from pipeline.corpus.opening import SourceFile, open_raw, source_errors
-from pipeline.corpus.parquet_source import open_parquet
 from pipeline.corpus.quarantine import Unusable
-from pipeline.corpus.readers import Record, Slice, is_cut_by_bytes, read_records
+from pipeline.corpus.readers.dispatch import is_cut_by_bytes, read_records
+from pipeline.corpus.readers.parquet import open_parquet
+from pipeline.corpus.readers.records import Record, Slice
 from pipeline.corpus.template import Template
 from pipeline.corpus.unpacking import decompress
 

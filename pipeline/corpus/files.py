@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
+from pipeline.corpus.dataset_files import dataset_files
 from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.sources import chosen_files
 
@@ -37,6 +38,4 @@ def corpus_files(config: CorpusConfig, source: str | None = None) -> list[Source
 def _files(config: CorpusConfig, source: str | None) -> list[SourceFile]:
     if config.dataset is None or source is not None:
         return chosen_files(config, source or config.source)
-    from pipeline.corpus.dataset_source import dataset_files  # its library takes a second to import
-
     return dataset_files(config.dataset, config.validation.split)

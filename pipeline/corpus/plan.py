@@ -16,7 +16,7 @@ from pipeline.core.artifact import InputFile, Record, Shard
 from pipeline.corpus.archives import Member
 from pipeline.corpus.checksums import Checksums
 from pipeline.corpus.opening import SourceFile
-from pipeline.corpus.readers import Slice
+from pipeline.corpus.readers.records import Slice
 from pipeline.corpus.scan import Scan
 
 FILES_PER_SHARD = 1000

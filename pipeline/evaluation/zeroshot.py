@@ -18,7 +18,8 @@ from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
 from pipeline.core.random_keys import random_key
 from pipeline.corpus.quarantine import Unusable
-from pipeline.corpus.readers import Slice, read_records
+from pipeline.corpus.readers.dispatch import read_records
+from pipeline.corpus.readers.records import Slice
 from pipeline.corpus.sources import find_files
 from pipeline.evaluation.intervals import proportion
 

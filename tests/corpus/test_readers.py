@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
 from pipeline.corpus.documents import to_document
-from pipeline.corpus.json_source import parse_json_object
 from pipeline.corpus.quarantine import Unusable
-from pipeline.corpus.readers import Record, Slice, read_records
+from pipeline.corpus.readers.dispatch import read_records
+from pipeline.corpus.readers.json import parse_json_object
+from pipeline.corpus.readers.records import Record, Slice
 from pipeline.corpus.scan import scan
 from pipeline.corpus.sources import find_files
 from pipeline.corpus.template import Template
@@ -227,7 +228,7 @@ def test_a_quote_that_is_never_closed_costs_one_line(tmp_path: Path) -> None:
 
 
 def test_a_csv_row_beyond_the_limit_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.corpus.csv_source.CSV_ROW_LIMIT", 100)
+    monkeypatch.setattr("pipeline.corpus.readers.csv.CSV_ROW_LIMIT", 100)
     (tmp_path / "x.csv").write_bytes(b"q,a\n" + b"x" * 200 + b",1\n2,3\n")
     assert values(read(tmp_path / "x.csv")) == ["not_csv", {"q": "2", "a": "3"}]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.record_splitter import array_elements, documents, lines
+from pipeline.corpus.readers.record_splitter import array_elements, documents, lines
 
 BYTES = st.binary(max_size=60)
 JSON = st.recursive(

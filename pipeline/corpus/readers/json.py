@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, cast
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.encodings import DecodedFile
-from pipeline.corpus.json_structure import Structure, list_at, survey, values
 from pipeline.corpus.quarantine import Unusable
-from pipeline.corpus.record_splitter import RawRecord, array_elements, lines
-from pipeline.corpus.records import Record, Slice, make_record, utf8
+from pipeline.corpus.readers.json_structure import Structure, list_at, survey, values
+from pipeline.corpus.readers.record_splitter import RawRecord, array_elements, lines
+from pipeline.corpus.readers.records import Record, Slice, make_record, utf8
+from pipeline.corpus.readers.text import lines_of
 from pipeline.corpus.template import Template
-from pipeline.corpus.text_source import lines_of
 
 _LOOK = 20
 """First lines that are looked at to tell JSON lines from one value over many lines."""

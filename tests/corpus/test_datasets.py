@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -14,7 +15,8 @@ import pytest
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.files import corpus_files
-from pipeline.corpus.readers import Slice, read_records
+from pipeline.corpus.readers.dispatch import read_records
+from pipeline.corpus.readers.records import Slice
 from stages.ingest import ingest
 from tests.corpus.corpora import Here, Ingested, jsonl, manifest, rows, run
 
@@ -114,6 +116,12 @@ def test_files_are_read_by_the_builder_that_is_named(tmp_path: Path) -> None:
     assert again.record.fingerprint == result.record.fingerprint
     jsonl(tmp_path / "part 1.jsonl", [*ROWS[400:], {"text": "one more", "n": 600}])
     assert read(tmp_path / "work", {"path": "json", "data_files": files}).record.fingerprint != again.record.fingerprint
+
+
+def test_tables_with_tabs_are_read_as_the_library_itself_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("n\ttext\n1\tone, or two\n")
+    (tmp_path / "b.tsv.gz").write_bytes(gzip.compress(b"n\ttext\n2\tthree\n"))
+    assert sorted(read(tmp_path / "work", {"path": str(tmp_path)}).texts) == ["one, or two", "three"]
 
 
 def test_web_datasets_are_samples_of_members(tmp_path: Path) -> None:

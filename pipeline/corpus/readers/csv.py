@@ -14,8 +14,8 @@ from pipeline.config.corpus import CorpusConfig, CsvConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.encodings import DecodedFile
 from pipeline.corpus.quarantine import TO_UTF8, Unusable
-from pipeline.corpus.record_splitter import RawRecord, lines
-from pipeline.corpus.records import Record, Slice, make_record, utf8
+from pipeline.corpus.readers.record_splitter import RawRecord, lines
+from pipeline.corpus.readers.records import Record, Slice, make_record, utf8
 
 CSV_ROW_LIMIT = 16 << 20
 """Bytes after which an unfinished CSV row counts as broken; most likely a quote is never closed."""

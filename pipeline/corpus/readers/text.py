@@ -7,8 +7,8 @@ from typing import Any, BinaryIO
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.corpus.encodings import DecodedFile
-from pipeline.corpus.record_splitter import RECORD_LIMIT, RawRecord, documents, lines
-from pipeline.corpus.records import Record, Slice, make_record, utf8
+from pipeline.corpus.readers.record_splitter import RECORD_LIMIT, RawRecord, documents, lines
+from pipeline.corpus.readers.records import Record, Slice, make_record, utf8
 
 
 def read_text(part: Slice, config: CorpusConfig) -> Iterator[Record]:

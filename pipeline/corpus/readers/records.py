@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pipeline.corpus.encodings import DecodedFile
 from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.quarantine import Unusable
-from pipeline.corpus.record_splitter import RawRecord
+from pipeline.corpus.readers.record_splitter import RawRecord
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Readers: the records of a slice of a source file, each with its location, its bytes and its columns.
+"""The reader of each format: the records of a slice of a file, each with its location, its bytes and its columns.
 
 A record that cannot be parsed is still a record, with the reason as its value. Therefore these are readers of our own
 over Arrow and the standard library: `datasets` (tried: 5.2) stops at a line that is not JSON, reads the text "7" of a
@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from pipeline.config.corpus import CorpusConfig
-from pipeline.corpus.csv_source import read_csv
-from pipeline.corpus.json_source import read_json, read_json_lines
-from pipeline.corpus.markup_source import read_html, read_xml
 from pipeline.corpus.opening import SourceFile, source_errors
-from pipeline.corpus.parquet_source import read_parquet
-from pipeline.corpus.records import Record, Slice
-from pipeline.corpus.table_source import read_arrow, read_dataset, read_feather, read_orc
-from pipeline.corpus.text_source import read_text
-
-__all__ = ["Record", "Slice", "is_cut_by_bytes", "read_records"]
+from pipeline.corpus.readers.csv import read_csv
+from pipeline.corpus.readers.dataset import read_dataset
+from pipeline.corpus.readers.json import read_json, read_json_lines
+from pipeline.corpus.readers.markup import read_html, read_xml
+from pipeline.corpus.readers.parquet import read_parquet
+from pipeline.corpus.readers.records import Record, Slice
+from pipeline.corpus.readers.tables import read_arrow, read_feather, read_orc
+from pipeline.corpus.readers.text import read_text
 
 
 def read_records(part: Slice, config: CorpusConfig) -> Iterator[Record]:

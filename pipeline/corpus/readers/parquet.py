@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.arrow_values import column_values
 from pipeline.corpus.opening import SourceFile
-from pipeline.corpus.records import Record, Slice
-from pipeline.corpus.table_source import doubled_name, open_seekable, row_record
+from pipeline.corpus.readers.arrow_values import column_values
+from pipeline.corpus.readers.records import Record, Slice
+from pipeline.corpus.readers.tables import doubled_name, open_seekable, row_record
 from pipeline.corpus.unpacking import check_unpacked
 
 BATCH_ROWS = 256

@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.config.corpus import CorpusConfig
 from pipeline.corpus.encodings import DecodedFile
 from pipeline.corpus.quarantine import Unusable
-from pipeline.corpus.record_splitter import RawRecord
-from pipeline.corpus.records import Record, Slice, make_record, utf8
-from pipeline.corpus.text_source import whole
+from pipeline.corpus.readers.record_splitter import RawRecord
+from pipeline.corpus.readers.records import Record, Slice, make_record, utf8
+from pipeline.corpus.readers.text import whole
 
 FORMATS = ("html", "xml")
 """Formats whose text depends on the version of a library."""

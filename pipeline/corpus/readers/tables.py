@@ -1,7 +1,8 @@
-"""Tables of Arrow: rows as records, and the formats ORC and Feather. Parquet has a file of its own."""
+"""Tables of Arrow: rows as records, and the formats Arrow, ORC and Feather. Parquet has a file of its own."""
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
@@ -10,15 +11,16 @@ import pyarrow as pa
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.arrow_source import arrow_batches
-from pipeline.corpus.arrow_values import Broken, column_values
 from pipeline.corpus.documents import to_json
 from pipeline.corpus.opening import SourceFile, open_file, open_raw
-from pipeline.corpus.record_splitter import RECORD_LIMIT
-from pipeline.corpus.records import Record, Slice
+from pipeline.corpus.readers.arrow_values import Broken, column_values
+from pipeline.corpus.readers.record_splitter import RECORD_LIMIT
+from pipeline.corpus.readers.records import Record, Slice
 from pipeline.corpus.unpacking import check_unpacked
 
 BATCH_ROWS = 256
+_FILE_MAGIC = b"ARROW1\0\0"
+"""Start of an Arrow file with a footer. What follows is a stream, which is how it is read here."""
 
 
 def open_seekable(file: SourceFile, max_unpacked_bytes: int) -> BinaryIO:
@@ -52,16 +54,25 @@ def read_arrow(part: Slice, config: CorpusConfig) -> Iterator[Record]:
                 row += 1
 
 
-def read_dataset(part: Slice, config: CorpusConfig) -> Iterator[Record]:
-    """Yield the rows of a file that the library `datasets` reads."""
-    from pipeline.corpus.dataset_source import dataset_rows  # its library takes a second to import
+def arrow_batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of an Arrow stream or file, in order; strings as bytes, because they may not be UTF-8.
 
-    if part.file.checksums is not None:
-        with open_raw(part.file) as raw:  # the library opens the file itself: verify its content first
-            while raw.read(1 << 20):
-                pass
-    for row, values in enumerate(dataset_rows(part.file)):
-        yield row_record(row, f"row {row}", values)
+    Raises:
+        pa.ArrowException: it is damaged, or ends before its last batch. Offsets in it are checked before they are used.
+    """
+    if cast(io.BufferedReader, stream).peek(len(_FILE_MAGIC)).startswith(_FILE_MAGIC):
+        stream.read(len(_FILE_MAGIC))
+    with pa.ipc.open_stream(pa.PythonFile(stream, "r")) as batches:
+        for batch in batches:
+            batch = pa.RecordBatch.from_arrays(list(map(_as_bytes, batch.columns)), batch.schema.names)
+            batch.validate(full=True)
+            yield batch
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    if pa.types.is_string(column.type):
+        return column.view(pa.binary())
+    return column.view(pa.large_binary()) if pa.types.is_large_string(column.type) else column
 
 
 def read_orc(part: Slice, config: CorpusConfig) -> Iterator[Record]:

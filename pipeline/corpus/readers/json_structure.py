@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
-from pipeline.corpus.record_splitter import RECORD_LIMIT, RawRecord
+from pipeline.corpus.readers.record_splitter import RECORD_LIMIT, RawRecord
 
 _OUTSIDE = re.compile(rb'["\[\]{}:]')
 _INSIDE = re.compile(rb'["\\]')

@@ -1,4 +1,4 @@
-"""Data sets that the library `datasets` reads: which files they have, and the rows of a file.
+"""Data sets that the library `datasets` reads: which files they have, and which builder of the library reads each.
 
 A file is a slice: it is read by the library's builder for its format, in batches, so that memory is bounded, the order
 of the rows is that of the file, and a run resumes at the next file. Code that lies in a data set is never run.
@@ -8,27 +8,39 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from pipeline.config.corpus import DatasetConfig
 from pipeline.config.errors import UserError
-from pipeline.core.hub import file_of
 from pipeline.core.progress import log
-from pipeline.corpus.arrow_values import column_values
 from pipeline.corpus.choosing import is_bookkeeping
-from pipeline.corpus.opening import HUB, SourceFile
+from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.sources import Listing, list_source
 from pipeline.corpus.splits import Choice, Layout, choose, patterns_by_split
 
-BATCH_ROWS = 256
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
-_OURS = {"json": "jsonl or json", "csv": "csv", "parquet": "parquet", "text": "text", "arrow": "arrow"}
-"""Our own readers for formats of builders."""
+
+_EXTENSIONS = {
+    "csv": ".csv .tsv",
+    "json": ".json .jsonl .ndjson",
+    "parquet": ".parquet .geoparquet .gpq",
+    "arrow": ".arrow",
+    "text": ".txt",
+    "webdataset": ".tar .tgz",
+    "xml": ".xml",
+    "hdf5": ".hdf5 .h5",
+    "conll": ".conll .conllu",
+    "fasta": ".fa .fasta .fna .ffn .faa .frn .afa",
+    "fastq": ".fq .fastq",
+    "genbank": ".gb .gbk .genbank",
+    "pdb": ".pdb .ent",
+    "mmcif": ".cif .mmcif",
+}
+BUILDERS = {extension: builder for builder, extensions in _EXTENSIONS.items() for extension in extensions.split()}
+"""The library's builder by extension of a file, for formats that have text. The library's own table is private."""
 
 
 def dataset_files(about: DatasetConfig, held_out: str | None = None) -> list[SourceFile]:
@@ -41,15 +53,14 @@ def dataset_files(about: DatasetConfig, held_out: str | None = None) -> list[Sou
     Raises:
         UserError: the data set cannot be listed, has several configurations of which none is named, or no such split.
     """
-    builders = _builders()
     if about.split and re.search(r"[\[\]%:]", about.split):
         raise UserError("a part of a split cannot be read", where=about.split, hint="name the split alone: `train`")
     splits = tuple(about.split.split("+")) if about.split else ()
-    if about.path in builders.values():
+    if about.path in _EXTENSIONS:
         listing, builder = _listed_data_files(about), about.path
     else:
         listing, builder = _listed_folder(about), ""
-    module_of = {name: builder or _builder_of(name, builders) for name in listing.names}
+    module_of = {name: builder or _builder_of(name) for name in listing.names}
     names = [name for name, module in sorted(module_of.items()) if module]
     if not names:
         raise UserError(
@@ -78,19 +89,17 @@ def _origin(choice: Choice, name: str) -> str:
     return f"{next(iter(part.configurations), 'default')}/{part.split or 'train'}"
 
 
-def _builders() -> dict[str, str]:
-    """Return the library's builders by extension of files."""
-    from datasets.packaged_modules import _EXTENSION_TO_MODULE
+def _builder_of(name: str) -> str:
+    """Return the builder for a file, "" if there is none.
 
-    return {extension: module for extension, (module, _) in _EXTENSION_TO_MODULE.items()} | {".tgz": "webdataset"}
-
-
-def _builder_of(name: str, builders: dict[str, str]) -> str:
-    """Return the builder for a file, "" if there is none."""
-    path = PurePosixPath(name)
-    if path.suffix.lower() in _COMPRESSED and path.with_suffix("").suffix != ".tar":
+    Example:
+        >>> _builder_of("a/x.jsonl.gz"), _builder_of("shard-0.TAR"), _builder_of("logo.png")
+        ('json', 'webdataset', '')
+    """
+    path = PurePosixPath(name.lower())
+    if path.suffix in _COMPRESSED:
         path = path.with_suffix("")
-    return builders.get(path.suffix, builders.get(path.suffix.lower(), ""))
+    return BUILDERS.get(path.suffix, "")
 
 
 def _listed_folder(about: DatasetConfig) -> Listing:
@@ -149,57 +158,3 @@ def _common_folder(addresses: Sequence[str]) -> str:
 def _escaped(by_split: dict[str, list[str]]) -> dict[str, Sequence[str]]:
     """Return names as patterns that match nothing else."""
     return {split: [re.sub(r"([*?[])", r"[\1]", name) for name in names] for split, names in by_split.items()}
-
-
-# ---------------------------------------------------------------------------------------------------- reading
-
-
-def dataset_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file as the library's builder reads them; pictures and sound stay bytes.
-
-    Raises:
-        UserError: the library cannot go on; the message has the row after which, and whether our own reader can.
-    """
-    import datasets
-
-    datasets.disable_progress_bars()
-    row = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            builder = datasets.load_dataset_builder(
-                file.builder, data_files={"train": [_address(file)]}, cache_dir=scratch
-            )
-            rows = builder.as_streaming_dataset(split="train")
-            tables = isinstance(builder, datasets.ArrowBasedBuilder)
-            for values in _of_tables(rows) if tables else rows.decode(False):
-                values.pop("__url__", None)  # of web datasets: where the file lies here
-                yield values
-                row += 1
-        except UserError:
-            raise
-        except Exception as error:  # builders pass on the errors of every library below them
-            raise _stopped(file, row, error) from error
-
-
-def _of_tables(rows: Any) -> Iterator[dict[str, Any]]:
-    for table in rows.with_format("arrow").iter(batch_size=BATCH_ROWS):
-        for batch in table.combine_chunks().to_batches():
-            for values in zip(*map(column_values, batch.columns), strict=True):
-                yield dict(zip(batch.schema.names, values, strict=True))
-
-
-def _stopped(file: SourceFile, row: int, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    ours = _OURS.get(file.builder)
-    hint = f"{reason}; fix the file"
-    if ours is not None:
-        hint += f", or read it with `corpus.source` instead: our reader of {ours} quarantines a broken record"
-    where = f"{file.name}, after row {row - 1:,}" if row else f"{file.name}, in its first rows"
-    return UserError("`datasets` cannot read on", where=where, hint=hint)
-
-
-def _address(file: SourceFile) -> str:
-    """Return where the library finds a file: its copy on this machine, unless it is streamed."""
-    if (match := HUB.fullmatch(file.url)) and not file.streamed:
-        return str(file_of(match["repo"], "dataset", match["revision"], match["path"]))
-    return file.url.removeprefix("file://")

@@ -1,0 +1,90 @@
+"""Rows of a file that the library `datasets` reads, by its builder for the format. Code in a data set is never run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline.config.corpus import CorpusConfig
+from pipeline.config.errors import UserError
+from pipeline.core.hub import file_of
+from pipeline.corpus.opening import HUB, SourceFile, open_raw
+from pipeline.corpus.readers.arrow_values import column_values
+from pipeline.corpus.readers.records import Record, Slice
+from pipeline.corpus.readers.tables import BATCH_ROWS, row_record
+
+_OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("csv", ".tsv"): {"sep": "\t"},
+    ("conll", ".conllu"): {"comment_prefix": "#"},
+}
+"""What the library itself gives a builder for files with an extension."""
+
+_OURS = {"json": "jsonl or json", "csv": "csv", "parquet": "parquet", "text": "text", "arrow": "arrow"}
+"""Our own readers for formats of builders."""
+
+
+def read_dataset(part: Slice, config: CorpusConfig) -> Iterator[Record]:
+    """Yield the rows of a file that the library `datasets` reads."""
+    if part.file.checksums is not None:
+        with open_raw(part.file) as raw:  # the library opens the file itself: verify its content first
+            while raw.read(1 << 20):
+                pass
+    for row, values in enumerate(dataset_rows(part.file)):
+        yield row_record(row, f"row {row}", values)
+
+
+def dataset_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file as the library's builder reads them; pictures and sound stay bytes.
+
+    Raises:
+        UserError: the library cannot go on; the message has the row after which, and whether our own reader can.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    row = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            files = {"train": [_address(file)]}
+            builder = datasets.load_dataset_builder(file.builder, data_files=files, cache_dir=scratch, **_options(file))
+            rows = builder.as_streaming_dataset(split="train")
+            tables = isinstance(builder, datasets.ArrowBasedBuilder)
+            for values in _of_tables(rows) if tables else rows.decode(False):
+                values.pop("__url__", None)  # of web datasets: where the file lies here
+                yield values
+                row += 1
+        except UserError:
+            raise
+        except Exception as error:  # builders pass on the errors of every library below them
+            raise _stopped(file, row, error) from error
+
+
+def _options(file: SourceFile) -> dict[str, Any]:
+    suffixes = PurePosixPath(file.name.lower()).suffixes
+    return next((_OPTIONS[file.builder, end] for end in suffixes if (file.builder, end) in _OPTIONS), {})
+
+
+def _of_tables(rows: Any) -> Iterator[dict[str, Any]]:
+    for table in rows.with_format("arrow").iter(batch_size=BATCH_ROWS):
+        for batch in table.combine_chunks().to_batches():
+            for values in zip(*map(column_values, batch.columns), strict=True):
+                yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def _stopped(file: SourceFile, row: int, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    ours = _OURS.get(file.builder)
+    hint = f"{reason}; fix the file"
+    if ours is not None:
+        hint += f", or read it with `corpus.source` instead: our reader of {ours} quarantines a broken record"
+    where = f"{file.name}, after row {row - 1:,}" if row else f"{file.name}, in its first rows"
+    return UserError("`datasets` cannot read on", where=where, hint=hint)
+
+
+def _address(file: SourceFile) -> str:
+    """Return where the library finds a file: its copy on this machine, unless it is streamed."""
+    if (match := HUB.fullmatch(file.url)) and not file.streamed:
+        return str(file_of(match["repo"], "dataset", match["revision"], match["path"]))
+    return file.url.removeprefix("file://")
