@@ -52,7 +52,8 @@ def read_study(path: Path, overrides: Sequence[str], *, quick: bool) -> StudyCon
     for arm in config.arms.values():
         load(Recipe, Path(config.recipe), [*config.set, *arm.set])
         load(Manifest, Path(config.manifest), arm.manifest)
-    load(Recipe, Path(config.finetune), config.finetune_set)
+    if config.finetune:
+        load(Recipe, Path(config.finetune), config.finetune_set)
     return config
 
 
@@ -112,9 +113,7 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
     read = {name: load(Manifest, path) for name, path in manifests.items()}
     shards = {name: own_record(work / corpus.name, corpus, "materialize") for name, corpus in read.items()}
     parts: dict[str, Job] = {}
-    questions = load(Recipe, Path(config.finetune)).questions
-    local = questions is not None and Path(questions.source).is_file()
-    asked = "" if questions is None else content_hash(Path(questions.source)) if local else questions.source
+    asked = _questions(config)
 
     def add(
         name: str,
@@ -140,14 +139,16 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
             made_from = {"shards": shards[name].content}
             add(f"{name}-{seed}", words, places, needs, load(Recipe, recipe, own), made_from)
 
-    for name, arm in {BASE: ArmConfig(finetune=True), **config.arms}.items():
+    for name, arm in {BASE: ArmConfig(finetune=bool(config.finetune)), **config.arms}.items():
         runs = [f"{name}-{seed}" for seed in config.seeds if name in config.arms]
         words = ["evaluate", *(word for run in runs for word in ("--policy", f"{run}={{{run}}}/policy"))]
         places = [str(recipe), "--manifest", config.manifest, *_set(config.set)]
         places += [] if runs else ["--policy", f"{BASE}={base}"]
         made_from = {"shards": shards[BASE].content}
         add(f"{name}-evaluation", words, places, runs, load(Recipe, recipe, config.set), made_from)
-        for seed in config.seeds if arm.finetune else ():
+        if not arm.finetune or config.finetune is None:
+            continue
+        for seed in config.seeds:
             own = [*config.finetune_set, f"seed={seed}"]
             start = [run for run in runs if run == f"{name}-{seed}"]
             words = ["finetune", *(word for run in start for word in ("--policy", f"{{{run}}}/policy"))]
@@ -156,6 +157,15 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
             tuned = load(Recipe, Path(config.finetune), own)
             add(f"{name}-{seed}-rlvr", words, places, start, tuned, {"questions": asked})
     return parts
+
+
+def _questions(config: StudyConfig) -> str:
+    """Return what identifies the questions of `finetune`: the content of a local file, or the address."""
+    questions = load(Recipe, Path(config.finetune)).questions if config.finetune else None
+    if questions is None:
+        return ""
+    source = Path(questions.source)
+    return content_hash(source) if source.is_file() else questions.source
 
 
 def _in_order(arms: dict[str, ArmConfig]) -> list[tuple[str, ArmConfig]]:

@@ -12,8 +12,8 @@ from pipeline.config.base import Config
 class ArmConfig(Config):
     """One way of training the policy of a study: one run per seed."""
 
-    command: Literal["train", "ntp", "sft"] = "train"
-    """The command of `rpt` that trains this arm."""
+    command: Literal["train", "ntp", "sft", "warmup"] = "train"
+    """The command of `rpt` that trains this arm; `warmup` goes on with supervision where a warm-up ended."""
     manifest: tuple[str, ...] = ()
     """`key=value` overrides of the study's manifest, for other shards than those of the other arms."""
     set: tuple[str, ...] = ()
@@ -37,8 +37,8 @@ class StudyConfig(Config):
     """Path of the manifest whose held-out sites all arms are evaluated at."""
     recipe: str
     """Path of the recipe that all arms start from."""
-    finetune: str
-    """Path of the recipe for RL on questions."""
+    finetune: str | None = None
+    """Path of the recipe for RL on questions; null: no arm goes on to questions."""
     prepare: tuple[str, ...] = ()
     """Python modules that prepare the inputs of the recipes; they are run first."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
@@ -60,6 +60,8 @@ class StudyConfig(Config):
             for other in (arm.compute_of, arm.imitates):
                 if other is not None and (other == name or other not in self.arms):
                     raise ValueError(f"arms.{name} refers to {other!r}; arms: {', '.join(self.arms)}")
+            if arm.finetune and self.finetune is None:
+                raise ValueError(f"arms.{name}.finetune needs `finetune`, the recipe for RL on questions")
         if self.reference not in self.arms:
             raise ValueError(f"reference {self.reference!r} is no arm; arms: {', '.join(self.arms)}")
         return self

@@ -102,6 +102,21 @@ def test_arms_read_where_parts_write(planned):
     assert not arms["format_only"].finetuned
 
 
+def test_a_study_without_questions_trains_and_evaluates_only(shipped, repository, tmp_path, planned, monkeypatch):
+    _, _, manifests = planned
+    tree = yaml.safe_load(shipped.read_text())
+    del tree["finetune"], tree["finetune_set"], tree["quick"]
+    tree["arms"] = {"rpt": {}, "warmup": {"command": "warmup", "compute_of": "rpt"}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(tree))
+    config = read_study(tmp_path / "study.yaml", (), quick=False)
+    parts = plan(config, dict.fromkeys(("base", *config.arms), manifests["base"]), tmp_path)
+    runs = {f"{arm}-{seed}" for arm in ("rpt", "warmup") for seed in range(3)}
+    assert set(parts) == runs | {f"{arm}-evaluation" for arm in ("base", "rpt", "warmup")}
+    assert parts["warmup-1"].command[:2] == ("warmup", "--flops-of")
+    with pytest.raises(UserError, match=r"arms\.rpt\.finetune needs `finetune`"):
+        read_study(tmp_path / "study.yaml", ["arms.rpt.finetune=true"], quick=False)
+
+
 def test_the_quick_study_is_smaller_and_elsewhere(shipped, repository, monkeypatch):
     monkeypatch.chdir(repository)
     whole, quick = (read_study(shipped, (), quick=quick) for quick in (False, True))
