@@ -39,7 +39,6 @@ from pipeline.core.precision import proxy_dtype
 from pipeline.core.progress import duration, log
 from pipeline.corpus.estimate import Estimate, estimate, sample
 from pipeline.corpus.files import corpus_files
-from pipeline.corpus.scan import SLICE_BYTES
 from pipeline.grpo.policy.deepspeed_config import read_config
 from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.selection.corpus_rules import needs_corpus_pass
@@ -116,7 +115,7 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
     chosen = sample(found.documents, config.validation, documents, SAMPLE * crew.scoring)
     parts = [part for n in range(crew.scoring) if (part := chosen[n :: crew.scoring])]
     ingested = crew.run(partial(try_documents, config), parts)
-    stages = [_ingest(manifest, found, ingested, len(files), crew)]
+    stages = [_ingest(manifest, found, ingested, crew)]
     every_token: Total | None = None
     with tempfile.TemporaryDirectory() as scratch:
         if manifest.proxy.train is not None:
@@ -126,7 +125,7 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
         else:
             words, model, missing = _proxy(manifest.proxy)
             if model is None or words is None:
-                return _without_weights(manifest, found, ingested, len(files), crew, words, missing)
+                return _without_weights(manifest, found, ingested, crew, words, missing)
             folder, tokenizer = model, words
             every_token = _all_tokens(found, tokenizer)
         log(f"plan         scoring a sample of {len(chosen):,} documents with {crew.scoring} workers")
@@ -212,13 +211,12 @@ def _without_weights(
     manifest: Manifest,
     found: Estimate,
     ingested: Team,
-    files: int,
     crew: Crew,
     tokenizer: Path | None,
     missing: Sequence[str],
 ) -> dict[str, Any]:
     """Return what is known of a corpus without the proxy's weights: documents, and tokens if there is a tokenizer."""
-    stages, tokens = [_ingest(manifest, found, ingested, files, crew)], None
+    stages, tokens = [_ingest(manifest, found, ingested, crew)], None
     if tokenizer is not None:
         texts = [row["text"] for row in found.documents[:SAMPLE]]
         sampled = estimate_total(count_tokens(str(tokenizer), texts), found.document_count, found.error)
@@ -295,15 +293,14 @@ class Crew:
         }
 
 
-def _ingest(manifest: Manifest, found: Estimate, ingested: Team, files: int, crew: Crew) -> dict[str, Any]:
-    """Return the costs of ingest: workers read the slices, then three or four passes follow, one of them serial."""
+def _ingest(manifest: Manifest, found: Estimate, ingested: Team, crew: Crew) -> dict[str, Any]:
+    """Return the costs of ingest: workers read the files, then three or four passes follow, one of them serial."""
     config, documents = manifest.corpus, found.document_count
-    slices = max(files, math.ceil(found.bytes / SLICE_BYTES))
     share = documents / len(ingested.counts("documents"))
     shards = math.ceil(documents / config.shard_documents)
     passes = 4 if config.near_duplicates or config.decontaminate else 3
     stage = crew.stage("ingest", "documents", documents, ingested.busy * share, shards, ingested, share, passes=passes)
-    stage["seconds"] += wall_seconds(found.seconds, slices, crew.light)
+    stage["seconds"] += wall_seconds(found.seconds, found.shards, crew.light)
     stage["hours"] += crew.hours(found.seconds)
     return stage
 

@@ -16,10 +16,12 @@ from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.documents import to_document, to_json
 from pipeline.corpus.opening import SourceFile, open_raw, source_errors
+from pipeline.corpus.plan import count_read_shards
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers.dispatch import is_cut_by_bytes, read_records
 from pipeline.corpus.readers.parquet import open_parquet
 from pipeline.corpus.readers.records import Record, Slice
+from pipeline.corpus.scan import SLICE_BYTES
 from pipeline.corpus.template import Template
 from pipeline.corpus.unpacking import decompress
 
@@ -53,6 +55,8 @@ class Estimate:
     """Documents of the corpus, if the same share of all records makes one. Unread duplicates are counted."""
     seconds: float
     """Seconds that reading all records would take."""
+    shards: int
+    """Shards of `read`, in which workers read the files."""
 
 
 def estimate(
@@ -104,6 +108,7 @@ def _combine(sources: Sequence[Estimate]) -> Estimate:
         repeats=sum(source.repeats for source in sources),
         document_count=len(documents) if complete else count,
         seconds=sum(source.seconds for source in sources),
+        shards=sum(source.shards for source in sources),
     )
 
 
@@ -147,6 +152,7 @@ def _estimate_source(files: Sequence[SourceFile], config: CorpusConfig, seed: in
         repeats=repeats,
         document_count=in_all * made_one / read,
         seconds=(time.monotonic() - begin) * in_all / read,
+        shards=count_read_shards(files, sizes, config, SLICE_BYTES),
     )
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.config.base import canonical_json
+from pipeline.config.corpus import CorpusConfig
 from pipeline.core.artifact import InputFile, Record, Shard
 from pipeline.corpus.archives import Member
 from pipeline.corpus.checksums import Checksums
 from pipeline.corpus.opening import SourceFile
+from pipeline.corpus.readers.dispatch import is_cut_by_bytes
 from pipeline.corpus.readers.records import Slice
-from pipeline.corpus.scan import Scan
+from pipeline.corpus.scan import PIECES, Scan
 
 FILES_PER_SHARD = 1000
 """Most files that are read by one shard."""
@@ -29,16 +31,53 @@ _EXPANSION = 8
 
 def read_shards(surveys: Sequence[Scan], slice_bytes: int) -> list[Shard]:
     """Return the shards of `read`, in source order. Small files share one, up to `slice_bytes` of them."""
-    groups: list[list[Slice]] = []
+    parts = [asdict(part) for about in surveys for part in about.slices]
+    counts = _shared([_bytes(part) for about in surveys for part in about.slices], slice_bytes)
+    stops = np.cumsum(counts).tolist()
+    return [
+        Shard(index, {}, {"slices": parts[stop - count : stop]})
+        for index, (count, stop) in enumerate(zip(counts, stops, strict=True))
+    ]
+
+
+def count_read_shards(files: Sequence[SourceFile], sizes: Sequence[int], config: CorpusConfig, slice_bytes: int) -> int:
+    """Return about how many shards `read` has, which can be told before the files are scanned.
+
+    Args:
+        files: files of one source, in order.
+        sizes: stored bytes of each.
+        config: how they are read.
+        slice_bytes: as for `read_shards`.
+    """
+    expected: list[int] = []
+    for file, size in zip(files, sizes, strict=True):
+        unpacked = size * _expansion(file)
+        pieces = 1
+        if size > slice_bytes and is_cut_by_bytes(file, config):
+            pieces = -(-unpacked // slice_bytes)
+            pieces = min(pieces, PIECES) if file.compression else pieces
+        elif size > slice_bytes and file.format == "parquet":
+            pieces = -(-size // slice_bytes)
+        expected += [unpacked] if pieces == 1 else [sys.maxsize] * pieces
+    return len(_shared(expected, slice_bytes))
+
+
+def _shared(sizes: Sequence[int], slice_bytes: int) -> list[int]:
+    """Return how many slices each shard reads, in order, from the slices' sizes.
+
+    Example:
+        >>> _shared([40, 50, 30, 200, 10], 100), len(_shared([1] * 2500, 10_000))
+        ([2, 1, 1, 1], 3)
+    """
+    counts: list[int] = []
     room = 0
-    for part in (part for about in surveys for part in about.slices):
-        size = _bytes(part)
-        if not groups or size > room or len(groups[-1]) == FILES_PER_SHARD:
-            groups.append([])
+    for size in sizes:
+        if not counts or size > room or counts[-1] == FILES_PER_SHARD:
+            counts.append(0)
             room = slice_bytes
-        groups[-1].append(part)
+        counts[-1] += 1
         room -= size
-    return [Shard(index, {}, {"slices": [asdict(part) for part in group]}) for index, group in enumerate(groups)]
+    return counts
 
 
 def _bytes(part: Slice) -> int:
@@ -46,8 +85,11 @@ def _bytes(part: Slice) -> int:
     about = part.file.checksums
     if about is None or part.start or part.stop is not None:
         return sys.maxsize
-    packed = part.file.compression or part.file.format in _PACKED
-    return about.size * (_EXPANSION if packed else 1)
+    return about.size * _expansion(part.file)
+
+
+def _expansion(file: SourceFile) -> int:
+    return _EXPANSION if file.compression or file.format in _PACKED else 1
 
 
 def shard_slices(shard: Shard) -> list[Slice]:

@@ -275,7 +275,7 @@ SHAPES: dict[str, Shape] = {
         [TEXTS[0], TEXTS[1]],
     ),
     "many_tiny_files": Shape(
-        {f"{n // 100:02d}/{n % 100:02d}.txt": b"This is the tiny text number %d." % n for n in range(5000)},
+        {f"{n:04d}.txt": b"This is the tiny text number %d." % n for n in range(5000)},
         {},
         [f"This is the tiny text number {n}." for n in range(5000)],
     ),

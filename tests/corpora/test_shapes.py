@@ -75,14 +75,14 @@ def _check_origins(manifest: Manifest, kept: list[dict[str, Any]]) -> None:
 PROXY = {"vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "context": 64, "batch_tokens": 1024}
 
 
-@pytest.mark.parametrize("name", ["pretty_wrapper", "gb18030", "tar_gz", "quoted_newlines"])
+@pytest.mark.parametrize("name", ["pretty_wrapper", "gb18030", "tar_gz", "quoted_newlines", "many_tiny_files"])
 def test_sites_of_a_shape_lead_to_the_bytes_of_the_source(tmp_path: Path, name: str) -> None:
     tokenizer = byte_level_tokenizer(tmp_path / "tokenizer", WIDE)
     overrides = [
         f"proxy.train={json.dumps(PROXY | {'max_steps': 2})}",
         "score={window: 64, overlap: 16}",
         "corpus.validation={documents: 1}",
-        "select={where: 'true', validation_where: 'true'}",
+        "select={where: 'true', validation_where: 'true', max_per_document: 8}",
         f"materialize.policy_tokenizer={tokenizer}",
     ]
     manifest = load(Manifest, SHAPES[name].write(tmp_path), overrides)
@@ -94,7 +94,8 @@ def test_sites_of_a_shape_lead_to_the_bytes_of_the_source(tmp_path: Path, name: 
     materialize(manifest, documents, scores, sites, work=at, executor=executor)
     files = {file.name: file for file in corpus_files(manifest.corpus)}
     texts = {row["doc_id"]: row["text"] for row in rows(documents, "documents")}
-    for site in rows(sites, "sites")[::7]:
+    made = rows(sites, "sites")
+    for site in made[:: max(1, len(made) // 12)]:
         found = trace(manifest, site["site_id"], work=work)
         assert found["source"]["agrees"]
         with open_file(files[found["source"]["file"]], 1 << 30) as stream:
@@ -104,13 +105,17 @@ def test_sites_of_a_shape_lead_to_the_bytes_of_the_source(tmp_path: Path, name: 
         assert token.decode(errors="backslashreplace") == found["document"]["token"]
         assert found["document"]["bytes"][0] == site["byte_offset"]
         assert text.splitlines()[0] in record
+    assert len(texts) == len(SHAPES[name].documents)
+    published = [path for path in work.rglob("*") if path.is_file()]
+    assert len(published) < 40 + 20 * len(documents.completions), "however many files the corpus has"
 
 
-def test_small_files_share_a_shard(tmp_path: Path) -> None:
+def test_small_files_share_shards_in_the_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for n in range(400):
-        (tmp_path / "in" / f"{n:03d}.txt").write_text(f"one line, number {n}")
-    record = run(tmp_path / "work", tmp_path / "in")
-    assert record.texts == [f"one line, number {n}" for n in range(400)]
-    assert [row["source_file"] for row in record.documents] == [f"{n:03d}.txt" for n in range(400)]
-    assert len(list((tmp_path / "work/read").glob("*/documents-*.parquet"))) == 1
+    for n in range(1200):
+        (tmp_path / "in" / f"{n:04d}.txt").write_text(f"one line, number {n}")
+    result = run(tmp_path / "work", tmp_path / "in", shard_documents=600)
+    assert result.texts == [f"one line, number {n}" for n in range(1200)]
+    assert [row["source_file"] for row in result.documents] == [f"{n:04d}.txt" for n in range(1200)]
+    assert len(list((tmp_path / "work" / "read").rglob("documents-*.parquet"))) == 2
+    assert len(result.record.completions) == 2

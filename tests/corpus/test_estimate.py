@@ -16,6 +16,8 @@ from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.estimate import Estimate, estimate, sample
 from pipeline.corpus.files import corpus_files
+from pipeline.corpus.plan import count_read_shards, read_shards
+from pipeline.corpus.scan import scan
 from pipeline.corpus.sources import find_files
 from tests.toys import write_jsonl
 
@@ -118,3 +120,21 @@ def test_a_sample_is_split_as_the_corpus_is() -> None:
         for row in sample(documents, ValidationConfig(column="split"), 400, 400)
     )
     assert len({row["doc_id"] for row in sample(documents, ValidationConfig(fraction=0.1), 400, 400)}) == 400
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shards"),
+    [
+        ([1] * 2500, 3),  # 1,000 files a shard, or 1,000 bytes
+        ([400, 400, 400], 2),
+        ([5000], 5),
+        ([10, 5000, 10], 7),
+    ],
+)
+def test_the_shards_in_which_files_are_read_are_those_of_the_run(tmp_path: Path, sizes: list[int], shards: int) -> None:
+    for n, size in enumerate(sizes):
+        (tmp_path / f"{n:04d}.jsonl").write_bytes(b'{"a": 1}\n' * (size // 10) + b"\n" * (size - 9 * (size // 10)))
+    config = CorpusConfig(source=str(tmp_path))
+    files = corpus_files(config)
+    assert count_read_shards(files, sizes, config, 1000) == shards
+    assert len(read_shards([scan(file, config, 1000) for file in files], 1000)) == shards
