@@ -22,11 +22,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.errors import IntegrityError, UserError
+from pipeline.config.errors import UserError
 from pipeline.config.manifest import MaterializeConfig
 from pipeline.config.task import TaskConfig
 from pipeline.core.artifact import InputFile, Record, content_hash
 from pipeline.core.model_files import TOKENIZER_FILES, resolve_model
+from pipeline.core.parquet import open_parquet, reading
 from pipeline.core.progress import log
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import CORPUS
@@ -170,12 +171,10 @@ def examples(
 
 
 def _batches(file: InputFile, columns: list[str]) -> Iterator[pa.Table]:
-    try:
-        with pq.ParquetFile(file.verified(), page_checksum_verification=True) as table:
-            for batch in table.iter_batches(batch_size=ROWS, columns=list(dict.fromkeys(columns))):
-                yield pa.Table.from_batches([batch])
-    except (OSError, pa.ArrowException) as error:
-        raise IntegrityError("damaged Parquet file", where=file.path, hint=str(error).splitlines()[0]) from error
+    path = file.verified()
+    with reading(path), open_parquet(path) as table:
+        for batch in table.iter_batches(batch_size=ROWS, columns=list(dict.fromkeys(columns))):
+            yield pa.Table.from_batches([batch])
 
 
 def _write(kind: Format, folder: Path, split: str, rows: Iterator[Example], of_documents: Sequence[pa.Field]) -> int:

@@ -20,6 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
@@ -210,10 +212,12 @@ def site_labels(shards: Record, sites: Sequence[Site]) -> tuple[list[str], dict[
     """
     rows: dict[str, dict[str, Any]] = {}
     columns: list[str] = []
+    wanted = pa.array([site.site_id for site in sites], pa.string())
     for file in shards.files("validation"):
         schema = pq.read_schema(file.verified())
         columns = [field.name for field in list(schema)[len(SHARDS) :] if column_of(field).whole]
         table = read_table(file, ["site_id", "token_class", *columns])
+        table = table.filter(pc.is_in(table["site_id"], wanted))
         rows |= {row["site_id"]: row for row in table.to_pylist()}
     labels = {column: [_label(rows[site.site_id][column]) for site in sites] for column in columns}
     return [rows[site.site_id]["token_class"] for site in sites], {

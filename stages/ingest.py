@@ -24,13 +24,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import TEXT_DIGEST, Counters, InputFile, Record, Shard, write_pointer
 from pipeline.core.executor import Executor
-from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
+from pipeline.core.parquet import ROW_GROUP, open_parquet, parquet_writer, read_rows, read_table, reading
 from pipeline.core.pointers import source_pointer
 from pipeline.core.sealed import write_json
 from pipeline.core.stage import Stage, run_stage
@@ -242,7 +241,8 @@ def run_ingest(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
 
 
 def _row_group(file: InputFile, group: int) -> pa.Table:
-    with pq.ParquetFile(file.verified(), page_checksum_verification=True) as table:
+    path = file.verified()
+    with reading(path), open_parquet(path) as table:
         return table.read_row_group(group)
 
 

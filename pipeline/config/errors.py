@@ -50,6 +50,28 @@ def disk_is_full(error: BaseException) -> bool:
     return any(os.strerror(code) in str(error) for code in codes) or bool(_TORCH_WROTE_LESS.search(str(error)))
 
 
+_REFUSALS = {
+    errno.EMFILE: "raise the limit: `ulimit -n 4096`",
+    errno.ENFILE: "close other programs, or raise the machine's limit",
+    errno.ENOMEM: "free some memory",
+    errno.EACCES: "change its permissions",
+    errno.EPERM: "change its permissions",
+    errno.EIO: "check the disk",
+}
+
+
+def refused(error: BaseException) -> str | None:
+    """Return why the system refused to open or read a file, and what to do; None for any other error.
+
+    Example:
+        >>> refused(OSError(errno.EMFILE, "Too many open files"))
+        'Too many open files: raise the limit: `ulimit -n 4096`'
+        >>> refused(OSError("Corrupt snappy compressed data."))
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    return None if code is None or code not in _REFUSALS else f"{os.strerror(code)}: {_REFUSALS[code]}"
+
+
 def as_user_error(error: Exception) -> UserError | None:
     """Return the error as a `UserError`, or None if it is a bug.
 
@@ -63,6 +85,8 @@ def as_user_error(error: Exception) -> UserError | None:
         return error
     if disk_is_full(error):
         return UserError("the disk is full", where=error, hint="free some space and run again")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return UserError("file cannot be opened", where=error.filename or "", hint=refused(error) or "")
     codes = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
     if isinstance(error, OSError) and error.errno in codes and error.filename is not None:
         return UserError(

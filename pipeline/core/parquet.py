@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.errors import IntegrityError
+from pipeline.config.errors import IntegrityError, UserError, refused
 from pipeline.core.artifact import InputFile
 
 ROW_GROUP = 2048
@@ -101,14 +102,12 @@ def read_table(file: InputFile, columns: list[str] | None = None) -> pa.Table:
 
     Raises:
         IntegrityError: the file is missing, changed or damaged; the message names it.
+        UserError: the system does not let it be read.
     """
     path = file.verified()
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as opened:  # `pq.read_table` would import pandas
-            table = opened.read(columns)
+    with reading(path), open_parquet(path) as opened:
+        table = opened.read(columns)
         return table if columns is None else table.select(columns)
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise IntegrityError("damaged Parquet file", where=path, hint=str(error).splitlines()[0]) from error
 
 
 def read_rows(file: InputFile, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
@@ -118,17 +117,36 @@ def read_rows(file: InputFile, start: int, stop: int, columns: list[str] | None 
 
     Raises:
         IntegrityError: the file is missing or damaged; the message names it.
+        UserError: the system does not let it be read.
+    """
+    with reading(file.path), open_parquet(file.path) as table:
+        groups: list[int] = []
+        begin = skipped = 0
+        for group in range(table.num_row_groups):
+            end = begin + table.metadata.row_group(group).num_rows
+            if begin < stop and end > start:
+                skipped = skipped if groups else start - begin
+                groups.append(group)
+            begin = end
+        return table.read_row_groups(groups, columns=columns).slice(skipped, stop - start)
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file whose page checksums are verified when a page is read."""
+    return pq.ParquetFile(path, page_checksum_verification=True)  # `pq.read_table` would import pandas
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the published file that could not be read, and the reason.
+
+    Raises:
+        IntegrityError: its content is not what a Parquet file has.
+        UserError: the system refuses, for lack of permission, memory or free descriptors: the file may be whole.
     """
     try:
-        with pq.ParquetFile(file.path, page_checksum_verification=True) as table:
-            groups: list[int] = []
-            begin = skipped = 0
-            for group in range(table.num_row_groups):
-                end = begin + table.metadata.row_group(group).num_rows
-                if begin < stop and end > start:
-                    skipped = skipped if groups else start - begin
-                    groups.append(group)
-                begin = end
-            return table.read_row_groups(groups, columns=columns).slice(skipped, stop - start)
-    except (OSError, pa.ArrowException) as error:
-        raise IntegrityError("damaged Parquet file", where=file.path, hint=str(error).splitlines()[0]) from error
+        yield
+    except (OSError, KeyError, pa.ArrowException) as error:
+        if (why := refused(error)) is not None:
+            raise UserError("file cannot be read", where=path, hint=why) from error
+        raise IntegrityError("damaged Parquet file", where=path, hint=str(error).splitlines()[0]) from error

@@ -5,7 +5,8 @@ Both are scored by the same prefix-matching reward. Shape names: N sites, S samp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -88,19 +89,19 @@ class Samples:
         return replace(self, answers_NS=tuple(self.answers_NS[i] for i in indices))
 
 
-def choose_sites(site_ids: Sequence[str], count: int, seed: int) -> list[int]:
+def choose_sites(site_ids: Iterable[str], count: int, seed: int) -> list[int]:
     """Return sorted indices of `count` sites (all, if there are fewer) chosen by a hash of (seed, site_id).
 
     A smaller choice is always a subset of a larger one, so accuracy during and after training is measured on nested
-    sets.
+    sets. Memory holds the chosen sites only.
 
     Example:
         >>> sites = [f"document-{i}" for i in range(100)]
         >>> set(choose_sites(sites, 3, seed=0)) < set(choose_sites(sites, 10, seed=0))
         True
     """
-    keys = [random_key("evaluate", seed, site_id) for site_id in site_ids]
-    return sorted(sorted(range(len(keys)), key=keys.__getitem__)[:count])
+    keys = ((random_key("evaluate", seed, site_id), index) for index, site_id in enumerate(site_ids))
+    return sorted(index for _, index in heapq.nsmallest(count, keys))
 
 
 def choose_held_out(files: Sequence[InputFile], where: str, count: int, seed: int) -> list[Site]:

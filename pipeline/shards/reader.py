@@ -1,16 +1,15 @@
-"""Reads shards with random access, and decides which rows each training step takes.
+"""Reads shards with random access, in memory and open files that do not grow with their number.
 
-Rows stay sorted on disk, where neighbours share their contexts. Only indices are shuffled, as a pure function of
-(seed, epoch), so a resumed run, or a run on another number of ranks, takes the same rows in the same steps.
+Shape names: G row groups of all shards, R rows of a group.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -19,11 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config.base import canonical_json
-from pipeline.config.errors import IntegrityError, UserError
+from pipeline.config.errors import UserError
 from pipeline.core.artifact import InputFile, content_hash
-from pipeline.core.random_keys import random_key, random_keys
+from pipeline.core.parquet import open_parquet, reading
 from pipeline.selection.metadata import column_of
-from pipeline.selection.where import SCORE_COLUMNS, Column, filter_rows, row_filter
+from pipeline.selection.sql import referenced_columns
+from pipeline.selection.where import SCORE_COLUMNS, Column, filter_rows, parse_filter
 from pipeline.shards.schema import SHARDS, boundaries_of
 
 SITE_COLUMNS = {name: column for name, column in SCORE_COLUMNS.items() if name in SHARDS.names} | {
@@ -44,8 +44,8 @@ def columns_of(files: Sequence[InputFile]) -> dict[str, Column]:
     """
     if not files:
         return dict(SITE_COLUMNS)
-    files[0].verified()
-    with _open(files[0]) as opened:
+    path = files[0].verified()
+    with reading(path), _open(path) as opened:
         return _columns(opened.schema_arrow)
 
 
@@ -78,8 +78,21 @@ PASS_RATE_COLUMNS = {
 """Columns that `where` may also name after screening (`rpt screen`)."""
 
 
+OPEN_FILES = 32
+"""Most shards that a reader keeps open."""
+
+_FILTERED_AT_ONCE = 1 << 20
+"""Rows that a filter sees at once; it changes memory and speed, not the result."""
+
+_ROW = "row number"
+"""Name of a column that no document's metadata has: it is no identifier."""
+
+
 class ShardReader:
     """Random access to the rows of published shards that match `where`.
+
+    Memory: one bit per row of the shards, 32 bytes per row group, and the row groups that stay decoded. At most
+    `OPEN_FILES` shards are open.
 
     Attributes:
         content: hash of the files' contents and of `where`; equal hashes mean the same rows in the same order.
@@ -97,12 +110,13 @@ class ShardReader:
         pass_rates: pl.DataFrame | None = None,
         cache_bytes: int = 1 << 29,
     ) -> None:
-        """Open and verify shards, and find the rows that match.
+        """Verify shards, and find the rows that match.
 
         Args:
             files: published shards of one split, in shard order. Their sha256 is verified here, page checksums whenever
                 a page is read.
-            where: SQL over `columns_of` the files, and over `PASS_RATE_COLUMNS` if `pass_rates` are given.
+            where: SQL over `columns_of` the files, and over `PASS_RATE_COLUMNS` if `pass_rates` are given. Only the
+                columns that it names are read.
             pass_rates: results of `rpt screen` by `site_id`; null for sites that it lacks.
             cache_bytes: limit of the memory for decoded row groups; the least recently used ones are evicted.
 
@@ -110,19 +124,24 @@ class ShardReader:
             IntegrityError: a file is missing, changed or damaged.
             UserError: a file is not a shard, or `where` is not a valid expression or matches no site.
         """
-        self._paths = [file.verified() for file in files]
-        self._files = [_open(file) for file in files]
-        self._columns = _columns(self._files[0].schema_arrow) if files else dict(SITE_COLUMNS)
-        expression = row_filter(where, self._columns | (PASS_RATE_COLUMNS if pass_rates is not None else {}), "where")
-        counts = [[f.metadata.row_group(g).num_rows for g in range(f.num_row_groups)] for f in self._files]
-        self._groups = [(f, g) for f, groups in enumerate(counts) for g in range(len(groups))]
-        self._group_first = np.cumsum([0, *(count for groups in counts for count in groups)])
-        self._rows = self._matching(expression, pass_rates)
-        if not len(self._rows):
+        self._files = _OpenShards(files)
+        columns = self._files.columns | (PASS_RATE_COLUMNS if pass_rates is not None else {})
+        tree, expression = parse_filter(where, columns, "where")
+        named = {column.name for column in referenced_columns(tree)}
+        if pass_rates is not None and named & set(PASS_RATE_COLUMNS):
+            named.add("site_id")
+        else:
+            pass_rates = None
+        rows_G = self._files.rows_G
+        self._bits_first_G = np.cumsum([0, *-(-rows_G // 8)])
+        self._bits = np.zeros(self._bits_first_G[-1], np.uint8)
+        count_G = self._match(expression, [name for name in self._files.columns if name in named], pass_rates)
+        self._match_first_G = np.cumsum([0, *count_G])
+        if not len(self):
             raise UserError(
                 "no site to read",
                 where=where,
-                hint=f"{self._group_first[-1]:,} sites in {len(files)} shards, but none matches",
+                hint=f"{int(rows_G.sum()):,} sites in {len(files)} shards, but none matches",
             )
         self._cache: OrderedDict[int, dict[str, pa.Array]] = OrderedDict()
         self._cache_bytes = cache_bytes
@@ -130,7 +149,7 @@ class ShardReader:
         self.content = hashlib.sha256(canonical_json([hashes, where]).encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self._match_first_G[-1])
 
     def __getitem__(self, index: int) -> Site:
         """Return the site at `index` among the rows that match.
@@ -139,58 +158,129 @@ class ShardReader:
             IndexError: there is no such row.
             IntegrityError: a page of its shard does not match its checksum.
         """
-        if not 0 <= index < len(self._rows):
+        if not 0 <= index < len(self):
             raise IndexError(index)
-        row = self._rows[index]
-        group = int(np.searchsorted(self._group_first, row, side="right")) - 1
-        columns = self._decode(group)
-        values = {name: column[row - self._group_first[group]].as_py() for name, column in columns.items()}
+        group = int(np.searchsorted(self._match_first_G, index, side="right")) - 1
+        row = int(self._matching(group)[index - self._match_first_G[group]])
+        values = {name: column[row].as_py() for name, column in self._decode(group).items()}
         return Site(boundaries=boundaries_of(values.pop("token_lengths")), **values)
 
-    def site_ids(self) -> list[str]:
-        """Return the ids of all rows that match, in their order, without decoding contexts."""
-        ids = pa.concat_tables([self._read(f, g, ["site_id"]) for f, g in self._groups])["site_id"]
-        return ids.take(pa.array(self._rows)).to_pylist()
+    def site_ids(self) -> Iterator[str]:
+        """Yield the ids of all rows that match, in their order, without decoding contexts."""
+        for group in np.flatnonzero(np.diff(self._match_first_G)).tolist():
+            ids = self._files.read(group, ["site_id"])["site_id"]
+            yield from ids.take(pa.array(self._matching(group))).to_pylist()
 
-    def _matching(self, expression: pl.Expr, pass_rates: pl.DataFrame | None) -> NDArray[np.int64]:
-        """Return the indices of the rows that match, counted over all files."""
-        tables = [self._read(f, g, list(self._columns)) for f, g in self._groups]
-        if not tables:
-            return np.zeros(0, dtype=np.int64)
-        frame = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).with_row_index("row")
+    def _match(self, expression: pl.Expr, columns: list[str], pass_rates: pl.DataFrame | None) -> NDArray[np.int64]:
+        """Set the bits of the rows that match, and return their number [G] in each row group."""
+        count_G = np.zeros(len(self._files.rows_G), np.int64)
+        for groups in _runs(self._files.rows_G, _FILTERED_AT_ONCE):
+            matches = self._filtered(groups, expression, columns, pass_rates)
+            begin = 0
+            for group in groups:
+                match_R = matches[begin : begin + self._files.rows_G[group]]
+                begin += len(match_R)
+                self._bits[self._bits_first_G[group] : self._bits_first_G[group + 1]] = np.packbits(match_R)
+                count_G[group] = np.count_nonzero(match_R)
+        return count_G
+
+    def _filtered(
+        self, groups: range, expression: pl.Expr, columns: list[str], pass_rates: pl.DataFrame | None
+    ) -> NDArray[np.bool_]:
+        """Return whether each row of some row groups matches."""
+        rows = int(self._files.rows_G[groups.start : groups.stop].sum())
+        frame = pl.DataFrame({_ROW: np.arange(rows)})
+        if columns:
+            read = pa.concat_tables(self._files.read(group, columns) for group in groups)
+            frame = frame.hstack(pl.DataFrame(pl.from_arrow(read)))
         if pass_rates is not None:
             frame = frame.join(pass_rates, on="site_id", how="left", maintain_order="left")
-        return filter_rows(frame, expression, "`where`")["row"].to_numpy().astype(np.int64)
+        matches = np.zeros(rows, bool)
+        matches[filter_rows(frame, expression, "`where`")[_ROW].to_numpy()] = True
+        return matches
+
+    def _matching(self, group: int) -> NDArray[np.int64]:
+        """Return the rows of a row group that match."""
+        bits = self._bits[self._bits_first_G[group] : self._bits_first_G[group + 1]]
+        return np.flatnonzero(np.unpackbits(bits))
 
     def _decode(self, group: int) -> dict[str, pa.Array]:
         """Return the columns of a row group, from the cache if present, and mark it as most recently used."""
         if group not in self._cache:
-            table = self._read(*self._groups[group], _NAMES).combine_chunks()
+            table = self._files.read(group, _NAMES).combine_chunks()
             self._cache[group] = {name: table[name].chunk(0) for name in _NAMES}
             while len(self._cache) > 1 and sum(map(_size, self._cache.values())) > self._cache_bytes:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(group)
         return self._cache[group]
 
-    def _read(self, file: int, group: int, columns: list[str]) -> pa.Table:
-        try:
-            return self._files[file].read_row_group(group, columns=columns)
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(self._paths[file], error) from error
+
+class _OpenShards:
+    """The row groups of verified shards, of which the least recently used are closed.
+
+    Attributes:
+        columns: columns that `where` may name.
+        rows_G: rows of every row group, in the order of the files.
+    """
+
+    def __init__(self, files: Sequence[InputFile]) -> None:
+        self._files, self._paths = files, [file.verified() for file in files]
+        self._verified = list(map(_state, self._paths))
+        self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self.columns, rows, first = dict(SITE_COLUMNS), [], [0]
+        for number in range(len(files)):
+            opened = self._opened(number)
+            if number == 0:
+                self.columns = _columns(opened.schema_arrow)
+            rows += [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+            first.append(len(rows))
+        self.rows_G, self._first_group = np.array(rows, np.int64), np.array(first)
+
+    def read(self, group: int, columns: list[str]) -> pa.Table:
+        """Read columns of a row group, which is counted over all shards.
+
+        Raises:
+            IntegrityError: a page does not match its checksum.
+        """
+        number = int(np.searchsorted(self._first_group, group, side="right")) - 1
+        with reading(self._paths[number]):
+            return self._opened(number).read_row_group(group - int(self._first_group[number]), columns=columns)
+
+    def _opened(self, number: int) -> pq.ParquetFile:
+        if number not in self._open:
+            path = self._paths[number]
+            with reading(path):
+                if (state := _state(path)) != self._verified[number]:  # perhaps another file by now
+                    self._files[number].verified()
+                    self._verified[number] = state
+                self._open[number] = _open(path)
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(number)
+        return self._open[number]
 
 
-def _open(file: InputFile) -> pq.ParquetFile:
-    try:
-        opened = pq.ParquetFile(file.path, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(file.path, error) from error
+def _state(path: Path) -> tuple[int, int, int]:
+    """Return what differs once a file was replaced or written to."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    opened = open_parquet(path)
     if not pa.schema(list(opened.schema_arrow)[: len(SHARDS)]).equals(SHARDS):
-        raise UserError("not a table of shards", where=file.path, hint="run `rpt data` again with this version")
+        raise UserError("not a table of shards", where=path, hint="run `rpt data` again with this version")
     return opened
 
 
-def _damaged(path: object, error: Exception) -> IntegrityError:
-    return IntegrityError("damaged Parquet file", where=path, hint=str(error).splitlines()[0])
+def _runs(rows_G: NDArray[np.int64], most: int) -> Iterator[range]:
+    """Yield runs of consecutive row groups with about `most` rows each."""
+    begin, rows = 0, 0
+    for group, count in enumerate(rows_G.tolist()):
+        rows += count
+        if rows >= most or group == len(rows_G) - 1:
+            yield range(begin, group + 1)
+            begin, rows = group + 1, 0
 
 
 def _size(columns: dict[str, pa.Array]) -> int:
@@ -198,37 +288,3 @@ def _size(columns: dict[str, pa.Array]) -> int:
 
 
 _NAMES = [field.name for field in fields(Site) if field.name != "boundaries"] + ["token_lengths"]
-
-
-# --------------------------------------------------------------------------------------------------- order
-
-
-@lru_cache(maxsize=2)
-def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order [n] in which an epoch takes the rows 0…n−1: by their random keys. The array is read-only.
-
-    Example:
-        >>> permutation(6, seed=0, epoch=0).tolist(), permutation(6, seed=0, epoch=1).tolist()
-        ([3, 5, 2, 4, 0, 1], [5, 2, 3, 0, 4, 1])
-    """
-    order = np.argsort(random_keys(random_key("epoch", seed, epoch), np.arange(n)), kind="stable")
-    order.setflags(write=False)
-    return order
-
-
-def sites_of_step(reader_len: int, seed: int, step: int, per_step: int) -> NDArray[np.int64]:
-    """Return the rows [per_step] that step `step` (from 0) takes, on all ranks together.
-
-    Steps go through the permutations of epochs 0, 1, … one after another. An epoch takes every row once, and a step may
-    end one epoch and begin the next.
-
-    Example:
-        >>> steps = [sites_of_step(6, seed=0, step=step, per_step=4) for step in range(3)]
-        >>> np.concatenate(steps).tolist() == [*permutation(6, 0, 0).tolist(), *permutation(6, 0, 1).tolist()]
-        True
-    """
-    draws = np.arange(step * per_step, (step + 1) * per_step)
-    epochs = draws // reader_len
-    return np.concatenate(
-        [permutation(reader_len, seed, int(e))[draws[epochs == e] % reader_len] for e in np.unique(epochs)]
-    )

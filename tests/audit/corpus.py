@@ -81,10 +81,10 @@ def build(folder: Path) -> Audited:
     work = folder / "work"
 
     def manifest(where: str) -> Manifest:
-        return Manifest.model_validate(_manifest(source, tokenizer, where))
+        return Manifest.model_validate(manifest_of(source, tokenizer, where))
 
     path = folder / "toy.yaml"
-    path.write_text(json.dumps(_manifest(source, tokenizer, WHERE)), encoding="utf-8")
+    path.write_text(json.dumps(manifest_of(source, tokenizer, WHERE)), encoding="utf-8")
     first, second = manifest(WHERE), manifest(OTHER)
     documents = ingest(first, source=None, work=work / "toy", executor=InProcess())
     scores = score(first, documents, work / "toy")
@@ -97,7 +97,7 @@ def build(folder: Path) -> Audited:
     return Audited(folder, path, first, work, *lineages, report, comparison)
 
 
-def _manifest(source: Path, tokenizer: Path, where: str) -> dict[str, Any]:
+def manifest_of(source: Path, tokenizer: Path, where: str) -> dict[str, Any]:
     return {
         "name": "toy",
         "corpus": {

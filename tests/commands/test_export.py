@@ -197,7 +197,7 @@ def test_declared_metadata_go_on_into_sites_shards_and_exports(
     wanted = {doc_id for doc_id, number in ids.items() if number % 5 >= 3 and number % 3 == 2}
     assert {TRUTHS[format](row)[2]["doc_id"] for row in some} == wanted - held_out(ids) != set()
     reader = ShardReader(with_metadata[1].files("train"), rule)
-    assert reader.site_ids() == [TRUTHS[format](row)[2]["site_id"] for row in some]
+    assert list(reader.site_ids()) == [TRUTHS[format](row)[2]["site_id"] for row in some]
     with pytest.raises(UserError, match="compares `domain`"):
         ShardReader(with_metadata[1].files("train"), "domain = 'B'")
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core.artifact import InputFile
-from pipeline.shards.reader import SITE_COLUMNS, ShardReader, Site, permutation, sites_of_step
+from pipeline.shards.reader import SITE_COLUMNS, ShardReader, Site
 from pipeline.shards.schema import SHARDS
 from tests.shards.corpus import shard_of
 
@@ -50,7 +47,7 @@ def test_any_row_at_any_time(files: list[InputFile], cache_bytes: int) -> None:
     order = np.random.default_rng(0).permutation(len(rows))[:200]
     assert [reader[i] for i in order] == [rows[i] for i in order]
     assert [reader[0], reader[len(rows) - 1], reader[0]] == [rows[0], rows[-1], rows[0]]
-    assert reader.site_ids() == [row.site_id for row in rows]
+    assert list(reader.site_ids()) == [row.site_id for row in rows]
     for outside in (-1, len(rows)):
         with pytest.raises(IndexError):
             reader[outside]
@@ -141,34 +138,3 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     pq.write_table(SHARDS.empty_table().drop(["context"]), text)
     with pytest.raises(UserError, match=r"not a table of shards: .*train\.parquet"):
         ShardReader(published(text))
-
-
-# --------------------------------------------------------------------------------------------------- order
-
-
-@given(st.integers(1, 300), st.integers(0, 5), st.integers(0, 5))
-def test_an_epoch_is_a_permutation(n: int, seed: int, epoch: int) -> None:
-    assert sorted(permutation(n, seed, epoch).tolist()) == list(range(n))
-
-
-def test_epochs_and_seeds_differ_and_are_mixed_well() -> None:
-    """A random permutation keeps one row in place on average, and its rank correlation with another is about 0."""
-    orders = [permutation(1000, seed, epoch) for seed in range(3) for epoch in range(3)]
-    for i, a in enumerate(orders):
-        assert np.sum(a == np.arange(1000)) < 10
-        for b in [np.arange(1000), *orders[:i]]:
-            assert abs(np.corrcoef(a, b)[0, 1]) < 0.15
-    with pytest.raises(ValueError, match="read-only"):
-        orders[0][0] = 0
-
-
-@given(st.integers(1, 40), st.integers(0, 3), st.integers(1, 50), st.integers(1, 12))
-def test_steps_walk_through_the_epochs_without_loss_or_doubling(n: int, seed: int, per_step: int, steps: int) -> None:
-    """Steps may be smaller or larger than an epoch, and each can be asked for alone, in any order."""
-    drawn = [sites_of_step(n, seed, step, per_step) for step in reversed(range(steps))][::-1]
-    assert all(len(step) == per_step for step in drawn)
-    walk = np.concatenate(drawn).tolist()
-    for begin in range(0, len(walk), n):
-        epoch = walk[begin : begin + n]
-        assert epoch == permutation(n, seed, begin // n).tolist()[: len(epoch)]
-        assert max(Counter(epoch).values()) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,7 +86,6 @@ class ColumnIndex:
             [frame.with_columns(shard=pl.lit(shard, dtype=pl.Int32)) for shard, frame in enumerate(frames)]
         ).with_row_index("document")
         self.first_document_S = np.cumsum([0, *(frame.height for frame in frames)])
-        self._open: dict[tuple[str, int], int] = {}
         self._files = {
             name: [record.file(name, done.shard) for done in record.completions]
             for name in [*COLUMNS, "text", "folded"]
@@ -159,26 +158,37 @@ class ColumnIndex:
         """Return the first `most` bytes of a document, without a partial character at the end."""
         row = self.documents.row(document, named=True)
         size = min(row["text_end"] - row["text_begin"], most)
-        return os.pread(self._descriptor("text", row["shard"]), size, row["text_begin"]).decode(errors="ignore")
+        file = _opened(self._path("text", row["shard"]))
+        return os.pread(file.descriptor, size, row["text_begin"]).decode(errors="ignore")
 
     def _read(self, column: str, shard: int, begin: int, end: int) -> NDArray[Any]:
         dtype = COLUMNS[column]
         if self._files[column][shard] is None:  # these scores do not have this column
             return np.full(int(end - begin), np.nan, dtype)
-        file = self._descriptor(column, int(shard))
-        return np.frombuffer(os.pread(file, int(end - begin) * dtype.itemsize, int(begin) * dtype.itemsize), dtype)
-
-    def _descriptor(self, column: str, shard: int) -> int:
-        """Return the open file of a shard's column; it stays open as long as the process lives."""
-        key = (column, shard)
-        if key not in self._open:
-            self._open.setdefault(key, os.open(self._path(column, shard), os.O_RDONLY))
-        return self._open[key]
+        file = _opened(self._path(column, int(shard)))
+        begin, size = int(begin) * dtype.itemsize, int(end - begin) * dtype.itemsize
+        return np.frombuffer(os.pread(file.descriptor, size, begin), dtype)
 
     def _path(self, column: str, shard: int) -> Path:
         file = self._files[column][shard]
         assert file is not None, f"no {column} in shard {shard}"
         return verified_once(file)
+
+
+class _Opened:
+    """An open file. It is closed when no thread uses it any more, even if another thread has evicted it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path) -> _Opened:
+    """Return an open file of a column; the most recently used ones stay open."""
+    return _Opened(path)
 
 
 @cache

@@ -11,7 +11,8 @@ from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import InputFile
 from pipeline.grpo.data.shuffled_targets import ShuffledTargets
 from pipeline.grpo.rollout.sampled_site import SampledSite
-from pipeline.shards.reader import ShardReader, Site, sites_of_step
+from pipeline.shards.order import sites_of_step
+from pipeline.shards.reader import ShardReader, Site
 
 
 class Curriculum:

@@ -16,7 +16,8 @@ from pipeline.core.parquet import read_table
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.data.written import ResponseWriter
 from pipeline.grpo.rollout.prompt import PromptBuilder
-from pipeline.shards.reader import ShardReader, permutation
+from pipeline.shards.order import permutation
+from pipeline.shards.reader import ShardReader
 from pipeline.task.extraction import extract_prediction
 from pipeline.task.reward import response_bytes
 
@@ -78,7 +79,7 @@ class EpochSampler:
 
 def subsample(examples: Sequence[Example], most: int, seed: int) -> tuple[Example, ...]:
     """Return at most `most` of the examples, chosen by seed."""
-    return tuple(examples[i] for i in permutation(len(examples), seed, 0)[:most])
+    return tuple(examples[i] for i in permutation(len(examples), seed, 0, stop=most))
 
 
 # ------------------------------------------------------------------------------------------------------ text

@@ -14,7 +14,8 @@ from pipeline.grpo.data.examples import Example
 from pipeline.grpo.data.rule_thoughts import rule_thought
 from pipeline.grpo.data.written import ResponseWriter
 from pipeline.grpo.rollout.prompt import PromptBuilder
-from pipeline.shards.reader import ShardReader, Site, permutation
+from pipeline.shards.order import PART, permutation
+from pipeline.shards.reader import ShardReader, Site
 from pipeline.task.reward import response_bytes, score_response
 
 
@@ -61,8 +62,14 @@ def chosen_sites(sites: ShardReader, most: int, seed: int, among: Container[str]
         seed: of the recipe; RL draws its sites in another order.
         among: ids of the sites to choose from; by default all.
     """
-    order, site_ids = permutation(len(sites), random_key("warmup", seed), 0).tolist(), sites.site_ids()
-    chosen = [i for i in order if among is None or site_ids[i] in among][:most]
+    n = len(sites)
+    taken = np.ones(n, bool) if among is None else np.fromiter((i in among for i in sites.site_ids()), bool, n)
+    chosen: list[int] = []
+    for start in range(0, n, PART):
+        order = permutation(n, random_key("warmup", seed), 0, start, start + PART)
+        chosen += order[taken[order]][: most - len(chosen)].tolist()
+        if len(chosen) == most:
+            break
     return [sites[i] for i in sorted(chosen)]
 
 
