@@ -1,26 +1,27 @@
 """Browse: serve a page over what the stages have published, to this machine only.
 
 Input:   the selection that the manifest describes, the `documents` and `scores` behind it, every other `select` of
-         them, and a run's rollouts if they exist.
+         them, and the files of training runs.
 Output:  pages on http://127.0.0.1:PORT; `browse` (an index of the scores, made once) and `flags.jsonl` in the work
          folder of the manifest. Nothing else is written.
-Command: rpt browse data_manifests/<name>.yaml [--recipe recipes/<name>.yaml] [--run runs/<name>] [--port 8000]
+Command: rpt browse data_manifests/<name>.yaml [--recipe recipes/<name>.yaml] [--run runs/<name>]… [--port 8000]
 """
 
 from __future__ import annotations
 
-import socket
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.audit.board.run import open_runs
 from pipeline.audit.browse.app_state import AppState, Records, Selection, selections
 from pipeline.audit.browse.flags import Flags
 from pipeline.audit.browse.index import index
+from pipeline.audit.browse.listening import address, listening, server
 from pipeline.audit.browse.security import LOOPBACK
 from pipeline.audit.browse.selection_bitmap import kept
 from pipeline.audit.browse.server import create_app
 from pipeline.audit.lineage import lineage_of
-from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
 from pipeline.config.recipe import Recipe
 from pipeline.config.task import TaskConfig
@@ -30,7 +31,7 @@ from pipeline.core.workspace import with_policy_tokenizer
 
 
 def open_library(
-    manifest: Manifest, *, work: Path, executor: Executor, recipe: Recipe | None = None, run: Path | None = None
+    manifest: Manifest, *, work: Path, executor: Executor, recipe: Recipe | None = None, runs: Sequence[Path] = ()
 ) -> AppState:
     """Bring the index up to date and return the state which the pages show.
 
@@ -39,11 +40,13 @@ def open_library(
         work: the manifest's folder.
         executor: builds the index.
         recipe: its prompt template and policy make the prompts; without one, the default template is used.
-        run: the run whose rollouts are shown; by default `runs/<recipe>`.
+        runs: folders of the runs that are shown, that of the rollouts at sites first; by default `runs/<recipe>`, if
+            it exists.
 
     Raises:
-        UserError: the selection that the manifest describes does not exist.
+        UserError: the selection that the manifest describes does not exist, or a run that is given.
     """
+    opened = open_runs(runs or [path for path in [Path("runs") / recipe.name] if path.is_dir()] if recipe else runs)
     lineage, manifest = lineage_of(work, manifest), with_policy_tokenizer(manifest, work)
     documents, scores, current = lineage.ingest, lineage.score, lineage.select
     made = selections(work, scores)
@@ -63,7 +66,7 @@ def open_library(
         task=recipe.task if recipe else TaskConfig(),
         policy=recipe.policy.model if recipe else manifest.materialize.policy_tokenizer,
         proxy=str(fitted or proxy.tokenizer or proxy.model),
-        run=run or (Path("runs") / recipe.name if recipe else None),
+        runs=opened,
     )
 
 
@@ -73,17 +76,7 @@ def serve(library: AppState, port: int) -> None:
     Raises:
         UserError: the port is in use.
     """
-    from pipeline.audit.browse.listening import server
-
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as taken:  # named: no Nagle delay
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            taken.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise UserError(
-                "the port is already in use", where=port, hint="choose another with --port, or 0 for any free port"
-            ) from error
-        taken.listen()
+    with listening(port) as taken:
         threading.Thread(target=lambda: library.prompts, daemon=True).start()  # slow to load: start now
-        log(f"browse       http://127.0.0.1:{taken.getsockname()[1]}  (Ctrl+C ends it)")
+        log(f"browse       {address(taken)}  (Ctrl+C ends it)")
         server(create_app(library, LOOPBACK)).run(sockets=[taken])

@@ -1,4 +1,4 @@
-"""The commands that show what was selected, and why: `rpt audit`, `browse`, `show`, `stats` and `trace`."""
+"""The commands that show what was selected, why, and how training goes: `rpt audit`, `browse`, `board`, `show`, …."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from commands.groups.options import (
     ManifestPath,
     Overrides,
     Place,
-    Run,
+    Port,
     Source,
     Work,
     Workers,
@@ -69,17 +69,23 @@ def browse(
     recipe: Annotated[
         Path | None, typer.Option(help="Recipe whose prompts are shown, and whose run unless --run is given.")
     ] = None,
-    run: Run = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8000,
+    run: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a run to show. Repeatable.  [default: runs/RECIPE]")
+    ] = None,
+    port: Port = 8000,
     overrides: Overrides = None,
     work: Work = Path("work"),
     workers: Workers = None,
 ) -> None:
     """Serve a page to this machine only that shows what is kept and dropped: read, try other rules, compare, flag.
 
+    The Run tab has the curves of training, live. `rpt board` shows it alone.
+
     Examples:
 
         rpt browse data_manifests/demo.yaml --recipe recipes/demo.yaml
+
+        rpt browse data_manifests/demo.yaml --run runs/demo --run runs/other
 
         rpt browse data_manifests/omnimath.yaml --port 0
     """
@@ -88,7 +94,27 @@ def browse(
 
     read, read_recipe = load(Manifest, manifest, overrides or ()), load(Recipe, recipe) if recipe else None
     folder = work / read.name
-    serve(open_library(read, work=folder, executor=LocalExecutor(workers), recipe=read_recipe, run=run), port)
+    serve(open_library(read, work=folder, executor=LocalExecutor(workers), recipe=read_recipe, runs=run or ()), port)
+
+
+@commands.command(rich_help_panel=INSPECT)
+def board(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs, e.g. `runs/demo`.")],
+    port: Port = 8000,
+) -> None:
+    """Serve a page to this machine only with the curves of training runs: live, finished, or copied from elsewhere.
+
+    Several runs are drawn over each other. The page reads the files of the runs and writes nothing.
+
+    Examples:
+
+        rpt board runs/demo
+
+        rpt board runs/demo runs/other --port 0
+    """
+    from commands.board import opened, serve
+
+    serve(opened(runs), port)
 
 
 @commands.command(rich_help_panel=INSPECT)

@@ -55,6 +55,7 @@ WriteSpec = Annotated[
     Path | None,
     typer.Option("--write-spec", metavar="FILE", help="Only write the run's specification, for several nodes."),
 ]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
 # An empty metavar: Typer would show the type of a flag, `<bool>`, which takes no value.
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of tables.")]

@@ -5,6 +5,7 @@ A command reads its options into the run specification of a stage, which the pro
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,6 +50,9 @@ def train(
     vllm_server: Annotated[
         str | None, typer.Option(help="Sample with the vLLM server at http://host:port.  [default: in this process]")
     ] = None,
+    browse: Annotated[
+        bool, typer.Option("--browse", metavar="", help="Serve a page with live curves, and print its address.")
+    ] = False,
     overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     run: Run = None,
@@ -63,12 +67,15 @@ def train(
 
         rpt train recipes/demo.yaml
 
+        rpt train recipes/demo.yaml --browse
+
         rpt train recipes/demo.yaml --ranks 2 --set budget.steps=20 --run runs/short
 
         rpt train recipes/demo.yaml --policy runs/demo-warmup/policy
 
         rpt train recipes/demo.yaml --write-spec runs/demo.json && deepspeed --module stages.train runs/demo.json
     """
+    from commands.board import beside_training
     from pipeline.core.workspace import own_record
     from stages.train import TrainSpec
 
@@ -87,7 +94,8 @@ def train(
         bands=corpus.select.bands,
         vllm_server=vllm_server,
     )
-    _start("stages.train", spec, ranks, write_to)
+    with beside_training(spec.run) if browse and write_to is None else nullcontext():
+        _start("stages.train", spec, ranks, write_to)
 
 
 @commands.command(rich_help_panel=POLICY)

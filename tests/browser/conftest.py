@@ -49,7 +49,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 @contextmanager
 def serving(built: Built) -> Iterator[Live]:
     """The server, in a thread of the tests' process."""
-    library = open_library(built.manifest, work=built.work, executor=InProcess(), run=built.run)
+    library = open_library(built.manifest, work=built.work, executor=InProcess(), runs=[built.run])
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()

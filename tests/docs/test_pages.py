@@ -51,7 +51,7 @@ NOT_RUN = {
     r"rpt train .*(--ranks|--run|--deepspeed)": "several ranks, controls: tests/stages/test_train.py, tests/grpo",
     r"rpt (ntp|sft|finetune) ": "tests/stages/test_baselines.py, on toys",
     r"rpt (warmup|train .*--policy)": "tests/stages/test_warmup.py, on toys",
-    r"make browse|rpt browse": "serves until it is stopped: tests/browser",
+    r"make browse|rpt (browse|board)|rpt train .*--browse": "serves until it is stopped: tests/browser",
     r"tensorboard": "serves until it is stopped",
     r"\.venv-vllm/|.*--vllm-server": "an environment of its own: tests/grpo/rollout/test_vllm.py",
     r"(deepspeed|ray|python -m torch\.distributed\.run) ": "several machines: tests/core/test_ray_executor.py",

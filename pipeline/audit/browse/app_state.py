@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.audit.board.run import Run
 from pipeline.audit.browse.column_index import ColumnIndex, verified_once
 from pipeline.audit.browse.compare import Comparison, Count
 from pipeline.audit.browse.document import Document, Rollouts, Rows, Verdict, as_trained, prompt_builder
@@ -128,7 +129,7 @@ class AppState:
 
     def __init__(
         self, manifest: Manifest, records: Records, flags: Flags, *, task: TaskConfig, policy: str, proxy: str,
-        run: Path | None,
+        runs: Sequence[Run],
     ) -> None:  # fmt: skip
         """Open the index and prepare access to the tables.
 
@@ -139,7 +140,7 @@ class AppState:
             task: The recipe's task, which decides the prompt.
             policy: Folder or Hub id of the policy, whose tokenizer and chat template make the prompt.
             proxy: Folder or Hub id of the tokenizer that decodes the top tokens of the scores.
-            run: Folder of a training run, for its rollouts and the prompt that it keeps.
+            runs: Training runs; the rollouts at sites, and the prompt, are those of the first.
         """
         self.manifest, self.records, self.flags, self.task = manifest, records, flags, task
         self.store = ColumnIndex(records.index)
@@ -150,7 +151,9 @@ class AppState:
         self.metadata = {name: kind for named in of_selections for name, kind in named.items()}
         self.metadata |= manifest.select.metadata
         self.finder = Finder(self.store, _sites_by_document(self.store, self.current.record), self.metadata)
-        self.rollouts, self._run = Rollouts(run), run
+        self.runs = runs
+        self._run = runs[0].folder if runs else None
+        self.rollouts = Rollouts(self._run)
         self._policy, self._proxy = policy, proxy
         self._documents = Rows(records.documents.files("documents"))
         top = ["top_ids", "top_logprobs"] if self.has_top else []

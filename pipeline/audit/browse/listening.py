@@ -1,17 +1,20 @@
-"""The web server of `rpt browse`: it closes stalled connections, and a signal always ends it."""
+"""The web server of the live pages: it listens on loopback, closes stalled connections, and a signal ends it."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pipeline.config.errors import UserError
 
 REQUEST_TIMEOUT = 10.0
 """Seconds within which a request must be complete, counted from its connection or first byte."""
@@ -78,3 +81,26 @@ def server(app: ASGIApp) -> Server:
         app, http=TimeoutProtocol, ws="none", log_level="warning", lifespan="off", server_header=False, access_log=False
     )
     return Server(config)
+
+
+@contextmanager
+def listening(port: int) -> Iterator[socket.socket]:
+    """Listen on a port of the loopback interface, 0 for any free one.
+
+    Raises:
+        UserError: the port is in use.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as taken:  # named: no Nagle delay
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError as error:
+            hint = "choose another with --port, or 0 for any free port"
+            raise UserError("the port is already in use", where=port, hint=hint) from error
+        taken.listen()
+        yield taken
+
+
+def address(taken: socket.socket) -> str:
+    """Return the address of a listening socket."""
+    return f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -6,12 +6,9 @@ import io
 import re
 import secrets
 from collections.abc import Callable, Collection, Mapping
-from importlib.resources import files
 from typing import Any
-from urllib.parse import urlencode
 
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
@@ -19,26 +16,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from pipeline.audit.board.handlers import RunPages
 from pipeline.audit.browse.app_state import SPLITS, AppState
 from pipeline.audit.browse.document import TOKENS_SHOWN
 from pipeline.audit.browse.documents import ORDERS, PAGE, Filter
+from pipeline.audit.browse.rendering import asset, environment
 from pipeline.audit.browse.security import LOOPBACK, RequestGuard, may_write, read_form
 from pipeline.audit.browse.whatif import chart, manifest_lines, threshold_of, with_threshold
 from pipeline.config.errors import UserError
-from pipeline.core.invisible import escape_invisible
-
-ASSETS = {
-    "base.css": "assets",
-    "heatmap.css": "assets",
-    "heatmap.js": "assets",
-    "theme.js": "assets",
-    "browse.css": "browse/static",
-    "browse.js": "browse/static",
-    "icon.svg": "browse/static",
-}
-"""Every static file that is served, and its folder in `pipeline/audit`; no other file has a URL."""
-
-MEDIA = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 def create_app(state: AppState, hosts: Collection[str] = LOOPBACK) -> RequestGuard:
@@ -61,19 +46,11 @@ def create_app(state: AppState, hosts: Collection[str] = LOOPBACK) -> RequestGua
         Route("/flags", pages.flag, methods=["POST"]),
         Route("/flags.csv", pages.flags_csv),
         Route("/flags.parquet", pages.flags_parquet),
+        *pages.run_routes(),
         Route("/assets/{name}", asset),
     ]
     handlers: dict[Any, Callable[..., Any]] = {HTTPException: pages.http_error, UserError: pages.user_error}
     return RequestGuard(Starlette(routes=routes, exception_handlers=handlers), hosts)
-
-
-def asset(request: Request) -> Response:
-    """Return a static file."""
-    name = request.path_params["name"]
-    if name not in ASSETS:
-        raise HTTPException(404)
-    content = files("pipeline.audit").joinpath(ASSETS[name], name).read_bytes()
-    return Response(content, media_type=MEDIA[name.rpartition(".")[2]])
 
 
 class Pages:
@@ -82,15 +59,11 @@ class Pages:
     def __init__(self, state: AppState) -> None:
         self._state = state
         self._token = secrets.token_urlsafe(32)
-        self._templates = Environment(
-            loader=PackageLoader("pipeline.audit.browse"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters |= {"visible": escape_invisible, "commas": "{:,}".format, "signed": signed}
-        self._templates.globals |= {"state": state, "token": self._token, "url": url, "SPLITS": SPLITS}
+        self._templates = environment(state=state, token=self._token, SPLITS=SPLITS)
+
+    def run_routes(self) -> list[Route]:
+        """Return the routes of the Run tab; none without a run."""
+        return RunPages(self._state.runs, self._templates, "base.html").routes() if self._state.runs else []
 
     # --------------------------------------------------------------------------------------------- documents
 
@@ -257,27 +230,6 @@ class Pages:
             path=request.url.path, query=request.query_params, **values
         )
         return HTMLResponse(html, status)
-
-
-def signed(number: int) -> str:
-    """Format a number with its sign and thousands separators.
-
-    Example:
-        >>> signed(1200), signed(-3), signed(0)
-        ('+1,200', '−3', '0')
-    """
-    return f"{number:+,}".replace("-", "−") if number else "0"
-
-
-def url(path: str, **parameters: Any) -> str:
-    """Return a URL with query parameters; empty ones are left out.
-
-    Example:
-        >>> url("/documents", text="a & b", split="", page=2)
-        '/documents?text=a+%26+b&page=2'
-    """
-    given = {name: value for name, value in parameters.items() if value not in ("", None)}
-    return f"{path}?{urlencode(given)}" if given else path
 
 
 def _page_number(parameters: QueryParams) -> int:

@@ -1,0 +1,1 @@
+"""The Run tab of `rpt browse`, which `rpt board` serves alone: curves and rollouts of training runs, live or copied."""
