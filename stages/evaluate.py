@@ -7,7 +7,8 @@ Output:  in `runs/<recipe>/evaluation/`: `evaluation.json`, `evaluation.md`, `re
 Command: rpt evaluate RECIPE [--manifest MANIFEST] [--policy NAME=FOLDER …]
 
 Every policy predicts in two ways at the same sites: *direct* takes the most likely next token after the bare context,
-*reasoning* samples a response to the prompt; with `evaluate.samples`, several responses as well. Accuracy is reported
+*reasoning* samples a response to the prompt; with `evaluate.samples`, several responses as well. *hybrid* thinks only
+where a gate says so, which was fitted on other documents (`pipeline/evaluation/gate.py`). Accuracy is reported
 for the sites that match `evaluate.where` and for all validation sites, by nested difficulty band, field, token class
 and declared metadata, with intervals clustered by document.
 """
@@ -38,6 +39,7 @@ from pipeline.core.progress import Throughput, log, progress_bar
 from pipeline.core.sealed import write_json
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.accuracy import summarize
+from pipeline.evaluation.hybrid import hybrids_of, summarize_hybrid
 from pipeline.evaluation.plots import draw_progress, draw_scaling, read_progress
 from pipeline.evaluation.policies import WARM_UP, before_and_after, named_policies, warm_up_of
 from pipeline.evaluation.predictions import (
@@ -63,7 +65,7 @@ from pipeline.shards.reader import Site
 from pipeline.shards.schema import SHARDS
 from pipeline.task.templates import template_of
 
-VERSION = 6
+VERSION = 7
 
 
 def evaluate(
@@ -111,6 +113,8 @@ def evaluate(
     if bands_by:
         sites = banded_by(bands_by, sites, recipe)
     readings, samples = read_policies(policies, recipe, prompts, sites, shards.config["max_context_tokens"])
+    gates = hybrids_of(readings, list(policies), sites)
+    entropies = [site.entropy for site in sites]
     report = {
         "recipe": recipe.name,
         "fingerprint": identity,
@@ -120,6 +124,7 @@ def evaluate(
         "warm_up": warm_up_of(run) if run and WARM_UP in policies else None,
         "published": published,
         "scaling": scaling_of([metrics], list(manifest_bands.model_dump())) if metrics and metrics.exists() else {},
+        "gates": {name: found.about() for name, found in gates.items()},
         "sets": {
             name: summarize(
                 [sites[i] for i in chosen],
@@ -131,6 +136,7 @@ def evaluate(
                 manifest_bands,
                 recipe.evaluate.where if name == "headline" else "true",
             )
+            | {"hybrid": {p: summarize_hybrid(g, entropies, manifest_bands, chosen) for p, g in gates.items()}}
             for name, chosen in sets.items()
         },
     }

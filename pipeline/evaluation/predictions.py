@@ -17,6 +17,7 @@ from pipeline.core.progress import log
 from pipeline.core.random_keys import random_key
 from pipeline.grpo.rollout.excerpt import excerpt
 from pipeline.task.answers import Judge
+from pipeline.task.gate import Known
 from pipeline.task.reward import Outcome, prefix_reward, score_response
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.core.artifact import InputFile
     from pipeline.core.tokenizer import CorpusTokenizer
     from pipeline.grpo.rollout.prompt import PromptBuilder
+    from pipeline.grpo.rollout.sampler import Sampler
     from pipeline.grpo.types import ResponseSampler
     from pipeline.shards.reader import Site
 
@@ -40,6 +42,8 @@ class Prediction:
     response: bytes
     """With its given beginning, which belongs to `prompt_ids`."""
     outcome: Outcome
+    known: Known | None = None
+    """What was known before a thought; of direct predictions only."""
 
     @property
     def hit(self) -> bool:
@@ -117,7 +121,7 @@ def choose_held_out(files: Sequence[InputFile], where: str, count: int, seed: in
 
 
 def predict_direct(
-    policy: ResponseSampler, tokenizer: CorpusTokenizer, sites_N: Sequence[Site], *, batch: int, advance: Advance
+    policy: Sampler, tokenizer: CorpusTokenizer, sites_N: Sequence[Site], *, batch: int, advance: Advance
 ) -> list[Prediction]:
     """Predict the most likely next token after each bare context, without prompt template or reasoning.
 
@@ -133,11 +137,12 @@ def predict_direct(
     for part in _batches(sites_N, batch):
         texts = [site.context.decode("utf-8", errors="replace") for site in part]
         contexts = [(*beginning, *ids.tolist()) for ids in tokenizer.encode_batch(texts)]
-        for site, context, best in zip(part, contexts, policy.direct(contexts), strict=True):
+        for site, text, context, found in zip(part, texts, contexts, policy.next_tokens(contexts), strict=True):
             # Output layers are often padded with rows that are no token; such a prediction is empty.
-            token = tokenizer.token_bytes[best] if best < tokenizer.vocab_size else b""
+            token = tokenizer.token_bytes[found.best] if found.best < tokenizer.vocab_size else b""
             outcome = prefix_reward(token, site.continuation, site.boundaries)
-            answers.append(Prediction(context, (best,), token, outcome))
+            known = Known(found.entropy, found.logprob, found.margin, len(context), token, text[-1:])
+            answers.append(Prediction(context, (found.best,), token, outcome, known))
         advance(len(part), len(part))
     return answers
 

@@ -60,6 +60,8 @@ def blocks(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
         yield accuracy_table(summary)
         yield difference_table(summary)
         yield tuple(sentences(summary))
+        if summary["hybrid"]:
+            yield hybrid_table(summary)
         if summary["samples"]:
             yield sample_table(summary)
     readings = list(summaries[-1]["readings"].values())
@@ -105,6 +107,24 @@ def difference_table(summary: Mapping[str, Any]) -> Table:
         for change in summary["differences"]
     )
     return Table(f"{title_of(summary)}: differences, points [95 % interval]", ("", *summary["bands"]), rows)
+
+
+def hybrid_table(summary: Mapping[str, Any]) -> Table:
+    """Return each policy's two readings, the hybrid of both and the oracle above it, one column per band."""
+    rows = []
+    for policy, by_band in summary["hybrid"].items():
+        bands = list(by_band.values())
+        for name in ("direct", "reasoning", "hybrid", "oracle", "thinks"):
+            label = "hybrid thinks at" if name == "thinks" else name
+            rows.append((f"{label} {policy}", *(percent(band and band[name]) for band in bands)))
+        for name, label in (("over_direct", "direct"), ("over_reasoning", "reasoning")):
+            rows.append((f"hybrid − {label} {policy}", *(points(band and band[name]) for band in bands)))
+        tokens = (
+            f"{number(band['tokens'])} of {number(band['tokens_reasoning'])}" if band else NOTHING for band in bands
+        )
+        rows.append((f"tokens per site {policy}", *tokens))
+    title = f"{title_of(summary)}: thinking where it pays, % of sites [95 % interval]"
+    return Table(title, ("", *summary["bands"]), tuple(rows))
 
 
 def sample_table(summary: Mapping[str, Any]) -> Table:

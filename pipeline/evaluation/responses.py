@@ -14,6 +14,7 @@ from pipeline.core.parquet import write_rows
 if TYPE_CHECKING:
     from pipeline.evaluation.predictions import Prediction
     from pipeline.shards.reader import Site
+    from pipeline.task.gate import Known
 
 ANSWER = (
     pa.field("response_ids", pa.list_(pa.int32()), nullable=False),
@@ -25,6 +26,15 @@ ANSWER = (
 )
 """Columns of one answer, which `answer_row` fills. `response` is meant for readers: bytes that are not UTF-8 appear as
 U+FFFD. `prediction` (null if there is none) and the ids are exact."""
+
+KNOWN = (
+    pa.field("own_entropy", pa.float64()),
+    pa.field("own_logprob", pa.float64()),
+    pa.field("own_margin", pa.float64()),
+    pa.field("context_end", pa.string()),
+)
+"""Columns with what the policy knew before a thought (`Known` in `pipeline/task/gate.py`); null in all rows but the
+direct ones. The other fields of `Known` are the number of `prompt_ids` and the `prediction` of such a row."""
 
 RESPONSES = pa.schema(
     [
@@ -40,6 +50,7 @@ RESPONSES = pa.schema(
         pa.field("sample", pa.int32(), nullable=False),
         pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
         *ANSWER,
+        *KNOWN,
     ]
 )
 """Schema of the table: one row per answer. `sets`: the sets of sites (`headline`, `all`) that contain its site.
@@ -56,6 +67,19 @@ def answer_row(answer: Prediction) -> dict[str, Any]:
         "reason": answer.outcome.reason,
         "length": len(answer.response_ids),
     }
+
+
+def _known_row(known: Known | None) -> dict[str, Any]:
+    return (
+        dict.fromkeys([field.name for field in KNOWN])
+        if known is None
+        else {
+            "own_entropy": known.entropy,
+            "own_logprob": known.logprob,
+            "own_margin": known.margin,
+            "context_end": known.context_end,
+        }
+    )
 
 
 def write_responses(
@@ -81,6 +105,7 @@ def write_responses(
             "sample": sample,
             "prompt_ids": answer.prompt_ids,
             **answer_row(answer),
+            **_known_row(answer.known),
         }
         for policy, kind, answers_NS in answers
         for i, (site, token_class, drawn) in enumerate(zip(sites, classes, answers_NS, strict=True))

@@ -29,6 +29,20 @@ class Response:
 
 
 @dataclass(frozen=True)
+class NextToken:
+    """A policy's distribution of the next token after a context, in three figures."""
+
+    best: int
+    """Id of the most likely token."""
+    entropy: float
+    """Entropy over the whole vocabulary, in nats, at temperature 1."""
+    logprob: float
+    """Log-probability of the most likely token, in nats."""
+    margin: float
+    """Log-probability of the most likely token minus that of the second, in nats."""
+
+
+@dataclass(frozen=True)
 class SamplingRequest:
     """A request to a sampler: G responses to each of P prompts."""
 
@@ -58,9 +72,6 @@ class ResponseSampler(Protocol):
 
     def sample(self, request: SamplingRequest) -> list[Response]:
         """Sample the P·G responses, in the order of the request's seeds."""
-
-    def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]:
-        """Return the most likely next token after each context."""
 
     def close(self) -> None:
         """Release the sampler's resources."""

@@ -17,6 +17,7 @@ from pipeline.evaluation.predictions import (
     predict_with_reasoning,
 )
 from pipeline.grpo.rollout.sampler import Sampler
+from pipeline.grpo.types import NextToken
 from tests.evaluation.scripted import END, SPARE_ROW, outcome, reasoner, save_policy, site
 from tests.grpo.prompts import prompts_for
 
@@ -75,8 +76,8 @@ def test_a_token_that_is_part_of_a_character_is_judged_by_its_bytes(tmp_path):
     tokenizer = CorpusTokenizer.load(policy)
 
     class SaysTheFirstByte:
-        def direct(self, contexts):
-            return [tokenizer.token_bytes.index(first) for _ in contexts]
+        def next_tokens(self, contexts):
+            return [NextToken(tokenizer.token_bytes.index(first), 0.0, 0.0, 0.0) for _ in contexts]
 
     answers = predict_direct(SaysTheFirstByte(), tokenizer, [split, whole], batch=1, advance=Ticks())
     assert [answer.outcome.reason for answer in answers] == ["match", "off_boundary"]

@@ -8,18 +8,22 @@ from rich.console import Console
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.selection import BandsConfig
 from pipeline.evaluation.accuracy import summarize, table_order
+from pipeline.evaluation.gate import Observed
+from pipeline.evaluation.hybrid import gated, summarize_hybrid
 from pipeline.evaluation.paper_results import published_rows
 from pipeline.evaluation.report import (
     Table,
     accuracy_table,
     blocks,
     difference_table,
+    hybrid_table,
     label_table,
     markdown,
     reason_table,
     sentences,
     spelled,
 )
+from pipeline.task.gate import Known
 from tests.evaluation.scripted import site
 from tests.evaluation.test_accuracy import CLASSES, METADATA, READINGS, SAMPLES, SITES, reading
 
@@ -29,6 +33,14 @@ POLICIES = ["before", "after"]
 @pytest.fixture
 def report():
     headline = [i for i, s in enumerate(SITES) if s.field == "solution"]
+    every = list(range(len(SITES)))
+    known = [Known(1.0, -1.0, 0.5, 9, b"x", " ") for _ in SITES]
+    hits = [READINGS[f"{kind} after"].hits_N for kind in ("direct", "reasoning")]
+    found = gated(Observed.of(known, *hits, [6] * len(SITES), [s.doc_id for s in SITES]))
+
+    def hybrid(chosen):
+        return {"hybrid": {"after": summarize_hybrid(found, [s.entropy for s in SITES], BandsConfig(), chosen)}}
+
     return {
         "recipe": "toy",
         "policies": POLICIES,
@@ -49,8 +61,9 @@ def report():
                 POLICIES,
                 BandsConfig(),
                 "field = 'solution'",
-            ),
-            "all": summarize(SITES, CLASSES, METADATA, READINGS, {}, POLICIES, BandsConfig(), "true"),
+            )
+            | hybrid(headline),
+            "all": summarize(SITES, CLASSES, METADATA, READINGS, {}, POLICIES, BandsConfig(), "true") | hybrid(every),
         },
     }
 
@@ -73,6 +86,17 @@ def test_differences_are_in_points(report):
         "reasoning after\n− reasoning before", "reasoning after\n− direct before", "direct after\n− direct before",
     ]  # fmt: skip
     assert [cell.split()[0] for cell in table.rows[0][1:]] == ["+60.0", "+33.3", "+0.0"]
+
+
+def test_the_hybrid_stands_between_its_readings_and_the_oracle(report):
+    table = hybrid_table(report["sets"]["all"])
+    cells = {row[0]: row[1:] for row in table.rows}
+    assert list(cells) == [
+        "direct after", "reasoning after", "hybrid after", "oracle after", "hybrid thinks at after",
+        "hybrid − direct after", "hybrid − reasoning after", "tokens per site after",
+    ]  # fmt: skip
+    assert cells["direct after"][0].startswith("40.0 [") and cells["reasoning after"][0].startswith("80.0 [")
+    assert cells["tokens per site after"][0].endswith(" of 6.0")
 
 
 def test_fields_and_reasons(report):
@@ -116,7 +140,7 @@ def test_terminal_and_markdown_hold_every_number(report):
     page = markdown(report, ("accuracy.png",))
     console = Console(file=io.StringIO(), width=88)
     tables = [block for block in blocks(report) if isinstance(block, Table)]
-    assert len(tables) == 10
+    assert len(tables) == 12
     assert [table.title.split(":")[1] for table in tables].count(" accuracy by `level`, % [95 % interval]") == 1
     assert [table.title for table in tables].count("The paper's Table 1: accuracy, %") == 1
     assert "| RPT-14B, reasoning | 45.11 | 33.56 | 23.75 |" in page

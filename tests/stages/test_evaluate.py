@@ -19,6 +19,7 @@ from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, Shard, publish, scratch_folder, write_record
 from pipeline.core.parquet import write_rows
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.evaluation.gate import fold_of
 from pipeline.evaluation.policies import named_policies
 from pipeline.evaluation.responses import RESPONSES
 from pipeline.grpo.run.spec import write_spec
@@ -148,6 +149,38 @@ def test_responses_tell_every_answer(policies, shards, tmp_path):
     tokenizer = CorpusTokenizer.load(policies["after"])
     assert tokenizer.decode_bytes(row["prompt_ids"]) == b"Complete the text: 4 + 3 =<think>\n"
     assert rows.filter(site_id="d3-1", reading="direct")["prediction"].to_list() == [b"e", b"e"]
+
+
+def test_the_hybrid_reading_of_few_sites_is_the_better_reading_of_the_others(policies, shards, tmp_path):
+    """Of too few sites gates are constants: each fold's takes the reading that was better at the other folds' sites."""
+    report = evaluate(policies, recipe_with(where="true"), BandsConfig(), shards, out=tmp_path)
+    rows = pl.read_parquet(tmp_path / "responses.parquet")
+    direct = rows.filter(policy="before", reading="direct")
+    assert direct["own_margin"].is_between(0.5, 30.0).all() and (direct["own_logprob"] < 0).all()
+    assert (direct["own_entropy"] > 0).all() and direct["context_end"].to_list() == [
+        s.context.decode()[-1] for s in SITES
+    ]
+    assert rows.filter(reading="reasoning")["own_entropy"].is_null().all()
+    hits = {
+        (policy, reading): rows.filter(policy=policy, reading=reading).sort("site_id")["hit"].to_list()
+        for policy in policies
+        for reading in ("direct", "reasoning")
+    }
+    folds = [fold_of(doc) for doc in rows.filter(policy="after", reading="direct").sort("site_id")["doc_id"]]
+    for policy in policies:
+        right = []
+        for n, fold in enumerate(folds):
+            gain = sum(
+                hits[policy, "reasoning"][i] - hits[policy, "direct"][i] for i, f in enumerate(folds) if f != fold
+            )
+            right.append(hits[policy, "reasoning" if gain > 0 else "direct"][n])
+        entropies = rows.filter(policy=policy, reading="direct").sort("site_id")["entropy"]
+        easy = [hit for hit, entropy in zip(right, entropies, strict=True) if entropy > 0.5]
+        found = report["sets"]["all"]["hybrid"][policy]["easy"]
+        assert found["hybrid"]["value"] == pytest.approx(sum(easy) / len(easy))
+        assert report["gates"][policy]["pays"] + report["gates"][policy]["costs"] == sum(
+            a != b for a, b in zip(hits[policy, "direct"], hits[policy, "reasoning"], strict=True)
+        )
 
 
 def test_several_responses_of_a_policy_that_tosses_a_coin(shards, tmp_path):

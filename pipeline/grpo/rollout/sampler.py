@@ -38,7 +38,7 @@ from pipeline.grpo.rollout.fused_decoder import FusedDecoder, can_fuse
 from pipeline.grpo.rollout.positions import must_fit
 from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.rollout.token_sampling import SamplingParams
-from pipeline.grpo.types import Response, SamplingRequest
+from pipeline.grpo.types import NextToken, Response, SamplingRequest
 from pipeline.scoring.rotary import fix_rotary
 from pipeline.task.reward import response_bytes
 
@@ -156,24 +156,24 @@ class Sampler:
         return [responses[row] for row in range(len(seeds))]
 
     @torch.inference_mode()
-    def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]:
-        """Return the most likely next token after each of P contexts, without sampling a response.
+    def next_tokens(self, contexts: Sequence[Sequence[int]]) -> list[NextToken]:
+        """Return the distribution of the next token after each of P contexts, without sampling a response.
 
         Args:
             contexts: token ids, not empty, including the beginning-of-sequence token if the model expects one.
         """
-        best = [0] * len(contexts)
+        found: dict[int, NextToken] = {}
         for chosen, logits_PV in self._next(contexts):
-            for p, token in zip(chosen, logits_PV.argmax(dim=-1).tolist(), strict=True):
-                best[p] = token
-        return best
+            for p, logits_V in zip(chosen, logits_PV, strict=True):
+                found[p] = _next_token(logits_V)
+        return [found[p] for p in range(len(contexts))]
 
     @torch.inference_mode()
     def next_logprobs(self, contexts: Sequence[Sequence[int]], ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the log-probabilities (nats, temperature 1) of given next tokens after each of P contexts.
 
         Args:
-            contexts: as for `direct`.
+            contexts: as for `next_tokens`.
             ids: the next tokens to look up, for each context.
         """
         found: list[list[float]] = [[]] * len(contexts)
@@ -218,6 +218,13 @@ class Sampler:
     def _response(self, ids: list[int], logprobs: list[float], finished: bool) -> Response:
         text = response_bytes(ids[:-1] if finished else ids, self._tokenizer.token_bytes)
         return Response(tuple(ids), text, finished, tuple(logprobs))
+
+
+def _next_token(logits_V: Tensor) -> NextToken:
+    logprobs_V = logits_V.float().log_softmax(dim=-1)
+    first, second = logprobs_V.topk(2).values.tolist()
+    entropy = torch.special.entr(logprobs_V.exp()).sum().item()
+    return NextToken(int(logits_V.argmax()), entropy, first, first - second)
 
 
 def _choose_decoding(model: PreTrainedModel) -> tuple[ReadContexts, Rows]:

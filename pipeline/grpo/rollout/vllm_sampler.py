@@ -60,13 +60,6 @@ class VllmSampler:
             return []
         return [self._response(*sampled) for sampled in self._engine.generate(request, sorted(self.eos_ids))]
 
-    def direct(self, contexts: Sequence[Sequence[int]]) -> list[int]:
-        """Return the most likely next token after each context (see `Sampler.direct`)."""
-        if not contexts:
-            return []
-        request = SamplingRequest(contexts, group_size=1, temperature=0.0, max_new_tokens=1, seeds=[0] * len(contexts))
-        return [ids[0] for ids, *_ in self._engine.generate(request, [])]
-
     def close(self) -> None:
         """Release the engine. Call it before the process group is destroyed."""
         self._engine.close()

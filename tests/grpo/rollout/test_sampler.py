@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 
@@ -155,12 +156,19 @@ def test_weights_that_are_missing_or_unknown_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
-def test_direct_reading_is_the_arg_max(kind: str) -> None:
+def test_the_next_token_and_its_distribution_are_the_models(kind: str) -> None:
     model, contexts = tiny(kind), some_prompts(12)
     with torch.no_grad():
-        expected = [int(model(torch.tensor([context])).logits[0, -1].argmax()) for context in contexts]
-    assert sampler_of(model).direct(contexts) == expected
-    assert sampler_of(model, prefill_tokens=30).direct(contexts) == expected
+        rows = [model(torch.tensor([context])).logits[0, -1].double().softmax(dim=-1).tolist() for context in contexts]
+    for prefill_tokens in (16384, 30):
+        found = sampler_of(model, prefill_tokens=prefill_tokens).next_tokens(contexts)
+        for row, own in zip(rows, found, strict=True):
+            second, first = sorted(row)[-2:]
+            assert own.best == row.index(first)
+            assert own.logprob == pytest.approx(math.log(first), abs=1e-4)
+            assert own.margin == pytest.approx(math.log(first / second), abs=1e-4)
+            assert own.entropy == pytest.approx(-sum(p * math.log(p) for p in row if p), abs=1e-4)
+    assert sampler_of(model).next_tokens([]) == []
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2"])

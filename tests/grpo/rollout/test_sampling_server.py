@@ -62,8 +62,7 @@ def test_a_request_arrives_as_it_was_sent(url: str) -> None:
     assert [(r.ids, r.text, r.finished) for r in found] == [(r.ids, r.text, r.finished) for r in expected]
     assert {r.finished for r in expected} == {False, True}
     assert [r.logprobs for r in found] == [pytest.approx(r.logprobs) for r in expected]
-    assert there.direct(prompts) == here.direct(prompts)
-    assert there.sample(SamplingRequest([], 2, 0.7, 12, [])) == there.direct([]) == []
+    assert there.sample(SamplingRequest([], 2, 0.7, 12, [])) == []
 
 
 def test_a_seed_is_needed_for_each_response() -> None:
@@ -76,7 +75,7 @@ def test_a_server_that_is_not_there_is_named(url: str) -> None:
         free.bind(("127.0.0.1", 0))
         gone = f"http://127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(UserError, match="cannot be reached"):
-            VllmSampler(RemoteEngine(gone), TOKENIZER, EOS).direct([[1]])
+            VllmSampler(RemoteEngine(gone), TOKENIZER, EOS).sample(SamplingRequest([[1]], 1, 0.0, 1, [0]))
 
 
 # ------------------------------------------------------------------------------------------------ who may ask it
@@ -131,7 +130,7 @@ def test_addresses_and_its_own_names_are_answered(url: str, host: str) -> None:
 def test_a_trainer_with_another_secret_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "another")
     with pytest.raises(UserError, match=f"403: wrong or missing token.*{VARIABLE}"):
-        VllmSampler(RemoteEngine(url), TOKENIZER, EOS).direct([[1]])
+        VllmSampler(RemoteEngine(url), TOKENIZER, EOS).sample(SamplingRequest([[1]], 1, 0.0, 1, [0]))
 
 
 def test_the_secret_is_made_once_and_for_this_user_alone(tmp_path: Path) -> None:
