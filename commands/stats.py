@@ -14,11 +14,11 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.audit.decisions import SPLITS
+from pipeline.audit.funnel import funnel_table
 from pipeline.audit.lineage import lineage_of
 from pipeline.audit.stats import QUANTILES
 from pipeline.audit.stats import stats as count
 from pipeline.config.manifest import Manifest
-from pipeline.core.invisible import escape_invisible
 from pipeline.core.workspace import format_bytes
 
 
@@ -39,12 +39,7 @@ def stats(manifest: Manifest, *, work: Path) -> dict[str, Any]:
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """Render the numbers as tables."""
     title = f"{found['manifest']}, selection {found['selection']}"
-    funnel = _table("", "count", title=title)
-    for step in found["funnel"]:
-        for reason, lost in step["lost"].items():
-            if lost:
-                funnel.add_row(f"  − {escape_invisible(reason)}", f"{lost:,}", style="dim")
-        funnel.add_row(step["name"], f"{step['count']:,}")
+    funnel = funnel_table(title, found["funnel"])
     entropy = _table("entropy, nats", "count", "mean", *(f"{100 * q:g} %" for q in QUANTILES))
     for split in SPLITS:
         for of, row in found["entropy"][split].items():

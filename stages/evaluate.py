@@ -1,9 +1,9 @@
 """Evaluate: held-out sites and policies → next-token accuracy, predicted directly and by reasoning.
 
 Input:   the `validation` shards of materialize; the policies, as `transformers` folders; the run's `metrics.jsonl`.
-Output:  in `runs/<recipe>/evaluation/`: `evaluation.json`, `evaluation.md`, `responses.parquet` (each policy's answer
-         at each site), `accuracy.png` and `.svg` (accuracy over training steps), `scaling.svg` (over
-         compute); tables on standard output.
+Output:  in `runs/<recipe>/evaluation/`: `report.html`, `evaluation.json`, `evaluation.md`, `responses.parquet` (each
+         policy's answer at each site), `accuracy.png` and `.svg` (accuracy over training steps), `scaling.svg` (over
+         compute); a table and what rose, or the whole report, on standard output.
 Command: rpt evaluate RECIPE [--manifest MANIFEST] [--policy NAME=FOLDER …]
 
 Every policy predicts in two ways at the same sites: *direct* takes the most likely next token after the bare context,
@@ -24,21 +24,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from pipeline.audit.distributions import LONG_VALUE, MANY_VALUES
+from pipeline.audit.evaluation_page import evaluation_page
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import ScoreConfig
 from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, fingerprint, published_record
+from pipeline.core.files import replace_text
 from pipeline.core.invisible import escape_invisible
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.parquet import read_table
-from pipeline.core.progress import Throughput, log, progress_bar
+from pipeline.core.progress import Throughput, log, progress_bar, results, wrapped
 from pipeline.core.sealed import write_json
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.accuracy import summarize
+from pipeline.evaluation.examples import examples
 from pipeline.evaluation.hybrid import hybrids_of, summarize_hybrid
 from pipeline.evaluation.plots import draw_progress, draw_scaling, read_progress
 from pipeline.evaluation.policies import WARM_UP, before_and_after, named_policies, warm_up_of
@@ -52,7 +54,7 @@ from pipeline.evaluation.predictions import (
     predict_samples,
     predict_with_reasoning,
 )
-from pipeline.evaluation.report import Table, blocks, markdown
+from pipeline.evaluation.report import Table, blocks, brief, markdown
 from pipeline.evaluation.responses import write_responses
 from pipeline.evaluation.scaling import scaling_of
 from pipeline.grpo.rollout.prompt import PromptText, prompts_of
@@ -66,6 +68,7 @@ from pipeline.shards.schema import SHARDS
 from pipeline.task.templates import template_of
 
 VERSION = 7
+PAGE = "report.html"
 
 
 def evaluate(
@@ -78,6 +81,7 @@ def evaluate(
     run: Path | None = None,
     metrics: Path | None = None,
     published: Mapping[str, Any] | None = None,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Evaluate every policy at the same held-out sites, write the report and print it.
 
@@ -90,6 +94,7 @@ def evaluate(
         run: the evaluated run, whose stored prompt is used again (see `prompts_of`).
         metrics: JSON lines of the training run, for the plots.
         published: rows of the paper to print beside the measured ones.
+        full: print the whole report.
 
     Returns:
         The report, as in `evaluation.json`.
@@ -105,7 +110,9 @@ def evaluate(
     done = out / "evaluation.json"
     if done.exists() and (report := json.loads(done.read_text(encoding="utf-8")))["fingerprint"] == identity:
         log(f"evaluate     up to date  {out}")
-        _print(report)
+        if not (out / PAGE).exists():
+            _write_page(report, metrics, out)
+        _print(report, out, full=full)
         return report
 
     sites, sets = held_out_sites(shards, recipe)
@@ -139,14 +146,14 @@ def evaluate(
             | {"hybrid": {p: summarize_hybrid(g, entropies, manifest_bands, chosen) for p, g in gates.items()}}
             for name, chosen in sets.items()
         },
+        "examples": examples(sites, next(iter(sets.values())), readings, list(policies), recipe.seed),
     }
     out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)  # written last: while it is missing, the other files may be from another evaluation
     write_responses(out / "responses.parquet", sites, classes, sets, _answers(readings, samples))
     _write_report(report, metrics, out)
     write_json(done, report)
-    _print(report)
-    log(f"evaluate     written to {out}")
+    _print(report, out, full=full)
     return report
 
 
@@ -316,8 +323,16 @@ def _answers(
     return answers + [(drawn.policy, "sampled", drawn.answers_NS) for drawn in samples.values()]
 
 
+def _write_page(report: Mapping[str, Any], metrics: Path | None, out: Path) -> None:
+    """Write the HTML report, with the accuracy during training if the run measured it."""
+    bands = list(next(iter(report["sets"].values()))["bands"])
+    series = read_progress(metrics, bands) if metrics and metrics.exists() else {}
+    replace_text(out / PAGE, evaluation_page(report, series))
+
+
 def _write_report(report: Mapping[str, Any], metrics: Path | None, out: Path) -> None:
-    """Write the pictures and the Markdown page, which shows them."""
+    """Write the pictures, the Markdown page, which shows them, and the HTML report."""
+    _write_page(report, metrics, out)
     pictures = _draw(report, metrics, out)
     if report["scaling"]:
         draw_scaling(report["scaling"], out / "scaling.svg")
@@ -337,14 +352,17 @@ def _draw(report: Mapping[str, Any], metrics: Path | None, out: Path) -> list[Pa
     return draw_progress(series, direct, out, f"{report['recipe']}: reasoning on held-out documents")
 
 
-def _print(report: Mapping[str, Any]) -> None:
-    console = Console(highlight=False)
-    for block in blocks(report):
+def _print(report: Mapping[str, Any], out: Path, *, full: bool) -> None:
+    """Print the whole report, or what a first look needs and where the rest is."""
+    console = results()
+    for block in blocks(report) if full else brief(report):
         if isinstance(block, Table):
             console.print(block.terminal())
         else:
-            console.print("\n".join(block), markup=False, soft_wrap=True)
+            console.print("\n".join(wrapped(line, console.width) for line in block), soft_wrap=True)
         console.print()
+    rest = "" if full else " (or --full): differences, all positions, fields, token classes, outcomes, responses"
+    console.print(wrapped(f"More in {out / PAGE}{rest}", console.width), soft_wrap=True)
 
 
 class EvaluateSpec(RunSpec):
@@ -358,6 +376,8 @@ class EvaluateSpec(RunSpec):
     """`NAME=FOLDER` each; empty: the recipe's policy as `before` and the run's as `after`."""
     published: dict[str, Any] | None = None
     """Rows of the paper to print beside the measured ones."""
+    full: bool = False
+    """Print the whole report."""
 
 
 def main(spec: EvaluateSpec) -> None:
@@ -371,6 +391,7 @@ def main(spec: EvaluateSpec) -> None:
         run=spec.run,
         metrics=spec.run / "metrics.jsonl",
         published=spec.published,
+        full=spec.full,
     )
 
 

@@ -28,7 +28,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.study import ArmConfig, StudyConfig
 from pipeline.core.artifact import content_hash
 from pipeline.core.model_files import model_digest, resolve_model
-from pipeline.core.progress import log
+from pipeline.core.progress import PART, log
 from pipeline.core.sealed import write_json
 from pipeline.core.workspace import own_record
 from pipeline.evaluation.jobs import Job, run_jobs
@@ -101,7 +101,7 @@ def prepare_data(config: StudyConfig, work: Path, out: Path) -> dict[str, Path]:
 
 def _call(*words: str) -> None:
     """Run a Python command; its output goes to the terminal."""
-    if subprocess.run([sys.executable, *words]).returncode:
+    if subprocess.run([sys.executable, *words], env=os.environ | {PART: "1"}).returncode:
         raise UserError("a command of the study failed", where=" ".join(words), hint="see the output above")
 
 

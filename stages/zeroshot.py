@@ -14,13 +14,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from pipeline.config.errors import UserError
 from pipeline.core.hardware import torch_device
 from pipeline.core.model_files import resolve_model
-from pipeline.core.progress import log
-from pipeline.evaluation.report import Table, count, percent
+from pipeline.core.progress import counted, log, results
+from pipeline.evaluation.report import Table, percent
 from pipeline.evaluation.zeroshot import BENCHMARKS, letter_of, lm_eval_task, read_questions, summarize_zeroshot
 
 
@@ -74,7 +72,7 @@ def zeroshot(
     name = out / f"{benchmark}-{mode}"
     name.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     name.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    console = Console(highlight=False)
+    console = results()
     console.print(table(found).terminal())
     console.print(sentence(found), soft_wrap=True)
     return found
@@ -113,6 +111,6 @@ def sentence(found: dict[str, Any]) -> str:
     against = "above chance" if found["above_chance"] else "not above chance"
     named = "" if found["mode"] == "direct" else f" {100 * found['answered']:.1f} % of the responses name an option."
     return (
-        f"Of {count(found['questions'], 'question')} {percent(found['accuracy'])} % are answered correctly, "
+        f"Of {counted(found['questions'], 'question')} {percent(found['accuracy'])} % are answered correctly, "
         f"{100 * found['chance']:.1f} % by chance: {against}.{named}"
     )

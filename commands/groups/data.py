@@ -25,6 +25,7 @@ from commands.groups.options import (
     report,
     set_option,
 )
+from commands.next_step import after_data
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
 from pipeline.config.manifest import PROXYS_OWN, Manifest
@@ -68,6 +69,8 @@ def data(
     read = load(Manifest, manifest, overrides or ())
     by = _executor(executor, work / read.name, workers, address, num_gpus)
     run_data(read, DATA_STAGES[-1], source, work, by, as_json)
+    if not as_json:
+        after_data(manifest, overrides or (), work)
 
 
 def _stage_command(stage: str) -> None:
@@ -112,6 +115,7 @@ def run_data(
     manifest: Manifest, last: str, source: str | None, work: Path, executor: Executor, as_json: bool = False
 ) -> dict[str, Record]:
     """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
+    from pipeline.audit.funnel import funnel
     from pipeline.core.tokenizer import CorpusTokenizer
     from pipeline.core.workspace import with_policy_tokenizer
     from pipeline.selection.sites import check_columns_exist, rule_expression
@@ -152,32 +156,33 @@ def run_data(
         name: {"seconds": seconds[name], "directory": str(record.directory), "counters": record.counters}
         for name, record in records.items()
     }
-    found: dict[str, Any] = {"manifest": manifest.name, "stages": stages}
+    found: dict[str, Any] = {
+        "manifest": manifest.name,
+        "stages": stages,
+        "funnel": [vars(step) for step in funnel(records)],
+        "made": "shards" if last == "materialize" else last,
+    }
     if "materialize" in records:
         shards = [entry for done in records["materialize"].completions for entry in done.files.values()]
         found["shards"] = {"sites": sum(e.rows for e in shards), "bytes": sum(e.bytes for e in shards)}
-    report(found, _funnel, as_json)
+    report(found, _tables, as_json)
     if not as_json:
-        print(f"{'shards' if last == 'materialize' else last}: {records[last].directory}")
+        print(f"{found['made']}: {records[last].directory}", flush=True)
     return records
 
 
-def _funnel(found: dict[str, Any]) -> list[Table]:
-    """Return a table of each stage's non-zero counters, its seconds here, and the bytes per site on disk."""
-    title = f"{found['manifest']}: from records to shards"
-    table = Table("stage", "counted", "", "seconds", title=title, title_justify="left")
-    for column in (2, 3):
-        table.columns[column].justify = "right"
-    for stage, about in found["stages"].items():
-        rows = [(counter, f"{count:,}") for counter, count in about["counters"].items() if count]
-        for i, (counter, count) in enumerate(rows):
-            table.add_row(stage if i == 0 else "", counter, count, f"{about['seconds']:.1f}" if i == 0 else "")
-        table.add_section()
+def _tables(found: dict[str, Any]) -> list[Table]:
+    """Return the funnel; under it the examples by split, and their bytes on disk."""
+    from pipeline.audit.funnel import funnel_table
+
+    table = funnel_table(f"{found['manifest']}: from records to {found['made']}", found["funnel"])
     if "shards" in found:
         sites, size = found["shards"]["sites"], found["shards"]["bytes"]
-        table.add_row("shards", "sites", f"{sites:,}", "")
-        table.add_row("", "bytes", f"{size:,}", "")
-        table.add_row("", "bytes per site", f"{size / max(sites, 1):.1f}", "")
+        kept = found["stages"]["materialize"]["counters"]
+        table.caption = (
+            f"{kept['kept.train']:,} to train on, {kept['kept.validation']:,} held out; "
+            f"{size / max(sites, 1):.1f} bytes per site"
+        )
     return [table]
 
 

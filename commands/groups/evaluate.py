@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +21,7 @@ from commands.groups.options import (
 from commands.launch import launch
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.recipe import Recipe
+from pipeline.core.progress import say_next
 
 commands = typer.Typer()
 
@@ -69,8 +71,11 @@ def evaluate(
     overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     run: Run = None,
+    full: Annotated[bool, typer.Option("--full", metavar="", help="Print every table and difference.")] = False,
 ) -> None:
     """Measure next-token accuracy on held-out documents: direct and by reasoning, before and after training.
+
+    Prints what rose and what did not; everything else is in `runs/NAME/evaluation/report.html`.
 
     Examples:
 
@@ -93,8 +98,13 @@ def evaluate(
         bands=corpus.select.bands,
         policies=tuple(policy or ()),
         published=published_rows(corpus.corpus, corpus.select.bands),
+        full=full,
     )
     launch("stages.evaluate", spec)
+    say_next(
+        f"open {shlex.quote(str(spec.run / 'evaluation' / 'report.html'))}",
+        "everything measured, and responses to read",
+    )
 
 
 @commands.command(rich_help_panel=POLICY)
@@ -122,7 +132,9 @@ def study(
     from stages.study import study as bring_up_to_date
 
     config = read_study(study, overrides or (), quick=quick)
-    bring_up_to_date(config, work=work, out=run or Path("runs") / config.name, workers=workers or default_workers())
+    out = run or Path("runs") / config.name
+    bring_up_to_date(config, work=work, out=out, workers=workers or default_workers())
+    say_next(f"open {shlex.quote(str(out / 'report.html'))}", "a verdict on each claim, with every table and figure")
 
 
 @commands.command(rich_help_panel=POLICY)

@@ -19,6 +19,7 @@ from commands.groups.options import (
     Workers,
     report,
 )
+from commands.next_step import after_audit
 from pipeline.config.errors import IntegrityError
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
@@ -58,9 +59,11 @@ def audit(
     from commands.audit import compare as write_comparison
 
     read = load(Manifest, manifest, overrides or ())
-    print(write_report(read, work=work, out=out))
+    print(write_report(read, work=work, out=out), flush=True)
     if compare:
-        print(write_comparison(read, compare, path=manifest, overrides=overrides or (), work=work, out=out))
+        found = write_comparison(read, compare, path=manifest, overrides=overrides or (), work=work, out=out)
+        print(found, flush=True)
+    after_audit(manifest, read.name, work)
 
 
 @commands.command(rich_help_panel=INSPECT)

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from pipeline.core.progress import results
+
 CORPUS, POLICY, INSPECT = "Corpus → shards", "Shards → policy", "Inspect"
 EXCHANGE, MAINTENANCE = "Import / export", "Maintenance"
 
@@ -69,10 +71,8 @@ Place = Annotated[
 
 def report(found: dict[str, Any], tables: Callable[[dict[str, Any]], list[Table]], as_json: bool) -> None:
     """Print a report to standard output as JSON or as tables."""
-    from rich.console import Console
-
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return
     for table in tables(found):
-        Console(markup=False).print(table)
+        results().print(table)

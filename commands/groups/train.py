@@ -27,6 +27,7 @@ from commands.groups.options import (
     WriteSpec,
 )
 from commands.launch import launch
+from commands.next_step import after_training, evaluation_of
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load, manifest_of
 from pipeline.config.recipe import Recipe
@@ -96,6 +97,9 @@ def train(
     )
     with beside_training(spec.run) if browse and write_to is None else nullcontext():
         _start("stages.train", spec, ranks, write_to)
+    if write_to is None:
+        measure = evaluation_of(recipe, _with_policy(policy, overrides), work, manifest=manifest, run=run)
+        after_training("train", measure, spec.run / "policy")
 
 
 @commands.command(rich_help_panel=POLICY)

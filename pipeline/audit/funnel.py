@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from pipeline.audit.lineage import Lineage
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
 from pipeline.core.artifact import Counters, Record
+from pipeline.core.invisible import escape_invisible
+
+IN_WORDS = {
+    "duplicate": "equal to an earlier document",
+    "not_scorable": "too little context before it",
+    "inside_character": "begins inside a character",
+    "where": "the rule does not keep it",
+    "flagged": "named in a list of flags",
+    "document_cap": "its document has enough sites",
+    "not_drawn": "not among the positions drawn at random",
+    "near_duplicate": "nearly equal to another site",
+    "top_fraction": "not among the hardest",
+    "strata": "its stratum has enough sites",
+    "mixture": "its source has enough sites",
+    "corpus_cap": "the corpus has enough sites",
+    "not_a_policy_boundary": "no token of the policy begins there",
+    "policy_tokenizer_not_lossless": "the policy's tokenizer changes its document",
+}
+"""Reasons of a loss in words, where the name alone does not say it."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +46,49 @@ class Step:
     """Number lost by reason: `duplicate`, `where`, …, `quarantined: <reason>`."""
 
 
-def funnel(lineage: Lineage) -> list[Step]:
-    """Return the steps from the records of the source to the rows of the shards."""
-    ingest, score, select = (record.counters for record in (lineage.ingest, lineage.score, lineage.select))
+def funnel(records: Mapping[str, Record]) -> list[Step]:
+    """Return the steps from the records of the source as far as stages have run, at most to the rows of the shards.
+
+    Args:
+        records: Records of `ingest`, `score`, `select` and `materialize`, or the first of them; others are ignored.
+    """
+    of = {stage: record.counters for stage, record in records.items()}
     steps = [
-        Step("ingest", "records of the source", "documents", ingest["records"]),
-        Step("ingest", "documents", "documents", ingest["documents"], losses(ingest)),
-        Step("score", "documents with scores", "documents", score["documents"], losses(score)),
-        Step("score", "tokens of these documents", "positions", select["tokens"]),
-        Step("select", "sites selected", "positions", kept(select), losses(select)),
+        Step("ingest", "records of the source", "documents", of["ingest"]["records"]),
+        Step("ingest", "documents", "documents", of["ingest"]["documents"], losses(of["ingest"])),
     ]
-    if lineage.materialize is not None:
-        made = lineage.materialize.counters
+    if score := of.get("score"):
+        steps += [
+            Step("score", "documents with scores", "documents", score["documents"], losses(score)),
+            Step("score", "tokens of these documents", "positions", score["tokens"]),
+        ]
+    if select := of.get("select"):
+        steps.append(Step("select", "sites selected", "positions", kept(select), losses(select)))
+    if made := of.get("materialize"):
         steps.append(Step("materialize", "training examples in shards", "positions", kept(made), losses(made)))
     return steps
+
+
+def funnel_table(title: str, steps: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the funnel as a table with shares of the records or of the tokens, without reasons that lost nothing.
+
+    Args:
+        title: What was made.
+        steps: Fields of `Step`, in order.
+    """
+    table = Table("", title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for name in ("count", "share"):
+        table.add_column(name, justify="right")
+    whole: dict[str, int] = {}
+    for step in steps:
+        first = whole.setdefault(step["unit"], step["count"])
+        for reason, lost in step["lost"].items():
+            if lost:
+                told = f": {IN_WORDS[reason]}" if reason in IN_WORDS else ""
+                label = f"  − {escape_invisible(reason)}{told}"
+                table.add_row(label, f"{lost:,}", percent(lost, first), style="dim")
+        table.add_row(step["name"], f"{step['count']:,}", percent(step["count"], first))
+    return table
 
 
 def losses(counters: Counters) -> dict[str, int]:
@@ -56,3 +108,18 @@ def kept(counters: Counters) -> int:
 def shard_bytes(record: Record | None) -> int:
     """Return the total size of the files of a record, in bytes."""
     return sum(entry.bytes for done in record.completions for entry in done.files.values()) if record else 0
+
+
+def percent(part: float, whole: float) -> str:
+    """Format a share in percent.
+
+    Example:
+        >>> percent(1, 8), percent(0, 0), percent(1, 100_000), percent(3, 3)
+        ('12.5 %', '–', '< 0.1 %', '100 %')
+    """
+    if not whole:
+        return "–"
+    value = 100 * part / whole
+    if part == whole:
+        return "100 %"
+    return f"{value:.1f} %" if value >= 0.1 or not value else "< 0.1 %"

@@ -21,7 +21,7 @@ from pipeline.audit.decisions import SPLITS, decisions, shards
 from pipeline.audit.distributions import NEAR, Distributions
 from pipeline.audit.dropped_records import duplicates, matches, quarantine
 from pipeline.audit.examples import Example, Sample, TopTokens, heat_maps
-from pipeline.audit.funnel import funnel, kept, shard_bytes
+from pipeline.audit.funnel import funnel, kept, percent, shard_bytes
 from pipeline.audit.lineage import Lineage
 from pipeline.core.artifact import InputFile
 from pipeline.core.invisible import escape_invisible
@@ -70,7 +70,7 @@ def audit(
         "manifest": lineage.name,
         "selection": lineage.select.fingerprint,
         "rule": dict(lineage.select.config),
-        "funnel": [vars(step) for step in funnel(lineage)],
+        "funnel": [vars(step) for step in funnel(lineage.records)],
         "documents": {split: lineage.ingest.counters[split] for split in SPLITS},
         "sites": {split: lineage.select.counters[f"kept.{split}"] for split in SPLITS},
         "examples": kept(lineage.materialize.counters) if lineage.materialize else None,
@@ -230,9 +230,15 @@ def _list_entry(example: Mapping[str, Any], heat_map: Mapping[str, Any]) -> dict
     return dict(example) | {"share": f"{share:.6f}", "beginning": beginning}
 
 
-def render(template: str, **values: Any) -> str:
-    """Render a page of `templates/` with the shared styles and script and a policy that allows only them."""
-    style, script = (_concatenated(names) for names in (_STYLES, _SCRIPTS))
+def render(template: str, *, extra_styles: Sequence[str] = (), **values: Any) -> str:
+    """Render a page of `templates/` with the shared styles and script and a policy that allows only them.
+
+    Args:
+        template: Name of the template.
+        extra_styles: Further style sheets of `assets/`.
+        values: Variables of the template.
+    """
+    style, script = _concatenated([*_STYLES, *extra_styles]), _concatenated(_SCRIPTS)
     environment = Environment(
         loader=FileSystemLoader(_FOLDER / "templates"),
         autoescape=True,
@@ -243,7 +249,7 @@ def render(template: str, **values: Any) -> str:
     environment.filters |= {
         "visible": escape_invisible,
         "number": _number,
-        "percent": _percent,
+        "percent": percent,
         "words": _words,
         "token": _token,
         "cell": _cell,
@@ -298,21 +304,6 @@ def _number(value: float | None, digits: int = 2) -> str:
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
-
-
-def _percent(part: float, whole: float) -> str:
-    """Format a share in percent.
-
-    Example:
-        >>> _percent(1, 8), _percent(0, 0), _percent(1, 100_000), _percent(3, 3)
-        ('12.5 %', '–', '< 0.1 %', '100 %')
-    """
-    if not whole:
-        return "–"
-    value = 100 * part / whole
-    if part == whole:
-        return "100 %"
-    return f"{value:.1f} %" if value >= 0.1 or not value else "< 0.1 %"
 
 
 def _token(text: str) -> str:

@@ -33,7 +33,7 @@ def stats(lineage: Lineage) -> dict[str, Any]:
         "manifest": lineage.name,
         "selection": lineage.select.fingerprint,
         "rule": dict(lineage.select.config),
-        "funnel": [vars(step) for step in funnel(lineage)],
+        "funnel": [vars(step) for step in funnel(lineage.records)],
         "sites": {split: lineage.select.counters[f"kept.{split}"] for split in SPLITS},
         "bands": _counts(sites, "band", ("none", *BANDS)),
         "token_classes": _counts(sites, "token_class"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -26,11 +27,24 @@ from rich.text import Text
 
 from pipeline.core.hardware import peak_flops
 
-FIRST_LINES = (5.0, 5.0, 10.0)
+FIRST_LINES = (5.0, 15.0)
 LINE_EVERY = 30.0
 """Seconds before each of the first plain lines, and between later ones."""
 
+PIPED_WIDTH = 100
+"""Columns of tables and sentences that do not go to a terminal."""
+INDENT = 13
+"""Columns of the command's name before a line, under which its further lines do not reach."""
+PART = "RPT_PART"
+"""Environment variable that is set for a command which another one runs as a part of itself."""
+
 console = Console(stderr=True, highlight=False)
+
+
+def results() -> Console:
+    """Return the console for results: standard output, as wide as the terminal, or `PIPED_WIDTH` without one."""
+    wide = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, markup=False, width=None if wide else PIPED_WIDTH)
 
 
 @dataclass
@@ -106,6 +120,16 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a count with its noun, singular or plural.
+
+    Example:
+        >>> counted(1, "site"), counted(1200, "site")
+        ('1 site', '1,200 sites')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @contextlib.contextmanager
 def progress_bar(
     title: str, meter: Throughput, devices: Callable[[], Sequence[str]] = tuple
@@ -149,9 +173,38 @@ class _MeterColumn(ProgressColumn):
 
 
 def log(line: str) -> None:
-    """Print one line to standard error, because standard output is for results."""
-    console.print(line, markup=False, soft_wrap=True)
+    """Print one line to standard error, because standard output is for results.
+
+    On a terminal it is wrapped between words. Elsewhere it stays whole, so that `grep` finds its words.
+    """
+    shown = wrapped(line, console.width) if console.is_terminal else line
+    console.print(shown, markup=False, soft_wrap=True)
     sys.stderr.flush()
+
+
+def say_next(command: str, why: str) -> None:
+    """Print the line that ends a command: what to run or open next; nothing in a command that is a part of another."""
+    if PART not in os.environ:
+        log(f"next: {command}   ({why})")
+
+
+def wrapped(line: str, width: int) -> str:
+    """Return a line broken between words; a path or another long word stays whole. Later lines are indented.
+
+    Example:
+        >>> print(wrapped("score        done in 2 s: 100 tokens", 30))
+        score        done in 2 s: 100
+                     tokens
+        >>> print(wrapped("error: source file not found: corpus.jsonl", 30))
+        error: source file not found:
+          corpus.jsonl
+    """
+    named = line[INDENT - 1 : INDENT] == " " and line[INDENT : INDENT + 1].strip() != ""
+    indent = " " * (INDENT if named else 2)
+    parts = textwrap.wrap(
+        line, max(width, 2 * INDENT), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(parts)
 
 
 def quiet_libraries() -> None:

@@ -29,7 +29,7 @@ from pipeline.core.artifact import (
 from pipeline.core.executor import Executor
 from pipeline.core.marks import BEGUN, mark_begun
 from pipeline.core.parts import FOLDER, remove_parts, share_done
-from pipeline.core.progress import Throughput, log, progress_bar
+from pipeline.core.progress import Throughput, counted, log, progress_bar
 from pipeline.core.sealed import exclusive
 
 
@@ -94,8 +94,9 @@ def _make(
     start = time.monotonic()
     mark_begun(directory, inputs)
     missing = [shard for shard in shards if read_completion(directory, shard.index) is None]
-    resumed = f", {len(shards) - len(missing)} already done" if len(missing) < len(shards) else ""
-    log(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do{resumed}")
+    if len(missing) < len(shards):
+        left = len(shards) - len(missing)
+        log(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do, {left} already done")
     for shard in shards:
         if shard not in missing:
             remove_parts(directory, shard.index)  # of a worker that was killed after it had published
@@ -110,8 +111,8 @@ def _make(
     with contextlib.suppress(OSError):  # not empty: another process works here without a lock
         (directory / "tmp").rmdir()
         (directory / FOLDER).rmdir()
-    counts = ", ".join(f"{name} {count:,}" for name, count in record.counters.items() if count)
-    log(f"{stage.name:<12} done in {time.monotonic() - start:.1f} s: {counts}")
+    work_done = f"{record.counters.get(stage.unit, 0):,} {stage.unit}, {counted(len(shards), 'shard')}"
+    log(f"{stage.name:<12} done in {time.monotonic() - start:.1f} s: {work_done}")
     set_current(directory)
     return record
 

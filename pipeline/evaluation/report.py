@@ -6,13 +6,15 @@ Everything here is a pure function of the JSON report that `summarize` makes and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import rich.box
 import rich.table
 import rich.text
 
+from pipeline.core.progress import counted
+from pipeline.evaluation.headline import headline
 from pipeline.grpo.run.lineage import described
 
 NOTHING = "–"
@@ -52,11 +54,21 @@ class Table:
         return table
 
 
+def brief(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
+    """Yield what a first look needs: the accuracy of the first set of sites, and what rose and what did not."""
+    summary, last = next(iter(report["sets"].values())), report["policies"][-1]
+    accuracy = accuracy_table(summary)
+    hybrid = summary["hybrid"].get(last, {}).values()
+    row = ((f"hybrid {last}", *(percent(band and band["hybrid"]) for band in hybrid)),) if hybrid else ()
+    yield replace(accuracy, rows=accuracy.rows + row)
+    yield headline(report)
+
+
 def blocks(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
     """Yield the report from top to bottom: tables, and tuples of sentences."""
-    summaries = list(report["sets"].values())
+    yield headline(report)
     yield tuple(about(report))
-    for summary in summaries:
+    for summary in report["sets"].values():
         yield accuracy_table(summary)
         yield difference_table(summary)
         yield tuple(sentences(summary))
@@ -64,15 +76,22 @@ def blocks(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
             yield hybrid_table(summary)
         if summary["samples"]:
             yield sample_table(summary)
-    readings = list(summaries[-1]["readings"].values())
-    yield label_table(summaries[-1], "field", [spelled(reading["by_field"]) for reading in readings])
-    yield label_table(summaries[-1], "token class", [spelled(reading["by_class"]) for reading in readings])
-    for column in readings[0]["by_metadata"]:
-        yield label_table(summaries[-1], f"`{column}`", [reading["by_metadata"][column] for reading in readings])
-    yield reason_table(summaries[-1])
+    yield from other_tables(report)
     if report["scaling"]:
+        yield objections_of(report["scaling"])
+
+
+def other_tables(report: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables beside accuracy by band: of the last set by label, the outcomes, the law, the paper's rows."""
+    summary = list(report["sets"].values())[-1]
+    readings = list(summary["readings"].values())
+    yield label_table(summary, "field", [spelled(reading["by_field"]) for reading in readings])
+    yield label_table(summary, "token class", [spelled(reading["by_class"]) for reading in readings])
+    for column in readings[0]["by_metadata"]:
+        yield label_table(summary, f"`{column}`", [reading["by_metadata"][column] for reading in readings])
+    yield reason_table(summary)
+    if any(found["law"] for found in report["scaling"].values()):
         yield scaling_table(report["scaling"])
-        yield tuple(f"{band}: {line}." for band, line in objections_of(report["scaling"]))
     if report["published"]:
         yield published_table(report["published"])
 
@@ -90,7 +109,7 @@ def title_of(summary: Mapping[str, Any]) -> str:
 def accuracy_table(summary: Mapping[str, Any]) -> Table:
     """Return the accuracy, one row per reading and one column per band."""
     header = tuple(
-        f"{name} > {band['above']:g}\n{count(band['sites'], 'site')}\n{count(band['documents'], 'document')}"
+        f"{name} > {band['above']:g}\n{counted(band['sites'], 'site')}\n{counted(band['documents'], 'document')}"
         for name, band in summary["bands"].items()
     )
     rows = tuple(
@@ -146,7 +165,7 @@ def label_table(summary: Mapping[str, Any], noun: str, by_label: Sequence[Mappin
         by_label: Each reading's accuracy by label.
     """
     rows = tuple(
-        (f"{label}\n{count(estimate['sites'], 'site')}", *(percent(own[label]) for own in by_label))
+        (f"{label}\n{counted(estimate['sites'], 'site')}", *(percent(own[label]) for own in by_label))
         for label, estimate in by_label[0].items()
     )
     return Table(f"{title_of(summary)}: accuracy by {noun}, % [95 % interval]", ("", *summary["readings"]), rows)
@@ -189,11 +208,18 @@ def scaling_table(scaling: Mapping[str, Any]) -> Table:
     return Table("P(C) = A / C^α + P*, C in units of the compute spent [95 % interval]", header, tuple(rows))
 
 
-def objections_of(scaling: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (band, reasons why no law is claimed)."""
+def objections_of(scaling: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return why no law is claimed, one sentence for the bands that have the same reasons.
+
+    Example:
+        >>> objections_of({"easy": {"objections": ["2 points"]}, "hard": {"objections": ["2 points"]}})
+        ('easy, hard: no law is claimed: 2 points.',)
+    """
+    bands: dict[str, list[str]] = {}
     for band, found in scaling.items():
         if found["objections"]:
-            yield band, f"no law is claimed: {'; '.join(found['objections'])}"
+            bands.setdefault("; ".join(found["objections"]), []).append(band)
+    return tuple(f"{', '.join(names)}: no law is claimed: {reasons}." for reasons, names in bands.items())
 
 
 def published_table(published: Mapping[str, Any]) -> Table:
@@ -206,7 +232,8 @@ def reason_table(summary: Mapping[str, Any]) -> Table:
     """Return how responses ended and how long they are, one column per reading."""
     readings = summary["readings"].values()
     reasons = next(iter(readings))["reasons"]
-    rows = [(reason.replace("_", " "), *(f"{r['reasons'][reason]:,}" for r in readings)) for reason in reasons]
+    seen = [reason for reason in reasons if any(r["reasons"][reason] for r in readings)]
+    rows = [(reason.replace("_", " "), *(f"{r['reasons'][reason]:,}" for r in readings)) for reason in seen]
     for name in ("format_failures", "truncated"):
         rows.append((f"{name.replace('_', ' ')}, %", *(number(r[name] and 100 * r[name]["value"]) for r in readings)))
     rows.append(("tokens, mean", *(number(r["mean_length"]) for r in readings)))
@@ -250,8 +277,8 @@ def markdown(report: Mapping[str, Any], pictures: tuple[str, ...] = ()) -> str:
 def about(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield sentences that describe the sets of sites and how the numbers are computed."""
     for summary in report["sets"].values():
-        documents = count(summary["documents"], "held-out document")
-        yield f"{title_of(summary)}: {count(summary['sites'], 'site')} of {documents}."
+        documents = counted(summary["documents"], "held-out document")
+        yield f"{title_of(summary)}: {counted(summary['sites'], 'site')} of {documents}."
     yield (
         f"Bands are nested; their thresholds are nats of the entropy of {report['bands_by'] or 'the proxy'}. Direct: "
         "the most likely next token after the bare context. Reasoning: a response to the prompt (template "
@@ -268,16 +295,6 @@ def about(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"The run started from the policy of a warm-up ({described(report['warm_up'])})."
     if report["published"]:
         yield report["published"]["caveat"]
-
-
-def count(number: int, noun: str) -> str:
-    """Return a count with its noun, singular or plural.
-
-    Example:
-        >>> count(1, "site"), count(1200, "site")
-        ('1 site', '1,200 sites')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(estimate: Mapping[str, Any] | None) -> str:
@@ -317,11 +334,12 @@ def points(difference: Mapping[str, Any] | None) -> str:
 
     Example:
         >>> points({"value": 0.224, "low": -0.0012, "high": 0.4})
-        '+22.4 [-0.1, 40.0]'
+        '+22.4 [−0.1, 40.0]'
     """
     if difference is None:
         return NOTHING
-    return f"{100 * difference['value']:+.1f} [{100 * difference['low']:.1f}, {100 * difference['high']:.1f}]"
+    value, low, high = (100 * difference[part] for part in ("value", "low", "high"))
+    return f"{value:+.1f} [{low:.1f}, {high:.1f}]".replace("-", "−")
 
 
 def _one_line(cell: str) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.progress import counted
 from pipeline.evaluation.plots import draw_scaling
 from pipeline.evaluation.report import (
     NOTHING,
     Table,
-    count,
     number,
     objections_of,
     p_value,
@@ -42,8 +42,8 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
     yield Heading(f"Study {study['study']}")
     yield Paragraph(study["description"])
     yield Paragraph(
-        f"{count(study['seeds'], 'seed')}; {count(head['sites'], 'held-out site')} of "
-        f"{count(head['documents'], 'document')} where {study['where']}. Bands are nested. Intervals are 95 %: "
+        f"{counted(study['seeds'], 'seed')}; {counted(head['sites'], 'held-out site')} of "
+        f"{counted(head['documents'], 'document')} where {study['where']}. Bands are nested. Intervals are 95 %: "
         "Student's t over documents and seeds. Every figure is recomputed from the responses that the parts saved. "
         "This is a policy of 0.8 million parameters on a made-up language: it shows that the machinery does what it "
         "says and what the method does there, and nothing about models of 14 billion parameters."
@@ -67,7 +67,7 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
     yield Heading("Scaling (Figure 5)")
     yield Figure("scaling.svg", "accuracy of reasoning over training compute, with the fitted law")
     yield scaling_table(study["scaling"])
-    yield from (Paragraph(f"{band}: {line}.") for band, line in objections_of(study["scaling"]))
+    yield from map(Paragraph, objections_of(study["scaling"]))
     yield Heading("RL on questions (Table 2)")
     if study["finetuned"]:
         yield finetuned_table(study)
@@ -96,7 +96,7 @@ def title_of(study: Mapping[str, Any], name: str) -> str:
 def accuracy_table(study: Mapping[str, Any], name: str) -> Table:
     """Return the accuracy, one row per reading and arm, one column per band; last row: the best constant answer."""
     summary = study["sets"][name]
-    header = tuple(f"{b} > {study['bands'][b]:g}\n{count(n, 'site')}" for b, n in summary["band_sites"].items())
+    header = tuple(f"{b} > {study['bands'][b]:g}\n{counted(n, 'site')}" for b, n in summary["band_sites"].items())
     rows = [(reading, *(percent(band) for band in bands.values())) for reading, bands in summary["accuracy"].items()]
     rows.append(("best constant answer", *(number(c and 100 * c) for c in summary["chance"].values())))
     return Table(f"{title_of(study, name)}: accuracy, % [95 % interval]", ("", *header), tuple(rows))
@@ -138,7 +138,7 @@ def finetuned_table(study: Mapping[str, Any]) -> Table:
         (arm, percent(own["before"]), percent(own["after"]), points(found["gains"][arm]))
         for arm, own in found["accuracy"].items()
     )
-    title = f"{count(found['questions'], 'held-out question')}: accuracy, % [95 % interval]"
+    title = f"{counted(found['questions'], 'held-out question')}: accuracy, % [95 % interval]"
     return Table(title, ("", "before", "after", "gain, points"), rows)
 
 

@@ -91,7 +91,7 @@ def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]
         "sorted, and neighbours share their contexts. Shuffle indices, not rows.",
         "## How the sites were chosen",
         f"```yaml\n{yaml.safe_dump(rule, sort_keys=False, allow_unicode=True)}```",
-        _table(["stage", "left", "unit", "lost, and why"], [_step(step) for step in funnel(lineage)]),
+        _table(["stage", "left", "unit", "lost, and why"], [_step(step) for step in funnel(lineage.records)]),
         "## Columns",
         _table(["column", "meaning"], [[f"`{name}`", meaning_of(name)] for name in columns_of(manifest).names]),
         "## Examples",

@@ -111,6 +111,7 @@ def test_fields_and_reasons(report):
     assert reasons["match"] == ["3", "1", "5", "2"] and reasons["mismatch"] == ["3", "5", "1", "4"]
     assert reasons["tokens, mean"] == ["3.5"] * 4 and reasons["tokens, longest"] == ["6.0"] * 4
     assert reasons["truncated, %"] == ["0.0"] * 4
+    assert "missing" not in reasons, "a reason that no reading has"
 
 
 def test_bands_without_sites_are_dashes():

@@ -94,7 +94,8 @@ def test_accuracies_counted_by_hand(policies, shards, tmp_path, capsys):
     metrics.write_text(
         '{"step": 0, "eval/hard/reasoning": 0.1, "eval/hard/reasoning_low": 0.0, "eval/hard/reasoning_high": 0.2}\n'
     )
-    report = evaluate(policies, recipe_with(), BandsConfig(), shards, out=tmp_path / "evaluation", metrics=metrics)
+    out = tmp_path / "evaluation"
+    report = evaluate(policies, recipe_with(), BandsConfig(), shards, out=out, metrics=metrics, full=True)
     # (hits, sites) in easy > 0.5, medium > 1.0, hard > 1.5
     assert accuracies(report["sets"]["all"]) == {
         "direct before": [(3, 6), (1, 4), (1, 2)],  # "4", " " and "e" are right once each
@@ -123,7 +124,8 @@ def test_accuracies_counted_by_hand(policies, shards, tmp_path, capsys):
     assert "no law is claimed" in printed
     assert "![held-out" in (tmp_path / "evaluation" / "evaluation.md").read_text()
     assert {p.name for p in (tmp_path / "evaluation").iterdir()} == {
-        "accuracy.png", "accuracy.svg", "evaluation.json", "evaluation.md", "responses.parquet", "scaling.svg",
+        "accuracy.png", "accuracy.svg", "evaluation.json", "evaluation.md", "report.html", "responses.parquet",
+        "scaling.svg",
     }  # fmt: skip
 
 
@@ -217,7 +219,7 @@ def test_accuracy_by_declared_metadata(policies, tmp_path, capsys):
     shards = shards_of(
         tmp_path / "materialize" / "0123456789ab", SITES[:3], SITES[3:], metadata=declared, of_document=of_document
     )
-    report = evaluate(policies, recipe_with(), BandsConfig(), shards, out=tmp_path / "out")
+    report = evaluate(policies, recipe_with(), BandsConfig(), shards, out=tmp_path / "out", full=True)
     found = report["sets"]["all"]["readings"]["reasoning after"]["by_metadata"]
     # "7" is right at d1-5, d2-4 and d2-9
     assert {column: [(label, e["value"], e["sites"]) for label, e in by.items()] for column, by in found.items()} == {
@@ -266,7 +268,15 @@ def test_the_same_evaluation_is_not_done_again(policies, shards, tmp_path, capsy
     assert again == first
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     captured = capsys.readouterr()
-    assert "up to date" in captured.err and captured.out.count("All positions: accuracy, %") == 2
+    assert "up to date" in captured.err and captured.out.count("Positions where field = 'solution': accuracy, %") == 2
+    (tmp_path / "report.html").unlink()
+    evaluate(policies, recipe_with(), BandsConfig(), shards, out=tmp_path)
+    assert (tmp_path / "report.html").exists(), "what is printed names it"
+    first_look = capsys.readouterr().out
+    assert "All positions: accuracy" not in first_look, "only --full prints the rest"
+    lines = first_look.splitlines()
+    assert len(lines) <= 20 and max(map(len, lines)) <= 100, "one screen"
+    assert max(len(line) for line in lines[: lines.index("")]) <= 80, "the table fits a narrow terminal"
     swapped = {"before": policies["before"], "after": policies["before"]}
     other = evaluate(swapped, recipe_with(), BandsConfig(), shards, out=tmp_path)
     assert other["sets"]["all"]["differences"][0]["bands"]["easy"]["value"] == 0.0

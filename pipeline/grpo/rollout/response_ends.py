@@ -32,10 +32,9 @@ class ResponseEnds:
         return frozenset(self.named)
 
     def described(self, tokens: CorpusTokenizer) -> str:
-        """Format as one line: each token, its id and its sources."""
+        """Format as one line: each token and its id; `rpt doctor` says which files name them."""
         return ", ".join(
-            f"{tokens.token_bytes[id].decode('utf-8', errors='replace')!r} ({id}: {' and '.join(sources)})"
-            for id, sources in sorted(self.named.items())
+            f"{tokens.token_bytes[id].decode('utf-8', errors='replace')!r} (token {id})" for id in sorted(self.named)
         )
 
 

@@ -29,7 +29,7 @@ def with_thinking(recipe: Recipe, folder: Path, tokens: CorpusTokenizer, command
     mode, reason = mode_of(recipe.task, ChatTemplate.of(folder), tokens)
     template = template_of(recipe.task.template, mode)
     if is_first_rank():
-        log(f"{command:<12} thinking: {mode}, prompt template: {template.name}; {reason}")
+        log(f"{command:<12} thinking: {mode}, template: {template.name}; {reason}")
     named = template.name if recipe.task.template == "auto" else recipe.task.template
     task = recipe.task.model_copy(update={"thinking": mode, "template": named})
     return recipe.model_copy(update={"task": task})
@@ -48,7 +48,7 @@ def mode_of(task: TaskConfig, chat: ChatTemplate | None, tokens: CorpusTokenizer
     mode, reason = choose_mode(
         *task.think_marks, are_tokens=_are_tokens(task, tokens), in_template=_in_template(task, chat)
     )
-    return mode, f"{reason} (task.thinking: auto)"
+    return mode, f"{reason} (auto)"
 
 
 def thinking_of(task: TaskConfig, chat: ChatTemplate | None, tokens: CorpusTokenizer) -> Thinking:

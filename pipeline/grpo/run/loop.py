@@ -124,7 +124,7 @@ def record(opened: OpenRun, metrics: Metrics) -> None:
         return
     state = opened.state
     opened.log.write(state.step, metrics | state.spent.metrics())
-    if line := opened.progress.line(state.step, metrics):
+    for line in opened.progress.lines(state.step, metrics):
         log(line)
 
 

@@ -210,9 +210,9 @@ def test_auto_is_resolved_and_said_in_one_line(folder: Path, capsys: pytest.Capt
     first, second = capsys.readouterr().err.splitlines()
     assert first.split(None, 1) == [
         "train",
-        "thinking: tags, prompt template: v0; <think> and </think> are tokens of the policy (task.thinking: auto)",
+        "thinking: tags, template: v0; <think> and </think> are tokens of the policy (auto)",
     ]
-    assert "thinking: none, prompt template: direct; as the recipe says" in second
+    assert "thinking: none, template: direct; as the recipe says" in second
 
 
 def test_another_form_is_another_prompt(folder: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_it_is_the_union_of_what_all_files_name(policy: Path) -> None:
     assert ends.named[ids["<|end|>"]] == ("tokenizer", "generation configuration")
     assert ends.of_response == ids["<|im_end|>"], "sft teaches the end of turn, which is an end of the sampler"
     assert ends.of_text == end, "documents end as the tokenizer says"
-    assert f"'<|im_end|>' ({ids['<|im_end|>']}: chat template)" in ends.described(tokens)
+    assert f"'<|im_end|>' (token {ids['<|im_end|>']})" in ends.described(tokens)
 
 
 @pytest.mark.parametrize(

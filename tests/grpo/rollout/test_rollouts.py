@@ -8,7 +8,7 @@ import pytest
 from pipeline.grpo.algorithm.advantage import group_std
 from pipeline.grpo.rollout.rewards import RewardContext, RolloutGroup, prefix
 from pipeline.grpo.rollout.rollouts import ROLLOUTS, group_advantages, rollout_rows
-from pipeline.grpo.run.metrics import GroupSummary, ProgressLine, Stopwatch, rollout_metrics
+from pipeline.grpo.run.metrics import GroupSummary, rollout_metrics
 from pipeline.grpo.types import Response
 from pipeline.shards.reader import Site
 from pipeline.task.extraction import TAGS
@@ -56,19 +56,3 @@ def test_a_group_by_hand() -> None:
 
 def test_no_site_is_no_rollout() -> None:
     assert group_advantages([], [], group_std) == []
-
-
-def test_progress_line_says_what_is_known() -> None:
-    progress = ProgressLine(done=0, steps=10, every=0.0)
-    assert progress.line(0, {"eval/hard/reasoning": 0.25, "eval/hard/reasoning_low": 0.2}) == (
-        "step 0/10 · held-out hard 25.0%"
-    )
-    clock = Stopwatch()
-    with clock("sample"):
-        pass
-    metrics = {"reward/mean": 0.5, "policy/entropy": 0.1, "response/length": 20.0} | clock.metrics(2000)
-    line = progress.line(5, metrics)
-    assert line is not None
-    assert line.startswith("step 5/10 · reward 0.500 · entropy 0.100 · length 20.0 · ")
-    assert line.endswith(" left · held-out hard 25.0%")
-    assert ProgressLine(0, 10, every=60.0).line(5, metrics) is None
