@@ -67,8 +67,8 @@ class ReadingConfig(Config):
     encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
     """Encoding of text, JSON and CSV (`utf-16`, `latin-1`, `cp1252`, `gb18030`, …). It is never guessed."""
     records: str | None = None
-    """JSON files that are one object: dotted path of the list that has the records (`data.items`). Not needed where the
-    objects of only one list have the columns of `text`."""
+    """JSON: dotted path of the list that has the records (`data.items`). `[]` goes into each element of a list
+    (`data[].paragraphs`). Not needed where the objects of only one list have the columns of `text`."""
     csv: CsvConfig = CsvConfig()
     """CSV and TSV files: delimiter, header, quotes."""
 

@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pipeline.config.errors import UserError
 from pipeline.corpus.quarantine import Unusable
@@ -47,8 +47,20 @@ def parse_rule(text: str, template: str) -> Rule:
     return Rule("join", re.sub(r"\\([nt\\])", lambda found: escapes[found[1]], match["joiner"]))
 
 
+def outermost(column: str) -> str:
+    """Return the column of the record that a dotted path begins with.
+
+    Example:
+        >>> outermost("messages.0.content"), outermost("paragraphs[].context"), outermost("text")
+        ('messages', 'paragraphs', 'text')
+    """
+    return column.partition(".")[0].removesuffix("[]")
+
+
 def value_of(column: str, values: Mapping[str, Any]) -> Any:
     """Return a column's value: by that exact name, or else by its dotted path through objects and lists.
+
+    `name[]` takes every element of a list, so that the value is a list.
 
     Raises:
         Unusable: there is no such column.
@@ -57,22 +69,36 @@ def value_of(column: str, values: Mapping[str, Any]) -> Any:
         >>> record = {"prompt": [{"role": "user", "content": "Why?"}], "a.b": 1}
         >>> value_of("prompt.0.content", record), value_of("prompt.-1.role", record), value_of("a.b", record)
         ('Why?', 'user', 1)
+        >>> value_of("prompt[].content", record)
+        ['Why?']
     """
     if column in values:
         return values[column]
-    found: Any = values
+    found: list[Any] = [values]
     for step in column.split("."):
-        if isinstance(found, Mapping) and step in found:
-            found = found[step]
-        elif isinstance(found, Sequence) and not isinstance(found, (str, bytes)) and _is_index(step, found):
-            found = found[int(step)]
-        else:
-            raise Unusable("missing_column", f"no column `{column}`")
-    return found
+        name = step.removesuffix("[]")
+        found = [_inside(name, value, column) for value in found]
+        if name != step:
+            found = [part for value in found for part in _elements(value, column)]
+    return found if "[]" in column else found[0]
 
 
-def _is_index(step: str, items: Sequence[Any]) -> bool:
-    return step.removeprefix("-").isdecimal() and -len(items) <= int(step) < len(items)
+def _inside(step: str, value: Any, column: str) -> Any:
+    if isinstance(value, Mapping) and step in value:
+        return value[step]
+    if _is_list(value) and step.removeprefix("-").isdecimal() and -len(value) <= int(step) < len(value):
+        return value[int(step)]
+    raise Unusable("missing_column", f"no column `{column}`")
+
+
+def _elements(value: Any, column: str) -> Sequence[Any]:
+    if not _is_list(value):
+        raise Unusable("wrong_type", f"`[]` of `{column}` is for a list, and not for a {type(value).__name__}")
+    return cast(Sequence[Any], value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def as_text(column: str, values: Mapping[str, Any], rule: Rule | None = None) -> str:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.rendering import Rule, as_text, parse_rule
+from pipeline.corpus.rendering import Rule, as_text, outermost, parse_rule
 
 Span = tuple[str, int, int]
 """(column, start, end): bytes of the rendered text."""
@@ -94,9 +94,9 @@ class Template:
 def check_column(column: str, known: Sequence[str], file: str, key: str) -> None:
     """Refuse a `column`, named by the manifest's `key`, that is not among a file's `known` columns.
 
-    For a nested column (`prompt.0.content`) only the outermost name must be known.
+    For a nested column (`prompt.0.content`, `turns[].text`) only the outermost name must be known.
     """
-    if column not in known and column.partition(".")[0] not in known:
+    if column not in known and outermost(column) not in known:
         near = difflib.get_close_matches(column, known, n=len(known), cutoff=0.0)
         listed = ", ".join(near + [name for name in known if name not in near])
         raise UserError(

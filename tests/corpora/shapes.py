@@ -140,6 +140,10 @@ SHAPES: dict[str, Shape] = {
         {"text": "{paragraphs.0}"},
         [part[0] for part in SPLIT],
     ),
+    "lists_inside_list_elements": Shape(
+        {"x.json": pretty({"data": [{"title": str(n), "paragraphs": [{"context": t}]} for n, t in enumerate(TEXTS)]})},
+        {"text": "{context}"},
+    ),
     "mixed_types": Shape(
         {"x.jsonl": lines([{"text": TEXTS[0]}, {"text": 7}, {"text": True}, {"text": None}, {"text": {"a": 1}}, {}])},
         {},

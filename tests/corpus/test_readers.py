@@ -19,7 +19,7 @@ from pipeline.config.errors import UserError
 from pipeline.corpus.documents import to_document
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers.dispatch import read_records
-from pipeline.corpus.readers.json import parse_json_object
+from pipeline.corpus.readers.json_values import parse_json_object
 from pipeline.corpus.readers.records import Record, Slice
 from pipeline.corpus.scan import scan
 from pipeline.corpus.sources import find_files
@@ -131,6 +131,84 @@ def test_the_records_of_one_object_are_named_or_found(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither it nor a list in it has the columns") as error:
         read(tmp_path / "x.json", text="{body}")
     assert error.value.hint == "its keys: a, b; its lists: a, b; records of `a`: text; records of `b`: text"
+
+
+SQUAD = {
+    "version": "1.1",
+    "data": [
+        {
+            "title": "Apples",
+            "paragraphs": [
+                {"context": "One. Two.", "qas": [{"id": "a", "question": "é?", "answers": [{"text": "One"}]}]},
+                {"context": "Three.", "qas": []},
+            ],
+        },
+        {"title": "No list"},
+        {
+            "title": "Pears",
+            "paragraphs": [
+                {
+                    "context": "Four.",
+                    "qas": [
+                        {"id": "b", "question": "?", "answers": [{"text": "Four"}, {"text": "4"}]},
+                        {"id": "c", "question": "!", "answers": []},
+                    ],
+                }
+            ],
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_records_in_lists_inside_the_elements_of_lists(tmp_path: Path, indent: int | None) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(SQUAD, indent=indent, ensure_ascii=False))
+    records = read(tmp_path / "x.json", records="data[].paragraphs[].qas", text="{question}")
+    assert values(records) == [
+        {"title": "Apples", "context": "One. Two.", "id": "a", "question": "é?", "answers": [{"text": "One"}]},
+        "missing_column",
+        {
+            "title": "Pears",
+            "context": "Four.",
+            "id": "b",
+            "question": "?",
+            "answers": [{"text": "Four"}, {"text": "4"}],
+        },
+        {"title": "Pears", "context": "Four.", "id": "c", "question": "!", "answers": []},
+    ]
+    data = (tmp_path / "x.json").read_bytes()
+    for n, record in enumerate(records):
+        assert record.row == n and record.raw
+        assert data[int(record.where.split()[1]) :].startswith(record.raw)
+    assert json.loads(records[2].raw or b"")["id"] == "b"
+    found = read(tmp_path / "x.json", text="{context}\n{question}\n{answers[].text}")
+    assert values(found) == values(records), "the only list whose elements have context, question and answers"
+    contexts = read(tmp_path / "x.json", text="{title}: {context}")
+    assert [r.value["context"] for r in contexts if isinstance(r.value, dict)] == ["One. Two.", "Three.", "Four."]
+    with pytest.raises(UserError, match="neither it nor a list in it") as error:
+        read(tmp_path / "x.json", text="{body}")
+    assert error.value.hint.startswith(
+        "its keys: data, version; its lists: data; records of `data`: title, paragraphs; "
+    )
+    assert "records of `data[].paragraphs[].qas`: title, context, id, question, answers" in error.value.hint
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_records_in_a_list_of_every_line_or_element(tmp_path: Path, name: str) -> None:
+    rows = [{"id": n, "turns": [{"text": f"{n}{m}"} for m in "ab"]} for n in range(3)]
+    array = json.dumps(rows) if name == "x.json" else "\n".join([*map(json.dumps, rows), "oops"])
+    (tmp_path / name).write_text(array)
+    expected = [{"id": n, "text": f"{n}{m}"} for n in range(3) for m in "ab"]
+    assert values(read(tmp_path / name, records="[].turns"))[:6] == expected
+    (file,) = find_files(str(tmp_path / name))
+    assert len(scan(file, manifest(records="[].turns").corpus, slice_bytes=10).slices) == 1, "rows count from the start"
+    if name == "x.json":
+        assert values(read(tmp_path / name)) == expected, "found"
+    else:
+        assert values(read(tmp_path / name, records="[].turns"))[6:] == ["not_json"]
+    with pytest.raises(UserError, match="this one is a list of objects") as error:
+        read(tmp_path / name, records="turns")
+    assert "`[].turns`" in error.value.hint
 
 
 def test_a_key_in_more_than_one_block_of_the_stream(tmp_path: Path) -> None:

@@ -101,3 +101,14 @@ def test_an_unknown_column_is_named_with_the_nearest_known_ones() -> None:
     assert str(error.value) == (
         "`corpus.text` names the column `answr`, which does not exist: part-2.jsonl (known: answer, source, problem)"
     )
+
+
+def test_every_element_of_lists_inside_lists() -> None:
+    record = {"p": [{"q": [{"a": "x"}, {"a": "y"}]}, {"q": []}, {"q": [{"a": "z"}]}], "n": 1}
+    assert Template.parse('{p[].q[].a | join(", ")}').render(record) == ("x, y, z", [("p[].q[].a", 0, 7)])
+    assert Template.parse("{p[].q.0.a}").render({"p": record["p"][:1]})[0] == "x"  # type: ignore[index]
+    for column, reason in (("p[].b", "missing_column"), ("n[].a", "wrong_type"), ("p[].q", "wrong_type")):
+        with pytest.raises(Unusable) as error:
+            Template.parse(f"{{{column}}}").render(record)
+        assert error.value.reason == reason
+    Template.parse("{p[].q[].a}").check(["p"], "x.json")

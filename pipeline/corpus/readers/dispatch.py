@@ -33,6 +33,8 @@ def read_records(part: Slice, config: CorpusConfig) -> Iterator[Record]:
 
 def is_cut_by_bytes(file: SourceFile, config: CorpusConfig) -> bool:
     """Return whether slices of a file can begin at any line or paragraph of its unpacked bytes."""
+    if config.records is not None:  # the elements of lists are counted from the start of the file
+        return False
     in_utf8 = config.encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     return in_utf8 and (file.format == "jsonl" or (file.format == "text" and config.document_break != "file"))
 
