@@ -2,8 +2,8 @@
 
 Input:   the shards of materialize; the policy's tokenizer.
 Output:  a folder: `train` and `validation` as Parquet or JSON lines (pipeline/export/formats.py), `rpt_reward.py`,
-         `policy.json`, `export.json` (provenance), `README.md` (how to use it). The folder appears complete or not at
-         all.
+         `policy.json`, `export.json` (provenance), `README.md` (how to use it); with a gate, `gate.json` and
+         `rpt_gate.py`. The folder appears complete or not at all.
 Command: rpt export verl|trl|openrlhf|nemo-rl|jsonl data_manifests/<name>.yaml --out FOLDER
 """
 
@@ -32,6 +32,7 @@ from pipeline.core.progress import log
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import CORPUS
 from pipeline.export.formats import COLUMNS, FORMATS, ROWS, Example, Format
+from pipeline.export.gate_files import APPLIES, GATE_FILE, gate_code
 from pipeline.export.policy import policy_json
 from pipeline.export.reward_bundle import reward_file
 from pipeline.export.reward_callback import POLICY_FILE
@@ -50,6 +51,11 @@ _FORMS = {
     "none": "The policy answers without thinking (`task.thinking: none`): switch thinking off in the chat template.",
 }
 """What the README says of each form of responses."""
+_GATE_USE = f"""
+`{GATE_FILE}` says where the policy should think, by what is known before a thought; `{APPLIES}` applies it:
+`gate_of(text).thinks(Known(entropy, logprob, margin, context_tokens, guess, context_end))`.
+"""
+"""What the README says of a gate."""
 
 
 def export(
@@ -61,6 +67,7 @@ def export(
     out: Path,
     policy: MaterializeConfig,
     where: str = "true",
+    gate: str | None = None,
 ) -> dict[str, int]:
     """Write the shards as `format` into `out`.
 
@@ -73,6 +80,7 @@ def export(
         out: a folder that is empty or does not exist.
         policy: names the policy's tokenizer.
         where: SQL condition over `columns_of` the shards.
+        gate: text of a checked gate, which the export carries.
 
     Returns:
         Rows by split. Contexts that literally contain an added token of the policy are left out: other trainers parse
@@ -106,7 +114,11 @@ def export(
             raise UserError("no training site to export", where=where, hint="widen --where")
         (folder / REWARD_FILE).write_text(reward_file(form), encoding="utf-8")
         (folder / POLICY_FILE).write_text(policy_json(tokenizer, policy), encoding="utf-8")
-        (folder / "README.md").write_text(_readme(name, format, out, form), encoding="utf-8")
+        if gate is not None:
+            (folder / GATE_FILE).write_text(gate, encoding="utf-8")
+            (folder / APPLIES).write_text(gate_code(), encoding="utf-8")
+        page = _readme(name, format, out, form) + (_GATE_USE if gate is not None else "")
+        (folder / "README.md").write_text(page, encoding="utf-8")
         about = {
             "manifest": name,
             "format": format,

@@ -1,4 +1,4 @@
-"""The commands that measure policies: `rpt screen`, `rpt evaluate`, `rpt study`, `rpt zeroshot`."""
+"""The commands that measure policies: `rpt screen`, `rpt evaluate`, `rpt gate`, `rpt study`, `rpt zeroshot`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import typer
 
 from commands.groups.options import (
     POLICY,
+    AsJson,
     ManifestOption,
     RecipeOverrides,
     RecipePath,
     Run,
     Work,
     Workers,
+    report,
     set_option,
 )
 from commands.launch import launch
@@ -105,6 +107,36 @@ def evaluate(
         f"open {shlex.quote(str(spec.run / 'evaluation' / 'report.html'))}",
         "everything measured, and responses to read",
     )
+
+
+@commands.command(rich_help_panel=POLICY)
+def gate(
+    run: Annotated[Path, typer.Argument(metavar="RUN|RECIPE", help="The folder of an evaluated run, or its recipe.")],
+    policy: Annotated[
+        str | None, typer.Option(help="Name of the policy in the evaluation.  [default: the trained one]")
+    ] = None,
+    most: Annotated[float, typer.Option(min=0, max=1, help="Largest share of the sites that may think.")] = 1.0,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the gate.  [default: gate.json in the run's policy, with a card]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn from a run's evaluation where thinking pays: a small gate that says at which positions to think.
+
+    It reads what `rpt evaluate` has stored and samples nothing. The policy's folder then says how to use it.
+
+    Examples:
+
+        rpt gate runs/demo
+
+        rpt gate recipes/demo.yaml --most 0.1
+
+        rpt gate runs/demo --policy before --out before-gate.json
+    """
+    from commands.gate import gate as learn
+    from commands.gate import run_folder, tables
+
+    report(learn(run_folder(run), policy=policy, most=most, out=out), tables, as_json)
 
 
 @commands.command(rich_help_panel=POLICY)

@@ -31,6 +31,9 @@ def export(
         str | None, typer.Option(help="Prompt template around each context, a name or a file; instead of the recipe's.")
     ] = None,
     where: Annotated[str, typer.Option(help="SQL condition over the site columns.")] = "true",
+    gate: Annotated[
+        Path | None, typer.Option(help="Gate to carry (`rpt gate`): its file, or the folder of its run or policy.")
+    ] = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
 ) -> None:
@@ -43,17 +46,21 @@ def export(
         rpt export trl data_manifests/demo.yaml --out exports/demo-trl --template brief --where "band = 'hard'"
 
         rpt export openrlhf data_manifests/demo.yaml --out exports/demo-openrlhf --recipe recipes/demo.yaml
+
+        rpt export trl data_manifests/demo.yaml --out exports/demo-gated --recipe recipes/demo.yaml --gate runs/demo
     """
     from commands.export import export as write
     from pipeline.core.workspace import own_record, with_policy_tokenizer
+    from pipeline.export.gate_files import read_gate
 
     read = load(Manifest, manifest, overrides or ())
+    carried = None if gate is None else read_gate(gate)
     task = load(Recipe, recipe).task if recipe else TaskConfig()
     if template:
         task = task.model_copy(update={"template": template})
     shards = own_record(work / read.name, read, "materialize")
     policy = with_policy_tokenizer(read, work / read.name).materialize
-    write(read.name, shards, format=format, task=task, out=out, policy=policy, where=where)
+    write(read.name, shards, format=format, task=task, out=out, policy=policy, where=where, gate=carried)
     print(out)
 
 

@@ -28,6 +28,7 @@ from pipeline.export.formats import FORMATS
 from pipeline.export.reward_callback import ground_truth
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.schema import boundaries_of
+from pipeline.task.gate import FEATURES, Gate
 from pipeline.task.reward import score_response
 from stages.materialize import materialize
 from stages.select import select
@@ -132,6 +133,22 @@ def test_prompts_end_with_what_is_given_and_the_reward_reads_it(
     assert about["template"] == {"name": "direct", "version": 1}
     assert about["thinking"] == {"mode": "none", "start": "<think>", "end": "</think>", "prefill": "\n\\boxed{"}
     assert "without thinking" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_gate_is_carried_with_code_that_needs_nothing_else(made: tuple[Manifest, Record], tmp_path: Path) -> None:
+    weights = (2.0, *(0.0,) * (len(FEATURES) - 1))
+    text = Gate((0.0,) * len(FEATURES), (1.0,) * len(FEATURES), weights, -1.0).text()
+    folder = exported(made, "trl", tmp_path / "out", gate=text)
+    about = json.loads((folder / "export.json").read_text())
+    assert {"gate.json", "rpt_gate.py"} <= set(about["files"]) and "rpt_gate.py" in (folder / "README.md").read_text()
+    code = (
+        "from rpt_gate import Known, gate_of\n"
+        "gate = gate_of(open('gate.json', encoding='utf-8').read())\n"
+        "print([gate.thinks(Known(entropy, -1.0, 1.0, 9, b' 4', '=')) for entropy in (0.25, 0.75)])"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[False, True]"
+    assert not (exported(made, "trl", tmp_path / "without") / "gate.json").exists()
 
 
 def test_verls_columns_are_those_it_documents(made: tuple[Manifest, Record], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.export import reward_callback
+from pipeline.export.gate_files import gate_code
 from pipeline.export.reward_bundle import reward_file
 from pipeline.export.reward_callback import ground_truth
 from pipeline.task.extraction import TAGS
@@ -231,7 +232,9 @@ def test_it_works_in_older_pythons_and_without_torch(exported: ModuleType, tmp_p
 def test_it_has_nothing_that_python_3_8_lacks(tmp_path: Path) -> None:
     """Where no old Python is at hand: its grammar, and no name of the standard library that came later."""
     ast.parse(reward_file(TAGS), feature_version=(3, 8))
+    ast.parse(gate_code(), feature_version=(3, 8))
     (tmp_path / "rpt_reward.py").write_text(reward_file(TAGS), encoding="utf-8")
+    (tmp_path / "rpt_gate.py").write_text(gate_code(), encoding="utf-8")
     vermin = [sys.executable, "-c", "from vermin import main; main()", "--target=3.8-", "--no-tips", "--violations"]
     found = subprocess.run([*vermin, tmp_path], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
