@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from commands.groups.options import MAINTENANCE, AsJson, ManifestPath, Overrides, Runs, Source, Work, report
+from commands.groups.options import (
+    MAINTENANCE,
+    AsJson,
+    ManifestPath,
+    MaybeManifest,
+    Overrides,
+    Runs,
+    Source,
+    Work,
+    report,
+)
 from pipeline.config.base import Config
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.loading import load
@@ -23,7 +33,7 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=MAINTENANCE)
 def status(
-    manifest: ManifestPath,
+    manifest: MaybeManifest = None,
     overrides: Overrides = None,
     work: Work = Path("work"),
     runs: Runs = Path("runs"),
@@ -31,16 +41,25 @@ def status(
 ) -> None:
     """Show what is built, what is stale and why, how large it is, and what the runs were trained on.
 
+    Without a manifest, list what is built of every manifest, and all runs.
+
     Examples:
+
+        rpt status
 
         rpt status data_manifests/demo.yaml
 
         rpt status data_manifests/demo.yaml --set select.where="entropy > 1.5" --json
     """
+    from commands.status import list_all, tables, tables_of_all
     from commands.status import status as look
-    from commands.status import tables
     from stages import ingest, materialize, score, select
 
+    if manifest is None:
+        if overrides:
+            raise UserError("overrides need a manifest", where="--set", hint="name the manifest that they change")
+        report(list_all(work=work, runs=runs), tables_of_all, as_json)
+        return
     stages = [ingest.READ, ingest.NEAR, ingest.ASSIGN, ingest.INGEST]
     stages += [select.CANDIDATE, select.VERDICT, select.SELECT, materialize.MATERIALIZE]
     versions = {stage.name: stage.version for stage in stages}

@@ -22,6 +22,9 @@ def set_option(example: str) -> Any:
 
 
 ManifestPath = Annotated[Path, typer.Argument(help="A YAML file, or the name of one that comes with rpt: `demo`.")]
+MaybeManifest = Annotated[
+    Path | None, typer.Argument(help="A YAML file, or the name of one that comes with rpt.  [default: all in --work]")
+]
 RecipePath = Annotated[Path, typer.Argument(help="A YAML file, or the name of one that comes with rpt: `demo`.")]
 ManifestOption = Annotated[
     Path | None, typer.Option("--manifest", help="Manifest whose shards to use.  [default: the recipe's `data`]")

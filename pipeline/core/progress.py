@@ -97,7 +97,7 @@ class Throughput:
             parts += [f"{units:,} {self.unit}", f"{rate:,.0f} {self.unit}/s"]
             peak = peak_flops(devices)
             if self.flops and peak:
-                parts.append(f"MFU {rate * self.flops / peak:.0%}".replace("%", " %"))
+                parts.append(f"MFU {100 * rate * self.flops / peak:.0f} %")
         finished = self.done + (steps or (running / 2 if self.done else 0))
         if finished > self._before[0]:
             parts.append(f"{duration(seconds * (self.total - finished) / (finished - self._before[0]))} left")
@@ -128,6 +128,17 @@ def counted(number: int, noun: str) -> str:
         ('1 site', '1,200 sites')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def quantity(number: float) -> str:
+    """Return a large number in words, with two or three digits.
+
+    Example:
+        >>> quantity(831_000), quantity(134_500_000), quantity(1_543_714_304), quantity(14_770_000_000)
+        ('0.8 million', '134 million', '1.5 billion', '14.8 billion')
+    """
+    size, unit = (number / 1e9, "billion") if number >= 1e9 else (number / 1e6, "million")
+    return f"{size:.1f} {unit}" if size < 100 else f"{size:.0f} {unit}"
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled
 from pipeline.core.parts import FOLDER as PARTS
 from pipeline.core.pointers import is_of_policy, is_of_proxy, is_of_source, source_pointer
 from pipeline.core.precision import proxy_dtype
+from pipeline.core.progress import counted
 
 IN_USE = 3600.0
 """Seconds after its last change during which an unnamed file may belong to a running worker."""
@@ -202,7 +203,7 @@ def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[
         elif last:
             result.append(State(want.stage, "stale", tuple(reasons[last[-1].directory]), last[-1]))
         elif unfinished:
-            why = f"{len(unfinished[-1].done)} shards are done"
+            why = f"{counted(len(unfinished[-1].done), 'shard')} done"
             result.append(State(want.stage, "unfinished", (why,), unfinished[-1]))
         else:
             result.append(State(want.stage, "missing", (), None))

@@ -66,8 +66,17 @@ def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     done = rpt("data", corpus / "toy.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "bytes per site" in done.stdout
+    (folder / "printed").write_text(done.stdout + done.stderr)
     return folder
+
+
+def test_data_ends_with_one_readable_funnel_and_the_next_command(finished: Path) -> None:
+    lines = (finished / "printed").read_text().splitlines()
+    assert len(lines) <= 45 and max(map(len, lines)) <= 100 + len(str(finished)), "and no wider for a long path"
+    text = "\n".join(lines)
+    assert text.count("records of the source") == 1 and "where: the rule does not keep it" in text
+    assert "bytes per site" in text and "quarantined" not in text, "a reason that lost nothing"
+    assert [line for line in lines if line.startswith("next:")] == lines[-1:]
 
 
 def test_a_second_run_is_up_to_date_and_a_changed_rule_runs_only_what_follows(corpus: Path, finished: Path) -> None:

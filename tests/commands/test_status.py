@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from commands.clean import remove, waste
-from commands.status import status
+from commands.status import list_all, status, tables_of_all
 from pipeline.config.base import Config
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Counters, Record, Shard, seal_record, write_pointer
@@ -111,7 +111,7 @@ def test_an_unfinished_stage_says_how_far_it_is(tmp_path: Path) -> None:
     records = made(tmp_path, manifest())
     (records["materialize"].directory / "record.json").unlink()
     (records["materialize"].directory.parent / "current").unlink()
-    assert found(manifest(), tmp_path)["materialize"] == ("unfinished", ("1 shards are done",))
+    assert found(manifest(), tmp_path)["materialize"] == ("unfinished", ("1 shard done",))
 
 
 def test_sizes_and_runs(tmp_path: Path) -> None:
@@ -191,3 +191,20 @@ def test_a_removal_that_was_interrupted_is_finished_next_time(tmp_path: Path, mo
     assert half in {item.path for item in remaining}
     remove(remaining)
     assert not half.exists()
+
+
+def test_all_manifests_and_runs_are_listed(tmp_path: Path) -> None:
+    work, toy = tmp_path / "work", manifest()
+    assert list_all(work=work, runs=tmp_path / "runs") == {"work": str(work), "manifests": [], "runs": []}
+    records = made(work, toy)
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text("budget: {steps: 60}")
+    (run / "run.json").write_text(json.dumps({"shards": {"fingerprint": records["materialize"].fingerprint}}))
+    (work / "notes").mkdir()
+    found = list_all(work=work, runs=tmp_path / "runs")
+    (only,) = found["manifests"]
+    assert (only["manifest"], set(only["stages"]), only["unfinished"]) == ("toy", set(records), [])
+    assert [(run["run"], run["policy"]) for run in found["runs"]] == [(str(run), False)]
+    built, runs = tables_of_all(found)
+    assert built.row_count == runs.row_count == 1

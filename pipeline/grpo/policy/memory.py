@@ -22,6 +22,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from pipeline.config.recipe import LoraConfig, Recipe
+from pipeline.core.progress import counted, quantity
 from pipeline.grpo.model.adapters import add_adapters
 from pipeline.grpo.model.batch import responses_that_fit
 from pipeline.grpo.model.logprobs import LOGITS_ON_GPU
@@ -84,7 +85,7 @@ def recipe_memory(
 
 def memory_table(found: Mapping[str, Any]) -> Table:
     """Format the result of `recipe_memory` as a table: one row per part, one column per topology."""
-    size = f"{found['parameters'] / 1e9:.2f} billion parameters, {found['ranks']} ranks"
+    size = f"{quantity(found['parameters'])} parameters, {counted(found['ranks'], 'rank')}"
     title = f"{found['recipe']}: {size}, prompts of {found['context_tokens']:,} tokens; memory of a rank"
     table = Table("", title=title, title_justify="left")
     layouts = found["topologies"]

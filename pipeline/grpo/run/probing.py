@@ -79,7 +79,7 @@ def probe_lines(probe: Probe) -> list[str]:
     """Return the lines of `report`."""
     counts = SampleCounts.of({name.removeprefix("probe/"): value for name, value in probe.metrics.items()})
     reasons = sorted(counts.reasons.items(), key=lambda item: -item[1])
-    shares = ", ".join(f"{name.replace('_', ' ')} {n / counts.responses:.1%}" for name, n in reasons if n)
+    shares = ", ".join(f"{name.replace('_', ' ')} {100 * n / counts.responses:.1f} %" for name, n in reasons if n)
     length, seconds = probe.metrics["probe/response/length"], probe.metrics["seconds/probe"]
     lines = [
         f"probe: {counts.unequal} of {counts.groups} groups of {counts.responses // counts.groups} have a gradient; "

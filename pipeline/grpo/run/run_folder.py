@@ -3,7 +3,7 @@
 recipe.yaml      as resolved, overrides applied
 run.json         what it was made from: shards, base policy and the run that trained it, versions, commit
 metrics.jsonl    a line a step
-tensorboard/     the same for TensorBoard
+events.out.*     the same for TensorBoard
 probe.json       what was sampled before the first step
 prompt.json      the rendered prompt, which a resume takes from here
 rollouts/        responses of every n-th step, Parquet
@@ -320,25 +320,21 @@ class MetricsLog:
 
     def __init__(self, run: Path, resumed_step: int | None) -> None:
         """Open the log at `resumed_step`, the step of the checkpoint resumed from; None starts over."""
-        from torch.utils.tensorboard import SummaryWriter
+        from pipeline.grpo.run.tensorboard_log import TensorBoardLog
 
         self._path = run / "metrics.jsonl"
         lines = self._path.read_text(encoding="utf-8").split("\n")[:-1] if self._path.exists() else []
         keep = [line for line in lines if resumed_step is not None and json.loads(line)["step"] <= resumed_step]
         replace_text(self._path, "".join(f"{line}\n" for line in keep))
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(run / "tensorboard"), purge_step=0 if resumed_step is None else resumed_step + 1
-        )
+        self._board = TensorBoardLog(run, resumed_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one line: the metrics measured after `step` updates."""
         self._file.write(json.dumps({"step": step} | dict(metrics)) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
+        self._board.write(step, metrics)
 
     def close(self) -> None:
         """Close both files."""

@@ -1,6 +1,6 @@
 """Experiment trackers, each through its own client: metrics, configuration, example rollouts, the audit report.
 
-`metrics.jsonl` and TensorBoard are always written (`run.MetricsLog`); these are asked for in the recipe:
+`metrics.jsonl` and TensorBoard are always written (`run_folder.MetricsLog`); these are asked for in the recipe:
 
     track: {to: [wandb, mlflow], project: my-project}
 
@@ -139,7 +139,7 @@ class WandbTracker:
         self._wandb = _client("wandb", "wandb")
         self._run = self._wandb.init(
             project=recipe.track.project,
-            name=recipe.name,
+            name=run.name,
             id=identity,
             resume="allow",
             dir=run,
@@ -171,7 +171,7 @@ class TrackioTracker:
 
     def __init__(self, run: Path, recipe: Recipe, identity: str) -> None:
         self._trackio = _client("trackio", "trackio")
-        name = f"{recipe.name}-{identity[:6]}"
+        name = f"{run.name}-{identity[:6]}"
         config = recipe.model_dump(mode="json")
         self._run = self._trackio.init(project=recipe.track.project, name=name, resume="allow", config=config)
 
@@ -202,10 +202,10 @@ class MlflowTracker:
         self._mlflow.set_experiment(recipe.track.project)
         remembered = run / "mlflow-run"
         before = remembered.read_text() if remembered.exists() else None
-        self._run = self._mlflow.start_run(run_id=before, run_name=recipe.name, tags={"rpt.run": identity})
+        self._run = self._mlflow.start_run(run_id=before, run_name=run.name, tags={"rpt.run": identity})
         remembered.write_text(self._run.info.run_id)
         if before is None:
-            self._mlflow.log_params(dict(_leaves(recipe.model_dump(mode="json"))))
+            self._mlflow.log_params(dict(leaves(recipe.model_dump(mode="json"))))
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics measured after `step` updates."""
@@ -224,16 +224,16 @@ class MlflowTracker:
         self._mlflow.end_run()
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of a tree with dotted names.
 
     Example:
-        >>> dict(_leaves({"a": {"b": 1}, "c": [2]}))
+        >>> dict(leaves({"a": {"b": 1}, "c": [2]}))
         {'a.b': 1, 'c': [2]}
     """
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
