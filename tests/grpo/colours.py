@@ -153,7 +153,7 @@ def write_manifest(path: Path, policy: Path) -> Path:
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
-    """Lines of `metrics.jsonl`, without what depends on the machine's speed."""
-    speed = ("seconds/", "tokens/per_second", "compute/seconds")
+    """Lines of `metrics.jsonl`, without what depends on the machine's speed and memory."""
+    speed = ("seconds/", "tokens/per_second", "compute/seconds", "memory/")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]]
     return [{k: v for k, v in row.items() if not k.startswith(speed)} for row in rows]

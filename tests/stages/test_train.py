@@ -178,6 +178,7 @@ def test_the_recipe_was_followed(world: World) -> None:
     assert {band[site] for site in first["site_id"].to_pylist()} == {"hard"}, "first phase"
     assert {band[site] for site in second["site_id"].to_pylist()} == {"easy", "hard"}
     assert third.schema.equals(ROLLOUTS)
+    assert all(band[row["site_id"]] == row["band"] for row in third.select(["site_id", "band"]).to_pylist())
     assert len(set(zip(second["site_id"].to_pylist(), second["sample"].to_pylist(), strict=True))) == second.num_rows
     policy = world.folder / "policy"
     resolved = with_thinking(with_sampler(recipe, None), policy, CorpusTokenizer.load(policy), "train")

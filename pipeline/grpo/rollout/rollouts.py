@@ -26,6 +26,7 @@ ROLLOUTS = pa.schema(
     [
         pa.field("step", pa.int32(), nullable=False),
         pa.field("site_id", pa.string(), nullable=False),
+        pa.field("band", pa.string(), nullable=False),
         pa.field("sample", pa.int32(), nullable=False),
         pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("response_ids", pa.list_(pa.int32()), nullable=False),
@@ -101,6 +102,7 @@ def rollout_rows(rollouts: Sequence[Rollout], step: int, prefill: str) -> list[d
         {
             "step": step,
             "site_id": rollout.site.site_id,
+            "band": rollout.site.band,
             "sample": sample,
             "prompt_ids": rollout.group.prompt,
             "response_ids": response.ids,

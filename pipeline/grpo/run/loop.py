@@ -14,6 +14,8 @@ A stage says what a step is and what is measured; the rest is the same for all o
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,9 +125,20 @@ def record(opened: OpenRun, metrics: Metrics) -> None:
     if opened.log is None:
         return
     state = opened.state
-    opened.log.write(state.step, metrics | state.spent.metrics())
+    opened.log.write(state.step, metrics | state.spent.metrics() | peak_memory())
     for line in opened.progress.lines(state.step, metrics):
         log(line)
+
+
+def peak_memory() -> Metrics:
+    """Return the most memory that this process has used so far, in GiB: `memory/host`, and `memory/device` on a GPU."""
+    import torch
+
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    used = {"memory/host": round(kib / 2**20, 3)}
+    if distributed.on_gpu():
+        used["memory/device"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)
+    return used
 
 
 def save(opened: OpenRun, metrics: Metrics) -> None:

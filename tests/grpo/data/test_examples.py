@@ -83,7 +83,7 @@ def test_right_responses_are_learned_as_they_were_sampled(policy: Path, tmp_path
     ids = {reason: [*tokens.encode(text).tolist(), end] for reason, text in said.items()}
     rows = [
         {
-            "step": 0, "site_id": "s", "sample": i, "prompt_ids": [1], "response_ids": ids[reason],
+            "step": 0, "site_id": "s", "band": "hard", "sample": i, "prompt_ids": [1], "response_ids": ids[reason],
             "context": context(3), "response": said[reason], "target": b" red", "prediction": b" red", "reward": 1.0,
             "reason": reason, "advantage": 0.0, "finished": True, "length": len(ids[reason]),
         }

@@ -50,6 +50,7 @@ def test_a_group_by_hand() -> None:
     rows = rollout_rows([first], 3, "Hm. ")
     assert [set(row) for row in rows] == [set(ROLLOUTS.names)] * 4
     assert [row["prediction"] for row in rows] == [b" 4", b"4", None, None]
+    assert rows[0]["band"] == SITE.band
     assert rows[0]["context"] == "ctx \ufffd" and rows[0]["step"] == 3 and rows[2]["length"] == 4
     assert [str(row["response"])[:4] for row in rows] == ["Hm. "] * 4, "with what was given"
 
