@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
+
+from pipeline.core.parquet import write_rows
+from pipeline.grpo.rollout.rollouts import ROLLOUTS
 
 HOSTILE_NAME = 'run"><script>window.pwned=1<'
 """A folder's name; a slash would make two of it."""
@@ -67,3 +71,40 @@ def write_evaluation(folder: Path, **direct: float) -> None:
     }
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "evaluation.json").write_text(json.dumps(report))
+
+
+HOSTILE_RESPONSES = (
+    "</pre><script>window.pwned=2</script><img src=x onerror=window.pwned=3>",
+    "right to left: \u202eevil\u202c and \x1b[31mred\x1b[0m \u200bzero width",
+    "{{ 7*7 }} {% raw %}" + "A" * 30_000,
+)
+
+
+def rollout_row(step: int, site: str, sample: int, **more: Any) -> dict[str, Any]:
+    """A rollout whose reward is 1 for even samples, and whose response names where it comes from."""
+    right = sample % 2 == 0
+    return {
+        "step": step,
+        "site_id": site,
+        "band": "hard",
+        "sample": sample,
+        "prompt_ids": [1],
+        "response_ids": [2, 3],
+        "context": f"context of {site}",
+        "response": f"step {step} at {site}, sample {sample}",
+        "target": b" 4",
+        "prediction": b" 4" if right else None,
+        "reward": float(right),
+        "reason": "match" if right else "missing",
+        "advantage": 1.0 if right else -1.0,
+        "finished": True,
+        "length": 10 * step + sample,
+    } | more
+
+
+def write_rollouts(folder: Path, step: int, rows: Sequence[Mapping[str, Any]], schema: pa.Schema = ROLLOUTS) -> Path:
+    """A file of rollouts, as a step leaves it."""
+    path = folder / "rollouts" / f"step-{step:06d}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    write_rows(path, schema, rows)
+    return path

@@ -11,10 +11,22 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from pipeline.audit.board.run import open_runs
-from tests.browser.board_run import HOSTILE_NAME, accuracy, append, metrics_row, write_evaluation, write_run
+from tests.browser.board_run import (
+    HOSTILE_NAME,
+    HOSTILE_RESPONSES,
+    accuracy,
+    append,
+    metrics_row,
+    rollout_row,
+    write_evaluation,
+    write_rollouts,
+    write_run,
+)
 from tests.browser.test_board_http import Board, serving_board
 
 ONE = f"/run?run={quote(HOSTILE_NAME)}"
+
+ROLLOUTS = ["/run/rollouts?step=10", "/run/rollouts?text=nothing+has+this", "/run/site?site=site-1"]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +39,9 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     ]
     one = write_run(folder / HOSTILE_NAME, [*rows, metrics_row(30, **accuracy("easy", 0.4), **accuracy("hard", 0.5))])
     write_evaluation(one, hard=0.125)
+    write_rollouts(one, 10, [rollout_row(10, "site-1", n, response=text) for n, text in enumerate(HOSTILE_RESPONSES)])
+    sites = [f"site-{n}" for n in range(12)]
+    write_rollouts(one, 20, [rollout_row(20, site, n) for site in sites for n in range(4)])
     two = write_run(folder / "two", [metrics_row(step) for step in range(1, 20)])
     with serving_board(open_runs([one, two])) as served:
         yield served
@@ -126,6 +141,30 @@ def test_two_runs_are_drawn_over_each_other(page: Page) -> None:
     assert chart(page, "Reward") == "Reward, step 19: reward 0.5"
 
 
+def test_the_worst_rollouts_of_a_step_are_two_clicks_away(page: Page) -> None:
+    page.goto(ONE)
+    expect(page.locator("#newest .rollouts > li")).to_have_count(10)
+    expect(page.locator("#newest .rollouts > li").first).to_contain_text("✓ reward 1")
+    page.get_by_role("link", name="Find others").click()
+    page.get_by_role("textbox", name="Step").fill("10")
+    page.get_by_label("Order").select_option(label="lowest reward first")
+    page.get_by_role("button", name="Find").click()
+    expect(page.locator(".found")).to_have_text("3 of 51 rollouts")
+    expect(page.locator("#result pre").first).to_contain_text("right to left")
+    page.get_by_label("Response contains").fill("PWNED=3")
+    page.get_by_label("Response contains").press("Enter")
+    expect(page.locator(".found")).to_have_text("1 of 51 rollouts")
+
+
+def test_newest_rollouts_stand_beside_earlier_ones(page: Page) -> None:
+    page.goto(f"{ONE}&order=shortest")
+    first = page.locator("#newest .rollouts > li").nth(1)
+    expect(first.locator("pre")).to_have_count(2)
+    expect(first.locator("pre").nth(1)).to_contain_text("<script>window.pwned=2</script>")
+    first.get_by_role("link", name="first step beside last").click()
+    expect(page.locator(".side-by-side h2")).to_have_text(["Step 10: 2 of 3 match", "Step 20: 2 of 4 match"])
+
+
 def test_nothing_moves_and_nothing_overflows(page: Page) -> None:
     page.add_init_script(
         """window.moved = 0;
@@ -134,9 +173,10 @@ def test_nothing_moves_and_nothing_overflows(page: Page) -> None:
     )
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 800})
-        for url in (ONE, "/run"):
+        for url in (ONE, "/run", *ROLLOUTS):
             page.goto(url)
-            drawn(page)
+            if url not in ROLLOUTS:
+                drawn(page)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (url, width)
             assert page.evaluate("window.moved") < 0.05, (url, width)
             assert page.locator("script:not([src]), main img").count() == 0
@@ -148,9 +188,9 @@ def test_axe_finds_no_serious_violation(
 ) -> None:
     context = browser.new_context(base_url=board.url, viewport={"width": 1280, "height": 900}, color_scheme=theme)
     page = context.new_page()
-    for url in (ONE, "/run", "/run?run=nothing"):
+    for url in (ONE, "/run", "/run?run=nothing", *ROLLOUTS):
         page.goto(url)
-        if "nothing" not in url:
+        if url in (ONE, "/run"):
             drawn(page)
         page.evaluate(axe)
         violations = page.evaluate("axe.run().then((result) => result.violations)")

@@ -20,9 +20,22 @@ from pipeline.audit.board.app import create_board
 from pipeline.audit.board.run import Run
 from pipeline.audit.browse.listening import listening, server
 from pipeline.config.errors import UserError
-from tests.browser.board_run import HOSTILE_NAME, accuracy, append, metrics_row, write_evaluation, write_run
+from tests.browser.board_run import (
+    HOSTILE_NAME,
+    HOSTILE_RESPONSES,
+    accuracy,
+    append,
+    metrics_row,
+    rollout_row,
+    write_evaluation,
+    write_rollouts,
+    write_run,
+)
 from tests.browser.conftest import Live
 from tests.browser.test_http import Answer, elements
+
+SITE = "0" * 32 + "-7"
+ROLLOUTS = ["/run/rollouts", "/run/rollouts?text=script&order=best&step=10", f"/run/site?site={SITE}"]
 
 
 class Board(NamedTuple):
@@ -52,6 +65,8 @@ def board(tmp_path: Path) -> Iterator[Board]:
     rows = [{"step": 0, **accuracy("hard", 0.1)}, *(metrics_row(step) for step in range(1, 31))]
     one = write_run(tmp_path / HOSTILE_NAME, rows)
     write_evaluation(one, hard=0.125)
+    write_rollouts(one, 10, [rollout_row(10, SITE, n, response=text) for n, text in enumerate(HOSTILE_RESPONSES)])
+    write_rollouts(one, 20, [rollout_row(20, SITE, n) for n in range(40)])
     two = write_run(tmp_path / "two", [metrics_row(1), metrics_row(2)])
     with serving_board(opened([one, two])) as served:
         yield served
@@ -75,7 +90,7 @@ def test_every_answer_has_the_headers_and_no_page_has_anything_inline(board: Boa
         "/nowhere": 404,
         "/assets/run.js": 200,
     }
-    for path, status in paths.items():
+    for path, status in {**paths, **dict.fromkeys(ROLLOUTS, 200), "/run/site?site=nothing": 404}.items():
         answer = ask(board.port, path)
         assert answer.status == status, path
         policy = answer.headers["Content-Security-Policy"]
@@ -89,7 +104,7 @@ def test_every_answer_has_the_headers_and_no_page_has_anything_inline(board: Boa
 
 
 def test_other_sites_and_other_hosts_are_refused(board: Board) -> None:
-    for path in ("/run", "/run/data", "/assets/run.js"):
+    for path in ("/run", "/run/data", "/assets/run.js", *ROLLOUTS):
         assert ask(board.port, path, Sec_Fetch_Site="cross-site").status == 403
         assert ask(board.port, path, Host="evil.example").status == 421
         assert ask(board.port, path, Sec_Fetch_Site="same-origin").status == 200
@@ -115,9 +130,37 @@ def test_a_hostile_name_is_text(board: Board) -> None:
     assert "directly 12.5 %" in ask(board.port, f"/run?run={quote(HOSTILE_NAME)}").text
 
 
+def test_hostile_responses_are_text_and_turn_nothing_around(board: Board) -> None:
+    page = ask(board.port, "/run/rollouts?step=10").text
+    assert "<script>window" not in page and "&lt;script&gt;window.pwned=2" in page
+    assert "\u202e" not in page and "U+202E" in page and "{{ 7*7 }}" in page
+    assert "A" * 19_000 in page and "A" * 20_000 not in page and "more characters" in page
+    for wrong in (
+        "step=x",
+        "least=nan",
+        "page=-3",
+        "order=none",
+        "outcome=%3Cscript%3E",
+        "text=" + "(" * 300,
+        "band=%00",
+    ):
+        assert ask(board.port, f"/run/rollouts?{wrong}").status == 200, wrong
+
+
+def test_rollouts_are_listed_by_page_and_a_site_at_two_steps(board: Board) -> None:
+    pages = [ask(board.port, f"/run/rollouts?step=20&order=longest&page={n}").text for n in (1, 2, 3)]
+    shown = [re.findall(r"step 20 at \S+, sample (\d+)", page) for page in pages]
+    assert shown[0] == [str(n) for n in range(39, 19, -1)] and shown[1] == shown[2] == [
+        str(n) for n in range(19, -1, -1)
+    ]
+    both = ask(board.port, f"/run/site?site={SITE}").text
+    assert "Step 10: 2 of 3 match" in both and "Step 20: 16 of 32 match" in both
+    assert f"context of {SITE}" in both and "/documents/" not in both
+
+
 def test_looking_writes_nothing(board: Board, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    for path in ("/run", "/run/data", "/run?run=two"):
+    for path in ("/run", "/run/data", "/run?run=two", *ROLLOUTS):
         ask(board.port, path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -139,6 +182,17 @@ def test_a_page_beside_training_begins_before_the_first_step(
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no metrics"):
         opened([tmp_path])
+
+
+def test_browse_finds_documents_and_positions_with_rollouts(live: Live) -> None:
+    doc_id, _, position = live.built.site_with_rollouts.rpartition("-")
+    page = ask(live.port, "/documents?rollouts=stored").text
+    assert f"/documents/{doc_id}" in page and page.count('class="title"') == 1
+    shown = json.loads(ask(live.port, f"/documents/{doc_id}/heat-map").body)
+    assert shown["rollouts"] == [int(position)]
+    assert (
+        f'href="/documents/{doc_id}?position={position}"' in ask(live.port, f"/run/site?site={doc_id}-{position}").text
+    )
 
 
 def test_browse_has_the_tab_when_there_is_a_run(live: Live) -> None:

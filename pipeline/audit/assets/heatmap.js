@@ -112,6 +112,7 @@ const RptHeatmap = (() => {
     const tokenClass = columnOf(doc.token_class);
     const reasonOf = (i) => (doc.state[i] ? doc.reasons[doc.state[i] - 1] : null);
     const kindOf = (i) => (doc.state[i] ? REJECTED_AS[reasonOf(i)] ?? "cap" : "kept");
+    const sampled = new Set(doc.rollouts ?? []);
     const siteOf = (i) => (doc.site_ids ? doc.site_ids[i] : doc.state[i] ? null : `${doc.doc_id}-${first + i}`);
     let metric = null;
     let current = Math.max(0, Math.min(doc.tokens.length - 1, (options.position ?? first) - first));
@@ -139,6 +140,7 @@ const RptHeatmap = (() => {
       const kind = name === "kept" ? "kept" : REJECTED_AS[name] ?? "cap";
       marks.append(el("li", "", null, el("span", `hm-swatch hm-${kind}`, "ab"), ` ${words(name)} `, el("b", "", number(counts.get(name)))));
     }
+    if (sampled.size) marks.append(el("li", "", null, el("span", "hm-swatch hm-sampled", "ab"), " has rollouts ", el("b", "", number(sampled.size))));
     const toolbar = el("div", "hm-toolbar", null, choice, scale, marks);
 
     // ---------------------------------------------------------------- the text
@@ -146,7 +148,7 @@ const RptHeatmap = (() => {
     text.setAttribute("role", "listbox");
     text.setAttribute("aria-label", `Tokens of document ${doc.doc_id}`);
     const spans = doc.tokens.map((token, i) => {
-      const span = el("span", `hm-token hm-${kindOf(i)}`, null, ...shortened(token, SHOWN.text));
+      const span = el("span", `hm-token hm-${kindOf(i)}${sampled.has(i) ? " hm-sampled" : ""}`, null, ...shortened(token, SHOWN.text));
       span.setAttribute("role", "option");
       span.setAttribute("aria-selected", "false");
       span.tabIndex = -1;

@@ -13,6 +13,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from pipeline.audit.board.payload import payload
+from pipeline.audit.board.rollout_handlers import RolloutPages
+from pipeline.audit.board.rollout_search import ORDERS
+from pipeline.audit.board.rollout_view import newest
 from pipeline.audit.board.run import Run
 from pipeline.selection.sites import BANDS
 
@@ -32,13 +35,15 @@ class RunPages:
 
     def routes(self) -> list[Route]:
         """Return the routes of the pages."""
-        return [Route("/run", self.run), Route("/run/data", self.data)]
+        of_rollouts = RolloutPages(self._runs, self._page).routes()
+        return [Route("/run", self.run), Route("/run/data", self.data), *of_rollouts]
 
     def run(self, request: Request) -> Response:
         """Show the charts of one or several runs."""
         runs = self._chosen(request)
         source = f"/run/data?{urlencode([('run', run.name) for run in runs])}"
-        return self._page("run.html", request, **run_view(runs), offered=list(self._runs), source=source)
+        order = request.query_params.get("order", "best")
+        return self._page("run.html", request, **run_view(runs, order), offered=list(self._runs), source=source)
 
     def data(self, request: Request) -> Response:
         """Return what the page draws as JSON, without the charts if they are those of version `since`."""
@@ -58,8 +63,13 @@ class RunPages:
         return HTMLResponse(html)
 
 
-def run_view(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the values that the template of the Run tab needs of some runs, read up to their present end."""
+def run_view(runs: Sequence[Run], order: str) -> dict[str, Any]:
+    """Return the values that the template of the Run tab needs of some runs, read up to their present end.
+
+    Args:
+        runs: At least one; the newest rollouts are those of the first.
+        order: Of the newest rollouts (`rollout_search.ORDERS`).
+    """
     shown = payload(runs)
     summaries = shown["runs"]
     return {
@@ -68,4 +78,7 @@ def run_view(runs: Sequence[Run]) -> dict[str, Any]:
         "chosen": [run.name for run in runs],
         "bands": [band for band in ("all", *BANDS) if any(band in summary["accuracy"] for summary in summaries)],
         "direct": runs[0].direct,
+        "order": order,
+        "orders": {name: title for name, title in ORDERS.items() if name not in ("newest", "oldest")},
+        "newest": newest(runs[0].rollouts, runs[0].finder, order),
     }

@@ -16,6 +16,8 @@ import yaml
 
 from pipeline.audit.board.curves import Curves
 from pipeline.audit.board.panels import PANELS, drawn
+from pipeline.audit.board.rollout_index import RolloutIndex
+from pipeline.audit.board.rollout_search import RolloutFinder
 from pipeline.audit.board.tail import JsonLines
 from pipeline.config.errors import UserError
 from pipeline.selection.sites import BANDS
@@ -23,6 +25,8 @@ from pipeline.selection.sites import BANDS
 METRICS = "metrics.jsonl"
 MAX_FILE = 64 << 20
 """Bytes of the largest recipe or evaluation that is read."""
+READ_SECONDS = 0.1
+"""Seconds that a page spends on files of rollouts that were not read yet; the next one goes on."""
 RECENT = 20
 """Steps whose mean duration foretells the time left."""
 
@@ -59,6 +63,8 @@ class Run:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
         self.curves = Curves()
+        self.rollouts = RolloutIndex(folder)
+        self.finder = RolloutFinder(self.rollouts)
         self._lines = JsonLines(folder / METRICS)
         self._recipe = SmallFile(folder / "recipe.yaml", yaml.safe_load)
         self._evaluation = SmallFile(folder / "evaluation" / "evaluation.json", json.loads)
@@ -67,20 +73,22 @@ class Run:
         self._drawn: tuple[str, dict[str, list[dict[str, Any]]]] = ("", {})
 
     def refresh(self) -> bool:
-        """Read what was added to the metrics; return True if there is more to read at once."""
+        """Read what was added to the metrics and rollouts; return True if there is more to read at once."""
+        all_rollouts = self.rollouts.refresh(READ_SECONDS)
         with self._lock:
             added = self._lines.read()
             if added.restarted:
                 self.curves, self._without_step = Curves(), 0
                 self._generation += 1
             self._without_step += self.curves.add(added.rows)
-            return added.more
+            return added.more or not all_rollouts
 
     @property
     def version(self) -> str:
         """Return a text that differs whenever the charts do."""
         direct = ",".join(f"{band}={value}" for band, value in sorted(self.direct.items()))
-        return f"{self._generation}-{self._lines.offset}-{self.finished:d}-{self.planned_steps}-{direct}"
+        read = f"{self._generation}-{self._lines.offset}-{self.rollouts.progress}"
+        return f"{read}-{self.finished:d}-{self.planned_steps}-{direct}"
 
     @property
     def finished(self) -> bool:

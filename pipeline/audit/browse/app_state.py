@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,12 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.audit.board.rollout_places import RolloutPlaces
+from pipeline.audit.board.rollout_view import all_at
 from pipeline.audit.board.run import Run
 from pipeline.audit.browse.column_index import ColumnIndex, verified_once
 from pipeline.audit.browse.compare import Comparison, Count
-from pipeline.audit.browse.document import Document, Rollouts, Rows, Verdict, as_trained, prompt_builder
+from pipeline.audit.browse.document import Document, Rows, Verdict, as_trained, prompt_builder
 from pipeline.audit.browse.documents import Finder
 from pipeline.audit.browse.flags import Flags
 from pipeline.audit.browse.rules import Kept, Rule, Where
@@ -153,7 +155,7 @@ class AppState:
         self.finder = Finder(self.store, _sites_by_document(self.store, self.current.record), self.metadata)
         self.runs = runs
         self._run = runs[0].folder if runs else None
-        self.rollouts = Rollouts(self._run)
+        self._places = RolloutPlaces(runs[0].rollouts) if runs else None
         self._policy, self._proxy = policy, proxy
         self._documents = Rows(records.documents.files("documents"))
         top = ["top_ids", "top_logprobs"] if self.has_top else []
@@ -240,6 +242,10 @@ class AppState:
             "share": self.finder.share_D[number],
         }
 
+    def sampled(self) -> Mapping[str, set[int]]:
+        """Return the positions at which the run stored rollouts, by document id."""
+        return self._places.by_document() if self._places else {}
+
     def document(self, number: int) -> Document:
         """Return a document by its number in the index."""
         row = self.store.documents.row(number, named=True)
@@ -269,7 +275,7 @@ class AppState:
         """
         site_id = f"{document.meta['doc_id']}-{position}"
         trained = as_trained(document, position, self.manifest.materialize, self.policy_tokenizer, lambda: self.prompts)
-        rollouts = self.rollouts.of(site_id)
+        rollouts = all_at(self.runs[0].rollouts, site_id) if self.runs else []
         hits = pattern_hits([rollout["response"] for rollout in rollouts])
         patterns = {group: int(hits_R.sum()) for group, hits_R in hits.items()}
         return trained | {"site_id": site_id, "rollouts": rollouts, "patterns": patterns}

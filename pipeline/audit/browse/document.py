@@ -247,28 +247,6 @@ def prompt_builder(policy: str, task: TaskConfig, run: Path | None) -> PromptBui
     return PromptBuilder(AutoTokenizer.from_pretrained(folder), CorpusTokenizer.load(folder), text)
 
 
-class Rollouts:
-    """Responses that a run stored, by site."""
-
-    def __init__(self, run: Path | None) -> None:
-        self._folder = run / "rollouts" if run else None
-        self._read: dict[Path, pl.DataFrame] = {}
-
-    def of(self, site_id: str) -> list[Mapping[str, Any]]:
-        """Return the responses at a site in order of steps, including files that a running training has just added."""
-        if self._folder is None or not self._folder.is_dir():
-            return []
-        found: list[Mapping[str, Any]] = []
-        for path in sorted(self._folder.glob("step-*.parquet")):
-            if path not in self._read:
-                self._read[path] = pl.read_parquet(path, columns=["site_id"]).with_row_index("row")
-            rows = self._read[path].filter(pl.col("site_id") == site_id)["row"]
-            if len(rows):
-                table = pl.scan_parquet(path).slice(rows[0], rows[-1] - rows[0] + 1).collect()
-                found += table.filter(pl.col("site_id") == site_id).iter_rows(named=True)
-        return found
-
-
 def _text(token: bytes) -> str:
     r"""Return the text of a token, with \xNN for bytes that are not whole characters."""
     return token.decode("utf-8", errors="backslashreplace")

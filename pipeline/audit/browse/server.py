@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
@@ -84,6 +85,9 @@ class Pages:
             order=parameters.get("order", "corpus"),
         )
         found = state.finder.find(criteria)
+        if sampled_only := parameters.get("rollouts") == "stored":
+            sampled = [state.store.document_of.get(doc_id, -1) for doc_id in state.sampled()]
+            found = found[np.isin(found, sampled)]
         pages = max(1, -(-len(found) // PAGE))
         page = min(_page_number(parameters), pages)
         rows = [state.row(int(number)) for number in found[(page - 1) * PAGE : page * PAGE]]
@@ -96,6 +100,7 @@ class Pages:
             page=page,
             pages=pages,
             orders=ORDERS,
+            sampled_only=sampled_only,
         )
 
     def document(self, request: Request) -> Response:
@@ -112,7 +117,10 @@ class Pages:
         verdict = self._state.verdict(document, rule)
         first = min(int(_number(request.query_params, "first", 0, 1e9)), max(len(document) - 1, 0))
         proxy = self._state.proxy_tokenizer if self._state.has_top else None
-        return JSONResponse(document.heat_map(verdict, first, proxy))
+        shown = document.heat_map(verdict, first, proxy)
+        sampled = self._state.sampled().get(row["doc_id"], ())
+        shown["rollouts"] = [position - first for position in sampled if 0 <= position - first < len(shown["tokens"])]
+        return JSONResponse(shown)
 
     def _document_and_rule(self, request: Request) -> tuple[dict[str, Any], str]:
         """Return the document and the rule that a URL names."""
