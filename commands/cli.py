@@ -10,6 +10,8 @@ import sys
 from typing import Annotated
 
 import typer
+import typer.core
+import typer.main
 
 from commands.groups import data, evaluate, exchange, inspect, maintenance, train
 from pipeline.config.errors import as_user_error
@@ -43,11 +45,22 @@ def options(
     """Options of `rpt` itself."""
 
 
+def command_line() -> typer.core.TyperGroup:
+    """Return the command `rpt`, whose help shows flags without the type of a value (`--json`, not `--json <bool>`)."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    for name, command in (("rpt", group), *group.commands.items()):
+        for option in command.get_params(typer.Context(command, info_name=name)):  # with `--help`
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+    return group
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 2 user error, 3 damaged artifacts, 130 interrupted."""
     quiet_libraries()
     try:
-        app()
+        command_line()()
     except SystemExit as stop:
         if stop.code == 130:  # Typer turns Ctrl-C into this code
             log("interrupted: run the same command again to resume")

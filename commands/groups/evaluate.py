@@ -73,7 +73,7 @@ def evaluate(
     overrides: RecipeOverrides = None,
     work: Work = Path("work"),
     run: Run = None,
-    full: Annotated[bool, typer.Option("--full", metavar="", help="Print every table and difference.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print every table and difference.")] = False,
 ) -> None:
     """Measure next-token accuracy on held-out documents: direct and by reasoning, before and after training.
 
@@ -142,7 +142,7 @@ def gate(
 @commands.command(rich_help_panel=POLICY)
 def study(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="A YAML file of arms, e.g. recipes/study-demo.yaml.")],
-    quick: Annotated[bool, typer.Option("--quick", metavar="", help="Run the study's short variant.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run the study's short variant.")] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Commands to run at the same time.  [default: one per core, at most 4]")
     ] = None,

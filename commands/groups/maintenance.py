@@ -71,7 +71,7 @@ def status(
 @commands.command(rich_help_panel=MAINTENANCE)
 def clean(
     manifest: ManifestPath,
-    yes: Annotated[bool, typer.Option("--yes", metavar="", help="Do not ask for confirmation.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     work: Work = Path("work"),
     runs: Runs = Path("runs"),
     as_json: AsJson = False,

@@ -62,8 +62,7 @@ WriteSpec = Annotated[
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
-# An empty metavar: Typer would show the type of a flag, `<bool>`, which takes no value.
-AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Place = Annotated[
     str,
     typer.Argument(

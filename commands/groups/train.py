@@ -52,7 +52,7 @@ def train(
         str | None, typer.Option(help="Sample with the vLLM server at http://host:port.  [default: in this process]")
     ] = None,
     browse: Annotated[
-        bool, typer.Option("--browse", metavar="", help="Serve a page with live curves, and print its address.")
+        bool, typer.Option("--browse", help="Serve a page with live curves, and print its address.")
     ] = False,
     overrides: RecipeOverrides = None,
     work: Work = Path("work"),

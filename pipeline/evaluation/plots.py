@@ -49,7 +49,7 @@ def read_progress(metrics: Path, bands: Sequence[str], kind: str = "reasoning") 
 def draw_progress(
     series: Mapping[str, Sequence[Point]], direct: Mapping[str, float], folder: Path, title: str
 ) -> list[Path]:
-    """Draw `accuracy.png` and `accuracy.svg` and return their paths.
+    """Draw `accuracy.png` and `accuracy.svg` and return their paths; a panel a band, because bands may coincide.
 
     Args:
         series: Reasoning accuracy over steps, by band.
@@ -61,26 +61,24 @@ def draw_progress(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = Figure(figsize=(2.9 * len(series) + 0.5, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for (band, points), colour in zip(series.items(), COLOURS, strict=False):
+    panels = figure.subplots(1, len(series), sharey=True, squeeze=False)[0]
+    for axes, (band, points), colour in zip(panels, series.items(), COLOURS, strict=False):
         steps = [point.step for point in points]
         axes.fill_between(
             steps, [100 * p.low for p in points], [100 * p.high for p in points], color=colour, alpha=0.12, lw=0
         )
-        axes.plot(
-            steps, [100 * p.value for p in points], color=colour, lw=2, marker="o", ms=4, label=f"{band}, reasoning"
-        )
+        axes.plot(steps, [100 * p.value for p in points], color=colour, lw=2, marker="o", ms=4, label="reasoning")
         if band in direct:
-            axes.axhline(100 * direct[band], color=colour, lw=1.4, ls=(0, (5, 3)), label=f"{band}, direct before")
-    axes.set(xlabel="training step", ylabel="held-out next-token accuracy, %", ylim=(0, None))
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.grid(axis="y", color="#dddddd", lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(
-        frameon=False, fontsize=9, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), title="shaded: 95 % intervals"
-    )
+            axes.axhline(100 * direct[band], color="#555555", lw=1.4, ls=(0, (5, 3)), label="direct before")
+        axes.set(xlabel="training step", ylim=(0, None))
+        axes.set_title(band, loc="left", fontsize=11)
+        axes.grid(axis="y", color="#dddddd", lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9, loc="best")
+    panels[0].set_ylabel("held-out accuracy, % [95 % interval]")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     paths = [folder / "accuracy.png", folder / "accuracy.svg"]
     with matplotlib.rc_context({"svg.hashsalt": "rpt"}):  # makes the ids in the SVG reproducible
         figure.savefig(paths[0], dpi=150, metadata={"Software": None})

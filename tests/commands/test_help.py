@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from commands.cli import app
+from commands.cli import app, command_line
 from pipeline.config.base import Config
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
@@ -63,7 +63,11 @@ def test_the_overrides_of_the_help_are_accepted(name: str) -> None:
                 assert any(accepts(path, [override]) for path in paths), f"{override}: {paths}"
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
+@pytest.mark.parametrize("name", ["rpt", *sorted(COMMANDS)])
 def test_flags_show_no_type_of_a_value(name: str) -> None:
-    flags = [option for option in COMMANDS[name].params if getattr(option, "is_flag", False) and option.name != "help"]
+    group = command_line()
+    command = group if name == "rpt" else group.commands[name]
+    options = command.get_params(typer.Context(command, info_name=name))
+    flags = [option for option in options if getattr(option, "is_flag", False)]
+    assert any("--help" in flag.opts for flag in flags)
     assert all(flag.metavar == "" for flag in flags)
