@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Reinforcement Pre-Training: turn a corpus into hard next-token sites, and train a policy on them.",
-    epilog="Exit codes: 0 done, 2 user error, 3 damaged artifacts, 130 interrupted.",
+    epilog="Exit codes: 0 done, 2 user error, 3 damaged artifacts, 4 refused by a certificate, 130 interrupted.",
 )
 for group in (data, train, evaluate, inspect, exchange, maintenance):
     app.add_typer(group.commands)
@@ -57,7 +57,7 @@ def command_line() -> typer.core.TyperGroup:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 2 user error, 3 damaged artifacts, 130 interrupted."""
+    """Run the command line. Its help has the exit codes."""
     quiet_libraries()
     try:
         command_line()()

@@ -147,10 +147,10 @@ def commands() -> str:
     assert hasattr(group, "commands")
     parts = [
         "# Commands",
-        "Exit codes: 0 done; 1 a bug; 2 a user error, reported in one line; 3 damaged artifacts; 130 interrupted "
-        "(Ctrl-C). Progress goes to standard error: a moving bar on a terminal, a plain line every half minute "
-        "elsewhere. Results go to standard output. `rpt --install-completion` completes commands and options in your "
-        "shell; `rpt --version` prints the version.",
+        "Exit codes: 0 done; 1 a bug; 2 a user error, reported in one line; 3 damaged artifacts; 4 a selection "
+        "that its [certificate](certificate.md) refuses; 130 interrupted (Ctrl-C). Progress goes to standard "
+        "error: a moving bar on a terminal, a plain line every half minute elsewhere. Results go to standard output. "
+        "`rpt --install-completion` completes commands and options in your shell; `rpt --version` prints the version.",
     ]
     for name, command in sorted(group.commands.items()):
         if command.hidden:

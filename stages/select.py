@@ -28,7 +28,7 @@ from pipeline.selection.corpus_rules import CANDIDATES, decisions, needs_corpus_
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import check_columns_exist, rule_expression, select_sites, sites_schema
 
-VERSION = 6
+VERSION = 7
 VERDICTS = pa.schema([pa.field("verdict", pa.uint8(), nullable=False)])
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from commands.certificate import certificate_tables, warn
 from commands.groups.options import (
     CORPUS,
+    Accept,
     Address,
     AsJson,
     ExecutorName,
@@ -50,11 +52,13 @@ def data(
     executor: ExecutorName = "local",
     address: Address = None,
     num_gpus: NumGpus = None,
+    accept: Accept = False,
     as_json: AsJson = False,
 ) -> None:
     """Build Parquet shards of hard next-token sites from a corpus: ingest, score, select, materialize.
 
-    Only what is out of date runs; a killed run resumes where it stopped.
+    Only what is out of date runs; a killed run resumes where it stopped. A certificate judges the
+    selection before the shards are made: exit code 4 if it refuses, unless --accept is given.
 
     Examples:
 
@@ -68,9 +72,32 @@ def data(
     """
     read = load(Manifest, manifest, overrides or ())
     by = _executor(executor, work / read.name, workers, address, num_gpus)
-    run_data(read, DATA_STAGES[-1], source, work, by, as_json)
+    records = run_data(read, DATA_STAGES[-1], source, work, by, as_json, accept)
     if not as_json:
         after_data(manifest, overrides or (), work)
+    warn(records["select"])
+
+
+def _judged_stage_command(stage: str, about: str) -> None:
+    """Register `rpt <stage>`, which runs the data pipeline beyond the certificate."""
+
+    def command(
+        manifest: ManifestPath,
+        source: Source = None,
+        overrides: Overrides = None,
+        work: Work = Path("work"),
+        workers: Workers = None,
+        executor: ExecutorName = "local",
+        address: Address = None,
+        num_gpus: NumGpus = None,
+        accept: Accept = False,
+        as_json: AsJson = False,
+    ) -> None:
+        read = load(Manifest, manifest, overrides or ())
+        by = _executor(executor, work / read.name, workers, address, num_gpus)
+        warn(run_data(read, stage, source, work, by, as_json, accept)["select"])
+
+    commands.command(stage, rich_help_panel=CORPUS, help=about)(command)
 
 
 def _stage_command(stage: str) -> None:
@@ -94,8 +121,22 @@ def _stage_command(stage: str) -> None:
     commands.command(stage, rich_help_panel=CORPUS, help=f"Run the data pipeline up to `{stage}`.")(command)
 
 
-for _stage in DATA_STAGES:
+for _stage in DATA_STAGES[:2]:
     _stage_command(_stage)
+_judged_stage_command(
+    "select",
+    """Run the data pipeline up to `select`, and write the selection's certificate: exit code 4 if it refuses.
+
+    Examples:
+
+        rpt select data_manifests/demo.yaml --set select.where="entropy > 1.5"
+
+        rpt select data_manifests/cmath.yaml --set 'proxy={train: {}}' --accept
+
+        rpt select data_manifests/demo.yaml --set select.certificate.hard_share=0.8
+    """,
+)
+_judged_stage_command("materialize", "Run the data pipeline up to `materialize`.")
 
 
 def _executor(name: str, folder: Path, workers: int | None, address: str | None, num_gpus: float | None) -> Executor:
@@ -112,13 +153,19 @@ def _executor(name: str, folder: Path, workers: int | None, address: str | None,
 
 
 def run_data(
-    manifest: Manifest, last: str, source: str | None, work: Path, executor: Executor, as_json: bool = False
-) -> dict[str, Record]:
-    """Run the data stages up to `last` and print the funnel. Returns the records by stage."""
+    manifest: Manifest, last: str, source: str | None, work: Path, executor: Executor, as_json: bool = False,
+    accept: bool = False,
+) -> dict[str, Record]:  # fmt: skip
+    """Run the data stages up to `last` and print the funnel and the certificate. Returns the records by stage.
+
+    Raises:
+        RefusedError: the certificate refuses the selection, and `accept` is False. No shards are made.
+    """
     from pipeline.audit.funnel import funnel
     from pipeline.core.tokenizer import CorpusTokenizer
     from pipeline.core.workspace import with_policy_tokenizer
     from pipeline.selection.sites import check_columns_exist, rule_expression
+    from stages.certificate import certify
     from stages.ingest import ingest
     from stages.materialize import materialize
     from stages.score import score
@@ -133,6 +180,7 @@ def run_data(
 
     records: dict[str, Record] = {}
     seconds: dict[str, float] = {}
+    judged: dict[str, Any] | None = None
     steps: dict[str, Callable[[], Record]] = {
         "ingest": lambda: ingest(manifest, source=source, work=folder, executor=executor),
         "score": lambda: score(manifest, records["ingest"], work=folder, executor=executor),
@@ -152,6 +200,8 @@ def run_data(
         seconds[name] = time.monotonic() - begin
         if name == "ingest" and last in ("select", "materialize"):
             check_columns_exist(manifest.select, records["ingest"].files("documents"))
+        if name == "select":
+            judged = certify(manifest, *records.values(), work=folder, executor=executor, accept=accept)
     stages = {
         name: {"seconds": seconds[name], "directory": str(record.directory), "counters": record.counters}
         for name, record in records.items()
@@ -162,6 +212,8 @@ def run_data(
         "funnel": [vars(step) for step in funnel(records)],
         "made": "shards" if last == "materialize" else last,
     }
+    if judged is not None:
+        found["certificate"] = judged
     if "materialize" in records:
         shards = [entry for done in records["materialize"].completions for entry in done.files.values()]
         found["shards"] = {"sites": sum(e.rows for e in shards), "bytes": sum(e.bytes for e in shards)}
@@ -172,7 +224,7 @@ def run_data(
 
 
 def _tables(found: dict[str, Any]) -> list[Table]:
-    """Return the funnel; under it the examples by split, and their bytes on disk."""
+    """Return the funnel; under it the examples by split, and their bytes on disk; and the certificate."""
     from pipeline.audit.funnel import funnel_table
 
     table = funnel_table(f"{found['manifest']}: from records to {found['made']}", found["funnel"])
@@ -183,7 +235,7 @@ def _tables(found: dict[str, Any]) -> list[Table]:
             f"{kept['kept.train']:,} to train on, {kept['kept.validation']:,} held out; "
             f"{size / max(sites, 1):.1f} bytes per site"
         )
-    return [table]
+    return [table, *(certificate_tables(found["certificate"]) if "certificate" in found else [])]
 
 
 @commands.command(rich_help_panel=CORPUS)

@@ -63,6 +63,10 @@ WriteSpec = Annotated[
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Accept = Annotated[
+    bool,
+    typer.Option("--accept", help="Use a selection that its certificate refuses. It is recorded."),
+]
 Place = Annotated[
     str,
     typer.Argument(

@@ -23,7 +23,7 @@ from pipeline.core.artifact import (
     read_pointer,
     read_record,
 )
-from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled
+from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled, read_certificate
 from pipeline.core.pointers import PATTERNS
 
 LINKS: Mapping[str, str] = {
@@ -121,6 +121,7 @@ def _check(directory: Path) -> _Checked:
     if record is not None:
         try:
             pulled = is_pulled(record)
+            read_certificate(record)
         except IntegrityError as error:
             damage[error.where] = error.message
         if fingerprint(record.stage, record.version, record.config, record.inputs) != directory.name:

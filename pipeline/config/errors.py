@@ -29,6 +29,12 @@ class IntegrityError(UserError):
     exit_code = 3
 
 
+class RefusedError(UserError):
+    """Raised when the certificate refuses a selection."""
+
+    exit_code = 4
+
+
 _TORCH_WROTE_LESS = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|iostream error")
 
 

@@ -52,10 +52,29 @@ class MixtureConfig(Config):
     `max_sites`), those of a source by a hash of (seed, site_id)."""
 
 
+class CertificateConfig(Config):
+    """The bounds by which a selection is judged (docs/certificate.md)."""
+
+    least_tokens: int = Field(10_000, ge=1)
+    """A corpus with fewer scored tokens is too small to judge."""
+    sample_tokens: int = Field(2_000_000, ge=1)
+    """Bits per byte are compared on documents with about this many tokens, drawn by a hash of doc_id."""
+    excess_surprise: float = 0.5
+    """Warn if the true token surprises the proxy by more than this many nats above its own entropy, on average over the
+    positions below 1.4 nats."""
+    least_slope: float = 0.5
+    """Warn if the surprise rises by less than this many nats per nat of entropy."""
+    hard_share: float = Field(0.6, ge=0, le=1)
+    """Warn if `where` lets through more than this share of the training positions that it could keep."""
+    names_and_digits: float = Field(0.5, ge=0, le=1)
+    """Warn if more than this share of the training sites are names or digits, which mostly cannot be guessed."""
+
+
 class SelectConfig(Config):
     """Which scored positions become sites. The rules apply in the order of the fields."""
 
     locations: ClassVar[frozenset[str]] = frozenset({"exclude"})
+    added: ClassVar[frozenset[str]] = frozenset({"certificate"})
 
     metadata: dict[str, Literal["text", "number", "boolean", "json"]] = Field({})
     """Metadata of documents that `where` may name, and their types: `{difficulty: number}`; lists and objects are
@@ -86,3 +105,5 @@ class SelectConfig(Config):
     """Entropy thresholds of the difficulty bands."""
     seed: int = 0
     """Seed of every hash of (seed, site_id) above."""
+    certificate: CertificateConfig = CertificateConfig()
+    """Bounds of the certificate, which warns of a selection or refuses it."""

@@ -1,13 +1,14 @@
-"""Sealed marker files in an output's folder: it was begun, or it was pulled from elsewhere."""
+"""Sealed files beside an output's record: it was begun, it was pulled from elsewhere, or it was judged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.errors import IntegrityError
 from pipeline.core.artifact import Record, name_of
-from pipeline.core.sealed import read_sealed, write_sealed
+from pipeline.core.sealed import read_sealed, replace_sealed, write_sealed
 
 BEGUN = "begun.json"
 """File in the folder of an incomplete output with the inputs that it is made from."""
@@ -54,3 +55,27 @@ def is_pulled(record: Record) -> bool:
     if read_sealed(path) != {"of": name_of(record.directory), "inputs": dict(record.inputs)}:
         raise IntegrityError("this file belongs to another output", where=path, hint="pull it again")
     return True
+
+
+CERTIFICATE = "certificate.json"
+"""File in the folder of a selection with what was measured of it, and the verdict."""
+
+
+def write_certificate(record: Record, found: Mapping[str, Any]) -> None:
+    """Write the certificate of a selection, over an earlier one."""
+    replace_sealed(record.directory / CERTIFICATE, {"of": name_of(record.directory), **found})
+
+
+def read_certificate(record: Record) -> dict[str, Any] | None:
+    """Return the certificate of a selection, or None if there is none.
+
+    Raises:
+        IntegrityError: it was changed, or belongs to another selection.
+    """
+    path = record.directory / CERTIFICATE
+    if not path.exists():
+        return None
+    found = read_sealed(path)
+    if found.pop("of", None) != name_of(record.directory):
+        raise IntegrityError("certificate of another selection", where=path, hint="delete it, run `rpt select` again")
+    return found

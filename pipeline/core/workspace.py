@@ -22,7 +22,7 @@ from pipeline.core.artifact import (
     read_record,
 )
 from pipeline.core.files import size_of, status_of_all
-from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled
+from pipeline.core.marks import BEGUN, CERTIFICATE, PULLED, begun_inputs, is_pulled
 from pipeline.core.parts import FOLDER as PARTS
 from pipeline.core.pointers import is_of_policy, is_of_proxy, is_of_source, source_pointer
 from pipeline.core.precision import proxy_dtype
@@ -67,6 +67,7 @@ class Output:
             "done",
             PULLED,
             BEGUN,
+            CERTIFICATE,
         }
         if self.record is None:
             named.add(PARTS)

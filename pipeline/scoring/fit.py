@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 from pipeline.config.manifest import ScoreConfig, TrainProxyConfig
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.scoring.baselines import zlib_bits_per_byte
 from pipeline.scoring.documents import score_documents
 from pipeline.scoring.muon import Muon
 from pipeline.scoring.proxy import as_proxy
@@ -164,12 +164,6 @@ def unigram_bits_per_byte(tokenizer: CorpusTokenizer, training: Sequence[str], t
     total = sum(counts.values()) + tokenizer.vocab_size
     nats = -sum(math.log((counts[i] + 1) / total) for ids in tokenizer.encode_batch(texts) for i in ids[1:].tolist())
     return nats / math.log(2) / sum(len(t.encode()) for t in texts)
-
-
-def zlib_bits_per_byte(texts: Sequence[str]) -> float:
-    """Return the bits per byte of zlib on the texts end to end."""
-    joined = "\n".join(texts).encode()
-    return 8 * len(zlib.compress(joined, 9)) / len(joined)
 
 
 # ------------------------------------------------------------------------------------------------------ fit

@@ -68,7 +68,7 @@ def token_classes(
     at_P = np.minimum(next_visible_B[starts_P], ends_P)
     blank_P = at_P >= ends_P
     at_P = np.where(blank_P, starts_P, at_P)
-    kind_P = _kinds(_characters(data_B, at_P))
+    kind_P = _kinds(characters(data_B, at_P))
 
     last_other_B = np.maximum.accumulate(np.where(_LETTERS[data_B], -1, index_B[:-1]))
     before_P = np.maximum(at_P - 1, 0)
@@ -93,7 +93,7 @@ def _next(marks_B: NDArray[np.bool_], index_B: NDArray[np.int64]) -> NDArray[np.
     return np.minimum.accumulate(np.where(marks_B, index_B, len(index_B))[::-1])[::-1]
 
 
-def _characters(data_B: NDArray[np.uint8], at_P: NDArray[np.int64]) -> NDArray[np.int32]:
+def characters(data_B: NDArray[np.uint8], at_P: NDArray[np.int64]) -> NDArray[np.int32]:
     """Return the code points of the UTF-8 characters at the given offsets; undefined where no character begins."""
     last = len(data_B) - 1
     b0, b1, b2, b3 = (data_B[np.minimum(at_P + i, last)].astype(np.int32) for i in range(4))
@@ -115,7 +115,7 @@ def _ends_with_letter(
     before_P = np.maximum(at_P - 1, document_P)
     for _ in range(3):  # back to the byte that begins the character
         before_P = np.where((data_B[before_P] & 0xC0 == 0x80) & (before_P > document_P), before_P - 1, before_P)
-    kind_P = _kinds(_characters(data_B, before_P))
+    kind_P = _kinds(characters(data_B, before_P))
     return (at_P > document_P) & (kind_P == _CODE["word_start"])
 
 

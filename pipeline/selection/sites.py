@@ -16,6 +16,7 @@ from pipeline.core.artifact import Counters, InputFile
 from pipeline.core.parquet import read_table
 from pipeline.core.random_keys import random_key, random_keys
 from pipeline.corpus.documents import CORPUS
+from pipeline.selection.classes import TOKEN_CLASSES
 from pipeline.selection.corpus_rules import CORPUS_REASONS, STRATA, duplicate_keys, stratum_of_sites
 from pipeline.selection.metadata import (
     BUILT_IN,
@@ -25,7 +26,9 @@ from pipeline.selection.metadata import (
     rule_columns,
     with_metadata,
 )
+from pipeline.selection.names import inner_capitals
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
+from pipeline.selection.text import TextBytes
 from pipeline.selection.where import filter_rows, row_filter
 
 SITES = pa.schema(
@@ -65,6 +68,11 @@ REASONS = (
 """Reasons why a position is not a site, in the order of the checks; the first that applies is counted."""
 
 BANDS = ("easy", "medium", "hard")
+NO_BAND = "none"
+TRAIN = "train."
+"""Prefix of counts of training positions, which the certificate reads: `selectable.band.<name>` and
+`selectable.class.<name>` of those that a rule can keep, `passed` of those that pass `where`, `sites.band.<name>`,
+`sites.class.<name>` and `sites.names` of the sites. A position counts in its hardest band. Names: `inner_capitals`."""
 NEAR = 0.01
 """Distance in nats to a band's threshold up to which a position counts as `near.<band>`: rounding could move it."""
 
@@ -127,8 +135,8 @@ def select_sites(
     Returns:
         A frame with the columns of `sites_schema` (`corpus` is null if there is one source), `key`, a random number in
         [0, 2⁶⁴) per site, and `twin` and `stratum` if the rules need them; and the counts: `documents`; `tokens` = the
-        sum of `dropped.<reason>` and `kept.<split>`; `band.<name>`, nested, over all kept sites; and `near.<name>`,
-        over all scored positions.
+        sum of `dropped.<reason>` and `kept.<split>`; `band.<name>`, nested, over all kept sites; `near.<name>`, over
+        all scored positions; and those of `TRAIN`.
     """
     expression = rule_expression(config)
     counters: Counter[str] = Counter({"documents": scores.num_rows, "tokens": 0})
@@ -151,6 +159,8 @@ def select_sites(
         counters[f"kept.{split}"] = int((sites["split"] == split).sum())
     for band in BANDS:
         counters[f"band.{band}"] = int((sites["entropy"] > getattr(config.bands, band)).sum())
+    _count_training(counters, "sites", sites)
+    counters[f"{TRAIN}sites.names"] = _names(documents, sites)
     return sites, dict(counters)
 
 
@@ -170,7 +180,9 @@ def _select(
         distance = (frame["entropy"] - getattr(config.bands, band)).abs()
         counters[f"near.{band}"] += int((distance <= NEAR).sum())
     eligible = frame
+    _count_training(counters, "selectable", eligible.with_columns(band=band_of(config.bands)))
     frame = drop("where", filter_rows(frame, expression, "`select.where` or `select.validation_where`"), frame)
+    counters[f"{TRAIN}passed"] += int((frame["split"] == "train").sum())
     if flagged:
         frame = drop("flagged", frame.filter(~site_id().is_in(list(flagged))), frame)
     frame = drop("document_cap", _cap_documents(frame, config.max_per_document), frame)
@@ -184,6 +196,25 @@ def _select(
         band=band_of(config.bands),
     )
     return sites.select(*SITES.names, "key", *({"twin", CORPUS, *config.metadata} & set(frame.columns)))
+
+
+def _count_training(counters: Counter[str], kind: str, frame: pl.DataFrame) -> None:
+    """Add the training positions of a frame by hardest band and by token class."""
+    train = frame.filter(pl.col("split") == "train")
+    for column, values in (("band", (NO_BAND, *BANDS)), ("token_class", TOKEN_CLASSES)):
+        counted = dict(train[column].cast(pl.String).value_counts().iter_rows())
+        for value in values:
+            counters[f"{TRAIN}{kind}.{column.removeprefix('token_')}.{value}"] += counted.get(value, 0)
+
+
+def _names(documents: pa.Table, sites: pl.DataFrame) -> int:
+    """Return the number of training sites that are names."""
+    train = sites.filter((pl.col("split") == "train") & (pl.col("token_class") == "word_start"))
+    text = TextBytes.of(documents["text"])
+    ids = pl.Series(pl.from_arrow(documents["doc_id"]))
+    begin_P = train["doc_id"].replace_strict(ids, pl.Series(text.starts_D, dtype=pl.Int64), return_dtype=pl.Int64)
+    starts_P = (begin_P + train["byte_offset"]).to_numpy()
+    return int(inner_capitals(text, starts_P, begin_P.to_numpy()).sum())
 
 
 def _draw_at_random(
@@ -252,7 +283,7 @@ def band_of(bands: BandsConfig) -> pl.Expr:
         .then(pl.lit("medium"))
         .when(entropy > bands.easy)
         .then(pl.lit("easy"))
-        .otherwise(pl.lit("none"))
+        .otherwise(pl.lit(NO_BAND))
     )
 
 

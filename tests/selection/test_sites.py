@@ -18,7 +18,7 @@ from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.selection import BandsConfig, SelectConfig
 from pipeline.core.random_keys import random_key, random_keys
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS, positions
-from pipeline.selection.sites import REASONS, SITES, rule_expression, select_sites
+from pipeline.selection.sites import REASONS, SITES, TRAIN, rule_expression, select_sites
 from pipeline.selection.where import SCORE_COLUMNS
 from tests.selection.tables import documents_of, scores_of
 
@@ -26,12 +26,13 @@ from tests.selection.tables import documents_of, scores_of
 def select(
     config: SelectConfig, documents: pa.Table, scores: pa.Table, flagged: Collection[str] = ()
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Sites as dictionaries without the random key, and the counts that are not 0."""
+    """Sites as dictionaries without the random key, and the counts that are not 0, without those of `TRAIN`."""
     columns = documents.select(DOCUMENT_COLUMNS), scores.select(SCORE_TABLE_COLUMNS)
     sites, counters = select_sites(config, *columns, flagged=flagged)
     table = sites.select(SITES.names).to_arrow().cast(SITES)
     assert sum(n for name, n in counters.items() if name.startswith(("dropped.", "kept."))) == counters["tokens"]
-    return table.to_pylist(), {name: count for name, count in counters.items() if count}
+    shown = {name: count for name, count in counters.items() if count and not name.startswith(TRAIN)}
+    return table.to_pylist(), shown
 
 
 def test_hand_worked() -> None:

@@ -1,0 +1,77 @@
+"""The certificate as the command writes it: into the selection's folder, whatever the shards, and with its refusal."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config.errors import IntegrityError, RefusedError
+from pipeline.core.marks import CERTIFICATE, read_certificate
+from stages.certificate import certify
+from stages.select import select
+from tests.selection.tables import documents_of, scores_of
+from tests.stages.published import InProcess, cut, publish_tables
+from tests.stages.test_select import manifest
+from tests.toys import problems
+
+
+def tables(nats: float) -> tuple[pa.Table, pa.Table]:
+    """Sixty documents of three-byte tokens whose ids repeat, with entropies around `nats` and losses of twice that."""
+    rng = random.Random(0)
+    documents = documents_of([row["problem"] + row["solution"] for row in problems(60)])
+    sizes = [len(text.encode()) for text in documents["text"].to_pylist()]
+    ends = [[*range(3, size, 3), size] for size in sizes]
+    entropies = [[None if t < 4 else nats * rng.choice([0.5, 1, 1.5]) for t in range(len(e))] for e in ends]
+    return documents, scores_of(documents, ends, entropies)
+
+
+def certified(work: Path, nats: float, per_shard: int = 20, accept: bool = False, **settings: Any) -> dict[str, Any]:
+    documents, scores = (cut(table, per_shard) for table in tables(nats))
+    ingested = publish_tables(work, "ingest", [{"documents": table} for table in documents])
+    scored = publish_tables(work, "score", [{"scores": table} for table in scores])
+    read = manifest(where="entropy > 0", **settings)
+    sites = select(read, ingested, scored, work=work, executor=InProcess())
+    try:
+        found = certify(read, ingested, scored, sites, work=work, executor=InProcess(), accept=accept)
+    finally:
+        written = read_certificate(sites)
+    assert written == found
+    return found
+
+
+JUDGED = {"certificate": {"least_tokens": 1000}}
+
+
+def test_the_same_whatever_the_number_of_shards(tmp_path: Path) -> None:
+    found = [certified(tmp_path / str(size), 0.3, size, **JUDGED) for size in (60, 20, 7)]
+    assert found[0] == found[1] == found[2]
+    assert found[0]["bits_per_byte"]["documents"] == 60
+
+
+def test_a_proxy_worse_than_token_frequencies_is_refused_until_accepted(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="token frequencies alone") as refused:
+        certified(tmp_path, 9.0, **JUDGED)
+    assert refused.value.exit_code == 4
+    assert certified(tmp_path, 9.0, accept=True, **JUDGED)["accepted"]
+    assert certified(tmp_path, 9.0, **JUDGED)["accepted"]  # it is recorded, and holds from then on
+    with pytest.raises(RefusedError):  # for this selection only
+        certified(tmp_path, 9.0, **JUDGED, max_per_document=3)
+    with pytest.raises(RefusedError):  # and by these bounds only
+        certified(tmp_path, 9.0, certificate={"least_tokens": 1001})
+
+
+def test_a_small_corpus_is_not_judged(tmp_path: Path) -> None:
+    found = certified(tmp_path, 9.0)
+    assert (found["verdict"], found["accepted"]) == ("too small to judge", False)
+
+
+def test_a_damaged_certificate_is_noticed(tmp_path: Path) -> None:
+    certified(tmp_path, 0.3)
+    (path,) = tmp_path.glob(f"select/*/{CERTIFICATE}")
+    path.write_text(path.read_text(encoding="utf-8").replace("too small to judge", "pass"), encoding="utf-8")
+    with pytest.raises(IntegrityError, match="was changed"):
+        certified(tmp_path, 0.3)
