@@ -46,6 +46,7 @@ from pipeline.corpus.documents import (
     to_json,
 )
 from pipeline.corpus.files import corpus_files
+from pipeline.corpus.known_sources import KnownSources
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.plan import (
@@ -64,7 +65,7 @@ from pipeline.corpus.readers.markup import FORMATS as MARKUP
 from pipeline.corpus.readers.markup import library_versions
 from pipeline.corpus.readers.records import Slice
 from pipeline.corpus.row_writer import RowWriter
-from pipeline.corpus.scan import SLICE_BYTES, Scan, log_found, scan
+from pipeline.corpus.scan import SLICE_BYTES, Scan, log_found
 from pipeline.corpus.template import Template
 from pipeline.corpus.words import shingles, words
 
@@ -88,11 +89,12 @@ def ingest(
     config = manifest.corpus
     for name in [part.name for part in config.sources] or [""]:
         Template.parse(config.for_source(name).text)
+    known = KnownSources(work / "sources.jsonl")
     with ThreadPoolExecutor() as pool:
-        surveys = list(pool.map(partial(_survey, config, slice_bytes), corpus_files(config, source)))
+        surveys = list(pool.map(partial(_survey, known, config, slice_bytes), corpus_files(config, source)))
     log_found(surveys)
     check_source(surveys, config)
-    evaluations = [_survey_evaluation(evaluation, slice_bytes) for evaluation in config.decontaminate]
+    evaluations = [_survey_evaluation(known, evaluation, slice_bytes) for evaluation in config.decontaminate]
 
     shards = read_shards(surveys, slice_bytes)
     inputs = {"source": source_digest(surveys, shards)}
@@ -116,14 +118,14 @@ def ingest(
     return run_stage(INGEST, config, ingest_shards(candidates, assigned), inputs, work, executor)
 
 
-def _survey(config: CorpusConfig, slice_bytes: int, file: SourceFile) -> Scan:
-    return scan(file, config.for_source(file.corpus), slice_bytes)
+def _survey(known: KnownSources, config: CorpusConfig, slice_bytes: int, file: SourceFile) -> Scan:
+    return known.scan(file, config.for_source(file.corpus), slice_bytes)
 
 
-def _survey_evaluation(evaluation: EvaluationSetConfig, slice_bytes: int) -> list[Scan]:
+def _survey_evaluation(known: KnownSources, evaluation: EvaluationSetConfig, slice_bytes: int) -> list[Scan]:
     corpus = to_corpus_config(evaluation)
     files = corpus_files(corpus)
-    surveys = [scan(file, corpus, slice_bytes) for file in files]
+    surveys = [known.scan(file, corpus, slice_bytes) for file in files]
     check_source(surveys, corpus)
     return surveys
 

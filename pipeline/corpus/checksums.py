@@ -135,7 +135,7 @@ class VerifyingReader(io.RawIOBase):
             raise UserError(
                 "source changed while it was read",
                 where=self.name,
-                hint="run again when nothing writes to it, or give a copy of it with --source",
+                hint="run again when nothing writes to it (`touch` it if that does not help), or read a copy: --source",
             )
         self._number, self._block = number, data
 

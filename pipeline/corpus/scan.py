@@ -57,7 +57,7 @@ def scan(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES)
         UserError: the file cannot be read.
     """
     if file.streamed:  # its identity is the commit in its address: reading it here would read it twice over the network
-        return Scan(file, hashlib.sha256(file.url.encode()).hexdigest(), _columns(file, config), (Slice(file),))
+        return scanned(file, [(0, 0)], _columns(file, config))
     with source_errors(file.name), open_raw(file) as raw:
         hashing = HashingReader(raw)
         stream = cast(BinaryIO, io.BufferedReader(hashing, 1 << 20))
@@ -74,13 +74,19 @@ def scan(file: SourceFile, config: CorpusConfig, slice_bytes: int = SLICE_BYTES)
             log(f"source       {file.name}: unpacking {checksums.size >> 20:,} MiB once, to cut it into pieces")
             with open_file(file, config.max_unpacked_bytes) as unpacked:
                 cuts = thin(list(_byte_cuts(unpacked, file, config, slice_bytes)))
+        found = _found(Slice(file), config)
+    return scanned(file, cuts, _columns(file, config), found)
+
+
+def scanned(file: SourceFile, cuts: Sequence[tuple[int, int]], columns: tuple[str, ...], found: str = "") -> Scan:
+    """Return the scan of a file that was cut at these (start, rows before it); without checksums it is streamed."""
     stops = [*(start for start, _ in cuts[1:]), None]
     slices = [Slice(file, start, stop, row) for (start, row), stop in zip(cuts, stops, strict=True)]
+    if file.checksums is None:
+        return Scan(file, hashlib.sha256(file.url.encode()).hexdigest(), columns, tuple(slices), found)
     if file.compression is None and file.format != "parquet":  # every slice of Parquet needs the footer
         slices = [_with_own_checksums(part) for part in slices]
-    with source_errors(file.name):
-        found = _found(Slice(file), config)
-    return Scan(file, checksums.sha256, _columns(file, config), tuple(slices), found)
+    return Scan(file, file.checksums.sha256, columns, tuple(slices), found)
 
 
 def log_found(surveys: Sequence[Scan]) -> None:
