@@ -6,7 +6,7 @@ Input: the files of `corpus.source`, or of each of `corpus.sources`. Output, in 
 documents in source order: `documents` (text in NFC, without exact duplicates, split by document) and `quarantine`
 (bytes, origin, reason), and `text_digest`, the hash of what models read of the documents.
 
-Four passes, because deduplication and split need the whole corpus, and memory holds only its ids and band keys:
+Four passes, because deduplication and split need the whole corpus, of which memory holds the suspects only:
 
     read      slices of source files   → candidate documents and rejected records; `source`: the files' sha256
     near      a table of candidates    → their MinHash bands, their overlaps with evaluation sets
@@ -21,22 +21,42 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import TEXT_DIGEST, Counters, InputFile, Record, Shard, write_pointer
+from pipeline.core.artifact import TEXT_DIGEST, Counters, Record, Shard, write_pointer
 from pipeline.core.executor import Executor
-from pipeline.core.parquet import ROW_GROUP, open_parquet, parquet_writer, read_rows, read_table, reading
+from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
 from pipeline.core.pointers import source_pointer
 from pipeline.core.sealed import write_json
 from pipeline.core.stage import Stage, run_stage
-from pipeline.corpus.assignment import assign, shard_starts, write_assignment
+from pipeline.corpus.assignment import (
+    CUTS,
+    SPLIT,
+    count_codes,
+    cuts,
+    hold_out,
+    mark_duplicates,
+    read_codes,
+    shard_starts,
+)
+from pipeline.corpus.candidates import Candidates, mapped
 from pipeline.corpus.checks import check_quarantine, check_source, check_split
 from pipeline.corpus.contamination import EvaluationIndex, evaluation_index, to_corpus_config
-from pipeline.corpus.dedup_results import BANDS, MATCHES, OVERLAPS, drop_matched, find_matches, read_candidates, reasons
+from pipeline.corpus.dedup_results import (
+    BANDS,
+    MATCHES,
+    OVERLAPS,
+    mark_contaminated,
+    mark_near_duplicates,
+    match_tables,
+    reasons,
+)
 from pipeline.corpus.documents import (
     CANDIDATES,
     DOCUMENTS,
@@ -198,29 +218,41 @@ def _evaluation_indexes(
 
 
 def run_assign(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
-    """Write the split of every candidate, or the reason why it is dropped; one row group per shard."""
-    documents = shard_files(shard, "documents")
-    candidates = read_candidates(documents)
-    split = assign(candidates["doc_id"], candidates["held_out"], config.validation, config.seed)
-    near, overlaps = (list(map(read_table, shard_files(shard, table))) for table in ("bands", "overlaps"))
-    found = find_matches(config, candidates, split, near, overlaps, documents)
-    split, dropped = drop_matched(split, found)
-    write_assignment(out / "assignment.parquet", split, dropped, shard_starts(split, config.shard_documents))
+    """Write the split of every candidate, or the reason why it is dropped; and where each shard of ingest begins."""
+    # The scratch folder is on the stage's own file system, which has room for the columns of all candidates.
+    with TemporaryDirectory(dir=out.parent, ignore_cleanup_errors=True) as scratch:
+        return _assign(config, shard, out, Path(scratch))
+
+
+def _assign(config: CorpusConfig, shard: Shard, out: Path, scratch: Path) -> Counters:
+    documents, bands, overlaps = (shard_files(shard, table) for table in ("documents", "bands", "overlaps"))
+    candidates = Candidates(documents, scratch)
+    code_N = mapped(out / "assignment.bin", np.uint8, len(candidates))
+    mark_duplicates(code_N, candidates.key_N2)
+    hold_out(code_N, candidates.key_N2, candidates.held_out_N, config.validation, config.seed)
+    overlapping = mark_contaminated(code_N, overlaps, candidates)
+    rule, nears = config.near_duplicates, None
+    if rule:
+        nears = mark_near_duplicates(code_N, candidates, bands, documents, rule, scratch)
     with parquet_writer(out / "matches.parquet", MATCHES) as writer:
-        writer.write_table(found.select(MATCHES.names).to_arrow().cast(MATCHES))
+        for table in match_tables(overlapping, nears, code_N, candidates):
+            writer.write_table(table)
+    with parquet_writer(out / "cuts.parquet", CUTS) as writer:
+        writer.write_table(cuts(code_N, shard_starts(code_N, config.shard_documents)))
+    counts = count_codes(code_N)
     return {
-        "documents": len(split) - split.null_count(),
-        **{f"dropped.{reason}": int((dropped == reason).sum()) for reason in reasons(config)},
-        "train": int((split == "train").sum()),
-        "validation": int((split == "validation").sum()),
+        "documents": counts["train"] + counts["validation"],
+        **{f"dropped.{reason}": counts[reason] for reason in reasons(config)},
+        "train": counts["train"],
+        "validation": counts["validation"],
     }
 
 
 def run_ingest(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     """Write a shard's documents, and the rejected records of the slices that begin in it."""
-    assigned = _row_group(shard.files["assignment"], shard.index)
+    code_R = read_codes(shard.files["assignment"], *shard.details["candidates"])
     parts = [read_rows(shard.files[name], start, stop) for name, start, stop in shard.details["documents"]]
-    documents = pa.concat_tables(parts).append_column("split", assigned["split"])
+    documents = pa.concat_tables(parts).append_column("split", SPLIT.take(pa.array(code_R)))
     documents = documents.filter(pc.is_valid(documents["split"])).select(DOCUMENTS.names)
     quarantine = [read_table(shard.files[name]) for name in shard.details["quarantine"]]
     rejected = pa.concat_tables(quarantine) if quarantine else QUARANTINE.empty_table()
@@ -230,25 +262,19 @@ def run_ingest(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     write_json(out / f"{TEXT_DIGEST}.json", {"sha256": text_digest(documents)})
     quarantined = Counter(rejected["reason"].to_pylist())
     splits = Counter(documents["split"].to_pylist())
-    dropped = Counter(assigned["dropped"].to_pylist())
+    counts = count_codes(code_R)
     return {
-        "records": len(assigned) + rejected.num_rows,
+        "records": len(code_R) + rejected.num_rows,
         "documents": documents.num_rows,
         "train": splits["train"],
         "validation": splits["validation"],
-        **{f"dropped.{reason}": dropped[reason] for reason in reasons(config)},
+        **{f"dropped.{reason}": counts[reason] for reason in reasons(config)},
         "control_characters": count_control_characters(documents["text"]),
         **{f"quarantined.{reason}": count for reason, count in quarantined.items()},
     }
 
 
-def _row_group(file: InputFile, group: int) -> pa.Table:
-    path = file.verified()
-    with reading(path), open_parquet(path) as table:
-        return table.read_row_group(group)
-
-
 READ = Stage("read", 4, run_read, unit="records")
 NEAR = Stage("near", 2, run_near)
-ASSIGN = Stage("assign", 3, run_assign)
+ASSIGN = Stage("assign", 4, run_assign)
 INGEST = Stage("ingest", 2, run_ingest)

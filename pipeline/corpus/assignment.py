@@ -1,27 +1,45 @@
 """Assignment of documents to splits and shards: the decisions that need the whole corpus at once.
 
-They need its `doc_id`s and band keys, and the texts of the few that may be near-duplicates. De-duplication comes before
-the split, so that no text can be in both; near-duplicates of validation documents leave training after the split.
+They are one byte per candidate document, in source order. De-duplication comes before the split, so that no text can be
+in both; near-duplicates of validation documents leave training after the split. Memory does not grow with the corpus.
+Shape name: N candidates.
 """
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.config.corpus import ValidationConfig
-from pipeline.core.parquet import parquet_writer
+from pipeline.config.errors import IntegrityError
+from pipeline.core.artifact import InputFile
+from pipeline.corpus.candidates import AT_ONCE, doc_ids_of, keys_of, spans
 
-ASSIGNMENT = pa.schema([pa.field("split", pa.string()), pa.field("dropped", pa.string())])
-"""One row per candidate document, in source order: its split, or the reason why it leaves. A row group is a shard."""
+Codes = NDArray[np.uint8]
+
+CODES = ("train", "validation", "duplicate", "contaminated", "near_duplicate_of_validation", "near_duplicate")
+"""What a candidate's byte means: its split, or the reason why it leaves."""
+
+TRAIN, VALIDATION, DUPLICATE = range(3)
+SPLIT = pa.array([*CODES[:DUPLICATE], *(None for _ in CODES[DUPLICATE:])], pa.string())
+"""The split of each code, null for those that leave."""
+
+CUTS = pa.schema(
+    [
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("stop", pa.int64(), nullable=False),
+        pa.field("hash", pa.string(), nullable=False),
+    ]
+)
+"""The candidates [start, stop) of each shard, and the hash of their codes."""
 
 
-def assign(doc_ids: pl.Series, held_out: pl.Series, rule: ValidationConfig, seed: int) -> pl.Series:
-    """Return the split of every document, null where an earlier one has the same text.
+def assign(doc_ids: Sequence[str], held_out: Sequence[bool], rule: ValidationConfig, seed: int) -> list[str | None]:
+    """Return the split of every document in memory, None where an earlier one has the same text.
 
     Args:
         doc_ids: [N] in source order.
@@ -29,50 +47,126 @@ def assign(doc_ids: pl.Series, held_out: pl.Series, rule: ValidationConfig, seed
         rule: by column, by split, by fraction or by number of documents.
         seed: seed of the hash that chooses by fraction or number.
 
-    Returns:
-        [N] "train", "validation" or null.
-
     Example:
-        >>> ids, no = pl.Series(["a", "b", "a"]), pl.Series([False, False, False])
-        >>> assign(ids, no, ValidationConfig(documents=0), seed=0).to_list()
+        >>> a, b = "0" * 32, "1" * 32
+        >>> assign([a, b, a], [False, False, False], ValidationConfig(documents=0), seed=0)
         ['train', 'train', None]
     """
-    first = doc_ids.is_first_distinct()
-    if rule.column is not None or rule.split is not None:
-        chosen = held_out
-    elif rule.fraction is not None:
-        chosen = _draws(doc_ids, seed) < int(rule.fraction * 2**64)
-    else:
-        draws = _draws(doc_ids, seed).to_frame("draw").with_columns(first=first)
-        order = draws.with_row_index("at").filter("first").sort("draw", "at")["at"].head(rule.documents or 0)
-        chosen = pl.Series(np.isin(np.arange(len(doc_ids)), order.to_numpy()))
-    split = pl.DataFrame({"first": first, "chosen": chosen}).select(
-        pl.when("first").then(pl.when("chosen").then(pl.lit("validation")).otherwise(pl.lit("train")))
-    )
-    return split.to_series().rename("split")
+    code_N, key_N2 = np.zeros(len(doc_ids), np.uint8), keys_of(doc_ids)
+    mark_duplicates(code_N, key_N2)
+    hold_out(code_N, key_N2, np.array(held_out, bool), rule, seed)
+    split: list[str | None] = SPLIT.take(pa.array(code_N)).to_pylist()
+    return split
 
 
-def _draws(doc_ids: pl.Series, seed: int) -> pl.Series:
+def mark_duplicates(code_N: Codes, key_N2: NDArray[np.uint64], at_once: int = AT_ONCE) -> None:
+    """Give every document the code DUPLICATE whose key an earlier one has.
+
+    Keys are sorted in parts of about `at_once`, by their leading bits: they are bits of a hash, so the parts are even.
+    """
+    parts = -(-len(key_N2) // at_once)
+    for part in range(parts):
+        row_P = rows_of_part(key_N2[:, 0], part, parts, at_once)
+        key_P2 = key_N2[row_P]
+        order = np.lexsort((key_P2[:, 1], key_P2[:, 0]))  # stable, so of equal keys the first document comes first
+        same = (key_P2[order[1:]] == key_P2[order[:-1]]).all(axis=1)
+        code_N[row_P[order[1:][same]]] = DUPLICATE
+
+
+def rows_of_part(key_N: NDArray[np.uint64], part: int, parts: int, at_once: int = AT_ONCE) -> NDArray[np.int64]:
+    """Return the rows whose key is in part `part` of `parts` equal ranges of keys."""
+    found = []
+    for span in spans(len(key_N), at_once):
+        part_P = ((key_N[span] >> np.uint64(32)) * np.uint64(parts)) >> np.uint64(32)
+        found.append(np.flatnonzero(part_P == part) + span.start)
+    return np.concatenate(found)
+
+
+def hold_out(
+    code_N: Codes,
+    key_N2: NDArray[np.uint64],
+    held_out_N: NDArray[np.bool_],
+    rule: ValidationConfig,
+    seed: int,
+    at_once: int = AT_ONCE,
+) -> None:
+    """Give the code VALIDATION to the training documents that the rule holds out. Arguments as for `assign`."""
+    best = (np.zeros(0, np.uint64), np.zeros(0, np.int64))  # draws and rows of the documents with the least draws
+    for span in spans(len(code_N), at_once):
+        row_P = np.flatnonzero(code_N[span] == TRAIN) + span.start
+        if rule.column is not None or rule.split is not None:
+            code_N[row_P[held_out_N[row_P]]] = VALIDATION
+        elif rule.fraction is not None:
+            code_N[row_P[_draws(key_N2[row_P], seed) < int(rule.fraction * 2**64)]] = VALIDATION
+        elif rule.documents:
+            draw = np.concatenate([best[0], _draws(key_N2[row_P], seed)])
+            row = np.concatenate([best[1], row_P])
+            least = np.lexsort((row, draw))[: rule.documents]
+            best = draw[least], row[least]
+    code_N[best[1]] = VALIDATION
+
+
+def _draws(key_N2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     """Return [N] numbers below 2^64, each from its doc_id and the seed alone, so that adding documents moves none."""
-    draws = (hashlib.sha256(f"validation {seed} {doc}".encode()).digest()[:8] for doc in doc_ids)
-    return pl.Series("draw", [int.from_bytes(draw, "big") for draw in draws], dtype=pl.UInt64)
+    draws = (hashlib.sha256(f"validation {seed} {doc}".encode()).digest()[:8] for doc in doc_ids_of(key_N2))
+    return np.array([int.from_bytes(draw, "big") for draw in draws], np.uint64)
 
 
-def shard_starts(split: pl.Series, shard_documents: int) -> list[int]:
+# ------------------------------------------------------------------------------------------------------- shards
+
+
+def shard_starts(code_N: Codes, shard_documents: int, at_once: int = AT_ONCE) -> list[int]:
     """Return where shards begin: each has `shard_documents` documents that stay, with the duplicates between them.
 
     Example:
-        >>> shard_starts(pl.Series([None, "train", "train", None, "train"], dtype=pl.String), 2)
+        >>> shard_starts(np.array([2, 0, 0, 2, 0], np.uint8), 2)
         [0, 4]
     """
-    kept = split.is_not_null().arg_true()
-    return [0, *kept.gather_every(shard_documents)[1:].to_list()]
+    starts, before = [0], 0
+    for span in spans(len(code_N), at_once):
+        row_P = np.flatnonzero(code_N[span] < DUPLICATE) + span.start
+        first = -before % shard_documents + (shard_documents if before == 0 else 0)
+        starts += row_P[first::shard_documents].tolist()
+        before += len(row_P)
+    return starts
 
 
-def write_assignment(path: Path, split: pl.Series, dropped: pl.Series, starts: list[int]) -> None:
-    """Write the assignment, with one row group per shard."""
-    columns = [column.to_arrow().cast(pa.string()) for column in (split, dropped)]
-    table = pa.Table.from_arrays(columns, schema=ASSIGNMENT)
-    with parquet_writer(path, ASSIGNMENT) as writer:
-        for start, stop in zip(starts, [*starts[1:], len(split)], strict=True):
-            writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))
+def cuts(code_N: Codes, starts: Sequence[int]) -> pa.Table:
+    """Return the rows of `CUTS` of shards that begin at `starts`."""
+    stops = [*starts[1:], len(code_N)]
+    hashes = [_hash(code_N[start:stop].tobytes()) for start, stop in zip(starts, stops, strict=True)]
+    return pa.table({"start": starts, "stop": stops, "hash": hashes}, schema=CUTS)
+
+
+def read_codes(file: InputFile, start: int, stop: int, expected: str) -> Codes:
+    """Return the codes of the candidates [start, stop), which is all that is read of the file.
+
+    Raises:
+        IntegrityError: they do not have the hash of their row of `CUTS`.
+    """
+    try:
+        with file.path.open("rb") as codes:
+            codes.seek(start)
+            data = codes.read(stop - start)
+    except FileNotFoundError:
+        data = b""
+    if _hash(data) != expected:
+        raise IntegrityError(
+            "published file is missing or was changed after the fact",
+            where=file.path,
+            hint="delete its stage folder, run again",
+        )
+    return np.frombuffer(data, np.uint8)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def count_codes(code_N: Codes, at_once: int = AT_ONCE) -> dict[str, int]:
+    """Return the number of documents by code."""
+    counts = sum(
+        (np.bincount(code_N[span], minlength=len(CODES)) for span in spans(len(code_N), at_once)),
+        np.zeros(len(CODES), np.int64),
+    )
+    return dict(zip(CODES, counts.tolist(), strict=True))

@@ -1,8 +1,14 @@
-"""Matches: training documents that nearly duplicate another document, or overlap with an evaluation set."""
+"""Matches: training documents that nearly duplicate another document, or overlap with an evaluation set.
+
+Memory holds the documents that are suspects, of which an ordinary corpus has few, and of the others one byte. Shape
+names: N candidates, S suspects, M matches, B band keys.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -12,8 +18,15 @@ from numpy.typing import NDArray
 from pipeline.config.corpus import CorpusConfig, NearDuplicatesConfig
 from pipeline.core.artifact import InputFile
 from pipeline.core.parquet import read_table
-from pipeline.corpus.near import near_duplicates
+from pipeline.corpus.assignment import CODES, DUPLICATE, TRAIN, VALIDATION, Codes, rows_of_part
+from pipeline.corpus.candidates import AT_ONCE, Candidates, read_bands, spans
+from pipeline.corpus.near import PERMUTATIONS, band_rows, linked, near_duplicates
 from pipeline.corpus.words import shingles, words
+
+GROUP = 1 << 15
+"""Suspects that are compared at once, if they are not all of one group of similar documents."""
+
+Int64 = NDArray[np.int64]
 
 OVERLAPS = pa.schema(
     [
@@ -45,132 +58,195 @@ MATCHES = pa.schema(
 a record of an evaluation set (the first `ngram` of words that both have)."""
 
 
-def read_candidates(documents: Sequence[InputFile]) -> pl.DataFrame:
-    """Read `doc_id`, `held_out` and origin of every candidate, with the number of its `table`."""
-    tables = [read_table(file, ["doc_id", "source_file", "source_row", "held_out"]) for file in documents]
-    numbers = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
-    return pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).with_columns(table=pl.Series(numbers, dtype=pl.Int64))
+class Nears(NamedTuple):
+    """The documents that leave as near-duplicates, in source order, and the most similar one that stays."""
+
+    row_M: Int64
+    other_M: Int64
+    similarity_M: NDArray[np.float64]
+
+    def between(self, of: slice) -> Nears:
+        """Return some of them."""
+        return Nears(self.row_M[of], self.other_M[of], self.similarity_M[of])
 
 
-def find_matches(
-    config: CorpusConfig,
-    candidates: pl.DataFrame,
-    split: pl.Series,
-    bands: Sequence[pa.Table],
-    overlaps: Sequence[pa.Table],
-    documents: Sequence[InputFile],
-) -> pl.DataFrame:
-    """Return the training documents that leave: the contaminated ones, and the near-duplicates among the others.
+def mark_contaminated(code_N: Codes, overlaps: Sequence[InputFile], candidates: Candidates) -> pl.DataFrame:
+    """Give the code of contamination to the training documents that overlap with an evaluation set.
 
     Args:
-        config: the rules for near-duplicates and contamination.
-        candidates: result of `read_candidates`.
-        split: split of each candidate, null for exact duplicates.
-        bands: `BANDS` of every table of candidates; empty if the rules do not need them.
-        overlaps: `OVERLAPS` of every table of candidates; empty if the rules do not need them.
-        documents: the tables of candidates, for the texts of the documents that may be near-duplicates.
+        code_N: the code of each candidate.
+        overlaps: `OVERLAPS` of every table of candidates; empty if none are looked for.
+        candidates: the candidates.
 
     Returns:
-        The columns of `MATCHES`, and `row`: the candidate's number. At most one row per candidate.
+        The first overlap of each: the columns of `OVERLAPS`, with `row` counted over all candidates.
     """
-    found = [pl.DataFrame(pl.from_arrow(MATCHES.empty_table())).with_columns(row=pl.Series([], dtype=pl.Int64))]
-    if config.decontaminate:
-        found.append(_contaminated(candidates, split, overlaps))
-        split, _ = drop_matched(split, found[-1])
-    if config.near_duplicates:
-        found.append(_nearly_duplicate(candidates, split, bands, documents, config.near_duplicates))
-    return pl.concat(found, how="diagonal").sort("row")
+    found = [pl.DataFrame(pl.from_arrow(OVERLAPS.empty_table()))]
+    for file, here in zip(overlaps, candidates.spans(), strict=bool(overlaps)):
+        frame = pl.DataFrame(pl.from_arrow(read_table(file))).with_columns(pl.col("row") + here.start)
+        frame = frame.unique("row", keep="first", maintain_order=True).sort("row")
+        found.append(frame.filter(pl.Series(code_N[frame["row"].to_numpy()] == TRAIN, dtype=pl.Boolean)))
+    overlapping = pl.concat(found)
+    code_N[overlapping["row"].to_numpy()] = CODES.index("contaminated")
+    return overlapping
 
 
-def drop_matched(split: pl.Series, found: pl.DataFrame) -> tuple[pl.Series, pl.Series]:
-    """Return the split of each candidate, null where it left; and the reason, null where it stays."""
-    reason = np.full(len(split), None, dtype=object)
-    reason[split.is_null().to_numpy()] = "duplicate"
-    reason[found["row"].to_numpy()] = found["reason"].to_numpy()
-    dropped = pl.Series("dropped", reason.tolist(), pl.String)
-    stays = pl.when(dropped.is_null()).then(split)
-    return pl.select(stays).to_series().rename("split"), dropped
-
-
-def _contaminated(candidates: pl.DataFrame, split: pl.Series, overlaps: Sequence[pa.Table]) -> pl.DataFrame:
-    """Return the training documents that overlap with an evaluation set: `row`, and the columns of `MATCHES`.
+def mark_near_duplicates(
+    code_N: Codes,
+    candidates: Candidates,
+    bands: Sequence[InputFile],
+    documents: Sequence[InputFile],
+    rule: NearDuplicatesConfig,
+    folder: Path,
+) -> Nears:
+    """Give their code to the training documents that nearly duplicate another one.
 
     Args:
-        candidates: `doc_id`, `source_file`, `source_row`, and `table`, the number of its table of candidates.
-        split: split of each, null if it has left already.
-        overlaps: `OVERLAPS` of every table of candidates.
+        code_N: the code of each candidate; those that have left are not compared.
+        candidates: the candidates.
+        bands: `BANDS` of every table of candidates.
+        documents: the tables of candidates, for the texts of suspects.
+        rule: threshold, n, and whether training documents are compared with one another.
+        folder: an empty folder for band keys and shingles.
     """
-    begins = np.searchsorted(candidates["table"].to_numpy(), np.arange(len(overlaps)))
-    frames = [
-        pl.DataFrame(pl.from_arrow(table)).with_columns(pl.col("row") + int(begin))
-        for table, begin in zip(overlaps, begins, strict=True)
-    ]
-    rows = candidates.with_row_index("row").with_columns(split, pl.col("row").cast(pl.Int64)).filter(split == "train")
-    found = pl.concat(frames).unique("row", keep="first", maintain_order=True).join(rows, on="row").sort("row")
-    return found.select(
-        "row",
-        "doc_id",
-        "source_file",
-        "source_row",
-        reason=pl.lit("contaminated"),
-        matched_doc_id=pl.lit(None, pl.String),
-        matched_file="file",
-        matched_row="file_row",
-        similarity=pl.lit(None, pl.Float64),
-        ngram="ngram",
+    key_BN, has_words_N = read_bands(bands, candidates, PERMUTATIONS // band_rows(rule.threshold), folder)
+    row_S, group_S = _groups(key_BN, has_words_N, code_N, rule.within_training)
+    shingles_of = _Shingles(row_S, candidates, documents, rule.words, folder / "shingles")
+    parts = [_compare(number_P, row_S, key_BN, code_N, candidates, rule, shingles_of) for number_P in _batches(group_S)]
+    row_M, other_M, similarity_M = (
+        np.concatenate([np.zeros(0, dtype), *(part[column] for part in parts)])
+        for column, dtype in enumerate((np.int64, np.int64, np.float64))
+    )
+    order = np.argsort(row_M)
+    nears = Nears(row_M[order], other_M[order], similarity_M[order])
+    of_validation = code_N[nears.other_M] == VALIDATION
+    code_N[nears.row_M] = np.where(of_validation, *(CODES.index(near_reason(value)) for value in (True, False)))
+    return nears
+
+
+def _groups(
+    key_BN: NDArray[np.uint64], has_words_N: NDArray[np.bool_], code_N: Codes, within_training: bool
+) -> tuple[Int64, Int64]:
+    """Return the suspects [S], and the group of each: two that are to be compared are in one group.
+
+    A suspect shares a band key with a document that it is to be compared with. Groups are joined band by band.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    parts = -(-len(code_N) // AT_ONCE)
+    suspect_N, pairs = np.zeros(len(code_N), bool), []
+    for key_N in key_BN:
+        found: list[tuple[Int64, Int64]] = []
+        for part in range(parts):
+            row_P = rows_of_part(key_N, part, parts)
+            row_P = row_P[has_words_N[row_P] & (code_N[row_P] < DUPLICATE)]
+            first, other = linked(key_N[row_P], code_N[row_P] == VALIDATION, within_training)
+            found.append((row_P[first], row_P[other]))
+        firsts, others = (np.concatenate(column) for column in zip(*found, strict=True))
+        suspect_N[firsts] = suspect_N[others] = True
+        pairs.append((firsts, others))
+    row_S = np.flatnonzero(suspect_N)
+    group_S = np.arange(len(row_S))
+    for ends in pairs if len(row_S) else ():
+        first, other = (group_S[np.searchsorted(row_S, end)] for end in ends)
+        joined = coo_array((np.ones(len(first), bool), (first, other)), shape=(len(row_S), len(row_S)))
+        group_S = connected_components(joined, directed=False)[1][group_S]
+    return row_S, group_S
+
+
+def _batches(group_S: Int64) -> Iterator[Int64]:
+    """Yield the numbers of suspects in batches of whole groups, of `GROUP` suspects where groups are smaller."""
+    order = np.argsort(group_S, kind="stable")
+    ends = np.flatnonzero(np.diff(group_S[order], append=-1)) + 1
+    begin = 0
+    for end in ends.tolist():
+        if end - begin >= GROUP or end == len(order):
+            yield np.sort(order[begin:end])
+            begin = end
+
+
+def _compare(
+    number_P: Int64,
+    row_S: Int64,
+    key_BN: NDArray[np.uint64],
+    code_N: Codes,
+    candidates: Candidates,
+    rule: NearDuplicatesConfig,
+    shingles_of: _Shingles,
+) -> Nears:
+    """Return which suspects of a batch leave."""
+    row_P = row_S[number_P]
+    held_out_P = code_N[row_P] == VALIDATION
+    # By doc_id, a hash of the text: which of two near-duplicates stays does not depend on their order in the source.
+    by_id = np.lexsort((candidates.key_N2[row_P, 1], candidates.key_N2[row_P, 0]))
+    order = by_id[~held_out_P[by_id]].tolist()
+    found = near_duplicates(key_BN[:, row_P].T, held_out_P, order, rule, lambda n: shingles_of[int(number_P[n])])
+    return Nears(
+        row_P[[near.row for near in found]],
+        row_P[[near.other for near in found]],
+        np.array([near.similarity for near in found], np.float64),
     )
 
 
-def _nearly_duplicate(
-    candidates: pl.DataFrame,
-    split: pl.Series,
-    bands: Sequence[pa.Table],
-    documents: Sequence[InputFile],
-    rule: NearDuplicatesConfig,
-) -> pl.DataFrame:
-    """Return the training documents that nearly duplicate another one: `row`, and the columns of `MATCHES`.
+class _Shingles:
+    """The shingle sets of all suspects, in a file that is mapped into memory."""
 
-    Args:
-        candidates: `doc_id`, `source_file`, `source_row`, and `table`, the number of its table of candidates.
-        split: split of each, null if it has left already.
-        bands: `BANDS` of every table of candidates.
-        documents: the tables of candidates; only texts of documents that may be near-duplicates are kept in memory.
-        rule: threshold, n, and whether training documents are compared with one another.
-    """
-    column = pa.chunked_array([chunk for table in bands for chunk in table["bands"].chunks], BANDS.field(0).type)
-    has_words = column.combine_chunks().value_lengths().to_numpy() > 0
-    row_N = np.flatnonzero(has_words & split.is_not_null().to_numpy())
-    keys = column.take(pa.array(row_N)).combine_chunks().flatten().to_numpy()
-    keys_NB = keys.reshape(len(row_N), -1) if len(row_N) else keys.reshape(0, 1)
-    taken = candidates.select("doc_id", "source_file", "source_row", "table").with_columns(split)[row_N]
-    held_out_N = (taken["split"] == "validation").to_numpy()
-    # By doc_id, a hash of the text: which of two near-duplicates stays does not depend on their order in the source.
-    order = taken.with_row_index("n").filter(~pl.Series(held_out_N)).sort("doc_id")["n"].to_list()
-    first_T = np.searchsorted(candidates["table"].to_numpy(), np.arange(len(documents)))
-    table_N = taken["table"].to_numpy()
+    def __init__(
+        self, row_S: Int64, candidates: Candidates, documents: Sequence[InputFile], n: int, path: Path
+    ) -> None:
+        begins = [0]
+        with path.open("wb") as file:
+            for table, here in zip(documents, candidates.spans(), strict=True):
+                own = row_S[np.searchsorted(row_S, here.start) : np.searchsorted(row_S, here.stop)]
+                if not len(own):
+                    continue
+                for text in read_table(table, ["text"]).take(pa.array(own - here.start))["text"]:
+                    found = shingles(words(text.as_py()), n)
+                    file.write(found.tobytes())
+                    begins.append(begins[-1] + len(found))
+        self._begins = np.array(begins)
+        self._all = np.memmap(path, np.uint64, "r") if begins[-1] else np.zeros(0, np.uint64)
 
-    def shingles_of(numbers: Sequence[int]) -> Mapping[int, NDArray[np.uint64]]:
-        sets: dict[int, NDArray[np.uint64]] = {}
-        for table in np.unique(table_N[numbers]):
-            here = [n for n in numbers if table_N[n] == table]
-            texts = read_table(documents[table], ["text"]).take(pa.array(row_N[here] - first_T[table]))["text"]
-            sets |= {n: shingles(words(text.as_py()), rule.words) for n, text in zip(here, texts, strict=True)}
-        return sets
+    def __getitem__(self, number: int) -> NDArray[np.uint64]:
+        return self._all[self._begins[number] : self._begins[number + 1]]
 
-    found = near_duplicates(keys_NB, held_out_N, order, rule, shingles_of)
-    one, other = taken[[near.row for near in found]], taken[[near.other for near in found]]
-    return one.select(
-        pl.Series("row", row_N[[near.row for near in found]], pl.Int64),
-        "doc_id",
-        "source_file",
-        "source_row",
-        pl.Series("reason", [near_reason(bool(held_out_N[near.other])) for near in found], pl.String),
-        other["doc_id"].alias("matched_doc_id"),
-        other["source_file"].alias("matched_file"),
-        other["source_row"].alias("matched_row"),
-        pl.Series("similarity", [near.similarity for near in found], pl.Float64),
-        pl.lit(None, pl.String).alias("ngram"),
-    ).sort("row")
+
+def match_tables(
+    overlapping: pl.DataFrame, nears: Nears | None, code_N: Codes, candidates: Candidates
+) -> Iterator[pa.Table]:
+    """Yield the rows of `MATCHES` in source order, a table of bounded size at a time."""
+    nears = nears or Nears(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    for span in spans(len(code_N), AT_ONCE):
+        here = overlapping.filter(pl.col("row").is_between(span.start, span.stop - 1))
+        of = slice(*np.searchsorted(nears.row_M, [span.start, span.stop]))
+        frames = [_contaminated(here, candidates), _near(nears.between(of), code_N, candidates)]
+        yield pl.concat(frames).sort("row").select(MATCHES.names).to_arrow().cast(MATCHES)
+
+
+def _contaminated(overlapping: pl.DataFrame, candidates: Candidates) -> pl.DataFrame:
+    return candidates.origin(overlapping["row"].to_numpy()).with_columns(
+        reason=pl.lit("contaminated"),
+        matched_doc_id=pl.lit(None, pl.String),
+        matched_file=overlapping["file"],
+        matched_row=overlapping["file_row"],
+        similarity=pl.lit(None, pl.Float64),
+        ngram=overlapping["ngram"],
+        row=overlapping["row"],
+    )
+
+
+def _near(nears: Nears, code_N: Codes, candidates: Candidates) -> pl.DataFrame:
+    other = candidates.origin(nears.other_M)
+    return candidates.origin(nears.row_M).with_columns(
+        reason=pl.Series([CODES[code] for code in code_N[nears.row_M]], dtype=pl.String),
+        matched_doc_id=other["doc_id"],
+        matched_file=other["source_file"],
+        matched_row=other["source_row"],
+        similarity=pl.Series(nears.similarity_M),
+        ngram=pl.lit(None, pl.String),
+        row=pl.Series(nears.row_M),
+    )
 
 
 def near_reason(of_validation: bool) -> str:

@@ -8,7 +8,7 @@ positive. Which documents stay depends only on their texts, not on their order.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,7 +92,7 @@ def near_duplicates(
     held_out_N: NDArray[np.bool_],
     order: Sequence[int],
     rule: NearDuplicatesConfig,
-    shingles_of: Callable[[Sequence[int]], Mapping[int, UInt64]],
+    shingles_of: Callable[[int], UInt64],
 ) -> list[Near]:
     """Return the training documents that nearly duplicate a validation document or, by `within_training`, one another.
 
@@ -101,31 +101,27 @@ def near_duplicates(
         held_out_N: whether each is a validation document, which always stays.
         order: the training documents' numbers; of near-duplicates the first in this order stays.
         rule: threshold, and whether training documents are compared with one another.
-        shingles_of: function that reads the shingle sets of the documents with given numbers.
+        shingles_of: function that returns the shingle set of the document with a number.
 
     Returns:
         Those that leave, in the given order, each with the most similar validation document, or else the most similar
         one that stays.
     """
-    # Only texts of documents that share a band key are read: almost all documents of a real corpus share none.
-    suspect_N = _suspects(keys_NB, held_out_N, rule.within_training)
-    sets = shingles_of(np.flatnonzero(suspect_N).tolist())
     index: defaultdict[int, list[int]] = defaultdict(list)
 
     def insert(row: int) -> None:
         for key in keys_NB[row].tolist():
             index[key].append(row)
 
-    for row in np.flatnonzero(suspect_N & held_out_N).tolist():
+    for row in np.flatnonzero(held_out_N).tolist():
         insert(row)
     # Greedy, so that a training document is compared only with those that stay: a chain of near-duplicates, each like
     # the one before it, does not leave as a whole.
     found = []
     for row in order:
-        if not suspect_N[row]:
-            continue
         candidates = dict.fromkeys(other for key in keys_NB[row].tolist() for other in index.get(key, ()))
-        nears = [Near(row, other, similarity(sets[row], sets[other])) for other in candidates]
+        own = shingles_of(row) if candidates else np.zeros(0, np.uint64)
+        nears = [Near(row, other, similarity(own, shingles_of(other))) for other in candidates]
         nears = [near for near in nears if near.similarity >= rule.threshold]
         if nears:
             found.append(max(nears, key=lambda near: (bool(held_out_N[near.other]), near.similarity)))
@@ -134,14 +130,30 @@ def near_duplicates(
     return found
 
 
-def _suspects(keys_NB: UInt64, held_out_N: NDArray[np.bool_], within_training: bool) -> NDArray[np.bool_]:
-    """Return [N] whether a document shares a band key with one that it is to be compared with."""
-    suspect_N = np.zeros(len(keys_NB), bool)
-    for key_N in keys_NB.T:
-        if within_training:
-            _, inverse, counts = np.unique(key_N, return_inverse=True, return_counts=True)
-            suspect_N |= counts[inverse] > 1
-        else:
-            shared = np.intersect1d(key_N[held_out_N], key_N[~held_out_N])
-            suspect_N |= np.isin(key_N, shared)
-    return suspect_N
+def linked(
+    key_P: UInt64, held_out_P: NDArray[np.bool_], within_training: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return pairs (first, other) of documents that join those of one band key which are to be compared.
+
+    Args:
+        key_P: keys of one band, of P documents that include all with the same key.
+        held_out_P: whether each is a validation document.
+        within_training: whether training documents are compared with one another; else only keys count that a
+            validation and a training document share.
+
+    Example:
+        >>> linked(np.array([7, 8, 7, 7], np.uint64), np.array([False] * 4), True)
+        (array([0, 0]), array([2, 3]))
+    """
+    order = np.argsort(key_P, kind="stable")
+    key = key_P[order]
+    begin = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.zeros(0, np.int64)
+    size = np.diff([*begin, len(key)])
+    wanted = size > 1
+    if not within_training and len(key):
+        held_out = np.add.reduceat(held_out_P[order].astype(np.int64), begin)
+        wanted &= (held_out > 0) & (held_out < size)
+    first = np.repeat(order[begin], size)
+    joins = np.repeat(wanted, size)
+    joins[begin] = False  # a document is not joined with itself
+    return first[joins], order[joins]

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline.config.base import canonical_json
 from pipeline.config.corpus import CorpusConfig
 from pipeline.core.artifact import InputFile, Record, Shard
+from pipeline.core.parquet import read_table
 from pipeline.corpus.archives import Member
 from pipeline.corpus.checksums import Checksums
 from pipeline.corpus.opening import SourceFile
@@ -145,16 +145,15 @@ def shard_files(shard: Shard, table: str) -> list[InputFile]:
 
 
 def ingest_shards(candidates: Record, assigned: Record) -> list[Shard]:
-    """Return one shard per row group of the assignment, with its rows of candidate tables and its quarantine tables."""
+    """Return the shards that the assignment cuts, with their rows of candidate tables and their quarantine tables."""
     assignment = assigned.files("assignment")[0]
-    footer = pq.read_metadata(assignment.path)
-    sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-    stops = np.cumsum(sizes)
+    cuts = read_table(assigned.files("cuts")[0])
+    starts, stops = (cuts[name].to_numpy() for name in ("start", "stop"))
     tables = [done.files["documents"] for done in candidates.completions]
     ends = np.cumsum([table.rows for table in tables])
     begins = ends - [table.rows for table in tables]
     shards = []
-    for shard, (start, stop) in enumerate(zip(stops - sizes, stops, strict=True)):
+    for shard, (start, stop, codes) in enumerate(zip(starts, stops, cuts["hash"].to_pylist(), strict=True)):
         documents = {
             f"documents-{i:05d}": (i, int(max(start, begins[i]) - begins[i]), int(min(stop, ends[i]) - begins[i]))
             for i in range(int(np.searchsorted(ends, start, "right")), int(np.searchsorted(begins, stop, "left")))
@@ -167,6 +166,7 @@ def ingest_shards(candidates: Record, assigned: Record) -> list[Shard]:
         files |= {name: published_file(candidates, "documents", i) for name, (i, _, _) in documents.items()}
         files |= {f"quarantine-{i:05d}": published_file(candidates, "quarantine", i) for i in rejects}
         details = {
+            "candidates": (int(start), int(stop), codes),
             "documents": [(name, begin, end) for name, (_, begin, end) in documents.items()],
             "quarantine": [f"quarantine-{i:05d}" for i in rejects],
         }

@@ -1,24 +1,66 @@
+"""Splits and shards of documents: what the rules promise, and that nobody sees how much is held in memory at once."""
+
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-import polars as pl
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.corpus import ValidationConfig
-from pipeline.corpus.assignment import assign, shard_starts, write_assignment
+from pipeline.config.errors import IntegrityError
+from pipeline.core.artifact import InputFile
+from pipeline.corpus.assignment import (
+    CODES,
+    DUPLICATE,
+    assign,
+    count_codes,
+    cuts,
+    hold_out,
+    mark_duplicates,
+    read_codes,
+    shard_starts,
+)
+from pipeline.corpus.candidates import doc_ids_of, keys_of
 
 IDS = st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=20)
+
+
+def doc_id(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def split_of(
     ids: list[str], rule: ValidationConfig, seed: int = 0, held_out: list[bool] | None = None
 ) -> list[str | None]:
-    held = pl.Series(held_out or [False] * len(ids))
-    return assign(pl.Series(ids, dtype=pl.String), held, rule, seed).to_list()
+    return assign(list(map(doc_id, ids)), held_out or [False] * len(ids), rule, seed)
+
+
+@given(st.lists(st.sampled_from([doc_id(name) for name in "abcdefghijkl"]), min_size=1, max_size=40), st.integers(1, 9))
+def test_the_result_does_not_depend_on_what_is_held_at_once(ids: list[str], at_once: int) -> None:
+    keys, held_out = keys_of(ids), np.arange(len(ids)) % 3 == 0
+    assert doc_ids_of(keys) == ids
+    rules = [ValidationConfig(documents=4), ValidationConfig(fraction=0.3), ValidationConfig(column="c")]
+    for rule in rules:
+        code = np.zeros(len(ids), np.uint8)
+        mark_duplicates(code, keys, at_once)
+        hold_out(code, keys, held_out, rule, 1, at_once)
+        expected = assign(ids, held_out.tolist(), rule, 1)
+        assert [CODES[c] if c < DUPLICATE else None for c in code] == expected
+        assert shard_starts(code, 3, at_once) == shard_starts(code, 3)
+        assert count_codes(code, at_once) == {name: [CODES[c] for c in code].count(name) for name in CODES}
+
+
+def test_the_draws_are_those_of_every_version_so_far() -> None:
+    """The hash of (seed, doc_id) decides who is held out; these are the first three of ten, by hand."""
+    ids = [doc_id(name) for name in "abcdefghij"]
+    draws = {i: hashlib.sha256(f"validation 7 {i}".encode()).digest()[:8] for i in ids}
+    least = sorted(ids, key=draws.__getitem__)[:3]
+    split = assign(ids, [False] * 10, ValidationConfig(documents=3), 7)
+    assert [i for i, side in zip(ids, split, strict=True) if side == "validation"] == sorted(least, key=ids.index)
 
 
 @given(IDS, st.integers(0, 12), st.integers(0, 3))
@@ -51,17 +93,37 @@ def test_a_column_decides_by_the_first_of_equal_texts() -> None:
     assert split == ["train", "validation", None]
 
 
-@given(st.lists(st.sampled_from([None, "train"]), min_size=1, max_size=30).filter(any), st.integers(1, 5))
+@given(
+    st.lists(st.integers(0, len(CODES) - 1), min_size=1, max_size=30).filter(lambda codes: min(codes) < DUPLICATE),
+    st.integers(1, 5),
+)
 def test_shards_hold_their_number_of_documents(
-    tmp_path_factory: pytest.TempPathFactory, split: list[str | None], size: int
+    tmp_path_factory: pytest.TempPathFactory, codes: list[int], size: int
 ) -> None:
-    series = pl.Series(split, dtype=pl.String)
-    starts = shard_starts(series, size)
-    parts = [split[start:stop] for start, stop in zip(starts, [*starts[1:], len(split)], strict=True)]
-    kept = [len([side for side in part if side]) for part in parts]
+    code = np.array(codes, np.uint8)
+    starts = shard_starts(code, size)
+    parts = [codes[start:stop] for start, stop in zip(starts, [*starts[1:], len(codes)], strict=True)]
+    kept = [len([c for c in part if c < DUPLICATE]) for part in parts]
     assert kept[:-1] == [size] * (len(parts) - 1)
     assert 1 <= kept[-1] <= size
-    path: Path = tmp_path_factory.mktemp("assignment") / "a.parquet"
-    write_assignment(path, series, pl.Series([None] * len(split), dtype=pl.String), starts)
-    table = pq.ParquetFile(path)
-    assert [table.read_row_group(i)["split"].to_pylist() for i in range(table.num_row_groups)] == parts
+    path: Path = tmp_path_factory.mktemp("assignment") / "assignment.bin"
+    path.write_bytes(code.tobytes())
+    rows = [(row["start"], row["stop"], row["hash"]) for row in cuts(code, starts).to_pylist()]
+    assert [read_codes(InputFile(path), *row).tolist() for row in rows] == parts
+
+
+def test_a_changed_byte_of_a_shard_is_found_by_that_shard_alone(tmp_path: Path) -> None:
+    """A shard reads its own bytes only, so that many shards read the file once and not once each."""
+    code = np.zeros(10, np.uint8)
+    rows = [(row["start"], row["stop"], row["hash"]) for row in cuts(code, [0, 4, 8]).to_pylist()]
+    path = tmp_path / "assignment.bin"
+    path.write_bytes(b"\0" * 5 + b"\1" + b"\0" * 4)
+    assert read_codes(InputFile(path), *rows[0]).tolist() == [0] * 4
+    with pytest.raises(IntegrityError, match=r"changed after the fact: .*assignment\.bin"):
+        read_codes(InputFile(path), *rows[1])
+    path.write_bytes(b"\0" * 9)
+    with pytest.raises(IntegrityError, match=r"assignment\.bin"):
+        read_codes(InputFile(path), *rows[2])
+    path.unlink()
+    with pytest.raises(IntegrityError, match=r"missing or was changed"):
+        read_codes(InputFile(path), *rows[0])

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import polars as pl
-
 from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.task import QuestionsConfig
 from pipeline.core.tokenizer import CorpusTokenizer
@@ -97,9 +95,9 @@ def question_rows(
         tokens: the policy's tokenizer.
         counters: receives `dropped.duplicate`, `dropped.too_long`, `train` and `validation`.
     """
-    ids = pl.Series([doc_id(question.text) for question in questions], dtype=pl.String)
+    ids = [doc_id(question.text) for question in questions]
     rule = ValidationConfig(column="held_out") if config.held_out_source else config.held_out
-    marked = pl.Series([question.held_out for question in questions], dtype=pl.Boolean)
+    marked = [question.held_out for question in questions]
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     lengths = map(len, tokens.encode_batch([question.text for question in questions]))
     splits = assign(ids, marked, rule, config.seed)
