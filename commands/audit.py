@@ -20,7 +20,6 @@ from pipeline.audit.report import audit as look
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
 from pipeline.core.files import replace_text
-from pipeline.core.progress import log
 
 
 def audit(manifest: Manifest, *, work: Path, out: Path | None = None) -> Path:
@@ -40,7 +39,6 @@ def audit(manifest: Manifest, *, work: Path, out: Path | None = None) -> Path:
     summary, heat_maps = look(lineage, proxy=proxy_tokenizer(manifest, lineage))
     replace_text(folder / "audit.json", _json(summary))
     replace_text(folder / "report.html", page(summary, heat_maps))
-    log(f"audit        {folder / 'report.html'}")
     return folder / "report.html"
 
 
@@ -72,7 +70,6 @@ def compare(
     comparison = compare_lineages(before, after)
     replace_text(folder / "compare.json", _json(comparison))
     replace_text(folder / "compare.html", comparison_page(comparison))
-    log(f"compare      {folder / 'compare.html'}")
     return folder / "compare.html"
 
 

@@ -1,7 +1,7 @@
 """Policy losses: a term per token, a weight per term, and the count that their sum is divided by.
 
 The caller sums terms times weights over all micro-batches and ranks, and divides once by the global count of tokens or
-responses. Groups of equal rewards are in neither, because they are removed beforehand.
+responses. Groups of equal rewards are left out of both: they are removed beforehand.
 
 Shape names: R responses, T tokens. A ratio ρ is the new probability over the old one, which is that of the policy that
 sampled. If a step has a single update, old is new detached: ρ is 1, nothing is clipped, and losses differ only in their
