@@ -22,7 +22,11 @@ OWNERS = {
     "deepspeed": {"pipeline/grpo/policy/engine.py"},
     "vllm": {"pipeline/grpo/rollout/vllm_engine.py"},
     "ray": {"pipeline/core/ray_executor.py"},
-    "datasets": {"pipeline/corpus/readers/dataset.py", "pipeline/evaluation/zeroshot.py"},
+    "datasets": {
+        "pipeline/corpus/dataset_files.py",
+        "pipeline/corpus/readers/dataset.py",
+        "pipeline/evaluation/zeroshot.py",
+    },
 }
 SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 

@@ -128,7 +128,8 @@ class DatasetConfig(Config):
     name: str | None = None
     """Configuration (subset) of a data set that has several."""
     split: str | None = None
-    """Split to read; several are joined by `+`. By default training files and files without a split."""
+    """Split to read, or a part of it (`train[:10%]`, `train[100:200]`); several are joined by `+`. By default training
+    files and files without a split."""
     revision: str | None = None
     """Hub revision (a commit hash: a branch name is not reproducible)."""
     data_files: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
@@ -70,6 +73,28 @@ def members(open_raw: Callable[[], BinaryIO], name: str, key: str) -> list[Membe
             return [Member(entry.filename, 0, entry.file_size) for entry in entries if not entry.is_dir()]
         with _tar(open_raw, name, key, compression) as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
             return [Member(entry.name, entry.offset_data, entry.size) for entry in tar if entry.isreg()]
+
+
+_SAMPLE = re.compile(r"(?P<key>(?:.*/)?[^./]+)\.(?P<field>[^/]+)")
+_MANY_RECORDS = {"jsonl", "ndjson", "csv", "tsv", "parquet", "arrow", "orc", "feather"}
+
+
+def is_web_dataset(names: Sequence[str]) -> bool:
+    """Return whether the members of a tar, in its order, are samples: one name with several extensions, each time.
+
+    Example:
+        >>> is_web_dataset(["0.json", "0.txt", "1.json", "1.txt"]), is_web_dataset(["0.txt", "1.txt"])
+        (True, False)
+        >>> is_web_dataset(["train.csv", "train.jsonl", "test.csv", "test.jsonl"])
+        False
+    """
+    parts = [_SAMPLE.fullmatch(name) for name in names if not name.rpartition("/")[2].startswith(".")]
+    found = [(part["key"], part["field"].lower()) for part in parts if part]
+    samples = [{field for _, field in group} for _, group in groupby(found, itemgetter(0))]
+    if len(found) < len(parts) or len(samples) < 2 or len({key for key, _ in found}) < len(samples):
+        return False
+    fields = samples[0]
+    return len(fields) > 1 and not fields & _MANY_RECORDS and all(sample == fields for sample in samples)
 
 
 def open_member(open_raw: Callable[[], BinaryIO], name: str, key: str, member: Member) -> BinaryIO:

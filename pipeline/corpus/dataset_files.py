@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -17,9 +18,10 @@ from pipeline.config.corpus import DatasetConfig
 from pipeline.config.errors import UserError
 from pipeline.core.progress import log
 from pipeline.corpus.choosing import is_bookkeeping
-from pipeline.corpus.opening import SourceFile
+from pipeline.corpus.opening import SourceFile, first_line
+from pipeline.corpus.readers.dataset import count_rows
 from pipeline.corpus.sources import Listing, list_source
-from pipeline.corpus.splits import Choice, Layout, choose, patterns_by_split
+from pipeline.corpus.splits import OF_DATASET, Choice, Layout, choose, is_of_split, patterns_by_split
 
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 
@@ -53,9 +55,8 @@ def dataset_files(about: DatasetConfig, held_out: str | None = None) -> list[Sou
     Raises:
         UserError: the data set cannot be listed, has several configurations of which none is named, or no such split.
     """
-    if about.split and re.search(r"[\[\]%:]", about.split):
-        raise UserError("a part of a split cannot be read", where=about.split, hint="name the split alone: `train`")
-    splits = tuple(about.split.split("+")) if about.split else ()
+    asked = tuple(about.split.split("+")) if about.split else ()
+    splits = tuple(dict.fromkeys(split.partition("[")[0].strip() for split in asked))
     if about.path in _EXTENSIONS:
         listing, builder = _listed_data_files(about), about.path
     else:
@@ -66,10 +67,12 @@ def dataset_files(about: DatasetConfig, held_out: str | None = None) -> list[Sou
         raise UserError(
             "the data set has no file that `datasets` reads", where=about.path, hint="it may be code, which is not run"
         )
-    choice = choose(names, listing.layout, about.path, splits=splits, configuration=about.name, held_out=held_out)
+    choice = choose(
+        names, listing.layout, about.path, splits=splits, configuration=about.name, held_out=held_out, keys=OF_DATASET
+    )
     for line in choice.lines():
         log(line)
-    return [
+    files = [
         SourceFile(
             name=f"{_origin(choice, name)}/{name.lstrip('/')}",
             url=f"{listing.root}/{name}" if listing.root else name,
@@ -81,6 +84,44 @@ def dataset_files(about: DatasetConfig, held_out: str | None = None) -> list[Sou
         )
         for name in choice.parts
     ]
+    if not any("[" in split for split in asked):
+        return files
+    parts = list(choice.parts.values())
+    of_split = {split: [n for n, part in enumerate(parts) if is_of_split(part, split)] for split in splits}
+    return _parts_of_splits(files, of_split, about.split or "")
+
+
+def _parts_of_splits(files: Sequence[SourceFile], of_split: Mapping[str, Sequence[int]], spec: str) -> list[SourceFile]:
+    """Return files with the ranges of rows that a specification like `train[:10%]+test[5:]` takes of them.
+
+    Args:
+        files: all files, with those that are only held out.
+        of_split: numbers of the files of each split, in the order of its rows.
+        spec: what `datasets` takes as a split.
+
+    Raises:
+        UserError: it is not such a specification.
+    """
+    from datasets import ReadInstruction
+
+    try:
+        instruction = ReadInstruction.from_spec(spec)
+        log("source       counting the rows of the files, of which a part is read")
+        counts = {n: count_rows(files[n]) for numbers in of_split.values() for n in numbers}
+        parts = instruction.to_absolute({split: sum(counts[n] for n in ns) for split, ns in of_split.items()})
+    except (ValueError, AssertionError) as error:
+        hint = f"`train[:10%]`, `train[100:200]`, `train[-5:]+test`: {first_line(error)}"
+        raise UserError("a part of a split is written as in `datasets`", where=spec, hint=hint) from error
+    ranges: dict[int, list[tuple[int, int]]] = {n: [] for n in counts}
+    for part in parts:
+        begin = 0
+        for n in of_split[part.splitname]:
+            start, stop = max(part.from_ - begin, 0), min(part.to - begin, counts[n])
+            if start < stop:
+                ranges[n].append((start, stop))
+            begin += counts[n]
+    taken = [replace(file, rows=tuple(ranges[n])) if n in ranges else file for n, file in enumerate(files)]
+    return [file for file in taken if file.rows != ()]
 
 
 def _origin(choice: Choice, name: str) -> str:

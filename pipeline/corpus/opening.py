@@ -59,6 +59,8 @@ class SourceFile:
     """Builder of `datasets` that reads it (format `dataset` only)."""
     streamed: bool = False
     """Whether that reads it from afar, without a copy on this machine."""
+    rows: tuple[tuple[int, int], ...] | None = None
+    """Ranges [start, stop) of the rows that are read of it, if not all are (format `dataset` only)."""
     checksums: Checksums | None = None
     """Checksums of the first scan; later reads refuse other content."""
     member: Member | None = None

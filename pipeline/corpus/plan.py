@@ -102,7 +102,9 @@ def as_slice(details: Mapping[str, Any]) -> Slice:
     file = details["file"]
     checksums = Checksums(**file["checksums"]) if file["checksums"] else None
     member = Member(*file["member"]) if file["member"] else None
-    return Slice(**{**details, "file": SourceFile(**{**file, "checksums": checksums, "member": member})})
+    rows = tuple((start, stop) for start, stop in file["rows"]) if file["rows"] is not None else None
+    own = {"checksums": checksums, "member": member, "rows": rows}
+    return Slice(**{**details, "file": SourceFile(**{**file, **own})})
 
 
 def source_digest(surveys: Sequence[Scan], shards: Sequence[Shard] = ()) -> str:
@@ -110,7 +112,11 @@ def source_digest(surveys: Sequence[Scan], shards: Sequence[Shard] = ()) -> str:
 
     With the shards of `read`, it depends on how many slices each of them reads, too.
     """
-    cuts = [[s.file.name, s.sha256, [[part.start, part.stop, part.row] for part in s.slices]] for s in surveys]
+    cuts = [
+        [s.file.name, s.sha256, [[part.start, part.stop, part.row] for part in s.slices]]
+        + ([s.file.rows] if s.file.rows is not None else [])
+        for s in surveys
+    ]
     shared = [len(shard.details["slices"]) for shard in shards]
     return hashlib.sha256(canonical_json([cuts, shared] if shared else cuts).encode()).hexdigest()
 

@@ -105,6 +105,8 @@ def _found(part: Slice, config: CorpusConfig) -> str:
         return describe(part, config)
     if part.file.format in ("csv", "tsv"):
         return str(dialect_of(part, config))
+    if part.file.builder == "webdataset":
+        return "a WebDataset: a record is a sample, with a column for each extension"
     return ""
 
 

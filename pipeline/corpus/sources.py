@@ -18,7 +18,7 @@ from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.core.hub import file_of, list_repository
 from pipeline.core.progress import log
-from pipeline.corpus.archives import archive_kind, members
+from pipeline.corpus.archives import archive_kind, is_web_dataset, members
 from pipeline.corpus.choosing import Choice, matches
 from pipeline.corpus.opening import (
     HUB,
@@ -111,9 +111,11 @@ def find_files(
 def _find(
     source: str, format: str, revision: str | None, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[SourceFile], Listing]:
-    files, listing = _found(source, revision)
+    # Who names a format or members wants the files in the tar, not its samples.
+    whole = format == "auto" and not include
+    files, listing = _found(source, revision, whole=whole)
     choice = Choice(format, include, exclude, listed=listing.is_folder, names={file.name for file in files})
-    files = [replace(file, format=kind) for file in files if (kind := choice.format_of(file))]
+    files = [replace(file, format=kind) for file in files if (kind := file.format or choice.format_of(file))]
     choice.report(source, files)
     for file in files:
         if file.name != printable(file.name):
@@ -121,8 +123,11 @@ def _find(
     return files, listing
 
 
-def _found(source: str, revision: str | None) -> tuple[list[SourceFile], Listing]:
-    """Return all files of a source, those of archives in their place; an archive counts as a folder."""
+def _found(source: str, revision: str | None, *, whole: bool) -> tuple[list[SourceFile], Listing]:
+    """Return all files of a source, those of archives in their place; an archive counts as a folder.
+
+    A tar that is a WebDataset stays `whole`, if that is asked for.
+    """
     inside = _IN_ARCHIVE.fullmatch(source)
     place = inside["archive"] if inside else source
     listing = list_source(place, revision)
@@ -132,7 +137,9 @@ def _found(source: str, revision: str | None) -> tuple[list[SourceFile], Listing
         ends = "it must end in .zip, .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz or .tar.zst"
         raise UserError("source cannot be listed", where=source, hint=f"no archive by its name: {ends}")
     with source_errors(source):
-        found = [part for file in files for part in (_members(file) if file in archives else [file])]
+        found = [
+            part for file in files for part in (_members(file, whole and not inside) if file in archives else [file])
+        ]
     if inside and inside["members"]:
         found = [file for file in found if file.member and matches(file.member.name, [inside["members"]])]
         if not found:
@@ -140,8 +147,10 @@ def _found(source: str, revision: str | None) -> tuple[list[SourceFile], Listing
     return found, listing._replace(is_folder=listing.is_folder or (bool(archives) and not inside))
 
 
-def _members(file: SourceFile) -> list[SourceFile]:
+def _members(file: SourceFile, whole: bool) -> list[SourceFile]:
     inside = members(partial(open_raw, file), file.name, content_key(file))
+    if whole and not file.name.lower().endswith(".zip") and is_web_dataset([member.name for member in inside]):
+        return [replace(file, format="dataset", compression=None, builder="webdataset")]
     return [
         replace(file, name=f"{file.name}/{member.name}", compression=kind_of(member.name)[1], member=member)
         for member in sorted(set(inside))

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from fsspec.utils import glob_translate
@@ -241,6 +241,18 @@ class Choice:
         return [f"{count:,} of {group}" for group, count in sorted(groups.items())]
 
 
+class Keys(NamedTuple):
+    """How a manifest says what is read, for messages."""
+
+    configuration: str = "corpus.configuration: {}"
+    splits: str = "corpus.splits: [{}]"
+    files: str = "corpus.source"
+
+
+OF_SOURCE = Keys()
+OF_DATASET = Keys("corpus.dataset.name: {}", "corpus.dataset.split: {}", "corpus.dataset.data_files")
+
+
 def choose(
     names: Sequence[str],
     layout: Layout,
@@ -250,6 +262,7 @@ def choose(
     splits: Sequence[str] = (),
     configuration: str | None = None,
     held_out: str | None = None,
+    keys: Keys = OF_SOURCE,
 ) -> Choice:
     """Choose the files to read.
 
@@ -261,6 +274,7 @@ def choose(
         splits: the splits to read instead of training files and files without a split.
         configuration: the configuration to read.
         held_out: a split to read as well, for validation.
+        keys: where the manifest says these.
 
     Raises:
         UserError: several configurations and none is asked for; a configuration or split does not exist; only splits
@@ -268,18 +282,18 @@ def choose(
     """
     parts = {name: layout.part_of(name, names) for name in names}
     left_out: Counter[str] = Counter()
-    chosen = _of_configuration(parts, configuration, where, bool(asked), left_out)
+    chosen = _of_configuration(parts, configuration, where, bool(asked), left_out, keys)
     there = sorted({part.split for part in chosen.values() if part.split})
     wanted = [split for split in splits if split != EVERY]
     for split in [*wanted, *([held_out] if held_out else [])]:
-        if not any(_is(part, split) for part in chosen.values()):
+        if not any(is_of_split(part, split) for part in chosen.values()):
             hint = f"it has {', '.join(there)}" if there else "none of its files names a split"
             raise UserError(f"the source has no split `{split}`", where=where, hint=hint)
-    out = frozenset(name for name, part in chosen.items() if held_out and _is(part, held_out))
+    out = frozenset(name for name, part in chosen.items() if held_out and is_of_split(part, held_out))
     read: dict[str, Part] = {}
     for name, part in chosen.items():
         by_default = part.kind in ("", "train") or part.kind in _kinds(asked)
-        is_read = EVERY in splits or (any(_is(part, split) for split in wanted) if wanted else by_default)
+        is_read = EVERY in splits or (any(is_of_split(part, split) for split in wanted) if wanted else by_default)
         if is_read or name in out:
             read[name] = part
         else:
@@ -289,13 +303,13 @@ def choose(
         raise UserError(
             f"the source has only files of other splits ({only})" if chosen else "no file of the source is left",
             where=where,
-            hint=f"name one in corpus.source, or say which to read, `corpus.splits: [{there[0] if there else EVERY}]`",
+            hint=f"name one in {keys.files}, or say which to read: `{keys.splits.format((there or [EVERY])[0])}`",
         )
     return Choice(read, out, left_out)
 
 
 def _of_configuration(
-    parts: Mapping[str, Part], configuration: str | None, where: str, asked: bool, left_out: Counter[str]
+    parts: Mapping[str, Part], configuration: str | None, where: str, asked: bool, left_out: Counter[str], keys: Keys
 ) -> dict[str, Part]:
     """Return the files of one configuration, and count the others in `left_out`."""
     there = sorted({name for part in parts.values() for name in part.configurations})
@@ -308,7 +322,7 @@ def _of_configuration(
             raise UserError(
                 f"the data set has several configurations: {shown}",
                 where=where,
-                hint=f"say which to read: `corpus.configuration: {there[0]}` (`'*'` reads all)",
+                hint=f"say which to read: `{keys.configuration.format(there[0])}` (`'*'` reads all)",
             )
         if not there or shared or asked:
             return dict(parts)
@@ -323,7 +337,7 @@ def _of_configuration(
     return {name: Part(part.split, (configuration,)) for name, part in chosen.items()}
 
 
-def _is(part: Part, split: str) -> bool:
+def is_of_split(part: Part, split: str) -> bool:
     """Return whether a file belongs to a split that is asked for, by the data set's name for it or by its kind."""
     return bool(part.split) and (part.split == split or part.kind == _KIND.get(split.lower()))
 

@@ -7,11 +7,14 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from commands.trace import trace
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
+from pipeline.core.artifact import Record
 from pipeline.corpus.documents import to_document
 from pipeline.corpus.files import corpus_files
 from pipeline.corpus.opening import open_file
@@ -22,7 +25,7 @@ from stages.ingest import ingest
 from stages.materialize import materialize
 from stages.score import score
 from stages.select import select
-from tests.corpora.shapes import SHAPES, WIDE
+from tests.corpora.shapes import SHAPES, TEXTS, WIDE, tarred
 from tests.corpus.corpora import Here, rows, run
 from tests.toys import byte_level_tokenizer
 
@@ -75,9 +78,9 @@ def _check_origins(manifest: Manifest, kept: list[dict[str, Any]]) -> None:
 PROXY = {"vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "context": 64, "batch_tokens": 1024}
 
 
-@pytest.mark.parametrize("name", ["pretty_wrapper", "gb18030", "tar_gz", "quoted_newlines", "many_tiny_files"])
-def test_sites_of_a_shape_lead_to_the_bytes_of_the_source(tmp_path: Path, name: str) -> None:
-    tokenizer = byte_level_tokenizer(tmp_path / "tokenizer", WIDE)
+def _chain(folder: Path, manifest: Path, *more: str) -> tuple[Manifest, Record, list[dict[str, Any]]]:
+    """Run all stages with a tiny proxy; returns the manifest, the documents and the sites."""
+    tokenizer = byte_level_tokenizer(folder / "tokenizer", WIDE)
     overrides = [
         f"proxy.train={json.dumps(PROXY | {'max_steps': 2})}",
         "score={window: 64, overlap: 16}",
@@ -85,16 +88,21 @@ def test_sites_of_a_shape_lead_to_the_bytes_of_the_source(tmp_path: Path, name: 
         "select={where: 'true', validation_where: 'true', max_per_document: 8}",
         f"materialize.policy_tokenizer={tokenizer}",
     ]
-    manifest = load(Manifest, SHAPES[name].write(tmp_path), overrides)
-    work, executor = tmp_path / "work", Here()
-    at = work / manifest.name
-    documents = ingest(manifest, source=None, work=at, executor=executor)
-    scores = score(manifest, documents, work=at, executor=executor)
-    sites = select(manifest, documents, scores, work=at, executor=executor)
-    materialize(manifest, documents, scores, sites, work=at, executor=executor)
+    about, executor = load(Manifest, manifest, [*overrides, *more]), Here()
+    at = folder / "work" / about.name
+    documents = ingest(about, source=None, work=at, executor=executor)
+    scores = score(about, documents, work=at, executor=executor)
+    sites = select(about, documents, scores, work=at, executor=executor)
+    materialize(about, documents, scores, sites, work=at, executor=executor)
+    return about, documents, rows(sites, "sites")
+
+
+@pytest.mark.parametrize("name", ["pretty_wrapper", "gb18030", "tar_gz", "quoted_newlines", "many_tiny_files"])
+def test_sites_of_a_shape_lead_to_the_bytes_of_the_source(tmp_path: Path, name: str) -> None:
+    manifest, documents, made = _chain(tmp_path, SHAPES[name].write(tmp_path))
+    work = tmp_path / "work"
     files = {file.name: file for file in corpus_files(manifest.corpus)}
     texts = {row["doc_id"]: row["text"] for row in rows(documents, "documents")}
-    made = rows(sites, "sites")
     for site in made[:: max(1, len(made) // 12)]:
         found = trace(manifest, site["site_id"], work=work)
         assert found["source"]["agrees"]
@@ -108,6 +116,27 @@ def test_sites_of_a_shape_lead_to_the_bytes_of_the_source(tmp_path: Path, name: 
     assert len(texts) == len(SHAPES[name].documents)
     published = [path for path in work.rglob("*") if path.is_file()]
     assert len(published) < 40 + 20 * len(documents.completions), "however many files the corpus has"
+
+
+@pytest.mark.parametrize("way", ["dataset", "web_dataset"])
+def test_sites_of_what_the_library_reads_lead_to_its_rows(tmp_path: Path, way: str) -> None:
+    pytest.importorskip("datasets")
+    pq.write_table(pa.table({"text": TEXTS, "n": range(len(TEXTS))}), tmp_path / "train.parquet")
+    members = {f"{n}.{end}": data for n, t in enumerate(TEXTS) for end, data in (("txt", t.encode()), ("cls", b"1"))}
+    (tmp_path / "a.tar").write_bytes(tarred(members))
+    corpus: dict[str, Any] = {"source": str(tmp_path / "a.tar"), "text": "{txt}"}
+    if way == "dataset":
+        corpus = {"dataset": {"path": "parquet", "data_files": str(tmp_path / "*.parquet"), "split": "train[2:5]"}}
+    tree = {"name": "d", "corpus": corpus, "proxy": {"train": {}}, "materialize": {"policy_tokenizer": "unused"}}
+    (tmp_path / "m.yaml").write_text(json.dumps(tree))
+    manifest, documents, made = _chain(tmp_path, tmp_path / "m.yaml")
+    read = {row["doc_id"]: row["text"] for row in rows(documents, "documents")}
+    assert sorted(read.values()) == (TEXTS[2:5] if way == "dataset" else TEXTS)
+    for site in made[:: max(1, len(made) // 6)]:
+        found = trace(manifest, site["site_id"], work=tmp_path / "work")["source"]
+        assert found["agrees"] and found["bytes"] is None and found["where"] == f"row {found['row']}"
+        assert found["file"] == ("default/train/train.parquet" if way == "dataset" else "a.tar")
+        assert TEXTS[found["row"]] == read[site["doc_id"]] and TEXTS[found["row"]] in found["record"]
 
 
 def test_small_files_share_shards_in_the_order_of_their_names(tmp_path: Path) -> None:

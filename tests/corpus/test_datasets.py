@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
+from pipeline.corpus.estimate import estimate
 from pipeline.corpus.files import corpus_files
 from pipeline.corpus.readers.dispatch import read_records
 from pipeline.corpus.readers.records import Slice
@@ -134,6 +135,29 @@ def test_web_datasets_are_samples_of_members(tmp_path: Path) -> None:
     assert meta["__key__"] == "s0" and meta["json"] == {"id": 0} and str(tmp_path) not in json.dumps(meta)
 
 
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_a_tar_of_samples_is_a_web_dataset_by_itself(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture of each sample is no file of the corpus that is left out, and its caption belongs to its text."""
+    samples = {
+        f"d/s{n}": {"txt": f"text {n}".encode(), "json": b'{"id": %d}' % n, "jpg": b"\xff\xd8"} for n in range(3)
+    }
+    (source := tmp_path / "in").mkdir()
+    archive(source / "a.tar", samples)
+    if name == "a.tar.gz":
+        (source / name).write_bytes(gzip.compress((source / "a.tar").read_bytes()))
+        (source / "a.tar").unlink()
+    result = run(tmp_path / "work", source, text="{json.id}: {txt}")
+    assert sorted(result.texts) == ["0: text 0", "1: text 1", "2: text 2"]
+    assert {(row["source_file"], row["source_row"]) for row in result.documents} == {(name, n) for n in range(3)}
+    assert "a WebDataset" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UserError, match="names the column `text`, which does not exist") as error:
+        run(tmp_path / "work", source)
+    assert "txt" in error.value.hint and "json" in error.value.hint
+    assert sorted(run(tmp_path / "work", source, include=["*.txt"]).texts) == ["text 0", "text 1", "text 2"]
+
+
 def hub_folder(root: Path) -> Path:
     """A folder as a data set on the Hub is: two configurations with two splits each."""
     lines = ["---", "configs:"]
@@ -148,8 +172,9 @@ def hub_folder(root: Path) -> Path:
 
 def test_a_folder_is_read_by_configuration_and_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(hub_folder(tmp_path / "data"))
-    with pytest.raises(UserError, match="several configurations: extra, main"):
+    with pytest.raises(UserError, match="several configurations: extra, main") as error:
         read(tmp_path / "work", {"path": path})
+    assert "`corpus.dataset.name: extra`" in error.value.hint
     result = read(tmp_path / "work", {"path": path, "name": "main"})
     assert {row["source_file"] for row in result.documents} == {"main/train/main/train.jsonl"}
     said = " ".join(capsys.readouterr().err.split())
@@ -160,6 +185,39 @@ def test_a_folder_is_read_by_configuration_and_split(tmp_path: Path, capsys: pyt
         ("main tra", "train"),
         ("main tes", "validation"),
     }
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train[:3]", range(3)),
+        ("train[:50%]", range(5)),
+        ("train[8:]", range(8, 10)),
+        ("train[-2:]+train[:1]", [0, 8, 9]),
+        ("train[20%:40%]+test", [2, 3, 100]),
+    ],
+)
+def test_a_part_of_a_split_is_that_of_the_library(tmp_path: Path, split: str, expected: Any) -> None:
+    """Ten rows in two files; rows keep their own numbers in the file."""
+    folder = tmp_path / "in"
+    jsonl(folder / "train-0.jsonl", [{"text": f"row {n}", "n": n} for n in range(4)])
+    jsonl(folder / "train-1.jsonl", [{"text": f"row {n}", "n": n} for n in range(4, 10)])
+    jsonl(folder / "test.jsonl", [{"text": "row 100", "n": 100}])
+    about = {"path": str(folder), "split": split}
+    result = read(tmp_path / "work", about)
+    assert sorted(json.loads(row["meta"])["n"] for row in result.documents) == sorted(expected)
+    for row in result.documents:
+        n = json.loads(row["meta"])["n"]
+        assert row["source_row"] == (0 if n == 100 else n if n < 4 else n - 4)
+    datasets = pytest.importorskip("datasets")
+    files = {"train": [str(folder / f"train-{n}.jsonl") for n in (0, 1)], "test": [str(folder / "test.jsonl")]}
+    library = datasets.load_dataset("json", data_files=files, split=split, cache_dir=str(tmp_path / "cache"))
+    assert sorted(library["n"]) == sorted(expected)
+    whole = read(tmp_path / "work", about | {"split": "train+test"})
+    assert whole.record.fingerprint != result.record.fingerprint
+    assert estimate(corpus_files(config := CorpusConfig.model_validate({"dataset": about})), config).read == len(
+        expected
+    )
 
 
 def test_a_record_is_fetched_again_by_its_file_and_row(tmp_path: Path) -> None:
@@ -185,7 +243,7 @@ def test_where_the_library_stops_the_row_and_our_own_reader_are_named(tmp_path: 
         ({"path": "json"}, "the builder `json` needs files"),
         ({"path": "loader.py"}, "a script is not run"),
         ({"path": "nowhere at all"}, "neither a folder nor a data set on the Hub"),
-        ({"path": ".", "split": "train[:10%]"}, "a part of a split cannot be read"),
+        ({"path": ".", "name": "main", "split": "train[:x]"}, "a part of a split is written"),
         ({"path": ".", "data_files": "x-*"}, "no file matches `data_files`"),
         ({"path": ".", "data_dir": "empty"}, "the data set has no file that `datasets` reads"),
     ],

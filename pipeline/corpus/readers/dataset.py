@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.core.hub import file_of
-from pipeline.corpus.opening import HUB, SourceFile, open_raw
+from pipeline.corpus.opening import HUB, SourceFile, open_raw, source_errors
 from pipeline.corpus.readers.arrow_values import column_values
 from pipeline.corpus.readers.records import Record, Slice
 from pipeline.corpus.readers.tables import BATCH_ROWS, row_record
@@ -31,8 +34,23 @@ def read_dataset(part: Slice, config: CorpusConfig) -> Iterator[Record]:
         with open_raw(part.file) as raw:  # the library opens the file itself: verify its content first
             while raw.read(1 << 20):
                 pass
-    for row, values in enumerate(dataset_rows(part.file)):
-        yield row_record(row, f"row {row}", values)
+    ranges = part.file.rows
+    stop = None if ranges is None else max((stop for _, stop in ranges), default=0)
+    for row, values in enumerate(islice(dataset_rows(part.file), stop)):
+        if ranges is None or any(start <= row < stop for start, stop in ranges):
+            yield row_record(row, f"row {row}", values)
+
+
+def count_rows(file: SourceFile) -> int:
+    """Return the number of rows of a file: from the footer of Parquet, or else by reading it.
+
+    Raises:
+        UserError: the library cannot read it.
+    """
+    if file.builder == "parquet" and not file.streamed:
+        with source_errors(file.name), open_raw(file) as raw, pq.ParquetFile(raw) as table:
+            return int(table.metadata.num_rows)
+    return sum(1 for _ in dataset_rows(file))
 
 
 def dataset_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
