@@ -25,6 +25,7 @@ from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, published_record
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.progress import log
+from pipeline.grpo.data.outcomes import Outcomes, with_newest
 from pipeline.grpo.data.pass_rates import read_pass_rates
 from pipeline.grpo.policy.deepspeed_config import choose_config
 from pipeline.grpo.policy.lr_schedule import learning_rate
@@ -131,7 +132,7 @@ def _train(
         policy.sampler.load_weights(ds.gathered_weights(policy.engine))
 
     def step(state: RunState) -> Metrics:
-        rollouts, state.draws, metrics = take_step(policy, curriculum, recipe, state.step, state.draws)
+        rollouts, state.draws, state.outcomes, metrics = take_step(policy, curriculum, recipe, state)
         if state.step % recipe.budget.save_rollouts_every == 0:
             write_rollouts(training.folder, state.step, distributed.all_gather(rollouts), recipe.task.prefill)
         return metrics
@@ -167,12 +168,12 @@ def probe(opened: OpenRun, policy: Policy, curriculum: Curriculum) -> Metrics:
 
 
 def take_step(
-    policy: Policy, curriculum: Curriculum, recipe: Recipe, step: int, draws: int
-) -> tuple[list[Rollout], int, Metrics]:
+    policy: Policy, curriculum: Curriculum, recipe: Recipe, state: RunState
+) -> tuple[list[Rollout], int, Outcomes, Metrics]:
     """Sample, score, update, and hand the new weights to the sampler.
 
     Returns:
-        This rank's rollouts, the draws since the run began, and the metrics of the step.
+        This rank's rollouts, the draws and outcomes since the run began, and the metrics of the step.
     """
     from pipeline.grpo.algorithm.objective import Objective
     from pipeline.grpo.policy import distributed
@@ -181,11 +182,11 @@ def take_step(
     from pipeline.grpo.rollout.rewards import RewardContext
     from pipeline.grpo.run.collection import collect, mini_batches
 
-    clock, objective, lr = Stopwatch(), Objective.of(recipe), learning_rate(recipe.optimizer, step)
+    clock, objective, lr = Stopwatch(), Objective.of(recipe), learning_rate(recipe.optimizer, state.step)
     sampler = cast("Sampler", policy.sampler)  # rewards that ask for probabilities are refused with vLLM
     reader = RewardContext(sampler, policy.prompts, policy.tokens)
     thinking = policy.prompts.thinking
-    collected = collect(reader, curriculum, recipe, step, draws, clock)
+    collected = collect(reader, curriculum, recipe, state, clock)
     sampled, chosen = list(collected.sampled.values()), list(collected.chosen.values())
     with clock("update"):
         texts = {
@@ -200,12 +201,14 @@ def take_step(
     metrics = rollout_metrics(distributed.all_gather([GroupSummary.of(rollout, thinking) for rollout in sampled]))
     (flops,) = distributed.all_reduce_sum(grpo_flops(policy.size, recipe, sampled, chosen, list(texts.values())))
     metrics |= {
-        "groups/draws": collected.draws - draws,
+        "groups/draws": collected.draws - state.draws,
         "groups/trained": collected.chosen_by_all,
         "compute/step": flops,
         "lr": lr,
     }
-    return sampled, collected.draws, metrics | done.metrics() | clock.metrics(metrics["tokens/sampled"])
+    outcomes = with_newest(state.outcomes, collected.outcomes) if recipe.sites.by == "foretold" else ()
+    metrics |= collected.foretold
+    return sampled, collected.draws, outcomes, metrics | done.metrics() | clock.metrics(metrics["tokens/sampled"])
 
 
 def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:

@@ -74,6 +74,8 @@ def train(
 
         rpt train recipes/demo.yaml --policy runs/demo-warmup/policy
 
+        rpt train recipes/demo.yaml --set sites.by=foretold --run runs/foretold
+
         rpt train recipes/demo.yaml --write-spec runs/demo.json && deepspeed --module stages.train runs/demo.json
     """
     from commands.board import beside_training

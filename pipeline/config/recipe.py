@@ -149,4 +149,6 @@ class Recipe(Config):
     def _text_is_true(self) -> Recipe:
         if self.task.targets == "shuffled" and self.objective.next_token:
             raise ValueError("objective.next_token would learn shuffled text: with task.targets: shuffled it must be 0")
+        if self.task.targets == "shuffled" and self.sites.by == "foretold":
+            raise ValueError("sites.by: foretold goes by a site's own target: with task.targets: shuffled use uniform")
         return self

@@ -97,8 +97,17 @@ class TaskConfig(Config):
 class SitesConfig(Config):
     """Which rows of the shards are trained on."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"by", "candidates", "floor"})
+
     where: Expression = "true"
     """SQL over the site columns, on top of the manifest's selection; after `rpt screen` also over `pass_rate`."""
+    by: Literal["uniform", "foretold"] = "uniform"
+    """How a step draws from them. `uniform`: each equally often. `foretold`: first those whose groups are likely to
+    have a gradient, as a model foretells that is fitted to the run's own groups before every step."""
+    candidates: int = Field(8, gt=1)
+    """`foretold`: sites that are looked at for each that is drawn."""
+    floor: float = Field(0.2, gt=0, le=1)
+    """`foretold`: share of every draw that is uniform, so that sites with low forecasts are seen, too."""
 
 
 class ScreenConfig(Config):

@@ -20,6 +20,16 @@ def random_key(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "little")
 
 
+def random_unit(*parts: object) -> float:
+    """Return a uniform number in [0, 1) for a name: the first 53 bits of its key.
+
+    Example:
+        >>> 0 <= random_unit("site", 0, "a") < 1 and random_unit("site", 0, "a") != random_unit("site", 1, "a")
+        True
+    """
+    return (random_key(*parts) >> 11) / 2**53
+
+
 def random_keys(base: NDArray[np.uint64] | int, index: NDArray[np.integer]) -> NDArray[np.uint64]:
     """Return uniform 64-bit keys of (base, index), elementwise: output `index` of SplitMix64 seeded with `base`.
 

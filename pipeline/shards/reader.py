@@ -69,6 +69,8 @@ class Site:
     boundaries: tuple[int, ...]
     token_class: str
     """Class of the token (`pipeline/selection/classes.py`)."""
+    nll: float
+    rank: int
 
 
 PASS_RATE_COLUMNS = {

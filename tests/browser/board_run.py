@@ -99,6 +99,7 @@ def rollout_row(step: int, site: str, sample: int, **more: Any) -> dict[str, Any
         "advantage": 1.0 if right else -1.0,
         "finished": True,
         "length": 10 * step + sample,
+        "importance": 1.0,
     } | more
 
 

@@ -94,7 +94,7 @@ def site(document: str, position: int, entropy: float, context: str, continuatio
     ends = tuple(len(b"".join(parts[: n + 1])) for n in range(len(parts)))
     return Site(
         f"{document}-{position}", document, position, entropy, "easy", field, context.encode(), parts[0],
-        b"".join(parts), ends, "word_start",
+        b"".join(parts), ends, "word_start", 2.0, 3,
     )  # fmt: skip
 
 

@@ -27,6 +27,8 @@ class RolloutGroup:
     site: Site
     prompt: tuple[int, ...]
     responses: tuple[Response, ...]
+    importance: float = 1.0
+    """How much more often the site is drawn than by uniform drawing."""
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,15 @@ ROLLOUTS = pa.schema(
         pa.field("advantage", pa.float32(), nullable=False),
         pa.field("finished", pa.bool_(), nullable=False),
         pa.field("length", pa.int32(), nullable=False),
+        pa.field("importance", pa.float32(), nullable=False),
     ]
 )
 """Schema of the rollout tables, one row per response.
 
 `context` and `response` are for display: bytes that are not valid UTF-8 appear as U+FFFD, and a response begins with
 what was given (`task.prefill`), which belongs to `prompt_ids`. `prediction` (null if there is none), `target` and the
-ids are exact.
+ids are exact. `importance` is how much more often the site is drawn than by uniform drawing: weigh by its inverse for
+means over all sites.
 """
 
 
@@ -56,6 +58,13 @@ class Rollout:
     site: Site
     group: Group
     outcomes: tuple[Outcome, ...]
+    importance: float = 1.0
+    """How much more often the site is drawn than by uniform drawing."""
+
+    @property
+    def right(self) -> float:
+        """Return the share of responses that are right."""
+        return sum(outcome.right for outcome in self.outcomes) / len(self.outcomes)
 
     @property
     def text(self) -> str:
@@ -78,7 +87,7 @@ def roll_out(
         SamplingRequest(ids, size, recipe.rollout.temperature, recipe.rollout.max_new_tokens, seeds)
     )
     return [
-        RolloutGroup(draw.site, prompt, tuple(responses[p * size : (p + 1) * size]))
+        RolloutGroup(draw.site, prompt, tuple(responses[p * size : (p + 1) * size]), draw.pick.importance)
         for p, (draw, prompt) in enumerate(zip(draws, ids, strict=True))
     ]
 
@@ -91,7 +100,7 @@ def group_advantages(
         return []
     advantages_PG = advantage(np.array([[outcome.reward for outcome in group] for group in outcomes_PG]))
     return [
-        Rollout(a.site, Group(a.prompt, a.responses, tuple(advantages)), tuple(outcomes))
+        Rollout(a.site, Group(a.prompt, a.responses, tuple(advantages)), tuple(outcomes), a.importance)
         for a, advantages, outcomes in zip(rollout_groups, advantages_PG.tolist(), outcomes_PG, strict=True)
     ]
 
@@ -115,6 +124,7 @@ def rollout_rows(rollouts: Sequence[Rollout], step: int, prefill: str) -> list[d
             "advantage": advantage,
             "finished": response.finished,
             "length": len(response.ids),
+            "importance": rollout.importance,
         }
         for rollout in rollouts
         for sample, (response, outcome, advantage) in enumerate(

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeline.config.recipe import Recipe
 from pipeline.grpo.algorithm.advantage import ADVANTAGES
 from pipeline.grpo.data.curriculum import Curriculum
+from pipeline.grpo.data.forecast import calibration
+from pipeline.grpo.data.outcomes import GroupOutcome
 from pipeline.grpo.model.batch import consecutive_parts, micro_batches, text_batches
 from pipeline.grpo.policy import distributed
 from pipeline.grpo.policy.update import MiniBatch
 from pipeline.grpo.rollout.rewards import RewardContext, compute_rewards
 from pipeline.grpo.rollout.rollouts import Rollout, group_advantages, roll_out
 from pipeline.grpo.rollout.sampled_site import SampledSite
-from pipeline.grpo.run.metrics import Stopwatch
+from pipeline.grpo.run.metrics import Metrics, Stopwatch
+from pipeline.grpo.run.run_state import RunState
 
 
 @dataclass(frozen=True)
@@ -31,37 +36,58 @@ class Collected:
     """Rollouts that all ranks learn from."""
     draws: int
     """Draws done since the run began."""
+    outcomes: Sequence[GroupOutcome]
+    """What became of every group that all ranks have sampled, in the order of drawing."""
+    foretold: Metrics
+    """`forecast.calibration` of the step; empty if nothing was foretold."""
 
 
 def collect(
-    reader: RewardContext, curriculum: Curriculum, recipe: Recipe, step: int, draws: int, clock: Stopwatch
+    reader: RewardContext, curriculum: Curriculum, recipe: Recipe, state: RunState, clock: Stopwatch
 ) -> Collected:
     """Draw, sample and score the rollouts of a step; with dynamic sampling, until enough groups have a gradient."""
-    objective, room = recipe.objective, recipe.rollout.sites_per_step
+    objective, room, step, draws = recipe.objective, recipe.rollout.sites_per_step, state.step, state.draws
     dynamic = objective.dynamic_sampling_from is not None and step >= objective.dynamic_sampling_from
     drawn: list[SampledSite] = []
+    outcomes: list[GroupOutcome] = []
     sampled: dict[int, Rollout] = {}
     chosen: dict[int, Rollout] = {}
     trained = 0
     for _ in range(objective.dynamic_sampling_rounds if dynamic else 1):
-        sites, draws = curriculum.draw(step, draws, drawn), draws + 1
-        mine, before = distributed.shard(sites), len(drawn)
+        with clock("draw"):
+            # One rank decides for all: on another kind of processor a forecast may round differently.
+            picks = [curriculum.pick(step, draws, state.outcomes)] if distributed.rank() == 0 else []
+            sites = curriculum.take(distributed.all_gather(picks)[0], draws, drawn)
+        mine, before, draws = distributed.shard(sites), len(drawn), draws + 1
         drawn += sites
         with clock("sample"):
             answered = roll_out(reader.sampler, reader.prompts, mine, recipe, step)
         with clock("score"):
-            outcomes = compute_rewards(recipe.task, reader, answered, step, recipe.rollout.max_new_tokens)
-            rollouts = group_advantages(answered, outcomes, ADVANTAGES[objective.advantage])
+            rewards = compute_rewards(recipe.task, reader, answered, step, recipe.rollout.max_new_tokens)
+            rollouts = group_advantages(answered, rewards, ADVANTAGES[objective.advantage])
         sampled |= dict(zip(distributed.shard(range(before, len(drawn))), rollouts, strict=True))
-        informative = distributed.all_gather([rollout.group.has_gradient for rollout in rollouts])
-        taken = [index for index, has_gradient in enumerate(informative) if has_gradient][: room - trained]
+        own = [
+            GroupOutcome(step, draw.pick.phase, draw.pick.row, rollout.group.has_gradient, rollout.right)
+            for draw, rollout in zip(mine, rollouts, strict=True)
+        ]
+        outcomes += (found := distributed.all_gather(own))
+        taken = [index for index, outcome in enumerate(found) if outcome.live][: room - trained]
         for number, index in enumerate(taken, start=trained):
             if distributed.owns_item(index):
                 chosen[number] = rollouts[index // distributed.world_size()]
         trained += len(taken)
         if trained == room:
             break
-    return Collected(sampled, chosen, len(drawn), trained, draws)
+    return Collected(sampled, chosen, len(drawn), trained, draws, outcomes, calibration_of(drawn, outcomes))
+
+
+def calibration_of(drawn: Sequence[SampledSite], outcomes: Sequence[GroupOutcome]) -> Metrics:
+    """Return `calibration` of the sites that were drawn by a forecast; empty if none was."""
+    if drawn[0].pick.foretold is None:
+        return {}
+    picks = [draw.pick for draw in drawn]
+    foretold, importance = (np.array([getattr(pick, name) for pick in picks]) for name in ("foretold", "importance"))
+    return calibration(foretold, np.array([outcome.live for outcome in outcomes]), importance)
 
 
 def mini_batches(collected: Collected, texts: Mapping[int, Sequence[int]], recipe: Recipe) -> list[MiniBatch]:

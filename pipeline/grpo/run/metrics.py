@@ -166,6 +166,9 @@ class ProgressLine:
                 f"reward {metrics['reward/mean']:.3f}",
                 f"{100 * (1 - metrics['groups/zero_variance']):.0f} % taught",
             ]
+            if "foretold/expected" in metrics:
+                observed, expected = metrics["foretold/observed"], metrics["foretold/expected"]
+                parts.append(f"with a gradient {observed:.0%} (foretold {expected:.0%})")
         elif "loss" in metrics:
             parts.append(f"loss {metrics['loss']:.3f}")
         if "grad_norm" in metrics:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.grpo.data.outcomes import GroupOutcome, Outcomes
 from pipeline.grpo.run.early_stopping import EarlyStopping
 from pipeline.grpo.run.flops import ComputeUsed
 
@@ -18,14 +19,24 @@ class RunState:
     """Steps done."""
     draws: int = 0
     """Sites drawn since the run began."""
+    outcomes: Outcomes = ()
+    """Of the groups sampled so far, if the recipe draws by them."""
     watch: EarlyStopping = field(default_factory=EarlyStopping)
     spent: ComputeUsed = field(default_factory=ComputeUsed)
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> RunState:
         """Return the state that a checkpoint stores."""
-        return cls(state["step"], state["draws"], EarlyStopping.of(state["watch"]), ComputeUsed(**state["spent"]))
+        outcomes = tuple(GroupOutcome(*values) for values in state.get("outcomes", ()))  # none in older checkpoints
+        watch, spent = EarlyStopping.of(state["watch"]), ComputeUsed(**state["spent"])
+        return cls(state["step"], state["draws"], outcomes, watch, spent)
 
     def state(self) -> dict[str, Any]:
         """Return the JSON values which a checkpoint stores."""
-        return {"step": self.step, "draws": self.draws, "watch": self.watch.state(), "spent": self.spent.state()}
+        return {
+            "step": self.step,
+            "draws": self.draws,
+            "outcomes": [list(outcome) for outcome in self.outcomes],
+            "watch": self.watch.state(),
+            "spent": self.spent.state(),
+        }

@@ -85,7 +85,7 @@ def test_right_responses_are_learned_as_they_were_sampled(policy: Path, tmp_path
         {
             "step": 0, "site_id": "s", "band": "hard", "sample": i, "prompt_ids": [1], "response_ids": ids[reason],
             "context": context(3), "response": said[reason], "target": b" red", "prediction": b" red", "reward": 1.0,
-            "reason": reason, "advantage": 0.0, "finished": True, "length": len(ids[reason]),
+            "reason": reason, "advantage": 0.0, "finished": True, "length": len(ids[reason]), "importance": 1.0,
         }
         for i, reason in enumerate(["mismatch", "match", "match"])
     ]  # fmt: skip

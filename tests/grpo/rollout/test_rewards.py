@@ -49,7 +49,7 @@ def site(reader: RewardContext) -> Site:
     ends = tuple(reader.tokenizer.ends(ids).tolist())
     target = reader.tokenizer.token_bytes[ids[0]]
     assert target == b" pear" and ends[0] == 5
-    return Site("d-1", "d", 1, 2.0, "hard", "text", CONTEXT, target, b" pear and", ends, "digit")
+    return Site("d-1", "d", 1, 2.0, "hard", "text", CONTEXT, target, b" pear and", ends, "digit", 2.0, 3)
 
 
 def said(reader: RewardContext, text: str) -> list[int]:

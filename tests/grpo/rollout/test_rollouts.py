@@ -14,7 +14,7 @@ from pipeline.shards.reader import Site
 from pipeline.task.extraction import TAGS
 from pipeline.task.thinking import Thinking
 
-SITE = Site("d-1", "d", 1, 2.0, "hard", "text", b"ctx \xff", b" 4", b" 4 apples", (2, 9), "digit")
+SITE = Site("d-1", "d", 1, 2.0, "hard", "text", b"ctx \xff", b" 4", b" 4 apples", (2, 9), "digit", 2.0, 3)
 READER = cast("RewardContext", SimpleNamespace(prompts=SimpleNamespace(thinking=Thinking("tags"))))
 """All that prefix matching reads of a policy."""
 

@@ -18,7 +18,7 @@ from pipeline.grpo.types import Group, Response
 from pipeline.shards.reader import Site
 from tests.grpo.models import VOCAB, saved, tiny
 
-SITE = Site("d-1", "d", 1, 2.0, "hard", "text", b"a", b"b", b"b", (1,), "digit")
+SITE = Site("d-1", "d", 1, 2.0, "hard", "text", b"a", b"b", b"b", (1,), "digit", 2.0, 3)
 
 
 def counted(folder: Path, *, backward: bool) -> int:
