@@ -58,7 +58,7 @@ def open_library(
         for s in shown
     ]
     proxy = manifest.proxy
-    fitted = lineage.before["proxy"].files("model")[0].path if proxy.train else None
+    fitted = lineage.before["proxy"].files("model")[0].path if proxy.made_here else None
     return AppState(
         manifest,
         Records(documents, scores, indexed, shown),

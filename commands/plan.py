@@ -29,7 +29,7 @@ from rich.table import Table
 from pipeline.config import resources
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
-from pipeline.config.manifest import PROXYS_OWN, Manifest, ProxyConfig, TrainProxyConfig
+from pipeline.config.manifest import PROXYS_OWN, CountProxyConfig, Manifest, ProxyConfig, TrainProxyConfig
 from pipeline.config.recipe import Recipe
 from pipeline.core.executor import LocalExecutor
 from pipeline.core.files import size_of
@@ -48,6 +48,7 @@ from pipeline.shards.cost import (
     count_tokens,
     estimate_total,
     kept_share,
+    try_count,
     try_documents,
     try_fit,
     try_materialize,
@@ -122,6 +123,10 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
             log("plan         fitting a proxy for a few steps")
             stages.append(_fit(manifest.proxy.train, found, Path(scratch), crew))
             folder = tokenizer = Path(scratch) / "0"
+        elif manifest.proxy.count is not None:
+            log("plan         counting what was read")
+            stages.append(_count(manifest.proxy.count, found, Path(scratch), crew))
+            folder = tokenizer = Path(scratch) / "0"
         else:
             words, model, missing = _proxy(manifest.proxy)
             if model is None or words is None:
@@ -133,8 +138,9 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
             partial(try_scores, manifest, str(folder), str(tokenizer), TRY_SECONDS), parts, accelerated=True
         )
         devices = list(crew.executor.devices)
-        # A proxy after a few steps cannot tell which positions are hard: count all positions, as an upper bound.
-        every = {"where": "true", "validation_where": "true"} if manifest.proxy.train else {}
+        # A proxy after a few steps, or of a part of the corpus, finds others hard: an upper bound is all positions.
+        early = manifest.proxy.train is not None or (manifest.proxy.count is not None and not found.complete)
+        every = {"where": "true", "validation_where": "true"} if early else {}
         rules, several = manifest.select.model_copy(update=every), bool(config.sources)
         selected = crew.run(partial(try_select, rules, several), scored.trials)
         policy = manifest.materialize
@@ -331,6 +337,24 @@ def _fit(config: TrainProxyConfig, found: Estimate, scratch: Path, crew: Crew) -
         "hours": crew.hours(busy),
         "of": "core",
         "bytes": config.folds * size_of(scratch / "0"),
+    }
+
+
+def _count(config: CountProxyConfig, found: Estimate, scratch: Path, crew: Crew) -> dict[str, Any]:
+    """Return the costs of counting, which one worker does; time and bytes are proportional to the text."""
+    texts = [row["text"] for row in found.documents]
+    begin = time.monotonic()
+    (tokens,) = crew.executor.map(partial(try_count, config, texts), [scratch / "0"])
+    share = found.document_count / len(texts)
+    busy = (time.monotonic() - begin) * share
+    return {
+        "stage": "proxy",
+        "count": tokens * share,
+        "unit": "tokens",
+        "seconds": busy,
+        "hours": crew.hours(busy),
+        "of": "core",
+        "bytes": round(size_of(scratch / "0") * share),
     }
 
 

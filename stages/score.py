@@ -1,9 +1,9 @@
 """Score: measure how uncertain a proxy is at every position of the corpus.
 
-Input:   `documents` (from ingest), and a proxy: a `transformers` causal LM, or one that is fitted here first.
-Output:  `proxy`: one `model` folder per fold (only with `proxy.train`); `score`: `scores`, one row per document with
-         token ids, byte boundaries, entropy, nll and rank of every position, and `quarantine`, the documents that the
-         proxy's tokenizer cannot represent. Shard i of `scores` belongs to shard i of `documents`.
+Input:   `documents` (from ingest), and a proxy: a `transformers` causal LM, or one that is made from them first.
+Output:  `proxy`, if it is made from them (`pipeline/scoring/own_proxy.py`); `score`: `scores`, one row per document
+         with token ids, byte boundaries, entropy, nll and rank of every position, and `quarantine`, the documents that
+         the proxy's tokenizer cannot represent. Shard i of `scores` belongs to shard i of `documents`.
 Command: rpt score data_manifests/<name>.yaml
 
 Documents that hold an added token of the tokenizer literally (`<|im_end|>`) are scored as ordinary text, and counted as
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.base import Config
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import Manifest, ProxyConfig, ReferenceConfig, ScoreConfig, TrainProxyConfig
+from pipeline.config.manifest import Manifest, ProxyConfig, ReferenceConfig, ScoreConfig
 from pipeline.core.artifact import Counters, InputFile, Record, Shard, write_pointer
 from pipeline.core.executor import Executor
 from pipeline.core.hardware import torch_device
@@ -39,9 +39,12 @@ from pipeline.core.progress import log
 from pipeline.core.stage import Stage, output_folder, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.quarantine import QUARANTINE, Rejected, quarantine_table
-from pipeline.scoring.sample import fold_of, read_texts
+from pipeline.scoring.count_tables import CountTables, is_counted, open_tables
+from pipeline.scoring.own_proxy import make_proxy
+from pipeline.scoring.sample import fold_of
 
 if TYPE_CHECKING:
+    from pipeline.scoring.entropy import PositionScores
     from pipeline.scoring.proxy import Proxy
     from pipeline.scoring.table import ScoredDocument
 
@@ -51,11 +54,12 @@ Tokenized = tuple[dict[str, Any], Any]
 """A row of the documents table, and its token ids."""
 
 VERSION = 6
-FIT_VERSION = 1
-"""Versions of `score` and of `proxy`, raised whenever the output changes."""
+"""Version of `score`, raised whenever the output changes."""
 
 GROUP_CHARACTERS = {"cpu": 8_000, "cuda": 2_000_000}
 """Characters of text scored at once, by device: a few seconds' work. GPUs need many windows of similar length."""
+GROUP_CHARACTERS_COUNTED = 60_000
+"""The same for counts: about a second's work."""
 
 
 class ScoreStageConfig(Config):
@@ -71,15 +75,15 @@ class ScoreStageConfig(Config):
 
 
 def score(manifest: Manifest, documents: Record, *, work: Path, executor: Executor) -> Record:
-    """Fit the proxy if the manifest says so, then score all documents.
+    """Make the proxy if the manifest says so, then score all documents.
 
     Raises:
         UserError: the proxy cannot be loaded or does not match its tokenizer, or no document can be tokenized
             losslessly.
     """
     proxy = manifest.proxy
-    if proxy.train is not None:
-        fitted = fit(proxy.train, documents, work=work, executor=executor)
+    if proxy.made_here is not None:
+        fitted = make_proxy(proxy, documents, work=work, executor=executor)
         models, inputs = fitted.files("model"), {"proxy": fitted.content}
         tokenizer = models[0].path
     else:
@@ -97,8 +101,9 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
         Shard(index, {"documents": file} | proxies | extra, inputs)
         for index, file in enumerate(documents.files("documents"))
     ]
-    per_token = 2.0 * sum(count_weights(model.path) for model in [models[0], *extra.values()])
-    stage = Stage("score", VERSION, run, unit="tokens", accelerated=True, flops=per_token)
+    weights = [model.path for model in [models[0], *extra.values()] if not is_counted(model.path)]
+    per_token = 2.0 * sum(map(count_weights, weights)) or None
+    stage = Stage("score", VERSION, run, unit="tokens", accelerated=bool(weights), flops=per_token)
     config = stage_config(manifest, str(tokenizer), lambda config: output_folder(stage, config, inputs, work))
     record = run_stage(stage, config, shards, inputs, work, executor)
     write_pointer(proxy_pointer(work, manifest), record.directory)
@@ -124,7 +129,7 @@ def stage_config(manifest: Manifest, tokenizer: str, folder: Callable[[Config], 
     """
     proxy = manifest.proxy
     configs = [ScoreStageConfig(score=manifest.score, dtype=d, tokenizer=tokenizer) for d in DTYPES]
-    if proxy.dtype == "auto" and not proxy.train:
+    if proxy.dtype == "auto" and not proxy.made_here:
         for name, state in (("record.json", "published"), (BEGUN, "begun")):
             for config in configs:
                 if (folder(config) / name).exists():
@@ -152,31 +157,6 @@ def reference_folder(reference: ReferenceConfig, tokenizer: str) -> Path:
             hint="choose two models of the same family, or train one with the tokenizer of the other",
         )  # fmt: skip
     return folder
-
-
-# ------------------------------------------------------------------------------------------------- the proxy
-
-
-def fit(config: TrainProxyConfig, documents: Record, *, work: Path, executor: Executor) -> Record:
-    """Fit one proxy per fold on the training split; a proxy never sees the documents of its own fold."""
-    files = {f"documents-{i}": file for i, file in enumerate(documents.files("documents"))}
-    shards = [Shard(fold, files, {"fold": fold}) for fold in range(config.folds)]
-    inputs = {"documents": documents.text_content}
-    return run_stage(Stage("proxy", FIT_VERSION, run_fit, unit="tokens"), config, shards, inputs, work, executor)
-
-
-def run_fit(config: TrainProxyConfig, source: Shard, out: Path) -> Counters:
-    """Fit the proxy of one fold and write it to `model/` in `transformers` format."""
-    from pipeline.scoring.fit import fit_proxy
-
-    fold = source.details["fold"]
-    texts = read_texts(list(source.files.values()), fold, config)
-    report = fit_proxy(texts, config, out / "model", partial(_log_fold, fold))
-    return {name: report[name] for name in ("documents", "tokens", "steps")}
-
-
-def _log_fold(fold: int, line: str) -> None:
-    log(f"proxy        fold {fold}: {line}")
 
 
 # ------------------------------------------------------------------------------------------------- the scores
@@ -217,9 +197,10 @@ def _score_rest(config: ScoreStageConfig, source: Shard, documents: pa.Table, pa
     """
     folders, reference = _folders(source), source.files.get("reference")
     tokenizer = _tokenizer(config.tokenizer or folders[0])
+    limit = GROUP_CHARACTERS_COUNTED if is_counted(folders[0]) else GROUP_CHARACTERS[torch_device()]
     with ThreadPoolExecutor(1) as background:
         written: Future[None] = background.submit(lambda: None)
-        for kept, lossy in _ahead(partial(_tokenized, tokenizer), _groups(documents, parts.done)):
+        for kept, lossy in _ahead(partial(_tokenized, tokenizer), _groups(documents, parts.done, limit)):
             scored = _scored([row for row, _ in kept], [ids for _, ids in kept], folders, tokenizer, config)
             if reference is not None:
                 scored = _with_reference(scored, str(reference.path), config)
@@ -270,12 +251,12 @@ def _ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iter
             yield last.result()
 
 
-def _groups(documents: pa.Table, start: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of the documents table from `start` on, in groups of at least `GROUP_CHARACTERS` of text.
+def _groups(documents: pa.Table, start: int, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of the documents table from `start` on, in groups of at least `limit` characters of text.
 
     Groups are the same from wherever one starts.
     """
-    limit, first, size = GROUP_CHARACTERS[torch_device()], 0, 0
+    first, size = 0, 0
     for row, characters in enumerate(pc.utf8_length(documents["text"]).to_pylist(), 1):
         size += characters
         if size >= limit or row == len(documents):
@@ -299,21 +280,34 @@ def _scored(
     rows: Sequence[Mapping[str, Any]], ids: Sequence[Any], folders: Sequence[str], tokenizer: CorpusTokenizer,
     config: ScoreStageConfig,
 ) -> list[ScoredDocument]:  # fmt: skip
-    """Return the documents in the order of the rows, each scored by its fold's proxy."""
-    from pipeline.scoring.documents import score_documents
+    """Return the documents in the order of the rows, each scored by its fold's proxy or by the others' counts."""
+    from pipeline.scoring.count_proxy import score_by_counts
     from pipeline.scoring.table import ScoredDocument
 
-    scores: dict[int, Any] = {}
+    if is_counted(folders[0]):
+        counted = [row["split"] == "train" for row in rows]
+        scores = score_by_counts(_counts(folders[0]), ids, counted, config.score)
+    else:
+        scores = _scored_by_folds(rows, ids, folders, config)
+    return [
+        ScoredDocument(row["doc_id"], row["split"], i, tokenizer.ends(i), row["fields"], s)
+        for row, i, s in zip(rows, ids, scores, strict=True)
+    ]
+
+
+def _scored_by_folds(
+    rows: Sequence[Mapping[str, Any]], ids: Sequence[Any], folders: Sequence[str], config: ScoreStageConfig
+) -> list[PositionScores]:
+    from pipeline.scoring.documents import score_documents
+
+    scores: dict[int, PositionScores] = {}
     for fold, folder in enumerate(folders):
         mine = [n for n, row in enumerate(rows) if fold_of(row["doc_id"], len(folders)) == fold]
         if mine:
             proxy = _proxy(folder, config.tokenizer or folder, config.dtype)
             names = [f"{rows[n]['doc_id']} ({rows[n]['source_file']}, row {rows[n]['source_row']})" for n in mine]
             scores |= dict(zip(mine, score_documents(proxy, [ids[n] for n in mine], names, config.score), strict=True))
-    return [
-        ScoredDocument(row["doc_id"], row["split"], i, tokenizer.ends(i), row["fields"], scores[n])
-        for n, (row, i) in enumerate(zip(rows, ids, strict=True))
-    ]
+    return [scores[n] for n in range(len(rows))]
 
 
 def _with_reference(scored: Sequence[ScoredDocument], folder: str, config: ScoreStageConfig) -> list[ScoredDocument]:
@@ -361,3 +355,9 @@ def _proxy(folder: str, tokenizer: str, dtype: str) -> Proxy:
     from pipeline.scoring.proxy import load_proxy
 
     return load_proxy(Path(folder), _tokenizer(tokenizer), dtype)
+
+
+@lru_cache(maxsize=1)
+def _counts(folder: str) -> CountTables:
+    """Open once per worker process."""
+    return open_tables(Path(folder))

@@ -174,7 +174,7 @@ def run_data(
     # Check now what the last stages would refuse only after hours of scoring.
     rule_expression(manifest.select)
     folder = work / manifest.name
-    if last == "materialize" and not (manifest.proxy.train and manifest.materialize.policy_tokenizer == PROXYS_OWN):
+    if last == "materialize" and not (manifest.proxy.made_here and manifest.materialize.policy_tokenizer == PROXYS_OWN):
         policy = with_policy_tokenizer(manifest, folder).materialize
         CorpusTokenizer.load(policy.policy_tokenizer, policy.policy_tokenizer_revision)
 

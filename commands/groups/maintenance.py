@@ -53,6 +53,7 @@ def status(
     """
     from commands.status import list_all, tables, tables_of_all
     from commands.status import status as look
+    from pipeline.scoring import own_proxy
     from stages import ingest, materialize, score, select
 
     if manifest is None:
@@ -63,7 +64,7 @@ def status(
     stages = [ingest.READ, ingest.NEAR, ingest.ASSIGN, ingest.INGEST]
     stages += [select.CANDIDATE, select.VERDICT, select.SELECT, materialize.MATERIALIZE]
     versions = {stage.name: stage.version for stage in stages}
-    versions |= {"score": score.VERSION, "proxy": score.FIT_VERSION}
+    versions |= {"score": score.VERSION} | dict.fromkeys(("proxy", "tokenizer", "tokens"), own_proxy.VERSION)
     found = look(load(Manifest, manifest, overrides or ()), work=work, runs=runs, versions=versions)
     report(found, tables, as_json)
 

@@ -17,7 +17,7 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import SITES
 
-_STAGES = ("read", "near", "assign", "proxy")
+_STAGES = ("read", "near", "assign", "tokenizer", "tokens", "proxy")
 """Stages that precede or feed the four of `rpt data`, in the order in which they run."""
 
 

@@ -38,6 +38,10 @@ class Config(BaseModel):
                 tree[name] = [part.identity() for part in value]
         return tree
 
+    def without_added(self) -> dict[str, Any]:
+        """Return all fields as JSON values, without those of `added` that have their default."""
+        return self.model_dump(mode="json", exclude={name for name in self.added if self._is_default(name)})
+
     def _is_default(self, name: str) -> bool:
         field = type(self).model_fields[name]
         return bool(getattr(self, name) == field.get_default(call_default_factory=True))

@@ -52,10 +52,28 @@ class TrainProxyConfig(Config):
     """Seed of the sample, the initial weights and the order of the batches."""
 
 
+class CountProxyConfig(Config):
+    """N-gram counts of the training split as the proxy: interpolated modified Kneser-Ney smoothing.
+
+    Each document is scored by the counts of all others, exactly: there are no folds. It needs no GPU.
+    """
+
+    order: int = Field(5, ge=2, le=8)
+    """Tokens of the longest n-grams: a token is predicted from one token less."""
+    vocab_size: int = Field(4096, ge=260)
+    """Tokens of the byte-level BPE vocabulary that is fitted for it."""
+    sample_bytes: int = Field(64_000_000, gt=0)
+    """Of a larger training split the tokenizer is fitted on about this many bytes, chosen by a hash of (seed, doc_id).
+    The counts are of all of it."""
+    seed: int = 0
+    """Seed of the sample."""
+
+
 class ProxyConfig(Config):
-    """The model whose uncertainty selects the sites: a `transformers` causal LM, or one trained here."""
+    """The model whose uncertainty selects the sites: a `transformers` causal LM, or one made from the corpus itself."""
 
     locations: ClassVar[frozenset[str]] = frozenset({"model", "revision", "tokenizer"})
+    added: ClassVar[frozenset[str]] = frozenset({"count"})
 
     model: str | None = None
     """Folder or hub id of a trained model."""
@@ -65,6 +83,8 @@ class ProxyConfig(Config):
     """Folder or hub id of the tokenizer, if it is not the model's own."""
     train: TrainProxyConfig | None = None
     """Instead of `model`: fit a small proxy on the training split."""
+    count: CountProxyConfig | None = None
+    """Instead of `model`: count the n-grams of the training split."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the forward passes. `auto` is bfloat16 if this machine's GPU or CPU multiplies it, else float32;
     float32 for a proxy that is fitted here. Scores of this manifest that are there already are used whatever their
@@ -73,9 +93,14 @@ class ProxyConfig(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> ProxyConfig:
-        if (self.model is None) == (self.train is None):
-            raise ValueError("give exactly one of model, train")
+        if sum(source is not None for source in (self.model, self.train, self.count)) != 1:
+            raise ValueError("give exactly one of model, train, count")
         return self
+
+    @property
+    def made_here(self) -> TrainProxyConfig | CountProxyConfig | None:
+        """Return how the proxy is made from the corpus; None if it is a trained model."""
+        return self.train or self.count
 
 
 class ReferenceConfig(Config):

@@ -52,7 +52,7 @@ def _chosen(source: CorpusConfig | SourceConfig) -> dict[str, Any]:
 
 
 def _models(manifest: Manifest) -> list[Any]:
-    return [part.model_dump(mode="json") if part else None for part in (manifest.proxy, manifest.reference)]
+    return [part.without_added() if part else None for part in (manifest.proxy, manifest.reference)]
 
 
 def _pointer(path: Path, named: Any) -> Path:
@@ -83,11 +83,11 @@ def is_of_source(work: Path, corpus: CorpusConfig, documents: Record) -> bool:
 def is_of_proxy(work: Path, manifest: Manifest, scores: Record) -> bool:
     """Return whether scores are by a manifest's models, as `rpt data` found them last; true if nothing was recorded.
 
-    A fitted proxy is known by the configuration it was fitted with.
+    A proxy that is made from the corpus is known by the configuration it was made with.
     """
-    if manifest.proxy.train is not None:
+    if (made_with := manifest.proxy.made_here) is not None:
         fitted = [record for path in (work / "proxy").glob("[!.]*/record.json") if (record := read_record(path.parent))]
-        own = {record.content for record in fitted if record.config == manifest.proxy.train.identity()}
+        own = {record.content for record in fitted if record.config == made_with.identity()}
         return not fitted or scores.inputs.get("proxy") in own
     return _agrees(proxy_pointer(work, manifest), scores, ("proxy", "tokenizer", "reference"))
 

@@ -27,7 +27,7 @@ def fastest_dtype() -> tuple[Dtype, str]:
 def proxy_dtype(proxy: ProxyConfig, command: str) -> Dtype:
     """Return the number format of a proxy on this machine, and log the choice of `auto`.
 
-    A fitted proxy is too narrow to gain from bfloat16.
+    A proxy that is made from the corpus is too narrow to gain from bfloat16, or has no matrices.
 
     Args:
         proxy: the manifest's proxy.
@@ -35,7 +35,7 @@ def proxy_dtype(proxy: ProxyConfig, command: str) -> Dtype:
     """
     if proxy.dtype != "auto":
         return proxy.dtype
-    if proxy.train:
+    if proxy.made_here:
         return "float32"
     if gpus() and torch_device() == "cpu":
         log(f"{command:<12} {GPU_UNUSED}")

@@ -156,7 +156,7 @@ class ExpectedRecord:
 
 def expected_records(manifest: Manifest) -> list[ExpectedRecord]:
     """Return what each stage of `rpt data` must have been made from, in order."""
-    fitted = manifest.proxy.train
+    fitted = manifest.proxy.made_here
     score: dict[str, Any] = {"score": manifest.score.identity()}
     if manifest.proxy.dtype != "auto" or fitted:  # otherwise scores of either format are used
         score["dtype"] = proxy_dtype(manifest.proxy, "score")
@@ -266,7 +266,7 @@ def with_policy_tokenizer(manifest: Manifest, work: Path) -> Manifest:
     config, proxy = manifest.materialize, manifest.proxy
     if config.policy_tokenizer != PROXYS_OWN:
         return manifest
-    if proxy.train is not None:
+    if proxy.made_here is not None:
         name, revision = str(own_record(work, manifest, "proxy").files("model")[0].path), None
     else:
         name, revision = (proxy.tokenizer, None) if proxy.tokenizer else (str(proxy.model), proxy.revision)

@@ -1,4 +1,4 @@
-"""Fits a proxy on the corpus itself: a byte-level BPE, and per fold a small LM that has not seen the fold's documents.
+"""Fits a proxy on the corpus itself: per fold a small LM that has not seen the fold's documents.
 
 Shape names: B rows of a batch, T tokens of a row, H hidden size, V vocabulary.
 """
@@ -15,47 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from pipeline.config.manifest import ScoreConfig, TrainProxyConfig
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.baselines import zlib_bits_per_byte
 from pipeline.scoring.documents import score_documents
 from pipeline.scoring.muon import Muon
+from pipeline.scoring.own_tokenizer import write_tokenizer
 from pipeline.scoring.proxy import as_proxy
 from pipeline.scoring.sample import Texts
-
-DOCUMENT = "<|document|>"
-"""The proxy's only special token: it precedes every document."""
-
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Qwen2's split before BPE (single digits). The more boundaries proxy and policy share, the fewer sites are dropped."""
-
-
-def fit_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE with all 256 bytes, lossless on any text. The same texts give the same tokenizer."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=[DOCUMENT],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{DOCUMENT} $A", special_tokens=[(DOCUMENT, tokenizer.token_to_id(DOCUMENT))]
-    )
-    return tokenizer
 
 
 def new_model(vocab_size: int, bos_id: int, config: TrainProxyConfig) -> Any:
@@ -182,12 +150,7 @@ def fit_proxy(texts: Texts, config: TrainProxyConfig, folder: Path, say: Callabl
         The content of `training.json` in the folder: steps, tokens, and bits per byte on held-out text beside two
         baselines.
     """
-    fitted = fit_tokenizer(texts.tokenizer, config.vocab_size)
-    folder.mkdir(parents=True)
-    fitted.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": DOCUMENT, "eos_token": DOCUMENT}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
-    tokenizer = CorpusTokenizer.load(folder)
+    tokenizer = write_tokenizer(texts.tokenizer, config.vocab_size, folder)
     assert tokenizer.bos_id is not None
 
     documents = [

@@ -7,19 +7,20 @@ Tables are written to a temporary folder to measure their size.
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.corpus import CorpusConfig
-from pipeline.config.manifest import Manifest, MaterializeConfig, TrainProxyConfig
+from pipeline.config.manifest import CountProxyConfig, Manifest, MaterializeConfig, TrainProxyConfig
 from pipeline.config.selection import SelectConfig
 from pipeline.core.files import size_of
 from pipeline.core.parquet import ROW_GROUP, parquet_writer
@@ -27,10 +28,14 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import CORPUS, DOCUMENTS
 from pipeline.corpus.near import band_rows, bands
 from pipeline.corpus.words import shingles, words
+from pipeline.scoring.count_tables import count, is_counted, open_tables
 from pipeline.selection.corpus_rules import mixture_counts
 from pipeline.selection.sites import select_sites, sites_schema
 from pipeline.shards.examples import examples
 from pipeline.shards.writer import write_shards
+
+if TYPE_CHECKING:
+    from pipeline.scoring.entropy import PositionScores
 
 FIT_STEPS = 8
 """Training steps that are timed."""
@@ -67,13 +72,11 @@ def try_scores(
     manifest: Manifest, folder: str, tokenizer: str, seconds: float, rows: Sequence[dict[str, Any]]
 ) -> Trial:
     """Measure score: tokenize and score documents and make their table, for about `seconds` at most."""
-    from pipeline.scoring.documents import score_documents
-    from pipeline.scoring.proxy import load_proxy
     from pipeline.scoring.table import ROW_GROUP as SCORES_ROW_GROUP
     from pipeline.scoring.table import ScoredDocument, scores_table
 
     rules, tokens = manifest.score, CorpusTokenizer.load(tokenizer)
-    proxy = load_proxy(Path(folder), tokens, manifest.proxy.dtype)
+    score = _scorer(manifest, folder, tokens)
     made, kept = list[pa.Table](), list[dict[str, Any]]()
     paces: list[tuple[float, int]] = []
     start = time.monotonic()
@@ -81,7 +84,7 @@ def try_scores(
         begin = time.monotonic()
         ids = tokens.encode_batch([row["text"] for row in group])
         lossless = [(row, i) for row, i in zip(group, ids, strict=True) if tokens.is_lossless(row["text"], i)]
-        scores = score_documents(proxy, [i for _, i in lossless], [row["doc_id"] for row, _ in lossless], rules)
+        scores = score([i for _, i in lossless], [row["doc_id"] for row, _ in lossless])
         scored = [
             ScoredDocument(row["doc_id"], row["split"], i, tokens.ends(i), row["fields"], s)
             for (row, i), s in zip(lossless, scores, strict=True)
@@ -101,6 +104,22 @@ def try_scores(
         tables={"documents": documents, "scores": table},
         pace=sum(seconds for seconds, _ in warm) / max(1, sum(count for _, count in warm)),
     )
+
+
+def _scorer(
+    manifest: Manifest, folder: str, tokenizer: CorpusTokenizer
+) -> Callable[[Sequence[Any], Sequence[str]], list[PositionScores]]:
+    """Return the function from token ids and names of documents to their scores, by a model or by counts."""
+    if is_counted(folder):
+        from pipeline.scoring.count_proxy import score_by_counts
+
+        tables = open_tables(Path(folder))
+        return lambda ids, _: score_by_counts(tables, ids, [True] * len(ids), manifest.score)
+    from pipeline.scoring.documents import score_documents
+    from pipeline.scoring.proxy import load_proxy
+
+    proxy = load_proxy(Path(folder), tokenizer, manifest.proxy.dtype)
+    return lambda ids, names: score_documents(proxy, ids, names, manifest.score)
 
 
 def count_tokens(tokenizer: str, texts: Sequence[str]) -> list[int]:
@@ -162,6 +181,20 @@ def try_fit(config: TrainProxyConfig, texts: Sequence[str], held_out: Sequence[s
     steps = int(report["steps"])
     step = float(np.median(np.diff(times[:-1])[1:])) if steps > 1 else times[1] - times[0]
     return FitTrial(int(report["tokens"]), step, max(0.0, times[-1] - times[0] - steps * step))
+
+
+def try_count(config: CountProxyConfig, texts: Sequence[str], folder: Path) -> int:
+    """Fit a tokenizer on texts and count them into `folder`, as the proxy is made. Returns their tokens."""
+    from pipeline.scoring.own_tokenizer import write_tokenizer
+
+    tokenizer = write_tokenizer(texts, config.vocab_size, folder)
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    stream = np.concatenate([[tokenizer.vocab_size, *ids] for ids in tokenizer.encode_batch(texts)])
+    np.save(scratch / "tokens.npy", stream.astype(np.int32))
+    count([scratch / "tokens.npy"], tokenizer.vocab_size, config.order, folder, scratch)
+    shutil.rmtree(scratch)
+    return len(stream) - len(texts)
 
 
 def _growing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,10 +21,13 @@ from tests.commands.test_plan import TRAIN, corpus
 from tests.stages.published import InProcess
 
 
-def test_the_policys_tokenizer_may_be_that_of_the_fitted_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("proxy", [{"train": TRAIN}, {"count": {"vocab_size": 300}}], ids=["train", "count"])
+def test_the_policys_tokenizer_may_be_that_of_the_proxy_made_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: dict[str, Any]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("commands.plan.TRY_SECONDS", 600.0)
-    path = corpus(tmp_path, {"train": TRAIN})
+    path = corpus(tmp_path, proxy)
     tree = yaml.safe_load(path.read_text())
     tree["materialize"] = {"policy_tokenizer": "proxy"}
     tree["select"] = {"where": "entropy > 0"}

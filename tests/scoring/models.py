@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from pipeline.scoring.fit import fit_tokenizer
+from pipeline.scoring.own_tokenizer import fit_tokenizer
 
 TEXTS = [
     f"Problem {n}: the {animal} eats {n} apples and {n + 1} pears.\n\nSolution: {2 * n + 1} fruits, 苹果和梨 café."

@@ -21,13 +21,13 @@ from pipeline.corpus.documents import DOCUMENTS
 from pipeline.scoring.fit import (
     bits_per_byte,
     fit_proxy,
-    fit_tokenizer,
     new_model,
     packed_batches,
     steps_for,
     unigram_bits_per_byte,
 )
 from pipeline.scoring.muon import orthogonalise
+from pipeline.scoring.own_tokenizer import fit_tokenizer
 from pipeline.scoring.proxy import load_proxy
 from pipeline.scoring.sample import Sample, Texts, fold_of, read_texts
 from tests.scoring.models import TEXTS

@@ -1,0 +1,146 @@
+"""Finds what documents have themselves added to the counts, so that it can be subtracted.
+
+Where the subtraction leaves an n-gram without an occurrence, the count of its suffix falls by one, and so on down the
+orders. Sums, numbers of kinds and discounts follow.
+
+Shape names: P positions of all documents end to end, D documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.scoring.count_tables import CountTables, discounts
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents end to end, with the entry and the context of each order at every position; −1: never counted."""
+
+    tokens: Array
+    document: Array
+    place: Array
+    """[P] number of tokens of the document before this one."""
+    entries: tuple[Array, ...]
+    contexts: tuple[Array, ...]
+
+    @staticmethod
+    def of(tables: CountTables, documents: Sequence[Array]) -> Text:
+        """Return documents, given their token ids, with their n-grams looked up."""
+        lengths = np.array([len(ids) for ids in documents], np.int64)
+        tokens = np.concatenate([*documents, np.empty(0, np.int64)]).astype(np.int64)
+        document = np.repeat(np.arange(len(documents)), lengths)
+        place = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        entries, contexts = [tokens], [np.zeros_like(tokens)]
+        for order in tables.orders[1:]:
+            context = np.where(place == 0, -1, np.concatenate([[-1], entries[-1][:-1]])[: len(tokens)])
+            if len(entries) == 1:
+                context[place == 0] = tables.vocab_size
+            keys = context * tables.width + tokens
+            at = np.minimum(np.searchsorted(order.keys, keys), max(0, len(order.keys) - 1))
+            there = (context >= 0) & (order.keys[at] == keys) if len(order.keys) else np.zeros(len(keys), bool)
+            entries.append(np.where(there, at, -1))
+            contexts.append(context)
+        return Text(tokens, document, place, tuple(entries), tuple(contexts))
+
+
+class Sums:
+    """Sparse numbers by (document, entry or context): all that is not there is zero."""
+
+    MASK = (1 << 20) - 1
+
+    def __init__(self, size: int, keys: Array, values: Array) -> None:
+        self._size, self._keys, self._values = size, keys, values
+        # Most pairs are not there: a table of bits by a hash of the pair says so at once.
+        self._maybe = np.zeros(self.MASK + 1, bool)
+        self._maybe[self._hash(*np.divmod(keys, size))] = True
+
+    def _hash(self, document: Array, number: Array) -> Array:
+        return (number + document * 40503) & self.MASK
+
+    def at(self, document: Array, number: Array) -> Array:
+        """Return the values of pairs."""
+        found = np.zeros((len(number), *self._values.shape[1:]), self._values.dtype)
+        maybe = np.flatnonzero(self._maybe[self._hash(document, number)])
+        if len(maybe) and len(self._keys):
+            keys = document[maybe] * self._size + number[maybe]
+            at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+            there = self._keys[at] == keys
+            found[maybe[there]] = self._values[at[there]]
+        return found
+
+
+@dataclass(frozen=True)
+class Own:
+    """What documents have themselves added to the counts."""
+
+    counts: tuple[Sums, ...]
+    totals: tuple[Sums, ...]
+    """By context: sum of counts, and change of the number of kinds of counts, [4]."""
+    discount: Array
+    """[D, orders, 3] discounts without the document."""
+    discount_by_count: Array
+    """[D · orders · 4] the same end to end, with 0 for a count of 0 before each three."""
+    slack: Array
+    """[D, orders] by what factor a discounted count can be greater than with the document."""
+    before: Array
+    """Unigrams whose count falls: (document, rank key) with the old count, rising; see `rank_keys`."""
+    after: Array
+    """The same with the new count."""
+
+    @staticmethod
+    def of(tables: CountTables, text: Text, counted: Array) -> Own:
+        """Return what the documents have added that are `counted` [D]."""
+        n = len(tables.orders)
+        changes = np.repeat(tables.count_of_counts[None], len(counted), 0)
+        counts, totals = list[Sums](), list[Sums]()
+        gone = np.empty((2, 0), np.int64)  # (document, entry of this order) once per n-gram that disappeared above
+        before = after = np.empty(0, np.int64)
+        for k in range(n, 0, -1):
+            order, entries = tables.orders[k - 1], text.entries[k - 1]
+            # Occurrences count for the longest n-grams and at the start of a document.
+            occurs = counted[text.document] & (entries >= 0) & ((text.place == k - 2) | (k == n))
+            pairs = np.concatenate([gone, np.stack([text.document, entries])[:, occurs]], 1)
+            size = max(1, len(order.counts))
+            keys, own = np.unique(pairs[0] * size + pairs[1], return_counts=True)
+            document, entry = np.divmod(keys, size)
+            old = order.counts[entry].astype(np.int64)
+            new = old - own
+            counts.append(Sums(size, keys, own))
+            totals.append(_context_sums(tables, k, document, entry, old, new))
+            for b in range(1, 5):
+                np.subtract.at(changes[:, k - 1, b - 1], document[old == b], 1)
+                np.add.at(changes[:, k - 1, b - 1], document[new == b], 1)
+            lost = new == 0
+            gone = np.stack([document[lost], order.suffix[entry[lost]].astype(np.int64)])
+            if k == 1:
+                before, after = (np.sort(document * tables.rank_size + tables.rank_keys(c, entry)) for c in (old, new))
+        with_D, ours_D = discounts(tables.count_of_counts), discounts(changes)
+        least = np.array([1.0, 2.0, 3.0])
+        slack = np.maximum(((least - ours_D) / (least - with_D)).max(-1), 1.0)
+        flat = np.pad(ours_D, ((0, 0), (0, 0), (1, 0))).ravel()
+        return Own(tuple(counts[::-1]), tuple(totals[::-1]), ours_D, flat, slack, before, after)
+
+    def discounted(self, document: Array, j: int, count: Array) -> Array:
+        """Return counts of order j + 1 less the discounts without the document of each."""
+        return count - self.discount_by_count[document * (4 * len(self.counts)) + 4 * j + np.minimum(count, 3)]
+
+
+def _context_sums(tables: CountTables, k: int, document: Array, entry: Array, old: Array, new: Array) -> Sums:
+    order = tables.orders[k - 1]
+    contexts = max(1, len(order.total))
+    context = order.keys[entry] // tables.width if k > 1 else np.zeros_like(entry)
+    keys, group = np.unique(document * contexts + context, return_inverse=True)
+    sums = np.zeros((len(keys), 4), np.int64)
+    np.add.at(sums[:, 0], group, old - new)
+    for b in (1, 2, 3):
+        change = (np.minimum(new, 3) == b).astype(np.int64) - (np.minimum(old, 3) == b)
+        np.add.at(sums[:, b], group, change)
+    return Sums(contexts, keys, sums)

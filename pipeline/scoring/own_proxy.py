@@ -1,0 +1,144 @@
+"""Makes a proxy from the corpus itself: the output `proxy`, and what comes before it.
+
+    tokenizer   a sample of the documents   → `tokenizer`, a folder (counts only)
+    tokens      a shard of the documents    → `tokens`, the training split as token ids (counts only)
+    proxy       all of it                   → `model`, a folder: one per fold, or the count tables
+
+A fitted proxy never sees the documents of its own fold. Counts are of all training documents; a document's own counts
+are subtracted when it is scored.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.base import Config
+from pipeline.config.errors import UserError
+from pipeline.config.manifest import CountProxyConfig, ProxyConfig, TrainProxyConfig
+from pipeline.core.artifact import Counters, Record, Shard
+from pipeline.core.executor import Executor
+from pipeline.core.parquet import read_table
+from pipeline.core.progress import log
+from pipeline.core.stage import Stage, run_stage
+from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.scoring.sample import Sample, read_texts
+
+VERSION = 1
+"""Version of `proxy`, `tokenizer` and `tokens`, raised whenever the output changes."""
+
+TEXTS = 1000
+"""Documents that are tokenized at once."""
+
+
+def make_proxy(proxy: ProxyConfig, documents: Record, *, work: Path, executor: Executor) -> Record:
+    """Return the output `proxy` of the documents, made if it is not there."""
+    if proxy.count is not None:
+        return _count(proxy.count, documents, work=work, executor=executor)
+    assert proxy.train is not None
+    files = {f"documents-{i}": file for i, file in enumerate(documents.files("documents"))}
+    shards = [Shard(fold, files, {"fold": fold}) for fold in range(proxy.train.folds)]
+    inputs = {"documents": documents.text_content}
+    return run_stage(PROXY, proxy.train, shards, inputs, work, executor)
+
+
+# ------------------------------------------------------------------------------------------------- fitted
+
+
+def run_fit(config: TrainProxyConfig, source: Shard, out: Path) -> Counters:
+    """Fit the proxy of one fold and write it to `model/` in `transformers` format."""
+    from pipeline.scoring.fit import fit_proxy
+
+    fold = source.details["fold"]
+    texts = read_texts(list(source.files.values()), fold, config)
+    report = fit_proxy(texts, config, out / "model", partial(_log_fold, fold))
+    return {name: report[name] for name in ("documents", "tokens", "steps")}
+
+
+def _log_fold(fold: int, line: str) -> None:
+    log(f"proxy        fold {fold}: {line}")
+
+
+# ------------------------------------------------------------------------------------------------ counted
+
+
+class TokensConfig(Config):
+    """What decides the tokens of the training split: the tokenizer's settings."""
+
+    vocab_size: int
+    sample_bytes: int
+    seed: int
+
+
+def _count(config: CountProxyConfig, documents: Record, *, work: Path, executor: Executor) -> Record:
+    files = documents.files("documents")
+    settings = TokensConfig(vocab_size=config.vocab_size, sample_bytes=config.sample_bytes, seed=config.seed)
+    inputs = {"documents": documents.text_content}
+    whole = [Shard(0, {f"documents-{i}": file for i, file in enumerate(files)}, {})]
+    fitted = run_stage(TOKENIZER, settings, whole, inputs, work, executor)
+    (tokenizer,) = fitted.files("tokenizer")
+    inputs |= {"tokenizer": fitted.content}
+    shards = [Shard(i, {"documents": file, "tokenizer": tokenizer}, {}) for i, file in enumerate(files)]
+    tokens = run_stage(TOKENS, settings, shards, inputs, work, executor)
+    streams = {f"tokens-{i}": file for i, file in enumerate(tokens.files("tokens"))}
+    plan = [Shard(0, {"tokenizer": tokenizer} | streams, {})]
+    return run_stage(COUNTED, config, plan, inputs | {"tokens": tokens.content}, work, executor)
+
+
+def run_tokenizer(config: TokensConfig, source: Shard, out: Path) -> Counters:
+    """Fit a tokenizer on a sample of the training documents and write it to `tokenizer/`."""
+    from pipeline.scoring.own_tokenizer import write_tokenizer
+
+    sample = Sample(config.sample_bytes, config.seed)
+    for file in source.files.values():
+        for row in read_table(file, ["doc_id", "split", "text"]).to_pylist():
+            if row["split"] == "train":
+                sample.offer(row["doc_id"], row["text"])
+    texts = sample.texts()
+    tokenizer = write_tokenizer(texts, config.vocab_size, out / "tokenizer")
+    return {"documents": len(texts), "tokens": tokenizer.vocab_size}
+
+
+def run_tokens(config: TokensConfig, source: Shard, out: Path) -> Counters:
+    """Write the training documents that the tokenizer represents, each after a token of its own, to `tokens.npy`."""
+    tokenizer = CorpusTokenizer.load(source.files["tokenizer"].path)
+    rows = read_table(source.files["documents"], ["split", "text"]).to_pylist()
+    texts = [row["text"] for row in rows if row["split"] == "train"]
+    parts, documents = [np.empty(0, np.int32)], 0
+    for begin in range(0, len(texts), TEXTS):
+        some = texts[begin : begin + TEXTS]
+        for text, ids in zip(some, tokenizer.encode_batch(some), strict=True):
+            if tokenizer.is_lossless(text, ids):  # others are quarantined when documents are scored
+                parts += [np.array([tokenizer.vocab_size], np.int32), ids.astype(np.int32)]
+                documents += 1
+    stream = np.concatenate(parts)
+    np.save(out / "tokens.npy", stream)
+    return {"documents": documents, "tokens": len(stream) - documents}
+
+
+def run_count(config: CountProxyConfig, source: Shard, out: Path) -> Counters:
+    """Count the n-grams and write the tables, with the tokenizer, to `model/`."""
+    from pipeline.scoring.count_tables import ABOUT, count
+
+    shutil.copytree(source.files["tokenizer"].path, out / "model")
+    tokenizer = CorpusTokenizer.load(out / "model")
+    streams = [file.path for name, file in source.files.items() if name.startswith("tokens-")]
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        count(streams, tokenizer.vocab_size, config.order, out / "model", Path(scratch))
+    about = json.loads((out / "model" / ABOUT).read_text())
+    if not about["tokens"]:
+        raise UserError(
+            "no training document can be counted", where="proxy.count", hint="use fewer validation documents"
+        )
+    return {name: about[name] for name in ("documents", "tokens")} | {"ngrams": sum(about["entries"])}
+
+
+TOKENIZER = Stage("tokenizer", VERSION, run_tokenizer)
+TOKENS = Stage("tokens", VERSION, run_tokens, unit="tokens")
+PROXY = Stage("proxy", VERSION, run_fit, unit="tokens")
+COUNTED = Stage("proxy", VERSION, run_count, unit="tokens")
