@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ import yaml
 from rich.filesize import decimal
 from rich.table import Table
 
+from commands.crew import Crew, Team
 from pipeline.config import resources
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
 from pipeline.config.manifest import PROXYS_OWN, CountProxyConfig, Manifest, ProxyConfig, TrainProxyConfig
 from pipeline.config.recipe import Recipe
-from pipeline.core.executor import LocalExecutor
 from pipeline.core.files import size_of
-from pipeline.core.hardware import cores, gpus
+from pipeline.core.hardware import cores
 from pipeline.core.model_files import MODEL_FILES, TOKENIZER_FILES, resolve_model
 from pipeline.core.precision import proxy_dtype
 from pipeline.core.progress import duration, log
@@ -44,7 +44,6 @@ from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.selection.corpus_rules import needs_corpus_pass
 from pipeline.shards.cost import (
     FIT_STEPS,
-    Trial,
     count_tokens,
     estimate_total,
     kept_share,
@@ -119,14 +118,8 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
     stages = [_ingest(manifest, found, ingested, crew)]
     every_token: Total | None = None
     with tempfile.TemporaryDirectory() as scratch:
-        if manifest.proxy.train is not None:
-            log("plan         fitting a proxy for a few steps")
-            stages.append(_fit(manifest.proxy.train, found, Path(scratch), crew))
-            folder = tokenizer = Path(scratch) / "0"
-        elif manifest.proxy.count is not None:
-            log("plan         counting what was read")
-            stages.append(_count(manifest.proxy.count, found, Path(scratch), crew))
-            folder = tokenizer = Path(scratch) / "0"
+        if manifest.proxy.made_here is not None:
+            folder = tokenizer = _made_here(manifest.proxy, found, Path(scratch), crew, stages)
         else:
             words, model, missing = _proxy(manifest.proxy)
             if model is None or words is None:
@@ -139,7 +132,7 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
         )
         devices = list(crew.executor.devices)
         # A proxy after a few steps, or of a part of the corpus, finds others hard: an upper bound is all positions.
-        early = manifest.proxy.train is not None or (manifest.proxy.count is not None and not found.complete)
+        early = manifest.proxy.train is not None or (manifest.proxy.made_here is not None and not found.complete)
         every = {"where": "true", "validation_where": "true"} if early else {}
         rules, several = manifest.select.model_copy(update=every), bool(config.sources)
         selected = crew.run(partial(try_select, rules, several), scored.trials)
@@ -244,61 +237,6 @@ def _without_weights(
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Team:
-    """The measurements of the workers of one trial."""
-
-    trials: list[Trial]
-    start: float
-    """Seconds before the last worker was ready."""
-
-    def counts(self, name: str) -> list[int]:
-        """Return the counts of this name from all trials."""
-        return [count for trial in self.trials for count in trial.counts[name]]
-
-    @property
-    def busy(self) -> float:
-        """The sum of the seconds that each worker worked."""
-        return sum(trial.elapsed for trial in self.trials)
-
-
-class Crew:
-    """The local workers that a run would have."""
-
-    def __init__(self, workers: int | None) -> None:
-        self.executor = LocalExecutor(workers)
-        self.light = workers or cores()
-        self.scoring = workers or len(gpus()) or cores()
-
-    def run(self, function: Callable[[Any], Trial], parts: Sequence[Any], *, accelerated: bool = False) -> Team:
-        """Run the function on every part and measure how long the workers take to start."""
-        begin = time.monotonic()
-        trials = list(self.executor.map(function, parts, accelerated=accelerated))
-        return Team(trials, max(0.0, time.monotonic() - begin - max(trial.elapsed for trial in trials)))
-
-    def hours(self, busy: float, *, accelerated: bool = False) -> float:
-        """Return GPU-hours if workers use GPUs, else core-hours."""
-        workers = self.scoring if accelerated else self.light
-        each = 1 if accelerated and gpus() else max(1, cores() // workers)
-        return busy * each / 3600
-
-    def stage(
-        self, name: str, unit: str, count: float, busy: float, shards: int, team: Team, share: float, *,
-        accelerated: bool = False, passes: int = 1,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Return a stage's costs: `busy` seconds of work in `shards`, of which `team` did one part in `share`."""
-        workers = self.scoring if accelerated else self.light
-        return {
-            "stage": name,
-            "count": count,
-            "unit": unit,
-            "seconds": passes * team.start + wall_seconds(busy, shards, workers),
-            "hours": self.hours(busy, accelerated=accelerated),
-            "of": "GPU" if accelerated and gpus() else "core",
-            "bytes": round(sum(trial.bytes for trial in team.trials) * share),
-        }
-
-
 def _ingest(manifest: Manifest, found: Estimate, ingested: Team, crew: Crew) -> dict[str, Any]:
     """Return the costs of ingest: workers read the files, then three or four passes follow, one of them serial."""
     config, documents = manifest.corpus, found.document_count
@@ -340,11 +278,26 @@ def _fit(config: TrainProxyConfig, found: Estimate, scratch: Path, crew: Crew) -
     }
 
 
+def _made_here(proxy: ProxyConfig, found: Estimate, scratch: Path, crew: Crew, stages: list[dict[str, Any]]) -> Path:
+    """Make the proxy of a part of the corpus, add the costs to the stages, and return its folder."""
+    train = proxy.auto.train if proxy.auto else proxy.train
+    counts = proxy.auto.count if proxy.auto else proxy.count
+    size = found.document_count / len(found.documents) * sum(len(row["text"].encode()) for row in found.documents)
+    if train and (proxy.auto is None or size >= proxy.auto.fit_from_bytes):
+        log("plan         fitting a proxy for a few steps")
+        stages.append(_fit(train, found, scratch, crew))
+    if counts:
+        log("plan         counting what was read")
+        stages.append(_count(counts, found, scratch, crew))
+        return scratch / "counts"
+    return scratch / "0"
+
+
 def _count(config: CountProxyConfig, found: Estimate, scratch: Path, crew: Crew) -> dict[str, Any]:
     """Return the costs of counting, which one worker does; time and bytes are proportional to the text."""
     texts = [row["text"] for row in found.documents]
     begin = time.monotonic()
-    (tokens,) = crew.executor.map(partial(try_count, config, texts), [scratch / "0"])
+    (tokens,) = crew.executor.map(partial(try_count, config, texts), [scratch / "counts"])
     share = found.document_count / len(texts)
     busy = (time.monotonic() - begin) * share
     return {
@@ -354,7 +307,7 @@ def _count(config: CountProxyConfig, found: Estimate, scratch: Path, crew: Crew)
         "seconds": busy,
         "hours": crew.hours(busy),
         "of": "core",
-        "bytes": round(size_of(scratch / "0") * share),
+        "bytes": round(size_of(scratch / "counts") * share),
     }
 
 

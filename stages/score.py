@@ -40,7 +40,7 @@ from pipeline.core.stage import Stage, output_folder, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.quarantine import QUARANTINE, Rejected, quarantine_table
 from pipeline.scoring.count_tables import CountTables, is_counted, open_tables
-from pipeline.scoring.own_proxy import make_proxy
+from pipeline.scoring.own_proxy import chosen, make_proxy
 from pipeline.scoring.sample import fold_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
     proxy = manifest.proxy
     if proxy.made_here is not None:
         fitted = make_proxy(proxy, documents, work=work, executor=executor)
-        models, inputs = fitted.files("model"), {"proxy": fitted.content}
+        models, inputs = chosen(proxy, fitted), {"proxy": fitted.content}
         tokenizer = models[0].path
     else:
         assert proxy.model is not None
@@ -111,7 +111,7 @@ def score(manifest: Manifest, documents: Record, *, work: Path, executor: Execut
         raise UserError(
             "no document can be scored: the proxy's tokenizer is lossy on all of them",
             where=tokenizer,
-            hint="choose a proxy with a byte-level tokenizer, or `proxy: {train: {}}`",
+            hint="choose a proxy with a byte-level tokenizer, or `proxy: auto`",
         )
     return record
 

@@ -66,7 +66,7 @@ def data(
 
         rpt data data_manifests/demo.yaml --set select.where="entropy > 1.5"
 
-        rpt data data_manifests/omnimath.yaml --source ~/omni_math.jsonl --set 'proxy={train: {}}'
+        rpt data data_manifests/omnimath.yaml --source ~/omni_math.jsonl --set proxy=auto
 
         rpt data data_manifests/omnimath.yaml --executor ray --address head:6379 --work /shared/work
     """

@@ -8,9 +8,9 @@ devices, worker counts) is given on the command line.
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.base import Config
 from pipeline.config.corpus import CorpusConfig
@@ -28,10 +28,11 @@ class TrainProxyConfig(Config):
     documents that it was fitted on."""
     vocab_size: int = Field(4096, ge=260)
     """Tokens of the byte-level BPE vocabulary that is fitted for it."""
-    hidden_size: int = Field(128, gt=0)
-    """Width of the residual stream; the feed-forward layers are three times as wide."""
-    layers: int = Field(3, gt=0)
-    """Number of transformer blocks."""
+    hidden_size: int | None = Field(None, gt=0)
+    """Width of the residual stream; the feed-forward layers are three times as wide. By default 64 for less than
+    200,000 training tokens, else 128."""
+    layers: int | None = Field(None, gt=0)
+    """Number of transformer blocks. By default 2 for less than 200,000 training tokens, else 3."""
     heads: int = Field(4, gt=0)
     """Attention heads per block; must divide `hidden_size`."""
     context: int = Field(512, gt=1)
@@ -43,7 +44,8 @@ class TrainProxyConfig(Config):
     muon_lr: float = Field(0.02, gt=0)
     """Learning rate of Muon, which trains the matrices of the blocks."""
     epochs: float = Field(6.0, gt=0)
-    """Most passes over the training split, so that a small corpus is not memorised."""
+    """Most passes over the training split. Every twentieth document is held out of them: training ends when the loss on
+    these rises, and the best weights are kept, so that a small corpus is not memorised."""
     max_steps: int = Field(1000, gt=0)
     """Most optimizer steps: training ends here or after `epochs` passes, whichever comes first."""
     sample_bytes: int = Field(64_000_000, gt=0)
@@ -69,11 +71,31 @@ class CountProxyConfig(Config):
     """Seed of the sample."""
 
 
+class AutoProxyConfig(Config):
+    """Counts and a fitted model: the one that needs fewer bits per byte on held-out documents becomes the proxy."""
+
+    count: CountProxyConfig = CountProxyConfig()
+    """How the n-grams are counted."""
+    train: TrainProxyConfig = TrainProxyConfig()
+    """How the model is fitted."""
+    fit_from_bytes: int = Field(1_000_000, ge=0)
+    """No model is fitted on a training split of less text than this, where counts have always been better."""
+
+    @model_validator(mode="after")
+    def _one_tokenizer(self) -> AutoProxyConfig:
+        for name in ("vocab_size", "sample_bytes", "seed"):
+            if getattr(self.count, name) != getattr(self.train, name):
+                raise ValueError(f"{name} of count and train differ: both predict the tokens of one tokenizer")
+        if self.train.folds < 2:
+            raise ValueError("train.folds must be at least 2: otherwise no document is held out of the model")
+        return self
+
+
 class ProxyConfig(Config):
     """The model whose uncertainty selects the sites: a `transformers` causal LM, or one made from the corpus itself."""
 
     locations: ClassVar[frozenset[str]] = frozenset({"model", "revision", "tokenizer"})
-    added: ClassVar[frozenset[str]] = frozenset({"count"})
+    added: ClassVar[frozenset[str]] = frozenset({"count", "auto"})
 
     model: str | None = None
     """Folder or hub id of a trained model."""
@@ -85,6 +107,8 @@ class ProxyConfig(Config):
     """Instead of `model`: fit a small proxy on the training split."""
     count: CountProxyConfig | None = None
     """Instead of `model`: count the n-grams of the training split."""
+    auto: AutoProxyConfig | None = None
+    """Instead of `model`: whichever of the two predicts held-out documents better. `proxy: auto` is short for it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the forward passes. `auto` is bfloat16 if this machine's GPU or CPU multiplies it, else float32;
     float32 for a proxy that is fitted here. Scores of this manifest that are there already are used whatever their
@@ -93,14 +117,14 @@ class ProxyConfig(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> ProxyConfig:
-        if sum(source is not None for source in (self.model, self.train, self.count)) != 1:
-            raise ValueError("give exactly one of model, train, count")
+        if sum(source is not None for source in (self.model, self.train, self.count, self.auto)) != 1:
+            raise ValueError("give exactly one of model, train, count, auto")
         return self
 
     @property
-    def made_here(self) -> TrainProxyConfig | CountProxyConfig | None:
+    def made_here(self) -> TrainProxyConfig | CountProxyConfig | AutoProxyConfig | None:
         """Return how the proxy is made from the corpus; None if it is a trained model."""
-        return self.train or self.count
+        return self.train or self.count or self.auto
 
 
 class ReferenceConfig(Config):
@@ -173,7 +197,13 @@ class Manifest(Config):
     """One line about the dataset, for its card."""
     corpus: CorpusConfig
     """Where the records come from and how they become documents."""
-    proxy: ProxyConfig
+    proxy: Annotated[
+        ProxyConfig,
+        BeforeValidator(
+            lambda given: {"auto": {}} if given == "auto" else given,
+            json_schema_input_type=ProxyConfig | Literal["auto"],
+        ),
+    ]
     """The model whose uncertainty selects the sites."""
     reference: ReferenceConfig | None = None
     """A second model; adds the score columns `reference_nll` and `excess_loss`, which `select.where` may name."""

@@ -15,6 +15,7 @@ Shape names: P positions, F candidates of all positions end to end, K the most l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,9 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.manifest import ScoreConfig
+from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.count_leave_out import Own, Text
 from pipeline.scoring.count_positions import Positions
 from pipeline.scoring.count_tables import LISTED, CountTables, discounted, discounts
+from pipeline.scoring.sample import Texts
 
 if TYPE_CHECKING:
     from pipeline.scoring.entropy import PositionScores
@@ -67,6 +70,17 @@ def score_by_counts(
     ends = np.cumsum([len(ids) for ids in documents])
     spans = [slice(min(end - len(ids) + 1, end), end) for ids, end in zip(documents, ends, strict=True)]
     return [PositionScores(*(torch.from_numpy(column[span]) for column in columns)) for span in spans]
+
+
+def counted_bits_per_byte(tables: CountTables, tokenizer: CorpusTokenizer, texts: Texts) -> float:
+    """Return the bits per byte that the counts need for held-out texts' tokens (all but each text's first).
+
+    Those that were counted are subtracted first.
+    """
+    ids = tokenizer.encode_batch(texts.held_out)
+    scores = score_by_counts(tables, ids, texts.held_out_counted, ScoreConfig(min_context_tokens=1))
+    nats = sum(s.nll.double().sum().item() for s in scores)
+    return nats / math.log(2) / sum(len(text.encode()) for text in texts.held_out)
 
 
 def score_counted(

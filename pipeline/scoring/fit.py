@@ -9,6 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,27 @@ from pipeline.scoring.own_tokenizer import write_tokenizer
 from pipeline.scoring.proxy import as_proxy
 from pipeline.scoring.sample import Texts
 
+CHECKS = 16
+"""How often the loss on the checked documents is measured, over all steps; never, if there are fewer steps."""
+PATIENCE = 3
+"""Training ends after so many measurements without a lower loss."""
+CHECKED_TOKENS = 10_000
+"""Most tokens that are checked."""
+SMALL_TOKENS = 200_000
+"""Fewer training tokens than these get the smaller model."""
+
+
+def sized(config: TrainProxyConfig, tokens: int) -> TrainProxyConfig:
+    """Return the settings with the size that fits so many training tokens, where they leave it open."""
+    hidden, layers = (64, 2) if tokens < SMALL_TOKENS else (128, 3)
+    return config.model_copy(update={"hidden_size": config.hidden_size or hidden, "layers": config.layers or layers})
+
 
 def new_model(vocab_size: int, bos_id: int, config: TrainProxyConfig) -> Any:
     """Return an untrained Qwen2-shaped LM, initialised from `config.seed`; its blocks start as the identity."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    assert config.hidden_size is not None and config.layers is not None
     shape = Qwen2Config(
         vocab_size=vocab_size,
         hidden_size=config.hidden_size,
@@ -76,14 +93,68 @@ def steps_for(tokens: int, config: TrainProxyConfig) -> int:
     return max(1, min(config.max_steps, round(config.epochs * tokens / config.batch_tokens)))
 
 
+def split_off(documents: Sequence[NDArray[np.int64]]) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Return the documents to train on, and every twentieth, up to `CHECKED_TOKENS`, to check the training by.
+
+    With fewer than twenty documents, none is checked.
+    """
+    total, checked = 0, set[int]()
+    for n in range(19, len(documents), 20):
+        if total < CHECKED_TOKENS:
+            checked.add(n)
+            total += len(documents[n])
+    return [ids for n, ids in enumerate(documents) if n not in checked], [documents[n] for n in sorted(checked)]
+
+
+@torch.inference_mode()
+def mean_loss(model: Any, documents: Sequence[NDArray[np.int64]], config: TrainProxyConfig) -> float:
+    """Return the loss in nats a token on documents, each of which begins with the document token."""
+    model.eval()
+    total, count = 0.0, 0
+    for ids in documents:
+        for begin in range(0, len(ids) - 1, config.context):
+            piece = torch.from_numpy(ids[begin : begin + config.context + 1])[None]
+            logits_TV = model(input_ids=piece[:, :-1], use_cache=False).logits[0]
+            total += torch.nn.functional.cross_entropy(logits_TV, piece[0, 1:], reduction="sum").item()
+            count += piece.shape[1] - 1
+    model.train()
+    return total / max(count, 1)
+
+
+@dataclass
+class Best:
+    """The weights with the least loss on the checked documents so far."""
+
+    loss: float = math.inf
+    step: int = 0
+    weights: dict[str, Any] = field(default_factory=dict)
+    worse: int = 0
+    """Measurements since then."""
+
+    def measured(self, model: Any, loss: float, step: int) -> bool:
+        """Note a measurement and return whether training goes on."""
+        if loss < self.loss:
+            weights = {name: value.clone() for name, value in model.state_dict().items()}
+            self.loss, self.step, self.weights, self.worse = loss, step, weights, 0
+        else:
+            self.worse += 1
+        return self.worse < PATIENCE
+
+
 def train(
-    model: Any, documents: Sequence[NDArray[np.int64]], config: TrainProxyConfig, say: Callable[[str], None]
-) -> None:
-    """Train `model` in place on documents' ids, each with the document token in front.
+    model: Any,
+    documents: Sequence[NDArray[np.int64]],
+    checked: Sequence[NDArray[np.int64]],
+    config: TrainProxyConfig,
+    say: Callable[[str], None],
+) -> int:
+    """Train `model` in place on documents' ids, each with the document token in front. Returns the steps it keeps.
 
     Muon updates the blocks' matrices (see `muon.py`), AdamW the rest. Both learning rates warm up for a twentieth of
-    the steps and decay to zero along a cosine.
+    the steps and decay to zero along a cosine. Training ends early when the loss on the checked documents no longer
+    falls, and the model gets back the weights that had the least.
     """
+    best = Best()
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]
     optimizers: list[torch.optim.Optimizer] = [
@@ -100,6 +171,7 @@ def train(
     ]
     output_VH = model.get_output_embeddings().weight
     model.train()
+    last = 0
     for step, (ids_BT, targets_BT) in zip(range(1, steps + 1), packed_batches(documents, config), strict=False):
         hidden_BTH = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
         logits = hidden_BTH.flatten(0, 1) @ output_VH.T  # [B·T, V]
@@ -110,9 +182,18 @@ def train(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+        last = step
         if step % max(1, steps // 8) == 0:
             say(f"step {step} of {steps}, loss {loss.item():.2f} nats/token")
+        due = checked and steps >= CHECKS and (step % (steps // CHECKS) == 0 or step == steps)
+        if due and not best.measured(model, mean_loss(model, checked, config), step):
+            say(f"step {step} of {steps}, stops: the least loss on other documents was at step {best.step}")
+            break
+    if best.weights:
+        model.load_state_dict(best.weights)
+        last = best.step
     model.eval()
+    return last
 
 
 # --------------------------------------------------------------------------------------------------- report
@@ -157,15 +238,18 @@ def fit_proxy(texts: Texts, config: TrainProxyConfig, folder: Path, say: Callabl
         np.concatenate([[tokenizer.bos_id], i]).astype(np.int64) for i in tokenizer.encode_batch(texts.training)
     ]
     tokens = sum(map(len, documents))
+    config = sized(config, tokens)
     model = new_model(tokenizer.vocab_size, tokenizer.bos_id, config)
-    train(model, documents, config, say)
+    steps = train(model, *split_off(documents), config, say)
     model.save_pretrained(folder)
 
     measured = texts.held_out or texts.training[:100]
     report = {
         "documents": len(documents),
         "tokens": tokens,
-        "steps": steps_for(tokens, config),
+        "steps": steps,
+        "hidden_size": config.hidden_size,
+        "layers": config.layers,
         "measured_on": "held-out documents" if texts.held_out else "training documents",
         "bits_per_byte": round(bits_per_byte(model, tokenizer, measured), 4),
         "unigram_bits_per_byte": round(unigram_bits_per_byte(tokenizer, texts.training, measured), 4),

@@ -2,7 +2,7 @@
 
     tokenizer   a sample of the documents   → `tokenizer`, a folder (counts only)
     tokens      a shard of the documents    → `tokens`, the training split as token ids (counts only)
-    proxy       all of it                   → `model`, a folder: one per fold, or the count tables
+    proxy       all of it                   → `model`, a folder: one per fold, the count tables, or both
 
 A fitted proxy never sees the documents of its own fold. Counts are of all training documents; a document's own counts
 are subtracted when it is scored.
@@ -20,16 +20,18 @@ import numpy as np
 
 from pipeline.config.base import Config
 from pipeline.config.errors import UserError
-from pipeline.config.manifest import CountProxyConfig, ProxyConfig, TrainProxyConfig
-from pipeline.core.artifact import Counters, Record, Shard
+from pipeline.config.manifest import AutoProxyConfig, CountProxyConfig, ProxyConfig, TrainProxyConfig
+from pipeline.core.artifact import Counters, InputFile, Record, Shard
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import read_table
 from pipeline.core.progress import log
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.scoring.count_proxy import counted_bits_per_byte
+from pipeline.scoring.count_tables import ABOUT, count, open_tables
 from pipeline.scoring.sample import Sample, read_texts
 
-VERSION = 1
+VERSION = 2
 """Version of `proxy`, `tokenizer` and `tokens`, raised whenever the output changes."""
 
 TEXTS = 1000
@@ -38,26 +40,76 @@ TEXTS = 1000
 
 def make_proxy(proxy: ProxyConfig, documents: Record, *, work: Path, executor: Executor) -> Record:
     """Return the output `proxy` of the documents, made if it is not there."""
-    if proxy.count is not None:
-        return _count(proxy.count, documents, work=work, executor=executor)
-    assert proxy.train is not None
+    config, inputs = proxy.made_here, {"documents": documents.text_content}
+    assert config is not None
     files = {f"documents-{i}": file for i, file in enumerate(documents.files("documents"))}
-    shards = [Shard(fold, files, {"fold": fold}) for fold in range(proxy.train.folds)]
-    inputs = {"documents": documents.text_content}
-    return run_stage(PROXY, proxy.train, shards, inputs, work, executor)
+    train = proxy.auto.train if proxy.auto else proxy.train
+    counts = proxy.auto.count if proxy.auto else proxy.count
+    shards = [Shard(fold, files, {"fold": fold}) for fold in range(train.folds if train else 0)]
+    if counts:
+        tokens, tokenizer = _tokens(counts, documents, work=work, executor=executor)
+        counted = {"tokenizer": tokenizer} | {f"tokens-{i}": file for i, file in enumerate(tokens.files("tokens"))}
+        shards.append(Shard(len(shards), counted | (files if proxy.auto else {}), {}))
+        inputs |= {"tokens": tokens.content}
+    return run_stage(Stage("proxy", VERSION, run, unit="tokens"), config, shards, inputs, work, executor)
+
+
+def run(config: TrainProxyConfig | CountProxyConfig | AutoProxyConfig, source: Shard, out: Path) -> Counters:
+    """Write one proxy to `model/`: that of a fold, or the counts. The one of `auto` is chosen later (`chosen`)."""
+    if isinstance(config, AutoProxyConfig):
+        return _run_auto(config, source, out)
+    return _fit(config, source, out) if isinstance(config, TrainProxyConfig) else _count(config, source, out)
+
+
+def _run_auto(config: AutoProxyConfig, source: Shard, out: Path) -> Counters:
+    """Make one of the candidates and measure it: `microbits` is 10⁶ · bits per byte on held-out documents."""
+    fold, files = source.details.get("fold"), _documents(source)
+    if fold is None:
+        counters = _count(config.count, source, out)
+        tables, tokenizer = open_tables(out / "model"), CorpusTokenizer.load(out / "model")
+        measured = [read_texts(files, fold, config.train) for fold in range(config.train.folds)]
+        bits = [counted_bits_per_byte(tables, tokenizer, texts) for texts in measured]
+        return counters | {"microbits": round(1e6 * sum(bits) / len(bits))}
+    texts = read_texts(files, fold, config.train)
+    size = sum(len(text.encode()) for text in texts.tokenizer)
+    if size < config.fit_from_bytes:
+        _log_fold(fold, f"not fitted on {size:,} bytes (proxy.auto.fit_from_bytes)")
+        return {}
+    return _fit(config.train, source, out)
+
+
+def chosen(proxy: ProxyConfig, made: Record) -> list[InputFile]:
+    """Return the folders of the proxy that scores, and say which one `auto` takes: the one with fewer bits per byte."""
+    if proxy.auto is None:
+        return made.files("model")
+    folds = proxy.auto.train.folds
+    fitted, counted = made.completions[:folds], made.completions[folds]
+    bits = counted.counters["microbits"] / 1e6
+    if not all("microbits" in done.counters for done in fitted):
+        log(f"proxy        counts: {bits:.3f} bits/byte on held-out documents; no model was fitted (proxy: auto)")
+        return made.files("model")[-1:]
+    theirs = sum(done.counters["microbits"] for done in fitted) / folds / 1e6
+    better = "the fitted model" if theirs < bits else "the counts"
+    log(f"proxy        bits/byte on held-out documents: counts {bits:.3f}, fitted {theirs:.3f}: {better} (proxy: auto)")
+    return made.files("model")[:-1] if theirs < bits else made.files("model")[-1:]
+
+
+def _documents(source: Shard) -> list[InputFile]:
+    return [file for name, file in source.files.items() if name.startswith("documents-")]
 
 
 # ------------------------------------------------------------------------------------------------- fitted
 
 
-def run_fit(config: TrainProxyConfig, source: Shard, out: Path) -> Counters:
+def _fit(config: TrainProxyConfig, source: Shard, out: Path) -> Counters:
     """Fit the proxy of one fold and write it to `model/` in `transformers` format."""
     from pipeline.scoring.fit import fit_proxy
 
     fold = source.details["fold"]
-    texts = read_texts(list(source.files.values()), fold, config)
+    texts = read_texts(_documents(source), fold, config)
     report = fit_proxy(texts, config, out / "model", partial(_log_fold, fold))
-    return {name: report[name] for name in ("documents", "tokens", "steps")}
+    bits = {"microbits": round(1e6 * report["bits_per_byte"])}
+    return {name: report[name] for name in ("documents", "tokens", "steps")} | bits
 
 
 def _log_fold(fold: int, line: str) -> None:
@@ -75,7 +127,8 @@ class TokensConfig(Config):
     seed: int
 
 
-def _count(config: CountProxyConfig, documents: Record, *, work: Path, executor: Executor) -> Record:
+def _tokens(config: CountProxyConfig, documents: Record, *, work: Path, executor: Executor) -> tuple[Record, InputFile]:
+    """Return the output `tokens` of the documents, and the tokenizer that was fitted for it."""
     files = documents.files("documents")
     settings = TokensConfig(vocab_size=config.vocab_size, sample_bytes=config.sample_bytes, seed=config.seed)
     inputs = {"documents": documents.text_content}
@@ -84,10 +137,7 @@ def _count(config: CountProxyConfig, documents: Record, *, work: Path, executor:
     (tokenizer,) = fitted.files("tokenizer")
     inputs |= {"tokenizer": fitted.content}
     shards = [Shard(i, {"documents": file, "tokenizer": tokenizer}, {}) for i, file in enumerate(files)]
-    tokens = run_stage(TOKENS, settings, shards, inputs, work, executor)
-    streams = {f"tokens-{i}": file for i, file in enumerate(tokens.files("tokens"))}
-    plan = [Shard(0, {"tokenizer": tokenizer} | streams, {})]
-    return run_stage(COUNTED, config, plan, inputs | {"tokens": tokens.content}, work, executor)
+    return run_stage(TOKENS, settings, shards, inputs, work, executor), tokenizer
 
 
 def run_tokenizer(config: TokensConfig, source: Shard, out: Path) -> Counters:
@@ -121,10 +171,8 @@ def run_tokens(config: TokensConfig, source: Shard, out: Path) -> Counters:
     return {"documents": documents, "tokens": len(stream) - documents}
 
 
-def run_count(config: CountProxyConfig, source: Shard, out: Path) -> Counters:
+def _count(config: CountProxyConfig, source: Shard, out: Path) -> Counters:
     """Count the n-grams and write the tables, with the tokenizer, to `model/`."""
-    from pipeline.scoring.count_tables import ABOUT, count
-
     shutil.copytree(source.files["tokenizer"].path, out / "model")
     tokenizer = CorpusTokenizer.load(out / "model")
     streams = [file.path for name, file in source.files.items() if name.startswith("tokens-")]
@@ -140,5 +188,3 @@ def run_count(config: CountProxyConfig, source: Shard, out: Path) -> Counters:
 
 TOKENIZER = Stage("tokenizer", VERSION, run_tokenizer)
 TOKENS = Stage("tokens", VERSION, run_tokens, unit="tokens")
-PROXY = Stage("proxy", VERSION, run_fit, unit="tokens")
-COUNTED = Stage("proxy", VERSION, run_count, unit="tokens")

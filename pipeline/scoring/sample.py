@@ -40,17 +40,17 @@ class Sample:
 
     limit: int
     seed: int
-    _kept: list[tuple[str, str]] = field(default_factory=list)
+    _kept: list[tuple[str, str, bool]] = field(default_factory=list)
     _bytes: int = 0
     _end: str = "g"
     """The smallest hash that did not fit; larger ones are rejected. Hexadecimal digits sort before "g"."""
 
-    def offer(self, doc_id: str, text: str) -> None:
-        """Add a text to the sample if its hash is small enough."""
+    def offer(self, doc_id: str, text: str, mark: bool = False) -> None:
+        """Add a text to the sample, with a mark that it keeps, if its hash is small enough."""
         key = hashlib.sha256(f"{self.seed}:{doc_id}".encode()).hexdigest()
         if key >= self._end:
             return
-        self._kept.append((key, text))
+        self._kept.append((key, text, mark))
         self._bytes += len(text.encode())
         if self._bytes > 2 * self.limit:
             self._prune()
@@ -58,11 +58,16 @@ class Sample:
     def texts(self) -> list[str]:
         """Return the sampled texts in the order of their hashes."""
         self._prune()
-        return [text for _, text in self._kept]
+        return [text for _, text, _ in self._kept]
+
+    def marks(self) -> list[bool]:
+        """Return the marks of the sampled texts in the order of their hashes."""
+        self._prune()
+        return [mark for _, _, mark in self._kept]
 
     def _prune(self) -> None:
         self._kept.sort()
-        sizes = [len(text.encode()) for _, text in self._kept]
+        sizes = [len(text.encode()) for _, text, _ in self._kept]
         count = max(1, int(np.searchsorted(np.cumsum(sizes), self.limit, side="right")))
         if count < len(self._kept):
             self._end = self._kept[count][0]
@@ -79,6 +84,8 @@ class Texts:
     """Training documents of the other folds (of all, if there is only one fold)."""
     held_out: list[str]
     """Documents that the model is not trained on: its own fold and the validation split."""
+    held_out_counted: list[bool] = field(default_factory=list)
+    """Whether each of them is of the training split, which counts are of."""
 
 
 def read_texts(files: Sequence[InputFile], fold: int, config: TrainProxyConfig) -> Texts:
@@ -97,11 +104,11 @@ def read_texts(files: Sequence[InputFile], fold: int, config: TrainProxyConfig) 
                 if not own_fold:
                     training.offer(row["doc_id"], row["text"])
             if own_fold or row["split"] != "train":
-                held_out.offer(row["doc_id"], row["text"])
+                held_out.offer(row["doc_id"], row["text"], row["split"] == "train")
     if not training.texts():
         raise UserError(
             f"no training documents for the proxy of fold {fold}",
             where="proxy.train.folds",
             hint="use fewer folds, fewer validation documents, or a larger corpus",
         )
-    return Texts(tokenizer.texts(), training.texts(), held_out.texts())
+    return Texts(tokenizer.texts(), training.texts(), held_out.texts(), held_out.marks())

@@ -64,7 +64,7 @@ SHORTER = {
     "--set rollout.group_size=2 --set rollout.max_new_tokens=8 --set evaluate.progress_sites=8 --set evaluate.sites=20 "
     "--set budget.stop.probe_sites=null",
     r"rpt (data (data_manifests/)?demo|select|trace|verify data_manifests) ?": "--source some.jsonl",
-    r"rpt data letters": "--set proxy.train.max_steps=2 --workers 1",
+    r"rpt data letters": "--workers 1",
 }
 
 

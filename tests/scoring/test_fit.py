@@ -21,9 +21,13 @@ from pipeline.corpus.documents import DOCUMENTS
 from pipeline.scoring.fit import (
     bits_per_byte,
     fit_proxy,
+    mean_loss,
     new_model,
     packed_batches,
+    sized,
+    split_off,
     steps_for,
+    train,
     unigram_bits_per_byte,
 )
 from pipeline.scoring.muon import orthogonalise
@@ -192,6 +196,27 @@ def test_fit_learns_saves_and_repeats(tmp_path: Path) -> None:
     assert load_proxy(tmp_path / "a", tokenizer, "float32").limit == SMALL.context
     fit_proxy(texts, SMALL.model_copy(update={"seed": 1}), tmp_path / "c", quietly)
     assert model_digest(tmp_path / "c") != model_digest(tmp_path / "a")
+
+
+def test_training_stops_when_it_learns_by_heart() -> None:
+    """Random tokens can only be memorised: after a few passes the loss on other documents rises."""
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, 50, 60) for _ in range(40)]
+    config = SMALL.model_copy(update={"epochs": 60.0, "max_steps": 1000, "batch_tokens": 256, "context": 32})
+    training, checked = split_off(documents)
+    assert [len(training), len(checked)] == [38, 2] and checked[0] is documents[19]
+    models = [new_model(50, 0, config) for _ in range(2)]
+    kept = train(models[0], training, checked, config, quietly)
+    every = train(models[1], training, [], config, quietly)
+    assert kept < 0.7 * every == 0.7 * steps_for(38 * 60, config)
+    stopped, memorised = (mean_loss(model, checked, config) for model in models)
+    assert stopped < memorised - 0.1
+
+
+def test_the_size_goes_by_the_corpus_unless_it_is_given() -> None:
+    sizes = [(c.hidden_size, c.layers) for n in (10_000, 10**6) for c in (sized(TrainProxyConfig(), n),)]
+    assert sizes == [(64, 2), (128, 3)]
+    assert sized(TrainProxyConfig(hidden_size=32), 10**6).hidden_size == 32
 
 
 def test_bits_per_byte_by_hand() -> None:

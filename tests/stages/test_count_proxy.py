@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from pipeline.config.errors import UserError
+from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record, current_record
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import DOCUMENTS
 from pipeline.scoring.count_tables import is_counted
+from pipeline.scoring.own_proxy import chosen
 from stages.score import score
 from tests.scoring.count_twin import Twin
 from tests.scoring.models import TEXTS
@@ -71,3 +74,42 @@ def test_nothing_to_count_is_an_error(tmp_path: Path) -> None:
     documents = publish_tables(tmp_path, "ingest", [{"documents": shard} for shard in cut(table, 3)])
     with pytest.raises(UserError, match="no training document can be counted"):
         score(manifest({"count": COUNT}), documents, work=tmp_path, executor=InProcess())
+
+
+AUTO_TRAIN = {"folds": 2, "vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "context": 32,
+              "batch_tokens": 256}  # fmt: skip
+
+
+def auto(work: Path, **settings: object) -> tuple[Record, Record]:
+    proxy = manifest({"auto": {"count": COUNT} | settings}, store_top=True)
+    record = score(proxy, ingested(work, TEXTS[:40], 20), work=work, executor=InProcess())
+    return record, current_record(work, "proxy")
+
+
+def test_auto_takes_what_needs_fewer_bits_per_byte_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of two steps has learned nothing yet; one that counts no context is worse than one that is trained."""
+    scores, proxy = auto(tmp_path / "a", train=AUTO_TRAIN | {"max_steps": 2}, fit_from_bytes=0)
+    *fitted, counted = [done.counters["microbits"] for done in proxy.completions]
+    assert len(fitted) == 2 and counted < min(fitted)
+    said = capsys.readouterr().err
+    assert f"counts {counted / 1e6:.3f}, fitted {sum(fitted) / 2e6:.3f}: the counts" in said
+    alone = scored(tmp_path / "b", TEXTS[:40], 20)
+    assert scores_of(scores).equals(scores_of(alone))
+    made = proxy.completions[0].counters | {"microbits": 1}
+    cheap = [replace(done, counters=made) for done in proxy.completions[:2]]
+    better = replace(proxy, completions=(*cheap, proxy.completions[2]))
+    assert chosen(manifest({"auto": {"count": COUNT, "train": AUTO_TRAIN}}).proxy, better) == proxy.files("model")[:2]
+    assert "the fitted model" in capsys.readouterr().err
+
+
+def test_auto_fits_nothing_on_a_small_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, proxy = auto(tmp_path, train=AUTO_TRAIN)
+    assert len(proxy.files("model")) == 1 and "no model was fitted" in capsys.readouterr().err
+
+
+def test_auto_has_one_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vocab_size of count and train differ"):
+        auto(tmp_path, train=AUTO_TRAIN | {"vocab_size": 301})
+    assert Manifest.model_validate(manifest({"count": {}}).model_dump() | {"proxy": "auto"}).proxy.auto is not None
