@@ -228,7 +228,7 @@ def _assign(config: CorpusConfig, shard: Shard, out: Path, scratch: Path) -> Cou
     documents, bands, overlaps = (shard_files(shard, table) for table in ("documents", "bands", "overlaps"))
     candidates = Candidates(documents, scratch)
     code_N = mapped(out / "assignment.bin", np.uint8, len(candidates))
-    mark_duplicates(code_N, candidates.key_N2)
+    mark_duplicates(code_N, candidates.key_N2, scratch)
     hold_out(code_N, candidates.key_N2, candidates.held_out_N, config.validation, config.seed)
     overlapping = mark_contaminated(code_N, overlaps, candidates)
     rule, nears = config.near_duplicates, None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.config.corpus import ValidationConfig
 from pipeline.config.errors import IntegrityError
 from pipeline.core.artifact import InputFile
-from pipeline.corpus.candidates import AT_ONCE, doc_ids_of, keys_of, spans
+from pipeline.corpus.candidates import AT_ONCE, doc_ids_of, keys_of, parts_by_key, spans
 
 Codes = NDArray[np.uint8]
 
@@ -59,27 +60,22 @@ def assign(doc_ids: Sequence[str], held_out: Sequence[bool], rule: ValidationCon
     return split
 
 
-def mark_duplicates(code_N: Codes, key_N2: NDArray[np.uint64], at_once: int = AT_ONCE) -> None:
+def mark_duplicates(
+    code_N: Codes, key_N2: NDArray[np.uint64], scratch: Path | None = None, at_once: int = AT_ONCE
+) -> None:
     """Give every document the code DUPLICATE whose key an earlier one has.
 
-    Keys are sorted in parts of about `at_once`, by their leading bits: they are bits of a hash, so the parts are even.
+    Args:
+        code_N: the code of each document.
+        key_N2: the halves of each doc_id.
+        scratch: a folder for a file as `parts_by_key` needs it.
+        at_once: about how many documents are sorted at once.
     """
-    parts = -(-len(key_N2) // at_once)
-    for part in range(parts):
-        row_P = rows_of_part(key_N2[:, 0], part, parts, at_once)
+    for row_P in parts_by_key(key_N2[:, 0], scratch, at_once):
         key_P2 = key_N2[row_P]
         order = np.lexsort((key_P2[:, 1], key_P2[:, 0]))  # stable, so of equal keys the first document comes first
         same = (key_P2[order[1:]] == key_P2[order[:-1]]).all(axis=1)
         code_N[row_P[order[1:][same]]] = DUPLICATE
-
-
-def rows_of_part(key_N: NDArray[np.uint64], part: int, parts: int, at_once: int = AT_ONCE) -> NDArray[np.int64]:
-    """Return the rows whose key is in part `part` of `parts` equal ranges of keys."""
-    found = []
-    for span in spans(len(key_N), at_once):
-        part_P = ((key_N[span] >> np.uint64(32)) * np.uint64(parts)) >> np.uint64(32)
-        found.append(np.flatnonzero(part_P == part) + span.start)
-    return np.concatenate(found)
 
 
 def hold_out(

@@ -34,6 +34,45 @@ def spans(count: int, at_once: int) -> Iterator[slice]:
         yield slice(begin, min(count, begin + at_once))
 
 
+def parts_by_key(
+    key_N: NDArray[np.uint64], scratch: Path | None = None, at_once: int = AT_ONCE
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of all documents in parts of about `at_once`, so that rows with equal keys are in one part.
+
+    A part is a range of keys. Keys are bits of a hash, so the parts are even. Rows are in order within each. All rows
+    are visited twice, whatever the number of parts.
+
+    Args:
+        key_N: a key of each document.
+        scratch: a folder for a file with all rows, which the next call replaces; None: in memory.
+        at_once: about how many rows a part has.
+    """
+    count = -(-len(key_N) // at_once)
+    if count <= 1:
+        yield np.arange(len(key_N))
+        return
+    size_C = np.zeros(count, np.int64)
+    for span in spans(len(key_N), at_once):
+        size_C += np.bincount(_part(key_N[span], count), minlength=count)
+    end_C = np.cumsum(size_C)
+    free_C = end_C - size_C  # the next free place of each part
+    row_N = mapped(scratch / "parts", np.int64, len(key_N)) if scratch else np.zeros(len(key_N), np.int64)
+    for span in spans(len(key_N), at_once):
+        part_P = _part(key_N[span], count)
+        order = np.argsort(part_P, kind="stable")
+        here_C = np.bincount(part_P, minlength=count)
+        first_C = np.cumsum(here_C) - here_C
+        row_N[np.repeat(free_C - first_C, here_C) + np.arange(len(order))] = order + span.start
+        free_C += here_C
+    for begin, end in zip(end_C - size_C, end_C, strict=True):
+        yield np.array(row_N[begin:end])
+
+
+def _part(key_P: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
+    """Return the number of the part, of `count` equal ranges of keys, that each key is in."""
+    return (((key_P >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
+
+
 def keys_of(doc_ids: Sequence[str]) -> NDArray[np.uint64]:
     """Return the two halves [N, 2] of each doc_id. Rows are ordered as the doc_ids are.
 

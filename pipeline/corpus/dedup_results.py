@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pipeline.config.corpus import CorpusConfig, NearDuplicatesConfig
 from pipeline.core.artifact import InputFile
 from pipeline.core.parquet import read_table
-from pipeline.corpus.assignment import CODES, DUPLICATE, TRAIN, VALIDATION, Codes, rows_of_part
-from pipeline.corpus.candidates import AT_ONCE, Candidates, read_bands, spans
+from pipeline.corpus.assignment import CODES, DUPLICATE, TRAIN, VALIDATION, Codes
+from pipeline.corpus.candidates import AT_ONCE, Candidates, parts_by_key, read_bands, spans
 from pipeline.corpus.near import PERMUTATIONS, band_rows, linked, near_duplicates
 from pipeline.corpus.words import shingles, words
 
@@ -110,7 +110,7 @@ def mark_near_duplicates(
         folder: an empty folder for band keys and shingles.
     """
     key_BN, has_words_N = read_bands(bands, candidates, PERMUTATIONS // band_rows(rule.threshold), folder)
-    row_S, group_S = _groups(key_BN, has_words_N, code_N, rule.within_training)
+    row_S, group_S = _groups(key_BN, has_words_N, code_N, rule.within_training, folder)
     shingles_of = _Shingles(row_S, candidates, documents, rule.words, folder / "shingles")
     parts = [_compare(number_P, row_S, key_BN, code_N, candidates, rule, shingles_of) for number_P in _batches(group_S)]
     row_M, other_M, similarity_M = (
@@ -125,7 +125,7 @@ def mark_near_duplicates(
 
 
 def _groups(
-    key_BN: NDArray[np.uint64], has_words_N: NDArray[np.bool_], code_N: Codes, within_training: bool
+    key_BN: NDArray[np.uint64], has_words_N: NDArray[np.bool_], code_N: Codes, within_training: bool, scratch: Path
 ) -> tuple[Int64, Int64]:
     """Return the suspects [S], and the group of each: two that are to be compared are in one group.
 
@@ -134,12 +134,10 @@ def _groups(
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    parts = -(-len(code_N) // AT_ONCE)
     suspect_N, pairs = np.zeros(len(code_N), bool), []
     for key_N in key_BN:
         found: list[tuple[Int64, Int64]] = []
-        for part in range(parts):
-            row_P = rows_of_part(key_N, part, parts)
+        for row_P in parts_by_key(key_N, scratch, AT_ONCE):
             row_P = row_P[has_words_N[row_P] & (code_N[row_P] < DUPLICATE)]
             first, other = linked(key_N[row_P], code_N[row_P] == VALIDATION, within_training)
             found.append((row_P[first], row_P[other]))

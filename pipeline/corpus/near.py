@@ -27,8 +27,8 @@ PERMUTATIONS = 128
 _RECALL = 0.999
 """Least probability with which a pair exactly at the threshold is proposed; more similar pairs have a higher one."""
 
-_BLOCK = 1 << 13
-"""Shingles that are permuted at a time, which bounds the memory for long documents."""
+_BLOCK = 1 << 8
+"""Shingles that are permuted at a time: 256 kB of values, which stay in a core's cache. It changes no result."""
 
 _MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 

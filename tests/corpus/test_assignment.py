@@ -24,7 +24,7 @@ from pipeline.corpus.assignment import (
     read_codes,
     shard_starts,
 )
-from pipeline.corpus.candidates import doc_ids_of, keys_of
+from pipeline.corpus.candidates import doc_ids_of, keys_of, parts_by_key
 
 IDS = st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=20)
 
@@ -46,12 +46,26 @@ def test_the_result_does_not_depend_on_what_is_held_at_once(ids: list[str], at_o
     rules = [ValidationConfig(documents=4), ValidationConfig(fraction=0.3), ValidationConfig(column="c")]
     for rule in rules:
         code = np.zeros(len(ids), np.uint8)
-        mark_duplicates(code, keys, at_once)
+        mark_duplicates(code, keys, at_once=at_once)
         hold_out(code, keys, held_out, rule, 1, at_once)
         expected = assign(ids, held_out.tolist(), rule, 1)
         assert [CODES[c] if c < DUPLICATE else None for c in code] == expected
         assert shard_starts(code, 3, at_once) == shard_starts(code, 3)
         assert count_codes(code, at_once) == {name: [CODES[c] for c in code].count(name) for name in CODES}
+
+
+@given(
+    st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 5), min_size=1, max_size=50), st.integers(1, 60), st.booleans()
+)
+def test_parts_hold_all_rows_once_and_equal_keys_together(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[int], at_once: int, mapped: bool
+) -> None:
+    scratch = tmp_path_factory.mktemp("parts") if mapped else None
+    parts = [part.tolist() for part in parts_by_key(np.array(keys, np.uint64), scratch, at_once)]
+    assert sorted(row for part in parts for row in part) == list(range(len(keys)))
+    assert all(part == sorted(part) for part in parts)
+    of = {row: number for number, part in enumerate(parts) for row in part}
+    assert len({(keys[row], of[row]) for row in of}) == len(set(keys))
 
 
 def test_the_draws_are_those_of_every_version_so_far() -> None:

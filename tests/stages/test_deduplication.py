@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus import dedup_results
-from pipeline.corpus.near import linked
+from pipeline.corpus import dedup_results, near
+from pipeline.corpus.near import bands, linked
+from pipeline.corpus.words import shingles, words
 from stages.ingest import ASSIGN, INGEST
 from tests.corpus.corpora import jsonl, run
 from tests.stages.test_matches import corpus, matches
@@ -61,6 +62,16 @@ def test_golden(tmp_path: Path, name: str, at_once: int, group: int, monkeypatch
     found = hashlib.sha256(json.dumps(matches(result), sort_keys=True).encode()).hexdigest()
     assert (ASSIGN.version, INGEST.version) == (4, 2)
     assert (result.record.content[:16], found[:16]) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 13])
+def test_band_keys_do_not_depend_on_how_many_shingles_are_permuted_at_once(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [words(row["text"]) for row in corpus(0)[:20]] + [[str(n) for n in range(3000)]]
+    expected = [bands(shingles(text, 5), 5) for text in texts]
+    monkeypatch.setattr(near, "_BLOCK", block)
+    assert [bands(shingles(text, 5), 5).tolist() for text in texts] == [keys.tolist() for keys in expected]
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=20), st.booleans())
