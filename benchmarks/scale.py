@@ -1,0 +1,195 @@
+"""Measure how memory and processor time grow with a corpus, in the steps that see all of it at once.
+
+    python -m benchmarks.scale [--documents 1000000 4000000] [--rows 100000000 1000000000] [--shards 500 5000]
+
+Inputs are faked: what each step reads is drawn, not computed from texts, so that ten million documents take minutes.
+
+    assign   tables of candidates with unique texts; `near`: with band keys, of which 3 % are shared by fifty groups
+    order    the rows that a step takes, from an order of so many rows
+    reader   the index of so many shards with 4,096 sites each, filtered by one column
+
+Every measurement runs in a process of its own. Memory is what it adds to the process and the system cannot take back
+(anonymous pages; Linux only). The exponent of growth is that of processor time between the least and the greatest size:
+1 is linear. Last line: one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing as mp
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+for _name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config.corpus import CorpusConfig, ValidationConfig
+from pipeline.core.artifact import InputFile, Shard
+from pipeline.core.parquet import parquet_writer
+from pipeline.corpus.dedup_results import BANDS, OVERLAPS
+from pipeline.corpus.documents import CANDIDATES
+from pipeline.corpus.near import PERMUTATIONS, band_rows
+from pipeline.shards.order import sites_of_step
+from pipeline.shards.reader import ShardReader
+from pipeline.shards.schema import SHARDS
+from stages.ingest import run_assign
+
+BARS = {"memory_bytes": 1.5 * 2**30, "exponent": 1 + math.log10(1.1)}
+TABLE = 50_000
+SITES = 4096
+
+
+def write(path: Path, table: pa.Table) -> InputFile:
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table, row_group_size=2048)
+    return InputFile(path)
+
+
+def candidates(rng: np.random.Generator, rows: int, number: int) -> pa.Table:
+    """A table of candidates of unique texts."""
+    ids = [f"{high:016x}{low:016x}" for high, low in rng.integers(0, 2**63, (rows, 2)).tolist()]
+    columns = {
+        "doc_id": ids,
+        "text": ["one two three"] * rows,
+        "fields": [[]] * rows,
+        "source_file": [f"part-{number:05d}.jsonl"] * rows,
+        "source_row": range(rows),
+        "meta": ["{}"] * rows,
+        "held_out": [False] * rows,
+    }
+    return pa.table({f.name: pa.array(columns[f.name], f.type) for f in CANDIDATES}, schema=CANDIDATES)
+
+
+def band_keys(rng: np.random.Generator, rows: int) -> pa.Table:
+    """Band keys of as many documents; 3 % of them share all keys with others."""
+    count = PERMUTATIONS // band_rows(0.8)
+    keys = rng.integers(0, 2**63, (rows, count)).astype(np.uint64)
+    shared = rng.random(rows) < 0.03
+    keys[shared] = rng.integers(1, 50, (int(shared.sum()), 1)).astype(np.uint64)
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * count)
+    return pa.table([pa.ListArray.from_arrays(offsets, pa.array(keys.ravel()))], schema=BANDS)
+
+
+def assign(documents: int, folder: Path, near: bool = False) -> Callable[[], object]:
+    """Write the tables, and return the pass over them."""
+    rng = np.random.default_rng(0)
+    files: dict[str, InputFile] = {}
+    for number, begin in enumerate(range(0, documents, TABLE)):
+        rows = min(TABLE, documents - begin)
+        tables = {"documents": candidates(rng, rows, number)}
+        if near:
+            tables |= {"bands": band_keys(rng, rows), "overlaps": OVERLAPS.empty_table()}
+        files |= {
+            f"{name}-{number:05d}": write(folder / f"{name}-{number:05d}.parquet", table)
+            for name, table in tables.items()
+        }
+    rule = {"threshold": 0.8} if near else None
+    config = CorpusConfig(source="faked", near_duplicates=rule, validation=ValidationConfig(documents=100))
+    (folder / "tmp" / "out").mkdir(parents=True)
+    return lambda: run_assign(config, Shard(0, files, {}), folder / "tmp" / "out")
+
+
+def assign_near(documents: int, folder: Path) -> Callable[[], object]:
+    return assign(documents, folder, near=True)
+
+
+def order(rows: int, folder: Path) -> Callable[[], object]:
+    """A step in the middle of an epoch."""
+    return lambda: sites_of_step(rows, 0, rows // 512, 256)
+
+
+def reader(shards: int, folder: Path) -> Callable[[], object]:
+    """Links to one shard."""
+    rng = np.random.default_rng(0)
+    blank: dict[str, Any] = {
+        "context": b"some text before it",
+        "target": b"x",
+        "continuation": b"x",
+        "token_lengths": [1],
+    }
+    rows = {field.name: [blank.get(field.name, _blank(field.type))] * SITES for field in SHARDS}
+    rows["entropy"] = rng.random(SITES).tolist()
+    first = write(folder / "shard.parquet", pa.table(rows, schema=SHARDS)).path
+    paths = [folder / f"{number:06d}.parquet" for number in range(shards)]
+    for path in paths:
+        os.link(first, path)
+    return lambda: ShardReader([InputFile(path) for path in paths], "entropy > 0.5")
+
+
+def _blank(kind: pa.DataType) -> Any:
+    return "a" if pa.types.is_string(kind) else False if pa.types.is_boolean(kind) else 0
+
+
+STEPS = {"assign": assign, "near": assign_near, "order": order, "reader": reader}
+
+
+def anonymous() -> int:
+    """Bytes of memory of this process that no file backs."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) << 10
+
+
+def measured(step: str, size: int) -> dict[str, Any]:
+    """Processor seconds and added memory of one step, in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = STEPS[step](size, Path(folder))
+        before, peak, ends = anonymous(), [0], threading.Event()
+
+        def watch() -> None:
+            while not ends.wait(0.01):
+                peak[0] = max(peak[0], anonymous())
+
+        watcher, start = threading.Thread(target=watch), time.process_time()
+        watcher.start()
+        run()
+        seconds = time.process_time() - start
+        ends.set()
+        watcher.join()
+    return {"step": step, "size": size, "cpu_s": round(seconds, 2), "memory_bytes": max(0, peak[0] - before)}
+
+
+def exponent(rows: list[dict[str, Any]]) -> float | None:
+    """Growth of processor time with size, between the least and the greatest size; None for a single size."""
+    first, last = rows[0], rows[-1]
+    if first["size"] == last["size"] or not first["cpu_s"]:
+        return None
+    return round(math.log(last["cpu_s"] / first["cpu_s"]) / math.log(last["size"] / first["size"]), 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, nargs="+", default=[1_000_000, 4_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000_000, 1_000_000_000])
+    parser.add_argument("--shards", type=int, nargs="+", default=[500, 5000])
+    options = parser.parse_args()
+    sizes = {"assign": options.documents, "near": options.documents, "order": options.rows, "reader": options.shards}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for step in STEPS:
+        for size in sorted(sizes[step]):
+            with mp.get_context("spawn").Pool(1) as pool:
+                row = pool.apply(measured, (step, size))
+            found.setdefault(step, []).append(row)
+            print(json.dumps(row), flush=True)
+    exponents = {step: exponent(rows) for step, rows in found.items()}
+    most = max(row["memory_bytes"] for rows in found.values() for row in rows)
+    grown = [value for value in exponents.values() if value is not None]
+    holds = {
+        "memory_bytes": most <= BARS["memory_bytes"],
+        "exponent": max(grown) <= BARS["exponent"] if grown else None,
+    }
+    rows = [row for rows in found.values() for row in rows]
+    print(json.dumps({"bars": BARS, "rows": rows, "exponents": exponents, "holds": holds}))
+
+
+if __name__ == "__main__":
+    main()
