@@ -27,12 +27,12 @@ def test_what_rose_and_what_did_not() -> None:
         direct_before="0" * 30 + "1" * 10 + "1" * 40,  # hard 25 %, easy 50 of 80
         reasoning_before="0" * 80,
         reasoning_after="1" * 35 + "0" * 5 + "0" * 40,  # hard 87.5 %, easy 35 of 80
-        direct_after="0" * 30 + "1" * 10 + "1" * 40,
+        direct_after="0" * 29 + "1" * 11 + "1" * 40,  # one more, which may be chance
     )
     rose, stayed, against = headline(report)
     assert rose == ("Rose with training: with thinking, hard 0.0 → 87.5 %, medium 0.0 → 87.5 %, easy 0.0 → 43.8 %.")
     assert stayed == (
-        "Did not clearly change: without thinking, hard 25.0 → 25.0 %, medium 25.0 → 25.0 %, easy 62.5 → 62.5 %."
+        "Did not clearly change: without thinking, hard 25.0 → 27.5 %, medium 25.0 → 27.5 %, easy 62.5 → 63.7 %."
     )
     assert against == (
         "Against the untrained policy without thinking, thinking is ahead by 62.5 points at hard, 62.5 points at "
