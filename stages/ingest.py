@@ -32,6 +32,7 @@ from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import TEXT_DIGEST, Counters, Record, Shard, write_pointer
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
+from pipeline.core.parts import Teller
 from pipeline.core.pointers import source_pointer
 from pipeline.core.sealed import write_json
 from pipeline.core.stage import Stage, run_stage
@@ -155,25 +156,26 @@ def _survey_evaluation(known: KnownSources, evaluation: EvaluationSetConfig, sli
 
 def run_read(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     """Write the candidate documents and the rejected records of slices of source files."""
-    parts = shard_slices(shard)
+    parts, told = shard_slices(shard), Teller(out)
     counters: Counter[str] = Counter(records=0, documents=0)
     with (
         RowWriter(out / "documents.parquet", CANDIDATES) as kept,
         RowWriter(out / "quarantine.parquet", QUARANTINE) as rejected,
     ):
         for part in parts:
-            _read_slice(config.for_source(part.file.corpus), part, kept, rejected, counters)
+            _read_slice(config.for_source(part.file.corpus), part, kept, rejected, counters, told)
     read = [(part.file.name, part.file.checksums.sha256) for part in parts if part.file.checksums is not None]
     write_json(out / "source.json", [{"source_file": name, "sha256": sha256} for name, sha256 in read])
     return dict(counters)
 
 
 def _read_slice(
-    config: CorpusConfig, part: Slice, kept: RowWriter, rejected: RowWriter, counters: Counter[str]
+    config: CorpusConfig, part: Slice, kept: RowWriter, rejected: RowWriter, counters: Counter[str], told: Teller
 ) -> None:
     template = Template.parse(config.text)
     for row, where, raw, value in read_records(part, config):
         counters["records"] += 1
+        told.add()
         try:
             if isinstance(value, Unusable):
                 raise value
@@ -196,9 +198,11 @@ def run_near(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     rule = config.near_duplicates
     rows = band_rows(rule.threshold) if rule else 0
     table = read_table(shard.files["documents"], ["text"])
+    told = Teller(out, table.num_rows)
     with RowWriter(out / "bands.parquet", BANDS) as near, RowWriter(out / "overlaps.parquet", OVERLAPS) as overlaps:
         for row, text in enumerate(table["text"]):
             document = words(text.as_py())
+            told.add()
             if rule:
                 keys = bands(shingles(document, rule.words), rows)
                 near.add({"bands": keys}, keys.nbytes)

@@ -31,7 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.base import canonical_json
 from pipeline.config.errors import IntegrityError, UserError
-from pipeline.core.files import flush, move_if_absent, replace_text, size_of
+from pipeline.core.files import flush, move_if_absent, progress_file, replace_text, size_of
 from pipeline.core.sealed import read_sealed, write_sealed
 
 Counters = dict[str, int]
@@ -186,6 +186,7 @@ def scratch_folder(directory: Path, shard: int) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        progress_file(folder).unlink(missing_ok=True)
 
 
 def publish(directory: Path, shard: int, scratch: Path, counters: Counters, seconds: float) -> Completion:

@@ -63,3 +63,8 @@ def status_of_all(path: Path) -> Iterator[os.stat_result]:
     for each in chain([path], inside):
         with suppress(FileNotFoundError):
             yield each.stat()
+
+
+def progress_file(scratch: Path) -> Path:
+    """Return the file beside a shard's scratch folder in which its worker tells how far it is."""
+    return scratch.with_name(f"{scratch.name}.progress")

@@ -29,13 +29,17 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.core.artifact import Counters, InputFile
-from pipeline.core.files import flush
+from pipeline.core.files import flush, progress_file
 from pipeline.core.parquet import parquet_writer, read_table
 from pipeline.core.sealed import read_sealed, write_sealed
 
 FOLDER, ABOUT, PROGRESS = "parts", "part.json", "progress.json"
 SECONDS = 5.0
 """Least time between two parts: what a killed run loses at most, besides the rows that are being computed."""
+
+
+TELL_EVERY = 1.0
+"""Least seconds between two reports of a `Teller`."""
 
 
 class Share(NamedTuple):
@@ -148,15 +152,40 @@ class Parts:
         os.replace(new, self._folder / PROGRESS)
 
 
+class Teller:
+    """Tells how much of a shard is done where no parts are kept, for the line of progress.
+
+    The file lies beside the scratch folder, with which it is removed: it says nothing of a worker that was killed.
+
+    Args:
+        scratch: the scratch folder that the stage's function was given.
+        units: units of work of the shard; None if they are not known, so that only the rate is told.
+    """
+
+    def __init__(self, scratch: Path, units: int | None = None) -> None:
+        self._path, self._total = progress_file(scratch), units
+        self._done, self._last = 0, time.monotonic()
+
+    def add(self, units: int = 1) -> None:
+        """Count units of work that are done; at most once in `TELL_EVERY` seconds they are told."""
+        self._done += units
+        if (now := time.monotonic()) - self._last >= TELL_EVERY:
+            self._last = now
+            share = min(self._done / self._total, 1.0) if self._total else 0.0
+            new = self._path.with_name(f".{uuid.uuid4().hex[:12]}")
+            new.write_text(json.dumps((share, self._done)))
+            os.replace(new, self._path)
+
+
 def parts_folder(directory: Path, shard: int) -> Path:
     """Return the folder of a shard's parts in a stage's folder."""
     return directory / FOLDER / f"{shard:05d}"
 
 
 def share_done(directory: Path) -> Share:
-    """Return how much of the shards that are not published yet has been done, by their parts."""
+    """Return how much of the shards that are not published yet has been done, as their workers tell."""
     shards, units = 0.0, 0
-    for path in directory.glob(f"{FOLDER}/*/{PROGRESS}"):
+    for path in (*directory.glob(f"{FOLDER}/*/{PROGRESS}"), *directory.glob(str(progress_file(Path("tmp/*"))))):
         with contextlib.suppress(OSError):  # published meanwhile
             share, count = json.loads(path.read_text())
             shards, units = shards + share, units + count

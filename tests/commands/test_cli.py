@@ -71,8 +71,10 @@ def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_data_ends_with_one_readable_funnel_and_the_next_command(finished: Path) -> None:
-    lines = (finished / "printed").read_text().splitlines()
-    assert len(lines) <= 45 and max(map(len, lines)) <= 100 + len(str(finished)), "and no wider for a long path"
+    printed = (finished / "printed").read_text().splitlines()
+    lines = [line for line in printed if " running, " not in line]  # how often those come depends on the machine
+    assert len(lines) <= 35, lines
+    assert max(map(len, lines)) <= 100 + len(str(finished)), "wider only for the path"
     text = "\n".join(lines)
     assert text.count("records of the source") == 1 and "where: the rule does not keep it" in text
     assert "bytes per site" in text and "quarantined" not in text, "a reason that lost nothing"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.config.errors import IntegrityError
 from pipeline.core import parts as module
-from pipeline.core.artifact import content_hash
+from pipeline.core.artifact import content_hash, scratch_folder
 from pipeline.core.parquet import write_tables
-from pipeline.core.parts import Parts, Rows, parts_folder, remove_parts, share_done
+from pipeline.core.parts import Parts, Rows, Teller, parts_folder, remove_parts, share_done
 
 SCHEMA = pa.schema([pa.field("number", pa.int64(), nullable=False), pa.field("names", pa.list_(pa.string()))])
 ITEMS = 23
@@ -116,3 +116,25 @@ def test_progress_of_a_published_shard_is_gone(tmp_path: Path) -> None:
     assert json.loads((parts_folder(tmp_path, 7) / "progress.json").read_text()) == [pytest.approx(1 / 23), 10]
     remove_parts(tmp_path, 7)
     assert share_done(tmp_path) == (0, 0)
+
+
+def test_a_shard_without_parts_tells_how_far_it_is_as_long_as_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TELL_EVERY", 0.0)
+    with scratch_folder(tmp_path, 0) as first, scratch_folder(tmp_path, 1) as second:
+        known, unknown = Teller(first, 4), Teller(second)
+        for _ in range(3):
+            known.add()
+        unknown.add(10)
+        assert share_done(tmp_path) == (0.75, 13), "how much of the second there is nobody knows"
+        known.add(5)
+        assert share_done(tmp_path) == (1.0, 18), "never more than the whole"
+        assert list(first.iterdir()) == [], "it would be published"
+    assert share_done(tmp_path) == (0, 0) and list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_teller_writes_seldom(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path, 0) as out:
+        Teller(out, 4).add()
+        assert share_done(tmp_path) == (0, 0)

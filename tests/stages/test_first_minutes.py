@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,13 +37,14 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
             check=False,
         )
         assert done.returncode == 0, done.stdout
-        told.append(done.stdout.splitlines())
+        # How often a line of progress comes depends on the machine.
+        told.append([line for line in done.stdout.splitlines() if not re.search(r" \d+ of \d+ sites", line)])
     return told
 
 
 def test_both_fit_a_screen_and_no_line_is_wide(printed: list[list[str]]) -> None:
     train, evaluate = printed
-    assert len(train) + len(evaluate) <= 65, "with `rpt data`, at most 90"
+    assert len(train) + len(evaluate) <= 55, "with the 35 of `rpt data` at most 90"
     assert max(map(len, train + evaluate)) <= 100
     assert not any("\x1b" in line for line in train + evaluate)
 
