@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 
 from pipeline.core.executor import ignore_interrupts
-from pipeline.core.progress import console, counted, log
+from pipeline.core.progress import console, log
 from pipeline.grpo.policy.rendezvous import MEETING_FILE
 from pipeline.grpo.run.spec import RunSpec, write_spec
 
@@ -37,7 +37,7 @@ def launch(module: str, spec: RunSpec, ranks: int = 1) -> None:
             command = [sys.executable, *_launcher(ranks, meeting), "--", module, str(file)]
             environment = _rank_environment(ranks, meeting) | environment
         if console.is_terminal:
-            log(f"{module.rpartition('.')[2]:<12} starts {counted(ranks, 'rank')}: its libraries load for some seconds")
+            log(f"{module.rpartition('.')[2]:<12} loads its libraries, which takes some seconds")
         code = _run_command(command, environment, ranks)
     if code:
         raise typer.Exit(code if code > 0 else 128 - code)
