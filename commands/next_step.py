@@ -11,6 +11,9 @@ import yaml
 from pipeline.config import resources
 from pipeline.core.progress import say_next
 
+EVALUATED = ("data", "evaluate", "name", "policy", "rollout", "seed", "task")
+"""Parts of a recipe that an evaluation reads."""
+
 
 def after_data(manifest: Path, overrides: Iterable[str], work: Path) -> None:
     """Say that the selection can be looked at."""
@@ -44,8 +47,9 @@ def after_training(stage: str, command: str, policy: Path) -> None:
 def evaluation_of(
     recipe: Path, overrides: Iterable[str], work: Path, *, manifest: Path | None, run: Path | None
 ) -> str:
-    """Return the command that evaluates a run, with the options that were given for its training."""
-    command = _rpt("evaluate", recipe, overrides, work)
+    """Return the command that evaluates a run, with the options of its training that an evaluation reads."""
+    own = [override for override in overrides if override.partition("=")[0].partition(".")[0] in EVALUATED]
+    command = _rpt("evaluate", recipe, own, work)
     for option, value in (("--manifest", manifest), ("--run", run)):
         command += f" {option} {shlex.quote(str(value))}" if value is not None else ""
     return command
