@@ -68,7 +68,8 @@ class ReadingConfig(Config):
     """Encoding of text, JSON and CSV (`utf-16`, `latin-1`, `cp1252`, `gb18030`, …). It is never guessed."""
     records: str | None = None
     """JSON: dotted path of the list that has the records (`data.items`). `[]` goes into each element of a list
-    (`data[].paragraphs`). Not needed where the objects of only one list have the columns of `text`."""
+    (`data[].paragraphs`). XML: path of the elements from the outermost on (`feed.entry`). Not needed where only one
+    list or element has the columns of `text`."""
     csv: CsvConfig = CsvConfig()
     """CSV and TSV files: delimiter, header, quotes."""
 

@@ -20,6 +20,7 @@ from pipeline.corpus.readers.json import describe
 from pipeline.corpus.readers.parquet import open_parquet
 from pipeline.corpus.readers.record_splitter import documents, lines
 from pipeline.corpus.readers.records import Slice
+from pipeline.corpus.readers.xml_records import describe_xml
 
 SLICE_BYTES = 64 << 20
 """Bytes per slice, the unit of reading: the first record that begins this far after the last cut begins a new slice."""
@@ -103,6 +104,8 @@ def log_found(surveys: Sequence[Scan]) -> None:
 def _found(part: Slice, config: CorpusConfig) -> str:
     if part.file.format == "json":
         return describe(part, config)
+    if part.file.format == "xml":
+        return describe_xml(part, config)
     if part.file.format in ("csv", "tsv"):
         return str(dialect_of(part, config))
     if part.file.builder == "webdataset":

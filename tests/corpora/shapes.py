@@ -260,6 +260,12 @@ SHAPES: dict[str, Shape] = {
         ACCENTS,
         needs="lxml",
     ),
+    "xml_dump": Shape(
+        {"x.xml": f"<f><about/>{''.join(f'<e><t>{t}</t></e>' for t in ACCENTS)}</f>".encode()},
+        {"text": "{t}"},
+        ACCENTS,
+        needs="lxml",
+    ),
     "code_folder": Shape(
         {
             "src/a.py": TEXTS[0].encode(),

@@ -211,6 +211,60 @@ def test_records_in_a_list_of_every_line_or_element(tmp_path: Path, name: str) -
     assert "`[].turns`" in error.value.hint
 
 
+DUMP = """<?xml version="1.0" encoding="iso-8859-1"?>
+<m:mediawiki xmlns:m="urn:m"><m:siteinfo><m:name>W</m:name></m:siteinfo>
+  <m:page><m:title>Caf\xe9</m:title>
+    <m:revision><m:id>7</m:id><m:text bytes="3">One &lt;b&gt; two</m:text></m:revision></m:page>
+  <!-- <m:page> --><m:page><m:title>B</m:title><m:redirect title="C"/>
+    <m:revision><m:id>8</m:id><m:text bytes="1"><![CDATA[</m:page>]]></m:text></m:revision></m:page></m:mediawiki>
+""".encode("latin-1")
+
+
+def test_the_records_of_an_xml_dump_are_named_or_found(tmp_path: Path) -> None:
+    (tmp_path / "x.xml").write_bytes(DUMP)
+    expected = [
+        {"title": "Café", "revision": {"id": "7", "text": "One <b> two"}},
+        {"title": "B", "redirect": {"title": "C"}, "revision": {"id": "8", "text": "</m:page>"}},
+    ]
+    for about in ({"records": "mediawiki.page"}, {"text": "{title}: {revision.text}"}):
+        records = read(tmp_path / "x.xml", **about)
+        assert values(records) == expected
+        for record in records:
+            assert record.raw and record.raw.startswith(b"<m:page>") and record.raw.endswith(b"</m:page>")
+            assert DUMP[int(record.where.split()[1]) :].startswith(record.raw)
+    with pytest.raises(UserError, match="names the element `page`, which does not exist") as error:
+        read(tmp_path / "x.xml", records="page")
+    assert "`mediawiki.page` (2): title, revision, redirect" in error.value.hint
+    with pytest.raises(UserError, match=r"no element of this XML file has the columns of `corpus\.text` \(body\)"):
+        read(tmp_path / "x.xml", text="{body}")
+    (tmp_path / "x.xml").write_bytes(b"<d><a><t>1</t></a><b><t>2</t></b></d>")
+    with pytest.raises(UserError, match="several elements have the columns") as error:
+        read(tmp_path / "x.xml", text="{t}")
+    assert error.value.hint == "set corpus.records to one of: d.a, d.b"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8"])
+def test_records_of_xml_over_many_blocks_and_a_place_that_is_not_well_formed(
+    tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attributes are columns, too; a record that is too long is quarantined, and those after it are whole."""
+    monkeypatch.setattr("pipeline.corpus.readers.xml_records._BLOCK", 100)
+    monkeypatch.setattr("pipeline.corpus.readers.xml_records.RECORD_LIMIT", 300)
+    bodies = [f"text {n} é🙂" if n != 40 else "x" * 5000 for n in range(90)]
+    posts = "".join(f'<row Id="{n}" Body="{body}" />\n' for n, body in enumerate(bodies))
+    data = f'<?xml version="1.0" encoding="{encoding}"?>\n<posts>\n{posts}</posts>'.encode(encoding)
+    (tmp_path / "x.xml").write_bytes(data)
+    records = read(tmp_path / "x.xml", text="{Body}")
+    assert values(records) == [{"Id": str(n), "Body": b} if n != 40 else "too_long" for n, b in enumerate(bodies)]
+    for record in records:
+        offset = int(record.where.split()[1])
+        assert record.raw and data[offset:].startswith(record.raw)
+        assert data[offset:].decode(encoding.replace("16", "16-le")).startswith("<row Id=")
+    (tmp_path / "x.xml").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"not well-formed XML, after \d+ records"):
+        read(tmp_path / "x.xml", text="{Body}")
+
+
 def test_a_key_in_more_than_one_block_of_the_stream(tmp_path: Path) -> None:
     key = 'quoted " and \\ and é'
     tree = {"filler": "x" * ((1 << 20) - 30), key: {"rows": [{"text": "a"}]}}

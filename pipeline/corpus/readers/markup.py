@@ -1,4 +1,4 @@
-"""HTML and XML files: one document each, by `trafilatura` and `lxml` (the extra `html`)."""
+"""HTML and XML files as one document each, by `trafilatura` and `lxml` (the extra `html`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers.record_splitter import RawRecord
 from pipeline.corpus.readers.records import Record, Slice, make_record, utf8
 from pipeline.corpus.readers.text import whole
+from pipeline.corpus.readers.xml_records import find_elements, read_elements
 
 FORMATS = ("html", "xml")
 """Formats whose text depends on the version of a library."""
@@ -53,10 +54,14 @@ def _html(piece: RawRecord) -> Mapping[str, Any]:
 
 
 def read_xml(part: Slice, config: CorpusConfig) -> Iterator[Record]:
-    """Yield one record: the column `text`, all text between the tags, and `root`, the name of the outermost element.
+    """Yield the elements that are records (`find_elements`), or the file as one.
 
-    Without `corpus.encoding` the file's own declaration tells its encoding. Entities are not resolved from outside.
+    As one, it has the columns `text`, all text between the tags, and `root`, the name of the outermost element. Without
+    `corpus.encoding` the file's own declaration tells its encoding. Entities are not resolved from outside.
     """
+    path = find_elements(part, config)
+    if path is not None:
+        return (yield from read_elements(part, config, path))
     _import()
     # As bytes: the standard says where the encoding stands.
     plain = config if config.encoding != "utf-8" else config.model_copy(update={"encoding": "latin-1"})
