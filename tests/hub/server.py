@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import Any, ClassVar
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 PAGE = 2
 """Entries of a listing per page."""
@@ -220,19 +221,28 @@ class _Hub(_Handler):
             siblings = [{"rfilename": path} for path in sorted(files)]
             return self.send_json(about | {"siblings": siblings, "gated": repository.access == "gated"})
         if call == "tree":
-            return self.tree(files)
+            return self.tree(files, rest.partition("/")[2])
         return self.refuse(404, "", f"no such call: {call}")
 
-    def tree(self, files: dict[str, bytes]) -> None:
-        """Answer with one page of the listing, and the address of the next."""
+    def tree(self, files: dict[str, bytes], folder: str) -> None:
+        """Answer with one page of the listing of a folder, and the address of the next."""
         address = urlsplit(self.path)
-        start = int(parse_qs(address.query).get("cursor", ["0"])[0])
-        entries = [_entry(path, data) for path, data in sorted(files.items())]
+        query = parse_qs(address.query)
+        start, recursive = int(query.get("cursor", ["0"])[0]), query.get("recursive", ["false"])[0].lower() == "true"
+        below = {path: data for path, data in files.items() if path.startswith(f"{folder}/" if folder else "")}
+        if folder and not below:
+            return self.refuse(404, "EntryNotFound", f"{folder} does not exist")
+        paths = {path: _entry(path, data) for path, data in below.items()}
+        for path in below:
+            paths |= {str(parent): _folder(str(parent)) for parent in PurePosixPath(path).parents if parent.name}
+        depth = len(PurePosixPath(folder).parts)
+        inside = [entry for path, entry in sorted(paths.items()) if len(PurePosixPath(path).parts) > depth]
+        entries = [entry for entry in inside if recursive or len(PurePosixPath(entry["path"]).parts) == depth + 1]
         headers = {}
         if start + PAGE < len(entries):
-            query = f"recursive=true&cursor={start + PAGE}"
-            headers["Link"] = f'<{self.hub.endpoint}{address.path}?{query}>; rel="next"'
-        self.send_json(entries[start : start + PAGE], headers)
+            more = urlencode({"recursive": str(recursive).lower(), "cursor": start + PAGE})
+            headers["Link"] = f'<{self.hub.endpoint}{address.path}?{more}>; rel="next"'
+        return self.send_json(entries[start : start + PAGE], headers)
 
     def paths(self, match: re.Match[str], data: bytes) -> None:
         """Answer with the entries of some paths, files and folders; unknown ones are left out."""
@@ -244,11 +254,7 @@ class _Hub(_Handler):
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {match['rest']}")
         asked = json.loads(data)["paths"] if data.startswith(b"{") else parse_qs(data.decode()).get("paths", [])
         entries = [_entry(path, found[1][path]) for path in asked if path in found[1]]
-        entries += [
-            {"type": "directory", "path": path, "oid": _blob(path.encode())}
-            for path in asked
-            if any(name.startswith(f"{path}/") for name in found[1])
-        ]
+        entries += [_folder(path) for path in asked if any(name.startswith(f"{path}/") for name in found[1])]
         return self.send_json(entries)
 
     def resolve(self, match: re.Match[str]) -> None:
@@ -335,6 +341,10 @@ def _entry(path: str, data: bytes) -> dict[str, Any]:
     if len(data) >= LARGE:
         about["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
     return about
+
+
+def _folder(path: str) -> dict[str, Any]:
+    return {"type": "directory", "path": path, "size": 0, "oid": _blob(path.encode())}
 
 
 def _blob(data: bytes) -> str:

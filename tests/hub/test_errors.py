@@ -60,7 +60,7 @@ def test_a_repository_is_listed_over_pages_and_its_files_come_from_another_host(
     assert listed == [commit, sorted(files)]
     assert (Path(small).read_bytes(), Path(large).read_bytes()) == (files["data/0.jsonl"], files["data/3.jsonl"])
     assert sum("/tree/" in path for path in hub.requests) == 1 and said == ""
-    assert hub.requests[f"GET /api/datasets/owner/name/tree/{commit}"] == 3, "six entries, two on a page"
+    assert hub.requests[f"GET /api/datasets/owner/name/tree/{commit}"] == 4, "six files and a folder, two on a page"
 
     before = hub.requests.total()
     again, said = ask(tmp_path, NOWHERE, *calls, HF_HUB_OFFLINE="1")
