@@ -8,27 +8,22 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.core.progress import log
-
 if TYPE_CHECKING:
     from pipeline.core.artifact import Record
 
 
 def certificate_tables(found: Mapping[str, Any]) -> list[Table]:
     """Return a certificate as tables."""
-    bits, hard, names = found["bits_per_byte"], found["hard"], found["names_and_digits"]
-    table = Table("certificate", "", title=f"certificate: {verdict_of(found)}", title_justify="left")
-    table.columns[1].justify = "right"
-    for name, label in (("proxy", "proxy"), ("unigram", "token frequencies"), ("bigram", "pairs of tokens"),
-                        ("zlib", "zlib")):  # fmt: skip
-        table.add_row(f"bits/byte, {label}", _number(bits[name]))
-    table.add_section()
-    table.add_row("surprise above entropy, nats", _number(found["calibration"]["excess"]))
-    table.add_row("surprise per nat of entropy", _number(found["calibration"]["slope"]))
-    table.add_section()
-    table.add_row("training positions that `where` lets through", _percent(hard["share"]))
-    table.add_row("training sites that are names or digits", _percent(names["share"]))
-    table.add_row("agreement with a second selection", "not measured")
+    bits, calibration, shared = found["bits_per_byte"], found["calibration"], found["agreement"]
+    priced = {"proxy": "proxy", "unigram": "frequencies", "bigram": "pairs", "zlib": "zlib"}
+    title = f"certificate: {verdict_of(found)}"
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_row("bits/byte", ", ".join(f"{label} {_number(bits[name])}" for name, label in priced.items()))
+    rises = f"{_number(calibration['excess'])} nats above entropy, {_number(calibration['slope'])} nats per nat of it"
+    table.add_row("surprise", rises)
+    table.add_row("positions that `where` lets through", _percent(found["hard"]["share"]))
+    table.add_row("sites that are names or digits", _percent(found["names_and_digits"]["share"]))
+    table.add_row("agreement with a second selection", _number(shared["kappa"]) if shared else "not measured")
     return [table]
 
 
@@ -38,22 +33,19 @@ def verdict_of(found: Mapping[str, Any]) -> str:
 
 
 def warn(selection: Record) -> None:
-    """Print the verdict on a selection to standard error, and every rule that is broken, in red on a terminal."""
+    """Print every rule that a selection breaks to standard error, in red on a terminal; nothing if it passes."""
     from pipeline.core.marks import read_certificate
 
     found = read_certificate(selection)
-    if found is None:
-        return
-    log(f"certificate  {verdict_of(found)}")
-    if found["verdict"] in ("warn", "refuse"):
+    if found is not None and found["verdict"] in ("warn", "refuse"):
         console = Console(stderr=True, markup=False, highlight=False)
         for finding in found["findings"]:
-            console.print(f"{finding['level']}: {finding['says']}", style="bold red", soft_wrap=True)
+            console.print(f"certificate: {finding['level']}: {finding['says']}", style="bold red", soft_wrap=True)
 
 
 def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _percent(share: float | None) -> str:
-    return "not measured" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f} %"

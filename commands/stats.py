@@ -1,7 +1,7 @@
 """Stats: print the numbers of a selection.
 
 Input:   the artifacts of `rpt data` (or `rpt select`) for a manifest.
-Output:  tables of funnel, bands, entropy, token classes, sizes; or JSON. Nothing is written.
+Output:  tables of funnel, certificate, bands, entropy, token classes, sizes; or JSON. Nothing is written.
 Command: rpt stats data_manifests/<name>.yaml [--json]
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
+from commands.certificate import certificate_tables
 from pipeline.audit.decisions import SPLITS
 from pipeline.audit.funnel import funnel_table
 from pipeline.audit.lineage import lineage_of
@@ -51,6 +52,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         sizes.add_row(stage, f"{size['shards']:,}", f"{size['rows']:,}", format_bytes(size["bytes"]))
     if found["bytes_per_site"] is not None:
         sizes.caption = f"{found['bytes_per_site']:.1f} bytes per site in shards"
+    judged = certificate_tables(found["certificate"]) if found["certificate"] else []
     corpora = [_by_split("corpus", found["corpora"], found["sites"])] if found["corpora"] else []
     return [
         funnel,
@@ -58,6 +60,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         _by_split("hardest band", found["bands"], found["sites"]),
         entropy,
         _by_split("token class", found["token_classes"], found["sites"]),
+        *judged,
         sizes,
     ]
 

@@ -104,6 +104,7 @@ def tables() -> str:
     from pipeline.grpo.data.pass_rates import PASS_RATES
     from pipeline.grpo.rollout.rollouts import ROLLOUTS
     from pipeline.scoring.table import SCORES
+    from pipeline.selection.proxy_measures import CALIBRATION, SAMPLE
     from pipeline.selection.sites import SITES
     from pipeline.shards.schema import SHARDS
 
@@ -113,6 +114,8 @@ def tables() -> str:
         ("matches", "assign", "a document that was dropped, and what it matched", MATCHES),
         ("scores", "score", "a document; lists have one value per position", SCORES),
         ("sites", "select", "a selected position", SITES),
+        ("calibration", "certificate", "a bin of entropy", CALIBRATION),
+        ("sample", "certificate", "a document on which bits per byte are compared", SAMPLE),
         ("train, validation", "materialize", "a training example", SHARDS),
         ("pass_rates", "screen", "a screened site", PASS_RATES),
         ("rollouts/step-*.parquet", "a run", "a response", ROLLOUTS),

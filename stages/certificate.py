@@ -18,14 +18,16 @@ import pyarrow as pa
 from pipeline.config.base import Config
 from pipeline.config.errors import RefusedError
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import Counters, InputFile, Record, Shard
+from pipeline.core.artifact import Counters, InputFile, Record, Shard, published_record
 from pipeline.core.executor import Executor
 from pipeline.core.marks import read_certificate, write_certificate
 from pipeline.core.parquet import parquet_writer, read_table
 from pipeline.core.stage import Stage, run_stage
 from pipeline.selection import proxy_measures
+from pipeline.selection.agreement import agreement
 from pipeline.selection.certificate import certificate
 from pipeline.selection.positions import DOCUMENT_COLUMNS
+from pipeline.selection.sites import TRAIN
 
 VERSION = 1
 
@@ -80,6 +82,7 @@ def certify(
             then on.
 
     Raises:
+        UserError: the second selection is none, or is one of other documents.
         RefusedError: the certificate refuses the selection, and nobody has accepted it.
     """
     config = MeasureConfig(sample_tokens=manifest.select.certificate.sample_tokens)
@@ -89,11 +92,13 @@ def certify(
     measured = run_stage(SCORES, config, shards, inputs, work, executor)
     listed = {f"sample-{i}": file for i, file in enumerate(measured.files("sample"))}
     bits = run_stage(BITS, config, [Shard(0, listed, {})], {"measured": measured.content}, work, executor)
+    judged = manifest.select.certificate
     found = certificate(
-        manifest.select.certificate,
+        judged,
         json.loads(bits.files("bits")[0].verified().read_text(encoding="utf-8")),
         proxy_measures.add_calibrations([read_table(file) for file in measured.files("calibration")]),
         sites.counters,
+        _agreement(sites, Path(judged.second)) if judged.second else None,
     )
     before = read_certificate(sites)
     found["accepted"] = accept or before == found | {"accepted": True}
@@ -106,6 +111,11 @@ def certify(
 def _files(documents: Record, scores: Record, shard: int) -> dict[str, InputFile]:
     tables = {"documents": documents.file("documents", shard), "scores": scores.file("scores", shard)}
     return {name: file for name, file in tables.items() if file is not None}
+
+
+def _agreement(sites: Record, second: Path) -> dict[str, Any]:
+    selectable = sum(n for name, n in sites.counters.items() if name.startswith(f"{TRAIN}selectable.band."))
+    return agreement(sites, published_record(second), selectable)
 
 
 def _refused(found: dict[str, Any], sites: Record) -> RefusedError:

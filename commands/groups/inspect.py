@@ -149,7 +149,7 @@ def show(
 def stats(
     manifest: ManifestPath, overrides: Overrides = None, work: Work = Path("work"), as_json: AsJson = False
 ) -> None:
-    """Print the funnel, bands, entropy quantiles, token classes and sizes of a selection.
+    """Print the funnel, certificate, bands, entropy quantiles, token classes and sizes of a selection.
 
     Examples:
 

@@ -25,6 +25,7 @@ from pipeline.audit.funnel import funnel, kept, percent, shard_bytes
 from pipeline.audit.lineage import Lineage
 from pipeline.core.artifact import InputFile
 from pipeline.core.invisible import escape_invisible
+from pipeline.core.marks import read_certificate
 from pipeline.core.parquet import read_table
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.selection.sites import BANDS
@@ -71,6 +72,7 @@ def audit(
         "selection": lineage.select.fingerprint,
         "rule": dict(lineage.select.config),
         "funnel": [vars(step) for step in funnel(lineage.records)],
+        "certificate": read_certificate(lineage.select),
         "documents": {split: lineage.ingest.counters[split] for split in SPLITS},
         "sites": {split: lineage.select.counters[f"kept.{split}"] for split in SPLITS},
         "examples": kept(lineage.materialize.counters) if lineage.materialize else None,
@@ -255,7 +257,12 @@ def render(template: str, *, extra_styles: Sequence[str] = (), **values: Any) ->
         "cell": _cell,
         "yaml": _yaml,
     }
-    environment.globals |= {"histogram": svg.histogram, "share": svg.share, "splits": SPLITS}
+    environment.globals |= {
+        "histogram": svg.histogram,
+        "share": svg.share,
+        "calibration": svg.calibration,
+        "splits": SPLITS,
+    }
     policy = (
         f"default-src 'none'; script-src '{_source(script)}'; style-src '{_source(style)}'; "
         "base-uri 'none'; form-action 'none'"

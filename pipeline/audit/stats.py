@@ -9,6 +9,7 @@ import polars as pl
 from pipeline.audit.decisions import SPLITS
 from pipeline.audit.funnel import funnel, shard_bytes
 from pipeline.audit.lineage import Lineage
+from pipeline.core.marks import read_certificate
 from pipeline.corpus.documents import CORPUS
 from pipeline.selection.sites import BANDS
 
@@ -19,9 +20,10 @@ def stats(lineage: Lineage) -> dict[str, Any]:
     """Return summary statistics of a selection; only `sites` and two columns of `scores` are read.
 
     Returns:
-        `funnel`, `sites` (by split), `bands`, `token_classes` and, for several sources, `corpora` (by name, then split;
-        a site counts in the hardest of its bands), `entropy` (by split, of all `scored` positions and of `sites`:
-        count, mean, quantiles; nats), `sizes` (by stage: shards, files, rows, bytes), `bytes_per_site` of the shards.
+        `funnel`, `certificate` (None if there is none), `sites` (by split), `bands`, `token_classes` and, for several
+        sources, `corpora` (by name, then split; a site counts in the hardest of its bands), `entropy` (by split, of all
+        `scored` positions and of `sites`: count, mean, quantiles; nats), `sizes` (by stage: shards, files, rows,
+        bytes), `bytes_per_site` of the shards.
     """
     sites = pl.scan_parquet([file.verified() for file in lineage.select.files("sites")])
     scored = pl.scan_parquet([file.verified() for file in lineage.score.files("scores")])
@@ -34,6 +36,7 @@ def stats(lineage: Lineage) -> dict[str, Any]:
         "selection": lineage.select.fingerprint,
         "rule": dict(lineage.select.config),
         "funnel": [vars(step) for step in funnel(lineage.records)],
+        "certificate": read_certificate(lineage.select),
         "sites": {split: lineage.select.counters[f"kept.{split}"] for split in SPLITS},
         "bands": _counts(sites, "band", ("none", *BANDS)),
         "token_classes": _counts(sites, "token_class"),

@@ -1,4 +1,4 @@
-"""Histograms as SVG without style attributes; colours are classes of assets/report.css."""
+"""Histograms and a calibration plot as SVG without style attributes; colours are classes of assets/report.css."""
 
 from __future__ import annotations
 
@@ -60,6 +60,45 @@ def histogram(
         parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 14}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text class="rule" x="{x + 3:.1f}" y="{TOP - 16}">rule: {_number(threshold)}</text>')
     base = HEIGHT - BOTTOM
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - 4}" y1="{base}" y2="{base}"/></svg>')
+    return Markup("".join(parts))
+
+
+def calibration(bins: Sequence[Mapping[str, Any]]) -> Markup:
+    """Return the mean surprise by bin of entropy as points, and a line where it would equal the mean entropy.
+
+    Args:
+        bins: `calibration.bins` of a certificate. A point is larger the more positions its bin has.
+    """
+    seen = [row for row in bins if row["positions"]]
+    highest = max([2.8, *(max(row["surprise"], row["entropy"]) for row in seen)])
+    across, tall = (WIDTH - LEFT - 4) / 2.8, HEIGHT - TOP - BOTTOM
+    most, base = max([1, *(row["positions"] for row in seen)]), HEIGHT - BOTTOM
+
+    def place(entropy: float, surprise: float) -> tuple[float, float]:
+        return LEFT + across * min(entropy, 2.8), base - tall * surprise / highest
+
+    total = sum(row["positions"] for row in seen)
+    parts = [
+        f'<svg class="histogram" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="mean surprise by entropy, {total:,} positions">'
+    ]
+    step = max(1, round(highest / 4))
+    for tick in range(0, int(highest) + 1, step):
+        _, y = place(0, tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 4}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{tick}</text>')
+    for entropy in (0, 0.5, 1, 1.5, 2, 2.5):
+        x, _ = place(entropy, 0)
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{entropy:g}</text>')
+    (x1, y1), (x2, y2) = place(0, 0), place(2.8, 2.8)
+    parts.append(f'<line class="rule" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
+    for row in seen:
+        x, y = place(row["entropy"], row["surprise"])
+        means = f"entropy {_number(row['entropy'])}, surprise {_number(row['surprise'])} nats"
+        says = f"{row['positions']:,} positions: {means}"
+        radius = 2.5 + 5 * math.sqrt(row["positions"] / most)
+        parts.append(f'<circle class="kept" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{says}</title></circle>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - 4}" y1="{base}" y2="{base}"/></svg>')
     return Markup("".join(parts))
 

@@ -55,6 +55,8 @@ class MixtureConfig(Config):
 class CertificateConfig(Config):
     """The bounds by which a selection is judged (docs/certificate.md)."""
 
+    locations: ClassVar[frozenset[str]] = frozenset({"second"})
+
     least_tokens: int = Field(10_000, ge=1)
     """A corpus with fewer scored tokens is too small to judge."""
     sample_tokens: int = Field(2_000_000, ge=1)
@@ -68,6 +70,11 @@ class CertificateConfig(Config):
     """Warn if `where` lets through more than this share of the training positions that it could keep."""
     names_and_digits: float = Field(0.5, ge=0, le=1)
     """Warn if more than this share of the training sites are names or digits, which mostly cannot be guessed."""
+    second: str | None = None
+    """Folder of another selection of the same documents, `work/NAME/select/HASH`, for instance by another proxy: the
+    certificate measures how far both agree."""
+    least_agreement: float = 0.4
+    """Warn if the agreement with it (Cohen's kappa: 1 for equal selections, 0 for chance) is lower."""
 
 
 class SelectConfig(Config):

@@ -37,7 +37,11 @@ class Finding:
 
 
 def certificate(
-    config: CertificateConfig, bits: Mapping[str, Any], calibration: pa.Table, counters: Counters
+    config: CertificateConfig,
+    bits: Mapping[str, Any],
+    calibration: pa.Table,
+    counters: Counters,
+    agreement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the certificate as JSON values.
 
@@ -46,10 +50,11 @@ def certificate(
         bits: the result of `bits_per_byte`.
         calibration: a table of `CALIBRATION`.
         counters: those of the select record.
+        agreement: the result of `agreement`, if there is a second selection.
 
     Returns:
-        `bits_per_byte`, `calibration`, `kept` (by band and token class), `hard`, `names_and_digits`, `findings` (rules
-        that are broken) and `verdict`.
+        `bits_per_byte`, `calibration`, `kept` (by band and token class), `hard`, `names_and_digits`, `agreement`,
+        `findings` (rules that are broken) and `verdict`.
     """
     found: dict[str, Any] = {
         "format": FORMAT,
@@ -61,7 +66,8 @@ def certificate(
         },
         "hard": _hard(counters),
         "names_and_digits": _names_and_digits(counters),
-        "bounds": config.model_dump(mode="json"),
+        "agreement": dict(agreement) if agreement else None,
+        "bounds": config.identity(),
     }
     findings = _findings(config, found)
     return found | {"findings": [asdict(finding) for finding in findings], "verdict": _verdict(config, found, findings)}
@@ -150,6 +156,11 @@ def _findings(config: CertificateConfig, found: Mapping[str, Any]) -> list[Findi
         share, bound = found[key]["share"], getattr(config, name)
         if _exceeds(share, bound):
             findings.append(Finding(name, "warn", f"{shares[name](f'{share:.0%}')} (bound {bound:.0%})"))
+    if found["agreement"] and _exceeds(config.least_agreement, found["agreement"]["kappa"]):
+        kappa = found["agreement"]["kappa"]
+        findings.append(Finding("least_agreement", "warn", (
+            f"a second selection agrees with a kappa of only {kappa:.2f} (bound {config.least_agreement:g})"
+        )))  # fmt: skip
     return findings
 
 

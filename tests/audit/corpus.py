@@ -22,6 +22,7 @@ from pipeline.core.pointers import proxy_pointer
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.table import SCORES_WITH_TOP, token_fields
+from stages.certificate import certify
 from stages.ingest import ingest
 from stages.materialize import materialize
 from stages.score import ScoreStageConfig
@@ -90,6 +91,7 @@ def build(folder: Path) -> Audited:
     scores = score(first, documents, work / "toy")
     select(second, documents, scores, work=work / "toy", executor=InProcess())
     sites = select(first, documents, scores, work=work / "toy", executor=InProcess())
+    certify(first, documents, scores, sites, work=work / "toy", executor=InProcess(), accept=True)
     materialize(first, documents, scores, sites, work=work / "toy", executor=InProcess())
     report = audit(first, work=work)
     comparison = compare(first, [f"select.where={OTHER}"], path=path, overrides=(), work=work)
@@ -110,7 +112,12 @@ def manifest_of(source: Path, tokenizer: Path, where: str) -> dict[str, Any]:
         },
         "proxy": {"model": str(tokenizer)},
         "score": {"store_top": True, "min_context_tokens": 3},
-        "select": {"where": where, "validation_where": "0.5 < entropy", "max_per_document": 6},
+        "select": {
+            "where": where,
+            "validation_where": "0.5 < entropy",
+            "max_per_document": 6,
+            "certificate": {"least_tokens": 100, "names_and_digits": 0.01},
+        },
         "materialize": {"policy_tokenizer": str(tokenizer)},
     }
 

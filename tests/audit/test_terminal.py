@@ -70,7 +70,8 @@ def test_what_was_published_is_found_whole_and_linked(audited: Audited) -> None:
     made_from = {(row["stage"], row["fingerprint"]): row["made_from"] for row in found["stages"]}
     lineage = audited.lineage
     ingest, select = lineage.ingest.fingerprint, lineage.select.fingerprint
-    assert {stage for stage, _ in made_from} == {"read", "near", "assign", "ingest", "score", "select", "materialize"}
+    own = {"read", "near", "assign", "ingest", "score", "select", "materialize"}
+    assert {stage for stage, _ in made_from} == own | {"certificate_scores", "certificate_bits"}
     assert made_from["select", select] == {
         "documents": f"ingest/{ingest}",
         "scores": f"score/{lineage.score.fingerprint}",

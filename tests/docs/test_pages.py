@@ -46,6 +46,7 @@ NOT_RUN = {
     r"(\w+=\S+ )?make test": "this",
     r".*(omnimath|SOURCE=)": "takes the hub, or somebody's corpus; tests/stages/test_ingest.py on real ones",
     r"rpt \w+ recipes/(smollm2|qwen3)": "downloads a model; tests/demo/test_configs.py reads the recipes",
+    r"rpt select cmath": "takes the hub; tests/stages/test_certificate.py, on toys",
     r"rpt plan": "tests/commands/test_plan.py",
     r"make study|rpt study": "up to an hour; tests/stages/test_study.py, on toys",
     r"rpt train .*(--ranks|--run|--deepspeed)": "several ranks, controls: tests/stages/test_train.py, tests/grpo",

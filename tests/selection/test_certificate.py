@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import duckdb
 import polars as pl
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.config.selection import CertificateConfig, SelectConfig
 from pipeline.scoring.baselines import zlib_bits_per_byte
@@ -50,10 +53,11 @@ def bins(entropy: tuple[float, ...], surprise: tuple[float, ...], positions: int
     return pa.Table.from_pylist(rows, schema=CALIBRATION)
 
 
-def judged(bits: dict[str, Any] | None = None, counters: dict[str, int] | None = None, **settings: Any) -> list[str]:
+def judged(bits: dict[str, Any] | None = None, counters: dict[str, int] | None = None, **bounds: Any) -> list[str]:
     """The verdict and the broken rules; the bins are those of a calibrated proxy unless they are given."""
-    sums = settings.pop("bins", bins((0.1, 1.1, 2.1), (0.1, 1.2, 2.9)))
-    found = certificate(CertificateConfig(**settings), GOOD | (bits or {}), sums, COUNTERS | (counters or {}))
+    sums = bounds.pop("bins", bins((0.1, 1.1, 2.1), (0.1, 1.2, 2.9)))
+    shared = bounds.pop("agreement", None)
+    found = certificate(CertificateConfig(**bounds), GOOD | (bits or {}), sums, COUNTERS | (counters or {}), shared)
     return [found["verdict"], *(finding["rule"] for finding in found["findings"])]
 
 
@@ -68,6 +72,8 @@ def test_the_verdict_of_every_rule() -> None:
     assert judged(counters={f"{TRAIN}passed": 12_100}) == ["warn", "hard_share"]  # of 20,000
     assert judged(counters={f"{TRAIN}passed": 12_000}) == ["pass"]
     assert judged(counters={f"{TRAIN}sites.names": 301}) == ["warn", "names_and_digits"]  # 501 of 1,000
+    assert judged(agreement={"kappa": 0.39}) == ["warn", "least_agreement"]
+    assert judged(agreement={"kappa": None}) == ["pass"]
     assert judged({"proxy": 9.0}, least_tokens=30_001) == ["too small to judge", "unigram", "bigram", "zlib"]
     assert judged({"proxy": 9.0, "documents": 9})[0] == "too small to judge"
     assert judged({"proxy": 9.0}, least_tokens=30_000)[0] == "refuse"
@@ -107,17 +113,25 @@ def test_calibration_against_sql() -> None:
     assert [[r["positions"], *(r[n] / 2**20 for n in CALIBRATION.names[1:])] for r in units] == expected
 
 
-@pytest.mark.parametrize("share", [1.0, 0.4])
-def test_it_does_not_matter_how_the_corpus_is_cut(share: float) -> None:
+@lru_cache
+def measured(share: float, size: int) -> tuple[pa.Table, dict[str, Any]]:
+    """The sums and bits per byte of sixty documents in shards of so many, which come in reverse order."""
     documents, scores = tables()
     texts, scores = documents.select(DOCUMENT_COLUMNS), scores.select(SAMPLE_SCORES)
-    found = []
-    for size in (60, 17, 1):
-        parts = [scores.slice(begin, size) for begin in range(0, 60, size)]
-        sampled = pa.concat_tables([sample(texts, part, share) for part in reversed(parts)])
-        found.append((add_calibrations([calibration(part) for part in parts]), bits_per_byte(sampled)))
-    assert found[0] == found[1] == found[2]
-    assert found[0][1]["documents"] == 60 if share == 1 else 10 < found[0][1]["documents"] < 40
+    parts = [scores.slice(begin, size) for begin in range(0, 60, size)]
+    sampled = pa.concat_tables([sample(texts, part, share) for part in reversed(parts)])
+    return add_calibrations([calibration(part) for part in parts]), bits_per_byte(sampled)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from([1.0, 0.4]), st.integers(1, 59))
+def test_it_does_not_matter_how_the_corpus_is_cut(share: float, size: int) -> None:
+    assert measured(share, size) == measured(share, 60)
+
+
+def test_the_sample_has_about_the_share_that_was_asked_for() -> None:
+    assert measured(1.0, 60)[1]["documents"] == 60
+    assert 10 < measured(0.4, 60)[1]["documents"] < 40
 
 
 def test_bits_per_byte_by_hand() -> None:

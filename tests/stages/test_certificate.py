@@ -9,13 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.config.errors import IntegrityError, RefusedError
+from pipeline.config.errors import IntegrityError, RefusedError, UserError
+from pipeline.core.artifact import Record
 from pipeline.core.marks import CERTIFICATE, read_certificate
 from stages.certificate import certify
 from stages.select import select
 from tests.selection.tables import documents_of, scores_of
 from tests.stages.published import InProcess, cut, publish_tables
-from tests.stages.test_select import manifest
+from tests.stages.test_select import manifest, sites_of
 from tests.toys import problems
 
 
@@ -29,16 +30,21 @@ def tables(nats: float) -> tuple[pa.Table, pa.Table]:
     return documents, scores_of(documents, ends, entropies)
 
 
-def certified(work: Path, nats: float, per_shard: int = 20, accept: bool = False, **settings: Any) -> dict[str, Any]:
+def selected(work: Path, nats: float, per_shard: int = 20, **settings: Any) -> tuple[Any, list[Record]]:
+    """The manifest, and the records of its documents, scores and sites."""
     documents, scores = (cut(table, per_shard) for table in tables(nats))
     ingested = publish_tables(work, "ingest", [{"documents": table} for table in documents])
     scored = publish_tables(work, "score", [{"scores": table} for table in scores])
-    read = manifest(where="entropy > 0", **settings)
-    sites = select(read, ingested, scored, work=work, executor=InProcess())
+    read = manifest(**{"where": "entropy > 0"} | settings)
+    return read, [ingested, scored, select(read, ingested, scored, work=work, executor=InProcess())]
+
+
+def certified(work: Path, nats: float, per_shard: int = 20, accept: bool = False, **settings: Any) -> dict[str, Any]:
+    read, records = selected(work, nats, per_shard, **settings)
     try:
-        found = certify(read, ingested, scored, sites, work=work, executor=InProcess(), accept=accept)
+        found = certify(read, *records, work=work, executor=InProcess(), accept=accept)
     finally:
-        written = read_certificate(sites)
+        written = read_certificate(records[2])
     assert written == found
     return found
 
@@ -75,3 +81,22 @@ def test_a_damaged_certificate_is_noticed(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("too small to judge", "pass"), encoding="utf-8")
     with pytest.raises(IntegrityError, match="was changed"):
         certified(tmp_path, 0.3)
+
+
+def test_agreement_with_a_second_selection(tmp_path: Path) -> None:
+    """Against sets of places in Python, between shards that are cut differently."""
+    _, (_, _, one) = selected(tmp_path / "one", 0.3)
+    _, (_, _, other) = selected(tmp_path / "one", 0.3, where="entropy > 0.2")
+    second = {"least_tokens": 1000, "second": str(other.directory)}
+    found = certified(tmp_path / "one", 0.3, certificate=second)["agreement"]
+    first_set, second_set = ({(s["doc_id"], s["byte_offset"]) for s in sites_of(each)} for each in (one, other))
+    assert (found["first"], found["second"]) == (len(first_set), len(second_set))
+    assert found["both"] == len(first_set & second_set)
+    assert found["jaccard"] == round(len(first_set & second_set) / len(first_set | second_set), 4)
+    assert found["kappa"] == 0  # the first selection keeps all: whatever the second keeps agrees by chance only
+    with pytest.raises(UserError, match="not a selection"):
+        certified(
+            tmp_path / "one", 0.3, certificate=second | {"second": str(next(tmp_path.glob("one/score/*/done")).parent)}
+        )
+    with pytest.raises(UserError, match="of other documents"):
+        certified(tmp_path / "two", 0.3, 60, certificate=second)

@@ -100,7 +100,7 @@ def kind_of(path: Path) -> str:
         return "completion"
     if path.suffix in (".parquet", ".bin"):
         return path.suffix
-    known = ("record.json", "current", "begun.json")
+    known = ("record.json", "current", "begun.json", "certificate.json")
     pointers = ("source-", "proxy-", "policy-")
     return path.name if path.name in known else "pointer" if path.name.startswith(pointers) else "other published"
 
@@ -126,6 +126,8 @@ def damages(work: Path, run: Path, rng: random.Random) -> Iterator[tuple[str, st
                         yield kind, damage, [path, rng.choice(others)]
                 elif kind == "completion" and damage == "delete" and "halved" in path.parts:
                     continue  # of a stage that is not complete: the shard is not done, and nothing is damaged
+                elif kind == "certificate.json" and damage == "delete":
+                    continue  # `rpt select` writes it again
                 elif damage != "edit" or path.suffix == ".json":
                     yield kind, damage, [path]
 
