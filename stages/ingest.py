@@ -42,6 +42,7 @@ from pipeline.corpus.assignment import (
     count_codes,
     cuts,
     hold_out,
+    leave_out,
     mark_duplicates,
     read_codes,
     shard_starts,
@@ -233,6 +234,8 @@ def _assign(config: CorpusConfig, shard: Shard, out: Path, scratch: Path) -> Cou
     candidates = Candidates(documents, scratch)
     code_N = mapped(out / "assignment.bin", np.uint8, len(candidates))
     mark_duplicates(code_N, candidates.key_N2, scratch)
+    if config.sample is not None:
+        leave_out(code_N, candidates.key_N2, config.sample, config.seed)
     hold_out(code_N, candidates.key_N2, candidates.held_out_N, config.validation, config.seed)
     overlapping = mark_contaminated(code_N, overlaps, candidates)
     rule, nears = config.near_duplicates, None

@@ -14,6 +14,7 @@ from pipeline.core.invisible import escape_invisible
 
 IN_WORDS = {
     "duplicate": "equal to an earlier document",
+    "not_sampled": "not in the sample (corpus.sample)",
     "not_scorable": "too little context before it",
     "inside_character": "begins inside a character",
     "where": "the rule does not keep it",

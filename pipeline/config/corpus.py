@@ -173,6 +173,7 @@ class CorpusConfig(ReadingConfig):
         *("source", "dataset", "sha256", "license", "splits", "configuration"),
         *("max_quarantine_fraction", "max_unpacked_bytes"),
     }
+    added: ClassVar[frozenset[str]] = ReadingConfig.added | {"sample"}
 
     source: str = ""
     """A path, a glob, a folder, a zip or tar archive, `hf://datasets/owner/name[/file]`, `s3://…` or any fsspec URL."""
@@ -199,6 +200,8 @@ class CorpusConfig(ReadingConfig):
     """Longer documents, in bytes of UTF-8, are quarantined as `too_long`."""
     min_document_bytes: int = Field(1, gt=0)
     """Shorter documents, in bytes of UTF-8, are quarantined as `too_short`."""
+    sample: float | None = Field(None, gt=0, le=1)
+    """Keep about this share of the documents, chosen by a hash of (seed, doc_id); null keeps all."""
     validation: ValidationConfig = ValidationConfig(fraction=0.05)
     """Which documents are held out for validation."""
     near_duplicates: NearDuplicatesConfig | None = NearDuplicatesConfig()
@@ -213,7 +216,7 @@ class CorpusConfig(ReadingConfig):
     shard_documents: int = Field(1000, gt=0)
     """Documents per shard: the unit of work and of resume."""
     seed: int = 0
-    """Seed of the hash that assigns documents to the validation split."""
+    """Seed of the hashes that sample documents and assign them to the validation split."""
 
     @model_validator(mode="after")
     def _source_or_sources(self) -> CorpusConfig:

@@ -22,10 +22,19 @@ from pipeline.corpus.candidates import AT_ONCE, doc_ids_of, keys_of, parts_by_ke
 
 Codes = NDArray[np.uint8]
 
-CODES = ("train", "validation", "duplicate", "contaminated", "near_duplicate_of_validation", "near_duplicate")
+CODES = (
+    "train",
+    "validation",
+    "duplicate",
+    "contaminated",
+    "near_duplicate_of_validation",
+    "near_duplicate",
+    "not_sampled",
+)
 """What a candidate's byte means: its split, or the reason why it leaves."""
 
 TRAIN, VALIDATION, DUPLICATE = range(3)
+NOT_SAMPLED = CODES.index("not_sampled")
 SPLIT = pa.array([*CODES[:DUPLICATE], *(None for _ in CODES[DUPLICATE:])], pa.string())
 """The split of each code, null for those that leave."""
 
@@ -78,6 +87,23 @@ def mark_duplicates(
         code_N[row_P[order[1:][same]]] = DUPLICATE
 
 
+def leave_out(code_N: Codes, key_N2: NDArray[np.uint64], share: float, seed: int, at_once: int = AT_ONCE) -> None:
+    """Give the code NOT_SAMPLED to all but about `share` of the training documents. Arguments as for `assign`."""
+    for span in spans(len(code_N), at_once):
+        row_P = np.flatnonzero(code_N[span] == TRAIN) + span.start
+        code_N[row_P[~is_below(_draws("sample", key_N2[row_P], seed), share)]] = NOT_SAMPLED
+
+
+def is_sampled(doc_id: str, share: float | None, seed: int) -> bool:
+    """Return whether `corpus.sample` keeps a document."""
+    return share is None or bool(is_below(_draws("sample", keys_of([doc_id]), seed), share)[0])
+
+
+def is_below(draw_N: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
+    """Return which draws are in the lowest `share` of all 64-bit numbers."""
+    return draw_N <= np.uint64(min(int(share * 2**64), 2**64 - 1))
+
+
 def hold_out(
     code_N: Codes,
     key_N2: NDArray[np.uint64],
@@ -93,18 +119,18 @@ def hold_out(
         if rule.column is not None or rule.split is not None:
             code_N[row_P[held_out_N[row_P]]] = VALIDATION
         elif rule.fraction is not None:
-            code_N[row_P[_draws(key_N2[row_P], seed) < int(rule.fraction * 2**64)]] = VALIDATION
+            code_N[row_P[_draws("validation", key_N2[row_P], seed) < int(rule.fraction * 2**64)]] = VALIDATION
         elif rule.documents:
-            draw = np.concatenate([best[0], _draws(key_N2[row_P], seed)])
+            draw = np.concatenate([best[0], _draws("validation", key_N2[row_P], seed)])
             row = np.concatenate([best[1], row_P])
             least = np.lexsort((row, draw))[: rule.documents]
             best = draw[least], row[least]
     code_N[best[1]] = VALIDATION
 
 
-def _draws(key_N2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+def _draws(purpose: str, key_N2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     """Return [N] numbers below 2^64, each from its doc_id and the seed alone, so that adding documents moves none."""
-    draws = (hashlib.sha256(f"validation {seed} {doc}".encode()).digest()[:8] for doc in doc_ids_of(key_N2))
+    draws = (hashlib.sha256(f"{purpose} {seed} {doc}".encode()).digest()[:8] for doc in doc_ids_of(key_N2))
     return np.array([int.from_bytes(draw, "big") for draw in draws], np.uint64)
 
 

@@ -257,6 +257,7 @@ def reasons(config: CorpusConfig) -> list[str]:
     near = config.near_duplicates
     looked_for = {
         "duplicate": True,
+        "not_sampled": config.sample is not None,
         "contaminated": bool(config.decontaminate),
         near_reason(True): near is not None,
         near_reason(False): near is not None and near.within_training,

@@ -14,6 +14,7 @@ from fsspec.core import url_to_fs
 
 from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
+from pipeline.corpus.assignment import is_sampled
 from pipeline.corpus.documents import to_document, to_json
 from pipeline.corpus.opening import SourceFile, open_raw, source_errors
 from pipeline.corpus.plan import count_read_shards
@@ -132,6 +133,8 @@ def _estimate_source(files: Sequence[SourceFile], config: CorpusConfig, seed: in
                 made = to_document(record.value, template, config, part.file.corpus)
             except Unusable as why:
                 unusable = why
+                continue
+            if not is_sampled(made.doc_id, config.sample, config.seed):
                 continue
             repeats += made.doc_id in documents
             origin = {"source_file": part.file.name, "source_row": record.row}

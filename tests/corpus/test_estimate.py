@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
+from pipeline.corpus.assignment import is_sampled
 from pipeline.corpus.estimate import Estimate, estimate, sample
 from pipeline.corpus.files import corpus_files
 from pipeline.corpus.plan import count_read_shards, read_shards
@@ -79,6 +80,14 @@ def test_what_cannot_be_used_and_what_repeats_is_no_document(tmp_path: Path) -> 
     with pytest.raises(UserError, match="no record of the corpus can be used"):
         write(tmp_path, "jsonl", [{"text": ""}] * 8)
         look(tmp_path, 1 << 20)
+
+
+def test_a_sampled_corpus_is_as_large_as_its_sample(tmp_path: Path) -> None:
+    write(tmp_path, "jsonl", [{"text": f"text {n}"} for n in range(200)])
+    files = find_files(str(tmp_path))
+    whole, half = (estimate(files, CorpusConfig(source=str(tmp_path), sample=share)) for share in (None, 0.5))
+    kept = [row["doc_id"] for row in whole.documents if is_sampled(row["doc_id"], 0.5, 0)]
+    assert [row["doc_id"] for row in half.documents] == kept and half.document_count == len(kept) < 200
 
 
 def test_of_several_sources_as_large_a_share_is_drawn_of_each(tmp_path: Path) -> None:

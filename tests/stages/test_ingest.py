@@ -208,6 +208,25 @@ def test_validation_is_a_number_a_fraction_or_a_column(tmp_path: Path) -> None:
     assert held_out(column="split", value="test") == {"0", "10", "20", "30", "40"}
 
 
+def test_a_sample_keeps_a_share_of_the_documents_whatever_their_order_and_counts_the_others(tmp_path: Path) -> None:
+    texts = [f"text {n}" for n in range(400)] + ["text 0"]
+
+    def kept(share: float | None, order: int = 1, **corpus: Any) -> Ingested:
+        path = jsonl(tmp_path / "x.jsonl", [{"text": text} for text in texts[::order]])
+        return run(tmp_path / "work", path, sample=share, shard_documents=30, **corpus)
+
+    tenth, half, whole = kept(0.1), kept(0.5), kept(1.0)
+    assert set(tenth.texts) < set(half.texts) < set(whole.texts) == set(texts)
+    assert 20 <= len(tenth.texts) <= 60 and 160 <= len(half.texts) <= 240  # 40 ± 6 and 200 ± 10 are the standard errors
+    assert set(kept(0.5, order=-1).texts) == set(half.texts) != set(kept(0.5, seed=1).texts)
+    counts = half.record.counters
+    assert counts["dropped.not_sampled"] == 400 - len(half.texts) and counts["dropped.duplicate"] == 1
+    assert counts["records"] == counts["documents"] + counts["dropped.not_sampled"] + counts["dropped.duplicate"] == 401
+    fifth = kept(0.5, validation={"documents": 40}).documents
+    assert sum(row["split"] == "validation" for row in fifth) == 40, "the held-out documents come from the sample"
+    assert len({kept(share).record.fingerprint for share in (None, 1.0, 0.5)}) == 3
+
+
 # ----------------------------------------------------------------------------------------- counts that add up
 
 GOOD = st.builds(lambda text: json.dumps({"text": text, "n": 1}).encode(), st.text("aé\u0301\u0085 \f", max_size=4))
