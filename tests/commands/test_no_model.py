@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from pipeline.core.parquet import read_table
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.core.workspace import with_policy_tokenizer
 from tests.commands.test_plan import TRAIN, corpus
+from tests.hub.products import ROOT, rpt
+from tests.hub.test_errors import NOWHERE
 from tests.stages.published import InProcess
+from tests.toys import problems, write_jsonl
 
 
 @pytest.mark.parametrize("proxy", [{"train": TRAIN}, {"count": {"vocab_size": 300}}], ids=["train", "count"])
@@ -45,3 +50,21 @@ def test_the_policys_tokenizer_may_be_that_of_the_proxy_made_here(
     site = read_table(records["materialize"].files("train")[0])["site_id"][0].as_py()
     assert show(manifest, site, work=work)["trained"]["continuation"]
     assert trace(manifest, site, work=work)["source"]["agrees"]
+
+
+@pytest.mark.slow
+def test_the_line_of_the_readme_works_without_a_model_and_without_a_network(tmp_path: Path) -> None:
+    """As it stands there, on a file that somebody has; then the command that it names as the next one."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in readme if "# no model, no network" in line)
+    given = dict(word.split("=", 1) for word in shlex.split(line.partition("#")[0])[2:])
+    asked = [{"question": row["problem"], "answer": row["solution"]} for row in problems(300)]
+    write_jsonl(tmp_path / given["SOURCE"], asked)
+    arguments = [str(ROOT / given["MANIFEST"]), "--source", given["SOURCE"], *shlex.split(given["ARGS"])]
+    done = rpt(tmp_path, NOWHERE, "data", *arguments, "--workers", "1")
+    assert done.returncode == 0 and "Retrying" not in done.stderr, done.stderr
+    assert list((tmp_path / "work" / "gsm8k" / "materialize").glob("*/train-*.parquet"))
+    then = re.search(r"^next: rpt (.*?)   \(", done.stderr, re.MULTILINE)
+    assert then, done.stderr
+    done = rpt(tmp_path, NOWHERE, *shlex.split(then[1]))
+    assert done.returncode == 0, done.stderr
