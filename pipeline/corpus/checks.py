@@ -36,12 +36,25 @@ def check_source(surveys: Sequence[Scan], config: CorpusConfig) -> None:
             raise UserError("wrong sha256", where=surveys[0].file.name, hint=hint)
     for about in surveys:
         if about.columns:
-            template.check(about.columns, about.file.name)
+            _check_columns(about, template, surveys)
             if about.file.corpus and CORPUS in about.columns:
                 hint = "rename it: the metadata of documents has the name of their source under this key"
                 raise UserError(f"the name `{CORPUS}` of a column is reserved", where=about.file.name, hint=hint)
             if config.validation.column is not None:
                 check_column(config.validation.column, about.columns, about.file.name, "corpus.validation.column")
+
+
+def _check_columns(about: Scan, template: Template, surveys: Sequence[Scan]) -> None:
+    try:
+        template.check(about.columns, about.file.name)
+    except UserError as error:
+        others = sum(bool(other.columns) and template.missing(other.columns) is None for other in surveys)
+        if not others:
+            raise
+        own = about.file.name.rpartition("/")[2]
+        files = "another file has" if others == 1 else f"{others:,} other files have"
+        more = f"; {files} the columns of corpus.text: to leave this one out, corpus.exclude: ['{own}']"
+        raise UserError(error.message, where=error.where, hint=f"{error.hint}{more}") from error
 
 
 def check_quarantine(candidates: Record, config: CorpusConfig, surveys: Sequence[Scan]) -> None:
@@ -58,11 +71,15 @@ def check_quarantine(candidates: Record, config: CorpusConfig, surveys: Sequence
     reasons = {name: count for name, count in counters.items() if name.startswith("quarantined.")}
     name, count = max(reasons.items(), key=lambda item: item[1])
     reason = name.removeprefix("quarantined.")
+    where = _example(candidates, reason)
     what = f"{records - documents} of {records} records cannot be used, {count} of them as `{reason}`"
     hint = TO_UTF8 if reason == "not_utf8" else "fix the corpus or the template"
     if documents:
         hint += f", or raise corpus.max_quarantine_fraction above {share:.3f}"
-    raise UserError(what, where=_example(candidates, reason), hint=hint)
+    file = next((about for about in surveys if where.startswith(f"{about.file.name} row ")), None)
+    if file is not None and file.found:
+        hint += f"; how {file.file.name} was read: {file.found}"
+    raise UserError(what, where=where, hint=hint)
 
 
 def check_split(assigned: Record) -> None:

@@ -173,6 +173,11 @@ def chat_text(value: Any) -> str | None:
     return None if None in messages else "\n\n".join(filter(None, messages))
 
 
+def is_message(value: Any) -> bool:
+    """Return whether a value has the keys of a message of a chat."""
+    return isinstance(value, Mapping) and any(keys <= value.keys() for keys in ({"role", "content"}, {"from", "value"}))
+
+
 def _has_text(message: Any) -> bool:
     content = (message.get("content") or message.get("value")) if isinstance(message, Mapping) else None
     parts = content if isinstance(content, list) else [content]

@@ -63,8 +63,14 @@ class Template:
 
     def check(self, known: Sequence[str], file: str, key: str = "corpus.text") -> None:
         """Refuse this template, given as `key` of a manifest or recipe, if it names a column that `file` lacks."""
-        for column in self.columns:
-            check_column(column, known, file, key)
+        column = self.missing(known)
+        if column is not None:
+            example = f"; the template is made of them, such as {key}: '{{{known[0]}}}'" if self == _DEFAULT else ""
+            raise _no_column(column, known, file, key, example)
+
+    def missing(self, known: Sequence[str]) -> str | None:
+        """Return the first column that is not among these, or None."""
+        return next((column for column in self.columns if not _is_known(column, known)), None)
 
     def render(self, values: Mapping[str, Any]) -> tuple[str, list[Span]]:
         """Return the text of a record in NFC, and the byte span of each column in it.
@@ -91,17 +97,27 @@ class Template:
         return text, [(name, starts[i], ends[i]) for i, name in enumerate(names) if name is not None]
 
 
+_DEFAULT = Template.parse("{text}")
+
+
 def check_column(column: str, known: Sequence[str], file: str, key: str) -> None:
     """Refuse a `column`, named by the manifest's `key`, that is not among a file's `known` columns.
 
     For a nested column (`prompt.0.content`, `turns[].text`) only the outermost name must be known.
     """
-    if column not in known and outermost(column) not in known:
-        near = difflib.get_close_matches(column, known, n=len(known), cutoff=0.0)
-        listed = ", ".join(near + [name for name in known if name not in near])
-        raise UserError(
-            f"`{key}` names the column `{column}`, which does not exist", where=file, hint=f"known: {listed}"
-        )
+    if not _is_known(column, known):
+        raise _no_column(column, known, file, key)
+
+
+def _is_known(column: str, known: Sequence[str]) -> bool:
+    return column in known or outermost(column) in known
+
+
+def _no_column(column: str, known: Sequence[str], file: str, key: str, more: str = "") -> UserError:
+    near = difflib.get_close_matches(column, known, n=len(known), cutoff=0.0)
+    listed = ", ".join(near + [name for name in known if name not in near])
+    message = f"`{key}` names the column `{column}`, which does not exist"
+    return UserError(message, where=file, hint=f"known: {listed}{more}")
 
 
 def _size(text: str) -> int:

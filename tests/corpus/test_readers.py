@@ -130,7 +130,10 @@ def test_the_records_of_one_object_are_named_or_found(tmp_path: Path) -> None:
     assert error.value.hint == "set corpus.records to one of: a, b"
     with pytest.raises(UserError, match="neither it nor a list in it has the columns") as error:
         read(tmp_path / "x.json", text="{body}")
-    assert error.value.hint == "its keys: a, b; its lists: a, b; records of `a`: text; records of `b`: text"
+    assert error.value.hint == (
+        "its keys: a, b; its lists: a, b; records of `a`: text; records of `b`: text; "
+        "name columns of one of these in corpus.text"
+    )
 
 
 SQUAD = {
@@ -203,7 +206,8 @@ def test_records_in_a_list_of_every_line_or_element(tmp_path: Path, name: str) -
     (file,) = find_files(str(tmp_path / name))
     assert len(scan(file, manifest(records="[].turns").corpus, slice_bytes=10).slices) == 1, "rows count from the start"
     if name == "x.json":
-        assert values(read(tmp_path / name)) == expected, "found"
+        assert values(read(tmp_path / name, text="{id}: {text}")) == expected, "found"
+        assert values(read(tmp_path / name)) == rows, "much is called `text`"
     else:
         assert values(read(tmp_path / name, records="[].turns"))[6:] == ["not_json"]
     with pytest.raises(UserError, match="this one is a list of objects") as error:

@@ -19,7 +19,7 @@ from pipeline.corpus.readers.json_structure import Structure, list_at, survey
 from pipeline.corpus.readers.json_values import is_object, parse_json_object
 from pipeline.corpus.readers.record_splitter import RawRecord, array_elements, lines
 from pipeline.corpus.readers.records import Slice
-from pipeline.corpus.rendering import outermost
+from pipeline.corpus.rendering import is_message, outermost
 from pipeline.corpus.template import Template
 
 _LOOK = 20
@@ -177,7 +177,8 @@ def _in_object(part: Slice, config: CorpusConfig, columns: Sequence[str]) -> Lay
         raise _several(fit, part.file.name)
     what = "the file is one JSON object, and neither it nor a list in it has the columns of `corpus.text`"
     first = "".join(f"; records of `{path}`: {_listed(names)}" for path, names in list(keys.items())[:4])
-    raise UserError(what, where=part.file.name, hint=_contents(about) + first)
+    hint = f"{_contents(about)}{first}; name columns of one of these in corpus.text"
+    raise UserError(what, where=part.file.name, hint=hint)
 
 
 def _keys_by_path(part: Slice, config: CorpusConfig, path: str) -> dict[str, list[str]]:
@@ -200,22 +201,28 @@ def _collect(path: str, value: Mapping[str, Any], around: Sequence[str], found: 
 
 
 def _lists_in(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the path of each list of objects in an object and in objects inside it, with the list's first element."""
+    """Yield the path of each list of objects in an object and in objects inside it, with the list's first element.
+
+    A chat is left out: it is one value.
+    """
     for key, inner in value.items():
         if isinstance(inner, dict) and prefix.count(".") < _DEEP:
             yield from _lists_in(inner, f"{prefix}{key}.")
-        elif isinstance(inner, list) and inner and isinstance(inner[0], dict):
+        elif isinstance(inner, list) and inner and isinstance(inner[0], dict) and not is_message(inner[0]):
             yield f"{prefix}{key}", inner[0]
 
 
-def _fitting(keys: Mapping[str, Collection[str]], columns: Iterable[str]) -> list[str]:
-    """Return the paths of lists whose elements have the columns; of lists inside each other, the outermost."""
+def _fitting(keys: Mapping[str, Collection[str]], columns: Sequence[str]) -> list[str]:
+    """Return the paths of lists whose elements have the columns; of lists inside each other, the outermost.
+
+    Lists inside elements count only if the template names something else than `text`, which is its default, and which
+    answers, parts of messages and much else are called.
+    """
     fit = [path for path, names in keys.items() if _has_columns(columns, names)]
-    return [
-        path
-        for path in fit
-        if not any(path != other and path.startswith(f"{other.removesuffix('[]')}[]") for other in fit)
-    ]
+    if tuple(columns) == ("text",):
+        fit = [path for path in fit if "[]." not in path]
+    inside = {path: [other for other in fit if path.startswith(f"{other.removesuffix('[]')}[].")] for path in fit}
+    return [path for path in fit if not inside[path]]
 
 
 def _has_columns(columns: Iterable[str], keys: Collection[str]) -> bool:
