@@ -53,6 +53,10 @@ class Difference:
     documents: int
     p_value: float
     """Two-sided p-value of the hypothesis that there is no difference."""
+    detectable: float | None = None
+    """Over seeds: the smallest true difference that is seen with the probability `power.POWER`; None if unknown."""
+    seeds_needed: int | None = None
+    """Over seeds: how many see a true difference of `power.AIM` at as many documents; None if no number does."""
 
 
 def proportion(

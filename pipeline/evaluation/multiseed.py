@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr
 
 from pipeline.evaluation.intervals import CONFIDENCE, Difference, Estimate, by_document, proportion, t_quantile
+from pipeline.evaluation.power import detectable, seeds_needed
 
 Part = tuple[float, int]
 """A variance and its degrees of freedom."""
@@ -52,12 +53,17 @@ def difference_over_seeds(
     if after_SN.shape[1] == 0:
         return None
     gains_N = after_SN.mean(axis=0) - before_SN.mean(axis=0)
-    parts = [_between_documents(gains_N, documents_N), _between_seeds(after_SN), _between_seeds(before_SN)]
-    error, freedom = _combine(parts)
+    of_documents, of_seeds = _between_documents(gains_N, documents_N), list(map(_between_seeds, (after_SN, before_SN)))
+    error, freedom = _combine([of_documents, *of_seeds])
+
+    def with_seeds(count: int) -> tuple[float, float]:
+        return _combine([of_documents, *(_with_seeds(part, count) for part in of_seeds)])
+
     value, reach = float(gains_N.mean()), t_quantile(freedom) * error or _largest_unseen_share(len(set(documents_N)))
     p_value = 2 * float(stdtr(freedom, -abs(value) / error)) if error else float(value == 0)
-    documents = len(set(documents_N))
-    return Difference(value, max(-1.0, value - reach), min(1.0, value + reach), error, len(gains_N), documents, p_value)
+    low, high, documents = max(-1.0, value - reach), min(1.0, value + reach), len(set(documents_N))
+    power = (detectable(error, freedom), seeds_needed(with_seeds)) if error else (None, None)
+    return Difference(value, low, high, error, len(gains_N), documents, p_value, *power)
 
 
 def _largest_unseen_share(documents: int) -> float:
@@ -77,6 +83,12 @@ def _between_documents(values_N: NDArray[np.float64], documents_N: Sequence[str]
 def _between_seeds(hits_SN: NDArray[np.bool_] | NDArray[np.float64]) -> Part:
     seeds = len(hits_SN)
     return (float(hits_SN.mean(axis=1).var(ddof=1)) / seeds, seeds - 1) if seeds > 1 else (0.0, 0)
+
+
+def _with_seeds(part: Part, seeds: int) -> Part:
+    """Return what the variance between seeds would be with another number of them; a single run has none."""
+    variance, freedom = part
+    return (variance * (freedom + 1) / seeds, seeds - 1) if freedom else part
 
 
 def _combine(parts: Sequence[Part]) -> tuple[float, float]:

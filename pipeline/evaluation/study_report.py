@@ -5,12 +5,13 @@ Everything here is a pure function of `study.json`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.progress import counted
 from pipeline.evaluation.plots import draw_scaling
+from pipeline.evaluation.power import AIM, MOST_SEEDS, POWER
 from pipeline.evaluation.report import (
     NOTHING,
     Table,
@@ -62,6 +63,7 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
         if study["sets"][name]["samples"]:
             yield sample_table(study, name)
         yield difference_table(study, name)
+        yield Paragraph(power_of(study["sets"][name]["differences"]))
     yield Heading("Compute")
     yield compute_table(study)
     yield Heading("Scaling (Figure 5)")
@@ -72,6 +74,8 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
     if study["finetuned"]:
         yield finetuned_table(study)
         yield finetuned_differences(study)
+        after = {arm: {"after RL": own["after"]} for arm, own in study["finetuned"]["differences"].items()}
+        yield Paragraph(power_of([{"bands": bands} for bands in after.values()]))
     else:
         yield Paragraph("No arm went on to questions.")
     yield Heading("Reasoning patterns (Figure 6, Tables 4 and 9)")
@@ -120,6 +124,26 @@ def difference_table(study: Mapping[str, Any], name: str) -> Table:
     )
     header = ("", *study["sets"][name]["band_sites"])
     return Table(f"{title_of(study, name)}: differences, points [95 % interval]", header, rows)
+
+
+def power_of(differences: Sequence[Mapping[str, Any]]) -> str:
+    """Return which differences the comparisons can see, by band, and how many seeds would see five points."""
+    bands = dict.fromkeys(band for change in differences for band in change["bands"])
+    found = []
+    for band in bands:
+        known = [own for change in differences if (own := change["bands"][band]) and own.get("detectable")]
+        if not known:
+            continue
+        seen = sorted(own["detectable"] for own in known)
+        seeds = [own["seeds_needed"] for own in known]
+        enough = f"{max(seeds)} seeds" if all(seeds) else f"more sites, or more than {MOST_SEEDS} seeds"
+        found.append(
+            f"{band} from {100 * seen[0]:.1f} to {100 * seen[-1]:.1f} points, and to see {100 * AIM:g} points in every "
+            f"comparison takes {enough}"
+        )
+    if not found:
+        return "What these comparisons can see is not known: nothing varies."
+    return f"What these comparisons see with a probability of {POWER:.0%}, a true difference of: {'; '.join(found)}."
 
 
 def compute_table(study: Mapping[str, Any]) -> Table:
