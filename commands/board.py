@@ -1,8 +1,8 @@
 """Board: serve the Run tab of `rpt browse` over training runs, to this machine only.
 
 Input:   the folders of runs, live, finished, or copied from another machine.
-Output:  pages on http://127.0.0.1:PORT. Nothing is written.
-Command: rpt board RUN… [--port 8000]
+Output:  pages on http://127.0.0.1:PORT, or one HTML file. Nothing is written in the folders of the runs.
+Command: rpt board RUN… [--port 8000 | --html FILE]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.audit.board.run import METRICS, Run, open_runs
 from pipeline.config.errors import UserError
+from pipeline.core.files import replace_text
 from pipeline.core.progress import log
 
 PORT = 8000
@@ -43,6 +44,14 @@ def serve(runs: Sequence[Run], port: int) -> None:
     with listening(port) as taken:
         log(f"board        {address(taken)}  (Ctrl+C ends it)")
         server(create_board(runs)).run(sockets=[taken])
+
+
+def export(runs: Sequence[Run], out: Path) -> None:
+    """Write the page of some runs as one HTML file that opens offline."""
+    from pipeline.audit.board.export import offline_page
+
+    replace_text(out, offline_page(runs))
+    log(f"board        {out}")
 
 
 @contextmanager

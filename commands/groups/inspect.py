@@ -104,6 +104,9 @@ def browse(
 def board(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs, e.g. `runs/demo`.")],
     port: Port = 8000,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the page as one offline file instead of serving it.")
+    ] = None,
 ) -> None:
     """Serve a page to this machine only with the curves of training runs: live, finished, or copied from elsewhere.
 
@@ -114,10 +117,15 @@ def board(
         rpt board runs/demo
 
         rpt board runs/demo runs/other --port 0
-    """
-    from commands.board import opened, serve
 
-    serve(opened(runs), port)
+        rpt board runs/demo --html demo.html
+    """
+    from commands.board import export, opened, serve
+
+    if html:
+        export(opened(runs), html)
+    else:
+        serve(opened(runs), port)
 
 
 @commands.command(rich_help_panel=INSPECT)

@@ -263,11 +263,16 @@ def render(template: str, *, extra_styles: Sequence[str] = (), **values: Any) ->
         "calibration": svg.calibration,
         "splits": SPLITS,
     }
-    policy = (
+    policy = content_policy(style, script)
+    return environment.get_template(template).render(style=style, script=script, policy=policy, **values)
+
+
+def content_policy(style: str, script: str) -> str:
+    """Return the Content-Security-Policy of an offline page, which allows this style and script and nothing else."""
+    return (
         f"default-src 'none'; script-src '{_source(script)}'; style-src '{_source(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    return environment.get_template(template).render(style=style, script=script, policy=policy, **values)
 
 
 def embedded(value: Any) -> str:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from commands.board import export
 from pipeline.audit.board.run import open_runs
 from tests.browser.board_run import (
     HOSTILE_NAME,
@@ -163,6 +164,30 @@ def test_newest_rollouts_stand_beside_earlier_ones(page: Page) -> None:
     expect(first.locator("pre").nth(1)).to_contain_text("<script>window.pwned=2</script>")
     first.get_by_role("link", name="first step beside last").click()
     expect(page.locator(".side-by-side h2")).to_have_text(["Step 10: 2 of 3 match", "Step 20: 2 of 4 match"])
+
+
+def test_the_exported_page_shows_the_same_from_a_file(page: Page, board: Board, tmp_path: Path) -> None:
+    path = tmp_path / "run.html"
+    export(board.runs[:1], path)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(ONE)
+    drawn(page)
+    live = [chart(page, title) for title in ("Reward", "Held-out accuracy", "Outcomes")]
+    asked.clear()
+    page.goto(path.as_uri())
+    drawn(page)
+    assert [chart(page, title) for title in ("Reward", "Held-out accuracy", "Outcomes")] == live
+    page.get_by_text("Shortest first").click()
+    expect(page.locator("details[open] pre").last).to_be_visible()
+    page.get_by_role("button", name="Dark / light").click()
+    page.wait_for_timeout(2500)  # longer than a live page waits before it asks again
+    assert [url for url in asked if not url.startswith("file:")] == []
+    assert page.locator("a:not([href='#main'])").count() == 0
+    export(board.runs, path)
+    page.goto(path.as_uri())
+    drawn(page)
+    expect(page.locator("[data-chart=reward-0] .plot .curve")).to_have_count(2)
 
 
 def test_nothing_moves_and_nothing_overflows(page: Page) -> None:

@@ -54,6 +54,9 @@ def serving_board(runs: Sequence[Run]) -> Iterator[Board]:
         serves = server(create_board(runs))
         thread = threading.Thread(target=lambda: serves.run(sockets=[taken]), daemon=True)
         thread.start()
+        for run in runs:
+            while not run.rollouts.refresh(60):
+                pass
         yield Board(list(runs), taken.getsockname()[1])
         serves.should_exit = True
         thread.join(timeout=20)
