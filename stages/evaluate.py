@@ -49,7 +49,6 @@ from pipeline.evaluation.predictions import (
     Predictions,
     Samples,
     choose_held_out,
-    log_first,
     predict_direct,
     predict_samples,
     predict_with_reasoning,
@@ -295,7 +294,6 @@ def read_policy(
         direct = predict_direct(policy, tokenizer, sites, batch=batch, advance=advance)
     with progress_bar(f"reasoning {name}", Throughput(len(sites), "tokens", steps="sites")) as advance:
         reasoning = predict_with_reasoning(policy, prompts, sites, recipe, advance=advance)
-    log_first("evaluate", sites, reasoning, prompts)
     drawn, count = None, recipe.evaluate.samples
     if count:
         with progress_bar(f"sampled {name}", Throughput(len(sites), "tokens", steps="sites")) as advance:
@@ -361,8 +359,8 @@ def _print(report: Mapping[str, Any], out: Path, *, full: bool) -> None:
         else:
             console.print("\n".join(wrapped(line, console.width) for line in block), soft_wrap=True)
         console.print()
-    rest = "" if full else " (or --full): differences, all positions, fields, token classes, outcomes, responses"
-    console.print(wrapped(f"More in {out / PAGE}{rest}", console.width), soft_wrap=True)
+    rest = "" if full else "All positions, differences, outcomes and responses, or --full: "
+    console.print(wrapped(f"{rest}{out / PAGE}", console.width), soft_wrap=True)
 
 
 class EvaluateSpec(RunSpec):

@@ -31,6 +31,8 @@ IN_WORDS = {
 }
 """Reasons of a loss in words, where the name alone does not say it."""
 
+SCORED = "documents with scores"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -60,7 +62,7 @@ def funnel(records: Mapping[str, Record]) -> list[Step]:
     ]
     if score := of.get("score"):
         steps += [
-            Step("score", "documents with scores", "documents", score["documents"], losses(score)),
+            Step("score", SCORED, "documents", score["documents"], losses(score)),
             Step("score", "tokens of these documents", "positions", score["tokens"]),
         ]
     if select := of.get("select"):
@@ -83,6 +85,8 @@ def funnel_table(title: str, steps: Sequence[Mapping[str, Any]]) -> Table:
     whole: dict[str, int] = {}
     for step in steps:
         first = whole.setdefault(step["unit"], step["count"])
+        if step["name"] == SCORED and not any(step["lost"].values()):
+            continue  # as many as the row above says
         for reason, lost in step["lost"].items():
             if lost:
                 told = f": {IN_WORDS[reason]}" if reason in IN_WORDS else ""

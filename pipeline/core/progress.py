@@ -1,4 +1,4 @@
-"""Progress of a stage: a live bar on a terminal, plain lines elsewhere, first after five seconds.
+"""Progress of a stage: a live bar on a terminal, plain lines elsewhere, first after ten seconds.
 
     score  12 of 40 shards, 8 running, 20 waiting, 9,270,000 tokens, 41,200 tokens/s, MFU 43 %, 6 min left
 
@@ -27,7 +27,7 @@ from rich.text import Text
 
 from pipeline.core.hardware import peak_flops
 
-FIRST_LINES = (5.0, 15.0)
+FIRST_LINES = (10.0, 20.0)
 LINE_EVERY = 30.0
 """Seconds before each of the first plain lines, and between later ones."""
 

@@ -115,7 +115,7 @@ class Stopwatch:
 class ProgressLine:
     """The progress of a run on the terminal: a line now and then, and one for every measured accuracy.
 
-    A line is due if the last one is `EVERY` seconds old, and a twelfth of the steps or `LONGEST` seconds have passed.
+    A line is due if the last one is `EVERY` seconds old, and a tenth of the steps or `LONGEST` seconds have passed.
 
         step 20/60  reward 0.312  70 % taught  grad 0.42  entropy 0.61  22 tokens  3.9 s/step  3 min left
         step 20/60  held-out accuracy by reasoning: easy 25.3 %, medium 56.7 %, hard 56.8 %
@@ -124,7 +124,7 @@ class ProgressLine:
     norm before it is clipped, `entropy` the policy's in nats a token, `tokens` the mean length of a response.
     """
 
-    EVERY, LONGEST, LINES = 5.0, 60.0, 12
+    EVERY, LONGEST, LINES = 5.0, 60.0, 10
 
     def __init__(self, done: int, steps: int) -> None:
         self._first, self._steps, self._said_step = done, steps, done

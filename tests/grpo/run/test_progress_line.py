@@ -39,8 +39,8 @@ def test_supervised_steps_tell_the_loss() -> None:
 
 
 def test_long_runs_print_few_lines() -> None:
-    """A step of four seconds gives a twelfth of the steps; one of half an hour a line each."""
-    for seconds, most in ((4.0, 14), (0.01, 2), (1800.0, 60)):
+    """A step of four seconds gives a tenth of the steps; one of half an hour a line each."""
+    for seconds, most in ((4.0, 12), (0.01, 2), (1800.0, 60)):
         progress = ProgressLine(0, 60)
         begin = progress._begin
         told = [line for step in range(1, 61) for line in progress.lines(step, STEP, now=begin + seconds * step)]
