@@ -114,6 +114,8 @@ class Bench:
         ]
         overrides = [part for change in changes for part in ("--set", change)]
         rpt("train", "demo", "--work", str(self._out / "work"), "--run", str(self._run(arm, seed)), *overrides)
+        if self.metrics(arm, seed)[-1]["step"] < steps:
+            sys.exit(f"the run {self._run(arm, seed)} was stopped: run the same command again")
         return sum(row.get("tokens/sampled", 0) for row in self.metrics(arm, seed))
 
     def spend(self, arm: str, seed: int, tokens: float) -> None:
@@ -133,6 +135,8 @@ class Bench:
         stored = run / f"policies-{step:06d}.json"
         if not stored.exists():
             shards = current_record(self._out / "work" / "demo", "materialize")
+            if self.metrics("foretold", seed)[-1]["step"] != step:
+                sys.exit(f"the run {run} has gone past step {step}, its policy of that step is gone: remove its folder")
             replace_text(stored, json.dumps(compare(run, shards)))
         return dict(json.loads(stored.read_text()))
 

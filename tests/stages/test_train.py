@@ -27,7 +27,7 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.rollout.rollouts import ROLLOUTS
 from pipeline.grpo.rollout.sampler_choice import with_sampler
 from pipeline.grpo.rollout.thinking_choice import with_thinking
-from pipeline.grpo.run.run_folder import latest_checkpoint, policy_tokenizer, read_state
+from pipeline.grpo.run.run_folder import policy_tokenizer
 from tests.grpo.colours import make_policy, metrics_of, publish_shards, write_manifest, write_recipe
 from tests.toys import byte_level_tokenizer
 
@@ -97,7 +97,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     world, policy = World(folder), make_policy(folder / "policy")
     publish_shards(folder / "work", policy)
     optimizer = {"lr": 3.0e-3, "clip_norm": 1.0, "micro_batch_tokens": 256, "warmup_steps": 2, "updates_per_step": 2}
-    write_recipe(folder / "recipe.yaml", policy, data="manifest.yaml", optimizer=optimizer, sites={"by": "foretold"})
+    write_recipe(folder / "recipe.yaml", policy, data="manifest.yaml", optimizer=optimizer)
     write_manifest(folder / "manifest.yaml", policy)
 
     undisturbed, two_ranks = world.start("undisturbed"), world.start("two-ranks", ranks=2)
@@ -191,19 +191,6 @@ def test_the_recipe_was_followed(world: World) -> None:
     kept = {int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")}
     measured = {row["step"]: row["eval/easy/reasoning"] for row in rows[2::2]}
     assert kept == {4, 6, max(measured, key=measured.__getitem__)}, "the last two and the best"
-
-
-def test_sites_are_foretold_from_the_runs_own_groups(world: World) -> None:
-    """So the runs that were killed, or had other ranks, have stored what they need to draw the same sites."""
-    rows = metrics_of(world.folder / "undisturbed")
-    assert "foretold/expected" not in rows[1] and all("foretold/brier" in row for row in rows[-2:])
-    first, *_, last = (pl.read_parquet(file) for file in sorted((world.folder / "undisturbed" / "rollouts").iterdir()))
-    assert set(first["importance"]) == {1.0}
-    highest = (0.8 + 0.2 * 8 / 30) * 30 / 8  # 8 of the 30 sites are drawn
-    assert {round(value, 3) for value in last["importance"]} <= {0.2, round(highest, 3)}
-    assert max(last["importance"]) == pytest.approx(highest)
-    state = read_state(latest_checkpoint(world.folder / "undisturbed"))
-    assert len(state["outcomes"]) == sum(row["groups/sampled"] for row in rows[1:])
 
 
 def test_every_step_makes_two_updates_on_what_it_sampled(world: World) -> None:
