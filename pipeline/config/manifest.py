@@ -79,7 +79,7 @@ class AutoProxyConfig(Config):
     train: TrainProxyConfig = TrainProxyConfig()
     """How the model is fitted."""
     fit_from_bytes: int = Field(1_000_000, ge=0)
-    """No model is fitted on a training split of less text than this, where counts have always been better."""
+    """No model is fitted on a training split of less text than this: it would learn the text by heart."""
 
     @model_validator(mode="after")
     def _one_tokenizer(self) -> AutoProxyConfig:
