@@ -1,7 +1,6 @@
 """Corpora as their owners have them: for each shape its files, its manifest and the documents that must come out.
 
-The files are made here, because many of them are binary. Data sets that `datasets` reads (`save_to_disk`, Arrow,
-WebDataset) and splits (train and test folders, configurations) are not among these shapes.
+The files are made here, because many of them are binary.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.orc
+import pyarrow.parquet
 
 NAMES = ["Ann", "Ben", "Cleo", "Dov", "Eva", "Finn"]
 TEXTS = [f"{name} counts {n} red apples, and then {n + 3} more." for n, name in enumerate(NAMES)]
@@ -102,6 +102,16 @@ def saved(write: Callable[[pa.Table, Any], None]) -> bytes:
     out = io.BytesIO()
     write(pa.table({"text": TEXTS, "n": range(len(TEXTS)), "l": [[n] for n in range(len(TEXTS))]}), out)
     return out.getvalue()
+
+
+def arrow(table: pa.Table, out: Any) -> None:
+    with pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+
+
+def sample(text: str) -> list[tuple[str, bytes]]:
+    """Files of a sample of a WebDataset by extension."""
+    return [("txt", text.encode()), ("jpg", b"\xff")]
 
 
 def page(text: str) -> bytes:
@@ -292,4 +302,36 @@ SHAPES: dict[str, Shape] = {
     # ----------------------------------------------------------------------------------------------- tables
     "orc": Shape({"x.orc": saved(pyarrow.orc.write_table)}),
     "feather": Shape({"x.feather": saved(pyarrow.feather.write_feather)}),
+    "parquet": Shape({"x.parquet": saved(pyarrow.parquet.write_table)}),
+    "arrow": Shape({"x.arrow": saved(arrow)}),
+    # --------------------------------------------------------------------------------------------- data sets
+    "save_to_disk": Shape(
+        {"dataset_dict.json": b'{"splits": ["train", "test"]}'}
+        | {f"{split}/data-00000-of-00001.arrow": saved(arrow) for split in ("train", "test")}
+        | {f"{split}/{name}.json": b"{}" for split in ("train", "test") for name in ("state", "dataset_info")}
+    ),
+    "web_dataset": Shape(
+        {
+            "a.tar": tarred(
+                {
+                    f"{n}.{end}": data
+                    for n, t in enumerate(TEXTS)
+                    for end, data in (("txt", t.encode()), ("jpg", b"\xff"))
+                }
+            )
+        },
+        {"text": "{txt}"},
+        needs="datasets",
+    ),
+    "train_and_test_folders": Shape({"train/x.jsonl": lines(rows()), "test/x.jsonl": lines(rows(ACCENTS))}),
+    "two_configurations": Shape(
+        {
+            "README.md": b"---\nconfigs:\n"
+            b"- {config_name: main, data_dir: main}\n"
+            b"- {config_name: extra, data_dir: extra}\n---\n",
+            "main/x.jsonl": lines(rows()),
+            "extra/x.jsonl": lines(rows(ACCENTS)),
+        },
+        {"configuration": "main"},
+    ),
 }

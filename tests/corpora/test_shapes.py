@@ -29,14 +29,14 @@ from tests.corpora.shapes import SHAPES, TEXTS, WIDE, tarred
 from tests.corpus.corpora import Here, rows, run
 from tests.toys import byte_level_tokenizer
 
-TABLES = ("orc", "feather", "parquet")
+TABLES = ("orc", "feather", "parquet", "arrow", "dataset")
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape(tmp_path: Path, name: str) -> None:
     shape = SHAPES[name]
     if shape.needs:
-        pytest.importorskip(shape.needs, reason="the extra `html`")
+        pytest.importorskip(shape.needs, reason="an extra, or pandas")
     manifest = load(Manifest, shape.write(tmp_path))
     record = ingest(manifest, source=None, work=tmp_path / "work", executor=Here())
     documents, quarantine = rows(record, "documents"), rows(record, "quarantine")

@@ -247,6 +247,19 @@ def test_the_records_of_an_xml_dump_are_named_or_found(tmp_path: Path) -> None:
     assert error.value.hint == "set corpus.records to one of: d.a, d.b"
 
 
+def test_entities_of_xml_are_those_of_the_file_and_never_lost(tmp_path: Path) -> None:
+    """One that lies elsewhere is not fetched, and its record is quarantined; one that explodes stops the run."""
+    own, secret = '<!ENTITY o "own">', tmp_path / "secret"
+    secret.write_text("secret")
+    head = f'<!DOCTYPE r [{own}<!ENTITY s SYSTEM "{secret.as_uri()}">]>'
+    (tmp_path / "x.xml").write_text(f"{head}<r><e><t>a &o; b &amp; c</t></e><e><t>a &s; b</t></e><e><t>d</t></e></r>")
+    assert values(read(tmp_path / "x.xml", records="r.e")) == [{"t": "a own b & c"}, "not_xml", {"t": "d"}]
+    more = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 20}">' for n in range(1, 9))
+    (tmp_path / "x.xml").write_text(f'<!DOCTYPE r [<!ENTITY e0 "{"y" * 100}">{more}]><r><e><t>&e8;</t></e></r>')
+    with pytest.raises(UserError, match=r"not well-formed XML, after 0 records: .*amplification"):
+        read(tmp_path / "x.xml", records="r.e")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8"])
 def test_records_of_xml_over_many_blocks_and_a_place_that_is_not_well_formed(
     tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch

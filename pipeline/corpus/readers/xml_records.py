@@ -18,6 +18,7 @@ from xml.parsers import expat
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.encodings import DecodedFile
+from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers.record_splitter import RECORD_LIMIT, RawRecord
 from pipeline.corpus.readers.records import Record, Slice, make_record
 from pipeline.corpus.rendering import outermost
@@ -63,7 +64,7 @@ class _Node:
 class _Found(NamedTuple):
     start: int
     stop: int
-    columns: dict[str, Any]
+    columns: dict[str, Any] | Unusable
 
 
 class _Records:
@@ -73,12 +74,14 @@ class _Records:
         self.path, self.open, self.nodes = list(path), list[str](), list[_Node]()
         self.found: list[_Found] = []
         self._start = self._size = 0
-        self._done: dict[str, Any] | None = None  # the columns of an element that ends where the next event begins
+        self._done: dict[str, Any] | Unusable | None = None  # of an element that ends where the next event begins
+        self._unknown = ""  # a reference of the record to what is not in the file
         self.parser = expat.ParserCreate(encoding)
         self.parser.StartElementHandler = self._begin
         self.parser.EndElementHandler = self._end
         self.parser.CharacterDataHandler = self._text
-        self.parser.CommentHandler = self.parser.DefaultHandler = lambda _: self._close()
+        self.parser.CommentHandler = lambda _: self._close()
+        self.parser.DefaultHandlerExpand = self._other
         self.parser.ProcessingInstructionHandler = lambda *_: self._close()
 
     @property
@@ -118,7 +121,9 @@ class _Records:
                 self.nodes[-1].children.setdefault(node.name, []).append(node.value())
                 self.nodes[-1].text += node.text
             else:
-                self._done = node.columns()
+                missing = Unusable("not_xml", f"the file does not say what {self._unknown} is")
+                self._done = missing if self._unknown else node.columns()
+                self._unknown = ""
 
     def _text(self, text: str) -> None:
         self._close()
@@ -126,6 +131,11 @@ class _Records:
         if self.nodes and self._size <= RECORD_LIMIT:
             self.nodes[-1].text.append(text)
             self.nodes[-1].own |= not text.isspace()
+
+    def _other(self, text: str) -> None:
+        self._close()
+        if self.nodes and text.startswith("&"):
+            self._unknown = text
 
 
 def _local(name: str) -> str:
@@ -159,13 +169,15 @@ def _encoding(config: CorpusConfig) -> str | None:
     return None if config.encoding == "utf-8" else "utf-8"
 
 
-def _given(columns: Mapping[str, Any], _: RawRecord) -> Mapping[str, Any]:
+def _given(columns: Mapping[str, Any] | Unusable, _: RawRecord) -> Mapping[str, Any]:
+    if isinstance(columns, Unusable):
+        raise columns
     return columns
 
 
 def _pieces(
     stream: BinaryIO, start: int, path: Sequence[str], encoding: str | None
-) -> Iterator[tuple[RawRecord, dict[str, Any]]]:
+) -> Iterator[tuple[RawRecord, dict[str, Any] | Unusable]]:
     records = _Records(path, encoding)
     kept, base, count = bytearray(), 0, 0  # the bytes from `base` on
     head = b""  # the beginning of a record that is longer than what is kept
