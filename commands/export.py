@@ -45,6 +45,8 @@ from pipeline.task.templates import template_of
 from pipeline.task.thinking import Thinking
 
 REWARD_FILE = "rpt_reward.py"
+TEXT_ONLY = ("verl", "openrlhf")
+"""Formats whose trainers call the reward themselves and give it the text of a response only."""
 _FORMS = {
     "tags": "The prediction is read from the last box after `{2}` (`task.thinking: tags`).",
     "free": "The prediction is read from the last box of the response (`task.thinking: free`).",
@@ -88,9 +90,11 @@ def export(
 
     Raises:
         UserError: `out` is not empty, no site matches, metadata has the name of one of the format's columns, the
-            shards were made with another tokenizer, or the prompt template is refused.
+            shards were made with another tokenizer, the prompt template is refused, or tokens have a price and the
+            trainer cannot count them.
         IntegrityError: a shard was changed.
     """
+    _check_price(task, format)
     kind, text = FORMATS[format], template_of(task.template, task.thinking)
     tokenizer = CorpusTokenizer.load(policy.policy_tokenizer, policy.policy_tokenizer_revision)
     if tokenizer.digest != shards.inputs["policy_tokenizer"]:
@@ -112,13 +116,14 @@ def export(
         }
         if not rows["train"]:
             raise UserError("no training site to export", where=where, hint="widen --where")
-        (folder / REWARD_FILE).write_text(reward_file(form), encoding="utf-8")
-        (folder / POLICY_FILE).write_text(policy_json(tokenizer, policy), encoding="utf-8")
-        if gate is not None:
-            (folder / GATE_FILE).write_text(gate, encoding="utf-8")
-            (folder / APPLIES).write_text(gate_code(), encoding="utf-8")
-        page = _readme(name, format, out, form) + (_GATE_USE if gate is not None else "")
-        (folder / "README.md").write_text(page, encoding="utf-8")
+        texts = {
+            REWARD_FILE: reward_file(form, task.token_price),
+            POLICY_FILE: policy_json(tokenizer, policy),
+            **({} if gate is None else {GATE_FILE: gate, APPLIES: gate_code()}),
+            "README.md": _readme(name, format, out, form, task.token_price, gate is not None),
+        }
+        for file, content in texts.items():
+            (folder / file).write_text(content, encoding="utf-8")
         about = {
             "manifest": name,
             "format": format,
@@ -127,6 +132,7 @@ def export(
             "where": where,
             "template": {"name": text.name, "version": text.version},
             "thinking": form._asdict(),
+            "token_price": task.token_price,
             "shards": {"fingerprint": shards.fingerprint, "content": shards.content},
             "policy_tokenizer": tokenizer.digest,
             "files": {file.name: content_hash(file) for file in sorted(folder.iterdir())},
@@ -197,8 +203,19 @@ def _write(kind: Format, folder: Path, split: str, rows: Iterator[Example], of_d
     return kind.write(folder / f"{split}.{kind.suffix}", itertools.chain([first], rows), of_documents)
 
 
-def _readme(name: str, format: str, out: Path, form: Thinking) -> str:
+def _check_price(task: TaskConfig, format: str) -> None:
+    if task.token_price and format in TEXT_ONLY:
+        raise UserError(
+            f"{format} passes text to the reward, whose tokens cannot be counted",
+            where=f"task.token_price: {task.token_price}",
+            hint="export to trl or jsonl, or without a price",
+        )
+
+
+def _readme(name: str, format: str, out: Path, form: Thinking, price: float, has_gate: bool) -> str:
     asked = _FORMS[form.mode].format(*form)
+    if price:
+        asked += f" A right answer of n tokens earns 1 / (1 + {price} n)."
     if form.prefill:
         asked += (
             f" Prompts end with `{form.prefill}`, which the reward reads as the response's beginning.\n"
@@ -209,7 +226,7 @@ def _readme(name: str, format: str, out: Path, form: Thinking) -> str:
         f"# Next-token sites of `{name}` for {format}\n\n"
         "Each row asks for the next token of a text; `rpt_reward.py` rewards an answer with 1 if it is a prefix of\n"
         "the true continuation that ends where one of its tokens ends (arXiv 2506.08007, Eq. 3), else with 0.\n"
-        f"`export.json` says which shards the rows come from.\n\n{asked}\n\n{use}\n"
+        f"`export.json` says which shards the rows come from.\n\n{asked}\n\n{use}\n{_GATE_USE if has_gate else ''}"
     )
 
 

@@ -13,6 +13,9 @@ from pipeline.config.corpus import ValidationConfig
 from pipeline.config.errors import UserError
 from pipeline.config.resources import is_path
 
+PRICED_REWARDS = ("prefix", "first_token", "answer", "math")
+"""Values of `task.reward` that pay 1 for a right answer and 0 for all others, so that `task.token_price` keeps their
+order."""
 READING_REWARDS = ("dense", "information_gain")
 """Values of `task.reward` that read probabilities off the policy, which vLLM does not give."""
 
@@ -41,6 +44,8 @@ Mark = Annotated[str, Field(min_length=1, max_length=100)]
 class TaskConfig(Config):
     """What the policy is asked and which responses are rewarded."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"token_price"})
+
     template: str = Field("auto", min_length=1)
     """Name of a prompt template (`pipeline/task/templates.py`), or a text file with one `{context}`, relative to the
     recipe's folder. `auto`: `v0`, with which the paper trains; with `thinking: none`, `direct`."""
@@ -63,6 +68,10 @@ class TaskConfig(Config):
     """Also rewards right responses for keeping to a token budget that shrinks (RMT)."""
     overlong_penalty_tokens: int | None = Field(None, gt=0)
     """Responses that end within this many policy tokens of the limit lose up to 1 (DAPO's soft punishment)."""
+    token_price: float = Field(0.0, ge=0, le=1)
+    """Price p of a token: a right answer of n policy tokens earns 1 / (1 + p·n) instead of 1, so that a policy learns
+    to answer at once where it need not think. The first tokens cost p each, 1/p tokens half of the reward, and a right
+    answer always earns more than a wrong one."""
 
     @model_validator(mode="after")
     def _marks_differ(self) -> TaskConfig:
@@ -75,6 +84,19 @@ class TaskConfig(Config):
     def _gain_has_a_thought(self) -> TaskConfig:
         if self.reward == "information_gain" and self.thinking == "none":
             raise ValueError("task.reward: information_gain rewards thoughts: with task.thinking: none there are none")
+        return self
+
+    @model_validator(mode="after")
+    def _price_keeps_the_order(self) -> TaskConfig:
+        if self.token_price and self.reward not in PRICED_REWARDS:
+            raise ValueError(
+                f"task.token_price: a wrong answer could earn more than a right one with task.reward: {self.reward}; "
+                f"use one of {', '.join(PRICED_REWARDS)}"
+            )
+        if self.token_price and self.overlong_penalty_tokens:
+            raise ValueError(
+                "task.token_price: with task.overlong_penalty_tokens a right answer could earn less than 0"
+            )
         return self
 
     def identity(self) -> dict[str, Any]:

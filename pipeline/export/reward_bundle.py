@@ -24,16 +24,18 @@ from __future__ import annotations
 """Beginning of the file. It must not define dataclasses, which look up their module in `sys.modules`: trainers load the
 file without registering it there."""
 
-_OWN_FORM = "THINKING = TAGS"
+_OWN_FORM, _OWN_PRICE = "THINKING = TAGS", "TOKEN_PRICE = 0.0"
 
 
-def reward_file(form: Thinking) -> str:
-    """Return the text of `rpt_reward.py`, which reads responses of this form."""
+def reward_file(form: Thinking, token_price: float = 0.0) -> str:
+    """Return the text of `rpt_reward.py`, which reads responses of this form and pays by this price of a token."""
     names = ", ".join(module.__name__.replace(".", "/") + ".py" for module in MODULES)
     bodies = "\n\n".join(_body(Path(str(module.__file__))) for module in MODULES)
-    if bodies.count(_OWN_FORM) != 1:
-        raise ValueError(f"the modules must have the line `{_OWN_FORM}` once")
-    return f"{HEADER.format(names=names).rstrip()}\n\n{bodies.replace(_OWN_FORM, f'THINKING = {form!r}')}\n"
+    for own, line in ((_OWN_FORM, f"THINKING = {form!r}"), (_OWN_PRICE, f"TOKEN_PRICE = {token_price!r}")):
+        if bodies.count(own) != 1:
+            raise ValueError(f"the modules must have the line `{own}` once")
+        bodies = bodies.replace(own, line)
+    return f"{HEADER.format(names=names).rstrip()}\n\n{bodies}\n"
 
 
 def _body(path: Path) -> str:

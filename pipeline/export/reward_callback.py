@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.task.extraction import TAGS
-from pipeline.task.reward import Outcome, response_bytes, score_response
+from pipeline.task.reward import Outcome, priced, response_bytes, score_response
 
 POLICY_FILE = "policy.json"
 """File beside the exported module with the ids that end a response and the bytes of every token id."""
 
 THINKING = TAGS
 """The form of responses. `rpt export` writes the recipe's here."""
+
+TOKEN_PRICE = 0.0
+"""The price of a token (`task.token_price`). `rpt export` writes the recipe's here."""
 
 
 def ground_truth(continuation: bytes, token_lengths: Sequence[int]) -> str:
@@ -36,7 +39,7 @@ def ground_truth(continuation: bytes, token_lengths: Sequence[int]) -> str:
     return json.dumps({"continuation": b64encode(continuation).decode(), "token_lengths": list(token_lengths)})
 
 
-def judge(response: bytes | str, truth: str, finished: bool = True) -> Outcome:
+def judge(response: bytes | str, truth: str, finished: bool = True, tokens: int | None = None) -> Outcome:
     r"""Return the outcome of a response.
 
     Args:
@@ -44,6 +47,10 @@ def judge(response: bytes | str, truth: str, finished: bool = True) -> Outcome:
             is part of the prompt; text is encoded as UTF-8.
         truth: a `ground_truth`.
         finished: whether the response ended by itself. If unknown, a cut response is judged by its text.
+        tokens: sampled tokens, the end-of-sequence token included; needed if tokens have a price.
+
+    Raises:
+        ValueError: tokens have a price, and their number is not given.
 
     Example:
         >>> judge(r"</think>\boxed{ 4}", ground_truth(b" 4 apples", [2, 7])).reward
@@ -52,7 +59,12 @@ def judge(response: bytes | str, truth: str, finished: bool = True) -> Outcome:
     tree = json.loads(truth)
     continuation = b64decode(tree["continuation"])
     data = response.encode("utf-8", "surrogatepass") if isinstance(response, str) else response
-    return score_response(data, finished, continuation, tuple(accumulate(tree["token_lengths"])), THINKING)
+    outcome = score_response(data, finished, continuation, tuple(accumulate(tree["token_lengths"])), THINKING)
+    if not TOKEN_PRICE:
+        return outcome
+    if tokens is None:
+        raise ValueError("tokens have a price: give the number of sampled tokens")
+    return priced(outcome, tokens, TOKEN_PRICE)
 
 
 class Policy(NamedTuple):
@@ -101,7 +113,7 @@ def next_token_reward(completion_ids: Sequence[Sequence[int]], ground_truth: Seq
 
     def reward(ids: Sequence[int], truth: str) -> float:
         response, finished = policy.response(ids)
-        return judge(response, truth, finished).reward
+        return judge(response, truth, finished, len(ids)).reward
 
     return list(map(reward, completion_ids, ground_truth))
 

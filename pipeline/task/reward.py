@@ -90,6 +90,25 @@ def dense_reward(outcome: Outcome, probability: float) -> Outcome:
     return outcome._replace(reward=probability) if outcome.reason == "mismatch" else outcome
 
 
+def priced(outcome: Outcome, tokens: int, price: float) -> Outcome:
+    """Return the outcome of a response of n tokens at a price p per token: a right one earns r / (1 + p·n).
+
+    That subtracts r · p·n / (1 + p·n), which is about p for each of the first tokens and always less than r. So of two
+    right answers the shorter earns more, and any right answer earns more than a wrong one, which earns what it did.
+
+    Args:
+        outcome: the outcome without a price.
+        tokens: tokens of the response, its end-of-sequence token included.
+        price: `task.token_price`, from 0 to 1.
+
+    Example:
+        >>> right = prefix_reward(b" 4", b" 4 apples", [2, 9])
+        >>> [priced(right, tokens, 0.01).reward for tokens in (0, 100, 300)]
+        [1.0, 0.5, 0.25]
+    """
+    return outcome._replace(reward=outcome.reward / (1 + price * tokens)) if outcome.right else outcome
+
+
 UNKNOWN = b"\xef\xbf\xbd"
 """U+FFFD, which replaces ids that the tokenizer does not have: models have unused embedding rows."""
 

@@ -54,6 +54,26 @@ class Thinking(NamedTuple):
         _, ended, answer = whole.partition(self.end.encode())
         return answer if ended else None
 
+    def at_once(self, response: bytes) -> bool:
+        r"""Return whether a response answers at once: only white space stands before the end mark, or before its box.
+
+        What the given beginning holds is no thought of the policy's.
+
+        Args:
+            response: the bytes that the policy sampled, without the given beginning.
+
+        Example:
+            >>> [Thinking("tags").at_once(response) for response in (b"\n</think>4", b"Hm.</think>4", b"</thi")]
+            [True, False, False]
+            >>> [Thinking("free").at_once(response) for response in (b" \\boxed{4}", b"Hm: \\boxed{4}", b"4")]
+            [True, False, False]
+        """
+        if not self.takes_thought:
+            return True
+        mark = self.end.encode() if self.mode == "tags" else BOX
+        thought, found, _ = response.partition(mark)
+        return bool(found) and not thought.strip()
+
     def prompt_end(self, text: str, knows_marks: bool) -> str:
         r"""Return the end of a prompt, after which the policy's response goes on.
 

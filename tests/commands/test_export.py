@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,9 +71,10 @@ def shards_of(work: Path, texts: list[str], metadata: dict[str, str] | None = No
     return toy, materialize(toy, ingested, scored, sites, work=work, executor=InProcess())
 
 
-def exported(made: tuple[Manifest, Record], format: str, out: Path, **settings: str) -> Path:
+def exported(made: tuple[Manifest, Record], format: str, out: Path, **settings: Any) -> Path:
     toy, shards = made
-    export("toy", shards, format=format, task=TaskConfig(template="brief"), out=out, policy=toy.materialize, **settings)
+    asked = {"task": TaskConfig(template="brief")} | settings
+    export("toy", shards, format=format, out=out, policy=toy.materialize, **asked)
     return out
 
 
@@ -235,6 +237,9 @@ def test_what_cannot_be_exported_is_told_and_leaves_nothing(made: tuple[Manifest
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="output folder is not empty"):
         exported(made, "verl", tmp_path / "full")
+    for format in ("verl", "openrlhf"):
+        with pytest.raises(UserError, match=r"passes text.*token_price: 0\.1"):
+            exported(made, format, tmp_path / "none", task=TaskConfig(template="brief", token_price=0.1))
     with pytest.raises(UserError, match="no training site"):
         exported(made, "verl", tmp_path / "none", where="position > 9999")
     with pytest.raises(UserError, match="did you mean `position`"):

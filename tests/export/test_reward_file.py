@@ -23,7 +23,7 @@ from pipeline.export.gate_files import gate_code
 from pipeline.export.reward_bundle import reward_file
 from pipeline.export.reward_callback import ground_truth
 from pipeline.task.extraction import TAGS
-from pipeline.task.reward import REASONS, score_response
+from pipeline.task.reward import REASONS, priced, score_response
 from pipeline.task.thinking import Thinking
 
 PIECES = [" 4", "é", "数", "学", "🙂", "}", "^{", "}{", "\\", " ", "\n", "a", "Łu", "\\boxed"]
@@ -35,9 +35,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return loaded(tmp_path_factory.mktemp("export"), TAGS)
 
 
-def loaded(folder: Path, form: Thinking) -> ModuleType:
+def loaded(folder: Path, form: Thinking, price: float = 0.0) -> ModuleType:
     path = folder / "rpt_reward.py"
-    path.write_text(reward_file(form), encoding="utf-8")
+    path.write_text(reward_file(form, price), encoding="utf-8")
     spec = importlib.util.spec_from_file_location("reward_func", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -80,6 +80,23 @@ def test_equal_on_ten_thousand_random_responses(exported: ModuleType) -> None:
         scored = exported.compute_score("rpt/x", text, truth, extra_info={"index": 0}, something_new=1)
         assert scored == {"score": direct.reward, "acc": direct.reward, "reason": direct.reason}
     assert len(seen) == len(REASONS) and min(seen.values()) > 100 and split > 200, (seen, split)
+
+
+def test_a_price_is_the_trainers_own(tmp_path: Path) -> None:
+    """Every byte is a token here, and 256 ends a response."""
+    module, rng, right = loaded(tmp_path, TAGS, 0.03), random.Random(2), 0
+    tokens = [*(bytes([byte]).hex() for byte in range(256)), b"<|end|>".hex()]
+    (tmp_path / "policy.json").write_text(json.dumps({"end_ids": [256], "token_bytes": tokens}))
+    for _ in range(300):
+        response, continuation, lengths = random_case(rng)
+        truth = ground_truth(continuation, lengths)
+        ours = priced(score_response(response, True, continuation, list(accumulate(lengths))), len(response) + 1, 0.03)
+        assert module.judge(response, truth, True, len(response) + 1) == ours
+        assert module.next_token_reward([[*response, 256]], [truth]) == [ours.reward]
+        right += ours.right
+        with pytest.raises(ValueError, match="number of sampled tokens"):
+            module.judge(response, truth)
+    assert right > 30
 
 
 FORMS = [

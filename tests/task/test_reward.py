@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.task.reward import REASONS, Outcome, prefix_reward, score_response
+from pipeline.task.reward import REASONS, Outcome, prefix_reward, priced, score_response
+from pipeline.task.thinking import Thinking
 
 # " 的 4x": tokens " ", e7 9a | 84 (the character 的 split over two tokens), " 4", "x" → cumulative 1, 3, 4, 6, 7
 SPLIT = (b" \xe7\x9a\x84 4x", [1, 3, 4, 6, 7])
@@ -90,3 +91,40 @@ def test_the_task_needs_nothing_but_the_standard_library():
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("form", "at_once", "thought"),
+    [
+        (Thinking("tags"), rb"</think>\boxed{ 4}", rb"A digit.</think>\boxed{ 4}"),
+        (Thinking("free"), rb"\boxed{ 4}", rb"A digit: \boxed{ 4}"),
+    ],
+    ids=["tags", "free"],
+)
+def test_an_answer_at_once_is_rewarded_as_one_after_a_thought(form, at_once, thought):
+    for response in (at_once, thought):
+        assert score_response(response, True, b" 4 apples", [2, 9], form) == Outcome(1.0, "match", b" 4")
+        assert score_response(response, True, b" 5 apples", [2, 9], form) == Outcome(0.0, "mismatch", b" 4")
+    assert form.at_once(at_once) and not form.at_once(thought)
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 100_000)), min_size=2, max_size=8),
+    st.floats(1e-6, 1.0),
+)
+def test_a_price_orders_right_answers_by_length_above_all_wrong_ones(answers, price):
+    paid = [priced(Outcome(float(right), "match" if right else "mismatch", b"x"), n, price) for right, n in answers]
+    for (own_right, own_n), own in zip(answers, paid, strict=True):
+        assert own.reward == (pytest.approx(1 - price * own_n / (1 + price * own_n)) if own_right else 0.0)
+        assert own.right == own_right
+        for (right, n), other in zip(answers, paid, strict=True):
+            if own_right and not right:
+                assert own.reward > other.reward
+            if own_right and right and own_n < n:
+                assert own.reward > other.reward
+
+
+def test_without_a_price_nothing_changes():
+    for reason in REASONS:
+        outcome = Outcome(float(reason == "match"), reason, b"x")
+        assert priced(outcome, 12345, 0.0) == outcome

@@ -130,3 +130,19 @@ def test_marks_that_cannot_be_told_apart_are_refused(marks: tuple[str, ...]) -> 
 def test_without_thoughts_their_gain_is_no_reward() -> None:
     with pytest.raises(ValueError, match="there are none"):
         TaskConfig(thinking="none", reward="information_gain")
+
+
+@pytest.mark.parametrize("settings", [{"reward": "dense"}, {"reward": "information_gain"}, {"reward": "format_only"}])
+def test_a_price_is_refused_where_wrong_answers_are_paid(settings: dict[str, str]) -> None:
+    TaskConfig.model_validate(settings)
+    with pytest.raises(ValueError, match=r"token_price.*wrong answer could earn more.*prefix, first_token"):
+        TaskConfig.model_validate({"token_price": 0.1} | settings)
+
+
+def test_a_price_and_a_penalty_for_length_are_not_combined() -> None:
+    with pytest.raises(ValueError, match=r"token_price.*overlong_penalty_tokens"):
+        TaskConfig(token_price=0.1, overlong_penalty_tokens=4)
+
+
+def test_runs_without_a_price_are_those_of_before() -> None:
+    assert "token_price" not in TaskConfig().identity() and TaskConfig(token_price=0.1).identity()["token_price"] == 0.1

@@ -16,7 +16,7 @@ from pipeline.shards.reader import Site
 from pipeline.task.answers import Judge, score_answer, score_math
 from pipeline.task.extraction import extract_prediction
 from pipeline.task.length import overlong_penalty, token_budget, triangular
-from pipeline.task.reward import Outcome, dense_reward, first_token_reward, response_bytes, score_response
+from pipeline.task.reward import Outcome, dense_reward, first_token_reward, priced, response_bytes, score_response
 from pipeline.task.thinking import BOX, Thinking
 
 
@@ -132,7 +132,7 @@ REWARDS: dict[str, Callable[[RewardContext, Sequence[RolloutGroup]], Outcomes]] 
 def compute_rewards(
     task: TaskConfig, context: RewardContext, rollout_groups: Sequence[RolloutGroup], step: int, max_new_tokens: int
 ) -> Outcomes:
-    """Return the outcomes with the recipe's reward, including the bonus or penalty for a response's length.
+    """Return the outcomes with the recipe's reward, including its price, bonus or penalty for a response's length.
 
     Args:
         task: the recipe's task.
@@ -144,8 +144,9 @@ def compute_rewards(
     outcomes = REWARDS[task.reward](context, rollout_groups)
     return [
         [
-            outcome._replace(reward=outcome.reward + _by_length(task, outcome, len(response.ids), step, max_new_tokens))
+            paid._replace(reward=paid.reward + _by_length(task, paid, len(response.ids), step, max_new_tokens))
             for outcome, response in zip(group, a.responses, strict=True)
+            for paid in [priced(outcome, len(response.ids), task.token_price)]
         ]
         for group, a in zip(outcomes, rollout_groups, strict=True)
     ]

@@ -30,6 +30,8 @@ class GroupSummary:
     """Of all its tokens, under the distribution they were sampled from."""
     boxed: int
     r"""Responses that contain a `\boxed{`, wherever it stands."""
+    at_once: int
+    """Responses without a thought."""
 
     @classmethod
     def of(cls, rollout: Rollout, thinking: Thinking) -> GroupSummary:
@@ -40,6 +42,7 @@ class GroupSummary:
             sum(len(response.ids) for response in rollout.group.responses),
             sum(sum(response.logprobs) for response in rollout.group.responses),
             sum(BOX in thinking.whole(response.text) for response in rollout.group.responses),
+            sum(thinking.at_once(response.text) for response in rollout.group.responses),
         )
 
 
@@ -49,8 +52,8 @@ def rollout_metrics(groups: Sequence[GroupSummary]) -> Metrics:
     Returns:
         `reward/mean`; `reward/<reason>`, responses by reason; `groups/sampled` and the shares of them with equal
         rewards (`groups/zero_variance`), all right and all wrong; `response/length`, mean tokens; `response/boxed`,
-        responses that contain a box; `policy/entropy`, nats a token at the sampling temperature, estimated without bias
-        as the mean of −log p of what was sampled.
+        responses that contain a box; `response/at_once`, responses without a thought; `policy/entropy`, nats a token at
+        the sampling temperature, estimated without bias as the mean of −log p of what was sampled.
     """
     responses = sum(len(group.rewards) for group in groups)
     tokens = sum(group.tokens for group in groups)
@@ -65,6 +68,7 @@ def rollout_metrics(groups: Sequence[GroupSummary]) -> Metrics:
         "groups/all_wrong": sum(not any(group) for group in right) / len(groups),
         "response/length": tokens / responses,
         "response/boxed": sum(group.boxed for group in groups),
+        "response/at_once": sum(group.at_once for group in groups),
         "tokens/sampled": tokens,
         "policy/entropy": -sum(group.logprob_sum for group in groups) / tokens,
     }

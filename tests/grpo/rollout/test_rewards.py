@@ -166,5 +166,16 @@ def test_length_is_paid_to_right_answers_and_overlong_ones_lose(reader: RewardCo
     assert [outcome.reward for outcome in outcomes] == pytest.approx([1 + 0.5 - 3 / 4, 0])
 
 
+def test_right_answers_pay_for_their_tokens(reader: RewardContext) -> None:
+    given = [answered(reader, "thought" * 3 + TEXTS[0], TEXTS[0], TEXTS[3])]
+    long, short, _ = (len(response.ids) for response in given[0].responses)
+    (outcomes,) = compute_rewards(TaskConfig(token_price=0.25), reader, given, step=0, max_new_tokens=99)
+    assert [outcome.reward for outcome in outcomes] == pytest.approx([1 / (1 + long / 4), 1 / (1 + short / 4), 0])
+    assert [outcome.right for outcome in outcomes] == [True, True, False] and long > short
+    both = TaskConfig(token_price=0.25, length_reward=LengthRewardConfig(weight=0.5, budget=short, over_steps=10))
+    (outcomes,) = compute_rewards(both, reader, given, step=0, max_new_tokens=99)
+    assert outcomes[1].reward == pytest.approx(1 / (1 + short / 4) + 0.5) and outcomes[2].reward == 0
+
+
 def test_every_name_of_the_recipe_is_there() -> None:
     assert set(get_args(TaskConfig.model_fields["reward"].annotation)) == set(REWARDS)

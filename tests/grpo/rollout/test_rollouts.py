@@ -43,6 +43,7 @@ def test_a_group_by_hand() -> None:
     assert metrics["tokens/sampled"] == 7 * 2 + 4
     assert metrics["response/length"] == 18 / 8
     assert metrics["response/boxed"] == 7, "in a response that was cut, too"
+    assert metrics["response/at_once"] == 8, "nothing stands before </think>"
     begun = GroupSummary.of(first, TAGS._replace(prefill="\\boxed{"))
     assert begun.boxed == 4, "the given beginning counts"
     assert metrics["policy/entropy"] == pytest.approx(0.5)
