@@ -152,6 +152,8 @@ class SupervisedConfig(Config):
 class WarmupConfig(Config):
     """`rpt warmup`: a short supervised phase before RL, which teaches a policy the form of a response."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"at_once"})
+
     thoughts: Literal["rules", "sampled"] = "rules"
     """`rules` writes short thoughts by fixed rules (`pipeline/grpo/data/rule_thoughts.py`); `sampled` takes the
     policy's own right responses, which `rpt screen` has kept."""
@@ -163,3 +165,14 @@ class WarmupConfig(Config):
     """Learning rate, which rises over the first tenth of the steps."""
     batch_tokens: int = Field(2048, gt=1)
     """About this many tokens per step, prompts included, over all ranks; at least those of the longest example."""
+    at_once: float = Field(0.0, ge=0, le=1)
+    """Share of the examples that answer without a thought, chosen by a hash of the seed, with `thoughts: rules`. A
+    policy that has seen both forms can learn when to think (`task.token_price`)."""
+
+    @model_validator(mode="after")
+    def _thoughts_can_be_left_out(self) -> WarmupConfig:
+        if self.at_once and self.thoughts == "sampled":
+            raise ValueError(
+                "warmup.at_once: sampled responses are learned as they are; it needs warmup.thoughts: rules"
+            )
+        return self

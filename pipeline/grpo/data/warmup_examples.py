@@ -42,7 +42,7 @@ def warmup_examples(
     """
     most, seed = recipe.warmup.examples, recipe.seed
     if responses is None:
-        return rule_examples(chosen_sites(sites, most, seed), prompts, tokens, end, seed)
+        return rule_examples(chosen_sites(sites, most, seed), prompts, tokens, end, seed, recipe.warmup.at_once)
     found = right_examples(chosen_sites(sites, most, seed, responses), responses, prompts, tokens)
     if not found:
         raise UserError(
@@ -74,7 +74,12 @@ def chosen_sites(sites: ShardReader, most: int, seed: int, among: Container[str]
 
 
 def rule_examples(
-    sites: Iterable[Site], prompts: PromptBuilder, tokens: CorpusTokenizer, end: int, seed: int
+    sites: Iterable[Site],
+    prompts: PromptBuilder,
+    tokens: CorpusTokenizer,
+    end: int,
+    seed: int,
+    at_once: float = 0.0,
 ) -> list[Example]:
     """Return the sites with a thought by rule and the true next token in a box; without a thought where none can stand.
 
@@ -83,11 +88,14 @@ def rule_examples(
         prompts: builds the prompts of the contexts, and knows the form of responses.
         tokens: the policy's tokenizer.
         end: the token that ends a response.
-        seed: with a site's id, chooses the wording of its thought.
+        seed: with a site's id, chooses the wording of its thought, and whether there is one.
+        at_once: share of the sites that are answered without a thought.
     """
     writer = ResponseWriter(tokens, prompts.thinking, end)
 
     def response(site: Site) -> list[int]:
+        if random_key("at once", seed, site.site_id) < at_once * 2**64:
+            return writer.ids_after((), site.target)
         context = tokens.encode(site.context.decode("utf-8", errors="replace")).tolist()
         key = random_key("thought", seed, site.site_id)
         return writer.ids_after(

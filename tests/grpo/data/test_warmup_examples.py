@@ -102,6 +102,29 @@ def test_wordings_vary_with_site_and_seed_and_nothing_else(policy: Path, shards:
     assert begins == {wording.before[:8] for wording in WORDINGS}, "of 40 sites, each wording has some"
 
 
+@pytest.mark.parametrize(("thinking", "begin"), [("tags", "</think>\\boxed{"), ("free", "\\boxed{")])
+def test_a_share_answers_at_once(policy: Path, shards: Record, thinking: str, begin: str) -> None:
+    """Of 40 sites half: 8 to 32 whatever the hash, by chance within 4 deviations."""
+    sites, tokens = list(ShardReader(shards.files("train"))), CorpusTokenizer.load(policy)
+    prompts, end = prompts_for(policy, TaskConfig(template="brief", thinking=thinking)), tokens.id_of("<|end|>")
+    texts = {
+        share: [
+            response_bytes(example.response.tolist(), tokens.token_bytes).decode()
+            for example in rule_examples(sites, prompts, tokens, end, 0, share)
+        ]
+        for share in (0.0, 0.5, 1.0)
+    }
+    at_once = [text.startswith(begin) for text in texts[0.5]]
+    assert 8 <= sum(at_once) <= 32 and not any(text.startswith(begin) for text in texts[0.0])
+    assert texts[0.5] == [texts[1.0 if now else 0.0][n] for n, now in enumerate(at_once)]
+    for site, text in zip(sites, texts[1.0], strict=True):
+        said = text.removesuffix("<|end|>").encode()
+        assert prompts.thinking.at_once(said)
+        assert score_response(said, True, site.continuation, site.boundaries, prompts.thinking).right
+    with pytest.raises(ValueError, match="at_once"):
+        WarmupConfig(at_once=0.5, thoughts="sampled")
+
+
 def test_only_training_sites_are_learned(shards: Record) -> None:
     reader = ShardReader(shards.files("train"))
     held_out = {site.doc_id for site in ShardReader(shards.files("validation"))}
