@@ -12,19 +12,27 @@ if TYPE_CHECKING:
     from pipeline.core.artifact import Record
 
 
+def certificate_line(found: Mapping[str, Any]) -> str:
+    """Return the verdict and the bits per byte in a line."""
+    return f"certificate: {verdict_of(found)}; bits/byte: {_bits(found)}"
+
+
 def certificate_tables(found: Mapping[str, Any]) -> list[Table]:
     """Return a certificate as tables."""
-    bits, calibration, shared = found["bits_per_byte"], found["calibration"], found["agreement"]
-    priced = {"proxy": "proxy", "unigram": "frequencies", "bigram": "pairs", "zlib": "zlib"}
-    title = f"certificate: {verdict_of(found)}"
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_row("bits/byte", ", ".join(f"{label} {_number(bits[name])}" for name, label in priced.items()))
+    calibration, shared = found["calibration"], found["agreement"]
+    table = Table(title=f"certificate: {verdict_of(found)}", title_justify="left", show_header=False)
+    table.add_row("bits/byte", _bits(found))
     rises = f"{_number(calibration['excess'])} nats above entropy, {_number(calibration['slope'])} nats per nat of it"
     table.add_row("surprise", rises)
     table.add_row("positions that `where` lets through", _percent(found["hard"]["share"]))
     table.add_row("sites that are names or digits", _percent(found["names_and_digits"]["share"]))
     table.add_row("agreement with a second selection", _number(shared["kappa"]) if shared else "not measured")
     return [table]
+
+
+def _bits(found: Mapping[str, Any]) -> str:
+    priced = {"proxy": "proxy", "unigram": "frequencies", "bigram": "pairs", "zlib": "zlib"}
+    return ", ".join(f"{label} {_number(found['bits_per_byte'][name])}" for name, label in priced.items())
 
 
 def verdict_of(found: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from commands.certificate import certificate_tables, warn
+from commands.certificate import certificate_line, certificate_tables, warn
 from commands.groups.options import (
     CORPUS,
     Accept,
@@ -218,13 +218,15 @@ def run_data(
         shards = [entry for done in records["materialize"].completions for entry in done.files.values()]
         found["shards"] = {"sites": sum(e.rows for e in shards), "bytes": sum(e.bytes for e in shards)}
     report(found, _tables, as_json)
+    if judged is not None and last != "select" and not as_json:
+        print(certificate_line(judged))
     if not as_json:
         print(f"{found['made']}: {records[last].directory}", flush=True)
     return records
 
 
 def _tables(found: dict[str, Any]) -> list[Table]:
-    """Return the funnel; under it the examples by split, and their bytes on disk; and the certificate."""
+    """Return the funnel, with the examples and their bytes under it; of `select` also the certificate."""
     from pipeline.audit.funnel import funnel_table
 
     table = funnel_table(f"{found['manifest']}: from records to {found['made']}", found["funnel"])
@@ -235,7 +237,7 @@ def _tables(found: dict[str, Any]) -> list[Table]:
             f"{kept['kept.train']:,} to train on, {kept['kept.validation']:,} held out; "
             f"{size / max(sites, 1):.1f} bytes per site"
         )
-    return [table, *(certificate_tables(found["certificate"]) if "certificate" in found else [])]
+    return [table, *(certificate_tables(found["certificate"]) if found["made"] == "select" else [])]
 
 
 @commands.command(rich_help_panel=CORPUS)
