@@ -87,7 +87,7 @@ def _calibration(table: pa.Table) -> dict[str, Any]:
         bins.append({"from": float(EDGES[b]), "positions": n, **named})
     low_B, seen_B = EDGES < COVERED, positions_B > 0
     low, weight_B = int(positions_B[low_B].sum()), positions_B[seen_B]
-    excess = round(float((sums["nll"] - sums["entropy"])[low_B].sum()) / low, 4) if low else None
+    excess = round(float((sums["nll"] - sums["entropy"])[low_B].sum()) / low, 4) + 0.0 if low else None  # no −0
     slope = _slope(sums["entropy"][seen_B] / weight_B, sums["nll"][seen_B] / weight_B, weight_B)
     return {"positions": int(positions_B.sum()), "bins": bins, "excess": excess, "slope": slope}
 
