@@ -73,9 +73,9 @@ def data(
     read = load(Manifest, manifest, overrides or ())
     by = _executor(executor, work / read.name, workers, address, num_gpus)
     records = run_data(read, DATA_STAGES[-1], source, work, by, as_json, accept)
+    warn(records["select"])
     if not as_json:
         after_data(manifest, overrides or (), work)
-    warn(records["select"])
 
 
 def _judged_stage_command(stage: str, about: str) -> None:
