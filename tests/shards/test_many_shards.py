@@ -54,6 +54,7 @@ def test_more_shards_than_a_process_may_open(shard: Path, tmp_path: Path, shards
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_reader_of_many_shards(tmp_path: Path) -> None:
     """Train, evaluate, audit, browse, export, verify."""
     command = [sys.executable, "-m", "tests.shards.few_descriptors", tmp_path, "320", "256"]
