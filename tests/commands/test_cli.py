@@ -37,7 +37,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "shard_documents": 50,
         },
         "proxy": {"train": {"vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "max_steps": 8}},
-        "select": {"where": "entropy > 1.0 AND field = 'solution'"},
+        "select": {
+            "where": "entropy > 1.0 AND field = 'solution'",
+            "certificate": {"least_tokens": 100_000},  # eight steps teach a proxy nothing
+        },
         "materialize": {"policy_tokenizer": str(folder / "policy")},
     }
     (folder / "toy.yaml").write_text(yaml.safe_dump(manifest))
