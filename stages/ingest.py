@@ -282,6 +282,6 @@ def run_ingest(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
 
 
 READ = Stage("read", 4, run_read, unit="records")
-NEAR = Stage("near", 2, run_near)
+NEAR = Stage("near", 3, run_near)
 ASSIGN = Stage("assign", 4, run_assign)
 INGEST = Stage("ingest", 2, run_ingest)

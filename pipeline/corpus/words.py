@@ -27,7 +27,7 @@ _IGNORABLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 _RUN = regex.compile(rf"[\p{{L}}\p{{N}}][\p{{L}}\p{{N}}\p{{M}}]*|[{_EMOJI}]")
 _UNSPACED = regex.compile(f"[{_CJK}{_SOUTH_EAST_ASIAN}]")
 _CJK_RUN = regex.compile(f"[{_CJK}]+")
-_PART = regex.compile(rf"[{_CJK}{_SOUTH_EAST_ASIAN}]\p{{M}}*|[^{_CJK}{_SOUTH_EAST_ASIAN}]+")
+_PART = regex.compile(rf"[{_CJK}{_SOUTH_EAST_ASIAN}]\p{{M}}*|(?:[^{_CJK}{_SOUTH_EAST_ASIAN}]|\p{{M}})+")
 _ASCII = "".join(chr(code).lower() if chr(code).isalnum() else " " for code in range(128))
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)

@@ -140,6 +140,7 @@ def test_words_of_every_script() -> None:
         ("السَّلَامُ عَلَيْكُمْ", ["السَّلَامُ", "عَلَيْكُمْ"]),
         ("x\u0303 = q\u0307", ["x\u0303", "q\u0307"]),  # no precomposed letters: NFC leaves the marks
         ("ཁོ་བོ", ["ཁོ", "བོ"]),
+        ("0ၖ 1", ["0ၖ", "1"]),  # a Burmese vowel sign on a digit: the sign is of a script without spaces, the digit not
     ],
 )
 def test_a_mark_does_not_cut_a_word(text: str, expected: list[str]) -> None:
