@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,16 @@ class KnownSources:
         began = time.time()
         found = scan(file, config, slice_bytes)
         with source_errors(file.name):
-            if state is not None and state == state_of(file) and _changed(file) < began - _SETTLED:
-                self._remember({"key": key, "state": state, "name": file.name, "scan": _tree(found)})
+            settled = state is not None and state == state_of(file) and _changed(file) < began - _SETTLED
+        if settled:
+            self._remember({"key": key, "state": state, "name": file.name, "scan": _tree(found)})
         return found
 
     def _remember(self, entry: Mapping[str, Any]) -> None:
         text = canonical_json(entry)
         line = f"{hashlib.sha256(text.encode()).hexdigest()} {text}\n".encode()
-        with self._lock:
+        # Where the folder cannot be written, the file is scanned again next time; a stage that has to write says so.
+        with self._lock, suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab", buffering=0) as file:
                 file.write(line)  # one call, so that lines of several processes do not mix
