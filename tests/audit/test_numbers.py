@@ -242,7 +242,8 @@ def test_lineage(audited: Audited) -> None:
         rows = duckdb.connect().execute(
             "select sum(c) from (select count(*) c from read_parquet(?))", [[*map(str, files)]]
         )
-        published = [*files, *records[stage].directory.glob("*-*.json")]  # hashes of what was read, and of the text
+        # Besides tables: hashes of what was read and of the text; a byte per candidate document.
+        published = [*files, *records[stage].directory.glob("*-*.json"), *records[stage].directory.glob("*-*.bin")]
         assert row["files"] == len(published)
         assert row["bytes"] == sum(path.stat().st_size for path in published)
         assert [(row["rows"],)] == rows.fetchall()
