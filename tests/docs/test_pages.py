@@ -296,7 +296,7 @@ def test_a_page_can_be_followed(reader: Reader, page: str) -> None:
 def test_the_first_five_minutes_say_nothing_that_is_not_ours(reader: Reader) -> None:
     """No chatter of libraries on standard error: every line is of a stage, or of a step of training."""
     stages = r"audit|read|near|assign|ingest|score|select|certificate\w*|materialize|train|evaluate"
-    ours = rf"({stages}|direct \w+|reasoning \w+|step \d+/\d+|next:) "
+    ours = rf"({stages}|direct \w+|reasoning \w+|step \d+/\d+|next:|certificate:) "
     assert not [line for line in reader.told.splitlines() if line and not re.match(ours, line)], reader.told
 
 
