@@ -88,7 +88,7 @@ class SelectConfig(Config):
     `json`. They also become columns of sites and shards. `corpus`, the name of one of `corpus.sources`, needs no entry
     here."""
     where: Expression = "entropy > 1.0"
-    """SQL over the score columns (docs/own-corpus.md lists them): which training positions are kept."""
+    """SQL over the score columns (docs/choosing-positions.md lists them): which training positions are kept."""
     validation_where: Expression = "entropy > 0.5"
     """The same for held-out documents; broader, so that evaluation can look at any subset."""
     exclude: str | None = None

@@ -319,7 +319,7 @@ def test_help_has_one_line_a_column() -> None:
 
 
 def test_the_docs_name_every_function_and_limit(repository: Path) -> None:
-    page = (repository / "docs" / "own-corpus.md").read_text(encoding="utf-8")
+    page = (repository / "docs" / "choosing-positions.md").read_text(encoding="utf-8")
     assert [name for name in FUNCTIONS if f"`{name}`" not in page] == []
     assert (
         f"{MAX_CHARACTERS:,}\ncharacters, {MAX_WORDS:,} words and signs, {MAX_PARTS} parts or {MAX_DEPTH} levels"
