@@ -1,9 +1,9 @@
 """Foretell which sites' groups will have a gradient: a logistic regression on the run's own outcomes.
 
 It reads two things of a site: its own numbers (`site_features.NUMBERS`), and how the groups of sites like it came out
-so far, newer ones counting more. The policy drifts, so it is fitted anew for every step: milliseconds, against the
-seconds or minutes in which the step samples. Logistic regression is calibrated by construction: over what it was fitted
-to, the mean prediction is the weighted share that had a gradient.
+so far, newer ones counting more. The policy drifts, so it is fitted anew for every step: a fraction of a second,
+against the seconds or minutes in which the step samples. Logistic regression is calibrated by construction: over what
+it was fitted to, the mean prediction is the weighted share that had a gradient.
 
 Shape names: N groups with known outcomes, M sites that are asked about, S = N + M, F numbers, K kinds of likeness.
 """
