@@ -89,7 +89,7 @@ def warmup_recipe(recipe: Recipe) -> Recipe:
     own = recipe.warmup
     optimizer = recipe.optimizer.model_copy(update={"lr": own.lr})
     sites = SitesConfig(where=own.where or recipe.sites.where)
-    supervised = SupervisedConfig(batch_tokens=own.batch_tokens, window=min(own.batch_tokens, recipe.supervised.window))
+    supervised = _supervised(own.batch_tokens, own.plain_text, recipe.supervised.window)
     changed = {"sites": sites, "curriculum": (), "optimizer": optimizer, "supervised": supervised}
     return recipe.model_copy(update=changed)
 
@@ -97,15 +97,23 @@ def warmup_recipe(recipe: Recipe) -> Recipe:
 def for_one_pass(recipe: Recipe, lengths: Sequence[int]) -> Recipe:
     """Return the recipe with steps of about `batch_tokens` that take examples of these lengths (tokens) once.
 
-    The learning rate rises over the first tenth of the steps.
+    What is left of a step's tokens is plain text, if the recipe asks for it. The learning rate rises over the first
+    tenth of the steps.
     """
+    share = 1 - recipe.supervised.plain_text
     total, longest = sum(lengths), max(lengths)
-    steps = max(1, round(total / max(longest, recipe.supervised.batch_tokens)))
-    batch_tokens = max(longest, ceil(total / steps))
-    supervised = SupervisedConfig(batch_tokens=batch_tokens, window=min(batch_tokens, recipe.supervised.window))
+    steps = max(1, round(total / max(longest, share * recipe.supervised.batch_tokens)))
+    batch_tokens = ceil(max(longest, ceil(total / steps)) / share)
+    supervised = _supervised(batch_tokens, recipe.supervised.plain_text, recipe.supervised.window)
     optimizer = recipe.optimizer.model_copy(update={"warmup_steps": steps // 10})
     budget = recipe.budget.model_copy(update={"steps": steps})
     return recipe.model_copy(update={"supervised": supervised, "optimizer": optimizer, "budget": budget})
+
+
+def _supervised(batch_tokens: int, plain_text: float, window: int) -> SupervisedConfig:
+    """Return steps of so many tokens, with pieces of plain text that fit into its share of a step."""
+    text_tokens = round(plain_text * batch_tokens) or batch_tokens
+    return SupervisedConfig(batch_tokens=batch_tokens, window=max(2, min(text_tokens, window)), plain_text=plain_text)
 
 
 def screening_for(recipe: Recipe, shards: Record, work: Path) -> Record | None:

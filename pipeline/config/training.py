@@ -152,7 +152,7 @@ class SupervisedConfig(Config):
 class WarmupConfig(Config):
     """`rpt warmup`: a short supervised phase before RL, which teaches a policy the form of a response."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"at_once"})
+    added: ClassVar[frozenset[str]] = frozenset({"at_once", "plain_text"})
 
     thoughts: Literal["rules", "sampled"] = "rules"
     """`rules` writes short thoughts by fixed rules (`pipeline/grpo/data/rule_thoughts.py`); `sampled` takes the
@@ -165,6 +165,9 @@ class WarmupConfig(Config):
     """Learning rate, which rises over the first tenth of the steps."""
     batch_tokens: int = Field(2048, gt=1)
     """About this many tokens per step, prompts included, over all ranks; at least those of the longest example."""
+    plain_text: float = Field(0.0, ge=0, lt=1)
+    """Share of a step's tokens that is plain text of the training documents, so that the policy forgets less of what it
+    predicts directly."""
     at_once: float = Field(0.0, ge=0, le=1)
     """Share of the examples that answer without a thought, chosen by a hash of the seed, with `thoughts: rules`. A
     policy that has seen both forms can learn when to think (`task.token_price`)."""

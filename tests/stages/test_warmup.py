@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
@@ -130,6 +132,20 @@ def test_steps_are_of_equal_size_and_hold_the_longest_example(
     assert found.optimizer.lr == WarmupConfig().lr and found.optimizer.warmup_steps == 0
     assert for_one_pass(recipe, [batch] * 50).optimizer.warmup_steps == 5
     assert Recipe.model_validate_json(found.model_dump_json()) == found, "a run stores it"
+
+
+@given(st.lists(st.integers(4, 90), min_size=1, max_size=60), st.floats(0, 0.9), st.integers(20, 500))
+def test_plain_text_has_its_share_of_a_step_and_the_examples_pass_once(
+    lengths: list[int], share: float, batch: int
+) -> None:
+    warm = WarmupConfig(batch_tokens=batch, plain_text=share)
+    found = for_one_pass(warmup_recipe(Recipe(name="r", policy=PolicyConfig(model="m"), warmup=warm)), lengths)
+    text = round(found.supervised.plain_text * found.supervised.batch_tokens)
+    answers = found.supervised.batch_tokens - text
+    assert text == pytest.approx(share * found.supervised.batch_tokens, abs=0.5)
+    assert answers >= max(lengths), "the longest example fits"
+    assert sum(lengths) <= found.budget.steps * answers, "each example is learned"
+    assert found.supervised.window <= max(2, text or found.supervised.batch_tokens)
 
 
 def test_sampled_thoughts_need_a_screening(runs: Path, tmp_path: Path) -> None:
