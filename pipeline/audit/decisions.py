@@ -63,7 +63,6 @@ def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
         begin += frame.height
         marked = frame.with_columns(
             token_id=ids,
-            token_class=pl.col("token_class").cast(pl.String),
             byte_end=pl.col("byte_offset").shift(-1).over("doc_id"),
             selectable=pl.col("entropy").is_finite().fill_null(False) & ~pl.col("inside_character"),
             band=band_of(lineage.rule.bands),
@@ -73,7 +72,10 @@ def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
             marked.with_row_index("row")
             .join(passing, on="row", how="left", maintain_order="left")
             .with_columns(kept=pl.col("kept").fill_null(False), passes=pl.col("passes").fill_null(False))
-            .with_columns(decision=_decision(later_reason(lineage.select)))
+            .with_columns(
+                decision=_decision(later_reason(lineage.select)),
+                token_class=pl.col("token_class").cast(pl.String),  # after the rule, which compares classes by place
+            )
             .drop("row", "passes")
         )
 
