@@ -1,15 +1,15 @@
 """Show: print one position of a corpus.
 
 Input:   the artifacts of `rpt data` (or `rpt select`) for a manifest; any position, a site or not.
-Output:  the token in its document, its scores and the proxy's guesses, why it was kept or rejected, and the prompt and
-         continuation of its training example; or JSON. Nothing is written.
+Output:  the token in its document, its scores and the proxy's guesses, why it was kept or rejected with every part of
+         the rule, and the prompt and continuation of its training example; or JSON. Nothing is written.
 Command: rpt show data_manifests/<name>.yaml SITE_ID|DOC_ID|SHARD:ROW [--recipe recipes/<name>.yaml] [--json]
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ from pipeline.config.task import TaskConfig
 from pipeline.core.invisible import escape_invisible
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.core.workspace import with_policy_tokenizer
+from pipeline.selection.explain import in_words
 
 _MARKED = "bold reverse"
+_MOST = 300
+"""Characters of a part of the rule, or of its values, that are shown."""
 
 
 def show(manifest: Manifest, place: str, *, work: Path, recipe: Recipe | None = None) -> dict[str, Any]:
@@ -79,7 +82,24 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     around = Text.assemble(
         escape_invisible(found["before"]), (_alone(found["token"]), _MARKED), escape_invisible(found["after"])
     )
-    return [facts, _passage("in its document", around), *_top(found), *_trained(found["trained"])]
+    return [
+        facts,
+        _parts(found["parts"]),
+        _passage("in its document", around),
+        *_top(found),
+        *_trained(found["trained"]),
+    ]
+
+
+def _parts(parts: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("part of the rule", "", "value", box=None)
+    for part in parts:
+        table.add_row(_short(part["text"]), "✓" if part["holds"] else "✗", _short(in_words(part["values"])))
+    return table
+
+
+def _short(text: str) -> Text:
+    return Text(escape_invisible(text if len(text) <= _MOST else f"{text[:_MOST]}…"), overflow="fold")
 
 
 def _score(name: str, value: float | None) -> str:

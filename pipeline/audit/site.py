@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -13,6 +14,8 @@ from pipeline.audit.lineage import Lineage
 from pipeline.audit.locate import Location
 from pipeline.config.manifest import MaterializeConfig
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.selection.explain import explain
+from pipeline.selection.metadata import rule_columns
 
 if TYPE_CHECKING:
     from pipeline.grpo.rollout.prompt import PromptBuilder
@@ -44,10 +47,13 @@ def site(
     Returns:
         The origin; `before`, `token`, `after` as text; the scores in nats, `rank` (0: the proxy's most likely token)
         and `top` (text, probability), null where there are none; `decision`: `kept`, or the reason of the rejection;
-        `trained`: the result of `as_trained`.
+        `rule`: the rule of the document's split, and `parts` of it, each with its `text`, whether it `holds`, and the
+        `values` of its columns; `trained`: the result of `as_trained`.
     """
     document = Document(where.document.values, where.scores.values)
-    row = pl.concat(decisions(lineage, where.audited_shard)).row(where.position, named=True)
+    decided = pl.concat(decisions(lineage, where.audited_shard))[where.position]
+    row = decided.row(0, named=True)
+    rule = str(lineage.select.config["where" if document.meta["split"] == "train" else "validation_where"])
     begin = row["byte_offset"]
     end = begin + len(document.tokens[where.position])
     shown = slice(where.position, where.position + 1)
@@ -63,7 +69,8 @@ def site(
         "token": document.text[begin:end].decode(errors="backslashreplace"),
         "after": document.text[end : end + BYTES_AFTER].decode(errors="ignore"),
         **{name: row[name] for name in ("field", "token_class", *SCORES, "band", "decision")},
-        "rule": str(lineage.select.config["where" if document.meta["split"] == "train" else "validation_where"]),
+        "rule": rule,
+        "parts": [asdict(part) for part in explain(rule, rule_columns(lineage.rule.metadata), decided)],
         "top": top,
         "trained": as_trained(document, where.position, config, policy, prompts),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from sqlglot import exp, parser, tokens
+from sqlglot import exp, generator, parser, tokens
 from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import ParseError, TokenError
 from sqlglot.tokens import TokenType
@@ -80,6 +80,15 @@ class Where(Dialect):
         FUNCTION_PARSERS = {name: parser.Parser.FUNCTION_PARSERS[name] for name in ("CAST", "TRY_CAST")}  # noqa: RUF012
         NO_PAREN_FUNCTIONS = {}  # noqa: RUF012
         NO_PAREN_FUNCTION_PARSERS = {"CASE": parser.Parser.NO_PAREN_FUNCTION_PARSERS["CASE"]}  # noqa: RUF012
+
+    class Generator(generator.Generator):
+        """The generator, which writes regular expressions as this dialect reads them."""
+
+        TRANSFORMS = {  # noqa: RUF012
+            **generator.Generator.TRANSFORMS,
+            exp.RegexpLike: lambda self, node: self.binary(node, "~"),
+            exp.RegexpILike: lambda self, node: self.binary(node, "~*"),
+        }
 
 
 def parse(text: str) -> exp.Expr:

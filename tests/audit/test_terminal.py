@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -18,10 +20,12 @@ from commands import stats as stats_page
 from commands import trace as trace_page
 from commands import verify as verify_page
 from commands.cli import app
+from pipeline.audit.decisions import decisions, shards
 from pipeline.audit.lineage import check_columns
 from pipeline.audit.stats import QUANTILES
 from pipeline.config.errors import UserError
 from pipeline.core.artifact import Record, current_record
+from pipeline.selection.classes import TOKEN_CLASSES
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.shards.schema import boundaries_of
 from tests.audit.corpus import RUN, TOP, WHERE, Audited
@@ -250,6 +254,39 @@ def test_every_position_of_a_document_says_why_it_is_kept_or_not(audited: Audite
             else "where"
         )
         assert found["decision"] == expected, site_id
+        assert all(part["holds"] for part in found["parts"]) == ((row["position"],) in passing), site_id
+
+
+def test_every_part_of_the_rule_is_shown_with_its_value(audited: Audited) -> None:
+    """A training position of the problem above the threshold: the rule asks for the solution."""
+    scores = (row for row in rows(audited.lineage.score, "scores") if row["split"] == "train")
+    doc_id, position, entropy = next(
+        (row["doc_id"], position, entropy)
+        for row in scores
+        for position, (entropy, field) in enumerate(zip(row["entropy"], row["field"], strict=True))
+        if field == "problem" and (entropy or 0) > 1.0
+    )
+    _, found = rpt(audited, audited.work, "show", f"{doc_id}-{position}")
+    assert found["parts"] == [
+        {"text": "entropy > 1.0", "holds": True, "values": {"entropy": round(entropy, 3)}},
+        {"text": "field = 'solution'", "holds": False, "values": {"field": "problem"}},
+    ]
+    lines = [" ".join(line.split()) for line in printed(show_page.tables(found)).splitlines()]
+    assert f"entropy > 1.0 ✓ {round(entropy, 3)}" in lines
+    assert "field = 'solution' ✗ problem" in lines
+
+
+def test_decisions_compare_token_classes_as_the_selection_does(audited: Audited) -> None:
+    """By their place in the list of classes: `word_part` comes after `word_start` there, before it in the alphabet."""
+    select = audited.lineage.select
+    config = select.config | {"where": "token_class > 'word_start'", "validation_where": "token_class > 'word_start'"}
+    lineage = replace(audited.lineage, select=replace(select, config=config))
+    frames = [frame for shard in shards(lineage) for frame in decisions(lineage, shard)]
+    dropped = pl.concat(frames).filter(pl.col("selectable") & ~pl.col("kept"))
+    by_class = {(row["token_class"], row["decision"] != "where") for row in dropped.iter_rows(named=True)}
+    last = TOKEN_CLASSES.index("word_start")
+    assert by_class == {(name, TOKEN_CLASSES.index(name) > last) for name, _ in by_class}
+    assert ("word_part", True) in by_class
 
 
 def test_hostile_text_reaches_the_terminal_as_marks(audited: Audited) -> None:
