@@ -89,8 +89,11 @@ def test_hover_shows_what_the_proxy_thought(page: Page, site: tuple[str, int]) -
     expect(details).to_contain_text(f"Position {site[1]} of")
     expect(details).to_contain_text("kept")
     expect(details.locator(".hm-top li")).to_have_count(4)
+    parts = details.get_by_role("list", name="Parts of the rule").get_by_role("listitem")
+    expect(parts).to_have_text([re.compile(r"^entropy > 1\.0✓[\d.]+$"), "field = 'solution'✓solution"])
     page.locator(".hm-token").nth(1).hover()
     expect(details).to_contain_text("not scorable")
+    expect(parts.first).to_have_text("entropy > 1.0✗null")
     page.get_by_role("button", name="Loss").click()
     assert "metric=nll" in page.url
     page.reload()

@@ -20,6 +20,8 @@
  *     state           0: kept; i: rejected, for reasons[i - 1]
  *     reasons         names of the reasons (`not_scorable`, `where`, …), in the order in which they are checked
  *     because         optional {name: sentence}: explanation of a reason, for the details
+ *     parts           optional: the parts of the rule, [{ text, holds, values }]: SQL; per token whether the part holds;
+ *                     per token the values that decide it, as a list or { names, of }
  *     site_ids        optional: id of the site or null; without it the id is <doc_id>-<position>
  *     top             optional: per token [[text, log-probability], ...], most likely first, or null
  *
@@ -37,7 +39,7 @@ const RptHeatmap = (() => {
     nll: { name: "Loss", unit: "nats", edges: [0.5, 1, 1.5, 2, 3, 4, 6, 8] },
     rank: { name: "Rank", unit: "", edges: [1, 2, 4, 8, 16, 64, 256, 1024] },
   };
-  const SHOWN = { text: 80, details: 600, likely: 24 }; // characters of a token
+  const SHOWN = { text: 80, details: 600, likely: 24, part: 300 }; // characters of a token
   // Every character of Unicode's categories Other and Separator, and letters that render as nothing.
   const INVISIBLE = /[\p{C}\p{Z}\u034f\u115f\u1160\u2800\u3164\uffa0]/gu;
   const NAMED = { "\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽" };
@@ -166,7 +168,18 @@ const RptHeatmap = (() => {
     const title = el("p", "hm-title");
     const piece = el("p", "hm-piece");
     const top = el("ol", "hm-top");
-    details.append(title, piece, facts, top);
+    const parts = el("ul", "hm-parts");
+    parts.setAttribute("aria-label", "Parts of the rule");
+    details.append(title, piece, facts, parts, top);
+
+    /** A part of the rule at token `i`: ✓ or ✗, the part, and the value that decides it. */
+    function partOf({ text: sql, holds, values }, i) {
+      const mark = el("span", holds[i] ? "hm-holds" : "hm-fails", holds[i] ? "✓" : "✗");
+      mark.setAttribute("role", "img");
+      mark.setAttribute("aria-label", holds[i] ? "holds" : "does not hold");
+      const value = shortened(columnOf(values)(i) ?? "", SHOWN.part);
+      return el("li", "", null, el("span", "hm-sql", null, ...shortened(sql, SHOWN.part)), mark, el("span", "", null, ...value));
+    }
 
     function fact(name, value, className) {
       facts.append(el("div", "", null, el("dt", "", name), el("dd", className ?? "", null, ...visible(value))));
@@ -187,6 +200,8 @@ const RptHeatmap = (() => {
       fact("bytes", bytesOf(doc, i), "hm-wide");
       fact("source", `${doc.source_file} row ${number(doc.source_row)}`, "hm-wide");
       if (siteOf(i)) fact("site", siteOf(i), "hm-wide");
+      parts.hidden = !doc.parts?.length;
+      parts.replaceChildren(...(doc.parts ?? []).map((part) => partOf(part, i)));
       const likeliest = doc.top?.[i];
       top.hidden = !likeliest;
       top.replaceChildren();

@@ -23,6 +23,7 @@ from pipeline.core.artifact import InputFile
 from pipeline.core.model_files import resolve_model
 from pipeline.core.parquet import read_rows
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.selection.explain import holds, in_words, parts_of_rule, values
 from pipeline.selection.metadata import kinds, rule_columns, with_metadata
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.sites import SITES
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 TOKENS_SHOWN = 2000
 """Maximum number of tokens shown at once."""
+
+VALUE_SHOWN = 300
+"""Maximum number of characters of the values that decide a part of the rule."""
 
 GROUPS_KEPT = 2
 """Number of row groups that stay decoded."""
@@ -78,6 +82,8 @@ class Verdict:
     state_T: list[int]
     """0 if kept, otherwise the number of the reason, from 1."""
     reasons: list[str]
+    where: str
+    """Rule of the document's split."""
 
 
 class Document:
@@ -129,7 +135,7 @@ class Document:
         state_T[passing["row"]] = 0 if kept is None else 4
         if kept is not None:
             state_T[np.asarray(kept, dtype=np.int64)] = 0
-        return Verdict(state_T.tolist(), ["not_scorable", "inside_character", "where", later])
+        return Verdict(state_T.tolist(), ["not_scorable", "inside_character", "where", later], where)
 
     def heat_map(self, verdict: Verdict, first: int, top: CorpusTokenizer | None) -> dict[str, Any]:
         """Return the input of the heat-map component (pipeline/audit/assets/heatmap.js) for `TOKENS_SHOWN` tokens.
@@ -154,9 +160,21 @@ class Document:
             "token_class": frame["token_class"].to_list(),
             "state": verdict.state_T[shown],
             "reasons": verdict.reasons,
+            "parts": self._parts(verdict.where, frame),
             "site_ids": [f"{doc_id}-{position}" for position in frame["position"]],
             "top": self.top(shown, top) if top and "top_ids" in self._scores.column_names else None,
         }
+
+    def _parts(self, where: str, frame: pl.DataFrame) -> list[dict[str, Any]]:
+        """Return the parts of a rule on the positions shown: whether they hold, and their values as text."""
+        made = []
+        for part in parts_of_rule(where, rule_columns(self._metadata), "where"):
+            rows = zip(*(values(frame[name]) for name in part.columns), strict=True)
+            words = [in_words(dict(zip(part.columns, row, strict=True)))[:VALUE_SHOWN] for row in rows]
+            number = {word: n for n, word in enumerate(dict.fromkeys(words))}
+            encoded = {"names": list(number), "of": [number[word] for word in words]}
+            made.append({"text": part.text, "holds": holds(part, frame).to_list(), "values": encoded})
+        return made
 
     def top(self, shown: slice, tokenizer: CorpusTokenizer) -> list[list[list[Any]] | None]:
         """Return (text, log-probability) pairs of the proxy's most likely tokens for every position shown."""
