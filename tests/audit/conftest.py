@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.audit.corpus import Audited, build
-from tests.browser.conftest import axe, chromium
+from tests.browser.conftest import axe, browser, chromium
 
-__all__ = ["axe", "chromium"]
+__all__ = ["axe", "browser", "chromium"]
 
 
 @pytest.fixture(scope="session")

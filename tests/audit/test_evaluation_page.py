@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from pipeline.audit.evaluation_page import evaluation_page
 from pipeline.config.selection import BandsConfig
@@ -20,15 +19,6 @@ from tests.evaluation.test_accuracy import CLASSES, METADATA, READINGS, SAMPLES,
 
 POLICIES = ["before", "after"]
 SERIES = {"hard": [Point(0, 0.1, 0.0, 0.2), Point(20, 0.5, 0.4, 0.6)], "easy": [Point(0, 0.2, 0.1, 0.3)]}
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        started = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

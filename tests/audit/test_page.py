@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from pipeline.audit import report
 from pipeline.corpus.documents import doc_id
@@ -18,15 +18,6 @@ from tests.audit.corpus import HOSTILE, RUN, Audited
 VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 SECONDS = 5_000
 SERIOUS = ("serious", "critical")
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        started = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield started
-        started.close()
 
 
 @pytest.fixture(params=VIEWS, ids=lambda view: f"{view[0]}-{view[1]}")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +21,9 @@ from pipeline.audit.browse.server import create_app
 from pipeline.config.manifest import Manifest
 from tests.browser.corpus import Built, build
 from tests.stages.published import InProcess
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,18 @@ def chromium() -> str:
     if not found:
         pytest.skip("no chromium on the PATH (apt install chromium, or CHROMIUM=path): browser tests are skipped")
     return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    """Chromium, driven by Playwright."""
+    from playwright.sync_api import sync_playwright  # only the tests with a browser pay for it
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        started = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Literal
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from commands.board import export
 from pipeline.audit.board.run import open_runs
@@ -46,15 +46,6 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     two = write_run(folder / "two", [metrics_row(step) for step in range(1, 20)])
     with serving_board(open_runs([one, two])) as served:
         yield served
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        started = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from urllib.parse import quote_plus
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from pipeline.audit.browse.rules import Where
 from tests.browser.conftest import Live, serving
@@ -20,15 +20,6 @@ from tests.browser.corpus import Halting, build
 
 PHONE = {"width": 390, "height": 800}
 RULE = "entropy > 0.5 AND nll < 2"
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        started = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield started
-        started.close()
 
 
 @pytest.fixture
