@@ -101,7 +101,7 @@ def is_sampled(doc_id: str, share: float | None, seed: int) -> bool:
 
 def is_below(draw_N: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     """Return which draws are in the lowest `share` of all 64-bit numbers."""
-    return draw_N <= np.uint64(min(int(share * 2**64), 2**64 - 1))
+    return draw_N < int(share * 2**64)
 
 
 def hold_out(
@@ -119,7 +119,7 @@ def hold_out(
         if rule.column is not None or rule.split is not None:
             code_N[row_P[held_out_N[row_P]]] = VALIDATION
         elif rule.fraction is not None:
-            code_N[row_P[_draws("validation", key_N2[row_P], seed) < int(rule.fraction * 2**64)]] = VALIDATION
+            code_N[row_P[is_below(_draws("validation", key_N2[row_P], seed), rule.fraction)]] = VALIDATION
         elif rule.documents:
             draw = np.concatenate([best[0], _draws("validation", key_N2[row_P], seed)])
             row = np.concatenate([best[1], row_P])
