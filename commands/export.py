@@ -96,11 +96,7 @@ def export(
     """
     _check_price(task, format)
     kind, text = FORMATS[format], template_of(task.template, task.thinking)
-    tokenizer = CorpusTokenizer.load(policy.policy_tokenizer, policy.policy_tokenizer_revision)
-    if tokenizer.digest != shards.inputs["policy_tokenizer"]:
-        raise UserError(
-            "the shards were made with another tokenizer", where=policy.policy_tokenizer, hint="run `rpt data` again"
-        )
+    tokenizer = _tokenizer_of(shards, policy)
     columns = columns_of(shards.files("train"))
     of_documents = [field for field in pq.read_schema(shards.files("train")[0].path) if field.name not in SHARDS.names]
     kind.check([field.name for field in of_documents])
@@ -143,6 +139,16 @@ def export(
         counts += f", dropped.added_token_in_context {as_text.dropped:,}"
     log(f"export       {format}: {counts}  {out}")
     return rows
+
+
+def _tokenizer_of(shards: Record, policy: MaterializeConfig) -> CorpusTokenizer:
+    """Return the policy's tokenizer, with which the shards must have been made."""
+    tokenizer = CorpusTokenizer.load(policy.policy_tokenizer, policy.policy_tokenizer_revision)
+    if tokenizer.digest != shards.inputs["policy_tokenizer"]:
+        raise UserError(
+            "the shards were made with another tokenizer", where=policy.policy_tokenizer, hint="run `rpt data` again"
+        )
+    return tokenizer
 
 
 def _thinking_of(task: TaskConfig, tokenizer: CorpusTokenizer, policy: MaterializeConfig) -> Thinking:
