@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-collect_ignore_glob = ["*_worker.py"]
-"""Programs, not modules: importing some of them runs them."""
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers of pytest-xdist share the cores, with the programs they start
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")  # tests never time: a machine under load is no failure
@@ -28,6 +27,11 @@ def real_data() -> Path:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).parent.parent
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Look for doctests in the packages only: importing a helper of tests may change this process or run a program."""
+    return True if collection_path.suffix == ".py" and not collection_path.name.startswith("test_") else None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,18 +17,15 @@ import torch
 
 from pipeline.grpo.policy import distributed
 
-distributed.prepare_environment()
-
-import pipeline.grpo.policy.engine  # noqa: E402, F401
-
-torch.set_num_threads(1)
-
 
 class Forks:
     """Forks that call functions of a module, each with a folder as its first argument."""
 
     def __init__(self, module: str, folder: Path) -> None:
         self._module, self._folder = module, folder
+        distributed.prepare_environment()
+        importlib.import_module("pipeline.grpo.policy.engine")
+        torch.set_num_threads(1)
 
     def run(self, what: str, *arguments: str) -> None:
         """Call the function `what` and wait until it is done."""
