@@ -53,11 +53,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vllm-python", help="interpreter of an environment with vLLM (`make vllm-cpu`)")
-    parser.add_argument("--vllm-worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.vllm_worker:
-        vllm_worker(arguments)
-        return
     disable_progress_bar()
     tokens, dtype = CorpusTokenizer.load(arguments.policy), getattr(torch, arguments.dtype)
     sampler = Sampler.load(arguments.policy, tokens, dtype=dtype, device=arguments.device)
@@ -109,10 +105,10 @@ class Vllm:
     """A vLLM process in an environment of its own, which samples on request."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        work = ("policy", "sites", "group", "new", "dtype", "contexts")
-        given = {f"--{name}": getattr(arguments, name) for name in work}
-        told = [str(x) for k, v in given.items() for x in (k, *(v if isinstance(v, list) else [v]))]
-        command = [arguments.vllm_python, "-m", "benchmarks.sampler", "--vllm-worker", *told]
+        rows = arguments.sites * arguments.group
+        numbers = max(arguments.contexts), arguments.group, arguments.new, rows
+        command = [arguments.vllm_python, "-m", "benchmarks.sampler_vllm", str(arguments.policy), arguments.dtype]
+        command += map(str, numbers)
         longer = os.environ | {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}  # the demo's policy has 512 positions
         self._process = subprocess.Popen(command, env=longer, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -125,21 +121,6 @@ class Vllm:
             if line.startswith("seconds "):
                 return float(line.split()[1])
         sys.exit("vLLM ended")
-
-
-def vllm_worker(arguments: argparse.Namespace) -> None:
-    """Sample what a line of standard input asks for; print the seconds that all its tokens would have taken."""
-    from pipeline.grpo.rollout.vllm_engine import VllmEngine
-
-    rows, most = arguments.sites * arguments.group, max(arguments.contexts) + arguments.new
-    engine = VllmEngine(arguments.policy, arguments.dtype, most, rows)
-    for line in sys.stdin:
-        prompts, seeds = json.loads(line)
-        begin = time.perf_counter()
-        made = engine.generate(SamplingRequest(prompts, arguments.group, 1.0, arguments.new, seeds), [])
-        seconds = time.perf_counter() - begin
-        tokens = sum(len(ids) for ids, *_ in made)  # a few of its responses end by themselves
-        print(f"seconds {seconds * rows * arguments.new / tokens}", flush=True)
 
 
 @torch.inference_mode()
