@@ -17,57 +17,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from pipeline.audit.distributions import LONG_VALUE, MANY_VALUES
-from pipeline.audit.evaluation_page import evaluation_page
-from pipeline.config.errors import UserError
-from pipeline.config.manifest import ScoreConfig
+from pipeline.audit.evaluation_files import PAGE, print_report, write_page, write_report
 from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, fingerprint, published_record
-from pipeline.core.files import replace_text
-from pipeline.core.invisible import escape_invisible
 from pipeline.core.model_files import model_digest, resolve_model
-from pipeline.core.parquet import read_table
-from pipeline.core.progress import Throughput, log, progress_bar, results, wrapped
+from pipeline.core.progress import log
 from pipeline.core.sealed import write_json
-from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.accuracy import summarize
+from pipeline.evaluation.difficulty import banded_by
 from pipeline.evaluation.examples import examples
-from pipeline.evaluation.hybrid import hybrids_of, summarize_hybrid
-from pipeline.evaluation.plots import draw_progress, draw_scaling, read_progress
-from pipeline.evaluation.policies import WARM_UP, before_and_after, named_policies, warm_up_of
-from pipeline.evaluation.predictions import (
-    Prediction,
-    Predictions,
-    Samples,
-    choose_held_out,
-    predict_direct,
-    predict_samples,
-    predict_with_reasoning,
-)
-from pipeline.evaluation.report import Table, blocks, brief, markdown
+from pipeline.evaluation.held_out import HeldOut, held_out
+from pipeline.evaluation.hybrid import Gated, hybrids_of, summarize_hybrid
+from pipeline.evaluation.policies import WARM_UP, before_and_after, named_policies, read_policies, warm_up_of
+from pipeline.evaluation.predictions import Prediction, Predictions, Samples
 from pipeline.evaluation.responses import write_responses
 from pipeline.evaluation.scaling import scaling_of
 from pipeline.grpo.rollout.prompt import PromptText, prompts_of
 from pipeline.grpo.run.launch import run_rank
 from pipeline.grpo.run.policy_dtype import with_dtype
-from pipeline.grpo.run.policy_loading import load_sampler
 from pipeline.grpo.run.spec import RunSpec
-from pipeline.selection.metadata import column_of
-from pipeline.shards.reader import Site
-from pipeline.shards.schema import SHARDS
 from pipeline.task.templates import template_of
 
 VERSION = 7
-PAGE = "report.html"
 
 
 def evaluate(
@@ -110,17 +86,16 @@ def evaluate(
     if done.exists() and (report := json.loads(done.read_text(encoding="utf-8")))["fingerprint"] == identity:
         log(f"evaluate     up to date  {out}")
         if not (out / PAGE).exists():
-            _write_page(report, metrics, out)
-        _print(report, out, full=full)
+            write_page(report, metrics, out)
+        print_report(report, out, full=full)
         return report
 
-    sites, sets = held_out_sites(shards, recipe)
-    classes, metadata = site_labels(shards, sites)
+    held = held_out(shards, recipe)
     if bands_by:
-        sites = banded_by(bands_by, sites, recipe)
-    readings, samples = read_policies(policies, recipe, prompts, sites, shards.config["max_context_tokens"])
-    gates = hybrids_of(readings, list(policies), sites)
-    entropies = [site.entropy for site in sites]
+        held = replace(held, sites_N=banded_by(bands_by, held.sites_N, recipe))
+    longest = shards.config["max_context_tokens"]
+    readings, samples = read_policies(policies, recipe, prompts, held.sites_N, longest)
+    gates = hybrids_of(readings, list(policies), held.sites_N)
     report = {
         "recipe": recipe.name,
         "fingerprint": identity,
@@ -132,28 +107,43 @@ def evaluate(
         "scaling": scaling_of([metrics], list(manifest_bands.model_dump())) if metrics and metrics.exists() else {},
         "gates": {name: found.about() for name, found in gates.items()},
         "sets": {
-            name: summarize(
-                [sites[i] for i in chosen],
-                [classes[i] for i in chosen],
-                {column: [labels[i] for i in chosen] for column, labels in metadata.items()},
-                {key: reading.at(chosen) for key, reading in readings.items()},
-                {name: drawn.at(chosen) for name, drawn in samples.items()},
-                list(policies),
-                manifest_bands,
-                recipe.evaluate.where if name == "headline" else "true",
-            )
-            | {"hybrid": {p: summarize_hybrid(g, entropies, manifest_bands, chosen) for p, g in gates.items()}}
-            for name, chosen in sets.items()
+            name: _summary(name, held, list(policies), readings, samples, gates, manifest_bands, recipe)
+            for name in held.sets
         },
-        "examples": examples(sites, next(iter(sets.values())), readings, list(policies), recipe.seed),
+        "examples": examples(held.sites_N, next(iter(held.sets.values())), readings, list(policies), recipe.seed),
     }
     out.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)  # written last: while it is missing, the other files may be from another evaluation
-    write_responses(out / "responses.parquet", sites, classes, sets, _answers(readings, samples))
-    _write_report(report, metrics, out)
+    write_responses(out / "responses.parquet", held.sites_N, held.classes_N, held.sets, _answers(readings, samples))
+    write_report(report, metrics, out)
     write_json(done, report)
-    _print(report, out, full=full)
+    print_report(report, out, full=full)
     return report
+
+
+def _summary(
+    name: str,
+    held: HeldOut,
+    policies: list[str],
+    readings: Mapping[str, Predictions],
+    samples: Mapping[str, Samples],
+    gates: Mapping[str, Gated],
+    bands: BandsConfig,
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Return what the report says of one set of sites."""
+    chosen = held.sets[name]
+    entropies = [site.entropy for site in held.sites_N]
+    return summarize(
+        [held.sites_N[i] for i in chosen],
+        [held.classes_N[i] for i in chosen],
+        {column: [labels[i] for i in chosen] for column, labels in held.labels.items()},
+        {key: reading.at(chosen) for key, reading in readings.items()},
+        {policy: drawn.at(chosen) for policy, drawn in samples.items()},
+        policies,
+        bands,
+        recipe.evaluate.where if name == "headline" else "true",
+    ) | {"hybrid": {policy: summarize_hybrid(gate, entropies, bands, chosen) for policy, gate in gates.items()}}
 
 
 def _identity(
@@ -194,124 +184,6 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def held_out_sites(shards: Record, recipe: Recipe) -> tuple[list[Site], dict[str, list[int]]]:
-    """Return the sites to evaluate, and for each set of sites the indices of its members.
-
-    `headline` holds sites that match `evaluate.where`, `all` any sites; at most `evaluate.sites` each, chosen by hash.
-    """
-    files = shards.files("validation")
-    if not files:
-        raise UserError(
-            "the shards have no held-out site",
-            where=shards.directory,
-            hint="loosen `select.validation_where`, or hold out more documents with `corpus.validation`",
-        )
-    where = {"headline": recipe.evaluate.where} if recipe.evaluate.where != "true" else {}
-    chosen: dict[str, list[Site]] = {}
-    for name, expression in (where | {"all": "true"}).items():
-        chosen[name] = choose_held_out(files, expression, recipe.evaluate.sites, recipe.seed)
-    by_id = {site.site_id: site for part in chosen.values() for site in part}
-    sites = sorted(by_id.values(), key=lambda site: (site.doc_id, site.position))
-    index = {site.site_id: i for i, site in enumerate(sites)}
-    return sites, {name: sorted(index[site.site_id] for site in part) for name, part in chosen.items()}
-
-
-def site_labels(shards: Record, sites: Sequence[Site]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the class of each site's token, and by column the sites' declared metadata as labels.
-
-    A column of lists or objects, of more than `MANY_VALUES` values or with one longer than `LONG_VALUE` is left out,
-    as in the audit.
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    columns: list[str] = []
-    wanted = pa.array([site.site_id for site in sites], pa.string())
-    for file in shards.files("validation"):
-        schema = pq.read_schema(file.verified())
-        columns = [field.name for field in list(schema)[len(SHARDS) :] if column_of(field).whole]
-        table = read_table(file, ["site_id", "token_class", *columns])
-        table = table.filter(pc.is_in(table["site_id"], wanted))
-        rows |= {row["site_id"]: row for row in table.to_pylist()}
-    labels = {column: [_label(rows[site.site_id][column]) for site in sites] for column in columns}
-    return [rows[site.site_id]["token_class"] for site in sites], {
-        column: found
-        for column, found in labels.items()
-        if len(set(found)) <= MANY_VALUES and max(map(len, found)) <= LONG_VALUE
-    }
-
-
-def _label(value: str | float | bool | None) -> str:
-    """Return a metadata value as it appears in the report, an integer without its decimal point."""
-    if value is None:
-        return "(no value)"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value).removesuffix(".0") if isinstance(value, float) else escape_invisible(value)
-
-
-def banded_by(folder: Path, sites: Sequence[Site], recipe: Recipe) -> list[Site]:
-    """Return the sites with the entropy of the model in `folder`, instead of that of the proxy which selected them."""
-    from pipeline.evaluation.difficulty import with_entropy_of
-    from pipeline.scoring.proxy import load_proxy
-
-    tokenizer = CorpusTokenizer.load(folder)
-    proxy, top_k = load_proxy(folder, tokenizer, recipe.policy.dtype), ScoreConfig().top_k
-    with progress_bar("bands", Throughput(len(sites), "tokens", steps="sites")) as advance:
-        return with_entropy_of(proxy, tokenizer, sites, top_k=top_k, batch=recipe.rollout.batch_rows, advance=advance)
-
-
-def read_policies(
-    policies: Mapping[str, Path],
-    recipe: Recipe,
-    prompts: Mapping[str, PromptText],
-    sites: Sequence[Site],
-    longest_context: int,
-) -> tuple[dict[str, Predictions], dict[str, Samples]]:
-    """Return every policy's direct predictions and those by reasoning, by their names, and the samples by policy."""
-    readings: dict[str, Predictions] = {}
-    samples: dict[str, Samples] = {}
-    for name, folder in policies.items():
-        direct, reasoning, drawn = read_policy(name, folder, recipe, prompts[name], sites, longest_context)
-        readings |= {direct.name: direct, reasoning.name: reasoning}
-        samples |= {name: drawn} if drawn else {}
-    return readings, samples
-
-
-def read_policy(
-    name: str, folder: Path, recipe: Recipe, text: PromptText, sites: Sequence[Site], longest_context: int
-) -> tuple[Predictions, Predictions, Samples | None]:
-    """Return a policy's direct predictions, its predictions by reasoning, and samples if the recipe asks for them."""
-    batch, tokenizer = recipe.rollout.batch_rows, CorpusTokenizer.load(folder)
-    policy, prompts = load_sampler(
-        folder,
-        text,
-        dtype=recipe.policy.dtype,
-        batch_rows=batch,
-        longest_context=longest_context,
-        max_new_tokens=recipe.rollout.max_new_tokens,
-    )
-    log(f"evaluate     {name}: {len(sites):,} held-out sites")
-    with progress_bar(f"direct {name}", Throughput(len(sites), "sites", steps="sites")) as advance:
-        direct = predict_direct(policy, tokenizer, sites, batch=batch, advance=advance)
-    with progress_bar(f"reasoning {name}", Throughput(len(sites), "tokens", steps="sites")) as advance:
-        reasoning = predict_with_reasoning(policy, prompts, sites, recipe, advance=advance)
-    drawn, count = None, recipe.evaluate.samples
-    if count:
-        with progress_bar(f"sampled {name}", Throughput(len(sites), "tokens", steps="sites")) as advance:
-            answers = predict_samples(
-                policy,
-                prompts,
-                sites,
-                samples=count,
-                temperature=recipe.evaluate.sample_temperature,
-                max_new_tokens=recipe.rollout.max_new_tokens,
-                seed=recipe.seed,
-                batch=batch,
-                advance=advance,
-            )
-        drawn = Samples(name, count, tuple(answers))
-    return Predictions(name, "direct", tuple(direct)), Predictions(name, "reasoning", tuple(reasoning)), drawn
-
-
 def _answers(
     readings: Mapping[str, Predictions], samples: Mapping[str, Samples]
 ) -> list[tuple[str, str, Sequence[Sequence[Prediction]]]]:
@@ -319,48 +191,6 @@ def _answers(
     answers: list[tuple[str, str, Sequence[Sequence[Prediction]]]]
     answers = [(r.policy, r.kind, [(answer,) for answer in r.answers_N]) for r in readings.values()]
     return answers + [(drawn.policy, "sampled", drawn.answers_NS) for drawn in samples.values()]
-
-
-def _write_page(report: Mapping[str, Any], metrics: Path | None, out: Path) -> None:
-    """Write the HTML report, with the accuracy during training if the run measured it."""
-    bands = list(next(iter(report["sets"].values()))["bands"])
-    series = read_progress(metrics, bands) if metrics and metrics.exists() else {}
-    replace_text(out / PAGE, evaluation_page(report, series))
-
-
-def _write_report(report: Mapping[str, Any], metrics: Path | None, out: Path) -> None:
-    """Write the pictures, the Markdown page, which shows them, and the HTML report."""
-    _write_page(report, metrics, out)
-    pictures = _draw(report, metrics, out)
-    if report["scaling"]:
-        draw_scaling(report["scaling"], out / "scaling.svg")
-        pictures.append(out / "scaling.svg")
-    shown = tuple(path.name for path in pictures if path.name != "accuracy.svg")
-    (out / "evaluation.md").write_text(markdown(report, shown), encoding="utf-8")
-
-
-def _draw(report: Mapping[str, Any], metrics: Path | None, out: Path) -> list[Path]:
-    """Draw accuracy over training steps, if the run measured it, and return the paths."""
-    summary = next(iter(report["sets"].values()))
-    series = read_progress(metrics, list(summary["bands"])) if metrics and metrics.exists() else {}
-    if not series:
-        return []
-    before = summary["readings"][f"direct {report['policies'][0]}"]["accuracy"]
-    direct = {band: estimate["value"] for band, estimate in before.items() if estimate}
-    return draw_progress(series, direct, out, f"{report['recipe']}: reasoning on held-out documents")
-
-
-def _print(report: Mapping[str, Any], out: Path, *, full: bool) -> None:
-    """Print the whole report, or what a first look needs and where the rest is."""
-    console = results()
-    for block in blocks(report) if full else brief(report):
-        if isinstance(block, Table):
-            console.print(block.terminal())
-        else:
-            console.print("\n".join(wrapped(line, console.width) for line in block), soft_wrap=True)
-        console.print()
-    rest = "" if full else "All positions, differences, outcomes and responses, or --full: "
-    console.print(wrapped(f"{rest}{out / PAGE}", console.width), soft_wrap=True)
 
 
 class EvaluateSpec(RunSpec):

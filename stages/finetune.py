@@ -39,8 +39,9 @@ from pipeline.corpus.files import corpus_files
 from pipeline.corpus.plan import as_slice, source_digest
 from pipeline.corpus.scan import Scan, scan
 from pipeline.corpus.template import Template
+from pipeline.evaluation.held_out import choose_held_out
 from pipeline.evaluation.intervals import difference, proportion
-from pipeline.evaluation.predictions import Prediction, choose_held_out, log_first, predict_with_reasoning
+from pipeline.evaluation.predictions import Prediction, log_first, predict_with_reasoning
 from pipeline.evaluation.responses import ANSWER, answer_row
 from pipeline.grpo.data.questions import question_rows, read_questions, to_corpus_config
 from pipeline.grpo.rollout.prompt import PromptText, prompts_of

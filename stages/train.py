@@ -213,7 +213,7 @@ def take_step(
 
 def progress_sites(shards: Record, recipe: Recipe) -> list[Site]:
     """Return the held-out sites of the evaluations during training; none if no site was held out."""
-    from pipeline.evaluation.predictions import choose_held_out
+    from pipeline.evaluation.held_out import choose_held_out
 
     files = shards.files("validation")
     if not files:

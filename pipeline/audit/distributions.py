@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.audit.decisions import SPLITS, AuditedShard
 from pipeline.config.selection import BandsConfig, SelectConfig
+from pipeline.selection.metadata import can_group
 
 EDGES: Mapping[str, NDArray[np.floating]] = {
     "entropy": np.linspace(0, 2.8, 57),
@@ -30,9 +31,6 @@ NEAR = (0.01, 0.05)
 """Distances from a threshold, in nats, within which another proxy or batch shape may change a decision."""
 
 COUNTS = ("positions", "selectable", "kept")
-MANY_VALUES = 20
-"""Maximum number of distinct values of a metadata column that is shown as a group."""
-LONG_VALUE = 80
 RARE = 20
 """Minimum count of a token among the hardest, because the mean of fewer is too uncertain."""
 TOKENS_SHOWN = 40
@@ -189,9 +187,7 @@ class Distributions:
             values = pl.Series("value", [_value(row[name]) if name in row else None for row in meta], dtype=pl.String)
             grouped = counted.with_columns(values).group_by("split", "value").agg(pl.col(COUNTS).sum())
             added = _add_counts(self._meta.get(name), grouped)
-            distinct = added["value"].drop_nulls().unique()
-            fits = len(distinct) <= MANY_VALUES and all(len(value) <= LONG_VALUE for value in distinct)
-            self._meta[name] = added if fits else None
+            self._meta[name] = added if can_group(added["value"].drop_nulls().unique()) else None
 
     def _add_group_of(self, column: str, counted: pl.DataFrame) -> None:
         grouped = counted.group_by("split", pl.col(column).alias("value")).agg(pl.col(COUNTS).sum())

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pipeline.config.manifest import ScoreConfig
+from pipeline.config.recipe import Recipe
+from pipeline.core.progress import Throughput, progress_bar
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.entropy import score_hidden
-from pipeline.scoring.proxy import Proxy
+from pipeline.scoring.proxy import Proxy, load_proxy
 from pipeline.shards.reader import Site
 
 
@@ -72,3 +76,11 @@ def _last_hidden(proxy: Proxy, rows: Sequence[Sequence[int]]) -> Tensor:
     ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=proxy.device)
     last_B = torch.tensor([len(row) - 1 for row in rows], device=proxy.device)
     return proxy.hidden(ids_BT)[torch.arange(len(rows), device=proxy.device), last_B]
+
+
+def banded_by(folder: Path, sites: Sequence[Site], recipe: Recipe) -> list[Site]:
+    """Return the sites with the entropy of the model in `folder`, instead of that of the proxy which selected them."""
+    tokenizer = CorpusTokenizer.load(folder)
+    proxy, top_k = load_proxy(folder, tokenizer, recipe.policy.dtype), ScoreConfig().top_k
+    with progress_bar("bands", Throughput(len(sites), "tokens", steps="sites")) as advance:
+        return with_entropy_of(proxy, tokenizer, sites, top_k=top_k, batch=recipe.rollout.batch_rows, advance=advance)

@@ -5,8 +5,7 @@ Both are scored by the same prefix-matching reward. Shape names: N sites, S samp
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +21,6 @@ from pipeline.task.reward import Outcome, prefix_reward, score_response
 
 if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe
-    from pipeline.core.artifact import InputFile
     from pipeline.core.tokenizer import CorpusTokenizer
     from pipeline.grpo.rollout.prompt import PromptBuilder
     from pipeline.grpo.rollout.sampler import Sampler
@@ -91,33 +89,6 @@ class Samples:
     def at(self, indices: Sequence[int]) -> Samples:
         """Return the samples at some of the sites."""
         return replace(self, answers_NS=tuple(self.answers_NS[i] for i in indices))
-
-
-def choose_sites(site_ids: Iterable[str], count: int, seed: int) -> list[int]:
-    """Return sorted indices of `count` sites (all, if there are fewer) chosen by a hash of (seed, site_id).
-
-    A smaller choice is always a subset of a larger one, so accuracy during and after training is measured on nested
-    sets. Memory holds the chosen sites only.
-
-    Example:
-        >>> sites = [f"document-{i}" for i in range(100)]
-        >>> set(choose_sites(sites, 3, seed=0)) < set(choose_sites(sites, 10, seed=0))
-        True
-    """
-    keys = ((random_key("evaluate", seed, site_id), index) for index, site_id in enumerate(site_ids))
-    return sorted(index for _, index in heapq.nsmallest(count, keys))
-
-
-def choose_held_out(files: Sequence[InputFile], where: str, count: int, seed: int) -> list[Site]:
-    """Return at most `count` of the sites in validation shards that match `where`, by `choose_sites`.
-
-    Raises:
-        UserError: `where` is invalid, or no site matches.
-    """
-    from pipeline.shards.reader import ShardReader
-
-    reader = ShardReader(files, where)
-    return [reader[i] for i in choose_sites(reader.site_ids(), count, seed)]
 
 
 def predict_direct(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import polars as pl
@@ -40,10 +40,20 @@ BUILT_IN = frozenset(
 )
 """Column names that metadata may not use: those of scores, sites, shards, screenings and intermediate tables."""
 
+MANY_VALUES = 20
+"""Maximum number of distinct values of a column whose values are groups of a table."""
+LONG_VALUE = 80
+"""Maximum characters of such a value."""
+
 
 def kinds(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return the kinds of `select.metadata` by name, with `corpus`, which every manifest has."""
     return {CORPUS: "text"} | dict(metadata)
+
+
+def can_group(distinct: Collection[str]) -> bool:
+    """Return True if the distinct values of a column are few and short enough to be the groups of a table."""
+    return len(distinct) <= MANY_VALUES and all(len(value) <= LONG_VALUE for value in distinct)
 
 
 def rule_columns(metadata: Mapping[str, str]) -> dict[str, Column]:

@@ -9,10 +9,10 @@ import pytest
 from pipeline.config.recipe import PolicyConfig, Recipe
 from pipeline.config.training import RolloutConfig
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.evaluation.held_out import choose_sites
 from pipeline.evaluation.predictions import (
     Prediction,
     Predictions,
-    choose_sites,
     predict_direct,
     predict_with_reasoning,
 )

@@ -23,10 +23,9 @@ from pipeline.audit.verify import verify
 from pipeline.config.manifest import Manifest
 from pipeline.config.task import TaskConfig
 from pipeline.core.artifact import Record
-from pipeline.evaluation.predictions import choose_held_out
+from pipeline.evaluation.held_out import choose_held_out, site_labels
 from pipeline.shards.order import sites_of_step
 from pipeline.shards.reader import ShardReader
-from stages.evaluate import site_labels
 from stages.ingest import ingest
 from stages.materialize import materialize
 from stages.select import select

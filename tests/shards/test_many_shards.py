@@ -25,7 +25,7 @@ READ = """
 import resource, sys
 from pathlib import Path
 from pipeline.core.artifact import InputFile, content_hash
-from pipeline.evaluation.predictions import choose_held_out
+from pipeline.evaluation.held_out import choose_held_out
 from pipeline.shards.order import sites_of_step
 from pipeline.shards.reader import ShardReader
 

@@ -20,12 +20,13 @@ from pipeline.core.artifact import Record, Shard, publish, scratch_folder, write
 from pipeline.core.parquet import write_rows
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.gate import fold_of
+from pipeline.evaluation.held_out import site_labels
 from pipeline.evaluation.policies import named_policies
 from pipeline.evaluation.responses import RESPONSES
 from pipeline.grpo.run.spec import write_spec
 from pipeline.selection.metadata import metadata_fields
 from pipeline.shards.schema import SHARDS
-from stages.evaluate import EvaluateSpec, evaluate, site_labels
+from stages.evaluate import EvaluateSpec, evaluate
 from tests.evaluation.scripted import END, as_row, reasoner, save_policy, site, tie
 
 # A document a line; the policies below predict by the context's last byte, or always box the same answer.
