@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from rich.filesize import decimal
@@ -32,6 +32,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.loading import load
 from pipeline.config.manifest import PROXYS_OWN, CountProxyConfig, Manifest, ProxyConfig, TrainProxyConfig
 from pipeline.config.recipe import Recipe
+from pipeline.config.selection import SelectConfig
 from pipeline.core.files import size_of
 from pipeline.core.hardware import cores
 from pipeline.core.model_files import MODEL_FILES, TOKENIZER_FILES, resolve_model
@@ -109,73 +110,122 @@ def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int
     files = corpus_files(config, source)
     log("plan         reading a part of the corpus")
     found = estimate(files, config)
-    documents = found.document_count
-    shards = math.ceil(documents / config.shard_documents)
-    crew.scoring = min(crew.scoring, shards)  # as `LocalExecutor` has it
-    chosen = sample(found.documents, config.validation, documents, SAMPLE * crew.scoring)
+    crew.scoring = min(crew.scoring, _shards(manifest, found))  # as `LocalExecutor` has it
+    chosen = sample(found.documents, config.validation, found.document_count, SAMPLE * crew.scoring)
     parts = [part for n in range(crew.scoring) if (part := chosen[n :: crew.scoring])]
-    ingested = crew.run(partial(try_documents, config), parts)
-    stages = [_ingest(manifest, found, ingested, crew)]
-    every_token: Total | None = None
+    stages = [_ingest(manifest, found, crew.run(partial(try_documents, config), parts), crew)]
     with tempfile.TemporaryDirectory() as scratch:
         if manifest.proxy.made_here is not None:
             folder = tokenizer = _made_here(manifest.proxy, found, Path(scratch), crew, stages)
+            every_token = None
         else:
             words, model, missing = _proxy(manifest.proxy)
             if model is None or words is None:
-                return _without_weights(manifest, found, ingested, crew, words, missing)
-            folder, tokenizer = model, words
-            every_token = _all_tokens(found, tokenizer)
+                tokens = None if words is None else _all_tokens(found, words) or _some_tokens(found, words)
+                return _report(manifest, found, crew, stages, tokens, missing=missing)
+            folder, tokenizer, every_token = model, words, _all_tokens(found, words)
         log(f"plan         scoring a sample of {len(chosen):,} documents with {crew.scoring} workers")
-        scored = crew.run(
-            partial(try_scores, manifest, str(folder), str(tokenizer), TRY_SECONDS), parts, accelerated=True
-        )
-        devices = list(crew.executor.devices)
-        # A proxy after a few steps, or of a part of the corpus, finds others hard: an upper bound is all positions.
-        early = manifest.proxy.train is not None or (manifest.proxy.made_here is not None and not found.complete)
-        every = {"where": "true", "validation_where": "true"} if early else {}
-        rules, several = manifest.select.model_copy(update=every), bool(config.sources)
-        selected = crew.run(partial(try_select, rules, several), scored.trials)
-        policy = manifest.materialize
-        if policy.policy_tokenizer == PROXYS_OWN:
-            policy = policy.model_copy(update={"policy_tokenizer": str(tokenizer), "policy_tokenizer_revision": None})
-        made = crew.run(partial(try_materialize, policy), selected.trials)
+        tried = _try_stages(manifest, found, parts, crew, folder, tokenizer)
+    tokens = every_token or estimate_total(tried.scored.counts("tokens"), found.document_count, found.error)
+    sites = estimate_total(tried.selected.counts("sites"), found.document_count, found.error).times(tried.left)
+    stages += _scaled(manifest, found, crew, tried, tokens, sites)
+    return _report(manifest, found, crew, stages, tokens, sites=sites, tried=tried)
 
-    share = documents / len(scored.counts("tokens"))
-    left = kept_share(rules, selected.trials, share)
-    kept = share * left
-    tokens = every_token or estimate_total(scored.counts("tokens"), documents, found.error)
-    sites = estimate_total(selected.counts("sites"), documents, found.error).times(left)
-    examples = estimate_total(made.counts("examples"), documents, found.error).times(left)
-    pace = sum(trial.pace or 0.0 for trial in scored.trials) / len(scored.trials)
+
+class _Tried(NamedTuple):
+    """What the last three stages did with a sample of documents."""
+
+    rules: SelectConfig
+    every_position: bool
+    """Whether all positions were selected, since the proxy tried is not the one that a run would make."""
+    scored: Team
+    devices: list[str]
+    """Of the workers that scored."""
+    selected: Team
+    made: Team
+    share: float
+    """Documents of the corpus per document of the sample."""
+    left: float
+    """Share of the selected sites that the rules over the whole corpus keep."""
+
+
+def _try_stages(
+    manifest: Manifest, found: Estimate, parts: Sequence[Any], crew: Crew, folder: Path, tokenizer: Path
+) -> _Tried:
+    """Score, select and materialize a sample of documents with a proxy and its tokenizer."""
+    proxy = manifest.proxy
+    scored = crew.run(partial(try_scores, manifest, str(folder), str(tokenizer), TRY_SECONDS), parts, accelerated=True)
+    devices = list(crew.executor.devices)
+    # A proxy after a few steps, or of a part of the corpus, finds others hard: an upper bound is all positions.
+    every = proxy.train is not None or (proxy.made_here is not None and not found.complete)
+    rules = manifest.select.model_copy(update={"where": "true", "validation_where": "true"} if every else {})
+    selected = crew.run(partial(try_select, rules, bool(manifest.corpus.sources)), scored.trials)
+    policy = manifest.materialize
+    if policy.policy_tokenizer == PROXYS_OWN:
+        policy = policy.model_copy(update={"policy_tokenizer": str(tokenizer), "policy_tokenizer_revision": None})
+    made = crew.run(partial(try_materialize, policy), selected.trials)
+    share = found.document_count / len(scored.counts("tokens"))
+    return _Tried(rules, every, scored, devices, selected, made, share, kept_share(rules, selected.trials, share))
+
+
+def _scaled(
+    manifest: Manifest, found: Estimate, crew: Crew, tried: _Tried, tokens: Total, sites: Total
+) -> list[dict[str, Any]]:
+    """Return the costs of the last three stages for the whole corpus."""
+    shards, share, kept = _shards(manifest, found), tried.share, tried.share * tried.left
+    examples = estimate_total(tried.made.counts("examples"), found.document_count, found.error).times(tried.left)
+    pace = sum(trial.pace or 0.0 for trial in tried.scored.trials) / len(tried.scored.trials)
     passes = 3 if needs_corpus_pass(manifest.select) else 1
-    stages += [
-        crew.stage("score", "tokens", tokens.value, tokens.value * pace, shards, scored, share, accelerated=True),
-        crew.stage(
-            "select", "sites", sites.value, selected.busy * share, shards, selected, share * left, passes=passes
-        ),
-        crew.stage("materialize", "examples", examples.value, made.busy * kept, shards, made, kept),
+    busy = tokens.value * pace, tried.selected.busy * share, tried.made.busy * kept
+    return [
+        crew.stage("score", "tokens", tokens.value, busy[0], shards, tried.scored, share, accelerated=True),
+        crew.stage("select", "sites", sites.value, busy[1], shards, tried.selected, kept, passes=passes),
+        crew.stage("materialize", "examples", examples.value, busy[2], shards, tried.made, kept),
     ]
+
+
+def _report(
+    manifest: Manifest,
+    found: Estimate,
+    crew: Crew,
+    stages: list[dict[str, Any]],
+    tokens: Total | None,
+    *,
+    sites: Total | None = None,
+    tried: _Tried | None = None,
+    missing: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the plan as JSON values; without the proxy's weights there are no sites, and nothing was tried."""
+    scored = tried.scored.counts("tokens") if tried else []
     return {
         "manifest": manifest.name,
-        "documents": documents,
-        "tokens": asdict(tokens),
-        "sites": asdict(sites),
-        "sites_are_at_most": bool(every or rules.thin or rules.strata),
-        "not_reached": [],
+        "documents": found.document_count,
+        "tokens": asdict(tokens) if tokens else None,
+        "sites": asdict(sites) if sites else None,
+        "sites_are_at_most": tried is not None and bool(tried.every_position or tried.rules.thin or tried.rules.strata),
+        "not_reached": list(dict.fromkeys(missing)),
         "stages": stages,
         "seconds": sum(stage["seconds"] for stage in stages),
         "bytes": sum(stage["bytes"] for stage in stages),
-        "shards": shards,
+        "shards": _shards(manifest, found),
         "sample": {
             "source_bytes": found.bytes,
             "records_read": found.read,
             "complete": found.complete,
-            "documents": len(scored.counts("tokens")),
-            "tokens": sum(scored.counts("tokens")),
+            "documents": len(scored),
+            "tokens": sum(scored),
         },
-        "machine": {"cores": cores(), "workers": crew.light, "scoring_workers": crew.scoring, "devices": devices},
+        "machine": {
+            "cores": cores(),
+            "workers": crew.light,
+            "scoring_workers": crew.scoring,
+            "devices": tried.devices if tried else [],
+        },
     }
+
+
+def _shards(manifest: Manifest, found: Estimate) -> int:
+    return math.ceil(found.document_count / manifest.corpus.shard_documents)
 
 
 def _proxy(proxy: ProxyConfig) -> tuple[Path | None, Path | None, list[str]]:
@@ -206,42 +256,17 @@ def _all_tokens(found: Estimate, tokenizer: Path) -> Total | None:
     return Total(count, count, count)
 
 
-def _without_weights(
-    manifest: Manifest,
-    found: Estimate,
-    ingested: Team,
-    crew: Crew,
-    tokenizer: Path | None,
-    missing: Sequence[str],
-) -> dict[str, Any]:
-    """Return what is known of a corpus without the proxy's weights: documents, and tokens if there is a tokenizer."""
-    stages, tokens = [_ingest(manifest, found, ingested, crew)], None
-    if tokenizer is not None:
-        texts = [row["text"] for row in found.documents[:SAMPLE]]
-        sampled = estimate_total(count_tokens(str(tokenizer), texts), found.document_count, found.error)
-        tokens = asdict(_all_tokens(found, tokenizer) or sampled)
-    return {
-        "manifest": manifest.name,
-        "documents": found.document_count,
-        "tokens": tokens,
-        "sites": None,
-        "sites_are_at_most": False,
-        "not_reached": list(dict.fromkeys(missing)),
-        "stages": stages,
-        "seconds": sum(stage["seconds"] for stage in stages),
-        "bytes": sum(stage["bytes"] for stage in stages),
-        "shards": math.ceil(found.document_count / manifest.corpus.shard_documents),
-        "sample": {"source_bytes": found.bytes, "records_read": found.read, "complete": found.complete,
-                   "documents": 0, "tokens": 0},
-        "machine": {"cores": cores(), "workers": crew.light, "scoring_workers": crew.scoring, "devices": []},
-    }  # fmt: skip
+def _some_tokens(found: Estimate, tokenizer: Path) -> Total:
+    """Return the tokens of a corpus, estimated from a sample of its documents."""
+    texts = [row["text"] for row in found.documents[:SAMPLE]]
+    return estimate_total(count_tokens(str(tokenizer), texts), found.document_count, found.error)
 
 
 def _ingest(manifest: Manifest, found: Estimate, ingested: Team, crew: Crew) -> dict[str, Any]:
     """Return the costs of ingest: workers read the files, then three or four passes follow, one of them serial."""
     config, documents = manifest.corpus, found.document_count
     share = documents / len(ingested.counts("documents"))
-    shards = math.ceil(documents / config.shard_documents)
+    shards = _shards(manifest, found)
     passes = 4 if config.near_duplicates or config.decontaminate else 3
     stage = crew.stage("ingest", "documents", documents, ingested.busy * share, shards, ingested, share, passes=passes)
     stage["seconds"] += wall_seconds(found.seconds, found.shards, crew.light)

@@ -162,21 +162,55 @@ def run_data(
         RefusedError: the certificate refuses the selection, and `accept` is False. No shards are made.
     """
     from pipeline.audit.funnel import funnel
+
+    folder = work / manifest.name
+    _check_early(manifest, last, folder)
+    records, seconds, judged = _run_stages(manifest, last, source, folder, executor, accept)
+    found: dict[str, Any] = {
+        "manifest": manifest.name,
+        "stages": {
+            name: {"seconds": seconds[name], "directory": str(record.directory), "counters": record.counters}
+            for name, record in records.items()
+        },
+        "funnel": [vars(step) for step in funnel(records)],
+        "made": "shards" if last == "materialize" else last,
+    }
+    if judged is not None:
+        found["certificate"] = judged
+    if "materialize" in records:
+        shards = [entry for done in records["materialize"].completions for entry in done.files.values()]
+        found["shards"] = {"sites": sum(e.rows for e in shards), "bytes": sum(e.bytes for e in shards)}
+    report(found, _tables, as_json)
+    if judged is not None and last != "select" and not as_json:
+        print(certificate_line(judged))
+    if not as_json:
+        print(f"{found['made']}: {records[last].directory}", flush=True)
+    return records
+
+
+def _check_early(manifest: Manifest, last: str, folder: Path) -> None:
+    """Check now what the last stages would refuse only after hours of scoring."""
     from pipeline.core.tokenizer import CorpusTokenizer
     from pipeline.core.workspace import with_policy_tokenizer
-    from pipeline.selection.sites import check_columns_exist, rule_expression
+    from pipeline.selection.sites import rule_expression
+
+    rule_expression(manifest.select)
+    if last == "materialize" and not (manifest.proxy.made_here and manifest.materialize.policy_tokenizer == PROXYS_OWN):
+        policy = with_policy_tokenizer(manifest, folder).materialize
+        CorpusTokenizer.load(policy.policy_tokenizer, policy.policy_tokenizer_revision)
+
+
+def _run_stages(
+    manifest: Manifest, last: str, source: str | None, folder: Path, executor: Executor, accept: bool
+) -> tuple[dict[str, Record], dict[str, float], dict[str, Any] | None]:
+    """Run the data stages up to `last`; return their records, their seconds and the certificate, if there is one."""
+    from pipeline.core.workspace import with_policy_tokenizer
+    from pipeline.selection.sites import check_columns_exist
     from stages.certificate import certify
     from stages.ingest import ingest
     from stages.materialize import materialize
     from stages.score import score
     from stages.select import select
-
-    # Check now what the last stages would refuse only after hours of scoring.
-    rule_expression(manifest.select)
-    folder = work / manifest.name
-    if last == "materialize" and not (manifest.proxy.made_here and manifest.materialize.policy_tokenizer == PROXYS_OWN):
-        policy = with_policy_tokenizer(manifest, folder).materialize
-        CorpusTokenizer.load(policy.policy_tokenizer, policy.policy_tokenizer_revision)
 
     records: dict[str, Record] = {}
     seconds: dict[str, float] = {}
@@ -202,27 +236,7 @@ def run_data(
             check_columns_exist(manifest.select, records["ingest"].files("documents"))
         if name == "select":
             judged = certify(manifest, *records.values(), work=folder, executor=executor, accept=accept)
-    stages = {
-        name: {"seconds": seconds[name], "directory": str(record.directory), "counters": record.counters}
-        for name, record in records.items()
-    }
-    found: dict[str, Any] = {
-        "manifest": manifest.name,
-        "stages": stages,
-        "funnel": [vars(step) for step in funnel(records)],
-        "made": "shards" if last == "materialize" else last,
-    }
-    if judged is not None:
-        found["certificate"] = judged
-    if "materialize" in records:
-        shards = [entry for done in records["materialize"].completions for entry in done.files.values()]
-        found["shards"] = {"sites": sum(e.rows for e in shards), "bytes": sum(e.bytes for e in shards)}
-    report(found, _tables, as_json)
-    if judged is not None and last != "select" and not as_json:
-        print(certificate_line(judged))
-    if not as_json:
-        print(f"{found['made']}: {records[last].directory}", flush=True)
-    return records
+    return records, seconds, judged
 
 
 def _tables(found: dict[str, Any]) -> list[Table]:
