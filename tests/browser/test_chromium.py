@@ -270,6 +270,7 @@ def urls(live: Live) -> list[str]:
         *documents,
         rollouts,
         "/what-if?where=entropy+%3E+0.3",
+        "/positions?b=entropy+%3E+0.3&band=hard",
         "/compare",
         compared,
         "/flags",

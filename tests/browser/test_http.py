@@ -63,7 +63,8 @@ def pages(doc_id: str) -> list[str]:
     one = f"/documents/{doc_id}"
     documents = ["/documents", "/documents?text=red&split=train&least=1", one, f"{one}?position=7", f"{one}/heat-map"]
     rules = ["/what-if", "/what-if?where=nll+%3E+1&split=validation", "/compare", f"/compare/{doc_id}?b=entropy+%3E+2"]
-    return [*documents, *rules, "/flags", "/flags.csv", "/flags.parquet", "/assets/browse.js"]
+    lists = ["/positions", "/positions?b=nll+%3E+1&outcome=gained&band=hard&low=x&token=%3Cb%3E&page=9"]
+    return [*documents, *rules, *lists, "/flags", "/flags.csv", "/flags.parquet", "/assets/browse.js"]
 
 
 def test_every_answer_has_the_headers_and_no_page_has_anything_inline(live: Live, doc_id: str) -> None:

@@ -131,10 +131,14 @@ def test_what_is_equal_to_a_threshold_is_kept_as_the_operator_says(
         live.library.store, Where.parse("false"), Where.parse(f"entropy BETWEEN {tie!r} AND 1.25"), split, BANDS
     )
     assert between.after == ((entropy >= threshold) & (entropy <= np.float32(1.25))).sum()
-    bars = chart(live.library.store, split, BANDS, tie).bars
+    bars = chart(live.library.store, split, BANDS, between.kept_B).bars
     ends = np.array([bar.entropy for bar in bars], np.float32)
     assert [bar.count for bar in bars[:-1]] == [
         int(((entropy > low) & (entropy <= high)).sum()) for low, high in pairwise(ends)
+    ]
+    kept = entropy[(entropy >= threshold) & (entropy <= np.float32(1.25))]
+    assert [bar.kept for bar in bars[:-1]] == [
+        int(((kept > low) & (kept <= high)).sum()) for low, high in pairwise(ends)
     ]
 
 
@@ -244,10 +248,10 @@ def test_every_position_is_in_the_index_or_counted(live: Live, positions: pl.Dat
     counters = live.library.store.counters
     assert counters["positions"] == positions.height
     assert counters["tokens"] == counters["positions"] + counters["not_scorable"] + counters["inside_character"]
-    assert (
-        sum(bar.count for bar in chart(live.library.store, "train", BANDS, 1.0).bars)
-        == positions.filter((pl.col("split") == "train") & (pl.col("entropy") <= 3)).height
-    )
+    bars = chart(live.library.store, "train", BANDS, None).bars
+    train = positions.filter(pl.col("split") == "train")
+    assert sum(bar.count for bar in bars) == train.height
+    assert bars[-1].count == train.filter(pl.col("entropy") > 3).height > 0
 
 
 @pytest.mark.parametrize("where", ["entropi > 1", "entropy >", "MAX(entropy) > 1", "entropy", "(SELECT 1) > 0"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from pipeline.audit.browse.compare import Comparison, Count
 from pipeline.audit.browse.document import Document, Rows, Verdict, as_trained, prompt_builder
 from pipeline.audit.browse.documents import Finder
 from pipeline.audit.browse.flags import Flags
+from pipeline.audit.browse.found import Found, Narrowed, find
+from pipeline.audit.browse.query import SPLITS
 from pipeline.audit.browse.rules import Kept, Rule, Where
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
@@ -35,11 +37,20 @@ from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 if TYPE_CHECKING:
     from pipeline.grpo.rollout.prompt import PromptBuilder
 
-SPLITS = ("train", "validation")
 SELECTION_PREFIX = "select:"
 """Prefix of the name of an existing selection where a rule is expected: `select:<fingerprint>`."""
 
 COMPARISONS_KEPT = 32
+LISTS_KEPT = 8
+
+POSITIONS_LISTED = 100_000
+"""Positions after which a list takes no further shard."""
+
+TOKENS_FROM = 20_000
+"""The same for the tokens beside a comparison, which must not delay it."""
+
+TOKENS_LISTED = 12
+"""Gained and lost tokens beside a comparison."""
 WAIT_SECONDS = 0.4
 """Seconds that a page waits for exact figures before it shows estimates."""
 MAX_BACKGROUND_COUNTS = 3
@@ -163,6 +174,7 @@ class AppState:
         self._comparisons: dict[tuple[str, str, str], Comparison] = {}
         self._counts: dict[tuple[str, str, str], Count] = {}
         self._lock = threading.Lock()
+        self._find = lru_cache(maxsize=LISTS_KEPT)(self._find_now)
 
     # ------------------------------------------------------------------------------------------------ rules
 
@@ -229,6 +241,23 @@ class AppState:
             for number in order[(page - 1) * CHANGED : page * CHANGED].tolist()
         ]
         return Changed(rows, page, pages)
+
+    def positions(self, first: str, second: str, narrowed: Narrowed) -> Found:
+        """Return positions that the second rule keeps, gains over the first or loses.
+
+        Raises:
+            UserError: One of them is not a rule or cannot be computed on this corpus.
+        """
+        return self._find(first, second, narrowed, POSITIONS_LISTED)
+
+    def changed_tokens(self, first: str, second: str, split: str, outcome: str) -> tuple[list[dict[str, Any]], bool]:
+        """Return the most frequent gained or lost tokens, and whether all positions were counted."""
+        found = self._find(first, second, Narrowed(split, outcome), TOKENS_FROM)
+        return found.by_token().head(TOKENS_LISTED).to_dicts(), found.complete
+
+    def _find_now(self, first: str, second: str, narrowed: Narrowed, most: int) -> Found:
+        rules = self.rule(first, narrowed.split), self.rule(second, narrowed.split)
+        return find(self.store, rules, narrowed, self.bands, most)
 
     # -------------------------------------------------------------------------------------------- documents
 

@@ -115,6 +115,11 @@ class ColumnIndex:
         ours = self.cells.filter(pl.col("split") == split)["cell"].to_numpy()
         return self._up_to_RG[np.isin(self.cell_R, ours)].sum(axis=0, dtype=np.int64)
 
+    def positions(self, split: str) -> int:
+        """Return the number of positions of a split."""
+        ours = self.cells.filter(pl.col("split") == split)["cell"].to_numpy()
+        return int((self.end_R - self.begin_R)[np.isin(self.cell_R, ours)].sum())
+
     def runs(self, rows: Int64, begin_N: Int64, end_N: Int64) -> Slices:
         """Return the runs of positions begin:end of some index rows, without empty ones."""
         runs = Slices(self.shard_R[rows], self.begin_R[rows] + begin_N, self.begin_R[rows] + end_N)
@@ -160,6 +165,27 @@ class ColumnIndex:
         size = min(row["text_end"] - row["text_begin"], most)
         file = _opened(self._path("text", row["shard"]))
         return os.pread(file.descriptor, size, row["text_begin"]).decode(errors="ignore")
+
+    def around(self, document: int, begin: int, end: int, most: int) -> tuple[str, str]:
+        """Return the whole characters in the `most` bytes of a document before byte `begin` and after byte `end`."""
+        row = self.documents.row(document, named=True)
+        file = _opened(self._path("text", row["shard"]))
+        first, past = max(begin - most, 0), min(end + most, row["text_end"] - row["text_begin"])
+        before = os.pread(file.descriptor, begin - first, row["text_begin"] + first)
+        after = os.pread(file.descriptor, past - end, row["text_begin"] + end)
+        return before.decode(errors="ignore"), after.decode(errors="ignore")
+
+    def tokens(self, shard: int, document_N: Int64, begin_N: Int64, end_N: Int64) -> pl.Series:
+        """Return the texts [N] between two bytes of documents of a shard; both must begin a character."""
+        start_N = self.documents["text_begin"].to_numpy()[document_N] + begin_N
+        offsets = np.concatenate([[0], np.cumsum(end_N - begin_N)]).astype(np.int64)
+        if not offsets[-1]:
+            return pl.Series("token", [""] * len(begin_N), dtype=pl.String)
+        with pa.memory_map(str(self._path("text", shard))) as file:
+            data_B = np.frombuffer(file.read_buffer(), np.uint8)
+            at = np.repeat(start_N - offsets[:-1], end_N - begin_N) + np.arange(offsets[-1])
+            buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data_B[at])]
+        return pl.Series("token", pl.from_arrow(pa.Array.from_buffers(pa.large_string(), len(begin_N), buffers)))
 
     def _read(self, column: str, shard: int, begin: int, end: int) -> NDArray[Any]:
         dtype = COLUMNS[column]

@@ -22,7 +22,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.audit.browse.column_index import ColumnIndex, Slices
-from pipeline.audit.browse.rules import ASK, NO, YES, Rule, segments
+from pipeline.audit.browse.index import GRID
+from pipeline.audit.browse.rules import ASK, YES, Rule, segments, stretches
 from pipeline.config.errors import UserError
 from pipeline.config.selection import BandsConfig
 from pipeline.core.random_keys import random_keys
@@ -48,13 +49,20 @@ OUTCOMES = {"both": BOTH, "gained": GAINED, "lost": LOST}
 
 LEVELS = ("none", *BANDS)
 
+STEP = 5
+"""Grid steps of the index per bar of the chart: 0.05 nats."""
+
+BAR_EDGES: NDArray[np.float32] = GRID[::STEP]
+"""Entropies (nats) between which positions are counted for the chart: bar b is above edge b and at most edge b + 1; the
+first has everything at or below, the last everything above."""
+
 
 @dataclass(frozen=True)
 class Comparison:
     """Positions of one split kept by both rules, only by the second (gained), or only by the first (lost)."""
 
     counts: pl.DataFrame
-    """One row per (field, token_class, band) with kept positions; columns `both`, `gained`, `lost`."""
+    """One row per (field, token_class, band, bar) with kept positions; columns `both`, `gained`, `lost`."""
     gained_D: NDArray[np.int64]
     lost_D: NDArray[np.int64]
     """Number of positions lost by document, in the shards that were read; likewise `gained_D`."""
@@ -87,6 +95,13 @@ class Comparison:
         """Return the number of positions that the second rule keeps."""
         return self.total("both") + self.total("gained")
 
+    @property
+    def kept_B(self) -> NDArray[np.int64]:
+        """Return the number of positions that the second rule keeps in each bar (`BAR_EDGES`)."""
+        kept_B = np.zeros(len(BAR_EDGES), dtype=np.int64)
+        np.add.at(kept_B, self.counts["bar"].to_numpy(), (self.counts["both"] + self.counts["gained"]).to_numpy())
+        return kept_B
+
     def by(self, column: str) -> pl.DataFrame:
         """Return `both`, `gained`, `lost` by one column, most kept first; bands in order of their thresholds."""
         sums = self.counts.group_by(column).agg(pl.col(list(OUTCOMES)).sum())
@@ -116,31 +131,27 @@ class Count:
         self._enough, self._finished, self._stopped = threading.Event(), threading.Event(), threading.Event()
         self._error: BaseException | None = None
         limits = [getattr(bands, band) for band in BANDS]
-        # The limits of the bands are cuts too, so each segment belongs to one band.
-        cut_B, entropy_G = segments([*first.cuts, *second.cuts, *limits])
-        edge_RG = _edges(store, cut_B)
+        # Limits of bands and bars are cuts too, so each segment belongs to one band and one bar: its group.
+        cut_B, entropy_G = segments([*first.cuts, *second.cuts, *limits, *BAR_EDGES.tolist()])
         band_G = np.sum([entropy_G > np.float32(limit) for limit in limits], axis=0)
+        bar_G = np.maximum(np.searchsorted(BAR_EDGES, entropy_G, side="left") - 1, 0)
+        self._groups, group_G = np.unique(np.stack([band_G, bar_G]), axis=1, return_inverse=True)
+        groups = self._groups.shape[1]
         cells = store.cells.filter(pl.col("split") == split)
-        states_CG = np.stack([rule.decide(cells, entropy_G) for rule in (first, second)], axis=-1)
-        self._decided = np.zeros((store.cells.height, len(LEVELS), 4), dtype=np.int64)
+        self._decided = np.zeros((store.cells.height, groups, 4), dtype=np.int64)
         changed: dict[int, list[Slices]] = {GAINED: [], LOST: []}
         queried: dict[tuple[int, int, int], list[tuple[Slices, int]]] = {}
         # Unless a rule needs the cell, positions of all cells are read together, which makes fewer and longer reads.
         mixed = -1 if not (first.asks_cell or second.asks_cell) else None
-        for cell, states_G in zip(cells["cell"], states_CG, strict=True):
-            rows = np.flatnonzero(store.cell_R == cell)
-            for g, (a, b) in enumerate(states_G.tolist()):
-                runs = store.runs(rows, edge_RG[rows, g], edge_RG[rows, g + 1])
-                if not runs.rows or a == b == NO:
-                    continue
-                if ASK in (a, b):
-                    kind = (cell if mixed is None else mixed, a, b)
-                    queried.setdefault(kind, []).append((runs, cell * len(LEVELS) + int(band_G[g])))
-                    continue
-                outcome = (LOST if a == YES else 0) | (GAINED if b == YES else 0)
-                self._decided[cell, band_G[g], outcome] += runs.rows
-                if outcome != BOTH:
-                    changed[outcome].append(runs)
+        for cell, g, (a, b), runs in stretches(store, (first, second), cells, cut_B, entropy_G):
+            if ASK in (a, b):
+                kind = (cell if mixed is None else mixed, a, b)
+                queried.setdefault(kind, []).append((runs, cell * groups + int(group_G[g])))
+                continue
+            outcome = (LOST if a == YES else 0) | (GAINED if b == YES else 0)
+            self._decided[cell, group_G[g], outcome] += runs.rows
+            if outcome != BOTH:
+                changed[outcome].append(runs)
         parts: dict[int, _Part] = {}
         for (cell, a, b), pieces in queried.items():
             together, group_P = _sort_pieces(pieces)
@@ -206,7 +217,7 @@ class Count:
         read, rows = sum(of.rows for of in done), sum(part.rows for part in self._parts)
         documents = round(sum(of.documents for of in done) * (rows / read if read else 1))
         return Comparison(
-            counts=_table(self._store, count),
+            counts=_table(self._store, count, self._groups),
             gained_D=by_document[GAINED],
             lost_D=by_document[LOST],
             documents_changed=documents,
@@ -311,7 +322,7 @@ class _Question:
     pieces: Slices
     """Runs of positions in the order of the index; adjacent ones may be of different groups."""
     group_P: NDArray[np.int64]
-    """Group of every piece: cell · levels + level."""
+    """Group of every piece: cell · groups + group of its segment."""
 
     @cached_property
     def runs(self) -> Slices:
@@ -347,8 +358,7 @@ def _answer(
         rule.ask(store, runs, question.cell) if state == ASK else np.full(runs.rows, state == YES)
         for rule, state in ((first, question.first), (second, question.second))
     )
-    end_P = np.cumsum(question.pieces.end_N - question.pieces.begin_N).tolist()
-    pieces = list(zip([0, *end_P], end_P, strict=False))
+    end_P = np.cumsum(question.pieces.end_N - question.pieces.begin_N)
     document_N = None
     answer = {}
     for outcome, has_N in (
@@ -356,7 +366,7 @@ def _answer(
         (GAINED, in_second & ~in_first),
         (LOST, in_first & ~in_second),
     ):
-        count_P = np.array([np.count_nonzero(has_N[begin:end]) for begin, end in pieces])
+        count_P = np.diff(np.concatenate([[0], np.cumsum(has_N)])[end_P], prepend=0)
         of = np.zeros(0, dtype=np.uint32)
         if outcome != BOTH and count_P.any():
             document_N = store.read("document", runs) if document_N is None else document_N
@@ -365,16 +375,12 @@ def _answer(
     return answer
 
 
-def _edges(store: ColumnIndex, cut_B: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return edges [R, G + 1] such that segment g of an index row is its positions edge[g]:edge[g + 1]."""
-    cuts = [edge for cut in cut_B for edge in (store.cut(cut, "left"), store.cut(cut, "right"))]
-    return np.stack([np.zeros_like(store.begin_R), *cuts, store.end_R - store.begin_R], axis=1)
-
-
-def _table(store: ColumnIndex, count: NDArray[np.int64]) -> pl.DataFrame:
-    """Return `Comparison.counts` from counts by (cell, level, outcome)."""
-    cell, level = np.nonzero(count[:, :, 1:].sum(axis=2))
+def _table(store: ColumnIndex, count: NDArray[np.int64], groups: NDArray[np.int64]) -> pl.DataFrame:
+    """Return `Comparison.counts` from counts by (cell, group, outcome), and the (band, bar) of each group."""
+    cell, group = np.nonzero(count[:, :, 1:].sum(axis=2))
     names = store.cells[cell].select("field", "token_class")
-    counts = {name: count[cell, level, outcome] for name, outcome in OUTCOMES.items()}
-    bands = pl.Series("band", [LEVELS[n] for n in level], dtype=pl.String)
-    return names.with_columns(bands, **{name: pl.Series(values) for name, values in counts.items()})
+    counts = {name: count[cell, group, outcome] for name, outcome in OUTCOMES.items()}
+    bands = pl.Series("band", [LEVELS[n] for n in groups[0, group]], dtype=pl.String)
+    return names.with_columns(
+        bands, pl.Series("bar", groups[1, group]), **{name: pl.Series(values) for name, values in counts.items()}
+    )

@@ -34,7 +34,7 @@ from pipeline.core.stage import Stage, run_stage
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.text import TextBytes
 
-VERSION = 2
+VERSION = 3
 
 GRID: NDArray[np.float32] = (np.arange(301) / 100).astype(np.float32)
 """Entropies (nats) with stored counts; other thresholds are searched for in the column."""
@@ -49,9 +49,11 @@ COLUMNS: Mapping[str, np.dtype] = {
     "reference_nll": np.dtype("<f4"),
     "position": np.dtype("<i4"),
     "byte_offset": np.dtype("<i4"),
+    "byte_end": np.dtype("<i4"),
     "document": np.dtype("<u4"),
 }
-"""Columns of positions. `document` is a row of the shard's `documents`."""
+"""Columns of positions. `document` is a row of the shard's `documents`; `byte_end` is the end of the token's last
+character, which a token may share with the next one."""
 
 DOCUMENTS = pa.schema(
     [
@@ -105,22 +107,24 @@ def run(config: Config, shard: Shard, out: Path) -> Counters:
     counters: Counter[str] = Counter({"documents": len(doc_ids), "tokens": 0, "positions": 0})
     counters |= Counter({"not_scorable": 0, "inside_character": 0})
     spread = _Spread(len(doc_ids))
+    row = pc.index_in(scores["doc_id"], documents["doc_id"]).combine_chunks()
+    taken = documents.take(row).append_column("document_row", row)
+    text = TextBytes.of(taken["text"])
+    end_T = scores["token_ends"].combine_chunks().flatten().to_numpy()
     referred = scores["reference_nll"].combine_chunks().flatten()
     stored = [name for name in COLUMNS if name != "reference_nll" or referred.null_count < len(referred)]
     files = {name: (out / f"{name}.bin").open("wb") for name in stored}
     # Each block is appended to its columns' files at once, so that memory holds one block and not the shard.
     with parquet_writer(out / "cells.parquet", CELLS) as cells:
         for frame in positions(documents, scores):
-            block = _block(frame, doc_ids, counters, spread)
+            ends = pl.Series("byte_end", end_T[counters["tokens"] : counters["tokens"] + frame.height])
+            block = _whole_characters(_block(frame.with_columns(ends), doc_ids, counters, spread), text)
             if block.height:
                 cells.write_table(_cells(block, counters["positions"] - block.height))
             for name, file in files.items():
                 file.write(block[name].to_numpy().astype(COLUMNS[name]).tobytes())
     for file in files.values():
         file.close()
-    row = pc.index_in(scores["doc_id"], documents["doc_id"]).combine_chunks()
-    taken = documents.take(row).append_column("document_row", row)
-    text = TextBytes.of(taken["text"])
     (out / "text.bin").write_bytes(text.data_B.tobytes())
     (out / "folded.bin").write_bytes("".join(map(folded, taken["text"].to_pylist())).encode())
     with parquet_writer(out / "documents.parquet", DOCUMENTS) as writer:
@@ -171,6 +175,14 @@ def _block(frame: pl.DataFrame, doc_ids: pl.Series, counters: Counter[str], spre
     block = block.with_columns(row.alias("document"), *ordered).sort(*CELL, "entropy", "document", "position")
     spread.add(block["document"].to_numpy(), block["entropy"].to_numpy())
     return block
+
+
+def _whole_characters(block: pl.DataFrame, text: TextBytes) -> pl.DataFrame:
+    """Move `byte_end` of tokens that end inside a character to its end."""
+    start_P, end_P = text.starts_D[block["document"].to_numpy()], block["byte_end"].to_numpy().astype(np.int64)
+    for _ in range(3):  # a character has at most four bytes
+        end_P = end_P + text.inside_character(start_P + end_P)
+    return block.with_columns(byte_end=pl.Series(end_P))
 
 
 def _cells(block: pl.DataFrame, first: int) -> pa.Table:

@@ -8,7 +8,7 @@ cells, B cuts, G = 2B + 1 segments (open intervals and the cuts between them, al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -193,3 +193,34 @@ def segments(cuts: Sequence[float]) -> tuple[Float32, Float32]:
     entropy_G[0::2] = np.nextafter(edge_B, np.float32(np.inf))
     entropy_G[1::2] = cut_B
     return cut_B, entropy_G
+
+
+def stretches(
+    store: ColumnIndex, rules: tuple[Rule, Rule], cells: pl.DataFrame, cut_B: Float32,
+    entropy_G: Float32,
+) -> Iterator[tuple[int, int, tuple[int, int], Slices]]:  # fmt: skip
+    """Yield (cell, segment, states of both rules, positions): what is not empty and at least one rule may keep.
+
+    Args:
+        store: The index.
+        rules: The two rules.
+        cells: Rows of `store.cells`.
+        cut_B: The cuts of `segments`.
+        entropy_G: The values within its segments.
+    """
+    edge_RG = _edges(store, cut_B)
+    states_CG = np.stack([rule.decide(cells, entropy_G) for rule in rules], axis=-1)
+    for cell, states_G in zip(cells["cell"], states_CG, strict=True):
+        rows = np.flatnonzero(store.cell_R == cell)
+        for g, (a, b) in enumerate(states_G.tolist()):
+            if a == b == NO:
+                continue
+            runs = store.runs(rows, edge_RG[rows, g], edge_RG[rows, g + 1])
+            if runs.rows:
+                yield cell, g, (a, b), runs
+
+
+def _edges(store: ColumnIndex, cut_B: Float32) -> NDArray[np.int64]:
+    """Return edges [R, G + 1] such that segment g of an index row is its positions edge[g]:edge[g + 1]."""
+    cuts = [edge for cut in cut_B for edge in (store.cut(cut, "left"), store.cut(cut, "right"))]
+    return np.stack([np.zeros_like(store.begin_R), *cuts, store.end_R - store.begin_R], axis=1)

@@ -18,10 +18,14 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from pipeline.audit.board.handlers import RunPages
-from pipeline.audit.browse.app_state import SPLITS, AppState
+from pipeline.audit.browse.app_state import AppState
+from pipeline.audit.browse.compare import Comparison
 from pipeline.audit.browse.document import TOKENS_SHOWN
 from pipeline.audit.browse.documents import ORDERS, PAGE, Filter
-from pipeline.audit.browse.rendering import asset, environment
+from pipeline.audit.browse.found import GAINED, LOST, TEMPLATE
+from pipeline.audit.browse.position_pages import PositionPages
+from pipeline.audit.browse.query import SPLITS, number_of, page_number, split_of
+from pipeline.audit.browse.rendering import asset, environment, url
 from pipeline.audit.browse.security import LOOPBACK, RequestGuard, may_write, read_form
 from pipeline.audit.browse.whatif import chart, manifest_lines, threshold_of, with_threshold
 from pipeline.config.errors import UserError
@@ -47,6 +51,7 @@ def create_app(state: AppState, hosts: Collection[str] = LOOPBACK) -> RequestGua
         Route("/flags", pages.flag, methods=["POST"]),
         Route("/flags.csv", pages.flags_csv),
         Route("/flags.parquet", pages.flags_parquet),
+        *pages.position_routes(),
         *pages.run_routes(),
         Route("/assets/{name}", asset),
     ]
@@ -60,11 +65,22 @@ class Pages:
     def __init__(self, state: AppState) -> None:
         self._state = state
         self._token = secrets.token_urlsafe(32)
-        self._templates = environment(state=state, token=self._token, SPLITS=SPLITS)
+        self._templates = environment(state=state, token=self._token, SPLITS=SPLITS, TEMPLATE=TEMPLATE)
+        self._templates.globals["document_url"] = self.document_url
 
     def run_routes(self) -> list[Route]:
         """Return the routes of the Run tab; none without a run."""
         return RunPages(self._state.runs, self._templates, "base.html").routes() if self._state.runs else []
+
+    def position_routes(self) -> list[Route]:
+        """Return the routes of the lists of positions."""
+        return PositionPages(self._state, self._page).routes()
+
+    def document_url(self, doc_id: str, position: int, rule: str = "") -> str:
+        """Return the URL of a position, on the part of its document that has it."""
+        first = position // TOKENS_SHOWN * TOKENS_SHOWN
+        rule = "" if rule == self._state.current.name else rule
+        return url(f"/documents/{doc_id}", position=position, first=first or "", rule=rule)
 
     # --------------------------------------------------------------------------------------------- documents
 
@@ -80,8 +96,8 @@ class Pages:
             split=parameters.get("split", ""),
             source=parameters.get("source", ""),
             meta=parameters.get("meta", "").strip(),
-            least=_number(parameters, "least", 0, 100),
-            most=_number(parameters, "most", 100, 100),
+            least=number_of(parameters, "least", 100) or 0,
+            most=_most(parameters),
             order=parameters.get("order", "corpus"),
         )
         found = state.finder.find(criteria)
@@ -89,7 +105,7 @@ class Pages:
             sampled = [state.store.document_of.get(doc_id, -1) for doc_id in state.sampled()]
             found = found[np.isin(found, sampled)]
         pages = max(1, -(-len(found) // PAGE))
-        page = min(_page_number(parameters), pages)
+        page = min(page_number(parameters), pages)
         rows = [state.row(int(number)) for number in found[(page - 1) * PAGE : page * PAGE]]
         return self._page(
             "documents.html",
@@ -115,7 +131,7 @@ class Pages:
         row, rule = self._document_and_rule(request)
         document = self._state.document(row["document"])
         verdict = self._state.verdict(document, rule)
-        first = min(int(_number(request.query_params, "first", 0, 1e9)), max(len(document) - 1, 0))
+        first = min(int(number_of(request.query_params, "first", 1e9) or 0), max(len(document) - 1, 0))
         proxy = self._state.proxy_tokenizer if self._state.has_top else None
         shown = document.heat_map(verdict, first, proxy)
         sampled = self._state.sampled().get(row["doc_id"], ())
@@ -142,11 +158,11 @@ class Pages:
     def what_if(self, request: Request) -> Response:
         """Compare what another rule would keep with what the current selection keeps."""
         parameters, state = request.query_params, self._state
-        split = _split(parameters)
+        split = split_of(parameters)
         current = state.current.where(split)
         where = " ".join(parameters.get("where", current).split()) or current
-        if "entropy" in parameters:
-            where = with_threshold(where, _number(parameters, "entropy", 1, 100))
+        if (threshold := number_of(parameters, "entropy", 100)) is not None:
+            where = with_threshold(where, threshold)
         problem, made = "", None
         try:
             made = state.compare(state.current.name, where, split)
@@ -155,14 +171,14 @@ class Pages:
         return self._page(
             "what_if.html", request, split=split, where=where, made=made, problem=problem,
             first=state.current.name, second=where, threshold=threshold_of(where),
-            chart=chart(state.store, split, state.bands, threshold_of(where)),
-            lines=manifest_lines(split, where), changed=state.changed(made, _page_number(parameters)) if made else None,
+            chart=chart(state.store, split, state.bands, made.kept_B if made else None),
+            lines=manifest_lines(split, where), **self._changes(made, state.current.name, where, split, parameters),
         )  # fmt: skip
 
     def compare(self, request: Request) -> Response:
         """Compare two rules or selections."""
         parameters, state = request.query_params, self._state
-        split = _split(parameters)
+        split = split_of(parameters)
         others = [name for name in state.selections if name != state.current.name]
         first = parameters.get("a") or state.current.name
         second = parameters.get("b") or (others[0] if others else state.current.where(split))
@@ -173,8 +189,19 @@ class Pages:
             problem = str(error)
         return self._page(
             "compare.html", request, split=split, first=first, second=second, made=made, problem=problem,
-            changed=state.changed(made, _page_number(parameters)) if made else None,
+            **self._changes(made, first, second, split, parameters),
         )  # fmt: skip
+
+    def _changes(
+        self, made: Comparison | None, first: str, second: str, split: str, parameters: QueryParams
+    ) -> dict[str, Any]:
+        """Return the changed documents, and the gained and lost tokens once the counts are exact."""
+        state = self._state
+        changed = state.changed(made, page_number(parameters)) if made else None
+        found = {}
+        if made and made.exact:
+            found = {outcome: state.changed_tokens(first, second, split, outcome) for outcome in (GAINED, LOST)}
+        return {"changed": changed, "changed_tokens": found}
 
     def compare_document(self, request: Request) -> Response:
         """Show one document under two rules."""
@@ -240,25 +267,10 @@ class Pages:
         return HTMLResponse(html, status)
 
 
-def _page_number(parameters: QueryParams) -> int:
-    return max(int(_number(parameters, "page", 1, 1e9)), 1)
-
-
 def _is_position(position: str, tokens: int) -> bool:
     return re.fullmatch(r"[0-9]{1,9}", position) is not None and int(position) < tokens
 
 
-def _split(parameters: QueryParams) -> str:
-    split = parameters.get("split", SPLITS[0])
-    if split not in SPLITS:
-        raise UserError("no such split", where=split, hint=f"use one of {', '.join(SPLITS)}")
-    return split
-
-
-def _number(parameters: QueryParams, name: str, default: float, most: float) -> float:
-    """Return a parameter as a number in [0, most]; the default if it is not a number."""
-    try:
-        number = float(parameters.get(name) or default)
-    except ValueError:
-        return default
-    return min(max(number, 0), most) if number == number else default
+def _most(parameters: QueryParams) -> float:
+    most = number_of(parameters, "most", 100)
+    return 100.0 if most is None else most

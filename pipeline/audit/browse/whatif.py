@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from pipeline.audit.browse.column_index import ColumnIndex
-from pipeline.audit.browse.index import GRID
+from pipeline.audit.browse.compare import BAR_EDGES, STEP
 from pipeline.config.selection import BandsConfig
 from pipeline.selection.sites import BANDS
-
-STEP = 5
-"""Grid steps of the index per bar of the chart: 0.05 nats."""
 
 _THRESHOLD = re.compile(r"\bentropy(\s*>=?\s*)(\d+(?:\.\d+)?)")
 
@@ -62,12 +60,22 @@ class Bar:
     """Bar of the chart; x, y, width and height in a box of 1000 by 100."""
 
     entropy: float
+    """Its positions are above this entropy, or at it in the first bar."""
+    high: float | None
+    """They are at most at this entropy; None in the last bar of the scale."""
     count: int
-    kept: bool
+    kept: int
+    """Number of its positions that the whole rule keeps."""
     x: float
-    y: float
     width: float
     height: float
+    kept_height: float
+
+    @property
+    def words(self) -> str:
+        """Return what the bar shows, as a sentence."""
+        until = f"to {self.high:.2f}" if self.high is not None else "and more"
+        return f"{self.entropy:.2f} {until} nats: {self.kept:,} kept of {self.count:,} positions"
 
 
 @dataclass(frozen=True)
@@ -77,21 +85,34 @@ class Chart:
     bars: list[Bar]
     bands: list[tuple[str, float]]
     """Name and x coordinate of each band's threshold."""
+    ticks: list[tuple[str, float]]
+    """Number (nats) and x coordinate of each label of the axis."""
     most: float
     """Entropy at the right edge, the maximum of the slider."""
 
 
-def chart(store: ColumnIndex, split: str, bands: BandsConfig, threshold: float | None) -> Chart:
-    """Return the chart, with bars from `threshold` on marked as kept."""
-    count_B = np.diff(store.up_to(split)[::STEP])
+def chart(store: ColumnIndex, split: str, bands: BandsConfig, kept_B: NDArray[np.int64] | None) -> Chart:
+    """Return the chart of all positions, and within each bar those that a rule keeps.
+
+    Args:
+        store: The index.
+        split: The split whose positions are shown.
+        bands: Thresholds of the bands.
+        kept_B: Number of positions kept in each bar (`Comparison.kept_B`); None if it is not known.
+    """
+    count_B = np.diff(store.up_to(split)[::STEP], append=store.positions(split))
+    count_B[0] += store.up_to(split)[0]
+    kept_B = np.zeros_like(count_B) if kept_B is None else kept_B
     last = int(np.flatnonzero(count_B)[-1]) + 1 if count_B.any() else 1
     last = max(last, int(np.ceil((bands.hard + 0.1) * 100 / STEP)))
-    height_B = 100 * np.log1p(count_B[:last]) / max(np.log1p(count_B.max(initial=1)), 1)
+    scale = 100 / max(np.log1p(count_B.max(initial=1)), 1)
     width = 1000 / last
     bars = [
-        Bar(float(GRID[b * STEP]), int(count_B[b]), threshold is None or bool(GRID[b * STEP] >= np.float32(threshold)),
-            b * width + 1, 100 - float(height), width - 2, float(height))
-        for b, height in enumerate(height_B)
+        Bar(float(BAR_EDGES[b]), float(BAR_EDGES[b + 1]) if b + 1 < len(BAR_EDGES) else None, int(count_B[b]),
+            int(kept_B[b]), b * width + 1, width - 2, float(scale * np.log1p(count_B[b])),
+            float(scale * np.log1p(kept_B[b])))
+        for b in range(min(last, len(BAR_EDGES)))
     ]  # fmt: skip
     most = last * STEP / 100
-    return Chart(bars, [(band, 1000 * getattr(bands, band) / most) for band in BANDS], most)
+    ticks = [(f"{tick / 2:g}", 500 * tick / most) for tick in range(int(2 * most) + 1)]
+    return Chart(bars, [(band, 1000 * getattr(bands, band) / most) for band in BANDS], ticks, most)

@@ -87,8 +87,16 @@ function follow() {
     const page = await parts(result, location.href);
     if (!page) return;
     result.replaceChildren(...page.getElementById("result").childNodes);
+    redraw(page);
     follow();
   }, AGAIN);
+}
+
+/** Draw the bars of a fetched page, without moving the focus away from them. */
+function redraw(page) {
+  const bars = document.querySelector(".bars");
+  if (!bars || bars.contains(document.activeElement)) return;
+  bars.replaceChildren(...page.querySelector(".bars").childNodes);
 }
 
 follow();
@@ -114,7 +122,7 @@ if (live) {
     const { url, threshold } = answer.dataset;
     if (document.activeElement !== where || !extra) where.value = answer.dataset.where;
     now.textContent = page.getElementById("entropy-now").textContent;
-    live.querySelector(".chart svg").replaceWith(page.querySelector(".chart svg"));
+    redraw(page);
     if (document.activeElement !== slider && threshold) slider.value = threshold;
     history.replaceState(null, "", url);
     follow();
@@ -132,6 +140,25 @@ if (live) {
   live.addEventListener("change", (event) => {
     if (event.target.name === "split") location.href = `/what-if?split=${event.target.value}`;
     else if (event.target === where) ask();
+  });
+  const bars = live.querySelector(".bars");
+  const about = document.getElementById("bar-now");
+  const legend = [...about.childNodes];
+  const BARS = { ArrowRight: (bar) => bar.nextElementSibling, ArrowLeft: (bar) => bar.previousElementSibling };
+  const tell = (event) => {
+    const bar = event.target.closest?.("a");
+    if (bar) about.textContent = bar.getAttribute("aria-label");
+  };
+  const tellNothing = () => about.replaceChildren(...legend);
+  bars.addEventListener("mouseover", tell);
+  bars.addEventListener("mouseleave", tellNothing);
+  bars.addEventListener("focusin", tell);
+  bars.addEventListener("focusout", tellNothing);
+  bars.addEventListener("keydown", (event) => {
+    const next = BARS[event.key]?.(event.target.closest("a"));
+    if (next?.localName !== "a") return;
+    event.preventDefault();
+    next.focus();
   });
   where.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey) return;
