@@ -71,7 +71,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         "site": found["site_id"],
         "source": f"{escape_invisible(found['source_file'])}, row {found['source_row']}, {found['split']}",
         "position": f"{found['position']:,} of {found['tokens']:,}, bytes {found['bytes'][0]}–{found['bytes'][1]}",
-        "token": _alone(found["token"]),
+        "token": _token(found),
         "field": f"{escape_invisible(found['field'] or '(template)')}, {found['token_class'].replace('_', ' ')}",
         "decision": "kept" if kept else f"rejected: {found['decision'].replace('_', ' ')}",
         "rule": " ".join(found["rule"].split()),
@@ -80,7 +80,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     }.items():
         facts.add_row(Text(name, "dim"), value)
     around = Text.assemble(
-        escape_invisible(found["before"]), (_alone(found["token"]), _MARKED), escape_invisible(found["after"])
+        escape_invisible(found["before"]), (_alone(found["characters"]), _MARKED), escape_invisible(found["after"])
     )
     return [
         facts,
@@ -143,6 +143,15 @@ def _passage(title: str, text: Text) -> Table:
     table.columns[0].overflow = "fold"
     table.add_row(text)
     return table
+
+
+def _token(found: Mapping[str, Any]) -> str:
+    """Return the token, or the whole characters that it is a part of with the bytes that it has of them."""
+    whole = _alone(found["characters"])
+    if found["token"] == found["characters"]:
+        return whole
+    begin, end = found["bytes"]
+    return f"{whole} ({end - begin} of its {len(found['characters'].encode())} bytes)"
 
 
 def _alone(text: str) -> str:

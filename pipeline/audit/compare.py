@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.audit.characters import whole_pieces
 from pipeline.audit.decisions import SPLITS, AuditedShard, decisions, shards
 from pipeline.audit.lineage import Lineage
 from pipeline.core.random_keys import random_key, random_keys
@@ -103,7 +104,7 @@ def _sample(sites: pl.DataFrame, drawn: pl.DataFrame | None) -> pl.DataFrame:
 def _example(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a site with its bytes as text; a character that is cut at an end is left out."""
     around = {name: row[name].decode("utf-8", errors="ignore") for name in ("before", "after")}
-    target = row["target"].decode("utf-8", errors="backslashreplace")
+    (target,) = whole_pieces([row["target"]], row["after"])
     return {n: v for n, v in row.items() if n not in ("key", "byte_end")} | around | {"target": target}
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.audit.characters import whole_span
 from pipeline.audit.decisions import SPLITS, AuditedShard
 from pipeline.config.selection import BandsConfig, SelectConfig
 from pipeline.selection.metadata import can_group
@@ -85,6 +86,7 @@ class Distributions:
         self._near = dict.fromkeys(((t, width) for t in self.thresholds for width in NEAR), (0, 0))
         self._tokens = pl.DataFrame(schema=_TOKENS)
         self._token_text: dict[int, bytes] = {}
+        self._part_of: dict[int, str] = {}
         self._meta: dict[str, pl.DataFrame | None] = {}
 
     def add(self, shard: AuditedShard, frame: pl.DataFrame) -> None:
@@ -154,7 +156,11 @@ class Distributions:
         ]
 
     def tokens(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the tokens of highest mean loss that are not rare, and the tokens selected most often."""
+        r"""Return the tokens of highest mean loss that are not rare, and the tokens selected most often.
+
+        A `token` that is not whole characters has \xNN, and `part_of` has those that it is a part of where it occurs
+        first; otherwise `part_of` is None.
+        """
         frame = self._tokens.with_columns(
             mean_entropy=pl.col("entropy") / pl.col("selectable"), mean_nll=pl.col("nll") / pl.col("selectable")
         )
@@ -165,7 +171,11 @@ class Distributions:
     def _token_rows(self, frame: pl.DataFrame) -> list[dict[str, Any]]:
         columns = ("token_id", "selectable", "kept", "mean_entropy", "mean_nll")
         return [
-            {"token": self._token_text[row["token_id"]].decode("utf-8", errors="backslashreplace")} | row
+            {
+                "token": self._token_text[row["token_id"]].decode("utf-8", errors="backslashreplace"),
+                "part_of": self._part_of.get(row["token_id"]),
+            }
+            | row
             for row in frame.head(TOKENS_SHOWN).select(columns).to_dicts()
         ]
 
@@ -211,6 +221,9 @@ class Distributions:
             data = str(text).encode()
             for token_id, begin, end in tokens.select("token_id", "byte_offset", "byte_end").iter_rows():
                 self._token_text[token_id] = data[begin:end]
+                first, past = whole_span(data, begin, len(data) if end is None else end)
+                if data[first:past] != data[begin:end]:
+                    self._part_of[token_id] = data[first:past].decode()
         total = pl.concat([self._tokens, counted.drop("doc_id", "byte_offset", "byte_end")])
         self._tokens = total.group_by("token_id").agg(pl.all().sum())
 

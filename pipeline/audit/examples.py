@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipeline.audit.characters import whole_pieces
 from pipeline.audit.decisions import AuditedShard
+from pipeline.audit.minimap import hardest, minimap
 from pipeline.core.random_keys import random_key
 from pipeline.core.tokenizer import CorpusTokenizer
 
@@ -84,7 +86,8 @@ def _heat_map(document: dict[str, Any], positions: pl.DataFrame, tops: TopTokens
     text = document["text"].encode()
     shown = positions.head(TOKENS_SHOWN)
     pieces = [text[begin:end] for begin, end in shown.select("byte_offset", "byte_end").iter_rows()]
-    tokens = [piece.decode("utf-8", errors="backslashreplace") for piece in pieces]
+    shown_bytes = sum(map(len, pieces))
+    tokens = whole_pieces(pieces, text[shown_bytes : shown_bytes + 3])
     reasons = [name for name in shown["decision"].unique(maintain_order=True) if name != "kept"]
     state = {"kept": 0} | {name: i for i, name in enumerate(reasons, 1)}
     return {
@@ -99,6 +102,8 @@ def _heat_map(document: dict[str, Any], positions: pl.DataFrame, tops: TopTokens
         "state": [state[name] for name in shown["decision"]],
         "reasons": reasons,
         "top": tops.of(document["doc_id"], shown) if tops else None,
+        "map": minimap(positions, positions["kept"].to_numpy()),
+        "hardest": hardest(shown),
     }
 
 

@@ -41,7 +41,7 @@ TEXT_SHOWN, CELL_SHOWN = 60, 240
 
 _FOLDER = Path(__file__).parent
 _STYLES = ("base.css", "heatmap.css", "report.css")
-_SCRIPTS = ("theme.js", "heatmap.js", "report.js")
+_SCRIPTS = ("theme.js", "minimap.js", "heatmap.js", "report.js")
 
 
 def audit(

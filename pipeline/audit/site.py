@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipeline.audit.browse.document import Document, as_trained
+from pipeline.audit.characters import whole_span
 from pipeline.audit.decisions import decisions
 from pipeline.audit.lineage import Lineage
 from pipeline.audit.locate import Location
@@ -34,7 +35,7 @@ def site(
     prompts: Callable[[], PromptBuilder],
     proxy: CorpusTokenizer | None,
 ) -> dict[str, Any]:
-    """Return everything known about a position, as JSON values.
+    r"""Return everything known about a position, as JSON values.
 
     Args:
         lineage: The selection.
@@ -45,7 +46,8 @@ def site(
         proxy: Tokenizer that decodes the proxy's most likely tokens; None if they were not stored.
 
     Returns:
-        The origin; `before`, `token`, `after` as text; the scores in nats, `rank` (0: the proxy's most likely token)
+        The origin; `before`, `characters`, `after` as text, where `characters` are the whole ones that hold the token;
+        `token`, with \xNN where it splits a character; the scores in nats, `rank` (0: the proxy's most likely token)
         and `top` (text, probability), null where there are none; `decision`: `kept`, or the reason of the rejection;
         `rule`: the rule of the document's split, and `parts` of it, each with its `text`, whether it `holds`, and the
         `values` of its columns; `trained`: the result of `as_trained`.
@@ -56,6 +58,7 @@ def site(
     rule = str(lineage.select.config["where" if document.meta["split"] == "train" else "validation_where"])
     begin = row["byte_offset"]
     end = begin + len(document.tokens[where.position])
+    whole = slice(*whole_span(document.text, begin, end))
     shown = slice(where.position, where.position + 1)
     top = document.top(shown, proxy)[0] if proxy else None
     return {
@@ -65,9 +68,10 @@ def site(
         "position": where.position,
         "tokens": len(document),
         "bytes": [begin, end],
-        "before": document.text[max(0, begin - BYTES_BEFORE) : begin].decode(errors="ignore"),
+        "before": document.text[max(0, whole.start - BYTES_BEFORE) : whole.start].decode(errors="ignore"),
         "token": document.text[begin:end].decode(errors="backslashreplace"),
-        "after": document.text[end : end + BYTES_AFTER].decode(errors="ignore"),
+        "characters": document.text[whole].decode(),
+        "after": document.text[whole.stop : whole.stop + BYTES_AFTER].decode(errors="ignore"),
         **{name: row[name] for name in ("field", "token_class", *SCORES, "band", "decision")},
         "rule": rule,
         "parts": [asdict(part) for part in explain(rule, rule_columns(lineage.rule.metadata), decided)],

@@ -22,6 +22,8 @@ def _shape(character: str) -> str:
     code = ord(character)
     if character in " \n\t":
         return character
+    if code == 0x7F:
+        return "␡"
     if code < 0x20:
         return chr(0x2400 + code)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, decoded by `surrogateescape`

@@ -39,6 +39,9 @@ HOSTILE = (
 )
 """Texts that try to run, to turn the page around, or to break its layout."""
 
+RARE = "".join(chr(0x4E00 + 97 * i) for i in range(40))
+"""Characters that are several tokens."""
+
 QUARANTINED = (
     b'{"problem": "</script><script>window.pwned=4</script>\x1b[31m, broken',
     b'{"problem": "\\ud800", "solution": "a lone surrogate"}',
@@ -126,8 +129,7 @@ def _rows() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         row | {"level": str(i % 3), "score": i % 2, "note": f"note {i}"} for i, row in enumerate(problems(50))
     ]
-    rare = "".join(chr(0x4E00 + 97 * i) for i in range(40))  # characters that are several tokens
-    rows.append({"problem": rare, "solution": f"{rare[::-1]}.", "level": "0", "score": 0, "note": "rare"})
+    rows.append({"problem": RARE, "solution": f"{RARE[::-1]}.", "level": "0", "score": 0, "note": "rare"})
     for i, end in enumerate(("seven", "eight")):
         tale = " ".join(f"{word} {n}" for n, word in enumerate("abcdefghijklmnopqrstuvwxyz"))
         rows.append({"problem": tale, "solution": end, "level": "0", "score": 0, "note": f"tale {i}"})

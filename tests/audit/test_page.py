@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from pipeline.audit import report
 from pipeline.corpus.documents import doc_id
-from tests.audit.corpus import HOSTILE, RUN, Audited
+from tests.audit.corpus import HOSTILE, RARE, RUN, Audited
 
 VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 SECONDS = 5_000
@@ -71,6 +71,29 @@ def test_hostile_text_is_shown_and_breaks_nothing(page: Page, audited: Audited) 
     assert "\u202e" not in page.locator("body").inner_text()
     assert page.locator("main script:not([type='application/json']), main img").count() == 0
     assert "window.pwned=4" in page.locator(".quarantine").inner_text()
+
+
+@pytest.mark.parametrize("page", [(1280, "light"), (390, "dark")], indirect=True, ids=["1280-light", "390-dark"])
+def test_a_character_that_tokens_split_is_drawn_once(page: Page, audited: Audited) -> None:
+    text = f"{RARE}\n{RARE[::-1]}."
+    page.goto(f"{audited.report.as_uri()}#doc-{doc_id(text)}")
+    map_ = page.locator(f"#doc-{doc_id(text)} .hm-text")
+    expect(map_.locator(".hm-split").first).to_be_visible()
+    assert page.locator("body").inner_text().count("\\x") == 0
+    shown = "".join(map_.inner_text().replace("⏎", "").split())
+    assert shown == "".join(text.split())
+    split = map_.locator(".hm-split").first
+    pieces = split.locator(".hm-token")
+    glyph, first = split.locator(".hm-glyph").bounding_box(), pieces.first.bounding_box()
+    assert glyph and first and abs(glyph["x"] - first["x"]) < 1  # over its pieces, not beside them
+    pieces.nth(1).click()
+    panel = page.locator(f"#doc-{doc_id(text)} .hm-details")
+    character = split.locator(".hm-glyph").inner_text()
+    expect(panel.locator(".hm-piece")).to_have_text(character)
+    expect(panel).to_contain_text(f"2 of {pieces.count()} of this character")
+    in_bytes = [f"{byte:02x}" for byte in character.encode()]
+    assert any(byte in panel.locator(".hm-wide").all_inner_texts() for byte in in_bytes)
+    assert fits(page)
 
 
 @pytest.mark.parametrize("page", [(1280, "light"), (390, "dark")], indirect=True, ids=["1280-light", "390-dark"])

@@ -33,6 +33,9 @@ HOSTILE = (
 )
 """Texts that try to run, to turn the page around, or to break its layout."""
 
+LONG = " ".join(f"long{i}" for i in range(2_600))
+"""A text of more tokens than a page of the heat map has."""
+
 HOSTILE_NAME = '"><script>window.pwned=4</script>.jsonl'
 TIES = (1.0, 1 + 1 / 1024, float(np.nextafter(np.float32(1 + 1 / 1024), np.float32(2))), 1.25, 0.5, 1.5)
 """Entropies that rules are equal to: on a step of the index's grid and of the shards', between two of the former, just
@@ -61,7 +64,7 @@ def build(folder: Path, shard_documents: int = 15) -> Built:
     """The corpus, its scores, two selections (one of them capped) and a run with rollouts, under `folder`."""
     texts = [f"{row['problem']}\n{row['solution']}" for row in problems(40)]
     tokenizer = byte_level_tokenizer(folder / "tokenizer", [*texts, *HOSTILE])
-    documents = _documents([*texts[:20], *HOSTILE, *texts[20:]])
+    documents = _documents([*texts[:20], *HOSTILE, *texts[20:39], LONG])
     scores = _scores(documents)
     work = folder / "work" / "toy"
 

@@ -15,8 +15,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from pipeline.audit.browse.rules import Where
+from pipeline.corpus.documents import doc_id
 from tests.browser.conftest import Live, serving
-from tests.browser.corpus import Halting, build
+from tests.browser.corpus import LONG, Halting, build
 
 PHONE = {"width": 390, "height": 800}
 RULE = "entropy > 0.5 AND nll < 2"
@@ -89,6 +90,46 @@ def test_hover_shows_what_the_proxy_thought(page: Page, site: tuple[str, int]) -
     assert "metric=nll" in page.url
     page.reload()
     expect(page.get_by_role("button", name="Loss")).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_long_document_is_walked_by_its_strip_and_its_hardest(page: Page, live: Live) -> None:
+    long_id = doc_id(LONG)
+    scores = pl.read_parquet([file.path for file in live.built.scores.files("scores")])
+    scored = (
+        scores.filter(pl.col("doc_id") == long_id)
+        .select("entropy")
+        .explode("entropy")
+        .with_row_index("position")
+        .drop_nulls()
+    )
+    hardest = sorted(scored.sort("entropy", "position", descending=[True, False])["position"].head(20))
+    page.goto(f"/documents/{long_id}")
+    strip = page.get_by_role("img", name=re.compile("whole document"))
+    expect(strip.locator(".hm-map-hard")).to_have_count(20)
+    box = strip.bounding_box()
+    assert box
+    page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + 10)  # in the part that is shown
+    expect(page.locator(".hm-title")).to_contain_text(re.compile(r"Position 1,(29|30)\d of 2,600"))
+    assert float(strip.locator(".hm-map-seen").get_attribute("x") or 0) > 60  # of 240: the text has scrolled
+    page.mouse.click(box["x"] + box["width"] * 0.9, box["y"] + 10)  # in another part
+    page.wait_for_url(re.compile(r"position=23[34]\d"))
+    expect(page.locator(".hm-title")).to_contain_text(re.compile(r"Position 2,3[34]\d"))
+    page.locator(".hm-token[aria-selected=true]").press("Home")  # position 2,000
+    after = [position for position in hardest if position > 2_000]
+    page.keyboard.press("H")
+    before = max(position for position in hardest if position < 2_000)
+    page.wait_for_url(f"**position={before}")
+    expect(page.locator(".hm-title")).to_contain_text(f"Position {before:,} of")
+    page.locator(".hm-token[aria-selected=true]").press("h")
+    page.wait_for_url(f"**position={after[0]}")
+
+
+def test_two_lines_have_no_empty_box_under_them(page: Page, site: tuple[str, int]) -> None:
+    page.goto(f"/documents/{site[0]}")
+    page.locator(".hm-token").first.wait_for()
+    text, last = page.locator(".hm-text").bounding_box(), page.locator(".hm-token").last.bounding_box()
+    assert text and last
+    assert text["y"] + text["height"] - (last["y"] + last["height"]) < 40
 
 
 def test_a_site_shows_prompt_continuation_and_rollouts(page: Page, live: Live, site: tuple[str, int]) -> None:
@@ -185,7 +226,7 @@ def test_compare_two_selections_that_were_made(page: Page, live: Live) -> None:
     ]
     assert (number(page, "before"), number(page, "after")) == tuple(kept)
     assert number(page, "lost") == kept[0] - kept[1]
-    page.locator(".documents a.title").first.click()
+    page.locator(".documents a.title").filter(has_not_text="long0").first.click()
     expect(page.locator(".hm-text")).to_have_count(2)
     counts = page.locator(".hm-marks li:first-child b").all_inner_texts()
     assert int(counts[0]) > int(counts[1]) == 2

@@ -2,6 +2,7 @@
  *
  *     const map = RptHeatmap.mount(element, doc, { metric: "entropy", position: 17 });
  *     element.addEventListener("rpt:site", (event) => event.detail);   // { doc_id, position, site_id, reason }
+ *     element.addEventListener("rpt:elsewhere", (event) => event.detail.position);   // a position that is not given here
  *     element.addEventListener("rpt:metric", (event) => event.detail.metric);   // another metric is shown
  *     map.show("nll"); map.select(42);
  *
@@ -11,9 +12,9 @@
  *     meta            object: the other columns of the record
  *     first           optional: position of the first token given (default 0), for a part of a document
  *     total           optional: number of tokens of the whole document, for a part of it
- *     tokens          raw text of the token (invisible characters are marked here); bytes that are not whole
- *                     characters as \xNN
- *     raw             optional {index: hex}: bytes of the tokens that are not text
+ *     tokens          the characters that begin in the token (invisible ones are marked here): "" where it only has more
+ *                     bytes of the character before; \xNN for bytes that are no character
+ *     raw             optional {index: hex}: bytes of the tokens that are not this text
  *     entropy, nll, entropy_partial            nats, or null where the position was not scored
  *     rank            number of tokens that the proxy found likelier than the true one, or null
  *     field, token_class                       names: a list, or { names: [...], of: [index, ...] }
@@ -23,6 +24,8 @@
  *     parts           optional: the parts of the rule, [{ text, holds, values }]: SQL; per token whether the part holds;
  *                     per token the values that decide it, as a list or { names, of }
  *     site_ids        optional: id of the site or null; without it the id is <doc_id>-<position>
+ *     map             optional: the whole document in equal parts: { entropy, nll, rank, kept }, lists of one entry each
+ *     hardest         optional: positions of the document to which `h` and `H` go
  *     top             optional: per token [[text, log-probability], ...], most likely first, or null
  *
  * options: metric ("entropy", "nll", "rank"), position (initially selected).
@@ -99,11 +102,41 @@ const RptHeatmap = (() => {
     return step;
   }
 
+  /** All bytes of token `i` in hexadecimal. */
+  function allBytes(doc, i) {
+    return doc.raw?.[i]?.match(/../g) ?? Array.from(new TextEncoder().encode(doc.tokens[i]), (byte) => byte.toString(16).padStart(2, "0"));
+  }
+
   /** The first 24 bytes of token `i` in hexadecimal. */
   function bytesOf(doc, i) {
-    const bytes = doc.raw?.[i]?.match(/../g) ?? Array.from(new TextEncoder().encode(doc.tokens[i]), (byte) => byte.toString(16).padStart(2, "0"));
+    const bytes = allBytes(doc, i);
     const shown = bytes.slice(0, 24).join(" ");
     return bytes.length > 24 ? `${shown} … (${number(bytes.length)})` : shown;
+  }
+
+  /** The text of token `i` as lists of likely tokens write it: \xNN for the bytes of a part of a character. */
+  function exactText(doc, i) {
+    if (!doc.raw?.[i]) return doc.tokens[i];
+    const bytes = Uint8Array.from(allBytes(doc, i), (hex) => parseInt(hex, 16));
+    try {
+      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+    } catch {
+      return Array.from(bytes, (byte) => (byte < 128 ? String.fromCharCode(byte) : `\\x${byte.toString(16)}`)).join("");
+    }
+  }
+
+  const PIECES = 4; // most tokens of one character of UTF-8
+
+  /** For every token: the token in which its character begins, and how many tokens that character has. */
+  function splitCharacters(tokens) {
+    const head = tokens.map((_, i) => i);
+    const pieces = tokens.map(() => 1);
+    for (let i = 1; i < tokens.length; i += 1) {
+      if (tokens[i] !== "" || pieces[head[i - 1]] === PIECES) continue;
+      head[i] = head[i - 1];
+      pieces[head[i]] += 1;
+    }
+    return { head, pieces };
   }
 
   /** Draw `doc` into `element`. Returns { show(metric), select(position), element }. */
@@ -149,15 +182,27 @@ const RptHeatmap = (() => {
     const text = el("div", "hm-text");
     text.setAttribute("role", "listbox");
     text.setAttribute("aria-label", `Tokens of document ${doc.doc_id}`);
+    const hard = doc.hardest ?? [];
+    const { head, pieces } = splitCharacters(doc.tokens);
     const spans = doc.tokens.map((token, i) => {
-      const span = el("span", `hm-token hm-${kindOf(i)}${sampled.has(i) ? " hm-sampled" : ""}`, null, ...shortened(token, SHOWN.text));
+      const split = pieces[head[i]] > 1;
+      const span = el("span", `hm-token hm-${kindOf(i)}${sampled.has(i) ? " hm-sampled" : ""}`, null, ...(split ? [] : shortened(token, SHOWN.text)));
+      if (split) span.setAttribute("aria-label", `${doc.tokens[head[i]]}, piece ${i - head[i] + 1} of ${pieces[head[i]]}`);
       span.setAttribute("role", "option");
       span.setAttribute("aria-selected", "false");
       span.tabIndex = -1;
       span.dataset.i = i;
       return span;
     });
-    text.append(...spans);
+    for (let i = 0; i < spans.length; i += pieces[i]) {
+      if (pieces[i] === 1) {
+        text.append(spans[i]);
+        continue;
+      }
+      const glyph = el("span", "hm-glyph", null, ...shortened(doc.tokens[i], SHOWN.text));
+      glyph.setAttribute("aria-hidden", "true"); // every piece has it as its name
+      text.append(el("span", `hm-split hm-split-${pieces[i]}`, null, ...spans.slice(i, i + pieces[i]), glyph));
+    }
     if (spans.length < total - first) text.append(el("p", "hm-more", `${number(spans.length)} of ${number(total)} tokens shown`));
 
     // ---------------------------------------------------------------- details: one panel of constant size
@@ -188,7 +233,7 @@ const RptHeatmap = (() => {
     function describe(i) {
       const reason = reasonOf(i);
       title.replaceChildren(`Position ${number(first + i)} of ${number(total)}`, el("span", `hm-badge hm-badge-${kindOf(i)}`, reason ? words(reason) : "kept"));
-      piece.replaceChildren(...shortened(doc.tokens[i], SHOWN.details, { alone: true }));
+      piece.replaceChildren(...shortened(doc.tokens[head[i]], SHOWN.details, { alone: true }));
       facts.replaceChildren();
       fact("entropy", number(doc.entropy[i]));
       fact("loss", number(doc.nll[i]));
@@ -198,11 +243,13 @@ const RptHeatmap = (() => {
       fact("field", field(i) || "(template)");
       fact("decision", reason ? doc.because?.[reason] ?? `rejected: ${words(reason)}` : "kept", "hm-wide");
       fact("bytes", bytesOf(doc, i), "hm-wide");
+      if (pieces[head[i]] > 1) fact("piece", `${i - head[i] + 1} of ${pieces[head[i]]} of this character`, "hm-wide");
       fact("source", `${doc.source_file} row ${number(doc.source_row)}`, "hm-wide");
       if (siteOf(i)) fact("site", siteOf(i), "hm-wide");
       parts.hidden = !doc.parts?.length;
       parts.replaceChildren(...(doc.parts ?? []).map((part) => partOf(part, i)));
       const likeliest = doc.top?.[i];
+      const exact = exactText(doc, i);
       top.hidden = !likeliest;
       top.replaceChildren();
       for (const [token, logprob] of likeliest ?? []) {
@@ -210,8 +257,8 @@ const RptHeatmap = (() => {
         bar.max = 1;
         bar.value = Math.exp(logprob);
         bar.setAttribute("aria-label", "probability");
-        const row = el("li", token === doc.tokens[i] ? "hm-true" : "", null, el("span", "hm-likely", null, ...shortened(token, SHOWN.likely, { alone: true })), bar, el("span", "hm-probability", `${(100 * Math.exp(logprob)).toFixed(1)} %`));
-        if (token === doc.tokens[i]) row.setAttribute("aria-label", "the true token");
+        const row = el("li", token === exact ? "hm-true" : "", null, el("span", "hm-likely", null, ...shortened(token, SHOWN.likely, { alone: true })), bar, el("span", "hm-probability", `${(100 * Math.exp(logprob)).toFixed(1)} %`));
+        if (token === exact) row.setAttribute("aria-label", "the true token");
         top.append(row);
       }
     }
@@ -248,6 +295,20 @@ const RptHeatmap = (() => {
       return i;
     }
 
+    /** Select a position of the document, on whichever page of it that is. */
+    function go(position) {
+      const i = position - first;
+      if (i >= 0 && i < spans.length) select(i);
+      else element.dispatchEvent(new CustomEvent("rpt:elsewhere", { bubbles: true, detail: { doc_id: doc.doc_id, position } }));
+    }
+
+    /** Go to the nearest of the hardest positions after (1) or before (−1) token `i`; at the end, to the other end. */
+    function goHardest(i, direction) {
+      const ordered = direction > 0 ? hard : [...hard].reverse();
+      const next = ordered.find((position) => (position - first - i) * direction > 0) ?? ordered[0];
+      if (next !== undefined) go(next);
+    }
+
     function choose(i) {
       const detail = { doc_id: doc.doc_id, position: first + i, site_id: siteOf(i), reason: reasonOf(i) };
       element.dispatchEvent(new CustomEvent("rpt:site", { bubbles: true, detail }));
@@ -272,6 +333,8 @@ const RptHeatmap = (() => {
       if (i === null || event.ctrlKey || event.metaKey || event.altKey) return;
       if (MOVES[event.key]) select(MOVES[event.key](i));
       else if (event.key === "Enter") choose(i);
+      else if (event.key === "h") goHardest(i, 1);
+      else if (event.key === "H") goHardest(i, -1);
       else return;
       event.preventDefault();
     });
@@ -303,11 +366,27 @@ const RptHeatmap = (() => {
         }),
         el("span", "hm-unit", unit ? `${unit} and more` : "and more"),
       );
+      overview?.show(metric);
       element.dispatchEvent(new CustomEvent("rpt:metric", { bubbles: true, detail: { metric } }));
     }
 
+    const overview = doc.map ? RptMinimap.strip(doc.map, hard, total, { heat, go }) : null;
+    /** Mark in the strip what the box of the text shows now. */
+    function look() {
+      const box = text.getBoundingClientRect();
+      const inside = (span) => { const { top, bottom } = span.getBoundingClientRect(); return bottom > box.top && top < box.bottom; };
+      let from = 0, to = spans.length;
+      while (from < to && !inside(spans[from])) from += 1;
+      while (to > from && !inside(spans[to - 1])) to -= 1;
+      if (to > from) overview.look(first + from, first + to);
+    }
     element.classList.add("hm");
-    element.replaceChildren(toolbar, el("div", "hm-body", null, text, details));
+    element.replaceChildren(toolbar, ...(overview ? [overview.element] : []), el("div", "hm-body", null, text, details));
+    if (overview) {
+      let waiting = 0;
+      text.addEventListener("scroll", () => { waiting ||= requestAnimationFrame(() => { waiting = 0; look(); }); });
+      look();
+    }
     show(options.metric ?? "entropy");
     if (spans.length) select(current, false);
     return { show, select: (position) => select(position - first), element };

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.audit.browse.column_index import verified_once
+from pipeline.audit.characters import whole_pieces
+from pipeline.audit.minimap import hardest, minimap
 from pipeline.config.manifest import MaterializeConfig
 from pipeline.config.task import TaskConfig
 from pipeline.core.artifact import InputFile
@@ -147,14 +149,15 @@ class Document:
         """
         shown = slice(first, min(first + TOKENS_SHOWN, len(self)))
         frame, tokens, doc_id = self.frame[shown], self.tokens[shown], self.meta["doc_id"]
+        pieces = whole_pieces(tokens, b"".join(self.tokens[shown.stop : shown.stop + 3]))
         scores = {name: _rounded(frame[name]) for name in ("entropy", "entropy_partial", "nll", "rank")}
         return {
             "doc_id": doc_id,
             **{name: self.meta[name] for name in ("split", "source_file", "source_row", "meta")},
             "first": first,
             "total": len(self),
-            "tokens": [_text(token) for token in tokens],
-            "raw": {t: token.hex() for t, token in enumerate(tokens) if _text(token).encode() != token},
+            "tokens": pieces,
+            "raw": {t: token.hex() for t, token in enumerate(tokens) if pieces[t].encode() != token},
             **scores,
             "field": frame["field"].to_list(),
             "token_class": frame["token_class"].to_list(),
@@ -163,6 +166,8 @@ class Document:
             "parts": self._parts(verdict.where, frame),
             "site_ids": [f"{doc_id}-{position}" for position in frame["position"]],
             "top": self.top(shown, top) if top and "top_ids" in self._scores.column_names else None,
+            "map": minimap(self.frame, np.asarray(verdict.state_T) == 0),
+            "hardest": hardest(self.frame),
         }
 
     def _parts(self, where: str, frame: pl.DataFrame) -> list[dict[str, Any]]:
@@ -222,14 +227,16 @@ def as_trained(
 
     Returns:
         `dropped`: the reason why the position makes no example, or None; then `prompt` (its parts `before`, `context`
-        and `after`, and its length in `tokens`), `target`, `continuation` (its tokens) and `truncated`. Bytes that are
-        not whole characters appear as \xNN.
+        and `after`, and its length in `tokens`), `target`, `continuation` (its tokens) and `truncated`. A token has the
+        characters that begin in it (`whole_pieces`); bytes that are not whole characters appear as \xNN.
     """
     example = document.example(position, config, tokenizer)
     if isinstance(example, str):
         return {"dropped": example}
     builder, context = prompts(), example["context"]
     ends = boundaries_of(example["token_lengths"])
+    tokens = [example["continuation"][begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    continuation = whole_pieces(tokens)
     return {
         "dropped": None,
         "prompt": {
@@ -238,10 +245,8 @@ def as_trained(
             "after": _text(tokenizer.decode_bytes(builder.suffix_ids, continues=True)),
             "tokens": len(builder.ids(context)),
         },
-        "target": _text(example["target"]),
-        "continuation": [
-            _text(example["continuation"][begin:end]) for begin, end in zip([0, *ends], ends, strict=False)
-        ],
+        "target": continuation[0],
+        "continuation": continuation,
         "truncated": example["context_truncated"],
     }
 

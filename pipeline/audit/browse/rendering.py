@@ -17,6 +17,7 @@ ASSETS = {
     "base.css": "assets",
     "heatmap.css": "assets",
     "heatmap.js": "assets",
+    "minimap.js": "assets",
     "theme.js": "assets",
     "browse.css": "browse/static",
     "browse.js": "browse/static",

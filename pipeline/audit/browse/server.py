@@ -124,14 +124,15 @@ class Pages:
         row, rule = self._document_and_rule(request)
         self._state.rule(rule, row["split"])
         site = self._site(request, row)
-        return self._page("document.html", request, row=row, rule=rule, site=site, shown=TOKENS_SHOWN)
+        first = _first_shown(request.query_params)
+        return self._page("document.html", request, row=row, rule=rule, site=site, first=first, shown=TOKENS_SHOWN)
 
     def heat_map(self, request: Request) -> Response:
         """Return the input of the heat-map component as JSON."""
         row, rule = self._document_and_rule(request)
         document = self._state.document(row["document"])
         verdict = self._state.verdict(document, rule)
-        first = min(int(number_of(request.query_params, "first", 1e9) or 0), max(len(document) - 1, 0))
+        first = min(_first_shown(request.query_params), max(len(document) - 1, 0))
         proxy = self._state.proxy_tokenizer if self._state.has_top else None
         shown = document.heat_map(verdict, first, proxy)
         sampled = self._state.sampled().get(row["doc_id"], ())
@@ -265,6 +266,14 @@ class Pages:
             path=request.url.path, query=request.query_params, **values
         )
         return HTMLResponse(html, status)
+
+
+def _first_shown(parameters: QueryParams) -> int:
+    """Return the first token that a page of a document shows: `first`, or that of the part that has `position`."""
+    first = number_of(parameters, "first", 1e9)
+    return (
+        int(number_of(parameters, "position", 1e9) or 0) // TOKENS_SHOWN * TOKENS_SHOWN if first is None else int(first)
+    )
 
 
 def _is_position(position: str, tokens: int) -> bool:

@@ -61,6 +61,12 @@ async function mountHeatMap(element) {
     remember({ metric: event.detail.metric === "entropy" ? null : event.detail.metric });
   });
   if (!("select" in element.dataset)) return;
+  element.addEventListener("rpt:elsewhere", (event) => {
+    const there = new URL(location.href);
+    there.searchParams.delete("first");
+    there.searchParams.set("position", event.detail.position);
+    location.href = there;
+  });
   element.addEventListener("rpt:site", (event) => showSite(event.detail.position));
   if (position !== null) map.select(Number(position));
 }
