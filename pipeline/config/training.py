@@ -118,8 +118,12 @@ class StopConfig(Config):
 class BudgetConfig(Config):
     """How long to train and what to keep."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"sampled_tokens"})
+
     steps: int = Field(1000, ge=0)
     """Training steps of the run."""
+    sampled_tokens: int | None = Field(None, gt=0)
+    """End earlier: with the step in which the run has sampled so many tokens of responses, over all ranks."""
     evaluate_every: int = Field(100, gt=0)
     """Steps between measurements of held-out accuracy; the first and last step are always measured."""
     save_every: int = Field(100, gt=0)

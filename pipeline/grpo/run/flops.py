@@ -119,13 +119,16 @@ class ComputeUsed:
     """Seconds of the steps times the number of ranks: device-seconds, if a rank has one device."""
     tokens: int = 0
     """Tokens learned from."""
+    sampled: int = 0
+    """Tokens sampled in responses."""
 
-    def plus(self, flops: float, seconds: float, tokens: float) -> ComputeUsed:
+    def plus(self, flops: float, seconds: float, tokens: float, sampled: float = 0) -> ComputeUsed:
         """Return the sum with one more step."""
-        return ComputeUsed(self.flops + flops, self.seconds + seconds, self.tokens + int(tokens))
+        tokens, sampled = self.tokens + int(tokens), self.sampled + int(sampled)
+        return ComputeUsed(self.flops + flops, self.seconds + seconds, tokens, sampled)
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics `compute/flops`, `compute/seconds` and `compute/tokens`."""
+        """Return the metrics `compute/flops`, `compute/seconds`, `compute/tokens` and `compute/sampled`."""
         return {f"compute/{name}": value for name, value in self.state().items()}
 
     def state(self) -> dict[str, float]:

@@ -56,16 +56,17 @@ def run_steps(
     Returns:
         The last step's metrics; None if the run was asked to stop (SIGTERM), after a checkpoint was saved.
     """
-    state, steps, budget, metrics = opened.state, opened.run.steps, opened.run.recipe.budget, Metrics()
+    state, budget, metrics = opened.state, opened.run.recipe.budget, Metrics()
     with stop_signal() as stop_is_asked:
         if not opened.resumed:
             record(opened, {**first, **measure()})
-        while state.step < steps:
+        while not opened.run.ends_at(state.step, state.spent.sampled):
             metrics = take_step(state)
             state.step += 1
             seconds = metrics["seconds/step"] * distributed.world_size()
-            state.spent = state.spent.plus(metrics["compute/step"], seconds, metrics["tokens/trained"])
-            is_last = state.step == steps
+            sampled = metrics.get("tokens/sampled", 0)
+            state.spent = state.spent.plus(metrics["compute/step"], seconds, metrics["tokens/trained"], sampled)
+            is_last = opened.run.ends_at(state.step, state.spent.sampled)
             if is_last or state.step % budget.evaluate_every == 0:
                 metrics |= measure()
             record(opened, metrics)

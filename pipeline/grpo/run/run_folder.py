@@ -63,7 +63,7 @@ class TrainingRun:
     own: Mapping[str, Any]
     """Identity of the run: a checkpoint of another one is refused."""
     steps: int
-    """Steps of the whole run."""
+    """Most steps of the whole run."""
     made_from: Mapping[str, Record]
     """By name, the stages whose output is trained on."""
 
@@ -71,6 +71,11 @@ class TrainingRun:
     def policy(self) -> Path:
         """Return the folder of the trained policy."""
         return self.folder / "policy"
+
+    def ends_at(self, step: int, sampled: int) -> bool:
+        """Return whether the run has done all its steps, or has sampled as many tokens as it may."""
+        most = self.recipe.budget.sampled_tokens
+        return step >= self.steps or (most is not None and sampled >= most)
 
 
 def layout_of(recipe: Recipe, zero_stage: int, ranks: int) -> dict[str, Any]:
@@ -233,7 +238,8 @@ def is_up_to_date(run: TrainingRun) -> bool:
         return False
     state = read_state(checkpoint)
     must_be_same(state["identity"], run.own, run.folder)
-    if state["step"] < run.steps or not run.policy.is_dir():
+    sampled = state["spent"].get("sampled", 0)  # not counted in older checkpoints
+    if not run.ends_at(state["step"], sampled) or not run.policy.is_dir():
         return False
     if is_first_rank():
         log(f"{run.command:<12} up to date  {run.policy}")

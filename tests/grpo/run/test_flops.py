@@ -78,9 +78,14 @@ def test_a_step_by_hand() -> None:
 
 
 def test_what_was_spent_goes_on_from_a_checkpoint() -> None:
-    spent = ComputeUsed().plus(1e9, 2.5, 7).plus(1e9, 0.5, 3)
+    spent = ComputeUsed().plus(1e9, 2.5, 7, 20).plus(1e9, 0.5, 3, 5)
     assert ComputeUsed(**spent.state()) == spent
-    assert spent.metrics() == {"compute/flops": 2e9, "compute/seconds": 3.0, "compute/tokens": 10}
+    assert spent.metrics() == {
+        "compute/flops": 2e9,
+        "compute/seconds": 3.0,
+        "compute/tokens": 10,
+        "compute/sampled": 25,
+    }
 
 
 def test_the_size_of_a_tiny_decoder_by_hand(tmp_path: Path) -> None:

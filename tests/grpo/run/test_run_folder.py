@@ -27,10 +27,10 @@ from tests.toys import byte_level_tokenizer
 RECIPE = Recipe(name="a", policy=PolicyConfig(model="somewhere"))
 
 
-def finished_run(folder: Path, step: int, own: dict[str, object]) -> Path:
+def finished_run(folder: Path, step: int, own: dict[str, object], sampled: int = 0) -> Path:
     checkpoints = folder / "checkpoints"
     (checkpoints / f"step-{step:06d}").mkdir(parents=True)
-    write_state(checkpoints / f"step-{step:06d}", {"step": step, "identity": own})
+    write_state(checkpoints / f"step-{step:06d}", {"step": step, "spent": {"sampled": sampled}, "identity": own})
     (checkpoints / "latest").write_text(f"step-{step:06d}")
     (folder / "policy").mkdir()
     return folder
@@ -53,6 +53,13 @@ def test_a_run_is_complete_when_its_steps_are_done_and_the_policy_is_there(tmp_p
     assert not is_up_to_date(run_of(run, 6, own)), "the budget was raised: go on"
     (run / "policy").rmdir()
     assert not is_up_to_date(run_of(run, 5, own))
+
+
+def test_a_run_is_complete_when_it_has_sampled_its_tokens(tmp_path: Path, own: dict) -> None:
+    run = finished_run(tmp_path / "run", 3, own, sampled=1000)
+    for most, complete in ((1000, True), (1001, False), (None, False)):
+        recipe = RECIPE.model_copy(update={"budget": RECIPE.budget.model_copy(update={"sampled_tokens": most})})
+        assert is_up_to_date(TrainingRun("train", run, recipe, Path("somewhere"), own, 5, {})) == complete
 
 
 def test_another_run_is_refused_field_by_field(tmp_path: Path, own: dict) -> None:
