@@ -59,6 +59,11 @@ class Job:
         return (self.folder(out) / "part.json").exists()
 
 
+def default_workers() -> int:
+    """Return one command per core, at most 4: toy models use one core better than two."""
+    return min(4, os.cpu_count() or 1)
+
+
 def run_jobs(jobs: Sequence[Job], out: Path, *, workers: int) -> None:
     """Run the unfinished jobs, `workers` at a time, each with its share of the cores.
 

@@ -12,7 +12,8 @@ from pipeline.config.loading import load
 from pipeline.config.recipe import Recipe
 from pipeline.config.study import StudyConfig
 from pipeline.core.artifact import Shard, publish, scratch_folder, write_record
-from stages.study import arms_of, plan, read_study
+from pipeline.evaluation.study_plan import arms_of, plan
+from stages.study import read_study
 
 
 @pytest.fixture(scope="module")
