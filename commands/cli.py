@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Reinforcement Pre-Training: turn a corpus into hard next-token sites, and train a policy on them.",
-    epilog="Exit codes: 0 done, 2 user error, 3 damaged artifacts, 4 refused by a certificate, 130 interrupted.",
+    epilog="Exit codes: 0 done, 2 user error, 3 damaged artifacts, 4 refused (certificate, power), 130 interrupted.",
 )
 for group in (data, train, evaluate, inspect, exchange, maintenance):
     app.add_typer(group.commands)

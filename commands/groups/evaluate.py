@@ -1,4 +1,4 @@
-"""The commands that measure policies: `rpt screen`, `rpt evaluate`, `rpt gate`, `rpt study`, `rpt zeroshot`."""
+"""The commands that measure policies: `rpt screen`, `evaluate`, `gate`, `study`, `worth` and `zeroshot`."""
 
 from __future__ import annotations
 
@@ -160,13 +160,79 @@ def study(
 
         rpt study recipes/study-demo.yaml --set seeds=[0,1,2,3,4] --run runs/five-seeds
     """
-    from stages.study import default_workers, read_study
+    from pipeline.evaluation.jobs import default_workers
+    from stages.study import read_study
     from stages.study import study as bring_up_to_date
 
     config = read_study(study, overrides or (), quick=quick)
     out = run or Path("runs") / config.name
     bring_up_to_date(config, work=work, out=out, workers=workers or default_workers())
     say_next(f"open {shlex.quote(str(out / 'report.html'))}", "a verdict on each claim, with every table and figure")
+
+
+@commands.command(rich_help_panel=POLICY)
+def worth(
+    recipe: RecipePath,
+    selections: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=WHERE|MANIFEST",
+            help="Selections of one corpus: SQL over the sites' columns, or a manifest (.yaml) whose shards exist. The "
+            "others are compared with the first.",
+        ),
+    ],
+    tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens of each run.")],
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Runs of each selection.  [default: as many as see the difference]")
+    ] = None,
+    see: Annotated[float, typer.Option(min=0.1, max=100, help="Difference in points that must be seen.")] = 5.0,
+    spread: Annotated[
+        float, typer.Option(min=0, help="Points by which seeds are assumed to differ (standard deviation).")
+    ] = 2.0,
+    band: Annotated[
+        Literal["easy", "medium", "hard"], typer.Option(help="Band of held-out sites whose accuracy decides.")
+    ] = "easy",
+    only_plan: Annotated[bool, typer.Option("--plan", help="Say what the comparison would see, and run nothing.")] = (
+        False
+    ),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Commands to run at the same time.  [default: one per core, at most 4]")
+    ] = None,
+    manifest: ManifestOption = None,
+    overrides: RecipeOverrides = None,
+    work: Work = Path("work"),
+    run: Annotated[Path | None, typer.Option(help="Folder of the comparison.  [default: runs/NAME-worth]")] = None,
+) -> None:
+    """Train on several selections at equal sampled tokens, over several seeds, and say which is worth more.
+
+    Says first which difference it will see, and does not start if that is more than --see: exit code 4. Differences
+    that it cannot see are not claimed. Finished parts are not run again.
+
+    Examples:
+
+        rpt worth recipes/demo.yaml hard="entropy > 1.5" easy="entropy <= 1.5" --tokens 500000 --plan
+
+        rpt worth recipes/demo.yaml all=true hard="entropy > 1.5" --tokens 500000 --seeds 3 --see 12
+
+        rpt worth recipes/demo.yaml mine=mine.yaml random=random.yaml --tokens 500000
+    """
+    from pipeline.evaluation.jobs import default_workers
+    from stages.worth import Comparison, plan_power, read_rules
+    from stages.worth import worth as bring_up_to_date
+
+    read = load(Recipe, recipe, overrides or ())
+    manifest_of(read, manifest)  # there is one
+    asked = Comparison(
+        recipe, manifest or Path(str(read.data)), read_rules(selections), tokens, band, tuple(overrides or ())
+    )
+    power = plan_power(asked, seeds, see=see / 100, spread=spread / 100, work=work)
+    if only_plan:
+        return
+    out = run or Path("runs") / f"{read.name}-worth"
+    found = bring_up_to_date(asked, power, work=work, out=out, workers=workers or default_workers())
+    for comparison in found["comparisons"]:
+        print(comparison["says"])
+    say_next(f"open {shlex.quote(str(out / 'report.html'))}", "accuracy, differences and learning curves")
 
 
 @commands.command(rich_help_panel=POLICY)

@@ -30,7 +30,7 @@ class IntegrityError(UserError):
 
 
 class RefusedError(UserError):
-    """Raised when the certificate refuses a selection."""
+    """Raised when the certificate refuses a selection, or a comparison would not see what it is asked for."""
 
     exit_code = 4
 

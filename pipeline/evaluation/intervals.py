@@ -56,7 +56,7 @@ class Difference:
     detectable: float | None = None
     """Over seeds: the smallest true difference that is seen with the probability `power.POWER`; None if unknown."""
     seeds_needed: int | None = None
-    """Over seeds: how many see a true difference of `power.AIM` at as many documents; None if no number does."""
+    """Over seeds: how many see the difference asked for (`power.AIM`) at as many documents; None if no number does."""
 
 
 def proportion(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr
 
 from pipeline.evaluation.intervals import CONFIDENCE, Difference, Estimate, by_document, proportion, t_quantile
-from pipeline.evaluation.power import detectable, seeds_needed
+from pipeline.evaluation.power import AIM, detectable, seeds_needed
 
 Part = tuple[float, int]
 """A variance and its degrees of freedom."""
@@ -33,7 +33,7 @@ def share_over_seeds(
     if hits_SN.shape[1] == 0:
         return None
     parts = [_between_documents(hits_SN.mean(axis=0), documents_N), _between_seeds(hits_SN)]
-    error, freedom = _combine(parts)
+    error, freedom = combine(parts)
     if len(hits_SN) == 1 or error == 0:
         return proportion(hits_SN.mean(axis=0), documents_N)
     value, reach = float(hits_SN.mean()), t_quantile(freedom) * error
@@ -42,7 +42,11 @@ def share_over_seeds(
 
 
 def difference_over_seeds(
-    after_SN: NDArray[np.bool_], before_SN: NDArray[np.bool_], documents_N: Sequence[str] | NDArray[np.str_]
+    after_SN: NDArray[np.bool_],
+    before_SN: NDArray[np.bool_],
+    documents_N: Sequence[str] | NDArray[np.str_],
+    *,
+    aim: float = AIM,
 ) -> Difference | None:
     """Return the mean share of hits of one arm minus that of another at the same sites; None without sites.
 
@@ -54,15 +58,15 @@ def difference_over_seeds(
         return None
     gains_N = after_SN.mean(axis=0) - before_SN.mean(axis=0)
     of_documents, of_seeds = _between_documents(gains_N, documents_N), list(map(_between_seeds, (after_SN, before_SN)))
-    error, freedom = _combine([of_documents, *of_seeds])
+    error, freedom = combine([of_documents, *of_seeds])
 
     def with_seeds(count: int) -> tuple[float, float]:
-        return _combine([of_documents, *(_with_seeds(part, count) for part in of_seeds)])
+        return combine([of_documents, *(_with_seeds(part, count) for part in of_seeds)])
 
     value, reach = float(gains_N.mean()), t_quantile(freedom) * error or _largest_unseen_share(len(set(documents_N)))
     p_value = 2 * float(stdtr(freedom, -abs(value) / error)) if error else float(value == 0)
     low, high, documents = max(-1.0, value - reach), min(1.0, value + reach), len(set(documents_N))
-    power = (detectable(error, freedom), seeds_needed(with_seeds)) if error else (None, None)
+    power = (detectable(error, freedom), seeds_needed(with_seeds, aim)) if error else (None, None)
     return Difference(value, low, high, error, len(gains_N), documents, p_value, *power)
 
 
@@ -91,7 +95,7 @@ def _with_seeds(part: Part, seeds: int) -> Part:
     return (variance * (freedom + 1) / seeds, seeds - 1) if freedom else part
 
 
-def _combine(parts: Sequence[Part]) -> tuple[float, float]:
+def combine(parts: Sequence[Part]) -> tuple[float, float]:
     """Return the standard error of the sum of independent parts and its degrees of freedom (Satterthwaite)."""
     total = sum(variance for variance, _ in parts)
     weight = sum(variance**2 / freedom for variance, freedom in parts if freedom)

@@ -15,7 +15,7 @@ from pipeline.evaluation.intervals import t_quantile
 POWER = 0.8
 """Probability with which a difference is to be seen."""
 AIM = 0.05
-"""True difference, as a share, for which the seeds that are needed are reported: five points."""
+"""True difference, as a share, that a comparison is to see unless another is asked for: five points."""
 MOST_SEEDS = 100
 """Most seeds that are tried."""
 
@@ -34,10 +34,11 @@ def detectable(error: float, freedom: float) -> float:
     return error * float(nctdtrinc(freedom, 1 - POWER, t_quantile(freedom)))
 
 
-def seeds_needed(error_of: Callable[[int], tuple[float, float]]) -> int | None:
-    """Return the fewest seeds with which a true difference of `AIM` is seen; None if `MOST_SEEDS` do not suffice.
+def seeds_needed(error_of: Callable[[int], tuple[float, float]], aim: float = AIM) -> int | None:
+    """Return the fewest seeds with which a true difference of `aim` is seen; None if `MOST_SEEDS` do not suffice.
 
     Args:
         error_of: returns error and degrees of freedom with so many seeds, from two on.
+        aim: the difference, as a share.
     """
-    return next((n for n in range(2, MOST_SEEDS + 1) if detectable(*error_of(n)) <= AIM), None)
+    return next((n for n in range(2, MOST_SEEDS + 1) if detectable(*error_of(n)) <= aim), None)

@@ -93,11 +93,12 @@ def as_html(found: Sequence[Block], out: Path) -> str:
             case Table():
                 parts.append(_table(block))
     body = "\n".join(parts)
+    title = next((block.text for block in found if isinstance(block, Heading)), "Report")
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>Study</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body><main>\n{body}\n</main></body></html>\n"
     )
 

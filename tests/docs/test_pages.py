@@ -49,6 +49,7 @@ NOT_RUN = {
     r"rpt select cmath": "takes the hub; tests/stages/test_certificate.py, on toys",
     r"rpt plan": "tests/commands/test_plan.py",
     r"make study|rpt study": "up to an hour; tests/stages/test_study.py, on toys",
+    r"rpt worth": "hours; tests/stages/test_worth.py, on toys",
     r"rpt train .*(--ranks|--run|--deepspeed)": "several ranks, controls: tests/stages/test_train.py, tests/grpo",
     r"rpt (ntp|sft|finetune) ": "tests/stages/test_baselines.py, on toys",
     r"rpt (warmup|train .*--policy)": "tests/stages/test_warmup.py, on toys",

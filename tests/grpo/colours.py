@@ -87,8 +87,10 @@ class ShardsConfig(Config):
     max_context_tokens: int = 64
 
 
-def publish_shards(work: Path, policy: Path, sites: int = 30, held_out: int = 12) -> Record:
-    """Shards of `work/colours` as `materialize` leaves them: the colour of a document is its number's."""
+def publish_shards(
+    work: Path, policy: Path, sites: int = 30, held_out: int = 12, *, name: str = "colours", **inputs: str
+) -> Record:
+    """Shards of `work/<name>` as `materialize` leaves them: the colour of a document is its number's."""
     tokens = CorpusTokenizer.load(policy)
 
     def row(index: int, split: str) -> dict[str, object]:
@@ -117,10 +119,8 @@ def publish_shards(work: Path, policy: Path, sites: int = 30, held_out: int = 12
         write_rows(out / "validation.parquet", SHARDS, (row(100 + i, "validation") for i in range(held_out)))
         return {"sites": sites + held_out}
 
-    inputs = {"sites": str(sites), "policy_tokenizer": tokens.digest}
-    return run_stage(
-        Stage("materialize", 1, run), ShardsConfig(), [Shard(0, {}, {})], inputs, work / "colours", InProcess()
-    )
+    inputs = {"sites": str(sites), "policy_tokenizer": tokens.digest} | inputs
+    return run_stage(Stage("materialize", 1, run), ShardsConfig(), [Shard(0, {}, {})], inputs, work / name, InProcess())
 
 
 def write_recipe(path: Path, policy: Path, **changes: object) -> Path:

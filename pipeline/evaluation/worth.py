@@ -1,0 +1,195 @@
+"""What a selection is worth: policies trained on several selections at equal sampled tokens, compared over seeds.
+
+Before it runs, a comparison says which difference it will see, by what is assumed of it. Afterwards every verdict goes
+by what was measured, and a difference smaller than the comparison can see is never claimed:
+
+- *more*, *less*: the 95 % interval leaves out 0, and the difference is at least the smallest that is seen with the
+  probability `POWER` (`Difference.detectable`);
+- *same*: the interval lies between −`see` and +`see`;
+- *not decided*: all else.
+
+Shape names: S seeds, N sites, D documents, M points of a curve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config.selection import BandsConfig
+from pipeline.core.progress import counted
+from pipeline.evaluation.accuracy import band_members
+from pipeline.evaluation.intervals import Difference, by_document, t_quantile
+from pipeline.evaluation.multiseed import combine, difference_over_seeds, share_over_seeds
+from pipeline.evaluation.power import MOST_SEEDS, POWER, detectable, seeds_needed
+from pipeline.evaluation.scaling import read_metrics
+from pipeline.evaluation.study import Arm, hits_of, read_responses, sites_of, to_json_value
+
+DISAGREE = 0.25
+"""Assumed before a run: share of the sites at which one of two policies is right and the other wrong."""
+ALIKE = 0.1
+"""Assumed before a run: correlation between two sites of a document."""
+CURVE_POINTS = 21
+"""Points of a learning curve, at equal numbers of sampled tokens."""
+
+Verdict = Literal["more", "less", "same", "not decided"]
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a comparison will see, by what is assumed of it."""
+
+    seeds: int
+    sites: int
+    documents: int
+    see: float
+    """Difference that it is to see, as a share."""
+    spread: float
+    """Assumed standard deviation of a policy's accuracy between seeds, as a share."""
+    detectable: float
+    """Smallest true difference that it sees with the probability `POWER`."""
+    needed: int | None
+    """Fewest seeds that see `see`; None if `MOST_SEEDS` do not."""
+
+    def says(self) -> str:
+        """Return the power in a sentence."""
+        return (
+            f"{counted(self.seeds, 'seed')} and {counted(self.sites, 'site')} of "
+            f"{counted(self.documents, 'document')} see a true difference of {100 * self.detectable:.1f} points with a "
+            f"probability of {POWER:.0%} (assumed: seeds differ by {100 * self.spread:g} points, two policies at "
+            f"{DISAGREE:.0%} of the sites)"
+        )
+
+
+def power_of(documents_N: NDArray[np.str_], seeds: int | None, *, see: float, spread: float) -> Power:
+    """Return the power of a comparison of two selections before it is run.
+
+    Args:
+        documents_N: documents of the held-out sites.
+        seeds: runs of each selection; None: the fewest that see `see`, or `MOST_SEEDS`.
+        see: difference to see, as a share.
+        spread: standard deviation of accuracy between seeds, as a share.
+    """
+    sites_D = by_document(np.ones(len(documents_N)), documents_N)
+    sites = int(sites_D.sum())
+    pairs = float((sites_D * (sites_D - 1)).sum())
+    of_documents = (DISAGREE * (sites + ALIKE * pairs) / sites**2, max(1, len(sites_D) - 1))
+
+    def with_seeds(count: int) -> tuple[float, float]:
+        of_seeds = (spread**2 / count, count - 1)
+        return combine([of_documents, of_seeds, of_seeds])
+
+    needed = seeds_needed(with_seeds, see)
+    taken = seeds or needed or MOST_SEEDS
+    return Power(taken, sites, len(sites_D), see, spread, detectable(*with_seeds(taken)), needed)
+
+
+def verdict_of(change: Difference, see: float) -> Verdict:
+    """Return what a measured difference says, by the rules at the top of this page.
+
+    Example:
+        >>> def measured(value, reach, sees): return Difference(value, value - reach, value + reach, 1, 9, 9, 1, sees)
+        >>> [verdict_of(measured(*of), 0.05) for of in ((0.1, 0.05, 0.07), (0.06, 0.05, 0.07), (-0.01, 0.03, 0.04))]
+        ['more', 'not decided', 'same']
+    """
+    seen = change.detectable is not None and abs(change.value) >= change.detectable
+    if seen and not change.low <= 0 <= change.high:
+        return "more" if change.value > 0 else "less"
+    return "same" if -see < change.low and change.high < see else "not decided"
+
+
+def summarize_worth(
+    arms: Sequence[Arm], rules: Mapping[str, str], bands: BandsConfig, power: Power, band: str, tokens: int
+) -> dict[str, Any]:
+    """Return every figure of the report, as JSON values.
+
+    Args:
+        arms: the policy before training, and then the selections; those after the first are compared with the first.
+        rules: of each selection, its expression or manifest.
+        bands: thresholds in nats.
+        power: as it was before the runs.
+        band: whose accuracy decides.
+        tokens: that each run has sampled.
+    """
+    responses = {arm.name: read_responses(arm.evaluation / "responses.parquet") for arm in arms}
+    first, *others = rules
+    base = responses[arms[0].name]
+    named = base["sets"].explode().drop_nulls().to_list()
+    sites = sites_of(base, "headline" if "headline" in named else "all")
+    members = band_members(sites.frame["entropy"].to_list(), bands)
+    hits = {name: hits_of(frame, "reasoning", sites) for name, frame in responses.items()}
+    documents_N, mine_N = sites.documents_N, members[band]
+    comparisons = []
+    for other in others:
+        by_band = {
+            name: difference_over_seeds(hits[other][:, own_N], hits[first][:, own_N], documents_N[own_N], aim=power.see)
+            for name, own_N in members.items()
+        }
+        change = by_band[band]
+        assert change is not None  # the plan has refused a band without sites
+        found = {"selection": other, "baseline": first, "verdict": verdict_of(change, power.see)}
+        told = {"says": sentence(other, first, change, power.see)}
+        comparisons.append(found | told | {"bands": {name: to_json_value(own) for name, own in by_band.items()}})
+    of_seeds = [float(hits[name][:, mine_N].mean(axis=1).var(ddof=1)) for name in rules]
+    return {
+        "selections": dict(rules),
+        "band": band,
+        "bands": bands.model_dump(),
+        "band_sites": {name: int(own_N.sum()) for name, own_N in members.items()},
+        "tokens": tokens,
+        "power": asdict(power),
+        "planned": power.says(),
+        "spread": math.sqrt(float(np.mean(of_seeds))),
+        "accuracy": {
+            name: {
+                band: to_json_value(share_over_seeds(hits_SN[:, own_N], documents_N[own_N]))
+                for band, own_N in members.items()
+            }
+            for name, hits_SN in hits.items()
+        },
+        "comparisons": comparisons,
+        "curves": {arm.name: curve_of(arm, band, tokens) for arm in arms if arm.runs},
+    }
+
+
+def sentence(selection: str, baseline: str, change: Difference, see: float) -> str:
+    """Return the verdict on a selection in words, with the figures behind it."""
+    points = f"{100 * change.value:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+    match verdict_of(change, see):
+        case "more":
+            return f"`{selection}` is worth more than `{baseline}`: {points}."
+        case "less":
+            return f"`{selection}` is worth less than `{baseline}`: {points}."
+        case "same":
+            return f"`{selection}` is worth as much as `{baseline}`, to within {100 * see:g} points: {points}."
+    sees = "unknown" if change.detectable is None else f"{100 * change.detectable:.1f} points"
+    seeds = f"{change.seeds_needed} seeds" if change.seeds_needed else f"more sites, or more than {MOST_SEEDS} seeds"
+    return (
+        f"Not decided between `{selection}` and `{baseline}`: {points}. The smallest difference that this comparison "
+        f"sees is {sees}; to see {100 * see:g} points takes {seeds}."
+    )
+
+
+def curve_of(arm: Arm, band: str, tokens: int) -> list[dict[str, float]]:
+    """Return accuracy during training at equal numbers of sampled tokens: means over the runs, with intervals of t.
+
+    A run's accuracy between two of its measurements is interpolated. Every seed measures other sites.
+    """
+    at_M = np.linspace(0, tokens, CURVE_POINTS)
+    curves = []
+    for run in arm.runs:
+        rows = [row for row in read_metrics(run / "metrics.jsonl") if f"eval/{band}/reasoning" in row]
+        spent, accuracy = ([row[key] for row in rows] for key in ("compute/sampled", f"eval/{band}/reasoning"))
+        curves.append(np.interp(at_M, spent, accuracy))
+    curves_SM = np.stack(curves)
+    seeds = len(curves_SM)
+    reach_M = t_quantile(seeds - 1) * curves_SM.std(axis=0, ddof=1) / math.sqrt(seeds)
+    mean_M = curves_SM.mean(axis=0)
+    low_M, high_M = np.clip(mean_M - reach_M, 0, 1), np.clip(mean_M + reach_M, 0, 1)
+    columns = zip(at_M, mean_M, low_M, high_M, strict=True)
+    return [dict(zip(("tokens", "value", "low", "high"), map(float, row), strict=True)) for row in columns]
