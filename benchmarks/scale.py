@@ -1,10 +1,12 @@
 """Measure how memory and processor time grow with a corpus, in the steps that see all of it at once.
 
-    python -m benchmarks.scale [--documents 1000000 4000000] [--rows 100000000 1000000000] [--shards 500 5000]
+    python -m benchmarks.scale [--documents 1000000 4000000] [--candidates 4000000 16000000]
+                               [--rows 100000000 1000000000] [--shards 500 5000]
 
 Inputs are faked: what each step reads is drawn, not computed from texts, so that ten million documents take minutes.
 
     assign   tables of candidates with unique texts; `near`: with band keys, of which 3 % are shared by fifty groups
+    select   all rules over the corpus, on as many sites, of which 30 % are duplicates of fifty
     order    the rows that a step takes, from an order of so many rows
     reader   the index of so many shards with 4,096 sites each, filtered by one column
 
@@ -34,11 +36,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config.corpus import CorpusConfig, ValidationConfig
+from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import InputFile, Shard
 from pipeline.core.parquet import parquet_writer
+from pipeline.corpus.candidates import mapped
 from pipeline.corpus.dedup_results import BANDS, OVERLAPS
 from pipeline.corpus.documents import CANDIDATES
 from pipeline.corpus.near import PERMUTATIONS, band_rows
+from pipeline.selection.corpus_rules import CANDIDATES as SITES_OF_CORPUS
+from pipeline.selection.corpus_rules import decisions
 from pipeline.shards.order import sites_of_step
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.schema import SHARDS
@@ -103,6 +109,32 @@ def assign_near(documents: int, folder: Path) -> Callable[[], object]:
     return assign(documents, folder, near=True)
 
 
+def select(sites: int, folder: Path) -> Callable[[], object]:
+    """Write the tables, and return the decisions on all of them."""
+    rng = np.random.default_rng(0)
+    files = []
+    for number, begin in enumerate(range(0, sites, TABLE)):
+        rows = min(TABLE, sites - begin)
+        columns = {
+            "key": rng.integers(0, 2**63, rows).astype(np.uint64),
+            "entropy": rng.gamma(2, 1, rows).astype(np.float32),
+            "twin": np.where(rng.random(rows) < 0.3, rng.integers(0, 50, rows), rng.integers(0, 2**63, rows)),
+            "stratum": rng.integers(0, 1000, rows).astype(str),
+            "corpus": rng.choice(["a", "b"], rows),
+        }
+        files.append(write(folder / f"{number:05d}.parquet", pa.table(columns).cast(SITES_OF_CORPUS)))
+    rules = {
+        "thin": {"most": 1 + sites // 100},
+        "top_fraction": 0.9,
+        "strata": {"by": "field", "sites": 1 + sites // 1500},
+    }
+    cap = {"mixture": {"weights": {"a": 1, "b": 1}}, "max_sites": max(2, sites // 4)}
+    config = SelectConfig.model_validate(rules | cap)
+    (folder / "scratch").mkdir()
+    verdicts = mapped(folder / "verdicts", np.uint8, sites)
+    return lambda: decisions(config, files, verdicts, folder / "scratch")
+
+
 def order(rows: int, folder: Path) -> Callable[[], object]:
     """A step in the middle of an epoch."""
     return lambda: sites_of_step(rows, 0, rows // 512, 256)
@@ -130,7 +162,7 @@ def _blank(kind: pa.DataType) -> Any:
     return "a" if pa.types.is_string(kind) else False if pa.types.is_boolean(kind) else 0
 
 
-STEPS = {"assign": assign, "near": assign_near, "order": order, "reader": reader}
+STEPS = {"assign": assign, "near": assign_near, "select": select, "order": order, "reader": reader}
 
 
 def anonymous() -> int:
@@ -155,7 +187,14 @@ def measured(step: str, size: int) -> dict[str, Any]:
         seconds = time.process_time() - start
         ends.set()
         watcher.join()
-    return {"step": step, "size": size, "cpu_s": round(seconds, 2), "memory_bytes": max(0, peak[0] - before)}
+    added = max(0, peak[0] - before)
+    return {
+        "step": step,
+        "size": size,
+        "cpu_s": round(seconds, 2),
+        "memory_bytes": added,
+        "bytes_each": round(added / size, 2),
+    }
 
 
 def exponent(rows: list[dict[str, Any]]) -> float | None:
@@ -169,10 +208,17 @@ def exponent(rows: list[dict[str, Any]]) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, nargs="+", default=[1_000_000, 4_000_000])
+    parser.add_argument("--candidates", type=int, nargs="+", default=[4_000_000, 16_000_000])
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000_000, 1_000_000_000])
     parser.add_argument("--shards", type=int, nargs="+", default=[500, 5000])
     options = parser.parse_args()
-    sizes = {"assign": options.documents, "near": options.documents, "order": options.rows, "reader": options.shards}
+    sizes = {
+        "assign": options.documents,
+        "near": options.documents,
+        "select": options.candidates,
+        "order": options.rows,
+        "reader": options.shards,
+    }
     found: dict[str, list[dict[str, Any]]] = {}
     for step in STEPS:
         for size in sorted(sizes[step]):

@@ -11,7 +11,9 @@ they use, `select_verdicts` decides which candidates stay.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
@@ -22,21 +24,22 @@ from pipeline.config.manifest import Manifest
 from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import Counters, InputFile, Record, Shard, content_hash
 from pipeline.core.executor import Executor
-from pipeline.core.parquet import parquet_writer, read_rows, read_table
+from pipeline.core.parquet import count_rows, parquet_writer, read_table
 from pipeline.core.stage import Stage, run_stage
-from pipeline.selection.corpus_rules import CANDIDATES, decisions, needs_corpus_pass
+from pipeline.corpus.assignment import CUTS, cuts, read_codes
+from pipeline.corpus.candidates import mapped
+from pipeline.selection.corpus_rules import CANDIDATES, count_left, decisions, needs_corpus_pass
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import check_columns_exist, rule_expression, select_sites, sites_schema
 
 VERSION = 7
-VERDICTS = pa.schema([pa.field("verdict", pa.uint8(), nullable=False)])
 
 
 def run(config: SelectConfig, shard: Shard, out: Path) -> Counters:
     """Write the sites of one shard of documents and scores."""
     judged = None
     if "verdicts" in shard.files:
-        judged = read_rows(shard.files["verdicts"], *shard.details["rows"])["verdict"].to_numpy()
+        judged = read_codes(shard.files["verdicts"], *shard.details["candidates"])
     several = shard.details["several"]
     sites, counters = select_sites(
         config, *_tables(config, shard), flagged=_flagged(shard), verdicts=judged, several=several
@@ -62,17 +65,21 @@ def run_candidates(config: SelectConfig, shard: Shard, out: Path) -> Counters:
 
 
 def run_verdicts(config: SelectConfig, shard: Shard, out: Path) -> Counters:
-    """Write the decision on every candidate of all shards: 0 keeps it."""
-    candidates = pa.concat_tables([read_table(file) for file in shard.files.values()])
-    judged = decisions(config, pl.DataFrame(pl.from_arrow(candidates)))
-    with parquet_writer(out / "verdicts.parquet", VERDICTS) as writer:
-        writer.write_table(pa.table({"verdict": judged}, schema=VERDICTS))
-    return {"candidates": len(judged), "kept": int((judged == 0).sum())}
+    """Write the decision on every candidate of all shards, a byte that is 0 to keep it; and where each shard begins."""
+    files = list(shard.files.values())
+    starts = list(accumulate(map(count_rows, files), initial=0))
+    verdict_C = mapped(out / "verdicts.bin", np.uint8, max(1, starts[-1]))[: starts[-1]]  # a file must not be empty
+    # The scratch folder is on the stage's own file system, which has room for what is sorted.
+    with TemporaryDirectory(dir=out.parent, ignore_cleanup_errors=True) as scratch:
+        decisions(config, files, verdict_C, Path(scratch))
+    with parquet_writer(out / "cuts.parquet", CUTS) as writer:
+        writer.write_table(cuts(verdict_C, starts[:-1]))
+    return {"candidates": len(verdict_C), "kept": count_left(verdict_C)}
 
 
 SELECT = Stage("select", VERSION, run, unit="tokens")
 CANDIDATE = Stage("select_candidates", VERSION, run_candidates, unit="tokens")
-VERDICT = Stage("select_verdicts", VERSION, run_verdicts, unit="candidates")
+VERDICT = Stage("select_verdicts", 8, run_verdicts, unit="candidates")
 
 
 def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path, executor: Executor) -> Record:
@@ -97,20 +104,20 @@ def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path,
         listed = {f"candidates-{i}": file for i, file in enumerate(candidates.files("candidates"))}
         # The candidates' content already depends on the documents and scores.
         judged = run_stage(VERDICT, config, [Shard(0, listed, {})], {"candidates": candidates.content}, work, executor)
-        shards = _with_verdicts(shards, candidates, judged.files("verdicts")[0])
+        shards = _with_verdicts(shards, judged)
     record = run_stage(SELECT, config, shards, inputs, work, executor)
     if not record.counters["kept.train"]:
         raise _nothing_selected(config, scores)
     return record
 
 
-def _with_verdicts(shards: list[Shard], candidates: Record, judged: InputFile) -> list[Shard]:
-    """Return the shards, each with the range of its rows in the verdicts."""
-    counts = [done.counters["candidates"] for done in candidates.completions]
-    ends = np.cumsum(counts).tolist()
+def _with_verdicts(shards: list[Shard], judged: Record) -> list[Shard]:
+    """Return the shards, each with the range of its candidates in the verdicts, and the hash of what is there."""
+    verdicts = judged.files("verdicts")[0]
+    rows = read_table(judged.files("cuts")[0]).to_pylist()
     return [
-        Shard(shard.index, {**shard.files, "verdicts": judged}, {**shard.details, "rows": [end - count, end]})
-        for shard, count, end in zip(shards, counts, ends, strict=True)
+        Shard(shard.index, {**shard.files, "verdicts": verdicts}, {**shard.details, "candidates": list(row.values())})
+        for shard, row in zip(shards, rows, strict=True)
     ]
 
 

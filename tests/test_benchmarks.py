@@ -16,7 +16,7 @@ from pipeline.core.hardware import torch_device
 MINIATURES = {
     "selection": "--most 20 --naive-documents 5 --repeats 1",
     "sampler": "--sites 2 --group 2 --new 3 --contexts 8 --repeats 1",
-    "scale": "--documents 300 --rows 2000 --shards 3",
+    "scale": "--documents 300 --candidates 3000 --rows 2000 --shards 3",
     "grpo_step": "--sites 2 --group 2 --new 4 --contexts 8 --steps 1 --threads 1",
 }
 

@@ -131,6 +131,17 @@ def read_rows(file: InputFile, start: int, stop: int, columns: list[str] | None 
         return table.read_row_groups(groups, columns=columns).slice(skipped, stop - start)
 
 
+def count_rows(file: InputFile) -> int:
+    """Return the number of rows of a published file, of which only the footer is read.
+
+    Raises:
+        IntegrityError: the file is missing or damaged; the message names it.
+        UserError: the system does not let it be read.
+    """
+    with reading(file.path):
+        return int(pq.read_metadata(file.path).num_rows)
+
+
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Open a Parquet file whose page checksums are verified when a page is read."""
     return pq.ParquetFile(path, page_checksum_verification=True)  # `pq.read_table` would import pandas

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.core.artifact import InputFile
-from pipeline.core.parquet import read_table, reading
+from pipeline.core.parquet import count_rows, read_table
 
 AT_ONCE = 1 << 20
 """Documents that a pass over all of them holds at once; it changes memory and speed, not the result."""
@@ -107,7 +106,7 @@ class Candidates:
             tables: tables `documents` of `read`, in order.
             folder: an empty folder for the columns.
         """
-        self.first_T = np.cumsum([0, *map(_rows, tables)])
+        self.first_T = np.cumsum([0, *map(count_rows, tables)])
         total = int(self.first_T[-1])
         self.key_N2 = mapped(folder / "key", np.uint64, (total, 2))
         self.held_out_N = mapped(folder / "held_out", np.bool_, total)
@@ -140,11 +139,6 @@ class Candidates:
                 "source_row": pl.Series(np.array(self.source_row_N[row_M]), dtype=pl.Int64),
             }
         )
-
-
-def _rows(table: InputFile) -> int:
-    with reading(table.path):
-        return int(pq.read_metadata(table.path).num_rows)
 
 
 def read_bands(

@@ -1,13 +1,18 @@
 """Rules that depend on the whole corpus: near-duplicate sites, a top share, strata, a mixture, a cap.
 
 A first pass lists the training sites that pass the rules per document (`CANDIDATES`). `decisions` decides on all of
-them at once, and a second pass applies its result to each shard. Shape names: C candidates, T tokens.
+them, and a second pass applies its result to each shard. Every rule keeps the first rows of an order, of all or of each
+group, so that it is a sort, which needs no more memory than a few million rows take (`external_sort.py`). Shape names:
+C candidates, M some of them, G groups, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,7 +21,10 @@ from numpy.typing import NDArray
 
 from pipeline.config.errors import UserError
 from pipeline.config.selection import SelectConfig
+from pipeline.core.artifact import InputFile
+from pipeline.core.parquet import read_table
 from pipeline.core.random_keys import random_key, random_keys
+from pipeline.selection.external_sort import AT_ONCE, Rows, in_order
 
 CORPUS_REASONS = ("near_duplicate", "top_fraction", "strata", "mixture", "corpus_cap")
 """Drop reasons of these rules, in the order in which they apply."""
@@ -41,49 +49,131 @@ def needs_corpus_pass(config: SelectConfig) -> bool:
     return any((config.thin, config.top_fraction, config.strata, config.mixture, config.max_sites))
 
 
-def decisions(config: SelectConfig, candidates: pl.DataFrame) -> NDArray[np.uint8]:
-    """Decide which candidates the rules keep.
+def decisions(
+    config: SelectConfig,
+    candidates: Sequence[InputFile],
+    verdict_C: NDArray[np.uint8],
+    scratch: Path,
+    at_once: int = AT_ONCE,
+) -> None:
+    """Decide which candidates the rules keep. Memory holds one table of candidates, and a few million rows to sort.
 
     Args:
         config: the rules.
-        candidates: columns of `CANDIDATES`.
-
-    Returns:
-        [C] 0 to keep, else 1 + an index into `CORPUS_REASONS`; it does not depend on the order of the candidates.
+        candidates: tables of `CANDIDATES`, of all shards in order.
+        verdict_C: zeros, which become the decisions: 0 to keep, else 1 + an index into `CORPUS_REASONS`. They do not
+            depend on the order of the candidates, nor on how these are cut into tables.
+        scratch: a folder that has room for 24 bytes a candidate.
+        at_once: rows that are sorted in memory at once.
 
     Raises:
         UserError: a source of the mixture has no site left.
-
-    Example:
-        >>> columns = {"key": [3, 1, 2], "entropy": [2.0, 1.0, 3.0], "twin": [0] * 3, "stratum": [""] * 3}
-        >>> candidates = pl.DataFrame(columns, schema_overrides={"key": pl.UInt64})
-        >>> decisions(SelectConfig(top_fraction=0.6, max_sites=1), candidates).tolist()  # 2 of 3, then the smallest key
-        [5, 2, 0]
     """
-    remaining = candidates.with_row_index("row")
-    verdict_C = np.zeros(candidates.height, dtype=np.uint8)
 
-    def keep(reason: str, kept: pl.DataFrame) -> pl.DataFrame:
-        dropped = remaining.join(kept.select("row"), on="row", how="anti")["row"].to_numpy()
-        verdict_C[dropped] = 1 + CORPUS_REASONS.index(reason)
-        return kept
+    def apply(reason: str, columns: list[str], order: Order, beyond: Beyond) -> None:
+        count = count_left(verdict_C)
+        rows = (Rows(*order(frame), row_M) for frame, row_M in _left(candidates, ["key", *columns], verdict_C))
+        for row_M in beyond(in_order(rows, count, scratch, at_once)):
+            verdict_C[row_M] = 1 + CORPUS_REASONS.index(reason)
 
     if config.thin:
-        remaining = keep("near_duplicate", _draw(remaining, "twin", config.thin.most))
+        apply("near_duplicate", ["twin"], _drawn_by_twin, partial(_beyond_of_groups, most=config.thin.most))
     if config.top_fraction:
-        most = int(np.ceil(config.top_fraction * remaining.height))
-        remaining = keep("top_fraction", remaining.sort(["entropy", "key"], descending=[True, False]).head(most))
+        most = int(np.ceil(config.top_fraction * count_left(verdict_C)))
+        apply("top_fraction", ["entropy"], _by_entropy, partial(_beyond, most=most))
     if config.strata:
-        remaining = keep("strata", _draw(remaining, "stratum", config.strata.sites))
+        apply("strata", ["stratum"], _drawn_by_stratum, partial(_beyond_of_groups, most=config.strata.sites))
     if config.mixture:
-        available = dict(remaining["corpus"].value_counts().iter_rows())
+        available: Counter[str] = Counter()
+        for frame, _ in _left(candidates, ["corpus"], verdict_C):
+            available.update(dict(frame["corpus"].value_counts().iter_rows()))
         counts = mixture_counts(config.mixture.weights, available, config.max_sites)
-        rank = pl.col("key").rank("ordinal").over("corpus")
-        count = pl.col("corpus").replace_strict(counts, default=0, return_dtype=pl.Int64)
-        remaining = keep("mixture", remaining.filter(rank <= count))
+        most_G = np.array([*counts.values(), 0])  # 0 of what belongs to no source of the mixture
+        order = partial(_by_source, sources=list(counts))
+        apply("mixture", ["corpus"], order, partial(_beyond_of_groups, most=most_G))
     if config.max_sites:
-        remaining = keep("corpus_cap", remaining.sort("key").head(config.max_sites))
-    return verdict_C
+        apply("corpus_cap", [], _by_key, partial(_beyond, most=config.max_sites))
+
+
+def count_left(verdict_C: NDArray[np.uint8]) -> int:
+    """Return the number of candidates that no rule has dropped."""
+    return len(verdict_C) - int(np.count_nonzero(verdict_C))
+
+
+Keys = NDArray[np.uint64]
+Order = Callable[[pl.DataFrame], tuple[Keys, Keys]]
+"""Candidates to what they are sorted by."""
+Beyond = Callable[[Iterable[Rows]], Iterator[NDArray[np.int64]]]
+"""Candidates in order to the rows of those that leave."""
+
+
+def _left(
+    candidates: Sequence[InputFile], columns: list[str], verdict_C: NDArray[np.uint8]
+) -> Iterator[tuple[pl.DataFrame, NDArray[np.int64]]]:
+    """Yield the candidates of each table that no rule has dropped yet, and their rows among all candidates."""
+    begin = 0
+    for file in candidates:
+        frame = pl.DataFrame(pl.from_arrow(read_table(file, columns)))
+        left_M = verdict_C[begin : begin + frame.height] == 0
+        yield frame.filter(pl.Series(left_M, dtype=pl.Boolean)), begin + np.flatnonzero(left_M)
+        begin += frame.height
+
+
+def _by_key(frame: pl.DataFrame) -> tuple[Keys, Keys]:
+    return np.zeros(frame.height, np.uint64), frame["key"].to_numpy()
+
+
+def _by_entropy(frame: pl.DataFrame) -> tuple[Keys, Keys]:
+    """Sort by entropy, the highest first, then by key."""
+    bits = (frame["entropy"].to_numpy() + np.float32(0)).view(np.uint32)  # + 0: of -0 and 0 none is the greater
+    negative = bits >> np.uint32(31) == 1
+    return np.where(negative, bits, ~bits & np.uint32(0x7FFFFFFF)).astype(np.uint64), frame["key"].to_numpy()
+
+
+def _by_source(frame: pl.DataFrame, sources: Sequence[str]) -> tuple[Keys, Keys]:
+    """Sort by the source's number, which is that of no source for those outside the mixture; then by key."""
+    numbers = {name: number for number, name in enumerate(sources)}
+    group = frame["corpus"].replace_strict(numbers, default=len(sources), return_dtype=pl.UInt64)
+    return group.to_numpy(), frame["key"].to_numpy()
+
+
+def _drawn_by_twin(frame: pl.DataFrame) -> tuple[Keys, Keys]:
+    return frame["twin"].to_numpy(), _draw("twin", frame)
+
+
+def _drawn_by_stratum(frame: pl.DataFrame) -> tuple[Keys, Keys]:
+    """Sort by 64 bits of a hash of the stratum: of a million strata, two are equal with a probability of 3e-8."""
+    names = frame["stratum"].unique()
+    keys = pl.Series([random_key("stratum", name) for name in names], dtype=pl.UInt64)
+    group = frame["stratum"].replace_strict(names, keys, return_dtype=pl.UInt64)
+    return group.to_numpy(), _draw("stratum", frame)
+
+
+def _draw(among: str, frame: pl.DataFrame) -> Keys:
+    """Return other keys than those of the cap on the corpus, which would else favour the rows that are kept here."""
+    return random_keys(random_key(among), frame["key"].to_numpy())
+
+
+def _beyond(parts: Iterable[Rows], most: int) -> Iterator[NDArray[np.int64]]:
+    """Yield all rows but the first `most`."""
+    before = 0
+    for part in parts:
+        yield part.row[max(0, most - before) :]
+        before += len(part.row)
+
+
+def _beyond_of_groups(parts: Iterable[Rows], most: int | NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yield all rows but the first `most` of each group, which have one `major`; or `most[major]` of them."""
+    group, before = None, 0  # the last group so far, and how many of its rows have been seen
+    for part in parts:
+        begins = np.flatnonzero(part.major[1:] != part.major[:-1]) + 1
+        sizes = np.diff([0, *begins, len(part.row)])
+        rank_M = np.arange(len(part.row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        goes_on = int(part.major[0]) == group
+        if goes_on:
+            rank_M[: sizes[0]] += before
+        yield part.row[rank_M >= (most if isinstance(most, int) else most[part.major])]
+        group, before = int(part.major[-1]), int(rank_M[-1]) + 1
 
 
 def mixture_counts(weights: Mapping[str, float], available: Mapping[str, int], most: int | None) -> dict[str, int]:
@@ -112,20 +202,6 @@ def mixture_counts(weights: Mapping[str, float], available: Mapping[str, int], m
     for name in sorted(part, key=lambda name: share[name] - size * part[name])[: size - sum(share.values())]:
         share[name] += 1
     return share
-
-
-def _draw(frame: pl.DataFrame, among: str, most: int) -> pl.DataFrame:
-    """Keep at most `most` rows per value of the column `among`, at random.
-
-    The keys differ from those of the cap on the corpus, which would otherwise favour the rows that are kept here.
-    """
-    drawn = pl.Series(random_keys(random_key(among), frame["key"].to_numpy()), dtype=pl.UInt64)
-    return frame.filter(
-        drawn.to_frame("draw")
-        .with_columns(frame[among])
-        .select(pl.col("draw").rank("ordinal").over(among) <= most)
-        .to_series()
-    )
 
 
 def duplicate_keys(scores: pa.Table, suffix_tokens: int) -> NDArray[np.uint64]:
