@@ -9,17 +9,19 @@ Command: rpt browse data_manifests/<name>.yaml [--recipe recipes/<name>.yaml] [-
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.audit.board.run import open_runs
-from pipeline.audit.browse.app_state import AppState, Records, Selection, selections
+from pipeline.audit.browse.app_state import AppState, Records
 from pipeline.audit.browse.flags import Flags
 from pipeline.audit.browse.index import index
 from pipeline.audit.browse.listening import address, listening, server
 from pipeline.audit.browse.security import LOOPBACK
 from pipeline.audit.browse.selection_bitmap import kept
+from pipeline.audit.browse.selections import Selections
 from pipeline.audit.browse.server import create_app
 from pipeline.audit.lineage import lineage_of
 from pipeline.config.manifest import Manifest
@@ -31,7 +33,13 @@ from pipeline.core.workspace import with_policy_tokenizer
 
 
 def open_library(
-    manifest: Manifest, *, work: Path, executor: Executor, recipe: Recipe | None = None, runs: Sequence[Path] = ()
+    manifest: Manifest,
+    *,
+    work: Path,
+    executor: Executor,
+    recipe: Recipe | None = None,
+    runs: Sequence[Path] = (),
+    command: str = "",
 ) -> AppState:
     """Bring the index up to date and return the state which the pages show.
 
@@ -42,6 +50,7 @@ def open_library(
         recipe: its prompt template and policy make the prompts; without one, the default template is used.
         runs: folders of the runs that are shown, that of the rollouts at sites first; by default `runs/<recipe>`, if
             it exists.
+        command: `rpt select` with manifest and overrides, to which pages add a rule.
 
     Raises:
         UserError: the selection that the manifest describes does not exist, or a run that is given.
@@ -49,24 +58,21 @@ def open_library(
     opened = open_runs(runs or [path for path in [Path("runs") / recipe.name] if path.is_dir()] if recipe else runs)
     lineage, manifest = lineage_of(work, manifest), with_policy_tokenizer(manifest, work)
     documents, scores, current = lineage.ingest, lineage.score, lineage.select
-    made = selections(work, scores)
     indexed = index(documents, scores, work=work, executor=executor)
-    made.sort(key=lambda record: record.fingerprint != current.fingerprint)
-    shown = [Selection(record) for record in made]
-    shown = [
-        s if s.follows_rule else Selection(s.record, kept(indexed, s.record, work=work, executor=executor))
-        for s in shown
-    ]
+    made = Selections(work, scores, current, lambda record: kept(indexed, record, work=work, executor=executor))
+    for selection in made.all().values():
+        selection.rule("train")  # makes the bitmaps before anyone asks
     proxy = manifest.proxy
     fitted = lineage.before["proxy"].files("model")[0].path if proxy.made_here else None
     return AppState(
         manifest,
-        Records(documents, scores, indexed, shown),
+        Records(documents, scores, indexed, made),
         Flags(work / "flags.jsonl"),
         task=recipe.task if recipe else TaskConfig(),
         policy=recipe.policy.model if recipe else manifest.materialize.policy_tokenizer,
         proxy=str(fitted or proxy.tokenizer or proxy.model),
         runs=opened,
+        command=command or f"rpt select {shlex.quote(manifest.name)}",
     )
 
 

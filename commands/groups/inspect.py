@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -96,8 +97,11 @@ def browse(
     from pipeline.core.executor import LocalExecutor
 
     read, read_recipe = load(Manifest, manifest, overrides or ()), load(Recipe, recipe) if recipe else None
-    folder = work / read.name
-    serve(open_library(read, work=folder, executor=LocalExecutor(workers), recipe=read_recipe, runs=run or ()), port)
+    places = [] if work == Path("work") else ["--work", str(work)]
+    settings = [part for override in overrides or () for part in ("--set", override)]
+    command = shlex.join(["rpt", "select", str(manifest), *places, *settings])
+    executor, folder = LocalExecutor(workers), work / read.name
+    serve(open_library(read, work=folder, executor=executor, recipe=read_recipe, runs=run or (), command=command), port)
 
 
 @commands.command(rich_help_panel=INSPECT)

@@ -209,7 +209,7 @@ def test_deep_links_hold_everything(page: Page, live: Live, site: tuple[str, int
     expect(page.locator("#where")).to_have_value(RULE)
     first = number(page, "after")
     page.locator(".documents a.title").first.click()
-    expect(page.locator(".hm-text")).to_have_count(2)
+    expect(page.locator(".hm-text")).to_be_visible()
     page.go_back()
     assert number(page, "after") == first
     page.goto(f"/documents/{site[0]}?position={site[1]}&metric=rank")
@@ -226,10 +226,6 @@ def test_compare_two_selections_that_were_made(page: Page, live: Live) -> None:
     ]
     assert (number(page, "before"), number(page, "after")) == tuple(kept)
     assert number(page, "lost") == kept[0] - kept[1]
-    page.locator(".documents a.title").filter(has_not_text="long0").first.click()
-    expect(page.locator(".hm-text")).to_have_count(2)
-    counts = page.locator(".hm-marks li:first-child b").all_inner_texts()
-    assert int(counts[0]) > int(counts[1]) == 2
 
 
 def test_flag_export_and_take_back(page: Page, live: Live, site: tuple[str, int]) -> None:

@@ -62,7 +62,13 @@ def doc_id(live: Live) -> str:
 def pages(doc_id: str) -> list[str]:
     one = f"/documents/{doc_id}"
     documents = ["/documents", "/documents?text=red&split=train&least=1", one, f"{one}?position=7", f"{one}/heat-map"]
-    rules = ["/what-if", "/what-if?where=nll+%3E+1&split=validation", "/compare", f"/compare/{doc_id}?b=entropy+%3E+2"]
+    rules = [
+        "/what-if",
+        "/what-if?where=nll+%3E+1&split=validation",
+        "/compare",
+        "/compare/selections",
+        f"/compare/{doc_id}?b=entropy+%3E+2",
+    ]
     lists = ["/positions", "/positions?b=nll+%3E+1&outcome=gained&band=hard&low=x&token=%3Cb%3E&page=9"]
     return [*documents, *rules, *lists, "/flags", "/flags.csv", "/flags.parquet", "/assets/browse.js"]
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote_plus
 
 import polars as pl
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.browser.conftest import Live
-from tests.browser.test_chromium import positions
+import pipeline.audit.browse.document as document_module
+import pipeline.audit.browse.server as server_module
+from pipeline.core.artifact import Record
+from stages.select import select
+from tests.browser.conftest import Live, serving
+from tests.browser.corpus import build
+from tests.browser.test_chromium import number, positions
+from tests.stages.published import InProcess
 
 RULE = "entropy > 0.5 AND field = 'solution'"
 
@@ -56,7 +65,7 @@ def test_what_would_this_rule_change_and_which_tokens(walk: Walk, live: Live) ->
     frame = positions(live).filter(
         pl.col("field") == "solution", pl.col("entropy").is_between(0.5, 1.0, closed="right")
     )
-    expect(walk.page.locator(".found")).to_have_text(f"{frame.height} positions")
+    expect(walk.page.locator(".found")).to_have_text(f"{frame.height:,} positions")
     expect(walk.page.locator(".lines mark").first).to_be_visible()
     assert walk.clicks == 2
 
@@ -68,7 +77,7 @@ def test_blue_is_what_the_whole_rule_keeps(walk: Walk, live: Live) -> None:
     inside = positions(live).filter(pl.col("entropy").cast(pl.Float32).is_between(1.0, 1.05, closed="right"))
     kept = inside.filter(pl.col("field") == "solution")
     assert 0 < kept.height < inside.height
-    expect(bar).to_have_attribute("aria-label", f"1.00 to 1.05 nats: {kept.height} kept of {inside.height} positions")
+    expect(bar).to_have_attribute("aria-label", f"1.00 to 1.05 nats: {kept.height} kept of {inside.height:,} positions")
     blue, grey = (float(bar.locator(f".{kind}").get_attribute("height") or 0) for kind in ("in", "out"))
     assert 0 < blue < grey
     below = page.locator(".bars a[aria-label^='0.30 to']")
@@ -84,11 +93,11 @@ def test_blue_is_what_the_whole_rule_keeps(walk: Walk, live: Live) -> None:
     expect(row.locator("td")).to_have_text([str(inside.height), str(kept.height)])
     bar.focus()
     page.keyboard.press("Enter")
-    expect(page.locator(".found")).to_have_text(f"{kept.height} positions")
+    expect(page.locator(".found")).to_have_text(f"{kept.height:,} positions")
     page.get_by_role("link", name="entropy > 1: remove").click()
     page.get_by_role("link", name="entropy ≤ 1.05: remove").click()
     everything = positions(live).filter(pl.col("entropy") > 0.5, pl.col("field") == "solution")
-    expect(page.locator(".found")).to_have_text(f"{everything.height} positions")
+    expect(page.locator(".found")).to_have_text(f"{everything.height:,} positions")
 
 
 def test_rows_and_tokens_are_links_that_narrow(walk: Walk, live: Live) -> None:
@@ -96,11 +105,11 @@ def test_rows_and_tokens_are_links_that_narrow(walk: Walk, live: Live) -> None:
     page.goto("/what-if?where=entropy+%3E+0.3")
     page.locator("tbody tr", has_text="hard").get_by_role("link", name="hard").click()
     hard = positions(live).filter(pl.col("entropy") > 1.5)
-    expect(page.locator(".found")).to_have_text(f"{hard.height} positions")
+    expect(page.locator(".found")).to_have_text(f"{hard.height:,} positions")
     token = page.locator(".tokens a").first
-    count = int(token.locator("b").inner_text())
+    count = int(token.locator("b").inner_text().replace(",", ""))
     token.click()
-    expect(page.locator(".found")).to_have_text(f"{count} positions")
+    expect(page.locator(".found")).to_have_text(f"{count:,} positions")
     expect(page.get_by_role("list", name="Narrowed to").get_by_role("listitem")).to_have_count(2)
     page.locator(".lines a").first.click()
     expect(page.locator("#site-title")).to_be_visible()
@@ -117,3 +126,95 @@ def test_a_token_that_wants_to_break_the_page_is_text(walk: Walk, live: Live) ->
             expect(page.locator(".lines tbody tr").first).to_be_visible()
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             assert page.locator("main img, main b[onclick], script:not([src])").count() == 0
+
+
+def made(live: Live, where: str) -> Record:
+    """Make a selection as `rpt select --set select.where=…` does in another terminal."""
+    rule = live.manifest.select.model_copy(update={"where": where})
+    manifest = live.manifest.model_copy(update={"select": rule})
+    return select(manifest, live.built.documents, live.built.scores, work=live.built.work, executor=InProcess())
+
+
+def test_compare_with_the_selection_just_made(browser: Browser, tmp_path: Path) -> None:
+    with serving(build(tmp_path)) as live:
+        page = browser.new_page(base_url=live.url)
+        page.goto("/")
+        walk = Walk(page)
+        first = made(live, "entropy > 0.8 AND field = 'solution'")
+        walk.tab("Compare")
+        assert number(page, "after") == first.counters["kept.train"]
+        assert walk.clicks == 1
+        capped = live.manifest.model_copy(
+            update={"select": live.manifest.select.model_copy(update={"where": "entropy > 0.7", "max_per_document": 1})}
+        )
+        second = select(capped, live.built.documents, live.built.scores, work=live.built.work, executor=InProcess())
+        walk.click(page.get_by_role("link", name="Compare with the new selection: entropy > 0.7"))
+        expect(page.locator("[data-count=after]")).to_have_text(str(second.counters["kept.train"]))
+        assert walk.clicks == 2
+        menu = page.get_by_role("combobox", name="Second", exact=True)
+        words = menu.locator("option:checked").inner_text()
+        assert words.startswith("entropy > 0.7 · max_per_document: 1 · ") and second.fingerprint in words
+        assert re.search(r"\d+ sites · \d+ \w{3} \d\d:\d\d", words)
+        menu.select_option(f"select:{first.fingerprint}")
+        page.get_by_role("button", name="Compare").click()
+        expect(page.locator("[data-count=after]")).to_have_text(str(first.counters["kept.train"]))
+        page.close()
+
+
+def test_the_command_of_a_missing_selection_makes_it(walk: Walk, live: Live) -> None:
+    page, rule = walk.page, "entropy > 0.9 AND field = 'solution'"
+    page.goto("/compare")
+    expect(page.locator("#command-1")).to_have_count(0)
+    page.get_by_role("textbox", name="Second: a rule instead").fill(rule)
+    page.get_by_role("textbox", name="Second: a rule instead").press("Enter")
+    command = shlex.split(page.locator("#command-1").inner_text())
+    assert command == ["rpt", "select", "toy", "--set", f"select.where={rule}"]
+    page.goto("/what-if?where=" + quote_plus(rule))
+    assert shlex.split(page.locator("#command").inner_text()) == command
+    page.goto("/what-if")
+    expect(page.locator("#command")).to_have_count(0)
+
+
+def test_one_heat_map_marks_changes_and_keys_jump_between_them(walk: Walk, live: Live) -> None:
+    page = walk.page
+    doc_id = live.built.site_with_rollouts.rpartition("-")[0]
+    page.goto(f"/compare/{doc_id}?b={quote_plus('entropy > 0.5 AND nll < 1')}")
+    scores = pl.read_parquet([file.path for file in live.built.scores.files("scores")])
+    row = scores.filter(pl.col("doc_id") == doc_id).row(0, named=True)
+    columns = zip(row["entropy"], row["nll"], row["field"], strict=True)
+    before, after = [], []
+    for entropy, nll, field in columns:
+        before.append(entropy is not None and entropy > 1 and field == "solution")
+        after.append(entropy is not None and entropy > 0.5 and nll < 1)
+    gained = [t for t, (a, b) in enumerate(zip(before, after, strict=True)) if b and not a]
+    lost = [t for t, (a, b) in enumerate(zip(before, after, strict=True)) if a and not b]
+    assert gained and lost
+    expect(page.locator(".hm-text")).to_have_count(1)
+    for kind, expected in (("gained", gained), ("lost", lost)):
+        marked = page.locator(f".hm-token.hm-{kind}").evaluate_all("(all) => all.map((t) => Number(t.dataset.i))")
+        assert marked == expected
+        expect(page.locator(".hm-marks li", has_text=kind).locator("b")).to_have_text(str(len(expected)))
+    page.locator(".hm-token").first.focus()
+    visited = []
+    for _ in sorted([*gained, *lost]):
+        page.keyboard.press("j")
+        visited.append(int(page.locator(".hm-token:focus").get_attribute("data-i") or -1))
+    assert visited == sorted([*gained, *lost])
+    expect(page.locator(".hm-facts")).to_contain_text("gained" if visited[-1] in gained else "lost")
+    page.keyboard.press("k")
+    expect(page.locator(".hm-token:focus")).to_have_attribute("data-i", str(visited[-2]))
+
+
+def test_a_change_in_another_part_of_a_long_document_is_reached(
+    walk: Walk, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document_module, "TOKENS_SHOWN", 10)
+    monkeypatch.setattr(server_module, "TOKENS_SHOWN", 10)
+    page, doc_id = walk.page, live.built.site_with_rollouts.rpartition("-")[0]
+    page.goto(f"/compare/{doc_id}?a=false&b={quote_plus('position = 4 OR position = 12')}")
+    page.locator(".hm-token").first.focus()
+    page.keyboard.press("j")
+    expect(page.locator(".hm-token:focus")).to_have_attribute("data-i", "4")
+    page.keyboard.press("j")
+    expect(page.locator(".hm-token.hm-gained:focus")).to_be_visible()
+    expect(page.locator(".hm-title")).to_contain_text("Position 12")

@@ -23,6 +23,7 @@
  *     because         optional {name: sentence}: explanation of a reason, for the details
  *     parts           optional: the parts of the rule, [{ text, holds, values }]: SQL; per token whether the part holds;
  *                     per token the values that decide it, as a list or { names, of }
+ *     change          optional { gained, lost }: positions of the whole document at which another rule decides otherwise
  *     site_ids        optional: id of the site or null; without it the id is <doc_id>-<position>
  *     map             optional: the whole document in equal parts: { entropy, nll, rank, kept }, lists of one entry each
  *     hardest         optional: positions of the document to which `h` and `H` go
@@ -148,6 +149,10 @@ const RptHeatmap = (() => {
     const reasonOf = (i) => (doc.state[i] ? doc.reasons[doc.state[i] - 1] : null);
     const kindOf = (i) => (doc.state[i] ? REJECTED_AS[reasonOf(i)] ?? "cap" : "kept");
     const sampled = new Set(doc.rollouts ?? []);
+    const gained = new Set(doc.change?.gained);
+    const lost = new Set(doc.change?.lost);
+    const changed = [...gained, ...lost].sort((a, b) => a - b);
+    const changeOf = (i) => (gained.has(first + i) ? "gained" : lost.has(first + i) ? "lost" : null);
     const siteOf = (i) => (doc.site_ids ? doc.site_ids[i] : doc.state[i] ? null : `${doc.doc_id}-${first + i}`);
     let metric = null;
     let current = Math.max(0, Math.min(doc.tokens.length - 1, (options.position ?? first) - first));
@@ -176,6 +181,9 @@ const RptHeatmap = (() => {
       marks.append(el("li", "", null, el("span", `hm-swatch hm-${kind}`, "ab"), ` ${words(name)} `, el("b", "", number(counts.get(name)))));
     }
     if (sampled.size) marks.append(el("li", "", null, el("span", "hm-swatch hm-sampled", "ab"), " has rollouts ", el("b", "", number(sampled.size))));
+    for (const [name, positions] of Object.entries(doc.change ?? {})) {
+      marks.append(el("li", "", null, el("span", `hm-swatch hm-${name}`, "ab"), ` ${name} `, el("b", "", number(positions.length))));
+    }
     const toolbar = el("div", "hm-toolbar", null, choice, scale, marks);
 
     // ---------------------------------------------------------------- the text
@@ -188,6 +196,7 @@ const RptHeatmap = (() => {
       const split = pieces[head[i]] > 1;
       const span = el("span", `hm-token hm-${kindOf(i)}${sampled.has(i) ? " hm-sampled" : ""}`, null, ...(split ? [] : shortened(token, SHOWN.text)));
       if (split) span.setAttribute("aria-label", `${doc.tokens[head[i]]}, piece ${i - head[i] + 1} of ${pieces[head[i]]}`);
+      if (changeOf(i)) span.classList.add(`hm-${changeOf(i)}`);
       span.setAttribute("role", "option");
       span.setAttribute("aria-selected", "false");
       span.tabIndex = -1;
@@ -234,6 +243,7 @@ const RptHeatmap = (() => {
       const reason = reasonOf(i);
       title.replaceChildren(`Position ${number(first + i)} of ${number(total)}`, el("span", `hm-badge hm-badge-${kindOf(i)}`, reason ? words(reason) : "kept"));
       piece.replaceChildren(...shortened(doc.tokens[head[i]], SHOWN.details, { alone: true }));
+      piece.tabIndex = piece.scrollHeight > piece.clientHeight ? 0 : -1; // the keyboard must reach what scrolls
       facts.replaceChildren();
       fact("entropy", number(doc.entropy[i]));
       fact("loss", number(doc.nll[i]));
@@ -241,6 +251,7 @@ const RptHeatmap = (() => {
       fact("partial", number(doc.entropy_partial[i]));
       fact("class", words(tokenClass(i) ?? "–"));
       fact("field", field(i) || "(template)");
+      if (changeOf(i)) fact("change", changeOf(i), "hm-wide");
       fact("decision", reason ? doc.because?.[reason] ?? `rejected: ${words(reason)}` : "kept", "hm-wide");
       fact("bytes", bytesOf(doc, i), "hm-wide");
       if (pieces[head[i]] > 1) fact("piece", `${i - head[i] + 1} of ${pieces[head[i]]} of this character`, "hm-wide");
@@ -309,6 +320,15 @@ const RptHeatmap = (() => {
       if (next !== undefined) go(next);
     }
 
+    /** The nearest change before (−1) or after (+1) token `i`; to one that is not shown it goes at once. */
+    function change(i, direction) {
+      const ahead = direction > 0 ? changed.find((position) => position > first + i) : changed.findLast((position) => position < first + i);
+      if (ahead === undefined) return i;
+      if (ahead >= first && ahead < first + spans.length) return ahead - first;
+      go(ahead);
+      return i;
+    }
+
     function choose(i) {
       const detail = { doc_id: doc.doc_id, position: first + i, site_id: siteOf(i), reason: reasonOf(i) };
       element.dispatchEvent(new CustomEvent("rpt:site", { bubbles: true, detail }));
@@ -323,6 +343,8 @@ const RptHeatmap = (() => {
       End: () => spans.length - 1,
       n: (i) => kept(i, 1),
       p: (i) => kept(i, -1),
+      j: (i) => change(i, 1),
+      k: (i) => change(i, -1),
     };
     const indexOf = (target) => {
       const span = target.closest?.(".hm-token");

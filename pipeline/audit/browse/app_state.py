@@ -6,7 +6,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,22 +22,19 @@ from pipeline.audit.browse.document import Document, Rows, Verdict, as_trained, 
 from pipeline.audit.browse.documents import Finder
 from pipeline.audit.browse.flags import Flags
 from pipeline.audit.browse.found import Found, Narrowed, find
-from pipeline.audit.browse.query import SPLITS
-from pipeline.audit.browse.rules import Kept, Rule, Where
+from pipeline.audit.browse.rules import Rule, Where
+from pipeline.audit.browse.selections import SELECTION_PREFIX, Selection, Selections, select_command
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
 from pipeline.config.selection import BandsConfig
 from pipeline.config.task import TaskConfig
-from pipeline.core.artifact import Record, read_record
+from pipeline.core.artifact import Record
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.patterns import pattern_hits
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 
 if TYPE_CHECKING:
     from pipeline.grpo.rollout.prompt import PromptBuilder
-
-SELECTION_PREFIX = "select:"
-"""Prefix of the name of an existing selection where a rule is expected: `select:<fingerprint>`."""
 
 COMPARISONS_KEPT = 32
 LISTS_KEPT = 8
@@ -64,60 +60,6 @@ PREVIEW = 400
 
 
 @dataclass(frozen=True)
-class Selection:
-    """An existing selection."""
-
-    record: Record
-    kept: Record | None = None
-    """Record of its bitmap; None if its rules alone determine its sites (`follows_rule`)."""
-
-    @property
-    def name(self) -> str:
-        """Return `select:<fingerprint>`."""
-        return f"{SELECTION_PREFIX}{self.record.fingerprint}"
-
-    def where(self, split: str) -> str:
-        """Return the rule of a split as SQL."""
-        return str(self.record.config["where" if split == "train" else "validation_where"])
-
-    @cached_property
-    def later(self) -> list[str]:
-        """Return the reasons for dropping positions that `where` would keep."""
-        up_to_where = {"dropped.not_scorable", "dropped.inside_character", "dropped.where"}
-        dropped = {name for name, count in self.record.counters.items() if name.startswith("dropped.") and count}
-        return sorted(name.removeprefix("dropped.") for name in dropped - up_to_where)
-
-    @cached_property
-    def follows_rule(self) -> bool:
-        """Return True if its sites are exactly what its rules keep, so that no bitmap is needed."""
-        try:
-            return not self.later and all(self._rule(split) for split in SPLITS)
-        except UserError:
-            return False
-
-    def rule(self, split: str) -> Rule:
-        """Return the rule to compare with: the bitmap if there is one, otherwise the SQL expression."""
-        if self.kept is not None:
-            return Kept(self.kept)
-        return self._rule(split)
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Return the types of the metadata that its rules name."""
-        return dict(self.record.config.get("metadata", {}))
-
-    def _rule(self, split: str) -> Where:
-        return Where.parse(self.where(split), self.metadata)
-
-
-def selections(work: Path, scores: Record) -> list[Record]:
-    """Return the records of all selections made from these scores, newest first."""
-    records = [read_record(path.parent) for path in (work / "select").glob("*/record.json")]
-    ours = [record for record in records if record and record.inputs.get("scores") == scores.content]
-    return sorted(ours, key=lambda record: (record.directory / "record.json").stat().st_mtime, reverse=True)
-
-
-@dataclass(frozen=True)
 class Changed:
     """A page of documents in which two rules differ: rows of `AppState.row` with `gained` and `lost`."""
 
@@ -133,8 +75,7 @@ class Records:
     documents: Record
     scores: Record
     index: Record
-    selections: Sequence[Selection]
-    """The selection of the manifest comes first."""
+    selections: Selections
 
 
 class AppState:
@@ -142,7 +83,7 @@ class AppState:
 
     def __init__(
         self, manifest: Manifest, records: Records, flags: Flags, *, task: TaskConfig, policy: str, proxy: str,
-        runs: Sequence[Run],
+        runs: Sequence[Run], command: str,
     ) -> None:  # fmt: skip
         """Open the index and prepare access to the tables.
 
@@ -153,14 +94,15 @@ class AppState:
             task: The recipe's task, which decides the prompt.
             policy: Folder or Hub id of the policy, whose tokenizer and chat template make the prompt.
             proxy: Folder or Hub id of the tokenizer that decodes the top tokens of the scores.
+            command: `rpt select` with the manifest, to which pages add a rule.
             runs: Training runs; the rollouts at sites, and the prompt, are those of the first.
         """
         self.manifest, self.records, self.flags, self.task = manifest, records, flags, task
         self.store = ColumnIndex(records.index)
-        self.selections = {selection.name: selection for selection in records.selections}
-        self.current = records.selections[0]
+        self.current = records.selections.current
+        self.command = command
         self.bands = BandsConfig.model_validate(self.current.record.config["bands"])
-        of_selections = [selection.metadata for selection in records.selections]
+        of_selections = [selection.metadata for selection in self.selections.values()]
         self.metadata = {name: kind for named in of_selections for name, kind in named.items()}
         self.metadata |= manifest.select.metadata
         self.finder = Finder(self.store, _sites_by_document(self.store, self.current.record), self.metadata)
@@ -178,6 +120,18 @@ class AppState:
 
     # ------------------------------------------------------------------------------------------------ rules
 
+    @property
+    def selections(self) -> Mapping[str, Selection]:
+        """Return the selections that exist now by name; the current one first, then newest first."""
+        return self.records.selections.all()
+
+    def missing(self, rule: str, split: str) -> str:
+        """Return the command that makes the selection of a rule; empty if there is one or the rule is none."""
+        if rule.startswith(SELECTION_PREFIX):
+            return ""
+        made = (s for s in self.selections.values() if s.follows_rule and s.where(split) == rule)
+        return "" if next(made, None) else select_command(self.command, split, rule)
+
     def rule(self, name: str, split: str) -> Rule:
         """Return the rule named `select:<fingerprint>` or given as an SQL expression.
 
@@ -189,10 +143,12 @@ class AppState:
         )
 
     def _selection(self, name: str) -> Selection:
-        if name not in self.selections:
-            hint = f"known selections: {', '.join(self.selections)}"
-            raise UserError("not a selection of these scores", where=name, hint=hint)
-        return self.selections[name]
+        selections = self.selections
+        if name not in selections:
+            raise UserError(
+                "not a selection of these scores", where=name, hint=f"known selections: {', '.join(selections)}"
+            )
+        return selections[name]
 
     def compare(self, first: str, second: str, split: str) -> Comparison:
         """Compare two rules and return what is known within `WAIT_SECONDS`; call again until the result is exact.

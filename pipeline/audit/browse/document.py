@@ -88,6 +88,20 @@ class Verdict:
     """Rule of the document's split."""
 
 
+def changes(before: Verdict, after: Verdict) -> dict[str, list[int]]:
+    """Return the positions that a verdict gains over another, and those that it loses.
+
+    Example:
+        >>> changes(Verdict([0, 0, 1], ["where"], ""), Verdict([0, 1, 0], ["where"], ""))
+        {'gained': [2], 'lost': [1]}
+    """
+    pairs = list(enumerate(zip(before.state_T, after.state_T, strict=True)))
+    return {
+        "gained": [t for t, (first, second) in pairs if first and not second],
+        "lost": [t for t, (first, second) in pairs if second and not first],
+    }
+
+
 class Document:
     """Document with its scores. Shape: T positions."""
 

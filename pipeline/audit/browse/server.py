@@ -20,7 +20,7 @@ from starlette.routing import Route
 from pipeline.audit.board.handlers import RunPages
 from pipeline.audit.browse.app_state import AppState
 from pipeline.audit.browse.compare import Comparison
-from pipeline.audit.browse.document import TOKENS_SHOWN
+from pipeline.audit.browse.document import TOKENS_SHOWN, changes
 from pipeline.audit.browse.documents import ORDERS, PAGE, Filter
 from pipeline.audit.browse.found import GAINED, LOST, TEMPLATE
 from pipeline.audit.browse.position_pages import PositionPages
@@ -46,6 +46,7 @@ def create_app(state: AppState, hosts: Collection[str] = LOOPBACK) -> RequestGua
         Route("/documents/{doc_id}/heat-map", pages.heat_map),
         Route("/what-if", pages.what_if),
         Route("/compare", pages.compare),
+        Route("/compare/selections", pages.selections),
         Route("/compare/{doc_id}", pages.compare_document),
         Route("/flags", pages.flags),
         Route("/flags", pages.flag, methods=["POST"]),
@@ -78,9 +79,8 @@ class Pages:
 
     def document_url(self, doc_id: str, position: int, rule: str = "") -> str:
         """Return the URL of a position, on the part of its document that has it."""
-        first = position // TOKENS_SHOWN * TOKENS_SHOWN
         rule = "" if rule == self._state.current.name else rule
-        return url(f"/documents/{doc_id}", position=position, first=first or "", rule=rule)
+        return url(f"/documents/{doc_id}", position=position, rule=rule)
 
     # --------------------------------------------------------------------------------------------- documents
 
@@ -132,9 +132,12 @@ class Pages:
         row, rule = self._document_and_rule(request)
         document = self._state.document(row["document"])
         verdict = self._state.verdict(document, rule)
+        against = request.query_params.get("against")
         first = min(_first_shown(request.query_params), max(len(document) - 1, 0))
         proxy = self._state.proxy_tokenizer if self._state.has_top else None
         shown = document.heat_map(verdict, first, proxy)
+        if against:
+            shown["change"] = changes(self._state.verdict(document, against), verdict)
         sampled = self._state.sampled().get(row["doc_id"], ())
         shown["rollouts"] = [position - first for position in sampled if 0 <= position - first < len(shown["tokens"])]
         return JSONResponse(shown)
@@ -169,11 +172,13 @@ class Pages:
             made = state.compare(state.current.name, where, split)
         except UserError as error:
             problem = str(error)
+        first = state.current.name
         return self._page(
-            "what_if.html", request, split=split, where=where, made=made, problem=problem,
-            first=state.current.name, second=where, threshold=threshold_of(where),
+            "what_if.html", request, split=split, where=where, made=made, problem=problem, first=first, second=where,
+            threshold=threshold_of(where), lines=manifest_lines(split, where),
             chart=chart(state.store, split, state.bands, made.kept_B if made else None),
-            lines=manifest_lines(split, where), **self._changes(made, state.current.name, where, split, parameters),
+            missing="" if problem else state.missing(where, split),
+            **self._changes(made, first, where, split, parameters),
         )  # fmt: skip
 
     def compare(self, request: Request) -> Response:
@@ -181,8 +186,9 @@ class Pages:
         parameters, state = request.query_params, self._state
         split = split_of(parameters)
         others = [name for name in state.selections if name != state.current.name]
-        first = parameters.get("a") or state.current.name
-        second = parameters.get("b") or (others[0] if others else state.current.where(split))
+        first = parameters.get("a_rule", "").strip() or parameters.get("a") or state.current.name
+        second = parameters.get("b_rule", "").strip() or parameters.get("b") or (others[0] if others else "")
+        second = second or state.current.where(split)
         problem, made = "", None
         try:
             made = state.compare(first, second, split)
@@ -190,6 +196,8 @@ class Pages:
             problem = str(error)
         return self._page(
             "compare.html", request, split=split, first=first, second=second, made=made, problem=problem,
+            missing=[] if problem else list(filter(None, (state.missing(rule, split) for rule in (first, second)))),
+            example=state.missing(with_threshold(state.current.where(split), 2), split),
             **self._changes(made, first, second, split, parameters),
         )  # fmt: skip
 
@@ -211,7 +219,24 @@ class Pages:
         second = request.query_params.get("b") or self._state.current.where(row["split"])
         for rule in (first, second):
             self._state.rule(rule, row["split"])
-        return self._page("compare_document.html", request, row=row, first=first, second=second)
+        return self._page(
+            "compare_document.html",
+            request,
+            row=row,
+            first=first,
+            second=second,
+            begin=_first_shown(request.query_params),
+            shown=TOKENS_SHOWN,
+        )
+
+    def selections(self, request: Request) -> Response:
+        """Return the names of the selections that exist now as JSON, with a sentence about each."""
+        state = self._state
+        found = [
+            {"name": name, "words": f"{made.where('train')} ({made.record.counters['kept.train']:,} sites)"}
+            for name, made in state.selections.items()
+        ]
+        return JSONResponse({"current": state.current.name, "selections": found})
 
     # ------------------------------------------------------------------------------------------------- flags
 

@@ -60,15 +60,14 @@ async function mountHeatMap(element) {
   element.addEventListener("rpt:metric", (event) => {
     remember({ metric: event.detail.metric === "entropy" ? null : event.detail.metric });
   });
-  if (!("select" in element.dataset)) return;
   element.addEventListener("rpt:elsewhere", (event) => {
     const there = new URL(location.href);
     there.searchParams.delete("first");
     there.searchParams.set("position", event.detail.position);
     location.href = there;
   });
-  element.addEventListener("rpt:site", (event) => showSite(event.detail.position));
   if (position !== null) map.select(Number(position));
+  if ("select" in element.dataset) element.addEventListener("rpt:site", (event) => showSite(event.detail.position));
 }
 
 async function showSite(position) {
@@ -106,6 +105,34 @@ function redraw(page) {
 }
 
 follow();
+
+// ------------------------------------------------------------------------------------------------ compare
+
+const NEW = 2000; // ms between looks for selections that another terminal makes
+const menus = document.querySelectorAll("[data-selections]");
+
+/** Add selections that were made since this page was opened to the menus, and offer to compare with the newest. */
+async function lookForSelections() {
+  setTimeout(lookForSelections, NEW);
+  if (document.hidden) return;
+  const answer = await fetch("/compare/selections").catch(() => null);
+  if (!answer?.ok) return;
+  const { current, selections } = await answer.json();
+  const known = new Set(Array.from(menus[0].options, (option) => option.value));
+  const fresh = selections.filter(({ name }) => !known.has(name));
+  if (!fresh.length) return;
+  for (const menu of menus) menu.append(...fresh.map(({ name, words }) => new Option(words, name)));
+  const split = new FormData(menus[0].form).get("split");
+  const link = document.createElement("a");
+  link.href = `/compare?${new URLSearchParams({ a: current, b: fresh[0].name, split })}`;
+  link.textContent = `Compare with the new selection: ${fresh[0].words}`;
+  const offer = document.createElement("p");
+  offer.className = "notice";
+  offer.append(link);
+  document.querySelector("[data-new-selections]").replaceChildren(offer);
+}
+
+if (menus.length) setTimeout(lookForSelections, NEW);
 
 // ------------------------------------------------------------------------------------------------ what if
 
