@@ -103,7 +103,7 @@ def frame_of(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-@given(TABLE, st.fixed_dictionaries({}, optional=RULES), st.lists(st.integers(0, 60), max_size=4), st.integers(1, 70))
+@given(TABLE, st.fixed_dictionaries({}, optional=RULES), st.lists(st.integers(0, 60), max_size=4), st.integers(1, 12))
 def test_the_same_as_all_at_once(
     rows: list[tuple[Any, ...]], rules: dict[str, Any], cuts: list[int], at_once: int
 ) -> None:
@@ -137,6 +137,13 @@ def test_ties_at_the_threshold_are_decided_by_key(tmp_path: Path) -> None:
     rows = [(int(key), 1.0, 0, "", "") for key in np.random.default_rng(0).permutation(1000)]
     found = decided(SelectConfig(top_fraction=0.1), in_tables(frame_of(rows), [300], tmp_path), 1000, tmp_path, 64)
     assert [row[0] < 100 for row in rows] == (found == 0).tolist()
+
+
+def test_zero_has_no_sign(tmp_path: Path) -> None:
+    """The key decides between 0 and -0, as between all equal entropies."""
+    rows = [(key, -0.0 if key % 2 == 0 else 0.0, 0, "", "") for key in range(10)]
+    found = decided(SelectConfig(top_fraction=0.3), in_tables(frame_of(rows), [], tmp_path), 10, tmp_path, 4)
+    assert np.flatnonzero(found == 0).tolist() == [0, 1, 2]
 
 
 NUMBERS = st.one_of(st.integers(0, 2), st.integers(0, 2**64 - 1))
@@ -173,7 +180,7 @@ def many(count: int) -> pl.DataFrame:
 
 
 ALL_RULES = SelectConfig(
-    thin={"most": 1000},
+    thin={"most": 1500},
     top_fraction=0.9,
     strata={"by": "field", "sites": 900},
     mixture={"weights": {"x": 2, "y": 1}},
@@ -194,6 +201,15 @@ def test_memory_does_not_grow_with_the_candidates(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0] and peaks[1] < 200_000 * 24 / 3
+
+
+@pytest.mark.parametrize("at_once", [70, 500, 10_000])
+def test_the_same_over_many_parts(tmp_path: Path, at_once: int) -> None:
+    candidates = many(4000)
+    rules = ALL_RULES.model_copy(update={"max_sites": 200})
+    found = decided(rules, in_tables(candidates, [1000, 1000, 3333], tmp_path), 4000, tmp_path, at_once)
+    assert found.tolist() == plain(rules, candidates)
+    assert set(found.tolist()) == {0, 1, 2, 3, 4}  # the mixture leaves no more than 200
 
 
 def verdicts(work: Path, files: list[InputFile]) -> Record:
