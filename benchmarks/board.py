@@ -137,6 +137,7 @@ def write_rollouts(run: Path, rng: np.random.Generator, vocabulary: np.ndarray, 
         "advantage": rng.standard_normal(count).astype(np.float32),
         "finished": np.ones(count, bool),
         "length": rng.integers(50, 500, count).astype(np.int32),
+        "importance": np.ones(count, np.float32),
     }
     arrays = {name: pa.array(columns[name], ROLLOUTS.field(name).type) for name in ROLLOUTS.names}
     with parquet_writer(run / "rollouts" / f"step-{step:06d}.parquet", ROLLOUTS) as writer:
@@ -199,7 +200,7 @@ def questions(run: Path, n: int) -> dict[str, tuple[str, dict[str, Any]]]:
     """The `n`-th request of every kind: path and parameters."""
     rng = np.random.default_rng(n)
     steps = sorted(int(path.stem.removeprefix("step-")) for path in (run / "rollouts").iterdir())
-    site = f"{int(rng.integers(5)) * 10**6:032x}-0"
+    site = f"{int(rng.integers(min(5, len(steps)))) * 10**6:032x}-0"
     word = "".join(rng.choice(list("etaoinshrdlu"), 3))
     return {
         "run": ("/run", {"order": ["best", "worst", "longest", "shortest"][n % 4]}),

