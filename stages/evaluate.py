@@ -43,7 +43,7 @@ from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.spec import RunSpec
 from pipeline.task.templates import template_of
 
-VERSION = 7
+VERSION = 8
 
 
 def evaluate(

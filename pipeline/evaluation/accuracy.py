@@ -100,8 +100,8 @@ def comparisons(policies: Sequence[str]) -> list[tuple[str, str]]:
         [('reasoning after', 'reasoning before'), ('reasoning after', 'direct before')]
         >>> comparisons(["before", "after"])[2:], comparisons(["model"])
         ([('direct after', 'direct before')], [('reasoning model', 'direct model')])
-        >>> comparisons(["before", "warm-up", "after"])[-1]
-        ('reasoning after', 'reasoning warm-up')
+        >>> comparisons(["before", "warm-up", "after"])[-2:]
+        [('reasoning after', 'reasoning warm-up'), ('direct after', 'direct warm-up')]
     """
     first, *later = policies
     if not later:
@@ -110,7 +110,7 @@ def comparisons(policies: Sequence[str]) -> list[tuple[str, str]]:
     after = later[later.index(WARM_UP) + 1 :] if WARM_UP in later else []
     return [
         *((f"{own} {name}", f"{other} {first}") for name in later for own, other in pairs),
-        *((f"reasoning {name}", f"reasoning {WARM_UP}") for name in after),
+        *((f"{how} {name}", f"{how} {WARM_UP}") for name in after for how in ("reasoning", "direct")),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, in three sentences: what rose, what did not, and against what.
+"""What an evaluation found, in three or four sentences: what rose, what did not, and against what.
 
 A change counts if the 95 % interval of the paired difference excludes zero; otherwise it is not clear.
 """
@@ -8,36 +8,53 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.evaluation.policies import WARM_UP
+
 
 def headline(report: Mapping[str, Any]) -> tuple[str, ...]:
     """Return sentences about the first set of sites: the last policy beside the first one.
+
+    After a warm-up, what rose and fell in it is told apart from what RL added: else RL would be credited with the form.
 
     Args:
         report: The JSON report of an evaluation.
 
     Returns:
-        What rose, what did not, and the comparison with direct prediction; of a single policy only the comparison;
-        without sites one sentence that says so.
+        What rose, what did not, what the warm-up alone did if there was one, and the comparison with direct prediction;
+        of a single policy only the comparison; without sites one sentence that says so.
     """
     summary = next(iter(report["sets"].values()))
     first, last = report["policies"][0], report["policies"][-1]
     if not summary["sites"]:
         return ("No held-out site was measured.",)
     against = _against(summary, first, last)
-    return (against,) if first == last else (_rose(summary, first, last), _did_not(summary, first, last), against)
+    if first == last:
+        return (against,)
+    if WARM_UP not in report["policies"][1:-1]:
+        whom = "training" if (first, last) == ("before", "after") else f"`{first}` → `{last}`"
+        return _rose(summary, first, last, whom), _did_not(summary, first, last), against
+    warmed = _rose(summary, first, WARM_UP, "the warm-up alone") + _fell(summary, first, WARM_UP)
+    rose = _rose(summary, WARM_UP, last, "RL, after the warm-up")
+    return rose, _did_not(summary, WARM_UP, last), warmed, against
 
 
-def _rose(summary: Mapping[str, Any], first: str, last: str) -> str:
-    up = {how: _changes(summary, f"{how} {last}", f"{how} {first}")[0] for how in ("reasoning", "direct")}
-    whom = "training" if (first, last) == ("before", "after") else f"`{first}` → `{last}`"
-    return f"Rose with {whom}: {_listed(up) or 'nothing clearly'}."
+def _rose(summary: Mapping[str, Any], first: str, last: str, whom: str) -> str:
+    return f"Rose with {whom}: {_listed(_by_way(summary, first, last, 0)) or 'nothing clearly'}."
 
 
 def _did_not(summary: Mapping[str, Any], first: str, last: str) -> str:
-    both = {how: _changes(summary, f"{how} {last}", f"{how} {first}") for how in ("reasoning", "direct")}
-    same = _listed({how: found[1] for how, found in both.items()})
-    down = _listed({how: found[2] for how, found in both.items()})
-    return f"Did not clearly change: {same or 'nothing'}." + (f" Fell: {down}." if down else "")
+    same = _listed(_by_way(summary, first, last, 1))
+    return f"Did not clearly change: {same or 'nothing'}." + _fell(summary, first, last)
+
+
+def _fell(summary: Mapping[str, Any], first: str, last: str) -> str:
+    down = _listed(_by_way(summary, first, last, 2))
+    return f" Fell: {down}." if down else ""
+
+
+def _by_way(summary: Mapping[str, Any], first: str, last: str, kind: int) -> dict[str, list[str]]:
+    """Return one of the three kinds of `_changes`, by the way of predicting."""
+    return {how: _changes(summary, f"{how} {last}", f"{how} {first}")[kind] for how in ("reasoning", "direct")}
 
 
 def _listed(by_way: Mapping[str, Sequence[str]]) -> str:

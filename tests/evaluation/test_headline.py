@@ -62,6 +62,28 @@ def test_other_policies_are_named_and_one_alone_is_compared_with_itself() -> Non
     assert against == "Against `base` without thinking, thinking is not clearly different at hard, medium, easy."
 
 
+def test_rl_is_not_credited_with_what_the_warm_up_did() -> None:
+    half, most = "10" * 40, "1110" * 20
+    rose, stayed, warmed, against = headline(
+        report_of(
+            ["before", "warm-up", "after"],
+            **{"direct_before": most, "reasoning_before": "0" * 80, "direct_warm-up": half, "reasoning_warm-up": half},
+            reasoning_after=half,
+            direct_after="0" * 80,
+        )
+    )
+    assert rose == "Rose with RL, after the warm-up: nothing clearly."
+    assert stayed == (
+        "Did not clearly change: with thinking, hard 50.0 → 50.0 %, medium 50.0 → 50.0 %, easy 50.0 → 50.0 %. "
+        "Fell: without thinking, hard 50.0 → 0.0 %, medium 50.0 → 0.0 %, easy 50.0 → 0.0 %."
+    )
+    assert warmed == (
+        "Rose with the warm-up alone: with thinking, hard 0.0 → 50.0 %, medium 0.0 → 50.0 %, easy 0.0 → 50.0 %. "
+        "Fell: without thinking, hard 75.0 → 50.0 %, medium 75.0 → 50.0 %, easy 75.0 → 50.0 %."
+    )
+    assert "behind by 25.0 points at hard" in against
+
+
 def test_without_sites() -> None:
     empty = {"sites": 0}
     assert headline({"policies": ["before"], "sets": {"all": empty}}) == ("No held-out site was measured.",)
