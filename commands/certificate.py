@@ -24,7 +24,7 @@ def certificate_tables(found: Mapping[str, Any]) -> list[Table]:
     table.add_row("bits/byte", _bits(found))
     rises = f"{_number(calibration['excess'])} nats above entropy, {_number(calibration['slope'])} nats per nat of it"
     table.add_row("surprise", rises)
-    table.add_row("positions that `where` lets through", _percent(found["hard"]["share"]))
+    table.add_row("positions that are kept as hard", _percent(found["hard"]["share"]))
     table.add_row("sites that are names or digits", _percent(found["names_and_digits"]["share"]))
     table.add_row("agreement with a second selection", _number(shared["kappa"]) if shared else "not measured")
     return [table]

@@ -67,7 +67,8 @@ class CertificateConfig(Config):
     least_slope: float = 0.5
     """Warn if the surprise rises by less than this many nats per nat of entropy."""
     hard_share: float = Field(0.6, ge=0, le=1)
-    """Warn if `where` lets through more than this share of the training positions that it could keep."""
+    """Warn if `where` and `top_fraction` together keep more than this share of the training positions that they could
+    keep."""
     names_and_digits: float = Field(0.5, ge=0, le=1)
     """Warn if more than this share of the training sites are names or digits, which mostly cannot be guessed."""
     second: str | None = None

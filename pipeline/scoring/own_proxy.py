@@ -31,7 +31,7 @@ from pipeline.scoring.count_proxy import counted_bits_per_byte
 from pipeline.scoring.count_tables import ABOUT, count, open_tables
 from pipeline.scoring.sample import Sample, read_texts
 
-VERSION = 2
+VERSION = 3
 """Version of `proxy`, `tokenizer` and `tokens`, raised whenever the output changes."""
 
 TEXTS = 1000
@@ -122,7 +122,7 @@ def _log_fold(fold: int, line: str) -> None:
 class TokensConfig(Config):
     """What decides the tokens of the training split: the tokenizer's settings."""
 
-    vocab_size: int
+    vocab_size: int | None
     sample_bytes: int
     seed: int
 

@@ -19,6 +19,25 @@ _WORDS = (
 """Qwen2's split before BPE (single digits). The more boundaries proxy and policy share, the fewer sites are dropped."""
 
 
+BYTES_A_TOKEN = 256
+"""Bytes of text for every token of the vocabulary."""
+FEWEST, MOST = 384, 4096
+"""Tokens of the smallest and of the largest vocabulary that is chosen by the size of a text."""
+
+
+def vocabulary_size(texts: Sequence[str]) -> int:
+    """Return how many tokens to fit on some texts.
+
+    A larger vocabulary learns the texts by heart: whole clauses that occur twice become tokens. On documents that the
+    tokenizer has not seen, the counts then need more bits per byte (docs/own-corpus.md has the figures).
+
+    Example:
+        >>> [vocabulary_size(["x" * size]) for size in (1000, 200_000, 5_000_000)]
+        [384, 781, 4096]
+    """
+    return min(MOST, max(FEWEST, sum(len(text.encode()) for text in texts) // BYTES_A_TOKEN))
+
+
 def fit_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with all 256 bytes, lossless on any text. The same texts give the same tokenizer."""
     tokenizer = Tokenizer(models.BPE())
@@ -43,10 +62,13 @@ def fit_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(texts: Sequence[str], vocab_size: int, folder: Path) -> CorpusTokenizer:
-    """Fit a tokenizer, save it to a folder that does not exist yet in `transformers` format, and return it."""
+def write_tokenizer(texts: Sequence[str], vocab_size: int | None, folder: Path) -> CorpusTokenizer:
+    """Fit a tokenizer, save it to a folder that does not exist yet in `transformers` format, and return it.
+
+    Without `vocab_size`, its size is that of `vocabulary_size`.
+    """
     folder.mkdir(parents=True)
-    fit_tokenizer(texts, vocab_size).save(str(folder / "tokenizer.json"))
+    fit_tokenizer(texts, vocab_size or vocabulary_size(texts)).save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": DOCUMENT, "eos_token": DOCUMENT}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
     return CorpusTokenizer.load(folder)

@@ -15,7 +15,7 @@ from pipeline.selection.classes import TOKEN_CLASSES
 from pipeline.selection.proxy_measures import CALIBRATION_SCORES, EDGES, UNIT
 from pipeline.selection.sites import BANDS, NO_BAND, TRAIN
 
-FORMAT = 1
+FORMAT = 2
 """Version of the certificate, raised when a key changes its meaning."""
 
 COVERED = 1.4
@@ -111,9 +111,17 @@ def _kept(counters: Counters, group: str, values: tuple[str, ...]) -> dict[str, 
 
 
 def _hard(counters: Counters) -> dict[str, Any]:
+    """Return how many positions pass `where`, what `top_fraction` keeps of those left to it, and the product of both.
+
+    These are the rules of the corpus that look at how hard a position is.
+    """
     selectable = sum(counters.get(f"{TRAIN}selectable.band.{band}", 0) for band in (NO_BAND, *BANDS))
     passed = counters.get(f"{TRAIN}passed", 0)
-    return {"selectable": selectable, "passed": passed, "share": _share(passed, selectable)}
+    later = ("strata", "mixture", "corpus_cap")
+    kept = counters["kept.train"] + sum(counters.get(f"dropped.{reason}", 0) for reason in later)
+    top = _share(kept, kept + counters.get("dropped.top_fraction", 0))
+    share = None if not selectable or top is None else round(passed / selectable * top, 4)
+    return {"selectable": selectable, "passed": passed, "top": top, "share": share}
 
 
 def _names_and_digits(counters: Counters) -> dict[str, Any]:
@@ -149,7 +157,10 @@ def _findings(config: CertificateConfig, found: Mapping[str, Any]) -> list[Findi
             f"surprise rises by only {calibration['slope']:.2f} nats per nat of entropy (bound {config.least_slope:g})"
         )))  # fmt: skip
     shares: dict[str, Callable[[str], str]] = {
-        "hard_share": "`where` lets through {} of the positions that it could keep: it hardly selects".format,
+        "hard_share": (
+            "the rule keeps {} of the positions that it could keep as hard: it hardly selects. A threshold suits the "
+            "proxy that it was chosen for; `select.top_fraction` keeps the hardest share of any"
+        ).format,
         "names_and_digits": "{} of the training sites are names and digits, which mostly cannot be guessed".format,
     }
     for name, key in (("hard_share", "hard"), ("names_and_digits", "names_and_digits")):

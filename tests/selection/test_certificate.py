@@ -71,6 +71,10 @@ def test_the_verdict_of_every_rule() -> None:
     assert judged(bins=bins((0.1, 1.1), (0.4, 0.8))) == ["warn", "least_slope"]  # 0.4 nats per nat
     assert judged(counters={f"{TRAIN}passed": 12_100}) == ["warn", "hard_share"]  # of 20,000
     assert judged(counters={f"{TRAIN}passed": 12_000}) == ["pass"]
+    # 15,400 of 20,000 pass `where` and 9,000 of 10,000 are left by `top_fraction`: 0.77 · 0.9 = 0.693; then 0.77 · 0.75
+    tops = {f"{TRAIN}passed": 15_400, "kept.train": 1000, "dropped.corpus_cap": 8000, "dropped.top_fraction": 1000}
+    assert judged(counters=tops) == ["warn", "hard_share"]
+    assert judged(counters=tops | {"dropped.corpus_cap": 6500, "dropped.top_fraction": 2500}) == ["pass"]
     assert judged(counters={f"{TRAIN}sites.names": 301}) == ["warn", "names_and_digits"]  # 501 of 1,000
     assert judged(agreement={"kappa": 0.39}) == ["warn", "least_agreement"]
     assert judged(agreement={"kappa": None}) == ["pass"]
