@@ -2,7 +2,8 @@
 
 Input:   the artifacts of `rpt data` (or `rpt select`) for a manifest; any position, a site or not.
 Output:  the token in its document, its scores and the proxy's guesses, why it was kept or rejected with every part of
-         the rule, and the prompt and continuation of its training example; or JSON. Nothing is written.
+         the rule, the shortest change of it that would keep it, and the prompt and continuation of its training
+         example; or JSON. Nothing is written.
 Command: rpt show data_manifests/<name>.yaml SITE_ID|DOC_ID|SHARD:ROW [--recipe recipes/<name>.yaml] [--json]
 """
 
@@ -84,18 +85,31 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     )
     return [
         facts,
-        _parts(found["parts"]),
+        _parts(found["parts"], found["later"]),
+        *_change(found["change"]),
         _passage("in its document", around),
         *_top(found),
         *_trained(found["trained"]),
     ]
 
 
-def _parts(parts: Sequence[Mapping[str, Any]]) -> Table:
+def _parts(parts: Sequence[Mapping[str, Any]], later: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("part of the rule", "", "value", box=None)
     for part in parts:
         table.add_row(_short(part["text"]), "✓" if part["holds"] else "✗", _short(in_words(part["values"])))
+    for rule in later:
+        table.add_row(_short(rule["text"]), {True: "✓", False: "✗", None: "–"}[rule["holds"]], Text("after the rule"))
     return table
+
+
+def _change(change: Mapping[str, Any] | None) -> list[Table]:
+    if change is None:
+        return []
+    table = Table("shortest change that keeps it", "", box=None)
+    for each in change["changes"]:
+        instead = "(leave out)" if each["instead"] == "true" else each["instead"]
+        table.add_row(_short(each["part"]), Text.assemble("→ ", _short(instead)))
+    return [table]
 
 
 def _short(text: str) -> Text:

@@ -49,8 +49,8 @@ def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
     Yields:
         Frames with the columns of `SCORE_COLUMNS`, `inside_character`, `token_id`, `byte_end` (null: end of the text),
         the metadata that the rule names, and `kept`: is a site; `selectable`: has scores and begins a character, so
-        that a rule can keep it; `decision`: `kept`, or the first reason of `REASONS` that applies; `band`: the hardest
-        of its bands.
+        that a rule can keep it; `passes`: `where` holds; `decision`: `kept`, or the first reason of `REASONS` that
+        applies; `band`: the hardest of its bands.
     """
     expression = rule_expression(lineage.rule)
     site = shard.sites.select("doc_id", "position", kept=pl.lit(True))
@@ -76,7 +76,7 @@ def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
                 decision=_decision(later_reason(lineage.select)),
                 token_class=pl.col("token_class").cast(pl.String),  # after the rule, which compares classes by place
             )
-            .drop("row", "passes")
+            .drop("row")
         )
 
 

@@ -12,9 +12,12 @@ import polars as pl
 
 from pipeline.audit.characters import whole_pieces
 from pipeline.audit.decisions import AuditedShard
+from pipeline.audit.lineage import Lineage
 from pipeline.audit.minimap import hardest, minimap
+from pipeline.audit.why_not import later_columns, part_columns
 from pipeline.core.random_keys import random_key
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.selection.metadata import rule_columns
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Upper limits of the strata: share of selectable positions that is kept, none to more than 40 %."""
@@ -69,7 +72,7 @@ class Sample:
 
 
 def heat_maps(
-    shard: AuditedShard, frame: pl.DataFrame, doc_ids: set[str], tops: TopTokens | None
+    lineage: Lineage, shard: AuditedShard, frame: pl.DataFrame, doc_ids: set[str], tops: TopTokens | None
 ) -> dict[str, dict[str, Any]]:
     """Return heat maps for `RptHeatmap.mount`, by document; long documents are truncated to `TOKENS_SHOWN`."""
     documents = {row["doc_id"]: row for row in shard.documents.to_pylist() if row["doc_id"] in doc_ids}
@@ -78,13 +81,16 @@ def heat_maps(
         ["doc_id"], maintain_order=True
     ):
         document = documents[str(doc_id)]
-        made[document["doc_id"]] = _heat_map(document, positions, tops)
+        made[document["doc_id"]] = _heat_map(lineage, document, positions, tops)
     return made
 
 
-def _heat_map(document: dict[str, Any], positions: pl.DataFrame, tops: TopTokens | None) -> dict[str, Any]:
+def _heat_map(
+    lineage: Lineage, document: dict[str, Any], positions: pl.DataFrame, tops: TopTokens | None
+) -> dict[str, Any]:
     text = document["text"].encode()
-    shown = positions.head(TOKENS_SHOWN)
+    shown, rule = positions.head(TOKENS_SHOWN), lineage.rule
+    where = rule.where if shown["split"][0] == "train" else rule.validation_where
     pieces = [text[begin:end] for begin, end in shown.select("byte_offset", "byte_end").iter_rows()]
     shown_bytes = sum(map(len, pieces))
     tokens = whole_pieces(pieces, text[shown_bytes : shown_bytes + 3])
@@ -101,6 +107,10 @@ def _heat_map(document: dict[str, Any], positions: pl.DataFrame, tops: TopTokens
         **{name: _dictionary_encode(shown[name]) for name in ("field", "token_class")},
         "state": [state[name] for name in shown["decision"]],
         "reasons": reasons,
+        "parts": [
+            *part_columns(where, rule_columns(rule.metadata), shown),
+            *later_columns(lineage.select, positions, slice(TOKENS_SHOWN)),
+        ],
         "top": tops.of(document["doc_id"], shown) if tops else None,
         "map": minimap(positions, positions["kept"].to_numpy()),
         "hardest": hardest(shown),

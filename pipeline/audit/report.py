@@ -23,6 +23,7 @@ from pipeline.audit.dropped_records import duplicates, matches, quarantine
 from pipeline.audit.examples import Example, Sample, TopTokens, heat_maps
 from pipeline.audit.funnel import funnel, kept, percent, shard_bytes
 from pipeline.audit.lineage import Lineage
+from pipeline.audit.why_not import RuleCounts
 from pipeline.core.artifact import InputFile
 from pipeline.core.invisible import escape_invisible
 from pipeline.core.marks import read_certificate
@@ -41,7 +42,7 @@ TEXT_SHOWN, CELL_SHOWN = 60, 240
 
 _FOLDER = Path(__file__).parent
 _STYLES = ("base.css", "heatmap.css", "report.css")
-_SCRIPTS = ("theme.js", "minimap.js", "heatmap.js", "report.js")
+_SCRIPTS = ("theme.js", "minimap.js", "characters.js", "heatmap.js", "report.js")
 
 
 def audit(
@@ -60,10 +61,11 @@ def audit(
     Raises:
         IntegrityError: A file differs from its recorded hash.
     """
-    counted, sample = Distributions(lineage.rule), Sample(documents)
+    counted, sample, rules = Distributions(lineage.rule), Sample(documents), RuleCounts(lineage.rule)
     for shard in shards(lineage):
         for frame in decisions(lineage, shard):
             counted.add(shard, frame)
+            rules.add(frame)
             sample.add(shard.index, frame)
     chosen = sample.chosen()
     summary = {
@@ -80,6 +82,7 @@ def audit(
         "totals": counted.totals(),
         "histograms": counted.histograms(),
         "near": counted.near(),
+        "why_not": rules.summary(lineage.select),
         "groups": counted.groups(),
         "many_values": counted.many_values(),
         "tokens": counted.tokens(),
@@ -99,7 +102,7 @@ def _heat_maps(lineage: Lineage, chosen: Sequence[Example], proxy: CorpusTokeniz
     for shard in shards(lineage, only={example.shard for example in chosen}):
         tops = _top_tokens(lineage, shard.index, ids, proxy) if proxy else None
         for frame in decisions(lineage, shard):
-            made |= heat_maps(shard, frame, ids, tops)
+            made |= heat_maps(lineage, shard, frame, ids, tops)
     return [made[example.doc_id] for example in chosen]
 
 

@@ -13,9 +13,12 @@ from pipeline.audit.characters import whole_span
 from pipeline.audit.decisions import decisions
 from pipeline.audit.lineage import Lineage
 from pipeline.audit.locate import Location
+from pipeline.audit.why_not import later_columns
 from pipeline.config.manifest import MaterializeConfig
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.selection.change import shortest_change
 from pipeline.selection.explain import explain
+from pipeline.selection.later_rules import FAILS, HOLDS, UNKNOWN
 from pipeline.selection.metadata import rule_columns
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 BYTES_BEFORE, BYTES_AFTER = 600, 240
 """Bytes of the document shown before and after the position."""
+_HELD = {HOLDS: True, FAILS: False, UNKNOWN: None}
 SCORES = ("entropy", "entropy_partial", "nll", "rank")
 
 
@@ -50,16 +54,22 @@ def site(
         `token`, with \xNN where it splits a character; the scores in nats, `rank` (0: the proxy's most likely token)
         and `top` (text, probability), null where there are none; `decision`: `kept`, or the reason of the rejection;
         `rule`: the rule of the document's split, and `parts` of it, each with its `text`, whether it `holds`, and the
-        `values` of its columns; `trained`: the result of `as_trained`.
+        `values` of its columns; `later`: the rules after it, `holds` null where one was not reached or one of several
+        dropped the position; `change`: the shortest change of the rule that would keep it (`shortest_change`), null
+        unless the rule dropped it; `trained`: the result of `as_trained`.
     """
     document = Document(where.document.values, where.scores.values)
-    decided = pl.concat(decisions(lineage, where.audited_shard))[where.position]
+    positions = pl.concat(decisions(lineage, where.audited_shard))
+    decided = positions[where.position]
     row = decided.row(0, named=True)
     rule = str(lineage.select.config["where" if document.meta["split"] == "train" else "validation_where"])
     begin = row["byte_offset"]
     end = begin + len(document.tokens[where.position])
     whole = slice(*whole_span(document.text, begin, end))
     shown = slice(where.position, where.position + 1)
+    columns = rule_columns(lineage.rule.metadata)
+    later = later_columns(lineage.select, positions, shown)
+    change = shortest_change(rule, columns, decided) if row["decision"] == "where" else None
     top = document.top(shown, proxy)[0] if proxy else None
     return {
         "site_id": where.site_id,
@@ -74,7 +84,9 @@ def site(
         "after": document.text[whole.stop : whole.stop + BYTES_AFTER].decode(errors="ignore"),
         **{name: row[name] for name in ("field", "token_class", *SCORES, "band", "decision")},
         "rule": rule,
-        "parts": [asdict(part) for part in explain(rule, rule_columns(lineage.rule.metadata), decided)],
+        "parts": [asdict(part) for part in explain(rule, columns, decided)],
+        "later": [{"text": part["text"], "holds": _HELD[part["holds"]]} for part in later],
+        "change": asdict(change) if change else None,
         "top": top,
         "trained": as_trained(document, where.position, config, policy, prompts),
     }

@@ -187,6 +187,21 @@ def test_histograms(audited: Audited, db: duckdb.DuckDBPyConnection, metric: str
             assert histogram["splits"][split][f"mean_{name}"] == pytest.approx(mean, rel=1e-9)
 
 
+def test_why_not(audited: Audited, db: duckdb.DuckDBPyConnection) -> None:
+    """Parts of `entropy > 1.0 AND field = 'solution'` on selectable positions, and the cap after them."""
+    found = audited.summary["why_not"]
+    tests = ["entropy > 1.0", "field = 'solution'"]
+    for part, test in zip(found["parts"]["train"], tests, strict=True):
+        (other,) = (each for each in tests if each != test)
+        counts = f"count(*) filter ({test}), count(*) filter (not {test}), count(*) filter (not {test} and {other})"
+        expected = db.execute(f"select {counts} from p where selectable and split = 'train'").fetchone()
+        assert part["text"] == test
+        assert (part["holds"], part["fails"], part["fails_alone"]) == expected
+    (rule,) = found["later"]
+    capped = db.execute("select count(*) from p where decision = 'document_cap'").fetchone()
+    assert (rule["text"], rule["reason"], (rule["dropped"],)) == ("max_per_document: 6", "document_cap", capped)
+
+
 def test_near_thresholds(audited: Audited, db: duckdb.DuckDBPyConnection) -> None:
     rows = audited.summary["near"]
     asked = {(r["split"], r["threshold"], r["source"]) for r in rows}

@@ -74,6 +74,27 @@ def test_hostile_text_is_shown_and_breaks_nothing(page: Page, audited: Audited) 
 
 
 @pytest.mark.parametrize("page", [(1280, "light"), (390, "dark")], indirect=True, ids=["1280-light", "390-dark"])
+def test_every_position_of_the_report_says_why_not(page: Page, audited: Audited) -> None:
+    shown = doc_id(f"{RARE}\n{RARE[::-1]}.")  # some of its positions are beyond the cap
+    page.goto(f"{audited.report.as_uri()}#doc-{shown}")
+    document = page.locator(f"#doc-{shown}")
+    capped = document.locator(".hm-token.hm-cap").first
+    rule = document.locator(".hm-token.hm-rule").first
+    parts = document.get_by_role("list", name="Parts of the rule").get_by_role("listitem")
+    capped.click()
+    expect(parts).to_have_count(3)
+    assert [part[part.index(sign)] for part in parts.all_inner_texts() for sign in "✓✗–" if sign in part] == [
+        "✓",
+        "✓",
+        "✗",
+    ]
+    rule.click()
+    assert "✗" in "".join(parts.all_inner_texts()[:2])
+    expect(parts.nth(2)).to_contain_text("–")
+    assert "fails alone" in page.locator("#why-not").inner_text()
+
+
+@pytest.mark.parametrize("page", [(1280, "light"), (390, "dark")], indirect=True, ids=["1280-light", "390-dark"])
 def test_a_character_that_tokens_split_is_drawn_once(page: Page, audited: Audited) -> None:
     text = f"{RARE}\n{RARE[::-1]}."
     page.goto(f"{audited.report.as_uri()}#doc-{doc_id(text)}")

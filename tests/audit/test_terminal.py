@@ -271,9 +271,15 @@ def test_every_part_of_the_rule_is_shown_with_its_value(audited: Audited) -> Non
         {"text": "entropy > 1.0", "holds": True, "values": {"entropy": round(entropy, 3)}},
         {"text": "field = 'solution'", "holds": False, "values": {"field": "problem"}},
     ]
+    instead = "field IN ('solution', 'problem')"
+    assert found["later"] == [{"text": "max_per_document: 6", "holds": None}]
+    changed = {"part": "field = 'solution'", "instead": instead}
+    assert found["change"] == {"changes": [changed], "where": f"entropy > 1.0 AND {instead}"}
     lines = [" ".join(line.split()) for line in printed(show_page.tables(found)).splitlines()]
     assert f"entropy > 1.0 ✓ {round(entropy, 3)}" in lines
     assert "field = 'solution' ✗ problem" in lines
+    assert "max_per_document: 6 – after the rule" in lines
+    assert f"field = 'solution' → {instead}" in lines
 
 
 def test_decisions_compare_token_classes_as_the_selection_does(audited: Audited) -> None:

@@ -83,6 +83,7 @@ def test_hover_shows_what_the_proxy_thought(page: Page, site: tuple[str, int]) -
     expect(details.locator(".hm-top li")).to_have_count(4)
     parts = details.get_by_role("list", name="Parts of the rule").get_by_role("listitem")
     expect(parts).to_have_text([re.compile(r"^entropy > 1\.0✓[\d.]+$"), "field = 'solution'✓solution"])
+    assert not page.locator("#change").count()
     page.locator(".hm-token").nth(1).hover()
     expect(details).to_contain_text("not scorable")
     expect(parts.first).to_have_text("entropy > 1.0✗null")
@@ -130,6 +131,23 @@ def test_two_lines_have_no_empty_box_under_them(page: Page, site: tuple[str, int
     text, last = page.locator(".hm-text").bounding_box(), page.locator(".hm-token").last.bounding_box()
     assert text and last
     assert text["y"] + text["height"] - (last["y"] + last["height"]) < 40
+
+
+def test_why_not_names_the_failed_part_the_cap_and_the_shortest_change(
+    page: Page, live: Live, site: tuple[str, int]
+) -> None:
+    page.goto(f"/documents/{site[0]}?position=5&rule={quote_plus('entropy > 9 AND field = ' + repr('problem'))}")
+    value = page.locator(".hm-parts li").first.inner_text().split("✗")[1]
+    expect(page.locator(".changes li")).to_have_text([f"entropy > 9 → entropy > {float(value) - 0.0051:.2f}"])
+    page.get_by_role("link", name="what else it would change").click()
+    expect(page.locator("#where")).to_have_value(re.compile(r"^entropy > [\d.]+ AND field = 'problem'$"))
+    capped = live.built.capped
+    page.goto(f"/documents/{site[0]}?position={site[1]}&rule=select:{capped.fingerprint}")
+    parts = page.get_by_role("list", name="Parts of the rule").get_by_role("listitem")
+    dropped = capped.counters["dropped.document_cap"]
+    expect(parts.nth(2)).to_have_text(re.compile(rf"^max_per_document: 2[✓✗]dropped {dropped} of the corpus$"))
+    kept = pl.read_parquet([file.path for file in capped.files("sites")])["site_id"].to_list()
+    assert ("✓" in parts.nth(2).inner_text()) == (f"{site[0]}-{site[1]}" in kept)
 
 
 def test_a_site_shows_prompt_continuation_and_rollouts(page: Page, live: Live, site: tuple[str, int]) -> None:

@@ -21,8 +21,9 @@
  *     state           0: kept; i: rejected, for reasons[i - 1]
  *     reasons         names of the reasons (`not_scorable`, `where`, …), in the order in which they are checked
  *     because         optional {name: sentence}: explanation of a reason, for the details
- *     parts           optional: the parts of the rule, [{ text, holds, values }]: SQL; per token whether the part holds;
- *                     per token the values that decide it, as a list or { names, of }
+ *     parts           optional: the parts of the rule, and the rules after it, [{ text, holds, values }]: SQL or a key;
+ *                     a character per token, "1" it holds, "0" not, "-" not reached; the values that decide it:
+ *                     { columns: names of columns of doc }, { names, of }, or one { text }
  *     change          optional { gained, lost }: positions of the whole document at which another rule decides otherwise
  *     site_ids        optional: id of the site or null; without it the id is <doc_id>-<position>
  *     map             optional: the whole document in equal parts: { entropy, nll, rank, kept }, lists of one entry each
@@ -47,6 +48,7 @@ const RptHeatmap = (() => {
   // Every character of Unicode's categories Other and Separator, and letters that render as nothing.
   const INVISIBLE = /[\p{C}\p{Z}\u034f\u115f\u1160\u2800\u3164\uffa0]/gu;
   const NAMED = { "\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽" };
+  const MARKS = { 1: ["hm-holds", "✓", "holds"], 0: ["hm-fails", "✗", "does not hold"], "-": ["", "–", "not reached, or not known"] };
   const REJECTED_AS = { not_scorable: "unscored", inside_character: "unscored", where: "rule" };
 
   /** An element with a class, an optional text and children. */
@@ -103,43 +105,6 @@ const RptHeatmap = (() => {
     return step;
   }
 
-  /** All bytes of token `i` in hexadecimal. */
-  function allBytes(doc, i) {
-    return doc.raw?.[i]?.match(/../g) ?? Array.from(new TextEncoder().encode(doc.tokens[i]), (byte) => byte.toString(16).padStart(2, "0"));
-  }
-
-  /** The first 24 bytes of token `i` in hexadecimal. */
-  function bytesOf(doc, i) {
-    const bytes = allBytes(doc, i);
-    const shown = bytes.slice(0, 24).join(" ");
-    return bytes.length > 24 ? `${shown} … (${number(bytes.length)})` : shown;
-  }
-
-  /** The text of token `i` as lists of likely tokens write it: \xNN for the bytes of a part of a character. */
-  function exactText(doc, i) {
-    if (!doc.raw?.[i]) return doc.tokens[i];
-    const bytes = Uint8Array.from(allBytes(doc, i), (hex) => parseInt(hex, 16));
-    try {
-      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
-    } catch {
-      return Array.from(bytes, (byte) => (byte < 128 ? String.fromCharCode(byte) : `\\x${byte.toString(16)}`)).join("");
-    }
-  }
-
-  const PIECES = 4; // most tokens of one character of UTF-8
-
-  /** For every token: the token in which its character begins, and how many tokens that character has. */
-  function splitCharacters(tokens) {
-    const head = tokens.map((_, i) => i);
-    const pieces = tokens.map(() => 1);
-    for (let i = 1; i < tokens.length; i += 1) {
-      if (tokens[i] !== "" || pieces[head[i - 1]] === PIECES) continue;
-      head[i] = head[i - 1];
-      pieces[head[i]] += 1;
-    }
-    return { head, pieces };
-  }
-
   /** Draw `doc` into `element`. Returns { show(metric), select(position), element }. */
   function mount(element, doc, options = {}) {
     const first = doc.first ?? 0;
@@ -191,7 +156,7 @@ const RptHeatmap = (() => {
     text.setAttribute("role", "listbox");
     text.setAttribute("aria-label", `Tokens of document ${doc.doc_id}`);
     const hard = doc.hardest ?? [];
-    const { head, pieces } = splitCharacters(doc.tokens);
+    const { head, pieces } = RptCharacters.splitCharacters(doc.tokens);
     const spans = doc.tokens.map((token, i) => {
       const split = pieces[head[i]] > 1;
       const span = el("span", `hm-token hm-${kindOf(i)}${sampled.has(i) ? " hm-sampled" : ""}`, null, ...(split ? [] : shortened(token, SHOWN.text)));
@@ -226,12 +191,20 @@ const RptHeatmap = (() => {
     parts.setAttribute("aria-label", "Parts of the rule");
     details.append(title, piece, facts, parts, top);
 
-    /** A part of the rule at token `i`: ✓ or ✗, the part, and the value that decides it. */
+    /** The values that decide a part of the rule at token `i`, as text. */
+    function valuesOf(values, i) {
+      if (!values.columns) return values.text ?? columnOf(values)(i) ?? "";
+      const said = values.columns.map((name) => [name, columnOf(doc[name])(i) ?? "null"].map((word) => String(word) || "''"));
+      return said.length === 1 ? said[0][1] : said.map((pair) => pair.join(" ")).join(", ");
+    }
+
+    /** A part of the rule at token `i`: the part, ✓ or ✗, and the values that decide it. */
     function partOf({ text: sql, holds, values }, i) {
-      const mark = el("span", holds[i] ? "hm-holds" : "hm-fails", holds[i] ? "✓" : "✗");
+      const [className, sign, label] = MARKS[holds[i]];
+      const mark = el("span", className, sign);
       mark.setAttribute("role", "img");
-      mark.setAttribute("aria-label", holds[i] ? "holds" : "does not hold");
-      const value = shortened(columnOf(values)(i) ?? "", SHOWN.part);
+      mark.setAttribute("aria-label", label);
+      const value = shortened(valuesOf(values, i), SHOWN.part);
       return el("li", "", null, el("span", "hm-sql", null, ...shortened(sql, SHOWN.part)), mark, el("span", "", null, ...value));
     }
 
@@ -253,14 +226,14 @@ const RptHeatmap = (() => {
       fact("field", field(i) || "(template)");
       if (changeOf(i)) fact("change", changeOf(i), "hm-wide");
       fact("decision", reason ? doc.because?.[reason] ?? `rejected: ${words(reason)}` : "kept", "hm-wide");
-      fact("bytes", bytesOf(doc, i), "hm-wide");
+      fact("bytes", RptCharacters.bytesOf(doc, i), "hm-wide");
       if (pieces[head[i]] > 1) fact("piece", `${i - head[i] + 1} of ${pieces[head[i]]} of this character`, "hm-wide");
       fact("source", `${doc.source_file} row ${number(doc.source_row)}`, "hm-wide");
       if (siteOf(i)) fact("site", siteOf(i), "hm-wide");
       parts.hidden = !doc.parts?.length;
       parts.replaceChildren(...(doc.parts ?? []).map((part) => partOf(part, i)));
       const likeliest = doc.top?.[i];
-      const exact = exactText(doc, i);
+      const exact = RptCharacters.exactText(doc, i);
       top.hidden = !likeliest;
       top.replaceChildren();
       for (const [token, logprob] of likeliest ?? []) {

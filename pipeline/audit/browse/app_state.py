@@ -31,6 +31,7 @@ from pipeline.config.task import TaskConfig
 from pipeline.core.artifact import Record
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.patterns import pattern_hits
+from pipeline.selection.change import Shortest
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS
 
 if TYPE_CHECKING:
@@ -250,7 +251,14 @@ class AppState:
             pl.scan_parquet(verified_once(file)).filter(pl.col("doc_id") == document.meta["doc_id"]).select("position")
         )
         later = " or ".join(selection.later) or "not in the selection"
-        return document.verdict(selection.where(document.meta["split"]), sites.collect()["position"].to_list(), later)
+        kept = sites.collect()["position"].to_list()
+        return document.verdict(selection.where(document.meta["split"]), kept, later, selection.record)
+
+    def change(self, document: Document, position: int, rule: str) -> Shortest | None:
+        """Return the shortest change of a rule or of a selection's `where` that keeps a position; None if none can."""
+        split = document.meta["split"]
+        where = self._selection(rule).where(split) if rule.startswith(SELECTION_PREFIX) else rule
+        return document.shortest_change(where, position)
 
     def site(self, document: Document, position: int) -> dict[str, Any]:
         """Return a position as the trainer sees it, with the stored rollouts.

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from pipeline.audit.browse.column_index import verified_once
 from pipeline.audit.characters import whole_pieces
 from pipeline.audit.minimap import hardest, minimap
+from pipeline.audit.why_not import later_columns, part_columns
 from pipeline.config.manifest import MaterializeConfig
 from pipeline.config.task import TaskConfig
-from pipeline.core.artifact import InputFile
+from pipeline.core.artifact import InputFile, Record
 from pipeline.core.model_files import resolve_model
 from pipeline.core.parquet import read_rows
 from pipeline.core.tokenizer import CorpusTokenizer
-from pipeline.selection.explain import holds, in_words, parts_of_rule, values
+from pipeline.selection.change import Shortest, shortest_change
 from pipeline.selection.metadata import kinds, rule_columns, with_metadata
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.sites import SITES
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 
 TOKENS_SHOWN = 2000
 """Maximum number of tokens shown at once."""
-
-VALUE_SHOWN = 300
-"""Maximum number of characters of the values that decide a part of the rule."""
 
 GROUPS_KEPT = 2
 """Number of row groups that stay decoded."""
@@ -86,6 +84,8 @@ class Verdict:
     reasons: list[str]
     where: str
     """Rule of the document's split."""
+    later: list[dict[str, Any]]
+    """Rules after `where` on every position, as `why_not.later_columns` returns them."""
 
 
 def changes(before: Verdict, after: Verdict) -> dict[str, list[int]]:
@@ -133,13 +133,14 @@ class Document:
         ends = self._scores["token_ends"].chunk(0).flatten().to_pylist()
         return [self.text[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
-    def verdict(self, where: str, kept: Sequence[int] | None, later: str) -> Verdict:
+    def verdict(self, where: str, kept: Sequence[int] | None, later: str, select: Record | None = None) -> Verdict:
         """Return the decision on every position.
 
         Args:
             where: Rule of the document's split.
             kept: Positions that a selection kept; None for all that `where` keeps.
             later: Reason for positions that `where` keeps and the selection does not.
+            select: Record of the selection.
         """
         frame = self.frame.with_row_index("row")
         state_T = np.ones(len(self), dtype=np.int64)
@@ -149,9 +150,12 @@ class Document:
         state_T[whole["row"]] = 3
         passing = filter_rows(whole, row_filter(where, rule_columns(self._metadata), "where"), "`where`")
         state_T[passing["row"]] = 0 if kept is None else 4
+        passes_T = np.isin(np.arange(len(self)), passing["row"].to_numpy())
         if kept is not None:
             state_T[np.asarray(kept, dtype=np.int64)] = 0
-        return Verdict(state_T.tolist(), ["not_scorable", "inside_character", "where", later], where)
+        decided = self.frame.with_columns(passes=pl.Series(passes_T), kept=pl.Series(state_T == 0))
+        after = later_columns(select, decided, slice(None)) if select else []
+        return Verdict(state_T.tolist(), ["not_scorable", "inside_character", "where", later], where, after)
 
     def heat_map(self, verdict: Verdict, first: int, top: CorpusTokenizer | None) -> dict[str, Any]:
         """Return the input of the heat-map component (pipeline/audit/assets/heatmap.js) for `TOKENS_SHOWN` tokens.
@@ -177,23 +181,15 @@ class Document:
             "token_class": frame["token_class"].to_list(),
             "state": verdict.state_T[shown],
             "reasons": verdict.reasons,
-            "parts": self._parts(verdict.where, frame),
+            "parts": [
+                *part_columns(verdict.where, rule_columns(self._metadata), frame),
+                *(part | {"holds": part["holds"][shown]} for part in verdict.later),
+            ],
             "site_ids": [f"{doc_id}-{position}" for position in frame["position"]],
             "top": self.top(shown, top) if top and "top_ids" in self._scores.column_names else None,
             "map": minimap(self.frame, np.asarray(verdict.state_T) == 0),
             "hardest": hardest(self.frame),
         }
-
-    def _parts(self, where: str, frame: pl.DataFrame) -> list[dict[str, Any]]:
-        """Return the parts of a rule on the positions shown: whether they hold, and their values as text."""
-        made = []
-        for part in parts_of_rule(where, rule_columns(self._metadata), "where"):
-            rows = zip(*(values(frame[name]) for name in part.columns), strict=True)
-            words = [in_words(dict(zip(part.columns, row, strict=True)))[:VALUE_SHOWN] for row in rows]
-            number = {word: n for n, word in enumerate(dict.fromkeys(words))}
-            encoded = {"names": list(number), "of": [number[word] for word in words]}
-            made.append({"text": part.text, "holds": holds(part, frame).to_list(), "values": encoded})
-        return made
 
     def top(self, shown: slice, tokenizer: CorpusTokenizer) -> list[list[list[Any]] | None]:
         """Return (text, log-probability) pairs of the proxy's most likely tokens for every position shown."""
@@ -205,6 +201,17 @@ class Document:
             else None
             for t in range(shown.start, shown.stop)
         ]
+
+    def shortest_change(self, where: str, position: int) -> Shortest | None:
+        """Return the shortest change of a rule that keeps a position; None where no rule can keep it.
+
+        Raises:
+            UserError: It is not a rule, or cannot be computed on the position.
+        """
+        row = self.frame[position]
+        if row["inside_character"].item() or not row["entropy"].is_finite().fill_null(False).item():
+            return None
+        return shortest_change(where, rule_columns(self._metadata), row)
 
     def example(self, position: int, config: MaterializeConfig, tokenizer: CorpusTokenizer) -> dict[str, Any] | str:
         """Return the training example that `materialize` makes of a position, or the reason why it makes none."""

@@ -18,6 +18,7 @@ ASSETS = {
     "heatmap.css": "assets",
     "heatmap.js": "assets",
     "minimap.js": "assets",
+    "characters.js": "assets",
     "theme.js": "assets",
     "browse.css": "browse/static",
     "browse.js": "browse/static",

@@ -123,7 +123,7 @@ class Pages:
         """Show a document and, given `position`, one of its tokens as the trainer sees it."""
         row, rule = self._document_and_rule(request)
         self._state.rule(rule, row["split"])
-        site = self._site(request, row)
+        site = self._site(request, row, rule)
         first = _first_shown(request.query_params)
         return self._page("document.html", request, row=row, rule=rule, site=site, first=first, shown=TOKENS_SHOWN)
 
@@ -149,13 +149,15 @@ class Pages:
             raise HTTPException(404, "No document of this corpus has this id.")
         return self._state.row(number), request.query_params.get("rule") or self._state.current.name
 
-    def _site(self, request: Request, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _site(self, request: Request, row: Mapping[str, Any], rule: str) -> dict[str, Any] | None:
         position, tokens = request.query_params.get("position", ""), row["tokens"]
         if not position:
             return None
         if not _is_position(position, tokens):
             raise HTTPException(404, f"This document has {tokens:,} tokens: positions 0 to {tokens - 1:,}.")
-        return self._state.site(self._state.document(row["document"]), int(position))
+        document = self._state.document(row["document"])
+        change = self._state.change(document, int(position), rule)
+        return self._state.site(document, int(position)) | {"change": change}
 
     # -------------------------------------------------------------------------------------- rules, compared
 
