@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 import pyarrow as pa
 
+from pipeline.audit.damage import DAMAGED
 from pipeline.audit.lineage import Lineage
 from pipeline.core.artifact import InputFile, Record
 from pipeline.core.parquet import read_table
@@ -78,6 +79,13 @@ def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
             )
             .drop("row")
         )
+
+
+def damaged_texts(shard: AuditedShard) -> dict[str, bytes]:
+    """Return the texts of the documents that hold a control character or U+FFFD, by document id."""
+    documents = pl.DataFrame(pl.from_arrow(shard.documents.select(["doc_id", "text"])))
+    damaged = documents.filter(pl.col("text").str.contains(DAMAGED))
+    return {doc_id: text.encode() for doc_id, text in damaged.iter_rows()}
 
 
 def later_reason(select: Record) -> str:

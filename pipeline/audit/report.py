@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.audit import svg
-from pipeline.audit.decisions import SPLITS, decisions, shards
+from pipeline.audit.damage import Damage
+from pipeline.audit.decisions import SPLITS, damaged_texts, decisions, shards
 from pipeline.audit.distributions import NEAR, Distributions
 from pipeline.audit.dropped_records import duplicates, matches, quarantine
 from pipeline.audit.examples import Example, Sample, TopTokens, heat_maps
@@ -62,10 +64,16 @@ def audit(
         IntegrityError: A file differs from its recorded hash.
     """
     counted, sample, rules = Distributions(lineage.rule), Sample(documents), RuleCounts(lineage.rule)
+    damage = Damage()
     for shard in shards(lineage):
+        damaged = damaged_texts(shard)
         for frame in decisions(lineage, shard):
             counted.add(shard, frame)
             rules.add(frame)
+            for (doc_id,), positions in frame.filter(pl.col("doc_id").is_in(list(damaged))).group_by(
+                ["doc_id"], maintain_order=True
+            ):
+                damage.add(str(doc_id), damaged[str(doc_id)], positions)
             sample.add(shard.index, frame)
     chosen = sample.chosen()
     summary = {
@@ -86,6 +94,7 @@ def audit(
         "groups": counted.groups(),
         "many_values": counted.many_values(),
         "tokens": counted.tokens(),
+        "damage": damage.rows(lineage.rule.where),
         "shown": [vars(example) for example in chosen],
         "quarantine": quarantine(lineage),
         "duplicates": duplicates(lineage),
@@ -153,13 +162,18 @@ def page(summary: Mapping[str, Any], heat_maps: Sequence[Mapping[str, Any]]) -> 
         _list_entry(example, heat_map) | {"block": embedded(heat_map)}
         for example, heat_map in zip(summary["shown"], heat_maps, strict=True)
     ]
-    html = render("report.html.j2", **_view(summary), documents=documents)
+    html = render("report.html.j2", **_view(summary), documents=documents, drawn=_drawn(documents))
     # Drop documents from the end until the page fits: those drawn first represent all strata.
     while (over := len(html.encode()) - PAGE_BYTES) > 0 and documents:
         while over > 0 and documents:
             over -= len(documents.pop()["block"].encode())
-        html = render("report.html.j2", **_view(summary), documents=documents)
+        html = render("report.html.j2", **_view(summary), documents=documents, drawn=_drawn(documents))
     return html
+
+
+def _drawn(documents: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the ids of the documents whose heat maps are on the page."""
+    return {document["doc_id"] for document in documents}
 
 
 def comparison_page(comparison: Mapping[str, Any]) -> str:

@@ -95,6 +95,22 @@ def test_every_position_of_the_report_says_why_not(page: Page, audited: Audited)
 
 
 @pytest.mark.parametrize("page", [(1280, "light"), (390, "dark")], indirect=True, ids=["1280-light", "390-dark"])
+def test_damage_is_listed_with_its_places_and_a_rule_without_it(page: Page, audited: Audited) -> None:
+    page.goto(audited.report.as_uri())
+    damage = page.locator("#damage")
+    rows = damage.locator("tbody th").all_inner_texts()
+    assert sorted(row.split()[-1] for row in rows) == ["U+0007", "U+000C", "U+001B", "U+007F", "U+0085"]
+    details = damage.locator("details", has_text="form feed")
+    details.locator("summary").click()
+    control = doc_id(f"{HOSTILE[2]}\n{RUN}")
+    expect(details.locator("pre")).to_have_text(f"({audited.manifest.select.where}) AND doc_id NOT IN ('{control}')")
+    details.locator("li a").first.click()
+    expect(page.locator(f"#doc-{control} .hm-text")).to_be_visible()
+    expect(page.locator(f"#doc-{control} .hm-piece")).to_contain_text("␌")
+    assert fits(page)
+
+
+@pytest.mark.parametrize("page", [(1280, "light"), (390, "dark")], indirect=True, ids=["1280-light", "390-dark"])
 def test_a_character_that_tokens_split_is_drawn_once(page: Page, audited: Audited) -> None:
     text = f"{RARE}\n{RARE[::-1]}."
     page.goto(f"{audited.report.as_uri()}#doc-{doc_id(text)}")

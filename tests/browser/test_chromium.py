@@ -133,6 +133,34 @@ def test_two_lines_have_no_empty_box_under_them(page: Page, site: tuple[str, int
     assert text["y"] + text["height"] - (last["y"] + last["height"]) < 40
 
 
+def test_damage_leads_to_its_places_and_to_a_rule_without_them(page: Page, live: Live) -> None:
+    page.goto("/documents")
+    page.get_by_role("link", name="Damaged characters").click()
+    expect(page.locator(".found")).to_contain_text("1 document holds one")
+    row = page.locator("tbody tr", has_text="form feed")
+    expect(row.locator("th")).to_contain_text("␌")
+    page.locator("section", has=page.get_by_role("heading", name="␌ form feed")).locator(".examples a").first.click()
+    page.wait_for_url(f"**/documents/{live.built.hostile_ids[2]}?position=*")
+    expect(page.locator(".hm-piece")).to_contain_text("␌")
+    page.go_back()
+    page.get_by_role("link", name="what it would change").first.click()
+    expect(page.locator("#where")).to_have_value(re.compile(f"doc_id NOT IN \\('{live.built.hostile_ids[2]}'\\)"))
+    expect(page.locator(".problem")).to_have_count(0)
+
+
+def test_a_word_in_all_its_places(page: Page) -> None:
+    page.goto("/documents?text=pear")
+    page.get_by_role("link", name="Positions in their text").click()
+    marks = page.locator(".lines mark")
+    expect(marks.first).to_contain_text(re.compile("pear"))
+    scores = [float(text) for text in page.locator(".lines td:nth-child(2)").all_inner_texts()]
+    assert scores == sorted(scores, reverse=True)
+    page.get_by_role("searchbox", name="Text").fill("no such text")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator(".empty")).to_be_visible()
+    expect(page.get_by_role("searchbox", name="Text")).to_have_value("no such text")
+
+
 def test_why_not_names_the_failed_part_the_cap_and_the_shortest_change(
     page: Page, live: Live, site: tuple[str, int]
 ) -> None:
@@ -327,6 +355,8 @@ def urls(live: Live) -> list[str]:
         "/what-if?where=entropy+%3E+0.3",
         "/positions?b=entropy+%3E+0.3&band=hard",
         "/compare",
+        "/damage",
+        "/positions?a=true&b=true&text=%0C",
         compared,
         "/flags",
         "/nowhere",

@@ -75,6 +75,24 @@ def test_what_is_listed_is_what_polars_finds(
     assert sorted(listed.rows()) == sorted(expected.select(columns).rows())
 
 
+@pytest.mark.parametrize("text", ["pear", "EAR", "add 6 and", "é", "aa", "\x0c", "\u202eevil", "nowhere at all", ".*"])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_concordance_has_every_occurrence(live: Live, positions: pl.DataFrame, text: str, split: str) -> None:
+    """The token in which an occurrence begins, whatever its case, overlapping ones too."""
+    expected = []
+    for (doc_id, whole), rows in positions.filter(pl.col("split") == split).group_by(["doc_id", "text"]):
+        data, wanted = str(whole).lower().encode(), text.lower().encode()
+        begins = [at for at in range(len(data)) if data.startswith(wanted, at)]
+        for position, begin, end in rows.select("position", "begin", "token_ends").iter_rows():
+            if any(begin <= at < end for at in begins):
+                expected.append((doc_id, position))
+    rules = Where.parse("false"), Where.parse("true")
+    found = find(live.library.store, rules, Narrowed(split, text=text), BANDS, 10**6)
+    ids = live.library.store.documents["doc_id"].gather(found.frame["document"])
+    assert sorted(zip(ids, found.frame["position"], strict=True)) == sorted(expected)
+    assert found.complete
+
+
 def test_a_list_of_one_token_or_one_document_has_nothing_else(live: Live, positions: pl.DataFrame) -> None:
     rules = Where.parse("false"), Where.parse("true")
     train = positions.filter(pl.col("split") == "train")

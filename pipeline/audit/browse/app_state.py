@@ -18,6 +18,7 @@ from pipeline.audit.board.rollout_view import all_at
 from pipeline.audit.board.run import Run
 from pipeline.audit.browse.column_index import ColumnIndex, verified_once
 from pipeline.audit.browse.compare import Comparison, Count
+from pipeline.audit.browse.damaged import Damaged, damaged
 from pipeline.audit.browse.document import Document, Rows, Verdict, as_trained, prompt_builder
 from pipeline.audit.browse.documents import Finder
 from pipeline.audit.browse.flags import Flags
@@ -215,6 +216,11 @@ class AppState:
     def _find_now(self, first: str, second: str, narrowed: Narrowed, most: int) -> Found:
         rules = self.rule(first, narrowed.split), self.rule(second, narrowed.split)
         return find(self.store, rules, narrowed, self.bands, most)
+
+    @cached_property
+    def damage(self) -> Damaged:
+        """Return the damage of the corpus and the sites of the current selection that have some; it is counted once."""
+        return damaged(self.store, self.document, self.current.record, self.current.where("train"))
 
     # -------------------------------------------------------------------------------------------- documents
 

@@ -6,9 +6,11 @@ Shape names: R (block, cell) rows of the index, C cells, D documents, N runs, G 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.audit.browse.index import CELL, COLUMNS, GRID
+from pipeline.audit.browse.index import CELL, COLUMNS, GRID, folded
 from pipeline.core.artifact import InputFile, Record
 from pipeline.core.parquet import read_table
 from pipeline.selection.metadata import metadata_frame
@@ -158,6 +160,21 @@ class ColumnIndex:
         with pa.memory_map(str(self._path("folded", shard))) as file:
             buffers = [None, pa.py_buffer(offsets), file.read_buffer()]
         return pl.Series("text", pl.from_arrow(pa.Array.from_buffers(pa.large_string(), rows.height, buffers)))
+
+    def occurrences(self, shard: int, text: str) -> tuple[Int64, Int64]:
+        """Return (document, byte of it) [N] wherever a shard's texts have some text, ignoring case, in their order."""
+        wanted = folded(text).encode()
+        rows = self.documents[int(self.first_document_S[shard]) : int(self.first_document_S[shard + 1])]
+        if not wanted or not rows.height or not rows["text_end"][-1]:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        with self._path("folded", shard).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            # A look-ahead finds occurrences that overlap, too.
+            at_N = np.array([hit.start() for hit in re.finditer(b"(?=%s)" % re.escape(wanted), data)], dtype=np.int64)
+        begin_D, end_D = rows["text_begin"].to_numpy(), rows["text_end"].to_numpy()
+        row_N = np.searchsorted(begin_D, at_N, side="right") - 1
+        inside_N = at_N + len(wanted) <= end_D[row_N]
+        row_N, at_N = row_N[inside_N], at_N[inside_N]
+        return row_N + self.first_document_S[shard], at_N - begin_D[row_N]
 
     def text(self, document: int, most: int) -> str:
         """Return the first `most` bytes of a document, without a partial character at the end."""

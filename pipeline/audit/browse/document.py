@@ -92,7 +92,7 @@ def changes(before: Verdict, after: Verdict) -> dict[str, list[int]]:
     """Return the positions that a verdict gains over another, and those that it loses.
 
     Example:
-        >>> changes(Verdict([0, 0, 1], ["where"], ""), Verdict([0, 1, 0], ["where"], ""))
+        >>> changes(Verdict([0, 0, 1], ["where"], "", []), Verdict([0, 1, 0], ["where"], "", []))
         {'gained': [2], 'lost': [1]}
     """
     pairs = list(enumerate(zip(before.state_T, after.state_T, strict=True)))
@@ -298,4 +298,4 @@ def _text(token: bytes) -> str:
 
 def _rounded(column: pl.Series) -> list[float | int | None]:
     """Return numbers rounded to the four decimals that a page needs."""
-    return column.round(4).to_list() if column.dtype.is_float() else column.to_list()
+    return column.cast(pl.Float64).round(4).to_list() if column.dtype.is_float() else column.to_list()

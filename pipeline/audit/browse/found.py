@@ -40,6 +40,8 @@ class Narrowed:
     high: float | None = None
     token: str = ""
     """Text of the token, up to the end of its last character."""
+    text: str = ""
+    """Text of any length, ignoring case; positions whose token has the beginning of an occurrence are listed."""
     doc_id: str = ""
 
     def parameters(self, **changed: Any) -> dict[str, Any]:
@@ -51,6 +53,8 @@ class Narrowed:
         """Return what narrows the list, in words, by the names of the fields to reset."""
         words = {name: str(getattr(self, name)) for name in ("field", "token_class", "band", "doc_id")}
         words = {name: f"{name.replace('_', ' ')} {word.replace('_', ' ')}" for name, word in words.items() if word}
+        if self.text:
+            words["text"] = f"text “{self.text}”"
         if self.low is not None:
             words["low"] = f"entropy > {self.low:g}"
         if self.high is not None:
@@ -122,10 +126,13 @@ def find(store: ColumnIndex, rules: tuple[Rule, Rule], narrowed: Narrowed, bands
     shards = np.unique(np.concatenate([np.zeros(0, np.int64), *(runs.shard_N for runs in joined.values())]))
     frames, read, count = [_empty()], 0, 0
     for _, shard in sorted(zip(random_keys(0, shards).tolist(), shards.tolist(), strict=True)):
-        for (cell, a, b), runs in joined.items():
+        begins_N = _begins(store, shard, narrowed.text)
+        wanted = joined if begins_N is None or len(begins_N) else {}
+        for (cell, a, b), runs in wanted.items():
             here = runs.take(runs.shard_N == shard)
             if here.rows:
-                frames.append(_read(store, rules, (a, b), store.cells.row(cell, named=True), here, narrowed))
+                of_cell = store.cells.row(cell, named=True)
+                frames.append(_read(store, rules, (a, b), of_cell, here, narrowed, begins_N))
                 count += frames[-1].height
         read += 1
         if count >= most:
@@ -151,9 +158,19 @@ def _possible(outcome: str, a: int, b: int) -> bool:
 
 def _read(
     store: ColumnIndex, rules: tuple[Rule, Rule], states: tuple[int, int], cell: Mapping[str, Any], runs: Slices,
-    narrowed: Narrowed,
+    narrowed: Narrowed, begins_N: NDArray[np.int64] | None,
 ) -> pl.DataFrame:  # fmt: skip
-    """Return the rows of `Found.frame` in runs of one shard and cell."""
+    """Return the rows of `Found.frame` in runs of one shard and cell.
+
+    Args:
+        store: The index.
+        rules: The two rules.
+        states: Their states on the runs.
+        cell: The cell of the runs.
+        runs: Runs of one shard.
+        narrowed: Which positions are wanted.
+        begins_N: The result of `_begins`.
+    """
 
     def kept(which: int) -> NDArray[np.bool_]:
         known = np.full(runs.rows, states[which] == YES)
@@ -166,6 +183,8 @@ def _read(
     document_N = store.read("document", runs).astype(np.int64)
     if narrowed.doc_id:
         has_N = has_N & (document_N == store.document_of.get(narrowed.doc_id, -1))
+    if begins_N is not None:
+        has_N = has_N & _covers(begins_N, document_N, store.read("byte_offset", runs), store.read("byte_end", runs))
     values: dict[str, NDArray[Any]] = {name: store.read(name, runs)[has_N] for name in _COLUMNS}
     document_N = document_N[has_N]
     token = store.tokens(int(runs.shard_N[0]), document_N, values["byte_offset"], values["byte_end"])
@@ -173,6 +192,26 @@ def _read(
         token, field=pl.lit(cell["field"]), token_class=pl.lit(cell["token_class"])
     )
     return frame.filter(pl.col("token") == narrowed.token) if narrowed.token else frame
+
+
+_BYTES = 1 << 32
+"""More than the bytes of any document."""
+
+
+def _begins(store: ColumnIndex, shard: int, text: str) -> NDArray[np.int64] | None:
+    """Return document · 2³² + byte of every occurrence of a text, in ascending order; None if no text is wanted."""
+    if not text:
+        return None
+    document_N, byte_N = store.occurrences(shard, text)
+    return document_N * _BYTES + byte_N
+
+
+def _covers(
+    begins_N: NDArray[np.int64], document_P: NDArray[np.int64], begin_P: NDArray[Any], end_P: NDArray[Any]
+) -> NDArray[np.bool_]:
+    """Return whether an occurrence begins in the bytes begin:end of each position [P]."""
+    first_P = np.searchsorted(begins_N, document_P * _BYTES + begin_P)
+    return first_P < np.searchsorted(begins_N, document_P * _BYTES + end_P)
 
 
 def _empty() -> pl.DataFrame:

@@ -46,7 +46,11 @@ class PositionPages:
 
     def routes(self) -> list[Route]:
         """Return the routes of the pages."""
-        return [Route("/positions", self.positions)]
+        return [Route("/positions", self.positions), Route("/damage", self.damage)]
+
+    def damage(self, request: Request) -> Response:
+        """List control characters and U+FFFD with the sites that have them."""
+        return self._page("damage.html", request, damage=self._state.damage)
 
     def positions(self, request: Request) -> Response:
         """List the positions that a rule keeps, or that differ from another rule, narrowed by what they are."""
@@ -84,5 +88,5 @@ def narrowed_by(parameters: QueryParams) -> Narrowed:
         band=band if band in ("none", *BANDS) else "",
         low=number_of(parameters, "low", 1e6),
         high=number_of(parameters, "high", 1e6),
-        **{name: parameters.get(name, "") for name in ("field", "token_class", "token", "doc_id")},
+        **{name: parameters.get(name, "") for name in ("field", "token_class", "token", "doc_id", "text")},
     )
