@@ -126,9 +126,10 @@ def _check(directory: Path) -> _Checked:
             damage[error.where] = error.message
         if fingerprint(record.stage, record.version, record.config, record.inputs) != directory.name:
             damage[str(directory / "record.json")] = "configuration or inputs do not match the fingerprint"
+        found_by_shard = {done.shard: done for done in found}
         for done in record.completions:
             path = str(completion_path(directory, done.shard))
-            if done not in found and path not in damage:
+            if found_by_shard.get(done.shard) != done and path not in damage:
                 damage[path] = "is missing or differs from the entry in the record"
                 for entry in done.files.values():
                     _check_file(directory, entry, damage)

@@ -97,9 +97,8 @@ def _make(
     if len(missing) < len(shards):
         left = len(shards) - len(missing)
         log(f"{stage.name:<12} {len(missing)} of {len(shards)} shards to do, {left} already done")
-    for shard in shards:
-        if shard not in missing:
-            remove_parts(directory, shard.index)  # of a worker that was killed after it had published
+    for index in {shard.index for shard in shards} - {shard.index for shard in missing}:
+        remove_parts(directory, index)  # of a worker that was killed after it had published
     meter = Throughput(len(missing), stage.unit, stage.flops, within=lambda: share_done(directory))
     with progress_bar(stage.name, meter, lambda: executor.devices) as advance:
         work_on = partial(_work, stage, config, directory)

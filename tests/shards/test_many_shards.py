@@ -8,16 +8,21 @@ import resource
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from pathlib import Path
+from types import FrameType
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.audit.verify import verify
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core.artifact import InputFile, content_hash
 from pipeline.core.parquet import read_table
 from pipeline.shards.reader import ShardReader
 from tests.shards.corpus import shard_of
+from tests.stages.published import publish_tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +68,24 @@ def test_every_reader_of_many_shards(tmp_path: Path) -> None:
     counts = json.loads(done.stdout.splitlines()[-1])
     assert counts["train"] > 256 and counts["browse"] > 2000 and counts["damage"] == 0
     assert counts["open"] < 128
+
+
+def test_no_shard_is_compared_with_every_other(tmp_path: Path) -> None:
+    """Counts calls of `__eq__` while a stage runs and is verified: of a completion and of its file, for each shard."""
+    calls = Counter[str]()
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        calls[frame.f_code.co_name] += event == "call"
+
+    table = pa.table({"number": [1]})
+    sys.setprofile(count)
+    try:
+        record = publish_tables(tmp_path / "toy", "read", [{"numbers": table}] * 50)
+        found = verify(tmp_path / "toy")
+    finally:
+        sys.setprofile(None)
+    assert found["stages"][0]["files"] == len(record.completions) == 50
+    assert 100 <= calls["__eq__"] < 200
 
 
 def test_the_limit_of_open_files_is_told_and_no_damage(shard: Path) -> None:
