@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from pipeline.audit.browse.flags import Flags
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
 from pipeline.config.selection import SelectConfig
@@ -137,14 +138,19 @@ def _flag_file(path: Path) -> InputFile:
     try:
         found = _read_flags(path)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError("cannot be read as Parquet or CSV", where=path, hint=str(error).splitlines()[0]) from error
+        raise UserError(
+            "cannot be read as flags, Parquet or CSV", where=path, hint=str(error).splitlines()[0]
+        ) from error
     if "site_id" not in found.columns:
         raise UserError("an exclusion list needs a column `site_id`", where=path, hint=f"it has {found.columns}")
     return InputFile(path, content_hash(path))
 
 
 def _read_flags(path: Path) -> pl.DataFrame:
-    """Read a table of flags. In CSV, remove the quote that keeps spreadsheets from reading a cell as a formula."""
+    """Read the log of flags of `rpt browse`, or a table. In CSV, remove the quote against formulas of spreadsheets."""
+    if path.suffix == ".jsonl":
+        with path.open("rb"):  # the log of no flags does not exist, but here it was named
+            return pl.DataFrame(pl.from_arrow(Flags(path).table()))
     if path.suffix == ".parquet":
         return pl.read_parquet(path)
     return pl.read_csv(path, infer_schema=False).with_columns(pl.all().str.strip_prefix("'"))

@@ -93,7 +93,8 @@ class SelectConfig(Config):
     validation_where: Expression = "entropy > 0.5"
     """The same for held-out documents; broader, so that evaluation can look at any subset."""
     exclude: str | None = None
-    """A Parquet or CSV file with a column `site_id` of sites to drop, as `rpt browse` exports its flags."""
+    """File of sites to drop: `work/NAME/flags.jsonl`, which `rpt browse` writes, or Parquet or CSV with a column
+    `site_id`, as it exports its flags."""
     max_per_document: int | None = Field(None, gt=0)
     """Keep at most this many sites per document, those of highest entropy (ties: first)."""
     strategy: Literal["rule", "random"] = "rule"

@@ -358,6 +358,7 @@ def urls(live: Live) -> list[str]:
         "/damage",
         "/positions?a=true&b=true&text=%0C",
         compared,
+        "/tokens",
         "/flags",
         "/nowhere",
     ]
@@ -390,7 +391,7 @@ def test_a_phone_reaches_and_reads_everything(browser: Browser, live: Live, site
     context = browser.new_context(base_url=live.url, viewport=PHONE, has_touch=True, is_mobile=True)
     page = context.new_page()
     page.goto("/documents")
-    for name in ("What if", "Compare", "Flags", "Documents"):
+    for name in ("What if", "Compare", "Tokens", "Flags", "Documents"):
         page.get_by_role("navigation", name="Pages").get_by_text(name).tap()
         expect(page.get_by_role("heading", level=1)).to_have_text(name)
     page.goto(f"/documents/{site[0]}")

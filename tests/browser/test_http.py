@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.audit.browse import listening
 from pipeline.audit.browse.flags import FLAGS, Flags
+from pipeline.config.errors import UserError
 from stages.select import _read_flags, select
 from tests.browser.conftest import Live
 from tests.browser.corpus import HOSTILE
@@ -70,7 +72,7 @@ def pages(doc_id: str) -> list[str]:
         f"/compare/{doc_id}?b=entropy+%3E+2",
     ]
     lists = ["/positions", "/positions?b=nll+%3E+1&outcome=gained&band=hard&low=x&token=%3Cb%3E&page=9"]
-    return [*documents, *rules, *lists, "/flags", "/flags.csv", "/flags.parquet", "/assets/browse.js"]
+    return [*documents, *rules, *lists, "/tokens", "/flags", "/flags.csv", "/flags.parquet", "/assets/browse.js"]
 
 
 def test_every_answer_has_the_headers_and_no_page_has_anything_inline(live: Live, doc_id: str) -> None:
@@ -207,6 +209,45 @@ def test_a_flag_of_what_is_not_there_is_refused(live: Live, doc_id: str) -> None
     for wrong in ({"doc_id": "nothing", "position": 5}, {"doc_id": doc_id, "position": 10**6}, {"doc_id": doc_id}, {}):
         assert flag(live, token=right, **wrong).status == 404
     assert flag(live, token=right, doc_id=doc_id, position=5, note="x" * 40_000).status == 413
+
+
+def test_flags_in_bulk_are_guarded_like_one(live: Live, doc_id: str) -> None:
+    def ask_for(**fields: object) -> int:
+        return ask(live, "/flags/all", "POST", urlencode(fields)).status
+
+    right, before = token(live, doc_id), len(live.library.flags.all())
+    assert ask_for(of="document", query=f"doc_id={doc_id}") == 403
+    for wrong in ({"of": "nothing"}, {"of": "document", "query": "doc_id=x"}, {}):
+        assert ask_for(token=right, **wrong) == 404
+    assert ask_for(token=right, of="positions", query="b=entropi+>+1") == 400
+    assert ask(live, "/flags/all").status == 405
+    assert len(live.library.flags.all()) == before
+
+
+def test_an_id_or_a_row_in_the_search_box_is_a_place(live: Live, doc_id: str) -> None:
+    documents = live.library.store.documents
+    name, row = documents.filter(pl.col("doc_id") == doc_id).select("source_file", "source_row").row(0)
+    places = {doc_id: "", f" {doc_id}-7 ": "?position=7", f"{name}:{row}": ""}
+    for text, position in places.items():
+        answer = ask(live, f"/documents?{urlencode({'text': text})}")
+        assert (answer.status, answer.headers["Location"]) == (303, f"/documents/{doc_id}{position}")
+    hidden = urlencode({"text": "../../../etc/train-0.ab.parquet:0"})
+    assert ask(live, f"/documents?{hidden}").status == 400
+    for text in (f"{doc_id}-99999999", f"{name}:99999", "etc/passwd:1", "Solution: 1", "a:b", f"x{name}:{row}"):
+        assert ask(live, f"/documents?{urlencode({'text': text})}").status == 200, text
+
+
+def test_only_a_log_of_flags_is_taken_for_one(live: Live, tmp_path: Path) -> None:
+    path = tmp_path / "flags.jsonl"
+    flags = Flags(path)
+    flags.set_all([("0" * 32, n) for n in range(2500)], "all")
+    flags.set_all([("0" * 32, n) for n in range(2499)], None)
+    assert _read_flags(path)["site_id"].to_list() == ["0" * 32 + "-2499"]
+    path.write_text('{"text": "a corpus"}\n')
+    rule = live.built.manifest.select.model_copy(update={"exclude": str(path)})
+    manifest = live.built.manifest.model_copy(update={"select": rule})
+    with pytest.raises(UserError, match="not a file of flags"):
+        select(manifest, live.built.documents, live.built.scores, work=tmp_path / "work", executor=InProcess())
 
 
 def test_flags_are_exported_as_they_were_made(live: Live, doc_id: str) -> None:

@@ -10,11 +10,13 @@ from urllib.parse import quote_plus
 
 import polars as pl
 import pytest
+import yaml
 from playwright.sync_api import Browser, Locator, Page, expect
 
 import pipeline.audit.browse.document as document_module
 import pipeline.audit.browse.server as server_module
 from pipeline.core.artifact import Record
+from stages.materialize import materialize
 from stages.select import select
 from tests.browser.conftest import Live, serving
 from tests.browser.corpus import build
@@ -218,3 +220,110 @@ def test_a_change_in_another_part_of_a_long_document_is_reached(
     page.keyboard.press("j")
     expect(page.locator(".hm-token.hm-gained:focus")).to_be_visible()
     expect(page.locator(".hm-title")).to_contain_text("Position 12")
+
+
+def test_why_was_this_position_dropped(walk: Walk, live: Live) -> None:
+    doc_id = live.built.site_with_rollouts.rpartition("-")[0]
+    scores = pl.read_parquet([file.path for file in live.built.scores.files("scores")])
+    row = scores.filter(pl.col("doc_id") == doc_id).row(0, named=True)
+    dropped = next(t for t, (e, f) in enumerate(zip(row["entropy"], row["field"], strict=True)) if e and f == "problem")
+    page = walk.page
+
+    def explained() -> None:
+        expect(page.locator(".hm-token[aria-selected=true]")).to_have_attribute("data-i", str(dropped))
+        expect(page.locator(".hm-facts")).to_contain_text("rejected: where")
+        parts = page.get_by_role("list", name="Parts of the rule").get_by_role("listitem")
+        expect(parts.last).to_have_text("field = 'solution'✗problem")
+
+    page.get_by_label("Text").fill(f"{doc_id}-{dropped}")
+    walk.click(page.get_by_role("button", name="Find"))
+    explained()
+    assert walk.clicks == 1
+    text = live.library.document(live.library.store.document_of[doc_id]).meta["text"]
+    page.goto("/")
+    walk.clicks = 0
+    page.get_by_label("Text").fill(text[:40])
+    walk.click(page.get_by_role("button", name="Find"))
+    walk.click(page.locator(".documents a.title").first)
+    walk.click(page.locator(".hm-token").nth(dropped))
+    explained()
+    assert walk.clicks == 3
+
+
+def test_from_a_row_of_a_shard_to_its_source(walk: Walk, live: Live) -> None:
+    built, page = live.built, walk.page
+    shards = materialize(
+        built.manifest, built.documents, built.scores, built.current, work=built.work, executor=InProcess()
+    )
+    file = shards.files("train")[0]
+    example = pl.read_parquet(file.path).row(3, named=True)
+    documents = pl.read_parquet([file.path for file in built.documents.files("documents")])
+    source = documents.filter(pl.col("doc_id") == example["doc_id"]).row(0, named=True)
+    for place in (f"{file.path}:3", f"{Path(file.path).name}:3"):
+        page.goto("/")
+        walk.clicks = 0
+        page.get_by_label("Text").fill(place)
+        walk.click(page.get_by_role("button", name="Find"))
+        expect(page.locator("#site-title")).to_have_text(f"Position {example['position']}")
+        expect(page.locator(".facts").first).to_contain_text(f"{source['source_file']} row {source['source_row']}")
+        assert walk.clicks == 1
+
+
+def test_flag_all_sites_of_a_token_and_paste_the_line(walk: Walk, live: Live, tmp_path: Path) -> None:
+    page, built = walk.page, live.built
+    walk.tab("Tokens")
+    row = page.locator("#most tbody tr").first
+    sites = int(row.locator("td").first.inner_text().replace(",", ""))
+    walk.click(row.get_by_role("link"))
+    expect(page.locator(".found")).to_have_text(f"{sites:,} positions")
+    page.get_by_role("form", name="Flag all").get_by_role("textbox").fill("a <b>name</b>")
+    walk.click(page.get_by_role("button", name="Flag all"))
+    expect(page.locator(".found")).to_have_text(f"{sites:,} flags")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    walk.click(page.get_by_role("button", name="Copy"))
+    assert walk.clicks == 4
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    lines = yaml.safe_load(page.evaluate("navigator.clipboard.readText()"))
+    flagged = tmp_path / "flags.jsonl"
+    flagged.write_bytes(Path(lines["select"]["exclude"]).read_bytes())
+    page.go_back()
+    page.get_by_role("button", name="Remove these flags").click()
+    expect(page.locator(".empty")).to_be_visible()
+
+    rule = built.manifest.select.model_copy(update={"exclude": str(flagged)})
+    manifest = built.manifest.model_copy(update={"select": rule})
+    record = select(manifest, built.documents, built.scores, work=tmp_path / "work", executor=InProcess())
+    assert record.counters["dropped.flagged"] == sites > 1
+    assert record.counters["kept.train"] == built.current.counters["kept.train"] - sites
+
+
+def test_flag_a_document_and_a_search(walk: Walk, live: Live) -> None:
+    page = walk.page
+    sites = pl.read_parquet([file.path for file in live.built.current.files("sites")])
+    doc_id, count = sites["doc_id"].value_counts(sort=True).row(0)
+    page.goto(f"/documents/{doc_id}")
+    page.get_by_role("button", name="Flag all").click()
+    expect(page.locator(".found")).to_have_text(f"{count:,} flags")
+    assert set(live.library.flags.all()) == set(sites.filter(pl.col("doc_id") == doc_id)["site_id"])
+    page.goto(f"/documents/{doc_id}")
+    page.get_by_role("button", name="Remove these flags").click()
+    expect(page.locator(".empty")).to_be_visible()
+    page.goto("/documents?source=part-1.jsonl&split=validation")
+    page.get_by_role("button", name="Flag all").click()
+    documents = pl.read_parquet([file.path for file in live.built.documents.files("documents")])
+    ours = documents.filter(pl.col("source_file") == "part-1.jsonl", pl.col("split") == "validation")["doc_id"]
+    assert set(live.library.flags.all()) == set(sites.filter(pl.col("doc_id").is_in(ours.to_list()))["site_id"])
+    page.goto("/documents?source=part-1.jsonl&split=validation")
+    page.get_by_role("button", name="Remove these flags").click()
+    expect(page.locator(".empty")).to_be_visible()
+
+
+def test_hardest_tokens_lead_to_their_positions(walk: Walk, live: Live) -> None:
+    walk.tab("Tokens")
+    rows = walk.page.locator("#hardest tbody tr")
+    losses = [float(loss) for loss in rows.locator("td:last-child").all_inner_texts()]
+    assert len(losses) > 1 and losses == sorted(losses, reverse=True)
+    count = int(rows.first.locator("td").nth(1).inner_text().replace(",", ""))
+    assert count >= 20
+    walk.click(rows.first.get_by_role("link"))
+    expect(walk.page.locator(".found")).to_have_text(f"{count:,} positions")

@@ -167,7 +167,7 @@ def test_an_exclusion_list_is_part_of_what_was_selected(tmp_path: Path, suffix: 
     pl.DataFrame({"site": ids}).write_csv(tmp_path / "other.csv")
     with pytest.raises(UserError, match="needs a column `site_id`"):
         run(tmp_path, exclude=str(tmp_path / "other.csv"))
-    with pytest.raises(UserError, match="cannot be read as Parquet or CSV"):
+    with pytest.raises(UserError, match="cannot be read as flags, Parquet or CSV"):
         run(tmp_path, exclude=str(tmp_path / "missing.parquet"))
 
 

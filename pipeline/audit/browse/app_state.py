@@ -238,6 +238,12 @@ class AppState:
         """Return the positions at which the run stored rollouts, by document id."""
         return self._places.by_document() if self._places else {}
 
+    def sites_of(self, doc_ids: Sequence[str]) -> list[tuple[str, int]]:
+        """Return the sites of the current selection in some documents, as (document, position)."""
+        paths = [verified_once(file) for file in self.current.record.files("sites")]
+        ours = pl.scan_parquet(paths).filter(pl.col("doc_id").is_in(doc_ids)).select("doc_id", "position")
+        return ours.collect(engine="streaming").rows()
+
     def document(self, number: int) -> Document:
         """Return a document by its number in the index."""
         row = self.store.documents.row(number, named=True)

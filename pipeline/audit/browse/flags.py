@@ -6,13 +6,15 @@ import io
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
+
+from pipeline.config.errors import UserError
 
 FLAGS = pa.schema(
     [
@@ -25,7 +27,12 @@ FLAGS = pa.schema(
 )
 """Schema that `select.exclude` of a manifest takes: one row per flagged site. `flagged_at` is UTC, ISO 8601."""
 
+FLAGS_NAMES = frozenset(FLAGS.names)
+
 NOTE_LENGTH = 2000
+
+LINES_AT_ONCE = 1000
+"""Lines of one write."""
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """First characters of cells that a spreadsheet evaluates as formulas."""
@@ -41,7 +48,8 @@ does).
 class Flags:
     """Append-only file with one line per change; the last line of a site counts, and a `note` of null removes its flag.
 
-    Each line is a single write to a file opened for appending, so lines of concurrent writers never mix.
+    Whole lines are written at once to a file opened for appending, so lines of concurrent writers never mix.
+    `select.exclude` of a manifest takes this file as it is.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,17 +60,23 @@ class Flags:
 
     def set(self, doc_id: str, position: int, note: str | None) -> None:
         """Flag a site, change its note, or remove its flag (note None)."""
+        self.set_all([(doc_id, position)], note)
+
+    def set_all(self, sites: Iterable[tuple[str, int]], note: str | None) -> None:
+        """Do the same with many sites, given as (document, position)."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         shortened = None if note is None else note[:NOTE_LENGTH]
-        flag = {"site_id": f"{doc_id}-{position}", "doc_id": doc_id, "position": position, "note": shortened}
-        line = (
-            f"\n{json.dumps(flag | {'flagged_at': at})}\n"  # the leading newline isolates a line that a crash cut off
-        )
+        lines = []
+        for doc_id, position in sites:
+            flag = {"site_id": f"{doc_id}-{position}", "doc_id": doc_id, "position": position, "note": shortened}
+            lines.append(f"{json.dumps(flag | {'flagged_at': at})}\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             with self._lock:
-                os.write(descriptor, line.encode())
+                for first in range(0, len(lines), LINES_AT_ONCE):
+                    # The leading newline isolates a line that a crash cut off.
+                    os.write(descriptor, f"\n{''.join(lines[first : first + LINES_AT_ONCE])}".encode())
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -104,6 +118,8 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
             flag = json.loads(line)
         except ValueError:
             continue  # empty, or cut off
+        if not isinstance(flag, dict) or not flag.keys() >= FLAGS_NAMES:
+            raise UserError("not a file of flags", where=path, hint="give the `flags.jsonl` of `rpt browse`")
         flags.pop(flag["site_id"], None)
         if flag["note"] is not None:
             flags[flag["site_id"]] = flag

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.datastructures import QueryParams
 
 from pipeline.config.errors import UserError
@@ -33,3 +35,8 @@ def number_of(parameters: QueryParams, name: str, most: float) -> float | None:
     except ValueError:
         return None
     return min(max(number, 0), most) if number == number else None
+
+
+def is_position(position: str, tokens: int) -> bool:
+    """Return True if a parameter is a position of a document with so many tokens."""
+    return re.fullmatch(r"[0-9]{1,9}", position) is not None and int(position) < tokens

@@ -99,7 +99,7 @@ class Selections:
     """
 
     def __init__(self, work: Path, scores: Record, current: Record, bitmap: Callable[[Record], Record]) -> None:
-        self._work, self._scores, self._bitmap = work, scores, bitmap
+        self.work, self._scores, self._bitmap = work, scores, bitmap
         self._lock = threading.Lock()
         self._foreign: set[Path] = set()
         self.current = Selection(current, bitmap)
@@ -108,7 +108,7 @@ class Selections:
     def all(self) -> Mapping[str, Selection]:
         """Return the selections that exist now by name: the current one first, then newest first."""
         with self._lock:
-            for path in sorted((self._work / "select").glob("*/record.json")):
+            for path in sorted((self.work / "select").glob("*/record.json")):
                 if path.parent in self._foreign or f"{SELECTION_PREFIX}{path.parent.name}" in self._known:
                     continue
                 record = read_record(path.parent)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import re
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
@@ -21,12 +17,15 @@ from pipeline.audit.board.handlers import RunPages
 from pipeline.audit.browse.app_state import AppState
 from pipeline.audit.browse.compare import Comparison
 from pipeline.audit.browse.document import TOKENS_SHOWN, changes
-from pipeline.audit.browse.documents import ORDERS, PAGE, Filter
+from pipeline.audit.browse.documents import ORDERS, PAGE
+from pipeline.audit.browse.flag_pages import FlagPages
 from pipeline.audit.browse.found import GAINED, LOST, TEMPLATE
 from pipeline.audit.browse.position_pages import PositionPages
-from pipeline.audit.browse.query import SPLITS, number_of, page_number, split_of
+from pipeline.audit.browse.query import SPLITS, is_position, number_of, page_number, split_of
 from pipeline.audit.browse.rendering import asset, environment, url
-from pipeline.audit.browse.security import LOOPBACK, RequestGuard, may_write, read_form
+from pipeline.audit.browse.search import place_of, search
+from pipeline.audit.browse.security import LOOPBACK, RequestGuard
+from pipeline.audit.browse.token_pages import TokenPages
 from pipeline.audit.browse.whatif import chart, manifest_lines, threshold_of, with_threshold
 from pipeline.config.errors import UserError
 
@@ -48,11 +47,7 @@ def create_app(state: AppState, hosts: Collection[str] = LOOPBACK) -> RequestGua
         Route("/compare", pages.compare),
         Route("/compare/selections", pages.selections),
         Route("/compare/{doc_id}", pages.compare_document),
-        Route("/flags", pages.flags),
-        Route("/flags", pages.flag, methods=["POST"]),
-        Route("/flags.csv", pages.flags_csv),
-        Route("/flags.parquet", pages.flags_parquet),
-        *pages.position_routes(),
+        *pages.list_routes(),
         *pages.run_routes(),
         Route("/assets/{name}", asset),
     ]
@@ -73,9 +68,11 @@ class Pages:
         """Return the routes of the Run tab; none without a run."""
         return RunPages(self._state.runs, self._templates, "base.html").routes() if self._state.runs else []
 
-    def position_routes(self) -> list[Route]:
-        """Return the routes of the lists of positions."""
-        return PositionPages(self._state, self._page).routes()
+    def list_routes(self) -> list[Route]:
+        """Return the routes of the lists of positions, tokens and flags."""
+        lists = (PositionPages(self._state, self._page), TokenPages(self._state, self._page))
+        flags = FlagPages(self._state, self._token, self._page)
+        return [route for pages in (*lists, flags) for route in pages.routes()]
 
     def document_url(self, doc_id: str, position: int, rule: str = "") -> str:
         """Return the URL of a position, on the part of its document that has it."""
@@ -91,19 +88,10 @@ class Pages:
     def documents(self, request: Request) -> Response:
         """Show a page of the documents that match a filter."""
         parameters, state = request.query_params, self._state
-        criteria = Filter(
-            text=parameters.get("text", ""),
-            split=parameters.get("split", ""),
-            source=parameters.get("source", ""),
-            meta=parameters.get("meta", "").strip(),
-            least=number_of(parameters, "least", 100) or 0,
-            most=_most(parameters),
-            order=parameters.get("order", "corpus"),
-        )
-        found = state.finder.find(criteria)
-        if sampled_only := parameters.get("rollouts") == "stored":
-            sampled = [state.store.document_of.get(doc_id, -1) for doc_id in state.sampled()]
-            found = found[np.isin(found, sampled)]
+        if place := place_of(state, parameters.get("text", "").strip()):
+            path = f"/documents/{place.doc_id}"
+            return RedirectResponse(url(path, position=place.position), 303)
+        criteria, sampled_only, found = search(state, parameters)
         pages = max(1, -(-len(found) // PAGE))
         page = min(page_number(parameters), pages)
         rows = [state.row(int(number)) for number in found[(page - 1) * PAGE : page * PAGE]]
@@ -113,6 +101,7 @@ class Pages:
             criteria=criteria,
             rows=rows,
             found=len(found),
+            sites=int(state.finder.kept_D[found].sum()),
             page=page,
             pages=pages,
             orders=ORDERS,
@@ -153,7 +142,7 @@ class Pages:
         position, tokens = request.query_params.get("position", ""), row["tokens"]
         if not position:
             return None
-        if not _is_position(position, tokens):
+        if not is_position(position, tokens):
             raise HTTPException(404, f"This document has {tokens:,} tokens: positions 0 to {tokens - 1:,}.")
         document = self._state.document(row["document"])
         change = self._state.change(document, int(position), rule)
@@ -240,44 +229,6 @@ class Pages:
         ]
         return JSONResponse({"current": state.current.name, "selections": found})
 
-    # ------------------------------------------------------------------------------------------------- flags
-
-    def flags(self, request: Request) -> Response:
-        """List all flags."""
-        return self._page("flags.html", request, flags=list(self._state.flags.all().values())[::-1])
-
-    async def flag(self, request: Request) -> Response:
-        """Flag a site or remove its flag; the only request that writes."""
-        form = await read_form(request)
-        if not may_write(request, self._token, form.get("token", "")):
-            raise HTTPException(
-                403, "This form is not from a page of this server, or the server was restarted. Reload."
-            )
-        doc_id, position = form.get("doc_id", ""), form.get("position", "")
-        number = self._state.store.document_of.get(doc_id)
-        if number is None or not _is_position(position, self._state.store.documents["tokens"][number]):
-            raise HTTPException(404, "No such position in this corpus.")
-        note = None if form.get("action") == "remove" else form.get("note", "").strip()
-        self._state.flags.set(doc_id, int(position), note)
-        back = "/flags" if form.get("back") == "/flags" else f"/documents/{doc_id}?position={position}"
-        return RedirectResponse(back, 303)
-
-    def flags_csv(self, request: Request) -> Response:
-        """Download the flags as CSV for spreadsheets, without formulas."""
-        return self._download(self._state.flags.csv(), "text/csv", "csv")
-
-    def flags_parquet(self, request: Request) -> Response:
-        """Download the flags as Parquet, for `select.exclude` of a manifest."""
-        out = io.BytesIO()
-        pq.write_table(self._state.flags.table(), out)
-        return self._download(out.getvalue(), "application/vnd.apache.parquet", "parquet")
-
-    def _download(self, content: bytes, media_type: str, suffix: str) -> Response:
-        name = f"{self._state.manifest.name}-flags.{suffix}"
-        return Response(
-            content, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'}
-        )
-
     # ------------------------------------------------------------------------------------------------ errors
 
     def http_error(self, request: Request, error: HTTPException) -> Response:
@@ -301,12 +252,3 @@ def _first_shown(parameters: QueryParams) -> int:
     return (
         int(number_of(parameters, "position", 1e9) or 0) // TOKENS_SHOWN * TOKENS_SHOWN if first is None else int(first)
     )
-
-
-def _is_position(position: str, tokens: int) -> bool:
-    return re.fullmatch(r"[0-9]{1,9}", position) is not None and int(position) < tokens
-
-
-def _most(parameters: QueryParams) -> float:
-    most = number_of(parameters, "most", 100)
-    return 100.0 if most is None else most
