@@ -30,7 +30,7 @@ def headline(report: Mapping[str, Any]) -> tuple[str, ...]:
     against = _against(summary, first, last)
     if first == last:
         return (against,)
-    if WARM_UP not in report["policies"][1:-1]:
+    if not report.get("warm_up") or WARM_UP not in report["policies"][1:-1]:
         whom = "training" if (first, last) == ("before", "after") else f"`{first}` → `{last}`"
         return _rose(summary, first, last, whom), _did_not(summary, first, last), against
     warmed = _rose(summary, first, WARM_UP, "the warm-up alone") + _fell(summary, first, WARM_UP)

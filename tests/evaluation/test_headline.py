@@ -64,14 +64,14 @@ def test_other_policies_are_named_and_one_alone_is_compared_with_itself() -> Non
 
 def test_rl_is_not_credited_with_what_the_warm_up_did() -> None:
     half, most = "10" * 40, "1110" * 20
-    rose, stayed, warmed, against = headline(
-        report_of(
-            ["before", "warm-up", "after"],
-            **{"direct_before": most, "reasoning_before": "0" * 80, "direct_warm-up": half, "reasoning_warm-up": half},
-            reasoning_after=half,
-            direct_after="0" * 80,
-        )
+    report = report_of(
+        ["before", "warm-up", "after"],
+        **{"direct_before": most, "reasoning_before": "0" * 80, "direct_warm-up": half, "reasoning_warm-up": half},
+        reasoning_after=half,
+        direct_after="0" * 80,
     )
+    assert len(headline(report)) == 3  # policies that the user named so
+    rose, stayed, warmed, against = headline(report | {"warm_up": {"examples": 320}})
     assert rose == "Rose with RL, after the warm-up: nothing clearly."
     assert stayed == (
         "Did not clearly change: with thinking, hard 50.0 → 50.0 %, medium 50.0 → 50.0 %, easy 50.0 → 50.0 %. "
