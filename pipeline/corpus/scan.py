@@ -20,7 +20,7 @@ from pipeline.corpus.readers.json import describe
 from pipeline.corpus.readers.parquet import open_parquet
 from pipeline.corpus.readers.record_splitter import documents, lines
 from pipeline.corpus.readers.records import Slice
-from pipeline.corpus.readers.xml_records import describe_xml
+from pipeline.corpus.readers.xml_layout import describe_xml
 
 SLICE_BYTES = 64 << 20
 """Bytes per slice, the unit of reading: the first record that begins this far after the last cut begins a new slice."""

@@ -12,7 +12,8 @@ from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers.record_splitter import RawRecord
 from pipeline.corpus.readers.records import Record, Slice, make_record, utf8
 from pipeline.corpus.readers.text import whole
-from pipeline.corpus.readers.xml_records import find_elements, read_elements
+from pipeline.corpus.readers.xml_layout import find_elements
+from pipeline.corpus.readers.xml_records import read_elements
 
 FORMATS = ("html", "xml")
 """Formats whose text depends on the version of a library."""
