@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -65,7 +66,7 @@ def dataset_rows(file: SourceFile) -> Iterator[dict[str, Any]]:
     row = 0
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            files = {"train": [_address(file)]}
+            files = {"train": [_address(file, Path(scratch))]}
             builder = datasets.load_dataset_builder(file.builder, data_files=files, cache_dir=scratch, **_options(file))
             rows = builder.as_streaming_dataset(split="train")
             tables = isinstance(builder, datasets.ArrowBasedBuilder)
@@ -101,8 +102,16 @@ def _stopped(file: SourceFile, row: int, error: Exception) -> UserError:
     return UserError("`datasets` cannot read on", where=where, hint=hint)
 
 
-def _address(file: SourceFile) -> str:
-    """Return where the library finds a file: its copy on this machine, unless it is streamed."""
+def _address(file: SourceFile, scratch: Path) -> str:
+    """Return where the library finds a file: its copy on this machine, unless it is streamed.
+
+    A chain of addresses (`simplecache::s3://…`) is copied to `scratch`, because the library opens only some.
+    """
+    if "::" in file.url:
+        copy = scratch / PurePosixPath(file.name).name
+        with open_raw(file) as raw, copy.open("wb") as out:
+            shutil.copyfileobj(raw, out, 1 << 20)
+        return str(copy)
     if (match := HUB.fullmatch(file.url)) and not file.streamed:
         return str(file_of(match["repo"], "dataset", match["revision"], match["path"]))
     return file.url.removeprefix("file://")
