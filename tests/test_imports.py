@@ -89,3 +89,16 @@ def test_light_entry_points_load_nothing_heavy(code: str) -> None:
     script = f"import sys; {code}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_help_loads_nothing_heavy() -> None:
+    """It starts at once, however many libraries the commands need: each imports its own when it is called."""
+    heavy = "{'datasets', 'numpy', 'polars', 'pyarrow', 'sklearn', 'torch', 'transformers'}"
+    script = (
+        "import sys; from commands.cli import main; sys.argv = ['rpt', '--help']\n"
+        "try: main()\n"
+        "except SystemExit as stop: print(f'exit {stop.code}')\n"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "Usage" in done.stdout and done.stdout.splitlines()[-2:] == ["exit 0", "[]"], done.stderr
