@@ -25,61 +25,49 @@ def texts_of(work: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS)
-def test_a_shipped_manifest_after_a_cut_and_offline(stocked: Hub, tmp_path: Path, manifest: str) -> None:
-    """A download breaks, the same command goes on and ends; then all of it again without a Hub, with equal shards."""
+def test_a_shipped_manifest_cold_offline_and_after_a_cut(stocked: Hub, tmp_path: Path, manifest: str) -> None:
+    """The same shards, byte for byte: from a Hub at first, then without it, and on another machine after a cut."""
+    cold, other = tmp_path / "cold", tmp_path / "other"
     more = HELD_OUT
+    for machine in (cold, other):
+        machine.mkdir()
     if manifest == "text-folder":
-        (tmp_path / "texts").mkdir()
-        (tmp_path / "texts" / "a.txt").write_text("\n\n".join(row["problem"] * 2 for row in problems(60)))
-        fit = "proxy.train={folds: 2, vocab_size: 300, hidden_size: 32, layers: 1, heads: 2, context: 64, max_steps: 2}"
-        more = (
-            "--set",
-            fit,
-            "--set",
-            "score.window=64",
-            "--set",
-            "score.overlap=16",
-            "--source",
-            "texts",
-            "--set",
-            "corpus.document_bytes=200",
-        )
-    stocked.cut[MANIFESTS[manifest]] = 100
-    done = data(tmp_path, stocked.endpoint, manifest, *more)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert "the Hub cannot be reached, or the connection broke" in done.stderr
-    assert "run the same command again" in done.stderr and "Retrying" not in done.stderr
-    stocked.cut.clear()
-    done = data(tmp_path, stocked.endpoint, manifest, *more)
+        more = _texts(tmp_path / "texts")
+    done = data(cold, stocked.endpoint, manifest, *more)
     assert done.returncode == 0, done.stderr
-    made = shards(tmp_path, manifest)
-    texts = texts_of(tmp_path / "work" / manifest)
+    made, texts = shards(cold, manifest), texts_of(cold / "work" / manifest)
     assert made and texts and not stocked.leaked
     assert not any(held in text for text in texts for held in ("held", "考试")), "no question of a test split"
 
     before = stocked.requests.total()
-    (tmp_path / "work").rename(tmp_path / "before")
-    done = data(tmp_path, NOWHERE, manifest, *more, HF_HUB_OFFLINE="1")
+    (cold / "work").rename(cold / "before")
+    done = data(cold, NOWHERE, manifest, *more, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
-    assert shards(tmp_path, manifest) == made and stocked.requests.total() == before, "from the cache alone"
+    assert shards(cold, manifest) == made and stocked.requests.total() == before, "from the cache alone"
+
+    stocked.cut[MANIFESTS[manifest]] = 100
+    done = data(other, stocked.endpoint, manifest, *more)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "the Hub cannot be reached, or the connection broke" in done.stderr
+    assert "run the same command again" in done.stderr and "Retrying" not in done.stderr
+    assert not shards(other, manifest)
+    stocked.cut.clear()
+    done = data(other, stocked.endpoint, manifest, *more)
+    assert done.returncode == 0, done.stderr
+    assert shards(other, manifest) == made, "a run that was cut makes the shards of one that was not"
     names = {"gsm8k": "/test-", "cmath": "cmath_test"}
     if manifest in names:
-        assert not any(names[manifest] in path and "/resolve/" in path for path in stocked.requests), (
-            "nor downloads one"
-        )
+        fetched = [path for path in stocked.requests if "/resolve/" in path]
+        assert not any(names[manifest] in path for path in fetched), "nor downloads one"
 
 
-def test_a_run_that_was_cut_makes_the_shards_of_one_that_was_not(stocked: Hub, tmp_path: Path) -> None:
-    for name in ("cold", "cut"):
-        (tmp_path / name).mkdir()
-    done = data(tmp_path / "cold", stocked.endpoint, "omnimath", *HELD_OUT)
-    assert done.returncode == 0, done.stderr
-    stocked.cut["model.safetensors"] = 100
-    assert data(tmp_path / "cut", stocked.endpoint, "omnimath", *HELD_OUT).returncode == 2
-    stocked.cut.clear()
-    done = data(tmp_path / "cut", stocked.endpoint, "omnimath", *HELD_OUT)
-    assert done.returncode == 0, done.stderr
-    assert shards(tmp_path / "cut", "omnimath") == shards(tmp_path / "cold", "omnimath") != {}
+def _texts(folder: Path) -> tuple[str, ...]:
+    """Write a folder of text, and return the options with which a small proxy is fitted to it."""
+    folder.mkdir()
+    (folder / "a.txt").write_text("\n\n".join(row["problem"] * 2 for row in problems(60)))
+    fit = "proxy.train={folds: 2, vocab_size: 300, hidden_size: 32, layers: 1, heads: 2, context: 64, max_steps: 2}"
+    sets = [fit, "score.window=64", "score.overlap=16", "corpus.document_bytes=200"]
+    return ("--source", str(folder), *(part for key in sets for part in ("--set", key)))
 
 
 def test_datasets_and_streams_of_it_come_from_the_hub(stocked: Hub, tmp_path: Path) -> None:
