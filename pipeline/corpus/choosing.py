@@ -82,6 +82,8 @@ class Choice:
             return "binary" if _is_binary(file) else None
         if is_bookkeeping(file.name, self.names):
             return "about the data set"
+        if self.include and self.format != "auto" and kind in (None, "text"):
+            return None  # who names files and their format means these
         if kind is None:
             return _UNKNOWN
         return None if self.format in ("auto", kind) else "of another format"
@@ -107,15 +109,17 @@ class Choice:
             raise UserError(
                 f"{len(unknown)} of {len(unknown) + len(taken)} files of the source would be left out",
                 where=source,
-                hint=f"it holds {_kinds([*unknown, *taken])}: name what to read (corpus.include: ['*.jsonl']), or set "
-                "corpus.format (`text` takes every text file)",
+                hint=f"it holds {_kinds([*unknown, *taken])}. To read some of them: {_as_format(unknown, 'jsonl')} (or "
+                "another format; corpus.format: text takes every text file)",
             )
         if not taken:
             what = f"no {'data' if self.format == 'auto' else self.format} files in the source"
             looked_for = ", ".join(suffix for suffix, kind in FORMATS.items() if self.format in ("auto", kind))
             left = ", ".join(f"{len(files)} {why}" for why, files in self._left.items())
             hint = f"extensions looked for: {looked_for} (and {', '.join(COMPRESSIONS)})"
-            raise UserError(what, where=source, hint=hint + (f"; left out: {left}" if left else ""))
+            hint += f"; left out: {left}" if left else ""
+            hint += f"; to read those of unknown format: {_as_format(unknown, self.format)}" if unknown else ""
+            raise UserError(what, where=source, hint=hint)
         for why, files in self._left.items():
             named = ", ".join(printable(file.name) for file in files[:5])
             more = f" and {len(files) - 5:,} more" if len(files) > 5 else ""
@@ -156,6 +160,19 @@ def _smaller(some: Sequence[SourceFile], others: Sequence[SourceFile]) -> bool:
         return False
     sizes = [sum(os.path.getsize(file.url.removeprefix("file://")) for file in files) for files in (some, others)]
     return sizes[0] < sizes[1]
+
+
+def _as_format(files: Sequence[SourceFile], format: str) -> str:
+    """Return what the manifest must say for files of unknown format to be read.
+
+    Example:
+        >>> _as_format([SourceFile(name, "", "", None) for name in ("a.ipynb", "b.ipynb", "x/Makefile")], "json")
+        "corpus.include: ['*.ipynb'] with corpus.format: json"
+    """
+    suffix, _ = Counter(PurePosixPath(file.name).suffix for file in files).most_common(1)[0]
+    own = min(PurePosixPath(file.name).name for file in files if PurePosixPath(file.name).suffix == suffix)
+    glob = f"*{suffix}" if suffix else re.sub(r"\d+", "*", own)
+    return f"corpus.include: ['{printable(glob)}'] with corpus.format: {format}"
 
 
 def _kinds(files: Sequence[SourceFile]) -> str:

@@ -159,6 +159,10 @@ def _encoding_of(raw: io.BufferedReader, file: SourceFile, encoding: str) -> tup
         UserError: a byte order mark or zero bytes contradict `encoding`, or UTF-16 has no byte order.
     """
     head, name = raw.peek(4096)[:4096], codecs.lookup(encoding).name.removesuffix("-sig")
+    if found := next((about for mark, about in _BINARY.items() if head.startswith(mark)), None):
+        what = f"the file is {found[0]}, by its first bytes, and would be read as {file.format}"
+        hint = f"let its name end in {found[1]}, or leave it out by corpus.exclude"
+        raise UserError(what, where=file.name, hint=hint)
     # UTF-32 first: its mark of little-endian begins with that of UTF-16.
     marked = next((known for known in reversed(_MARKS) if head.startswith(_MARKS[known])), None)
     if name in ("utf-16", "utf-32"):
@@ -174,6 +178,17 @@ def _encoding_of(raw: io.BufferedReader, file: SourceFile, encoding: str) -> tup
             raise UserError(f"the file looks like {looks}", where=file.name, hint=_SET.format(looks))
     return name, len(_MARKS[name]) if marked == name else 0
 
+
+_BINARY = {
+    b"\x1f\x8b": ("gzip", ".gz"),
+    b"PK\x03\x04": ("zip", ".zip"),
+    b"\x28\xb5\x2f\xfd": ("zstd", ".zst"),
+    b"BZh91AY&SY": ("bz2", ".bz2"),
+    b"\xfd7zXZ\0": ("xz", ".xz"),
+    b"PAR1\x15": ("Parquet", ".parquet"),
+    b"ARROW1\0\0": ("Arrow", ".arrow"),
+}
+"""Formats and the ends of their names, by the bytes with which a file begins. No text begins so."""
 
 _SET = "set corpus.encoding: {}"
 

@@ -16,7 +16,7 @@ from pipeline.corpus.checksums import Checksums, HashingReader
 from pipeline.corpus.opening import SourceFile, open_file, open_raw, source_errors
 from pipeline.corpus.readers.csv import dialect_of
 from pipeline.corpus.readers.dispatch import is_cut_by_bytes, read_records
-from pipeline.corpus.readers.json import describe
+from pipeline.corpus.readers.json import check_prose, describe
 from pipeline.corpus.readers.parquet import open_parquet
 from pipeline.corpus.readers.record_splitter import documents, lines
 from pipeline.corpus.readers.records import Slice
@@ -102,6 +102,8 @@ def log_found(surveys: Sequence[Scan]) -> None:
 
 
 def _found(part: Slice, config: CorpusConfig) -> str:
+    if part.file.format == "text" and config.format == "auto":
+        check_prose(part, config)
     if part.file.format == "json":
         return describe(part, config)
     if part.file.format == "xml":

@@ -1,14 +1,16 @@
-"""Three corpora that hurt, as somebody writes them who has read no page: each message leads to the next step."""
+"""Corpora that hurt, as somebody writes them who has read no page: each message leads to the next step."""
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config.errors import UserError
-from tests.corpora.shapes import ACCENTS, TEXTS, pretty, zipped
+from tests.corpora.shapes import ACCENTS, TEXTS, pretty, tarred, zipped
 from tests.corpus.corpora import run
 
 
@@ -40,6 +42,15 @@ TABLES = {
     for year in (2019, 2020)
 } | {"export/LISEZMOI.txt": "Bonjour à tous".encode("latin-1"), "__MACOSX/._avis.csv": b"\0\1"}
 DUMP = "".join(f'<row Id="{n}" Body="&lt;p&gt;{text}&lt;/p&gt;" />\n' for n, text in enumerate(TEXTS * 4))
+NOTEBOOKS = {
+    f"work/{n}.ipynb": pretty({"cells": [{"cell_type": "markdown", "source": ["# About\n", text]}], "nbformat": 4})
+    for n, text in enumerate(TEXTS)
+} | {"work/requirements.txt": b"numpy\n"}
+LINES = "".join(json.dumps({"body": text}) + "\n" for text in TEXTS).encode()
+PATENTS = "".join(
+    f'<?xml version="1.0"?>\n<!DOCTYPE grant SYSTEM "g.dtd" []>\n<grant no="{n}"><abstract>{text}</abstract></grant>\n'
+    for n, text in enumerate([*TEXTS, "Research & development: a patent that is broken."])
+)
 STEPS: dict[str, tuple[str, bytes, list[tuple[dict[str, Any], str]], int]] = {
     # file name, content, [(what is written, what the message then says)], documents in the end
     "chats": (
@@ -72,12 +83,55 @@ STEPS: dict[str, tuple[str, bytes, list[tuple[dict[str, Any], str]], int]] = {
         ],
         6,
     ),
+    "notebooks": (
+        "work.zip",
+        zipped(NOTEBOOKS),
+        [
+            (
+                {},
+                "6 .ipynb, 1 .txt. To read some of them: corpus.include: ['*.ipynb'] with corpus.format: jsonl",
+            ),
+            ({"include": ["*.ipynb"], "format": "jsonl"}, "one JSON object over many lines"),
+            ({"format": "json"}, "records of `cells`: cell_type, source; name columns of one of these"),
+            ({"text": "{source}"}, ""),
+        ],
+        6,
+    ),
+    "parts of a job": (
+        "job.tar",
+        tarred({"out/_SUCCESS": b"", **{f"out/part-0000{n}": gzip.compress(LINES) for n in range(2)}}),
+        [
+            ({}, "corpus.include: ['part-*'] with corpus.format: jsonl"),
+            ({"include": ["part-*"], "format": "jsonl"}, "the file is gzip, by its first bytes"),
+        ],
+        0,
+    ),
+    "lines in a text file": (
+        "dump.txt",
+        LINES,
+        [
+            ({}, "the lines of this text file are JSON objects"),
+            ({"format": "jsonl"}, "such as corpus.text: '{body}'"),
+            ({"text": "{body}"}, ""),
+        ],
+        6,
+    ),
+    "patents": (
+        "ipg250107.xml",
+        PATENTS.encode(),
+        [
+            ({}, "several XML documents, one after the other. To make each a record: corpus.records: grant"),
+            ({"records": "grant"}, "known: abstract, no"),
+            ({"text": "{abstract}"}, ""),
+        ],
+        6,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_the_messages_lead_to_the_documents(tmp_path: Path, name: str) -> None:
-    if name == "dump":
+    if name in ("dump", "patents"):
         pytest.importorskip("trafilatura", reason="the extra `html`")
     file, content, steps, documents = STEPS[name]
     (tmp_path / file).write_bytes(content)

@@ -23,6 +23,7 @@ from pipeline.config.errors import UserError
 from pipeline.corpus.opening import SourceFile, kind_of, open_file, source_errors
 from pipeline.corpus.sources import find_files
 from pipeline.corpus.unpacking import EXPANSION
+from tests.corpus.corpora import run
 
 MOST = 1 << 30
 
@@ -384,3 +385,27 @@ def test_a_chain_of_file_systems_is_a_source() -> None:
     (file,) = find_files("simplecache::memory://chained/*.jsonl")
     assert (file.name, file.url) == ("a.jsonl", "simplecache::memory://chained/a.jsonl")
     assert open_file(file, MOST).read() == b"one"
+
+
+def test_who_names_files_and_their_format_reads_what_has_no_known_extension(tmp_path: Path) -> None:
+    """Parts of a job have names without an end, and notebooks one of their own."""
+    for name in ("part-00000", "part-00001", "a.ipynb", "b.csv", "_SUCCESS"):
+        (tmp_path / name).write_text("{}")
+    assert [file.name for file in find_files(str(tmp_path), "jsonl", include=["part-*"])] == [
+        "part-00000",
+        "part-00001",
+    ]
+    assert [file.name for file in find_files(str(tmp_path), "json", include=["*.ipynb", "*.csv"])] == ["a.ipynb"]
+    with pytest.raises(UserError, match="no json files in the source") as error:
+        find_files(str(tmp_path), "json")
+    assert error.value.hint and error.value.hint.endswith("corpus.include: ['part-*'] with corpus.format: json")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.csv"])
+def test_a_packed_file_by_another_name_is_told_as_such(tmp_path: Path, name: str) -> None:
+    """Its bytes are no text in another encoding, as which they could be read without an error."""
+    (tmp_path / name).write_bytes(gzip.compress(b'{"text": "one"}\n' * 3))
+    for encoding in ("utf-8", "latin-1"):
+        with pytest.raises(UserError, match="the file is gzip, by its first bytes") as error:
+            run(tmp_path / "work", tmp_path / name, encoding=encoding)
+        assert error.value.hint == "let its name end in .gz, or leave it out by corpus.exclude"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain, islice
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.config.corpus import CorpusConfig
@@ -43,6 +44,21 @@ def _printed_over_lines(head: Iterable[RawRecord]) -> str | None:
     if len(full) < 2 or full[0][:1] not in b"[{" or any(map(is_json, full[:1])) or any(map(is_object, full)):
         return None
     return "array" if full[0].startswith(b"[") else "object"
+
+
+def check_prose(part: Slice, config: CorpusConfig) -> None:
+    """Refuse a text file whose lines are JSON objects, unless the manifest says that it is text.
+
+    Raises:
+        UserError: each of its first lines is an object.
+    """
+    with DecodedFile(part.file, config) as text:
+        head = [piece.data for piece in islice(lines(text.stream, text.start), _LOOK) if piece.data.strip()]
+    if len(head) > 1 and all(map(is_object, head)):
+        own = "".join(PurePosixPath(part.file.name).suffixes[-2 if part.file.compression else -1 :])
+        hint = f"to read them as records, corpus.format: jsonl, in a folder with corpus.include: ['*{own}']"
+        hint += "; as they are, corpus.format: text"
+        raise UserError("the lines of this text file are JSON objects", where=part.file.name, hint=hint)
 
 
 def read_json(part: Slice, config: CorpusConfig) -> Iterator[Record]:
