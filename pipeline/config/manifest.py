@@ -27,8 +27,8 @@ class TrainProxyConfig(Config):
     """Parts of the training split; each is scored by a proxy fitted on the others. With 1, one proxy scores the
     documents that it was fitted on."""
     vocab_size: int | None = Field(None, ge=260)
-    """Tokens of the byte-level BPE vocabulary that is fitted for it. By default one for every 256 bytes of the training
-    text, at least 384 and at most 4,096."""
+    """Tokens of the byte-level BPE vocabulary that is fitted for it. By default one for every 1,024 bytes of the
+    training text, at least 384 and at most 4,096."""
     hidden_size: int | None = Field(None, gt=0)
     """Width of the residual stream; the feed-forward layers are three times as wide. By default 64 for less than
     200,000 training tokens, else 128."""
@@ -64,8 +64,8 @@ class CountProxyConfig(Config):
     order: int = Field(5, ge=2, le=8)
     """Tokens of the longest n-grams: a token is predicted from one token less."""
     vocab_size: int | None = Field(None, ge=260)
-    """Tokens of the byte-level BPE vocabulary that is fitted for it. By default one for every 256 bytes of the training
-    text, at least 384 and at most 4,096."""
+    """Tokens of the byte-level BPE vocabulary that is fitted for it. By default one for every 1,024 bytes of the
+    training text, at least 384 and at most 4,096."""
     sample_bytes: int = Field(64_000_000, gt=0)
     """Of a larger training split the tokenizer is fitted on about this many bytes, chosen by a hash of (seed, doc_id).
     The counts are of all of it."""

@@ -31,7 +31,7 @@ from pipeline.scoring.count_proxy import counted_bits_per_byte
 from pipeline.scoring.count_tables import ABOUT, count, open_tables
 from pipeline.scoring.sample import Sample, read_texts
 
-VERSION = 3
+VERSION = 4
 """Version of `proxy`, `tokenizer` and `tokens`, raised whenever the output changes."""
 
 TEXTS = 1000

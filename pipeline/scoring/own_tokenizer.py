@@ -19,7 +19,7 @@ _WORDS = (
 """Qwen2's split before BPE (single digits). The more boundaries proxy and policy share, the fewer sites are dropped."""
 
 
-BYTES_A_TOKEN = 256
+BYTES_A_TOKEN = 1024
 """Bytes of text for every token of the vocabulary."""
 FEWEST, MOST = 384, 4096
 """Tokens of the smallest and of the largest vocabulary that is chosen by the size of a text."""
@@ -32,8 +32,8 @@ def vocabulary_size(texts: Sequence[str]) -> int:
     tokenizer has not seen, the counts then need more bits per byte (docs/own-corpus.md has the figures).
 
     Example:
-        >>> [vocabulary_size(["x" * size]) for size in (1000, 200_000, 5_000_000)]
-        [384, 781, 4096]
+        >>> [vocabulary_size(["x" * size]) for size in (1000, 1_000_000, 5_000_000)]
+        [384, 976, 4096]
     """
     return min(MOST, max(FEWEST, sum(len(text.encode()) for text in texts) // BYTES_A_TOKEN))
 

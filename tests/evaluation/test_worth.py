@@ -14,6 +14,7 @@ from scipy.stats import nct, t
 
 from pipeline.config.selection import BandsConfig
 from pipeline.evaluation.intervals import Difference
+from pipeline.evaluation.power import detectable
 from pipeline.evaluation.responses import RESPONSES
 from pipeline.evaluation.study import Arm
 from pipeline.evaluation.worth import curve_of, power_of, sentence, summarize_worth, verdict_of
@@ -37,8 +38,10 @@ def test_nine_seeds_and_1400_sites_see_five_points() -> None:
 
 def test_sites_of_one_document_count_for_less() -> None:
     apart, together = (power_of(np.arange(800) // n, 9, see=0.05, spread=0.02) for n in (1, 4))  # type: ignore[arg-type]
-    # 1 + 0.1 · (4 − 1): the variance between documents is 1.3 times as large
     assert (together.documents, together.sites) == (200, 800) and together.detectable > apart.detectable
+    # 1 + 0.1 · (4 − 1): the variance between documents is 1.3 times as large; alone it has their degrees of freedom
+    alone = power_of(np.arange(800) // 4, 9, see=0.05, spread=0.0)  # type: ignore[arg-type]
+    assert alone.detectable == pytest.approx(detectable(math.sqrt(1.3 * 0.25 / 800), 199))
     few = power_of(np.arange(100).astype(str), None, see=0.05, spread=0.02)
     assert few.needed is None and few.seeds == 100 and few.detectable > 0.05, "seeds alone do not suffice"
     many = power_of(np.arange(2000).astype(str), None, see=0.05, spread=0.02)

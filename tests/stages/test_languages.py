@@ -92,5 +92,5 @@ def test_a_vocabulary_of_whole_clauses_is_noticed(repository: Path, tmp_path: Pa
 
 
 def test_the_vocabulary_goes_by_the_bytes_of_the_text() -> None:
-    assert vocabulary_size(["é" * 64_000]) == 500  # 128,000 bytes
+    assert vocabulary_size(["é" * 256_000] * 2) == 1000  # 1,024,000 bytes
     assert vocabulary_size([]) == 384 and vocabulary_size(["a" * 99] * 99_999) == 4096
