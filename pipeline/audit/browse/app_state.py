@@ -47,6 +47,9 @@ POSITIONS_LISTED = 100_000
 TOKENS_FROM = 20_000
 """The same for the tokens beside a comparison, which must not delay it."""
 
+TOKENS_COUNTED = 500_000
+"""The same for the page of tokens."""
+
 TOKENS_LISTED = 12
 """Gained and lost tokens beside a comparison."""
 WAIT_SECONDS = 0.4
@@ -207,6 +210,14 @@ class AppState:
             UserError: One of them is not a rule or cannot be computed on this corpus.
         """
         return self._find(first, second, narrowed, POSITIONS_LISTED)
+
+    def tokens(self, rule: str, split: str) -> Found:
+        """Return the positions that a rule keeps, to count their tokens.
+
+        Raises:
+            UserError: It is not a rule or cannot be computed on this corpus.
+        """
+        return self._find(rule, rule, Narrowed(split), TOKENS_COUNTED)
 
     def changed_tokens(self, first: str, second: str, split: str, outcome: str) -> tuple[list[dict[str, Any]], bool]:
         """Return the most frequent gained or lost tokens, and whether all positions were counted."""

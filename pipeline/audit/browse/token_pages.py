@@ -10,7 +10,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pipeline.audit.browse.app_state import AppState
-from pipeline.audit.browse.found import Narrowed
 from pipeline.audit.browse.query import split_of
 from pipeline.audit.distributions import RARE, TOKENS_SHOWN
 
@@ -36,18 +35,16 @@ class TokenPages:
     def tokens(self, request: Request) -> Response:
         """Show the tokens that the current selection has most often, and those of highest mean loss."""
         state, split = self._state, split_of(request.query_params)
-        selected, everything = (state.positions(ALL, rule, Narrowed(split)) for rule in (state.current.name, ALL))
-        by_token = everything.by_token()
-        of_sites = selected.by_token().rename({"positions": "sites"}).select("token", "sites")
-        most = (
-            of_sites.join(by_token, on="token", how="left", maintain_order="left")
-            if everything.complete
-            else (selected.by_token().with_columns(sites=pl.col("positions")))
-        )
+        selected, everything = (state.tokens(rule, split) for rule in (state.current.name, ALL))
+        # Sites of other shards than those of the positions are left out, so that both columns are of the same text.
+        shard_D = state.store.documents["shard"]
+        read = shard_D.gather(everything.frame["document"]).unique()
+        sites = selected.frame.filter(shard_D.gather(selected.frame["document"]).is_in(read.implode()))
+        of_sites = sites.group_by("token").agg(pl.len().alias("sites"))
+        by_token = everything.by_token().join(of_sites, on="token", how="left", maintain_order="left")
+        by_token = by_token.with_columns(pl.col("sites").fill_null(0))
+        most = by_token.filter(pl.col("sites") > 0).sort("sites", "token", descending=[True, False])
         hardest = by_token.filter(pl.col("positions") >= RARE).sort("nll", "token", descending=[True, False])
-        hardest = hardest.join(of_sites, on="token", how="left", maintain_order="left").with_columns(
-            pl.col("sites").fill_null(0)
-        )
         return self._page(
             "tokens.html", request, split=split, most=most.head(TOKENS_SHOWN).to_dicts(), rare=RARE, all=ALL,
             hardest=hardest.head(TOKENS_SHOWN).to_dicts(), complete=selected.complete and everything.complete,
