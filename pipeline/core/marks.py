@@ -29,7 +29,7 @@ def begun_inputs(directory: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     tree = read_sealed(path)
-    if tree.get("of") != name_of(directory):
+    if tree.get("of") != name_of(directory) or not isinstance(tree.get("inputs"), dict):
         raise IntegrityError("this file belongs to another output", where=path, hint="delete it, run `rpt data` again")
     return dict(tree["inputs"])
 

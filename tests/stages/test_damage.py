@@ -169,9 +169,17 @@ def test_all_damage_is_noticed_and_named(work: Path, run: Path) -> None:
         for path, data in before.items():
             path.write_bytes(data)
     print(json.dumps({f"{kind} {damage}": count for (kind, damage), count in sorted(done.items())}, indent=1))
-    assert not missed
+    assert not missed, missed
     assert sum(done.values()) == DAMAGES
     assert verify(work)["ok"] and verify_run(run)["ok"]
+
+
+def test_a_sealed_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(Stage("halved", 1, half), Config(), [Shard(n, {}, {}) for n in range(3)], {}, tmp_path, InProcess())
+    (begun,) = tmp_path.glob("halved/*/begun.json")
+    shutil.copy(begun.parent / "done" / "00000.json", begun)
+    assert {item["where"] for item in verify(tmp_path)["damage"]} == {str(begun)}
 
 
 def _is_named(path: Path, found: set[str]) -> bool:
