@@ -9,7 +9,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
 
@@ -77,7 +77,7 @@ class LocalExecutor:
             return
         found = gpus() if accelerated else ()
         workers = min(self._workers or len(found) or cores(), planned or len(items))
-        os.environ |= thread_settings(max(1, cores() // workers))  # inherited by the workers
+        settings = thread_settings(max(1, cores() // workers))
         workers = min(workers, len(items))
         mine = [found[n % len(found)] for n in range(workers)] if found else []
         self.devices = [gpu.name for gpu in mine] or ["CPU"] * workers
@@ -89,7 +89,8 @@ class LocalExecutor:
             workers, mp_context=spawn, initializer=_begin, initargs=(identities if mine else None,)
         )
         try:
-            with ignore_interrupts():  # workers ignore Ctrl-C while they start; `_begin` then installs their handler
+            # Workers start while items are submitted. They ignore Ctrl-C until `_begin` installs their handler.
+            with ignore_interrupts(), environment(settings):
                 running = [pool.submit(_call, function, item) for item in items]
             for done in futures.as_completed(running):
                 yield done.result()
@@ -106,6 +107,21 @@ def thread_settings(threads: int) -> dict[str, str]:
     """Return environment variables that limit numerical libraries to `threads`; set them before the libraries load."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
     return dict.fromkeys(names, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"}
+
+
+@contextlib.contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for processes that are started meanwhile; afterwards all are as before."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ |= settings
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
