@@ -13,7 +13,7 @@ from pipeline.audit.lineage import Lineage
 from pipeline.core.artifact import InputFile, Record
 from pipeline.core.parquet import read_table
 from pipeline.selection.metadata import referenced_metadata, with_metadata
-from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
+from pipeline.selection.positions import SCORE_TABLE_COLUMNS, SELECTABLE, positions
 from pipeline.selection.sites import REASONS, band_of, rule_expression
 from pipeline.selection.where import filter_rows
 
@@ -65,7 +65,7 @@ def decisions(lineage: Lineage, shard: AuditedShard) -> Iterator[pl.DataFrame]:
         marked = frame.with_columns(
             token_id=ids,
             byte_end=pl.col("byte_offset").shift(-1).over("doc_id"),
-            selectable=pl.col("entropy").is_finite().fill_null(False) & ~pl.col("inside_character"),
+            selectable=SELECTABLE,
             band=band_of(lineage.rule.bands),
         ).join(site, on=["doc_id", "position"], how="left", maintain_order="left")
         passing = filter_rows(marked.with_row_index("row"), expression, "`select.where`").select("row", passes=True)

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.audit.evaluation_page import evaluation_page
 from pipeline.core.files import replace_text
 from pipeline.core.progress import results, wrapped
-from pipeline.evaluation.plots import draw_progress, draw_scaling, read_progress
+from pipeline.evaluation.plots import Point, draw_progress, draw_scaling, read_progress
 from pipeline.evaluation.report import Table, blocks, brief, markdown
 
 PAGE = "report.html"
@@ -28,18 +28,20 @@ def write_report(report: Mapping[str, Any], metrics: Path | None, out: Path) -> 
 
 def write_page(report: Mapping[str, Any], metrics: Path | None, out: Path) -> None:
     """Write the HTML report, with the accuracy during training if the run measured it."""
+    replace_text(out / PAGE, evaluation_page(report, _progress(report, metrics)))
+
+
+def _progress(report: Mapping[str, Any], metrics: Path | None) -> dict[str, list[Point]]:
+    """Return accuracy by reasoning during training, by band; empty if the run did not measure it."""
     bands = list(next(iter(report["sets"].values()))["bands"])
-    series = read_progress(metrics, bands) if metrics and metrics.exists() else {}
-    replace_text(out / PAGE, evaluation_page(report, series))
+    return read_progress(metrics, bands) if metrics and metrics.exists() else {}
 
 
 def _draw(report: Mapping[str, Any], metrics: Path | None, out: Path) -> list[Path]:
     """Draw accuracy over training steps, if the run measured it, and return the paths."""
-    summary = next(iter(report["sets"].values()))
-    series = read_progress(metrics, list(summary["bands"])) if metrics and metrics.exists() else {}
-    if not series:
+    if not (series := _progress(report, metrics)):
         return []
-    before = summary["readings"][f"direct {report['policies'][0]}"]["accuracy"]
+    before = next(iter(report["sets"].values()))["readings"][f"direct {report['policies'][0]}"]["accuracy"]
     direct = {band: estimate["value"] for band, estimate in before.items() if estimate}
     return draw_progress(series, direct, out, f"{report['recipe']}: reasoning on held-out documents")
 

@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.selection.positions import SELECTABLE
+
 LONG = 400
 """Tokens from which on a document gets a strip; a shorter one is seen at once."""
 BINS = 240
@@ -46,6 +48,6 @@ def hardest(positions: pl.DataFrame) -> list[int]:
     Args:
         positions: Positions of a document, with `position`, `entropy` and `inside_character`.
     """
-    selectable = positions.filter(pl.col("entropy").is_finite() & ~pl.col("inside_character"))
+    selectable = positions.filter(SELECTABLE)
     most = selectable.sort("entropy", "position", descending=[True, False]).head(HARDEST)
     return most["position"].sort().to_list()

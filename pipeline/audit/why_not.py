@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import Record
-from pipeline.selection.explain import holds, in_words, parts_of_rule, values
+from pipeline.selection.explain import holds, in_words, parts_of_rule, typed, values
 from pipeline.selection.later_rules import FAILS, HOLDS, later_rules, verdicts
 from pipeline.selection.metadata import rule_columns
 from pipeline.selection.where import Column
@@ -30,7 +30,7 @@ def part_columns(where: str, columns: Mapping[str, Column], shown: pl.DataFrame)
         Per part its `text`, one character of `holds` per position (`HOLDS` or `FAILS`), and its `values`: `columns` of
         the heat map, or the distinct `names` and the index `of` each position's.
     """
-    shown = _typed(shown, columns)
+    shown = typed(shown, columns)
     made = []
     for part in parts_of_rule(where, columns, "where"):
         marks = "".join(HOLDS if held else FAILS for held in holds(part, shown))
@@ -71,7 +71,7 @@ class RuleCounts:
 
     def add(self, frame: pl.DataFrame) -> None:
         """Count a frame of `decisions`."""
-        selectable = _typed(frame.filter("selectable"), self._columns)
+        selectable = typed(frame.filter("selectable"), self._columns)
         for split, parts in self._parts.items():
             rows = selectable.filter(pl.col("split") == split)
             held_KN = np.array([holds(part, rows).to_numpy() for part in parts], dtype=bool).reshape(len(parts), -1)
@@ -97,8 +97,3 @@ def _counted(held_KN: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the counts [K, 3] of K parts on N positions: holds, fails, fails alone."""
     alone_N = (~held_KN).sum(axis=0) == 1
     return np.stack([held_KN.sum(axis=1), (~held_KN).sum(axis=1), (~held_KN & alone_N).sum(axis=1)], axis=1)
-
-
-def _typed(frame: pl.DataFrame, columns: Mapping[str, Column]) -> pl.DataFrame:
-    """Return the frame with the types that rules compare; `decisions` gives classes as text."""
-    return frame.cast({name: columns[name].dtype for name in frame.columns if name in columns})

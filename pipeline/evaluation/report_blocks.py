@@ -43,6 +43,14 @@ class Trace:
 Block = Heading | Paragraph | Figure | Trace | Table
 
 
+def write_blocks(found: Sequence[Block], out: Path) -> Path:
+    """Write `report.md` and `report.html` into the folder of the figures, and return the path of `report.html`."""
+    (out / "report.md").write_text(markdown(found), encoding="utf-8")
+    page = out / "report.html"
+    page.write_text(as_html(found, out), encoding="utf-8")
+    return page
+
+
 def markdown(found: Sequence[Block]) -> str:
     """Return the blocks as Markdown."""
     parts, level = [], "#"

@@ -22,7 +22,7 @@ from pipeline.evaluation.report import (
     points,
     scaling_table,
 )
-from pipeline.evaluation.report_blocks import Block, Figure, Heading, Paragraph, Trace, as_html, markdown
+from pipeline.evaluation.report_blocks import Block, Figure, Heading, Paragraph, Trace, write_blocks
 from pipeline.evaluation.study_plots import draw_arms
 
 
@@ -30,11 +30,7 @@ def write_report(study: Mapping[str, Any], out: Path) -> Path:
     """Draw the figures, write `report.md` and `report.html`, and return the path of `report.html`."""
     draw_scaling(study["scaling"], out / "scaling.svg")
     draw_arms(study, out / "arms.svg")
-    found = list(blocks(study))
-    (out / "report.md").write_text(markdown(found), encoding="utf-8")
-    page = out / "report.html"
-    page.write_text(as_html(found, out), encoding="utf-8")
-    return page
+    return write_blocks(list(blocks(study)), out)
 
 
 def blocks(study: Mapping[str, Any]) -> Iterator[Block]:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.core.progress import counted
 from pipeline.evaluation.plots import COLOURS, new_figure, save_svg
 from pipeline.evaluation.report import NOTHING, Table, p_value, percent, points
-from pipeline.evaluation.report_blocks import Block, Figure, Heading, Paragraph, as_html, markdown
+from pipeline.evaluation.report_blocks import Block, Figure, Heading, Paragraph, write_blocks
 
 CURVES = "curves.svg"
 
@@ -17,11 +17,7 @@ CURVES = "curves.svg"
 def write_report(found: Mapping[str, Any], out: Path) -> Path:
     """Draw the curves, write `report.md` and `report.html`, and return the path of `report.html`."""
     draw_curves(found, out / CURVES)
-    blocks = list(report(found))
-    (out / "report.md").write_text(markdown(blocks), encoding="utf-8")
-    page = out / "report.html"
-    page.write_text(as_html(blocks, out), encoding="utf-8")
-    return page
+    return write_blocks(list(report(found)), out)
 
 
 def report(found: Mapping[str, Any]) -> Iterator[Block]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipeline.selection.explain import Part, holds, values
+from pipeline.selection.explain import Part, holds, typed, values
 from pipeline.selection.where import Column, parse_filter
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def shortest_change(where: str, columns: Mapping[str, Column], row: pl.DataFrame
 
     from pipeline.selection.sql import operands
 
-    row = row.cast({name: columns[name].dtype for name in row.columns if name in columns})
+    row = typed(row, columns)
     tree, _ = parse_filter(where, columns, "where")
     changes, parts = [], []
     for part in operands(tree, exp.And):

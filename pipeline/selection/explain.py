@@ -72,6 +72,11 @@ def parts_of_rule(where: str, columns: Mapping[str, Column], key: str) -> list[P
     ]
 
 
+def typed(rows: pl.DataFrame, columns: Mapping[str, Column]) -> pl.DataFrame:
+    """Return the rows with the types that rules compare: classes may have been shown as text."""
+    return rows.cast({name: columns[name].dtype for name in rows.columns if name in columns})
+
+
 def holds(part: Part, rows: pl.DataFrame) -> pl.Series:
     """Return for each of the rows whether the part holds, as booleans; false where it is null.
 
@@ -101,7 +106,7 @@ def explain(where: str, columns: Mapping[str, Column], row: pl.DataFrame) -> lis
         entropy > 1.0 True {'entropy': 2.306}
         field = 'solution' False {'field': 'problem'}
     """
-    row = row.cast({name: columns[name].dtype for name in row.columns if name in columns})  # classes, if shown as text
+    row = typed(row, columns)
     return [
         Explanation(part.text, holds(part, row).item(), {name: values(row[name])[0] for name in part.columns})
         for part in parts_of_rule(where, columns, "where")

@@ -21,6 +21,9 @@ SCORE_TABLE_COLUMNS = ["doc_id", "split", "token_ends", *POSITION_COLUMNS]
 POSITIONS_AT_ONCE = 1_000_000
 TOKEN_CLASS = pl.Enum(TOKEN_CLASSES)
 
+SELECTABLE = pl.col("entropy").is_finite().fill_null(False) & ~pl.col("inside_character")
+"""Expression over `positions`: a rule can keep the position."""
+
 
 def positions(documents: pa.Table, scores: pa.Table, *, at_once: int = POSITIONS_AT_ONCE) -> Iterator[pl.DataFrame]:
     """Yield every position of the scores table, in frames of whole documents.

@@ -13,6 +13,7 @@ from pipeline.audit.browse.column_index import ColumnIndex, verified_once
 from pipeline.audit.browse.document import Document
 from pipeline.audit.damage import DAMAGED, Damage
 from pipeline.core.artifact import Record
+from pipeline.selection.positions import SELECTABLE
 
 DOCUMENTS_READ = 1_000
 """Documents after which no further one is read."""
@@ -52,7 +53,6 @@ def damaged(store: ColumnIndex, document: Callable[[int], Document], select: Rec
         kept_of = dict(sites.collect().group_by("doc_id").agg("position").iter_rows())
         for number, doc_id in zip(numbers.tolist(), ids, strict=True):
             opened = document(number)
-            selectable = pl.col("entropy").is_finite().fill_null(False) & ~pl.col("inside_character")
             kept = pl.col("position").is_in(kept_of.get(doc_id, []))
-            damage.add(doc_id, opened.text, opened.frame.with_columns(selectable=selectable, kept=kept))
+            damage.add(doc_id, opened.text, opened.frame.with_columns(selectable=SELECTABLE, kept=kept))
     return Damaged(damage.rows(where), read, documents)

@@ -28,7 +28,7 @@ from pipeline.core.parquet import read_rows
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.selection.change import Shortest, shortest_change
 from pipeline.selection.metadata import kinds, rule_columns, with_metadata
-from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
+from pipeline.selection.positions import SCORE_TABLE_COLUMNS, SELECTABLE, positions
 from pipeline.selection.sites import SITES
 from pipeline.selection.where import filter_rows, row_filter
 from pipeline.shards.examples import examples
@@ -209,7 +209,7 @@ class Document:
             UserError: It is not a rule, or cannot be computed on the position.
         """
         row = self.frame[position]
-        if row["inside_character"].item() or not row["entropy"].is_finite().fill_null(False).item():
+        if row.filter(SELECTABLE).is_empty():
             return None
         return shortest_change(where, rule_columns(self._metadata), row)
 
