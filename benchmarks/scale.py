@@ -39,10 +39,10 @@ from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import InputFile, Shard
 from pipeline.core.parquet import parquet_writer
-from pipeline.corpus.candidates import mapped
-from pipeline.corpus.dedup_results import BANDS, OVERLAPS
+from pipeline.corpus.dedup.candidates import mapped
+from pipeline.corpus.dedup.near import PERMUTATIONS, band_rows
+from pipeline.corpus.dedup.results import BANDS, OVERLAPS
 from pipeline.corpus.documents import CANDIDATES
-from pipeline.corpus.near import PERMUTATIONS, band_rows
 from pipeline.selection.corpus_rules import CANDIDATES as SITES_OF_CORPUS
 from pipeline.selection.corpus_rules import decisions
 from pipeline.shards.order import sites_of_step

@@ -98,7 +98,7 @@ def _default(value: Any) -> str:
 
 def tables() -> str:
     """Return the page of every published table."""
-    from pipeline.corpus.dedup_results import MATCHES
+    from pipeline.corpus.dedup.results import MATCHES
     from pipeline.corpus.documents import DOCUMENTS
     from pipeline.corpus.quarantine import QUARANTINE
     from pipeline.grpo.data.pass_rates import PASS_RATES

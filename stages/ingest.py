@@ -36,7 +36,8 @@ from pipeline.core.parts import Teller
 from pipeline.core.pointers import source_pointer
 from pipeline.core.sealed import write_json
 from pipeline.core.stage import Stage, run_stage
-from pipeline.corpus.assignment import (
+from pipeline.corpus.checks import check_quarantine, check_source, check_split
+from pipeline.corpus.dedup.assignment import (
     CUTS,
     SPLIT,
     count_codes,
@@ -47,10 +48,10 @@ from pipeline.corpus.assignment import (
     read_codes,
     shard_starts,
 )
-from pipeline.corpus.candidates import Candidates, mapped
-from pipeline.corpus.checks import check_quarantine, check_source, check_split
-from pipeline.corpus.contamination import EvaluationIndex, evaluation_index, to_corpus_config
-from pipeline.corpus.dedup_results import (
+from pipeline.corpus.dedup.candidates import Candidates, mapped
+from pipeline.corpus.dedup.contamination import EvaluationIndex, evaluation_index, to_corpus_config
+from pipeline.corpus.dedup.near import band_rows, bands
+from pipeline.corpus.dedup.results import (
     BANDS,
     MATCHES,
     OVERLAPS,
@@ -59,6 +60,7 @@ from pipeline.corpus.dedup_results import (
     match_tables,
     reasons,
 )
+from pipeline.corpus.dedup.words import shingles, words
 from pipeline.corpus.documents import (
     CANDIDATES,
     DOCUMENTS,
@@ -69,8 +71,6 @@ from pipeline.corpus.documents import (
 )
 from pipeline.corpus.files import corpus_files
 from pipeline.corpus.known_sources import KnownSources
-from pipeline.corpus.near import band_rows, bands
-from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.plan import (
     assign_shard,
     ingest_shards,
@@ -88,8 +88,8 @@ from pipeline.corpus.readers.markup import library_versions
 from pipeline.corpus.readers.records import Slice
 from pipeline.corpus.row_writer import RowWriter
 from pipeline.corpus.scan import SLICE_BYTES, Scan, log_found
+from pipeline.corpus.sources.opening import SourceFile
 from pipeline.corpus.template import Template
-from pipeline.corpus.words import shingles, words
 
 
 def ingest(

@@ -27,8 +27,8 @@ from pipeline.core.artifact import Counters, InputFile, Record, Shard, content_h
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import count_rows, parquet_writer, read_table
 from pipeline.core.stage import Stage, run_stage
-from pipeline.corpus.assignment import CUTS, cuts, read_codes
-from pipeline.corpus.candidates import mapped
+from pipeline.corpus.dedup.assignment import CUTS, cuts, read_codes
+from pipeline.corpus.dedup.candidates import mapped
 from pipeline.selection.corpus_rules import CANDIDATES, count_left, decisions, needs_corpus_pass
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import check_columns_exist, rule_expression, select_sites, sites_schema

@@ -6,7 +6,7 @@ Command: rpt study STUDY [--quick] [--workers N]
 
 Every part is one `rpt` command in a folder of its own. Finished parts are not run again, so a killed study resumes.
 Every figure of the report is computed from the responses that evaluations saved (`responses.parquet`,
-`answers.parquet`) and from runs' `metrics.jsonl`; verdicts follow stated rules (`pipeline/evaluation/claims.py`).
+`answers.parquet`) and from runs' `metrics.jsonl`; verdicts follow stated rules (`pipeline/evaluation/study/claims.py`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.study import StudyConfig
 from pipeline.core.progress import PART, log
 from pipeline.core.sealed import write_json
-from pipeline.evaluation.jobs import run_jobs
-from pipeline.evaluation.study import summarize_study
-from pipeline.evaluation.study_plan import BASE, arms_of, plan
-from pipeline.evaluation.study_report import write_report
+from pipeline.evaluation.study.jobs import run_jobs
+from pipeline.evaluation.study.plan import BASE, arms_of, plan
+from pipeline.evaluation.study.report import write_report
+from pipeline.evaluation.study.summary import summarize_study
 
 
 def read_study(path: Path, overrides: Sequence[str], *, quick: bool) -> StudyConfig:

@@ -6,7 +6,7 @@ Output:  `runs/<recipe>-worth/`: one folder per part (runs, evaluations), `worth
 Command: rpt worth RECIPE NAME=WHERE|MANIFEST … --tokens N [--seeds K] [--see POINTS]
 
 A study (`stages/study.py`) whose arms differ in their selection alone. It does not start unless it can see the
-difference that is asked for (`pipeline/evaluation/worth.py`). Finished parts are not run again.
+difference that is asked for (`pipeline/evaluation/study/worth.py`). Finished parts are not run again.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from pipeline.core.progress import log
 from pipeline.core.sealed import write_json
 from pipeline.core.workspace import own_record
 from pipeline.evaluation.held_out import choose_held_out
-from pipeline.evaluation.jobs import run_jobs
-from pipeline.evaluation.study_plan import BASE, arms_of, plan
-from pipeline.evaluation.worth import Power, power_of, summarize_worth
-from pipeline.evaluation.worth_report import write_report
+from pipeline.evaluation.study.jobs import run_jobs
+from pipeline.evaluation.study.plan import BASE, arms_of, plan
+from pipeline.evaluation.study.worth import Power, power_of, summarize_worth
+from pipeline.evaluation.study.worth_report import write_report
 from pipeline.shards.reader import ShardReader
 
 NO_STOP = [f"budget.stop.{rule}=null" for rule in ("entropy", "probe_sites", "dead_reward_steps")]

@@ -160,7 +160,7 @@ def study(
 
         rpt study recipes/study-demo.yaml --set seeds=[0,1,2,3,4] --run runs/five-seeds
     """
-    from pipeline.evaluation.jobs import default_workers
+    from pipeline.evaluation.study.jobs import default_workers
     from stages.study import read_study
     from stages.study import study as bring_up_to_date
 
@@ -216,7 +216,7 @@ def worth(
 
         rpt worth recipes/demo.yaml mine=mine.yaml random=random.yaml --tokens 500000
     """
-    from pipeline.evaluation.jobs import default_workers
+    from pipeline.evaluation.study.jobs import default_workers
     from stages.worth import Comparison, plan_power, read_rules
     from stages.worth import worth as bring_up_to_date
 

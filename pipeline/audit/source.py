@@ -11,8 +11,8 @@ from pipeline.config.errors import UserError
 from pipeline.core.artifact import InputFile, published_record, read_pointer
 from pipeline.core.pointers import source_pointer
 from pipeline.corpus.files import corpus_files
-from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.scan import checksums_of
+from pipeline.corpus.sources.opening import SourceFile
 
 GONE = "the source does not have this file (another place: `--source PATH`)"
 CHANGED = "the source file has changed since it was read"

@@ -15,10 +15,10 @@ from pipeline.core.artifact import InputFile, read_record
 from pipeline.core.parquet import read_table
 from pipeline.corpus.documents import to_document, to_json
 from pipeline.corpus.files import corpus_files
-from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers.dispatch import read_records
 from pipeline.corpus.readers.records import Record, Slice
+from pipeline.corpus.sources.opening import SourceFile
 from pipeline.corpus.template import Template
 
 _DOC_ID = re.compile(r"[0-9a-f]{32}")

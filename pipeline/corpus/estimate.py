@@ -14,17 +14,17 @@ from fsspec.core import url_to_fs
 
 from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.assignment import is_sampled
+from pipeline.corpus.dedup.assignment import is_sampled
 from pipeline.corpus.documents import to_document, to_json
-from pipeline.corpus.opening import SourceFile, open_raw, source_errors
 from pipeline.corpus.plan import count_read_shards
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers.dispatch import is_cut_by_bytes, read_records
 from pipeline.corpus.readers.parquet import open_parquet
 from pipeline.corpus.readers.records import Record, Slice
 from pipeline.corpus.scan import SLICE_BYTES
+from pipeline.corpus.sources.opening import SourceFile, open_raw, source_errors
+from pipeline.corpus.sources.unpacking import decompress
 from pipeline.corpus.template import Template
-from pipeline.corpus.unpacking import decompress
 
 READ_BYTES = 16 << 20
 """Bytes up to which a source is read whole; of a larger one about this many bytes are read."""

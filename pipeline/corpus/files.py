@@ -7,8 +7,8 @@ from dataclasses import replace
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.dataset_files import dataset_files
-from pipeline.corpus.opening import SourceFile
-from pipeline.corpus.sources import chosen_files
+from pipeline.corpus.sources.finding import chosen_files
+from pipeline.corpus.sources.opening import SourceFile
 
 
 def corpus_files(config: CorpusConfig, source: str | None = None) -> list[SourceFile]:

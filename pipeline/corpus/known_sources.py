@@ -23,9 +23,9 @@ from fsspec.core import url_to_fs
 
 from pipeline.config.base import canonical_json
 from pipeline.config.corpus import CorpusConfig
-from pipeline.corpus.checksums import Checksums
-from pipeline.corpus.opening import HUB, SourceFile, source_errors
 from pipeline.corpus.scan import Scan, scan, scanned
+from pipeline.corpus.sources.checksums import Checksums
+from pipeline.corpus.sources.opening import HUB, SourceFile, source_errors
 
 VERSION = 1
 """Raised when `scan` finds something else in the same file."""

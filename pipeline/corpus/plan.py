@@ -14,12 +14,12 @@ from pipeline.config.base import canonical_json
 from pipeline.config.corpus import CorpusConfig
 from pipeline.core.artifact import InputFile, Record, Shard
 from pipeline.core.parquet import read_table
-from pipeline.corpus.archives import Member
-from pipeline.corpus.checksums import Checksums
-from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.readers.dispatch import is_cut_by_bytes
 from pipeline.corpus.readers.records import Slice
 from pipeline.corpus.scan import PIECES, Scan
+from pipeline.corpus.sources.archives import Member
+from pipeline.corpus.sources.checksums import Checksums
+from pipeline.corpus.sources.opening import SourceFile
 
 FILES_PER_SHARD = 1000
 """Most files that are read by one shard."""

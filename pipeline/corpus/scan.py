@@ -12,8 +12,6 @@ from typing import BinaryIO, cast
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.core.progress import log
-from pipeline.corpus.checksums import Checksums, HashingReader
-from pipeline.corpus.opening import SourceFile, open_file, open_raw, source_errors
 from pipeline.corpus.readers.csv import dialect_of
 from pipeline.corpus.readers.dispatch import is_cut_by_bytes, read_records
 from pipeline.corpus.readers.json import check_prose, describe
@@ -21,6 +19,8 @@ from pipeline.corpus.readers.parquet import open_parquet
 from pipeline.corpus.readers.record_splitter import documents, lines
 from pipeline.corpus.readers.records import Slice
 from pipeline.corpus.readers.xml_layout import describe_xml
+from pipeline.corpus.sources.checksums import Checksums, HashingReader
+from pipeline.corpus.sources.opening import SourceFile, open_file, open_raw, source_errors
 
 SLICE_BYTES = 64 << 20
 """Bytes per slice, the unit of reading: the first record that begins this far after the last cut begins a new slice."""

@@ -20,7 +20,7 @@ from pipeline.core.random_keys import random_key
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers.dispatch import read_records
 from pipeline.corpus.readers.records import Slice
-from pipeline.corpus.sources import find_files
+from pipeline.corpus.sources.finding import find_files
 from pipeline.evaluation.intervals import proportion
 
 LETTERS = "ABCDEFGHIJ"

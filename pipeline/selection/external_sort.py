@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus.candidates import mapped, spans
+from pipeline.corpus.dedup.candidates import mapped, spans
 
 AT_ONCE = 1 << 22
 """Rows that are in memory at once; it changes memory and speed, not the result."""

@@ -25,9 +25,9 @@ from pipeline.config.selection import SelectConfig
 from pipeline.core.files import size_of
 from pipeline.core.parquet import ROW_GROUP, parquet_writer
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.corpus.dedup.near import band_rows, bands
+from pipeline.corpus.dedup.words import shingles, words
 from pipeline.corpus.documents import CORPUS, DOCUMENTS
-from pipeline.corpus.near import band_rows, bands
-from pipeline.corpus.words import shingles, words
 from pipeline.scoring.count_tables import count, is_counted, open_tables
 from pipeline.selection.corpus_rules import mixture_counts
 from pipeline.selection.sites import select_sites, sites_schema

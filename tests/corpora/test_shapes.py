@@ -17,9 +17,9 @@ from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record
 from pipeline.corpus.documents import to_document
 from pipeline.corpus.files import corpus_files
-from pipeline.corpus.opening import open_file
 from pipeline.corpus.readers.dispatch import read_records
 from pipeline.corpus.readers.records import Slice
+from pipeline.corpus.sources.opening import open_file
 from pipeline.corpus.template import Template
 from stages.ingest import ingest
 from stages.materialize import materialize

@@ -14,12 +14,12 @@ import pytest
 
 from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.assignment import is_sampled
+from pipeline.corpus.dedup.assignment import is_sampled
 from pipeline.corpus.estimate import Estimate, estimate, sample
 from pipeline.corpus.files import corpus_files
 from pipeline.corpus.plan import count_read_shards, read_shards
 from pipeline.corpus.scan import scan
-from pipeline.corpus.sources import find_files
+from pipeline.corpus.sources.finding import find_files
 from tests.toys import write_jsonl
 
 ROWS = [

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.corpus.checksums import HashingReader
 from pipeline.corpus.known_sources import KnownSources, state_of
-from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.scan import scan
-from pipeline.corpus.sources import find_files
+from pipeline.corpus.sources.checksums import HashingReader
+from pipeline.corpus.sources.finding import find_files
+from pipeline.corpus.sources.opening import SourceFile
 from stages.ingest import ingest
 from tests.corpus.corpora import Here, jsonl, manifest, rows, run
 
@@ -54,7 +54,7 @@ def settled(path: Path) -> Path:
 @pytest.mark.parametrize("slice_bytes", [100, 1 << 20])
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.json", "x.parquet", "x.txt", "x.csv"])
 def test_a_remembered_scan_is_the_scan(tmp_path: Path, name: str, slice_bytes: int, hashed: Counted) -> None:
-    from tests.corpus.test_checksums import WRITERS
+    from tests.corpus.sources.test_checksums import WRITERS
 
     (tmp_path / name).write_bytes(WRITERS[name](LINES))
     settled(tmp_path / name)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus import dedup_results, near
-from pipeline.corpus.near import bands, linked
-from pipeline.corpus.words import shingles, words
+from pipeline.corpus.dedup import near, results
+from pipeline.corpus.dedup.near import bands, linked
+from pipeline.corpus.dedup.words import shingles, words
 from stages.ingest import ASSIGN, INGEST
 from tests.corpus.corpora import jsonl, run
 from tests.stages.test_matches import corpus, matches
@@ -48,12 +48,12 @@ def records() -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize(("at_once", "group"), [(dedup_results.AT_ONCE, dedup_results.GROUP), (17, 1)])
+@pytest.mark.parametrize(("at_once", "group"), [(results.AT_ONCE, results.GROUP), (17, 1)])
 @pytest.mark.parametrize("name", CASES)
 def test_golden(tmp_path: Path, name: str, at_once: int, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever changes the output must raise a stage's VERSION: it is all that tells old output from new."""
-    monkeypatch.setattr(dedup_results, "AT_ONCE", at_once)
-    monkeypatch.setattr(dedup_results, "GROUP", group)
+    monkeypatch.setattr(results, "AT_ONCE", at_once)
+    monkeypatch.setattr(results, "GROUP", group)
     rows, case = records(), dict(CASES[name])
     if case.get("decontaminate"):
         questions = [{"text": " ".join(rows[i]["text"].split()[20:50])} for i in (3, 45, 70)]

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.near import band_rows, bands
-from pipeline.corpus.words import ngrams, shingles, words
+from pipeline.corpus.dedup.near import band_rows, bands
+from pipeline.corpus.dedup.words import ngrams, shingles, words
 from tests.corpus.corpora import Ingested, jsonl, run
 
 VOCABULARY = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lnrst"]

@@ -12,7 +12,7 @@ from pipeline.config.loading import load
 from pipeline.config.recipe import Recipe
 from pipeline.config.study import StudyConfig
 from pipeline.core.artifact import Shard, publish, scratch_folder, write_record
-from pipeline.evaluation.study_plan import arms_of, plan
+from pipeline.evaluation.study.plan import arms_of, plan
 from stages.study import read_study
 
 

@@ -14,7 +14,7 @@ import yaml
 from pipeline.config.errors import RefusedError, UserError
 from pipeline.config.loading import load
 from pipeline.config.recipe import Recipe
-from pipeline.evaluation.study_plan import BASE, plan
+from pipeline.evaluation.study.plan import BASE, plan
 from stages.worth import Comparison, plan_power, read_rules
 from tests.grpo.colours import make_policy, metrics_of, publish_shards, write_manifest, write_recipe
 

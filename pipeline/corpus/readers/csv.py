@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.config.corpus import CorpusConfig, CsvConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.encodings import DecodedFile
 from pipeline.corpus.quarantine import TO_UTF8, Unusable
+from pipeline.corpus.readers.encodings import DecodedFile
 from pipeline.corpus.readers.record_splitter import RawRecord, lines
 from pipeline.corpus.readers.records import Record, Slice, make_record, utf8
 

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.core.hub import file_of
-from pipeline.corpus.opening import HUB, SourceFile, open_raw, source_errors
 from pipeline.corpus.readers.arrow_values import column_values
 from pipeline.corpus.readers.records import Record, Slice
 from pipeline.corpus.readers.tables import BATCH_ROWS, row_record
+from pipeline.corpus.sources.opening import HUB, SourceFile, open_raw, source_errors
 
 _OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("csv", ".tsv"): {"sep": "\t"},

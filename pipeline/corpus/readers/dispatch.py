@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from pipeline.config.corpus import CorpusConfig
-from pipeline.corpus.opening import SourceFile, source_errors
 from pipeline.corpus.readers.csv import read_csv
 from pipeline.corpus.readers.dataset import read_dataset
 from pipeline.corpus.readers.json import read_json, read_json_lines
@@ -19,6 +18,7 @@ from pipeline.corpus.readers.parquet import read_parquet
 from pipeline.corpus.readers.records import Record, Slice
 from pipeline.corpus.readers.tables import read_arrow, read_feather, read_orc
 from pipeline.corpus.readers.text import read_text
+from pipeline.corpus.sources.opening import SourceFile, source_errors
 
 
 def read_records(part: Slice, config: CorpusConfig) -> Iterator[Record]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.encodings import DecodedFile
+from pipeline.corpus.readers.encodings import DecodedFile
 from pipeline.corpus.readers.json_layout import Element, elements_at, elements_in, find_layout, list_path
 from pipeline.corpus.readers.json_structure import values
 from pipeline.corpus.readers.json_values import is_json, is_object, load_json, parse_json_object

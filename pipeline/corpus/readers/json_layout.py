@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.encodings import DecodedFile
 from pipeline.corpus.quarantine import Unusable
+from pipeline.corpus.readers.encodings import DecodedFile
 from pipeline.corpus.readers.json_structure import Structure, list_at, survey
 from pipeline.corpus.readers.json_values import is_object, parse_json_object
 from pipeline.corpus.readers.record_splitter import RawRecord, array_elements, lines

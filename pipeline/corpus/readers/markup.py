@@ -7,8 +7,8 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.config.corpus import CorpusConfig
-from pipeline.corpus.encodings import DecodedFile
 from pipeline.corpus.quarantine import Unusable
+from pipeline.corpus.readers.encodings import DecodedFile
 from pipeline.corpus.readers.record_splitter import RawRecord
 from pipeline.corpus.readers.records import Record, Slice, make_record, utf8
 from pipeline.corpus.readers.text import whole

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.readers.arrow_values import column_values
 from pipeline.corpus.readers.records import Record, Slice
 from pipeline.corpus.readers.tables import doubled_name, open_seekable, row_record
-from pipeline.corpus.unpacking import check_unpacked
+from pipeline.corpus.sources.opening import SourceFile
+from pipeline.corpus.sources.unpacking import check_unpacked
 
 BATCH_ROWS = 256
 _WIDTH = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12, "BYTE_ARRAY": 4}

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pipeline.corpus.encodings import DecodedFile
-from pipeline.corpus.opening import SourceFile
 from pipeline.corpus.quarantine import Unusable
+from pipeline.corpus.readers.encodings import DecodedFile
 from pipeline.corpus.readers.record_splitter import RawRecord
+from pipeline.corpus.sources.opening import SourceFile
 
 
 @dataclass(frozen=True)

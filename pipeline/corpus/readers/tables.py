@@ -12,11 +12,11 @@ import pyarrow as pa
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.documents import to_json
-from pipeline.corpus.opening import SourceFile, open_file, open_raw
 from pipeline.corpus.readers.arrow_values import Broken, column_values
 from pipeline.corpus.readers.record_splitter import RECORD_LIMIT
 from pipeline.corpus.readers.records import Record, Slice
-from pipeline.corpus.unpacking import check_unpacked
+from pipeline.corpus.sources.opening import SourceFile, open_file, open_raw
+from pipeline.corpus.sources.unpacking import check_unpacked
 
 BATCH_ROWS = 256
 _FILE_MAGIC = b"ARROW1\0\0"

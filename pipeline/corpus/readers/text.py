@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from pipeline.config.corpus import CorpusConfig
-from pipeline.corpus.encodings import DecodedFile
+from pipeline.corpus.readers.encodings import DecodedFile
 from pipeline.corpus.readers.record_splitter import RECORD_LIMIT, RawRecord, documents, lines
 from pipeline.corpus.readers.records import Record, Slice, make_record, utf8
 

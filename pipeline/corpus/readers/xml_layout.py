@@ -11,7 +11,7 @@ from xml.parsers import expat
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.encodings import DecodedFile
+from pipeline.corpus.readers.encodings import DecodedFile
 from pipeline.corpus.readers.records import Slice
 from pipeline.corpus.rendering import outermost
 from pipeline.corpus.template import Template

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.task import QuestionsConfig
 from pipeline.core.tokenizer import CorpusTokenizer
-from pipeline.corpus.assignment import assign
+from pipeline.corpus.dedup.assignment import assign
 from pipeline.corpus.documents import doc_id
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers.dispatch import read_records
 from pipeline.corpus.readers.records import Slice
 from pipeline.corpus.rendering import as_text
-from pipeline.corpus.splits import EVERY
+from pipeline.corpus.sources.splits import EVERY
 from pipeline.corpus.template import Template
 
 

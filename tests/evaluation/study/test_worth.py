@@ -14,11 +14,11 @@ from scipy.stats import nct, t
 
 from pipeline.config.selection import BandsConfig
 from pipeline.evaluation.intervals import Difference
-from pipeline.evaluation.power import detectable
 from pipeline.evaluation.responses import RESPONSES
-from pipeline.evaluation.study import Arm
-from pipeline.evaluation.worth import curve_of, power_of, sentence, summarize_worth, verdict_of
-from pipeline.evaluation.worth_report import write_report
+from pipeline.evaluation.study.power import detectable
+from pipeline.evaluation.study.summary import Arm
+from pipeline.evaluation.study.worth import curve_of, power_of, sentence, summarize_worth, verdict_of
+from pipeline.evaluation.study.worth_report import write_report
 
 
 def measured(value: float, reach: float, sees: float | None, seeds: int | None = 9) -> Difference:

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.evaluation import jobs as module
-from pipeline.evaluation.jobs import Job, run_jobs
+from pipeline.evaluation.study import jobs as module
+from pipeline.evaluation.study.jobs import Job, run_jobs
 
 SCRIPT = """
 import pathlib, sys

@@ -18,9 +18,9 @@ from fsspec.core import url_to_fs
 
 from pipeline.config.errors import UserError
 from pipeline.core.hub import file_of
-from pipeline.corpus.archives import Member, open_member
-from pipeline.corpus.checksums import Checksums, VerifyingReader
-from pipeline.corpus.unpacking import COMPRESSIONS, decompress
+from pipeline.corpus.sources.archives import Member, open_member
+from pipeline.corpus.sources.checksums import Checksums, VerifyingReader
+from pipeline.corpus.sources.unpacking import COMPRESSIONS, decompress
 
 FORMATS = {
     ".jsonl": "jsonl",

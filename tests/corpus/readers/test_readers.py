@@ -22,7 +22,7 @@ from pipeline.corpus.readers.dispatch import read_records
 from pipeline.corpus.readers.json_values import parse_json_object
 from pipeline.corpus.readers.records import Record, Slice
 from pipeline.corpus.scan import scan
-from pipeline.corpus.sources import find_files
+from pipeline.corpus.sources.finding import find_files
 from pipeline.corpus.template import Template
 from tests.corpus.corpora import jsonl, manifest
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig, ReadingConfig, ValidationConfig
+from pipeline.corpus.dedup.words import ngrams, words
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers.dispatch import read_records
 from pipeline.corpus.readers.records import Slice
-from pipeline.corpus.splits import EVERY, EVERY_CONFIGURATION
+from pipeline.corpus.sources.splits import EVERY, EVERY_CONFIGURATION
 from pipeline.corpus.template import Template
-from pipeline.corpus.words import ngrams, words
 
 
 class Overlap(NamedTuple):

@@ -14,10 +14,10 @@ import pytest
 from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig
 from pipeline.config.study import StudyConfig
-from pipeline.evaluation.claims import IN_PART, NOT, REPRODUCED, UNTESTED
 from pipeline.evaluation.responses import RESPONSES
-from pipeline.evaluation.study import Arm, summarize_study
-from pipeline.evaluation.study_report import write_report
+from pipeline.evaluation.study.claims import IN_PART, NOT, REPRODUCED, UNTESTED
+from pipeline.evaluation.study.report import write_report
+from pipeline.evaluation.study.summary import Arm, summarize_study
 
 SEEDS = (0, 1, 2)
 RATES = {  # reasoning and direct accuracy
@@ -243,7 +243,7 @@ def test_verdicts_follow_the_intervals(study):
 
 
 def test_a_control_above_chance_is_seen(study, folder, tmp_path):
-    from pipeline.evaluation.claims import judge
+    from pipeline.evaluation.study.claims import judge
 
     broken = json.loads(json.dumps(study))
     for band in broken["sets"]["headline"]["accuracy"]["reasoning shuffled_targets"].values():

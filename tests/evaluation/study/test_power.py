@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.intervals import t_quantile
-from pipeline.evaluation.multiseed import difference_over_seeds
-from pipeline.evaluation.power import AIM, POWER, detectable, seeds_needed
+from pipeline.evaluation.study.multiseed import difference_over_seeds
+from pipeline.evaluation.study.power import AIM, POWER, detectable, seeds_needed
 
 
 @pytest.mark.parametrize("seeds", [3, 6, 30])

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pipeline.config.corpus import CorpusConfig, NearDuplicatesConfig
 from pipeline.core.artifact import InputFile
 from pipeline.core.parquet import read_table
-from pipeline.corpus.assignment import CODES, DUPLICATE, TRAIN, VALIDATION, Codes
-from pipeline.corpus.candidates import AT_ONCE, Candidates, parts_by_key, read_bands, spans
-from pipeline.corpus.near import PERMUTATIONS, band_rows, linked, near_duplicates
-from pipeline.corpus.words import shingles, words
+from pipeline.corpus.dedup.assignment import CODES, DUPLICATE, TRAIN, VALIDATION, Codes
+from pipeline.corpus.dedup.candidates import AT_ONCE, Candidates, parts_by_key, read_bands, spans
+from pipeline.corpus.dedup.near import PERMUTATIONS, band_rows, linked, near_duplicates
+from pipeline.corpus.dedup.words import shingles, words
 
 GROUP = 1 << 15
 """Suspects that are compared at once, if they are not all of one group of similar documents."""

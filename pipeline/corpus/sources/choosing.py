@@ -13,8 +13,8 @@ from fsspec.utils import glob_translate
 
 from pipeline.config.errors import UserError
 from pipeline.core.progress import log
-from pipeline.corpus.opening import FORMATS, SourceFile, kind_of, open_file, printable, source_errors
-from pipeline.corpus.unpacking import COMPRESSIONS
+from pipeline.corpus.sources.opening import FORMATS, SourceFile, kind_of, open_file, printable, source_errors
+from pipeline.corpus.sources.unpacking import COMPRESSIONS
 
 _BOOKKEEPING = re.compile(
     r"(dataset_(infos?|dict)\.json|(readme|licen[cs]e|copying|notice|contributing|changelog|authors|citation|code_of_conduct|"

@@ -11,7 +11,7 @@ import pytest
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.files import corpus_files
-from pipeline.corpus.splits import Layout, choose, layout_of, split_in
+from pipeline.corpus.sources.splits import Layout, choose, layout_of, split_in
 from tests.corpus.corpora import jsonl, run
 
 GSM8K = """---

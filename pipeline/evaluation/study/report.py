@@ -11,7 +11,6 @@ from typing import Any
 
 from pipeline.core.progress import counted
 from pipeline.evaluation.plots import draw_scaling
-from pipeline.evaluation.power import AIM, MOST_SEEDS, POWER
 from pipeline.evaluation.report import (
     NOTHING,
     Table,
@@ -23,7 +22,8 @@ from pipeline.evaluation.report import (
     scaling_table,
 )
 from pipeline.evaluation.report_blocks import Block, Figure, Heading, Paragraph, Trace, write_blocks
-from pipeline.evaluation.study_plots import draw_arms
+from pipeline.evaluation.study.plots import draw_arms
+from pipeline.evaluation.study.power import AIM, MOST_SEEDS, POWER
 
 
 def write_report(study: Mapping[str, Any], out: Path) -> Path:

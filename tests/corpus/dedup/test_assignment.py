@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.config.corpus import ValidationConfig
 from pipeline.config.errors import IntegrityError
 from pipeline.core.artifact import InputFile
-from pipeline.corpus.assignment import (
+from pipeline.corpus.dedup.assignment import (
     CODES,
     DUPLICATE,
     assign,
@@ -24,7 +24,7 @@ from pipeline.corpus.assignment import (
     read_codes,
     shard_starts,
 )
-from pipeline.corpus.candidates import doc_ids_of, keys_of, parts_by_key
+from pipeline.corpus.dedup.candidates import doc_ids_of, keys_of, parts_by_key
 
 IDS = st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=20)
 

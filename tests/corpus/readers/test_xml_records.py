@@ -15,7 +15,7 @@ from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.readers.records import Record
 from pipeline.corpus.readers.xml_records import _Reading
 from tests.corpus.corpora import run
-from tests.corpus.test_readers import read, values
+from tests.corpus.readers.test_readers import read, values
 
 DUMP = """<?xml version="1.0" encoding="iso-8859-1"?>
 <m:mediawiki xmlns:m="urn:m"><m:siteinfo><m:name>W</m:name></m:siteinfo>

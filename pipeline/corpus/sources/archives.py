@@ -16,7 +16,7 @@ from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
-from pipeline.corpus.unpacking import check_unpacked, decompress
+from pipeline.corpus.sources.unpacking import check_unpacked, decompress
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

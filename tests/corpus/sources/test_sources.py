@@ -20,9 +20,9 @@ import pytest
 import zstandard
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.opening import SourceFile, kind_of, open_file, source_errors
-from pipeline.corpus.sources import find_files
-from pipeline.corpus.unpacking import EXPANSION
+from pipeline.corpus.sources.finding import find_files
+from pipeline.corpus.sources.opening import SourceFile, kind_of, open_file, source_errors
+from pipeline.corpus.sources.unpacking import EXPANSION
 from tests.corpus.corpora import run
 
 MOST = 1 << 30
@@ -354,7 +354,7 @@ def test_a_damaged_member_is_an_error(tmp_path: Path, pack: int) -> None:
 
 
 def test_a_member_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.corpus.archives.MOST", 1_000_000)
+    monkeypatch.setattr("pipeline.corpus.sources.archives.MOST", 1_000_000)
     (file,) = find_files(str(zip_of(tmp_path / "x.zip", one=bytes(3_000_000))))
     with pytest.raises(UserError, match=r"unpack to 3,000,000 or more: x\.zip/one\.txt"):
         open_file(file, MOST)

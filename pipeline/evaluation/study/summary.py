@@ -20,12 +20,12 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig
 from pipeline.config.study import StudyConfig
 from pipeline.evaluation.accuracy import band_members
-from pipeline.evaluation.claims import judge
 from pipeline.evaluation.intervals import Difference, Estimate
-from pipeline.evaluation.multiseed import difference_over_seeds, share_over_seeds
 from pipeline.evaluation.patterns import compare_patterns
 from pipeline.evaluation.samples import pass_at, powers_of_two
 from pipeline.evaluation.scaling import read_metrics, scaling_of
+from pipeline.evaluation.study.claims import judge
+from pipeline.evaluation.study.multiseed import difference_over_seeds, share_over_seeds
 
 Hits = NDArray[np.bool_]
 

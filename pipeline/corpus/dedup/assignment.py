@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.config.corpus import ValidationConfig
 from pipeline.config.errors import IntegrityError
 from pipeline.core.artifact import InputFile
-from pipeline.corpus.candidates import AT_ONCE, doc_ids_of, keys_of, parts_by_key, spans
+from pipeline.corpus.dedup.candidates import AT_ONCE, doc_ids_of, keys_of, parts_by_key, spans
 
 Codes = NDArray[np.uint8]
 

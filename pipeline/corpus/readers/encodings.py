@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
-from pipeline.corpus.opening import SourceFile, open_file
 from pipeline.corpus.readers.record_splitter import RECORD_LIMIT, RawRecord
+from pipeline.corpus.sources.opening import SourceFile, open_file
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -13,8 +13,8 @@ from pipeline.config.study import ArmConfig, StudyConfig
 from pipeline.core.artifact import content_hash
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.workspace import own_record
-from pipeline.evaluation.jobs import Job
-from pipeline.evaluation.study import Arm
+from pipeline.evaluation.study.jobs import Job
+from pipeline.evaluation.study.summary import Arm
 
 BASE = "base"
 """Name of the untrained policy in the report."""

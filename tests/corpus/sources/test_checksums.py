@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
-from pipeline.corpus.checksums import BLOCK_BYTES, HashingReader, VerifyingReader
+from pipeline.corpus.sources.checksums import BLOCK_BYTES, HashingReader, VerifyingReader
 from stages.ingest import ingest
 from tests.corpus.corpora import Here, jsonl, manifest, rows
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr
 
 from pipeline.evaluation.intervals import CONFIDENCE, Difference, Estimate, by_document, proportion, t_quantile
-from pipeline.evaluation.power import AIM, detectable, seeds_needed
+from pipeline.evaluation.study.power import AIM, detectable, seeds_needed
 
 Part = tuple[float, int]
 """A variance and its degrees of freedom."""

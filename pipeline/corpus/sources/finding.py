@@ -18,9 +18,9 @@ from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.core.hub import file_of, list_repository
 from pipeline.core.progress import log
-from pipeline.corpus.archives import archive_kind, is_web_dataset, members
-from pipeline.corpus.choosing import Choice, matches
-from pipeline.corpus.opening import (
+from pipeline.corpus.sources.archives import archive_kind, is_web_dataset, members
+from pipeline.corpus.sources.choosing import Choice, matches
+from pipeline.corpus.sources.opening import (
     HUB,
     SourceFile,
     content_key,
@@ -30,7 +30,7 @@ from pipeline.corpus.opening import (
     printable,
     source_errors,
 )
-from pipeline.corpus.splits import Layout, choose, layout_of
+from pipeline.corpus.sources.splits import Layout, choose, layout_of
 
 METADATA_BYTES = 4 << 20
 """Bytes of a metadata file that are read."""

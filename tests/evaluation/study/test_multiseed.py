@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import t
 
 from pipeline.evaluation.intervals import proportion
-from pipeline.evaluation.multiseed import difference_over_seeds, share_over_seeds
+from pipeline.evaluation.study.multiseed import difference_over_seeds, share_over_seeds
 
 HITS = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]], dtype=bool)
 DOCUMENTS = ["a", "a", "b", "c"]
