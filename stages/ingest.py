@@ -91,6 +91,12 @@ from pipeline.corpus.scan import SLICE_BYTES, Scan, log_found
 from pipeline.corpus.sources.opening import SourceFile
 from pipeline.corpus.template import Template
 
+READ_VERSION = 4
+NEAR_VERSION = 3
+ASSIGN_VERSION = 4
+INGEST_VERSION = 2
+"""Versions of the passes, each raised when its output changes."""
+
 
 def ingest(
     manifest: Manifest, *, source: str | None, work: Path, executor: Executor, slice_bytes: int = SLICE_BYTES
@@ -281,7 +287,7 @@ def run_ingest(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     }
 
 
-READ = Stage("read", 4, run_read, unit="records")
-NEAR = Stage("near", 3, run_near)
-ASSIGN = Stage("assign", 4, run_assign)
-INGEST = Stage("ingest", 2, run_ingest)
+READ = Stage("read", READ_VERSION, run_read, unit="records")
+NEAR = Stage("near", NEAR_VERSION, run_near)
+ASSIGN = Stage("assign", ASSIGN_VERSION, run_assign)
+INGEST = Stage("ingest", INGEST_VERSION, run_ingest)

@@ -34,6 +34,10 @@ from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
 from pipeline.selection.sites import check_columns_exist, rule_expression, select_sites, sites_schema
 
 VERSION = 7
+"""Version of `select` and `select_candidates`, raised when their output changes."""
+
+VERDICTS_VERSION = 8
+"""Version of `select_verdicts`."""
 
 
 def run(config: SelectConfig, shard: Shard, out: Path) -> Counters:
@@ -80,7 +84,7 @@ def run_verdicts(config: SelectConfig, shard: Shard, out: Path) -> Counters:
 
 SELECT = Stage("select", VERSION, run, unit="tokens")
 CANDIDATE = Stage("select_candidates", VERSION, run_candidates, unit="tokens")
-VERDICT = Stage("select_verdicts", 8, run_verdicts, unit="candidates")
+VERDICT = Stage("select_verdicts", VERDICTS_VERSION, run_verdicts, unit="candidates")
 
 
 def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path, executor: Executor) -> Record:
