@@ -27,9 +27,7 @@ STYLE = "evaluation.css"
 def evaluation_page(report: Mapping[str, Any], series: Mapping[str, Sequence[Point]]) -> str:
     """Return the report as one HTML file that loads nothing and may run no script but its own.
 
-    Args:
-        report: The JSON report.
-        series: Accuracy by reasoning during training, by band; empty if it was not measured.
+    `series` is accuracy by reasoning during training, by band; empty if it was not measured.
     """
     summaries = list(report["sets"].values())
     before = summaries[0]["readings"][f"direct {report['policies'][0]}"]["accuracy"]

@@ -55,10 +55,7 @@ class Lineage:
 def lineage_of(work: Path, manifest: Manifest) -> Lineage:
     """Return the lineage of the selection that `manifest` describes.
 
-    Args:
-        work: The manifest's folder.
-        manifest: The manifest with its overrides. If several sources have the same configuration, the current one is
-            used.
+    If several sources have the same configuration, the current one is used.
 
     Raises:
         UserError: The selection does not exist.
