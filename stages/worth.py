@@ -104,12 +104,8 @@ def read_rules(words: Sequence[str]) -> dict[str, str]:
 def plan_power(asked: Comparison, seeds: int | None, *, see: float, spread: float, work: Path) -> Power:
     """Return what the comparison will see, after a check of its selections.
 
-    Args:
-        asked: the comparison.
-        seeds: runs of each selection; None: as many as it takes.
-        see: difference to see, as a share.
-        spread: assumed standard deviation of accuracy between seeds, as a share.
-        work: folder of the data stages' artifacts.
+    Arguments are those of `power_of`: `see` and `spread` are shares, and without `seeds`, there are as many as it
+    takes.
 
     Raises:
         UserError: a selection has no shards, no site, or is one of other documents; or no held-out site is in the band.
@@ -140,12 +136,7 @@ def plan_power(asked: Comparison, seeds: int | None, *, see: float, spread: floa
 def worth(asked: Comparison, power: Power, *, work: Path, out: Path, workers: int) -> dict[str, Any]:
     """Run the unfinished parts, write the report and return the content of `worth.json`.
 
-    Args:
-        asked: the comparison.
-        power: what `plan_power` has found.
-        work: folder of the data stages' artifacts.
-        out: folder of the comparison.
-        workers: number of commands to run at the same time.
+    `workers` commands run at the same time.
 
     Raises:
         UserError: a part failed.

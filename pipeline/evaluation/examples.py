@@ -27,12 +27,8 @@ def examples(
 ) -> list[dict[str, Any]]:
     """Return sites drawn at random that the last policy newly gets right, lost, still gets wrong, or right as before.
 
-    Args:
-        sites_N: All sites.
-        chosen: Indices of those of the first set.
-        readings: Answers [N] by name of the reading.
-        policies: Names of the policies in the order of training.
-        seed: Seed of the draw.
+    `chosen` are the indices of the sites of the first set, `readings` have answers [N], and policies are in the order
+    of training.
 
     Returns:
         At most `EACH` sites of each kind, with `kind`, `site_id`, `entropy`, `field`, `context`, `truth`, and `answers`

@@ -58,10 +58,7 @@ def compare_patterns(
 ) -> dict[str, dict[str, Any]]:
     """Compare the patterns in two policies' responses to the same sites and return JSON values.
 
-    Args:
-        after_R: Responses of one policy.
-        before_R: Responses of the other, in the same order.
-        documents_R: The sites' documents, by which intervals are clustered.
+    Intervals are clustered by document.
 
     Returns:
         By group: `after`, `before` (shares with intervals), `difference` (paired), `relative` (change of the share;

@@ -25,11 +25,8 @@ class Point:
 def read_progress(metrics: Path, bands: Sequence[str], kind: str = "reasoning") -> dict[str, list[Point]]:
     """Read the evaluations that a training run logged, by band and step.
 
-    Args:
-        metrics: JSON lines; lines with `step` and `eval/<band>/<kind>`, `…_low`, `…_high` count. A step that a resumed
-            run logged twice counts once, as logged last; the unfinished last line of a killed run is left out.
-        bands: Bands to read.
-        kind: Reading, `reasoning` or `direct`.
+    Lines of JSON with `step` and `eval/<band>/<kind>`, `…_low`, `…_high` count. A step that a resumed run logged twice
+    counts once, as logged last; the unfinished last line of a killed run is left out.
     """
     lines = metrics.read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines[:-1] if line.strip()]
@@ -51,11 +48,7 @@ def draw_progress(
 ) -> list[Path]:
     """Draw `accuracy.png` and `accuracy.svg` and return their paths; a panel a band, because bands may coincide.
 
-    Args:
-        series: Reasoning accuracy over steps, by band.
-        direct: Direct accuracy of the untrained policy, by band; drawn as dashed lines.
-        folder: Output folder.
-        title: Title of the plot.
+    `direct`, the accuracy of the untrained policy, is drawn as dashed lines.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

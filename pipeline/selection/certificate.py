@@ -45,12 +45,8 @@ def certificate(
 ) -> dict[str, Any]:
     """Return the certificate as JSON values.
 
-    Args:
-        config: the bounds.
-        bits: the result of `bits_per_byte`.
-        calibration: a table of `CALIBRATION`.
-        counters: those of the select record.
-        agreement: the result of `agreement`, if there is a second selection.
+    `bits` is the result of `bits_per_byte`, `calibration` a table of `CALIBRATION`, `counters` are those of the select
+    record, and `agreement` is the result of `agreement`, if there is a second selection.
 
     Returns:
         `bits_per_byte`, `calibration`, `kept` (by band and token class), `hard`, `names_and_digits`, `agreement`,

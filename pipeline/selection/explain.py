@@ -43,10 +43,7 @@ class Explanation:
 def parts_of_rule(where: str, columns: Mapping[str, Column], key: str) -> list[Part]:
     """Return the parts of a rule, from left to right.
 
-    Args:
-        where: the rule.
-        columns: the columns that it may name.
-        key: the configuration key of the rule (`select.where`), for the message.
+    `columns` are those that the rule may name; `key` is its configuration key, for messages.
 
     Raises:
         UserError: as for `where.row_filter`.
@@ -90,10 +87,7 @@ def holds(part: Part, rows: pl.DataFrame) -> pl.Series:
 def explain(where: str, columns: Mapping[str, Column], row: pl.DataFrame) -> list[Explanation]:
     """Return every part of a rule with whether it holds on a position, and the values of its columns.
 
-    Args:
-        where: the rule.
-        columns: the columns that it may name.
-        row: a frame of one row that has the columns that the rule names.
+    `columns` are those that the rule may name; the one `row` of the frame has those that it names.
 
     Raises:
         UserError: it is not a valid rule, or cannot be computed on the row.

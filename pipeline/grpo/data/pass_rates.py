@@ -52,16 +52,9 @@ def pass_rates(
 ) -> Iterator[dict[str, object]]:
     """Yield rows of `PASS_RATES`, one per site, in the order of the sites.
 
-    Args:
-        sampler: samples the policy's responses.
-        prompts: builds the prompt of a context.
-        sites: rows with `site_id`, `context`, `continuation` and `token_lengths`.
-        samples: responses per site.
-        temperature: sampling temperature.
-        max_new_tokens: maximum length of a response; one that has not ended by then is not correct.
-        seed: with the site and the sample's number, the seed of a response.
-        batch_rows: responses decoded at once; affects memory, not results.
-        keep: most correct responses to return per site.
+    Sites have `site_id`, `context`, `continuation` and `token_lengths`. A response that has not ended within
+    `max_new_tokens` is not correct. Responses are a function of seed, site and sample; `batch_rows`, decoded at once,
+    affects memory alone. At most `keep` correct responses are returned per site.
     """
     from pipeline.grpo.types import SamplingRequest
 
@@ -101,10 +94,7 @@ def read_right_responses(screened: Record) -> dict[str, list[list[int]]]:
 def screening_of(recipe: Recipe, shards: Record, work: Path) -> Record | None:
     """Return the screening that the recipe's filters use; None if they name no column of it.
 
-    Args:
-        recipe: the recipe, of which `sites.where` and the curriculum are read.
-        shards: record of `materialize`.
-        work: the manifest's folder.
+    Of the recipe, `sites.where` and the curriculum are read.
 
     Raises:
         UserError: the sites were not screened, or the screening is of other sites.
@@ -115,12 +105,7 @@ def screening_of(recipe: Recipe, shards: Record, work: Path) -> Record | None:
 
 
 def last_screening(shards: Record, work: Path, why: str) -> Record:
-    """Return the last screening.
-
-    Args:
-        shards: record of `materialize`.
-        work: the manifest's folder.
-        why: what needs it, for the error.
+    """Return the last screening. `why` says in the error what needs it.
 
     Raises:
         UserError: the sites were not screened, or the screening is of other sites.

@@ -46,9 +46,7 @@ def write_spec(spec: RunSpec, file: Path) -> None:
 def read_spec(kind: type[SpecT], arguments: Sequence[str]) -> SpecT:
     """Return the specification that the arguments of a process name.
 
-    Args:
-        kind: the stage's specification.
-        arguments: one file, and perhaps the `--local_rank=N` that DeepSpeed's launcher adds.
+    The arguments are one file, and perhaps the `--local_rank=N` that DeepSpeed's launcher adds.
 
     Raises:
         UserError: there is not one file, it cannot be read, or it is not of this kind.
