@@ -5,7 +5,6 @@ Heavy libraries are imported inside the commands, so that `rpt --help` and manif
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from typing import Annotated
 
@@ -32,6 +31,8 @@ for group in (data, train, evaluate, inspect, exchange, maintenance):
 
 def _print_version(requested: bool) -> None:
     if requested:
+        import importlib.metadata
+
         print(f"rpt {importlib.metadata.version('rpt')}")  # pyproject.toml has it, and nothing else does
         raise typer.Exit
 

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from pipeline.core.executor import ignore_interrupts
 from pipeline.core.progress import console, log
 from pipeline.grpo.policy.rendezvous import MEETING_FILE
-from pipeline.grpo.run.spec import RunSpec, write_spec
+
+if TYPE_CHECKING:
+    from pipeline.grpo.run.spec import RunSpec
 
 
 def launch(module: str, spec: RunSpec, ranks: int = 1) -> None:
@@ -23,6 +25,8 @@ def launch(module: str, spec: RunSpec, ranks: int = 1) -> None:
 
     Allocator and threads are set by the environment, because torch reads them when it is loaded.
     """
+    from pipeline.grpo.run.spec import write_spec
+
     environment = os.environ | {
         # Page faults of large short-lived tensors stall CPU runs by up to ten times: keep freed memory.
         "MALLOC_MMAP_MAX_": os.environ.get("MALLOC_MMAP_MAX_", "0"),
@@ -92,6 +96,8 @@ def _run_command(command: list[str], environment: dict[str, str], ranks: int) ->
     # the launcher, and stays pending in a rank until that rank handles it (`stop_signal`).
     several = {signal.SIGTERM} if ranks > 1 else set()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, several)
+    from pipeline.core.executor import ignore_interrupts
+
     with ignore_interrupts():  # inherited by the children: Ctrl-C is passed on from here
         process = subprocess.Popen(command, env=environment)
     signal.signal(signal.SIGTERM, send)

@@ -6,8 +6,6 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-
 from pipeline.config import resources
 from pipeline.core.progress import say_next
 
@@ -64,6 +62,8 @@ def recipe_of(manifest: str) -> str | None:
 
 
 def _trains_on(recipe: str, manifest: str) -> bool:
+    import yaml
+
     tree = yaml.safe_load((resources.ROOT / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"))
     return tree.get("data") == manifest and "policy" in tree and "questions" not in tree
 

@@ -97,7 +97,7 @@ def test_light_entry_points_load_nothing_heavy(code: str) -> None:
 
 def test_the_help_loads_nothing_heavy() -> None:
     """It starts at once, however many libraries the commands need: each imports its own when it is called."""
-    heavy = "{'datasets', 'numpy', 'polars', 'pyarrow', 'sklearn', 'torch', 'transformers'}"
+    heavy = "{'datasets', 'numpy', 'pydantic', 'polars', 'pyarrow', 'sklearn', 'torch', 'transformers'}"
     script = (
         "import sys; from commands.cli import main; sys.argv = ['rpt', '--help']\n"
         "try: main()\n"

@@ -28,11 +28,11 @@ from commands.groups.options import (
     set_option,
 )
 from commands.next_step import after_data
+from commands.reading import read_manifest
 from pipeline.config.errors import UserError
-from pipeline.config.loading import load
-from pipeline.config.manifest import PROXYS_OWN, Manifest
 
 if TYPE_CHECKING:
+    from pipeline.config.manifest import Manifest
     from pipeline.core.artifact import Record
     from pipeline.core.executor import Executor
 
@@ -70,7 +70,7 @@ def data(
 
         rpt data data_manifests/omnimath.yaml --executor ray --address head:6379 --work /shared/work
     """
-    read = load(Manifest, manifest, overrides or ())
+    read = read_manifest(manifest, overrides)
     by = _executor(executor, work / read.name, workers, address, num_gpus)
     records = run_data(read, DATA_STAGES[-1], source, work, by, as_json, accept)
     warn(records["select"])
@@ -93,7 +93,7 @@ def _judged_stage_command(stage: str, about: str) -> None:
         accept: Accept = False,
         as_json: AsJson = False,
     ) -> None:
-        read = load(Manifest, manifest, overrides or ())
+        read = read_manifest(manifest, overrides)
         by = _executor(executor, work / read.name, workers, address, num_gpus)
         warn(run_data(read, stage, source, work, by, as_json, accept)["select"])
 
@@ -114,7 +114,7 @@ def _stage_command(stage: str) -> None:
         num_gpus: NumGpus = None,
         as_json: AsJson = False,
     ) -> None:
-        read = load(Manifest, manifest, overrides or ())
+        read = read_manifest(manifest, overrides)
         by = _executor(executor, work / read.name, workers, address, num_gpus)
         run_data(read, stage, source, work, by, as_json)
 
@@ -190,6 +190,7 @@ def run_data(
 
 def _check_early(manifest: Manifest, last: str, folder: Path) -> None:
     """Check now what the last stages would refuse only after hours of scoring."""
+    from pipeline.config.manifest import PROXYS_OWN
     from pipeline.core.tokenizer import CorpusTokenizer
     from pipeline.core.workspace import with_policy_tokenizer
     from pipeline.selection.sites import rule_expression

@@ -21,8 +21,7 @@ from commands.groups.options import (
     set_option,
 )
 from commands.launch import launch
-from pipeline.config.loading import load, manifest_of
-from pipeline.config.recipe import Recipe
+from commands.reading import manifest_of, read_recipe
 from pipeline.core.progress import say_next
 
 commands = typer.Typer()
@@ -50,7 +49,7 @@ def screen(
     from pipeline.core.workspace import own_record
     from stages.screen import screen as bring_up_to_date
 
-    read = load(Recipe, recipe, overrides or ())
+    read = read_recipe(recipe, overrides)
     corpus = manifest_of(read, manifest)
     folder = work / corpus.name
     shards = own_record(folder, corpus, "materialize")
@@ -91,7 +90,7 @@ def evaluate(
     from pipeline.evaluation.paper_results import published_rows
     from stages.evaluate import EvaluateSpec
 
-    read = load(Recipe, recipe, overrides or ())
+    read = read_recipe(recipe, overrides)
     corpus = manifest_of(read, manifest)
     spec = EvaluateSpec(
         recipe=read,
@@ -220,7 +219,7 @@ def worth(
     from stages.worth import Comparison, plan_power, read_rules
     from stages.worth import worth as bring_up_to_date
 
-    read = load(Recipe, recipe, overrides or ())
+    read = read_recipe(recipe, overrides)
     manifest_of(read, manifest)  # there is one
     asked = Comparison(
         recipe, manifest or Path(str(read.data)), read_rules(selections), tokens, band, tuple(overrides or ())

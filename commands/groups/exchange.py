@@ -8,10 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from commands.groups.options import EXCHANGE, ManifestPath, Overrides, Work
-from pipeline.config.loading import load
-from pipeline.config.manifest import Manifest
-from pipeline.config.recipe import Recipe
-from pipeline.config.task import TaskConfig
+from commands.reading import read_manifest, read_recipe
 
 commands = typer.Typer()
 
@@ -50,12 +47,13 @@ def export(
         rpt export trl data_manifests/demo.yaml --out exports/demo-gated --recipe recipes/demo.yaml --gate runs/demo
     """
     from commands.export import export as write
+    from pipeline.config.task import TaskConfig
     from pipeline.core.workspace import own_record, with_policy_tokenizer
     from pipeline.export.gate_files import read_gate
 
-    read = load(Manifest, manifest, overrides or ())
+    read = read_manifest(manifest, overrides)
     carried = None if gate is None else read_gate(gate)
-    task = load(Recipe, recipe).task if recipe else TaskConfig()
+    task = read_recipe(recipe).task if recipe else TaskConfig()
     if template:
         task = task.model_copy(update={"template": template})
     shards = own_record(work / read.name, read, "materialize")
@@ -81,7 +79,7 @@ def push(
     """
     from commands.push import push as put
 
-    put(load(Manifest, manifest, overrides or ()), remote, work=work)
+    put(read_manifest(manifest, overrides), remote, work=work)
 
 
 @commands.command(rich_help_panel=EXCHANGE)

@@ -21,10 +21,8 @@ from commands.groups.options import (
     report,
 )
 from commands.next_step import after_audit
+from commands.reading import read_manifest, read_recipe
 from pipeline.config.errors import IntegrityError
-from pipeline.config.loading import load
-from pipeline.config.manifest import Manifest
-from pipeline.config.recipe import Recipe
 
 commands = typer.Typer()
 
@@ -59,7 +57,7 @@ def audit(
     from commands.audit import audit as write_report
     from commands.audit import compare as write_comparison
 
-    read = load(Manifest, manifest, overrides or ())
+    read = read_manifest(manifest, overrides)
     print(write_report(read, work=work, out=out), flush=True)
     if compare:
         found = write_comparison(read, compare, path=manifest, overrides=overrides or (), work=work, out=out)
@@ -96,12 +94,13 @@ def browse(
     from commands.browse import open_library, serve
     from pipeline.core.executor import LocalExecutor
 
-    read, read_recipe = load(Manifest, manifest, overrides or ()), load(Recipe, recipe) if recipe else None
+    read, with_prompts = read_manifest(manifest, overrides), read_recipe(recipe) if recipe else None
     places = [] if work == Path("work") else ["--work", str(work)]
     settings = [part for override in overrides or () for part in ("--set", override)]
     command = shlex.join(["rpt", "select", str(manifest), *places, *settings])
     executor, folder = LocalExecutor(workers), work / read.name
-    serve(open_library(read, work=folder, executor=executor, recipe=read_recipe, runs=run or (), command=command), port)
+    library = open_library(read, work=folder, executor=executor, recipe=with_prompts, runs=run or (), command=command)
+    serve(library, port)
 
 
 @commands.command(rich_help_panel=INSPECT)
@@ -152,9 +151,9 @@ def show(
     from commands.show import show as look
     from commands.show import tables
 
-    read_recipe = load(Recipe, recipe) if recipe else None
-    read = load(Manifest, manifest, overrides or ())
-    report(look(read, place, work=work, recipe=read_recipe), tables, as_json)
+    with_prompt = read_recipe(recipe) if recipe else None
+    read = read_manifest(manifest, overrides)
+    report(look(read, place, work=work, recipe=with_prompt), tables, as_json)
 
 
 @commands.command(rich_help_panel=INSPECT)
@@ -172,7 +171,7 @@ def stats(
     from commands.stats import stats as count
     from commands.stats import tables
 
-    report(count(load(Manifest, manifest, overrides or ()), work=work), tables, as_json)
+    report(count(read_manifest(manifest, overrides), work=work), tables, as_json)
 
 
 @commands.command(rich_help_panel=INSPECT)
@@ -195,7 +194,7 @@ def trace(
     from commands.trace import tables
     from commands.trace import trace as follow
 
-    found = follow(load(Manifest, manifest, overrides or ()), place, work=work, source=source)
+    found = follow(read_manifest(manifest, overrides), place, work=work, source=source)
     report(found, tables, as_json)
     if not found["source"]["agrees"]:
         raise typer.Exit(IntegrityError.exit_code)

@@ -20,12 +20,8 @@ from commands.groups.options import (
     Work,
     report,
 )
-from pipeline.config.base import Config
+from commands.reading import read_manifest
 from pipeline.config.errors import IntegrityError, UserError
-from pipeline.config.loading import load
-from pipeline.config.manifest import Manifest
-from pipeline.config.recipe import Recipe
-from pipeline.config.study import StudyConfig
 from pipeline.core.progress import log
 
 commands = typer.Typer()
@@ -65,7 +61,7 @@ def status(
     stages += [select.CANDIDATE, select.VERDICT, select.SELECT, materialize.MATERIALIZE]
     versions = {stage.name: stage.version for stage in stages}
     versions |= {"score": score.VERSION} | dict.fromkeys(("proxy", "tokenizer", "tokens"), own_proxy.VERSION)
-    found = look(load(Manifest, manifest, overrides or ()), work=work, runs=runs, versions=versions)
+    found = look(read_manifest(manifest, overrides), work=work, runs=runs, versions=versions)
     report(found, tables, as_json)
 
 
@@ -90,7 +86,7 @@ def clean(
     """
     from commands.clean import remove, tables, waste
 
-    wasted = waste(load(Manifest, manifest), work=work, runs=runs)
+    wasted = waste(read_manifest(manifest), work=work, runs=runs)
     found = [{"path": str(item.path), "bytes": item.bytes, "why": item.why} for item in wasted]
     report({"waste": found, "bytes": sum(item.bytes for item in wasted)}, tables, as_json)
     if not wasted or not (yes or (sys.stdin.isatty() and typer.confirm("Remove all of this?", err=True))):
@@ -148,7 +144,7 @@ def verify(
         found = verify_run(manifest)
         report(found, tables_of_run, as_json)
     else:
-        found = check(load(Manifest, manifest), work=work, source=source)
+        found = check(read_manifest(manifest), work=work, source=source)
         report(found, tables, as_json)
     if not found["ok"]:
         raise typer.Exit(IntegrityError.exit_code)
@@ -162,6 +158,11 @@ def schema(kind: Annotated[str, typer.Argument(help="`manifest`, `recipe` or `st
 
         rpt schema manifest > manifest.schema.json
     """
+    from pipeline.config.base import Config
+    from pipeline.config.manifest import Manifest
+    from pipeline.config.recipe import Recipe
+    from pipeline.config.study import StudyConfig
+
     kinds: dict[str, type[Config]] = {"manifest": Manifest, "recipe": Recipe, "study": StudyConfig}
     if kind not in kinds:
         raise UserError("unknown schema", where=kind, hint=f"choose one of: {', '.join(kinds)}")

@@ -28,15 +28,15 @@ from commands.groups.options import (
 )
 from commands.launch import launch
 from commands.next_step import after_training, evaluation_of
+from commands.reading import manifest_of, read_recipe
 from pipeline.config.errors import UserError
-from pipeline.config.loading import load, manifest_of
-from pipeline.config.recipe import Recipe
 from pipeline.core.progress import log
-from pipeline.grpo.run.spec import TrainingSpec, write_spec
 
 if TYPE_CHECKING:
+    from pipeline.config.recipe import Recipe
     from pipeline.core.artifact import Record
     from pipeline.grpo.run.flops import ComputeBudget
+    from pipeline.grpo.run.spec import TrainingSpec
 
 commands = typer.Typer()
 
@@ -82,7 +82,7 @@ def train(
     from pipeline.core.workspace import own_record
     from stages.train import TrainSpec
 
-    read = load(Recipe, recipe, _with_policy(policy, overrides))
+    read = read_recipe(recipe, _with_policy(policy, overrides))
     if read.task.reward in ("answer", "math"):
         hint = "use `rpt finetune` for questions with answers, `rpt train` for sites"
         raise UserError("this recipe uses an answer reward", where=recipe, hint=hint)
@@ -135,7 +135,7 @@ def warmup(
     from pipeline.core.workspace import own_record
     from stages.warmup import WarmupSpec, screening_for, warmup_recipe
 
-    read = warmup_recipe(load(Recipe, recipe, _with_policy(policy, overrides)))
+    read = warmup_recipe(read_recipe(recipe, _with_policy(policy, overrides)))
     corpus = manifest_of(read, manifest)
     shards = own_record(work / corpus.name, corpus, "materialize")
     screening = screening_for(read, shards, work / corpus.name)
@@ -179,7 +179,7 @@ def ntp(
     from pipeline.core.workspace import own_record
     from stages.ntp import NtpSpec
 
-    read = load(Recipe, recipe, _with_policy(policy, overrides))
+    read = read_recipe(recipe, _with_policy(policy, overrides))
     corpus = manifest_of(read, manifest)
     spec = NtpSpec(
         recipe=read,
@@ -226,7 +226,7 @@ def sft(
     from pipeline.core.workspace import own_record
     from stages.sft import SftSpec
 
-    read = load(Recipe, recipe, _with_policy(policy, overrides))
+    read = read_recipe(recipe, _with_policy(policy, overrides))
     corpus = manifest_of(read, manifest)
     shards = own_record(work / corpus.name, corpus, "materialize")
     spec = SftSpec(
@@ -267,7 +267,7 @@ def finetune(
     from stages.finetune import FinetuneSpec, questions
     from stages.train import TrainSpec
 
-    read = load(Recipe, recipe, _with_policy(policy, overrides))
+    read = read_recipe(recipe, _with_policy(policy, overrides))
     home, folder = work / manifest_of(read, manifest).name, run or Path("runs") / read.name
     asked = questions(read, work=home, executor=LocalExecutor(1))
     spec = TrainSpec(
@@ -286,6 +286,8 @@ def _start(stage: str, spec: TrainingSpec, ranks: int, write_to: Path | None) ->
     if write_to is None:
         launch(stage, spec, ranks)
         return
+    from pipeline.grpo.run.spec import write_spec
+
     write_spec(spec, write_to)
     log(f"written to {write_to}: start `{stage} {write_to}` by `deepspeed --module` or `torchrun --module`")
 

@@ -155,6 +155,7 @@ def named(work: Path, run: Path, damaged: Path) -> set[str]:
     return {item["where"] for item in found["damage"]}
 
 
+@pytest.mark.timeout(max(600, 5 * DAMAGES))  # each is a verification of everything: seconds on a busy machine
 def test_all_damage_is_noticed_and_named(work: Path, run: Path) -> None:
     rng = random.Random(0)
     done: Counter[tuple[str, str]] = Counter()
