@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 import pipeline.audit.browse.compare as compare_module
 import pipeline.audit.browse.documents as documents_module
 from commands.browse import open_library
-from pipeline.audit.browse.column_index import ColumnIndex
+from pipeline.audit.browse.column_index import ColumnIndex, Slices
 from pipeline.audit.browse.compare import MIN_SHARDS, Count, _margin, compare
 from pipeline.audit.browse.documents import Filter
 from pipeline.audit.browse.index import index
@@ -54,6 +55,17 @@ def positions(live: Live) -> pl.DataFrame:
         .with_columns(excess_loss=pl.col("nll") - pl.col("reference_nll"))
         .join(documents.select("doc_id", difficulty=difficulty), on="doc_id")
     )
+
+
+def in_many_shards(live: Live, folder: Path) -> ColumnIndex:
+    """The corpus again, two documents in a shard."""
+    documents, scores = (
+        pa.concat_tables([pq.read_table(file.path) for file in record.files(name)])
+        for record, name in ((live.built.documents, "documents"), (live.built.scores, "scores"))
+    )
+    ingested = publish_tables(folder, "ingest", [{"documents": part} for part in cut(documents, 2)])
+    scored = publish_tables(folder, "score", [{"scores": part} for part in cut(scores, 2)])
+    return ColumnIndex(index(ingested, scored, work=folder, executor=InProcess()))
 
 
 def sites_of(record: Record) -> pl.DataFrame:
@@ -184,13 +196,7 @@ def test_what_cell_and_entropy_decide_is_not_read(live: Live) -> None:
 
 
 def test_estimates_come_first_and_exact_counts_after_them(live: Live, tmp_path: Path) -> None:
-    documents, scores = (
-        pa.concat_tables([pq.read_table(file.path) for file in record.files(name)])
-        for record, name in ((live.built.documents, "documents"), (live.built.scores, "scores"))
-    )
-    ingested = publish_tables(tmp_path, "ingest", [{"documents": part} for part in cut(documents, 2)])
-    scored = publish_tables(tmp_path, "score", [{"scores": part} for part in cut(scores, 2)])
-    store = ColumnIndex(index(ingested, scored, work=tmp_path, executor=InProcess()))
+    store = in_many_shards(live, tmp_path)
     nothing, rule = Where.parse("false"), Where.parse("nll > 1")
     halting = Halting(rule, 10)
     count = Count(store, nothing, halting, "train", BANDS)
@@ -206,6 +212,35 @@ def test_estimates_come_first_and_exact_counts_after_them(live: Live, tmp_path: 
     assert abs(early.after - exact.after) <= 3 * early.margins["after"]
     assert (late.after, late.documents_changed) == (exact.after, exact.documents_changed)
     assert np.array_equal(late.gained_D, exact.gained_D) and (early.gained_D <= exact.gained_D).all()
+
+
+def test_an_estimate_waits_for_the_first_shard_of_the_random_order(
+    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards that are read faster than others are no random sample: they are the small ones."""
+    store = in_many_shards(live, tmp_path)
+    monkeypatch.setattr(compare_module.os, "cpu_count", lambda: 2)
+    asked, let = threading.Event(), threading.Event()
+
+    class FirstIsSlow(Halting):
+        def ask(self, store: ColumnIndex, slices: Slices, cell: Mapping[str, str]) -> np.ndarray:
+            if slices.shard_N[0] == count._parts[0].shard:
+                asked.set()
+                let.wait()
+            return self.rule.ask(store, slices, cell)
+
+    rule = Where.parse("nll > 1")
+    count = Count(store, Where.parse("false"), FirstIsSlow(rule, 0), "train", BANDS)
+    running = threading.Thread(target=count.run)
+    running.start()
+    asked.wait()
+    deadline = time.monotonic() + 60
+    while len(count._ahead) < len(count._parts) - 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(count._ahead) == len(count._parts) - 1 and count.result().shards_read == 0
+    let.set()
+    running.join()
+    assert count.result().after == compare(store, Where.parse("false"), rule, "train", BANDS).after
 
 
 def test_a_count_that_takes_too_long_is_ended(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,17 +164,21 @@ class Count:
             runs = Slices.join(found)
             for shard, which in _split(runs):
                 parts.setdefault(shard, _Part(shard)).changed.append((outcome, runs.take(which)))
-        # In random order, any prefix of the parts is a random sample of the shards.
+        # In random order, any prefix of the parts is a random sample of the shards. Those read so far are none: small
+        # shards are read faster than large ones.
         key_S = random_keys(0, np.array(list(parts), dtype=np.int64))
         self._parts = [parts[shard] for _, shard in sorted(zip(key_S.tolist(), parts, strict=True))]
         self._queried = np.zeros_like(self._decided)
         self._by_document = np.zeros((4, store.documents.height), dtype=np.int64)
         self._done: list[_Done] = []
+        """Results of the first parts, without a gap."""
+        self._ahead: dict[int, tuple[_Done, NDArray[np.int64], slice, NDArray[np.int64]]] = {}
+        """Results and counts of parts behind one that is still being read, by their place in `_parts`."""
 
     def run(self) -> None:
         """Read everything that must be read, or until `stop`; `result` raises any error."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            answers = [pool.submit(self._read, part) for part in self._parts]
+            answers = [pool.submit(self._read, place) for place in range(len(self._parts))]
             try:
                 for answer in as_completed(answers, timeout=TIME_LIMIT):
                     if error := answer.exception():
@@ -243,11 +247,11 @@ class Count:
         margins = {name: _margin(y_S, queried_S, len(self._parts)) for name, y_S in of_positions.items()}
         return margins | {"documents": _margin(np.array([of.documents for of in done]), rows_S, len(self._parts))}
 
-    def _read(self, part: _Part) -> None:
-        """Read one part: decide its open positions and count the changed positions of its documents."""
+    def _read(self, place: int) -> None:
+        """Read the part at a place: decide its open positions, and count the changed positions of its documents."""
         if self._stopped.is_set():
             return
-        store = self._store
+        store, part = self._store, self._parts[place]
         first, past = store.first_document_S[part.shard : part.shard + 2].tolist()
         count = np.zeros((4, self._decided[:, :, 0].size), dtype=np.int64)
         count_D = np.zeros((4, past - first), dtype=np.int64)
@@ -259,9 +263,13 @@ class Count:
             count_D[outcome] += np.bincount(store.read("document", runs) - np.uint32(first), minlength=past - first)
         changed = int(np.count_nonzero(count_D[GAINED] | count_D[LOST]))
         with self._lock:
-            self._queried += count.T.reshape(self._queried.shape)
-            self._by_document[:, first:past] += count_D
-            self._done.append(_Done(part.queried, part.rows, count.sum(axis=1).tolist(), changed))
+            done = _Done(part.queried, part.rows, count.sum(axis=1).tolist(), changed)
+            self._ahead[place] = done, count, slice(first, past), count_D
+            while len(self._done) in self._ahead:
+                done, count, documents, count_D = self._ahead.pop(len(self._done))
+                self._queried += count.T.reshape(self._queried.shape)
+                self._by_document[:, documents] += count_D
+                self._done.append(done)
             if len(self._done) >= min(MIN_SHARDS, len(self._parts)):
                 self._enough.set()
 

@@ -12,6 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+UNIT = 1 << 40
+"""Length of a certain candidate on the line of a draw (`systematic`)."""
+
 
 def inclusion(probability_M: NDArray[np.float64], take: int, floor: float) -> NDArray[np.float64]:
     """Return the probability [M] with which each candidate is drawn; they sum to `take`.
@@ -30,7 +33,7 @@ def inclusion(probability_M: NDArray[np.float64], take: int, floor: float) -> ND
 
 
 def systematic(inclusion_M: NDArray[np.float64], start: float) -> NDArray[np.int64]:
-    """Draw without replacement with exactly these probabilities, which sum to the number drawn.
+    """Draw without replacement with these probabilities (to 1 / `UNIT` per candidate), which sum to the number drawn.
 
     The candidates lie on a line, each as long as its probability; drawn are those under `start`, `start` + 1, …, where
     `start` is uniform in [0, 1).
@@ -40,7 +43,9 @@ def systematic(inclusion_M: NDArray[np.float64], start: float) -> NDArray[np.int
         >>> systematic(np.array([0.5, 0.25, 0.25, 1.0]), start=0.6).tolist()
         [1, 3]
     """
-    ends_M = np.cumsum(inclusion_M)
-    take = round(float(ends_M[-1]))
-    ends_M[-1] = take  # a sum of floats may end just below it
-    return np.searchsorted(ends_M, start + np.arange(take), side="right")
+    # In whole units, because sums of floats round: a candidate could be drawn twice, or one that does not exist.
+    take = round(float(inclusion_M.sum()))
+    length_M = np.minimum(np.rint(inclusion_M * UNIT).astype(np.int64), UNIT)
+    missing = take * UNIT - int(length_M.sum())
+    length_M[length_M.argmin() if missing > 0 else length_M.argmax()] += missing
+    return np.searchsorted(np.cumsum(length_M), int(start * UNIT) + UNIT * np.arange(take), side="right")

@@ -34,6 +34,10 @@ def test_a_draw_takes_that_many_different_candidates(forecasts: list[float], dat
     assert chosen.min() >= 0 and chosen.max() < len(forecasts)
 
 
+def test_a_start_that_rounds_up_to_the_end_of_the_line_draws_the_last_candidate() -> None:
+    assert systematic(np.ones(3), np.nextafter(1.0, 0.0)).tolist() == [0, 1, 2]
+
+
 def test_each_candidate_is_drawn_exactly_as_often_as_said_and_weighted_means_are_exact() -> None:
     """Inclusion in twentieths, and twenty starts that stand for all: no chance is left."""
     probability_M = np.random.default_rng(0).random(40)
