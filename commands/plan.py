@@ -2,9 +2,10 @@
 
 Input:   a manifest, with a small sample of its corpus and its proxy; or a recipe, with its policy's configuration.
 Output:  a table, or JSON: for a manifest the tokens, time on this machine, GPU- or core-hours and bytes of each stage,
-         with intervals; for a recipe the memory per rank under each shipped topology. Nothing is kept.
+         with intervals; for a recipe the memory per rank under each shipped topology, and with foretold sites how the
+         forecasts of an earlier run came true. Nothing is kept.
 Command: rpt plan data_manifests/<name>.yaml [--json]
-         rpt plan recipes/<name>.yaml [--ranks N] [--context-tokens N] [--json]
+         rpt plan recipes/<name>.yaml [--ranks N] [--context-tokens N] [--run FOLDER] [--json]
 
 A part of the corpus is read, a random sample of its documents passes through the functions of every stage in as many
 workers as a run would have, and the result is scaled to the number of documents. The estimate does not foresee
@@ -73,29 +74,37 @@ def plan(
     workers: int | None = None,
     ranks: int = 1,
     context_tokens: int = 4096,
+    run: Path | None = None,
 ) -> dict[str, Any]:
     """Return the costs of a manifest or a recipe as JSON values; the content of the file tells which of them it is.
 
     `source` is read instead of the manifest's corpus. `workers` count for manifests only, `ranks` and `context_tokens`,
-    those of the longest prompt, for recipes only.
+    those of the longest prompt, and `run`, an earlier run (by default `runs/NAME`), for recipes only.
 
     Raises:
         UserError: the file is neither, or its corpus, proxy, tokenizer or policy cannot be read.
     """
     named = path if path.is_file() else resources.find(path, "data_manifests") or resources.find(path, "recipes")
     if named and "policy" in (yaml.safe_load(named.read_text(encoding="utf-8")) or {}):
-        return plan_recipe(load(Recipe, path, overrides), ranks, context_tokens)
+        return plan_recipe(load(Recipe, path, overrides), ranks, context_tokens, run)
     return plan_manifest(load(Manifest, path, overrides), source=source, workers=workers)
 
 
-def plan_recipe(recipe: Recipe, ranks: int, context_tokens: int) -> dict[str, Any]:
-    """Return the memory per rank of `rpt train` under each of the shipped topologies."""
+def plan_recipe(recipe: Recipe, ranks: int, context_tokens: int, run: Path | None = None) -> dict[str, Any]:
+    """Return the memory per rank of `rpt train` under each of the shipped topologies.
+
+    With foretold sites, `foretold` has how the forecasts of an earlier run came true; None if there is no such run.
+    """
+    from pipeline.evaluation.foretold import forecasts_of
     from pipeline.grpo.policy.memory import recipe_memory
 
     recipe = with_dtype(recipe, "plan")
     folder = resolve_model(recipe.policy.model, recipe.policy.revision, files=("config.json",))
     topologies = {path.stem: read_config(path) for path in sorted(CONFIGS.glob("*.json"))}
-    return recipe_memory(recipe, folder, topologies, ranks, context_tokens)
+    found = recipe_memory(recipe, folder, topologies, ranks, context_tokens)
+    if recipe.sites.by == "foretold":
+        found["foretold"] = forecasts_of(run or Path("runs") / recipe.name)
+    return found
 
 
 def plan_manifest(manifest: Manifest, *, source: str | None = None, workers: int | None = None) -> dict[str, Any]:
@@ -336,7 +345,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     if "recipe" in found:
         from pipeline.grpo.policy.memory import memory_table
 
-        return [memory_table(found)]
+        return [memory_table(found), *([_forecasts(found["foretold"])] if "foretold" in found else [])]
     tokens, sites, sample = found["tokens"], found["sites"], found["sample"]
     table = Table("stage", "makes", "time here", "hours", "bytes", title=_title(found), title_justify="left")
     for column in table.columns[1:]:
@@ -363,6 +372,15 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     if sample["documents"]:
         sure.add_row("scored", f"{sample['documents']:,} documents, {sample['tokens']:,} tokens, drawn at random")
     return [table, sure]
+
+
+def _forecasts(found: Mapping[str, Any] | None) -> Table:
+    """Return what an earlier run says of the forecasts, in a line."""
+    from pipeline.evaluation.foretold import sentence
+
+    table = Table("forecasts", box=None, padding=(0, 2, 0, 0))
+    table.add_row(sentence(found) if found else "unknown: no earlier run (--run) has made any")
+    return table
 
 
 def _interval(of: Mapping[str, float]) -> str:

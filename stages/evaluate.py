@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.audit.evaluation_files import PAGE, print_report, write_page, write_report
+from pipeline.config.errors import IntegrityError
 from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig
 from pipeline.core.artifact import Record, fingerprint, published_record
@@ -31,6 +32,7 @@ from pipeline.core.sealed import write_json
 from pipeline.evaluation.accuracy import summarize
 from pipeline.evaluation.difficulty import banded_by
 from pipeline.evaluation.examples import examples
+from pipeline.evaluation.foretold import forecasts_of
 from pipeline.evaluation.held_out import HeldOut, held_out
 from pipeline.evaluation.hybrid import Gated, hybrids_of, summarize_hybrid
 from pipeline.evaluation.policies import WARM_UP, before_and_after, named_policies, read_policies, warm_up_of
@@ -43,7 +45,7 @@ from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.spec import RunSpec
 from pipeline.task.templates import template_of
 
-VERSION = 8
+VERSION = 9
 
 
 def evaluate(
@@ -97,6 +99,7 @@ def evaluate(
         "thinking": {name: prompt.thinking.mode for name, prompt in prompts.items()},
         "warm_up": warm_up_of(run) if run and WARM_UP in policies else None,
         "published": published,
+        "foretold": _forecasts(run) if run else None,
         "scaling": scaling_of([metrics], list(manifest_bands.model_dump())) if metrics and metrics.exists() else {},
         "gates": {name: found.about() for name, found in gates.items()},
         "sets": {
@@ -112,6 +115,15 @@ def evaluate(
     write_json(done, report)
     print_report(report, out, full=full)
     return report
+
+
+def _forecasts(run: Path) -> dict[str, Any] | None:
+    """Return how the run's forecasts came true; None if it made none, or its checkpoint cannot be read."""
+    try:
+        return forecasts_of(run)
+    except IntegrityError as error:
+        log(f"evaluate     the report leaves out how the forecasts came true: {error}")
+        return None
 
 
 def _summary(

@@ -104,6 +104,7 @@ def _train(
     from pipeline.grpo.policy import distributed
 
     distributed.prepare_environment()
+    from pipeline.evaluation.foretold import calibration, sentence
     from pipeline.grpo.data.curriculum import Curriculum
     from pipeline.grpo.policy import engine as ds
     from pipeline.grpo.rollout.rollouts import write_rollouts
@@ -135,6 +136,8 @@ def _train(
 
     first = Metrics() if opened.resumed else probe(opened, policy, curriculum)
     metrics = run_steps(opened, step, partial(evaluate, policy, held_out, bands, recipe), check, first)
+    if is_first_rank() and (foretold := calibration(opened.state.outcomes)):
+        log(f"train        forecasts: {sentence(foretold)}")
     return close_run(opened, metrics, policy.sampler)
 
 

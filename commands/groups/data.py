@@ -266,12 +266,19 @@ def plan(
     workers: Workers = None,
     ranks: Ranks = 1,
     context_tokens: Annotated[int, typer.Option(help="Tokens of the longest prompt (recipes only).")] = 4096,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="An earlier run, whose forecasts are judged (recipes with foretold sites).  [default: runs/NAME]"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Estimate what a manifest or a recipe will cost, before anything runs.
 
     For a manifest: tokens, time on this machine, GPU- or core-hours, and bytes; a small random sample of the corpus is
-    read and scored. For a recipe: memory per rank, part by part, under each shipped topology. Nothing is kept.
+    read and scored. For a recipe: memory per rank, part by part, under each shipped topology; with foretold sites, also
+    how the forecasts of an earlier run came true. Nothing is kept.
 
     Examples:
 
@@ -280,11 +287,19 @@ def plan(
         rpt plan data_manifests/omnimath.yaml --source ~/omni_math.jsonl --set proxy.model=Qwen/Qwen2.5-0.5B --json
 
         rpt plan recipes/omnimath-14b.yaml --ranks 8
+
+        rpt plan recipes/demo.yaml --set sites.by=foretold --run runs/foretold
     """
     from commands.plan import plan as estimate
     from commands.plan import tables
 
     found = estimate(
-        manifest, overrides or (), source=source, workers=workers, ranks=ranks, context_tokens=context_tokens
+        manifest,
+        overrides or (),
+        source=source,
+        workers=workers,
+        ranks=ranks,
+        context_tokens=context_tokens,
+        run=run,
     )
     report(found, tables, as_json)

@@ -1,4 +1,4 @@
-"""Charts of accuracy as SVG without style attributes; colours are classes of assets/evaluation.css."""
+"""Charts of accuracy and of forecasts as SVG without style attributes; colours are classes of assets/evaluation.css."""
 
 from __future__ import annotations
 
@@ -70,6 +70,39 @@ def progress(points: Sequence[Point], direct: float | None, highest: float) -> M
         x, y = at(p.step, p.value)
         title = f"step {p.step}: {100 * p.value:.1f} % [{100 * p.low:.1f}, {100 * p.high:.1f}]"
         parts.append(f'<circle class="curve" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{title}</title></circle>')
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def forecasts(bins: Sequence[Mapping[str, Any]]) -> Markup:
+    """Return the share of groups with a gradient over the forecast, by bin, with a line where both are equal.
+
+    Args:
+        bins: those of `pipeline.evaluation.foretold.calibration`.
+    """
+    height, left, bottom = 260, 46, 42
+
+    def at(expected: float, share: float) -> tuple[float, float]:
+        return left + (WIDTH - left - _RIGHT) * expected, 8 + (height - bottom - 8) * (1 - share)
+
+    told = "; ".join(f"{100 * row['expected']:.0f} % foretold: {_percent(row['observed'])}" for row in bins)
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{told}">']
+    for tick in _ticks(1.0):
+        (x, base), (_, y) = at(tick, 0), at(0, tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * tick:.0f} %</text>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{base + 16:.1f}" text-anchor="middle">{100 * tick:.0f} %</text>'
+        )
+    middle = f'x="{at(0.5, 0)[0]:.1f}" y="{height - 6}" text-anchor="middle"'
+    parts.append(f'<text class="tick" {middle}>foretold probability of a gradient</text>')
+    (x1, y1), (x2, y2) = at(0, 0), at(1, 1)
+    parts.append(f'<line class="baseline" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
+    for row in bins:
+        (x, low), (_, y), (_, high) = (at(row["expected"], row["observed"][part]) for part in ("low", "value", "high"))
+        title = f"{row['groups']:,} groups, {100 * row['expected']:.0f} % foretold: {_percent(row['observed'])}"
+        parts.append(f'<g class="reasoning"><title>{title}</title>')
+        parts.append(f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/></g>')
     return Markup("".join([*parts, "</svg>"]))
 
 

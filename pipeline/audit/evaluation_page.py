@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.audit.charts import axis_end, dots, progress
+from pipeline.audit.charts import axis_end, dots, forecasts, progress
 from pipeline.audit.report import render
 from pipeline.evaluation.headline import headline
 from pipeline.evaluation.plots import Point
@@ -13,6 +13,7 @@ from pipeline.evaluation.report import (
     about,
     accuracy_table,
     difference_table,
+    forecast_table,
     hybrid_table,
     objections_of,
     other_tables,
@@ -29,7 +30,7 @@ def evaluation_page(report: Mapping[str, Any], series: Mapping[str, Sequence[Poi
 
     `series` is accuracy by reasoning during training, by band; empty if it was not measured.
     """
-    summaries = list(report["sets"].values())
+    summaries, foretold = list(report["sets"].values()), report.get("foretold")
     before = summaries[0]["readings"][f"direct {report['policies'][0]}"]["accuracy"]
     highest = axis_end([point.high for points in series.values() for point in points])
     return render(
@@ -43,6 +44,7 @@ def evaluation_page(report: Mapping[str, Any], series: Mapping[str, Sequence[Poi
             band: progress(points, before[band]["value"] if before.get(band) else None, max(highest, _direct(before)))
             for band, points in series.items()
         },
+        foretold={"chart": forecasts(foretold["bins"]), "table": forecast_table(foretold)} if foretold else None,
         others=list(other_tables(report)),
         objections=objections_of(report["scaling"]),
         examples=report.get("examples", []),

@@ -14,6 +14,7 @@ import rich.table
 import rich.text
 
 from pipeline.core.progress import counted
+from pipeline.evaluation.foretold import sentence
 from pipeline.evaluation.headline import headline
 from pipeline.grpo.run.lineage import described
 
@@ -77,6 +78,8 @@ def blocks(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
         if summary["samples"]:
             yield sample_table(summary)
     yield from other_tables(report)
+    if report.get("foretold"):
+        yield forecast_table(report["foretold"])
     if report["scaling"]:
         yield objections_of(report["scaling"])
 
@@ -144,6 +147,16 @@ def hybrid_table(summary: Mapping[str, Any]) -> Table:
         rows.append((f"tokens per site {policy}", *tokens))
     title = f"{title_of(summary)}: thinking where it pays, % of sites [95 % interval]"
     return Table(title, ("", *summary["bands"]), tuple(rows))
+
+
+def forecast_table(found: Mapping[str, Any]) -> Table:
+    """Return the calibration of a run's forecasts, one row per bin of groups."""
+    rows = tuple(
+        (f"{number(100 * each['expected'])}", percent(each["observed"]), f"{each['groups']:,}")
+        for each in found["bins"]
+    )
+    header = ("foretold, %", "with a gradient, % [95 % interval]", "groups")
+    return Table(f"Forecasts: {sentence(found)}", header, rows)
 
 
 def sample_table(summary: Mapping[str, Any]) -> Table:

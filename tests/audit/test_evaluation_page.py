@@ -11,7 +11,9 @@ from pipeline.audit.evaluation_page import evaluation_page
 from pipeline.config.selection import BandsConfig
 from pipeline.evaluation.accuracy import summarize
 from pipeline.evaluation.examples import EACH, examples
+from pipeline.evaluation.foretold import calibration
 from pipeline.evaluation.plots import Point
+from pipeline.grpo.data.outcomes import GroupOutcome
 from tests.audit.corpus import HOSTILE
 from tests.audit.test_page import fits, violations
 from tests.evaluation.scripted import site
@@ -49,6 +51,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "samples": 4,
         "sample_temperature": 0.8,
         "bands_by": HOSTILE[0],
+        "foretold": calibration([GroupOutcome(i % 9, 0, i, i % 3 > 0, 0.5, i / 60) for i in range(60)]),
         "scaling": {"hard": {"points": [], "law": None, "objections": [HOSTILE[0]]}},
         "published": None,
         "sets": {"headline": summary, "all": summary},
@@ -75,6 +78,7 @@ def test_it_fits_and_is_harmless(browser: Browser, report: Path, axe: str, width
     assert "<script>window.pwned=1</script>" in text and "U+202E" in text and "\u202e" not in text
     assert page.locator("main script, main img, [style]").count() == 0, "nothing that the policy would have to allow"
     assert page.locator("#training svg").count() == 2 and page.locator("#accuracy svg").count() == 6
+    assert page.locator("#foretold circle").count() == 10 and "60 groups, steps 0 to 8" in text
     assert violations(page, axe) == []
     page.locator("[data-theme-toggle]").click()
     assert page.evaluate("document.documentElement.dataset.theme") == ("light" if scheme == "dark" else "dark")

@@ -10,6 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from commands.plan import plan, tables
+from pipeline.evaluation.foretold import forecasts_of, sentence
 from pipeline.grpo.run.run_folder import latest_checkpoint, read_state
 from tests.grpo.colours import metrics_of
 
@@ -23,6 +25,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "tests.stages.foretold_worker", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    (folder / "told.txt").write_text(done.stderr, encoding="utf-8")
     return folder
 
 
@@ -48,6 +51,23 @@ def test_sites_are_foretold_from_the_runs_own_groups(runs: Path) -> None:
     assert max(last["importance"]) == pytest.approx(highest)
     checkpoint = latest_checkpoint(runs / "calm")
     assert checkpoint and len(read_state(checkpoint)["outcomes"]) == 7 * 16
+
+
+def test_the_run_and_the_plan_say_how_the_forecasts_came_true(runs: Path) -> None:
+    """The checkpoint's groups against the means of each step in the metrics."""
+    found, rows = forecasts_of(runs / "calm"), metrics_of(runs / "calm")
+    assert found
+    foretold = [row for row in rows if "foretold/expected" in row]
+    assert found["groups"] == 16 * len(foretold) and (found["first"], found["last"]) == (7 - len(foretold), 6)
+    for ours, metric in ((found["expected"], "expected"), (found["observed"]["value"], "observed")):
+        assert ours == pytest.approx(sum(row[f"foretold/{metric}"] for row in foretold) / len(foretold))
+    assert found == forecasts_of(runs / "disturbed")
+    told = " ".join((runs / "told.txt").read_text(encoding="utf-8").split())
+    assert f"train forecasts: {sentence(found)}" in told
+    planned = plan(runs / "recipe.yaml", run=runs / "calm")
+    assert planned["foretold"] == found and len(tables(planned)) == 2
+    assert plan(runs / "recipe.yaml", run=runs / "none")["foretold"] is None
+    assert "foretold" not in plan(runs / "recipe.yaml", ["sites.by=uniform"])
 
 
 @pytest.mark.slow

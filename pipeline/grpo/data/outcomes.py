@@ -26,6 +26,8 @@ class GroupOutcome(NamedTuple):
     """True if its rewards differ, so that it has a gradient."""
     right: float
     """Share of its responses that are right."""
+    foretold: float | None = None
+    """Probability of a gradient that was foretold before it was sampled; None if nothing was."""
 
 
 Outcomes = tuple[GroupOutcome, ...]

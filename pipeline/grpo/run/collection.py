@@ -17,7 +17,7 @@ from pipeline.grpo.policy import distributed
 from pipeline.grpo.policy.update import MiniBatch
 from pipeline.grpo.rollout.rewards import RewardContext, compute_rewards
 from pipeline.grpo.rollout.rollouts import Rollout, group_advantages, roll_out
-from pipeline.grpo.rollout.sampled_site import SampledSite
+from pipeline.grpo.rollout.sampled_site import Pick, SampledSite
 from pipeline.grpo.run.metrics import Metrics, Stopwatch
 from pipeline.grpo.run.run_state import RunState
 
@@ -66,10 +66,7 @@ def collect(
             rewards = compute_rewards(recipe.task, reader, answered, step, recipe.rollout.max_new_tokens)
             rollouts = group_advantages(answered, rewards, ADVANTAGES[objective.advantage])
         sampled |= dict(zip(distributed.shard(range(before, len(drawn))), rollouts, strict=True))
-        own = [
-            GroupOutcome(step, draw.pick.phase, draw.pick.row, rollout.group.has_gradient, rollout.right)
-            for draw, rollout in zip(mine, rollouts, strict=True)
-        ]
+        own = [outcome_of(step, draw.pick, rollout) for draw, rollout in zip(mine, rollouts, strict=True)]
         outcomes += (found := distributed.all_gather(own))
         taken = [index for index, outcome in enumerate(found) if outcome.live][: room - trained]
         for number, index in enumerate(taken, start=trained):
@@ -79,6 +76,11 @@ def collect(
         if trained == room:
             break
     return Collected(sampled, chosen, len(drawn), trained, draws, outcomes, calibration_of(drawn, outcomes))
+
+
+def outcome_of(step: int, pick: Pick, rollout: Rollout) -> GroupOutcome:
+    """Return what became of the group at a picked site."""
+    return GroupOutcome(step, pick.phase, pick.row, rollout.group.has_gradient, rollout.right, pick.foretold)
 
 
 def calibration_of(drawn: Sequence[SampledSite], outcomes: Sequence[GroupOutcome]) -> Metrics:

@@ -27,9 +27,8 @@ class RunState:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> RunState:
         """Return the state that a checkpoint stores."""
-        outcomes = tuple(GroupOutcome(*values) for values in state.get("outcomes", ()))  # none in older checkpoints
         watch, spent = EarlyStopping.of(state["watch"]), ComputeUsed(**state["spent"])
-        return cls(state["step"], state["draws"], outcomes, watch, spent)
+        return cls(state["step"], state["draws"], outcomes_of(state), watch, spent)
 
     def state(self) -> dict[str, Any]:
         """Return the JSON values which a checkpoint stores."""
@@ -40,3 +39,8 @@ class RunState:
             "watch": self.watch.state(),
             "spent": self.spent.state(),
         }
+
+
+def outcomes_of(state: Mapping[str, Any]) -> Outcomes:
+    """Return the outcomes that a checkpoint's state holds; none, if it is older than they are."""
+    return tuple(GroupOutcome(*values) for values in state.get("outcomes", ()))
