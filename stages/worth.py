@@ -1,9 +1,11 @@
 """Worth: train one policy on several selections of a corpus, at equal sampled tokens, and say which is worth more.
 
+A selection is an expression, a manifest, or an override of the recipe that changes how sites are drawn.
+
 Input:   a recipe, and the shards of the selections (`materialize`), all of the same documents.
 Output:  `runs/<recipe>-worth/`: one folder per part (runs, evaluations), `worth.json`, `report.md`, `report.html`,
          `curves.svg`.
-Command: rpt worth RECIPE NAME=WHERE|MANIFEST … --tokens N [--seeds K] [--see POINTS]
+Command: rpt worth RECIPE NAME=WHERE|MANIFEST|KEY=VALUE … --tokens N [--seeds K] [--see POINTS]
 
 A study (`stages/study.py`) whose arms differ in their selection alone. It does not start unless it can see the
 difference that is asked for (`pipeline/evaluation/study/worth.py`). Finished parts are not run again.
@@ -39,6 +41,8 @@ from pipeline.shards.reader import ShardReader
 
 NO_STOP = [f"budget.stop.{rule}=null" for rule in ("entropy", "probe_sites", "dead_reward_steps")]
 """A selection that teaches nothing is a result, not a reason to stop."""
+OVERRIDE = re.compile(r"(sites|curriculum|objective)(\.\w+)*=(?!=)")
+"""How an override of the recipe begins: only how sites are drawn, and what is learned from them, may differ."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Comparison:
     manifest: Path
     """Whose held-out sites measure all policies, and whose shards are those of a selection that is an expression."""
     rules: dict[str, str]
-    """By name of the selection: an expression over the sites' columns, or the path of a manifest."""
+    """By name of the selection: an expression over the sites' columns, the path of a manifest, or `key=value`, an
+    override of the recipe (`OVERRIDE`)."""
     tokens: int
     """Sampled tokens of each run."""
     band: str = "easy"
@@ -66,10 +71,7 @@ class Comparison:
         sampling = load(Recipe, self.recipe, self.overrides).rollout
         steps = math.ceil(self.tokens / (sampling.sites_per_step * sampling.group_size))  # a response has a token
         budget = [f"budget.sampled_tokens={self.tokens}", f"budget.steps={steps}"]
-        arms = {
-            name: ArmConfig(set=() if _is_manifest(rule) else (f"sites.where={json.dumps(rule, ensure_ascii=False)}",))
-            for name, rule in self.rules.items()
-        }
+        arms = {name: ArmConfig(set=_overrides(rule)) for name, rule in self.rules.items()}
         return StudyConfig(
             name="worth",
             manifest=str(self.manifest),
@@ -82,7 +84,7 @@ class Comparison:
 
 
 def read_rules(words: Sequence[str]) -> dict[str, str]:
-    """Return the rules by name, given `NAME=WHERE` or `NAME=MANIFEST`.
+    """Return the rules by name, given `NAME=WHERE`, `NAME=MANIFEST` or `NAME=KEY=VALUE`.
 
     Raises:
         UserError: there are fewer than two, a word has another form, or a name is taken.
@@ -91,7 +93,8 @@ def read_rules(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, equals, rule = word.partition("=")
         if not equals or not rule.strip() or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            hint = """NAME=WHERE or NAME=MANIFEST.yaml, e.g. hard="entropy > 1.5"; names have a-z, 0-9 and _"""
+            hint = """NAME=WHERE, NAME=MANIFEST.yaml or NAME=KEY=VALUE of the recipe, e.g. hard="entropy > 1.5" or \
+foretold=sites.by=foretold; names have a-z, 0-9 and _"""
             raise UserError("not a selection", where=word, hint=hint)
         if name in rules or name == BASE:
             raise UserError(f"the name {name!r} is taken", where=word, hint="give each selection a name of its own")
@@ -114,7 +117,9 @@ def plan_power(asked: Comparison, seeds: int | None, *, see: float, spread: floa
     recipe, corpus = load(Recipe, asked.recipe, asked.overrides), load(Manifest, asked.manifest)
     shards = own_record(work / corpus.name, corpus, "materialize")
     for name, rule in asked.rules.items():
-        _must_be_comparable(name, asked.manifest_of(name), "true" if _is_manifest(rule) else rule, shards, work)
+        load(Recipe, asked.recipe, (*asked.overrides, *_overrides(rule)))  # a wrong key fails before anything runs
+        where = "true" if _is_manifest(rule) or OVERRIDE.match(rule) else rule
+        _must_be_comparable(name, asked.manifest_of(name), where, shards, work)
     above = corpus.select.bands.model_dump()[asked.band]
     files = shards.files("validation")
     sites = choose_held_out(files, recipe.evaluate.where, recipe.evaluate.sites, recipe.seed) if files else []
@@ -157,6 +162,18 @@ def worth(asked: Comparison, power: Power, *, work: Path, out: Path, workers: in
 
 def _is_manifest(rule: str) -> bool:
     return rule.endswith((".yaml", ".yml"))
+
+
+def _overrides(rule: str) -> tuple[str, ...]:
+    """Return the overrides of the recipe with which a selection's runs are made.
+
+    Example:
+        >>> _overrides("entropy > 1.5"), _overrides("sites.by=foretold"), _overrides("own.yaml")
+        (('sites.where="entropy > 1.5"',), ('sites.by=foretold',), ())
+    """
+    if _is_manifest(rule):
+        return ()
+    return (rule,) if OVERRIDE.match(rule) else (f"sites.where={json.dumps(rule, ensure_ascii=False)}",)
 
 
 def _must_be_comparable(name: str, manifest: Path, where: str, shards: Record, work: Path) -> None:

@@ -175,9 +175,9 @@ def worth(
     selections: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME=WHERE|MANIFEST",
-            help="Selections of one corpus: SQL over the sites' columns, or a manifest (.yaml) whose shards exist. The "
-            "others are compared with the first.",
+            metavar="NAME=WHERE|MANIFEST|KEY=VALUE",
+            help="Selections of one corpus: SQL over the sites' columns, a manifest (.yaml) whose shards exist, or a "
+            "value of the recipe's `sites`, `curriculum` or `objective`. The others are compared with the first.",
         ),
     ],
     tokens: Annotated[int, typer.Option(min=1, help="Sampled tokens of each run.")],
@@ -214,6 +214,8 @@ def worth(
         rpt worth recipes/demo.yaml all=true hard="entropy > 1.5" --tokens 500000 --seeds 3 --see 12
 
         rpt worth recipes/demo.yaml mine=mine.yaml random=random.yaml --tokens 500000
+
+        rpt worth recipes/demo.yaml uniform=sites.by=uniform foretold=sites.by=foretold --tokens 500000 --see 12
     """
     from pipeline.evaluation.study.jobs import default_workers
     from stages.worth import Comparison, plan_power, read_rules

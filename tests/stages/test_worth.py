@@ -76,6 +76,24 @@ def test_a_selection_of_other_documents_is_refused(folder: Path, tmp_path: Path)
         plan_power(mixed, 3, see=0.4, spread=0.02, work=tmp_path / "work")
 
 
+def test_ways_to_draw_are_overrides_of_the_recipe(folder: Path) -> None:
+    phases = """curriculum=[{until_step: 3, where: "band = 'easy'"}]"""
+    words = ["uniform=sites.by=uniform", "foretold=sites.by=foretold", "dynamic=objective.dynamic_sampling_from=0"]
+    rules = read_rules([*words, f"bands={phases}", "odd=sites = 3"])
+    config = asked(folder, **rules).study(2)
+    recipes = {name: load(Recipe, Path(config.recipe), [*config.set, *arm.set]) for name, arm in config.arms.items()}
+    assert [recipe.sites.by for recipe in recipes.values()] == ["uniform", "foretold", "uniform", "uniform", "uniform"]
+    assert recipes["dynamic"].objective.dynamic_sampling_from == 0 and recipes["bands"].curriculum[0].until_step == 3
+    assert recipes["odd"].sites.where == "sites = 3", "an expression over a column of that name"
+    del rules["odd"]
+    assert power(folder, asked(folder, **rules), see=0.4).seeds == 2
+    for rule, says in (("sites.bye=foretold", "bye"), ("objective.clip=-1", "greater than 0")):
+        with pytest.raises(UserError, match=says):
+            power(folder, asked(folder, uniform="sites.by=uniform", other=rule), see=0.4)
+    with pytest.raises(UserError, match="budget"):  # a filter: what is measured, and how long, is the same for all
+        power(folder, asked(folder, all="true", longer="budget.steps=9"), see=0.4)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -111,7 +129,8 @@ def test_arms_differ_in_their_selection_alone(folder: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_real_comparison_at_equal_sampled_tokens(folder: Path) -> None:
-    command = [sys.executable, "-m", "commands.cli", "worth", "recipe.yaml", "all=true", "hard=band = 'hard'"]
+    rules = RULES | {"dynamic": "objective.dynamic_sampling_from=0"}
+    command = [sys.executable, "-m", "commands.cli", "worth", "recipe.yaml", *(f"{n}={r}" for n, r in rules.items())]
     command += ["--tokens", "800", "--seeds", "2", "--see", "40", "--run", "compared", "--workers", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
@@ -122,16 +141,20 @@ def test_a_real_comparison_at_equal_sampled_tokens(folder: Path) -> None:
 
     assert "2 seeds and 40 sites of 40 documents see" in rpt("--plan") and not (folder / "compared").exists()
     said = rpt()
-    assert "4 runs of 800 sampled tokens" in " ".join(said.split())
+    assert "6 runs of 800 sampled tokens" in " ".join(said.split())
     found = json.loads((folder / "compared" / "worth.json").read_text())
-    (comparison,) = found["comparisons"]
-    assert comparison["says"] in said and comparison["verdict"] in ("more", "less", "same", "not decided")
-    for name in RULES:
+    for comparison in found["comparisons"]:
+        assert comparison["says"] in said and comparison["verdict"] in ("more", "less", "same", "not decided")
+    assert [comparison["selection"] for comparison in found["comparisons"]] == ["hard", "dynamic"]
+    for name in rules:
         for seed in (0, 1):
             (run,) = (folder / "compared").glob(f"{name}-{seed}.*")
             spent = [row["compute/sampled"] for row in metrics_of(run)]
             assert spent[-2] < 800 <= spent[-1], "it ends with the step that has sampled them"
             assert "eval/easy/reasoning" in metrics_of(run)[-1]
+            drawn = [row["groups/draws"] for row in metrics_of(run) if "groups/draws" in row]
+            assert (max(drawn) > 1) == (name == "dynamic"), "its further draws are among the sampled tokens"
         assert found["curves"][name][-1]["tokens"] == 800
     assert found["accuracy"][BASE]["easy"]["sites"] == 40
-    assert "0 of 7 jobs to run" in rpt(), "nothing is run again"
+    assert all(0 < found["sampling"][name]["gradient"]["value"] <= 1 for name in rules)
+    assert "0 of 10 jobs to run" in rpt(), "nothing is run again"

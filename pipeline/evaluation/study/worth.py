@@ -1,4 +1,4 @@
-"""What a selection is worth: policies trained on several selections at equal sampled tokens, compared over seeds.
+"""What a selection, or a way to draw from it, is worth: policies trained at equal sampled tokens, compared over seeds.
 
 Before it runs, a comparison says which difference it will see, by what is assumed of it. Afterwards every verdict goes
 by what was measured, and a difference smaller than the comparison can see is never claimed:
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -146,6 +147,7 @@ def summarize_worth(
         },
         "comparisons": comparisons,
         "curves": {arm.name: curve_of(arm, band, tokens) for arm in arms if arm.runs},
+        "sampling": sampling_of([arm for arm in arms if arm.runs], band, tokens),
     }
 
 
@@ -173,15 +175,66 @@ def curve_of(arm: Arm, band: str, tokens: int) -> list[dict[str, float]]:
     A run's accuracy between two of its measurements is interpolated. Every seed measures other sites.
     """
     at_M = np.linspace(0, tokens, CURVE_POINTS)
-    curves = []
-    for run in arm.runs:
-        rows = [row for row in read_metrics(run / "metrics.jsonl") if f"eval/{band}/reasoning" in row]
-        spent, accuracy = ([row[key] for row in rows] for key in ("compute/sampled", f"eval/{band}/reasoning"))
-        curves.append(np.interp(at_M, spent, accuracy))
-    curves_SM = np.stack(curves)
-    seeds = len(curves_SM)
-    reach_M = t_quantile(seeds - 1) * curves_SM.std(axis=0, ddof=1) / math.sqrt(seeds)
-    mean_M = curves_SM.mean(axis=0)
-    low_M, high_M = np.clip(mean_M - reach_M, 0, 1), np.clip(mean_M + reach_M, 0, 1)
-    columns = zip(at_M, mean_M, low_M, high_M, strict=True)
+    curves_SM = np.stack([np.interp(at_M, *measured(run, band)) for run in arm.runs])
+    mean_M, low_M, high_M = over_seeds(curves_SM)
+    columns = zip(at_M, mean_M, np.clip(low_M, 0, 1), np.clip(high_M, 0, 1), strict=True)
     return [dict(zip(("tokens", "value", "low", "high"), map(float, row), strict=True)) for row in columns]
+
+
+def sampling_of(arms: Sequence[Arm], band: str, tokens: int) -> dict[str, Any]:
+    """Return what the sampled tokens of each selection came to; the first one is the baseline.
+
+    Returns:
+        By selection: `gradient`, the share of the sampled groups that have a gradient; and `to_baseline`, the share of
+        `tokens` after which a run's accuracy first is the last one of the baseline's run with the same seed, which is
+        measured at the same sites: `by_seed`, None where it never is, and with all seeds their mean and its interval.
+        The baseline has an entry, too, because a rough curve is above its own end for a moment.
+    """
+    goals_S = [float(np.interp(tokens, *measured(run, band))) for run in arms[0].runs]
+    found = {}
+    for arm in arms:
+        gradient = dict(
+            zip(("value", "low", "high"), over_seeds(np.array(list(map(live_share, arm.runs)))), strict=True)
+        )
+        spent_S = [first_at(*measured(run, band), goal) for run, goal in zip(arm.runs, goals_S, strict=True)]
+        reached_S = [spent / tokens for spent in spent_S if spent is not None and spent <= tokens]
+        mean = over_seeds(np.array(reached_S)) if len(reached_S) == len(spent_S) else (None,) * 3
+        by_seed = [None if spent is None or spent > tokens else spent / tokens for spent in spent_S]
+        reached = dict(zip(("value", "low", "high"), mean, strict=True))
+        found[arm.name] = {"gradient": gradient, "to_baseline": reached | {"by_seed": by_seed}}
+    return found
+
+
+def measured(run: Path, band: str) -> tuple[list[float], list[float]]:
+    """Return after how many sampled tokens a run measured its accuracy by reasoning, and what it was."""
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if f"eval/{band}/reasoning" in row]
+    return [row["compute/sampled"] for row in rows], [row[f"eval/{band}/reasoning"] for row in rows]
+
+
+def live_share(run: Path) -> float:
+    """Return the share of a run's sampled groups that have a gradient."""
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if "groups/sampled" in row]
+    live = sum((1 - row["groups/zero_variance"]) * row["groups/sampled"] for row in rows)
+    return live / sum(row["groups/sampled"] for row in rows)
+
+
+def first_at(spent_M: Sequence[float], accuracy_M: Sequence[float], goal: float) -> float | None:
+    """Return after how many tokens a curve first has an accuracy, on straight lines between its points; None if never.
+
+    Example:
+        >>> first_at([0, 100, 200], [0.1, 0.3, 0.7], 0.4), first_at([0, 100], [0.1, 0.3], 0.4)
+        (125.0, None)
+    """
+    for m, accuracy in enumerate(accuracy_M):
+        if accuracy >= goal:
+            before = max(m - 1, 0)
+            return float(np.interp(goal, [accuracy_M[before], accuracy], [spent_M[before], spent_M[m]]))
+    return None
+
+
+def over_seeds(values_SM: NDArray[np.float64]) -> tuple[Any, Any, Any]:
+    """Return the means over seeds, and the ends of their 95 % intervals (Student's t)."""
+    seeds = len(values_SM)
+    mean_M = values_SM.mean(axis=0)
+    reach_M = t_quantile(seeds - 1) * values_SM.std(axis=0, ddof=1) / math.sqrt(seeds)
+    return mean_M, mean_M - reach_M, mean_M + reach_M

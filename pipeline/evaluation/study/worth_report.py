@@ -33,6 +33,12 @@ def report(found: Mapping[str, Any]) -> Iterator[Block]:
     yield selection_table(found)
     yield accuracy_table(found)
     yield comparison_table(found)
+    yield sampling_table(found)
+    yield Paragraph(
+        "Only a group whose responses differ in reward has a gradient; sampled tokens count whether it has one or not. "
+        "The last column: when a run's curve first is where that of "
+        f"`{next(iter(found['selections']))}` with the same seed ends; in that one's own row it is noise alone."
+    )
     yield Heading("Learning curves")
     yield Figure(CURVES, "accuracy by reasoning over sampled tokens, by selection, with intervals")
     yield Paragraph(
@@ -67,6 +73,20 @@ def comparison_table(found: Mapping[str, Any]) -> Table:
         rows.append((f"{comparison['selection']} − {comparison['baseline']}", *cells, told, comparison["verdict"]))
     header = ("", *found["band_sites"], f"sees at {found['band']}", "verdict")
     return Table("Differences, points [95 % interval]", header, tuple(rows))
+
+
+def sampling_table(found: Mapping[str, Any]) -> Table:
+    """Return what the sampled tokens came to, one row per selection."""
+    rows = []
+    for name, own in found["sampling"].items():
+        reached = own["to_baseline"]
+        missed, runs = sum(share is None for share in reached["by_seed"]), len(reached["by_seed"])
+        rows.append(
+            (name, percent(own["gradient"]), f"never in {missed} of {runs} runs" if missed else percent(reached))
+        )
+    baseline = next(iter(found["selections"]))
+    header = ("", "groups with a gradient", f"tokens to the last accuracy of {baseline}")
+    return Table("Sampling, % [95 % interval]", header, tuple(rows))
 
 
 def draw_curves(found: Mapping[str, Any], path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.evaluation.intervals import Difference
 from pipeline.evaluation.responses import RESPONSES
 from pipeline.evaluation.study.power import detectable
 from pipeline.evaluation.study.summary import Arm
-from pipeline.evaluation.study.worth import curve_of, power_of, sentence, summarize_worth, verdict_of
+from pipeline.evaluation.study.worth import curve_of, power_of, sampling_of, sentence, summarize_worth, verdict_of
 from pipeline.evaluation.study.worth_report import write_report
 
 
@@ -77,7 +77,10 @@ def test_an_open_verdict_says_what_it_takes() -> None:
 def write_run(folder: Path, points: list[tuple[int, float]]) -> Path:
     folder.mkdir(parents=True)
     rows = [{"step": i, "compute/sampled": spent, "eval/easy/reasoning": p} for i, (spent, p) in enumerate(points)]
-    rows.insert(1, {"step": 9, "compute/sampled": 17})  # a step without a measurement
+    rows.insert(
+        1, {"step": 9, "compute/sampled": 17, "groups/sampled": 8, "groups/zero_variance": 0.25}
+    )  # not measured
+    rows[-1] |= {"groups/sampled": 24, "groups/zero_variance": 0.75}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -93,6 +96,28 @@ def test_curves_compare_at_equal_sampled_tokens(tmp_path: Path) -> None:
     # at 200 tokens 0.5 and 0.55: standard deviation 0.05 / √2, error 0.025, t of one degree of freedom
     assert curve[20]["high"] == pytest.approx(0.525 + t.ppf(0.975, 1) * 0.025)
     assert curve[20]["low"] == pytest.approx(0.525 - t.ppf(0.975, 1) * 0.025)
+
+
+def test_what_the_sampled_tokens_came_to(tmp_path: Path) -> None:
+    """The baseline's runs end at 0.5 and 0.6; the other's first run gets there after 100 tokens, its second never."""
+    baseline = [write_run(tmp_path / f"a{s}", [(0, 0.1), (100, 0.2), (200, end)]) for s, end in enumerate((0.5, 0.6))]
+    other = [write_run(tmp_path / "b0", [(0, 0.1), (80, 0.3), (120, 0.7), (200, 0.4)]),
+             write_run(tmp_path / "b1", [(0, 0.1), (200, 0.59)])]  # fmt: skip
+    third = [write_run(tmp_path / f"c{s}", [(0, 0.1), (200, end)]) for s, end in enumerate((0.9, 1.1))]
+    arms = [Arm(name, tmp_path, runs) for name, runs in (("a", baseline), ("b", other), ("c", third))]
+    found = sampling_of(arms, "easy", 200)
+    assert found["a"]["to_baseline"]["by_seed"] == [1, 1]
+    assert found["b"]["to_baseline"] == {
+        "by_seed": [pytest.approx(0.5), None],
+        "value": None,
+        "low": None,
+        "high": None,
+    }
+    # 0.4 of 0.8 and 0.5 of 1.0: both halfway
+    assert found["c"]["to_baseline"]["by_seed"] == pytest.approx([0.5, 0.5])
+    assert found["c"]["to_baseline"]["value"] == found["c"]["to_baseline"]["high"] == pytest.approx(0.5)
+    # 6 of 8 groups and 6 of 24
+    assert {name: own["gradient"]["value"] for name, own in found.items()} == {"a": 12 / 32, "b": 12 / 32, "c": 12 / 32}
 
 
 def write_responses(folder: Path, rates: dict[str, float], sites: int = 200) -> None:
@@ -133,6 +158,8 @@ def test_a_report_has_the_verdicts_and_every_figure(tmp_path: Path) -> None:
         "`hard` is worth more than `all`",
         "`odd` is worth as much as `all`, to within 20 points",
         "hard − all",
+        "never in",
+        "groups with a gradient",
     ):
         assert text in page
     assert "<title>What the selections are worth" in page and (tmp_path / "curves.svg").is_file()
