@@ -1,17 +1,16 @@
 """Compare ways to draw sites on the demo: uniform, foretold, dynamic sampling, and an oracle that knows the pass rates.
 
-Two comparisons. *At equal sampled tokens*: one run each with uniform drawing, foretold sites and dynamic sampling, from
-the same policy, until each has sampled what uniform drawing samples in `--steps` steps. *At equal policies*: of the
-foretold run's policy after some steps (`--at`), the same candidates are drawn from uniformly, by forecast and by an
-oracle. The oracle knows each candidate's pass rate from 32 further responses, which are not counted, and has no floor.
-A fresh group at every candidate gives the share of groups with a gradient of each way, on average over its draws.
+Two comparisons. *At equal sampled tokens*: `rpt worth` trains with uniform drawing, foretold sites, dynamic sampling
+and a curriculum by band. *At equal policies*: of a foretold run's policy after some steps (`--at`), the same candidates
+are drawn from uniformly, by forecast and by an oracle. The oracle knows each candidate's pass rate from 32 further
+responses, which are not counted, and has no floor. A fresh group at every candidate gives the share of groups with a
+gradient of each way, on average over its draws.
 
-    python -m benchmarks.foretold [--seeds 0 1 2] [--steps 60] [--at 5 10 20 40 60] [--out build/foretold]
+    python -m benchmarks.foretold [--seeds 3] [--tokens 700000] [--at 5 10 20 40] [--out build/foretold]
 
 What is in --out is not done again: kill it, and the same command goes on.
 
-Last line: JSON with the figures (an entry per seed), ratios with 95 % intervals over the seeds, bars and whether they
-hold.
+Last line: JSON with the figures, ratios with 95 % intervals over the seeds, bars and whether they hold.
 """
 
 from __future__ import annotations
@@ -26,12 +25,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from pipeline.config.loading import load
 from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, current_record
 from pipeline.core.files import replace_text
+from pipeline.evaluation.scaling import read_metrics
+from pipeline.evaluation.study.worth import over_seeds
 from pipeline.grpo.data.forecast import enough, foretell
 from pipeline.grpo.data.foretold_draw import inclusion
 from pipeline.grpo.data.pass_rates import pass_rates
@@ -44,11 +44,14 @@ from pipeline.shards.order import sites_of_step
 from pipeline.shards.reader import ShardReader, Site
 
 ARMS = {
-    "uniform": [],
-    "foretold": ["sites.by=foretold"],
-    "dynamic": ["objective.dynamic_sampling_from=0"],
+    "uniform": "sites.by=uniform",
+    "foretold": "sites.by=foretold",
+    "dynamic": "objective.dynamic_sampling_from=0",
+    "bands": """curriculum=[{until_step: 20, where: "entropy < 1.5"}]""",
 }
-"""What each arm changes in the recipe."""
+"""What each arm changes in the recipe; the first is what the others are compared with."""
+ACCURACY = ("--band", "hard", "--see", "30", "--spread", "8")
+"""Accuracy at hard sites decides; three seeds that differ by 8 points see no difference below about 27."""
 KNOWN = 32
 """Responses from which the oracle knows a site's pass rate."""
 BARS = {"gap_closed": 0.5, "tokens_to_uniform_accuracy": 0.75}
@@ -58,90 +61,60 @@ BARS = {"gap_closed": 0.5, "tokens_to_uniform_accuracy": 0.75}
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=60, help="of the uniform run")
-    parser.add_argument(
-        "--at", type=int, nargs="+", default=[5, 10, 20, 40, 60], help="steps after which policies are compared"
-    )
-    parser.add_argument("--evaluate-every", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=700_000, help="sampled tokens of each run")
+    parser.add_argument("--at", type=int, nargs="+", default=[5, 10, 20, 40], help="steps at which policies are taken")
+    parser.add_argument("--evaluate-every", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], help="of every arm's recipe, as for `rpt train`")
     parser.add_argument("--out", type=Path, default=Path("build/foretold"))
     arguments = parser.parse_args()
-    bench = Bench(arguments)
-    rpt("data", "demo", "--work", str(arguments.out / "work"))
-    arms: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    out, work = arguments.out, ("--work", str(arguments.out / "work"))
+    rpt("data", "demo", *work)
+    changes = [f"budget.evaluate_every={arguments.evaluate_every}", *arguments.set]
+    ways = [f"{name}={change}" for name, change in ARMS.items()]
+    budget = ["--tokens", str(arguments.tokens), "--seeds", str(arguments.seeds), *ACCURACY]
+    rpt("worth", "demo", *ways, *budget, *work, "--run", str(out / "worth"), "--workers", "1", *overrides(changes))
+    worth = json.loads((out / "worth" / "worth.json").read_text(encoding="utf-8"))
+    worth["gradient_by_step"] = {arm: by_step(out / "worth", arm) for arm in ARMS}
     policies: list[dict[str, Any]] = []
-    for seed in arguments.seeds:
-        for steps in sorted({*(at for at in arguments.at if at <= arguments.steps), arguments.steps}):
-            bench.train("foretold", seed, steps)
-            if steps in arguments.at:
-                policies.append({"seed": seed, "step": steps, **bench.at_equal_policies(seed, steps)})
-                print(json.dumps(policies[-1]), flush=True)
-        tokens = bench.train("uniform", seed, arguments.steps)
-        bench.spend("dynamic", seed, tokens)
-        for arm in ARMS:
-            arms[arm].append(summary(bench.metrics(arm, seed), tokens))
-            print(json.dumps({"seed": seed, "arm": arm, **arms[arm][-1]}), flush=True)
-    gap = [[share_of_gap(found) for found in policies if found["seed"] == seed] for seed in arguments.seeds]
-    tokens_to_uniform = [tokens_to(own, other) for own, other in zip(arms["foretold"], arms["uniform"], strict=True)]
+    for seed in range(arguments.seeds):
+        for step in sorted(arguments.at):
+            policies.append({"seed": seed, "step": step, **at_step(out, seed, step, arguments.set)})
+            print(json.dumps(policies[-1]), flush=True)
+    gap_S = [np.mean([share_of_gap(p) for p in policies if p["seed"] == seed]) for seed in range(arguments.seeds)]
+    needed = worth["sampling"]["foretold"]["to_baseline"]
     ratios = {
-        "gap_closed": over_seeds([float(np.mean(of_seed)) for of_seed in gap if of_seed]),
-        "tokens_to_uniform_accuracy": over_seeds(tokens_to_uniform),
+        "gap_closed": dict(zip(("mean", "low", "high"), map(float, over_seeds(np.array(gap_S))), strict=True)),
+        "tokens_to_uniform_accuracy": {"mean": needed["value"], "low": needed["low"], "high": needed["high"]},
     }
-    closed, needed = (ratio["mean"] for ratio in ratios.values())
+    tokens = needed["value"]
     held = {
-        "gap_closed": closed is not None and closed >= BARS["gap_closed"],
-        "tokens_to_uniform_accuracy": needed is not None and needed <= BARS["tokens_to_uniform_accuracy"],
+        "gap_closed": ratios["gap_closed"]["mean"] >= BARS["gap_closed"],
+        "tokens_to_uniform_accuracy": tokens is not None and tokens <= BARS["tokens_to_uniform_accuracy"],
     }
-    figures = {"equal_tokens": arms, "equal_policies": policies}
+    figures = {"equal_tokens": worth, "equal_policies": policies}
     print(json.dumps({"figures": figures, "ratios": ratios, "bars": BARS, "holds": held}))
 
 
-class Bench:
-    """The runs of the benchmark, below one folder."""
+def by_step(comparison: Path, arm: str) -> list[list[float]]:
+    """Return the share of groups with a gradient of every step of an arm's runs, one list per seed."""
+    runs = sorted(comparison.glob(f"{arm}-[0-9]*.*/metrics.jsonl"))
+    rows = [[row for row in read_metrics(run) if "groups/sampled" in row] for run in runs]
+    return [[round(1 - row["groups/zero_variance"], 3) for row in of_run] for of_run in rows]
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._out, self._set, self._every = arguments.out, arguments.set, arguments.evaluate_every
 
-    def train(self, arm: str, seed: int, steps: int) -> float:
-        """Bring an arm's run to so many steps and return the tokens that it has sampled."""
-        changes = [
-            *(f"budget.{name}={self._every}" for name in ("evaluate_every", "save_every")),
-            f"seed={seed}",
-            f"budget.steps={steps}",
-            *ARMS[arm],
-            *self._set,
-        ]
-        overrides = [part for change in changes for part in ("--set", change)]
-        rpt("train", "demo", "--work", str(self._out / "work"), "--run", str(self._run(arm, seed)), *overrides)
-        if self.metrics(arm, seed)[-1]["step"] < steps:
-            sys.exit(f"the run {self._run(arm, seed)} was stopped: run the same command again")
-        return sum(row.get("tokens/sampled", 0) for row in self.metrics(arm, seed))
-
-    def spend(self, arm: str, seed: int, tokens: float) -> None:
-        """Let an arm's run go on until it has sampled so many tokens."""
-        steps, spent = 2, self.train(arm, seed, 2)
-        while spent < tokens:
-            steps += max(1, int((tokens - spent) / (spent / steps) / 2))
-            spent = self.train(arm, seed, steps)
-
-    def metrics(self, arm: str, seed: int) -> list[dict[str, float]]:
-        """Return the lines of an arm's `metrics.jsonl`."""
-        return [json.loads(line) for line in (self._run(arm, seed) / "metrics.jsonl").read_text().splitlines()]
-
-    def at_equal_policies(self, seed: int, step: int) -> dict[str, float]:
-        """Return what `compare` finds of the foretold run's policy after a step."""
-        run = self._run("foretold", seed)
-        stored = run / f"policies-{step:06d}.json"
-        if not stored.exists():
-            shards = current_record(self._out / "work" / "demo", "materialize")
-            if self.metrics("foretold", seed)[-1]["step"] != step:
-                sys.exit(f"the run {run} has gone past step {step}, its policy of that step is gone: remove its folder")
-            replace_text(stored, json.dumps(compare(run, shards)))
-        return dict(json.loads(stored.read_text()))
-
-    def _run(self, arm: str, seed: int) -> Path:
-        return self._out / f"{arm}-{seed}"
+def at_step(out: Path, seed: int, step: int, changes: Sequence[str]) -> dict[str, float]:
+    """Bring the seed's own foretold run to a step, and return what `compare` finds of its policy there."""
+    run = out / f"foretold-{seed}"
+    stored = run / f"policies-{step:06d}.json"
+    if not stored.exists():
+        own = [ARMS["foretold"], f"seed={seed}", f"budget.steps={step}", "budget.evaluate_every=1000", *changes]
+        rpt("train", "demo", "--work", str(out / "work"), "--run", str(run), *overrides(own))
+        checkpoint = latest_checkpoint(run)
+        if checkpoint is None or read_state(checkpoint)["step"] != step:
+            sys.exit(f"the policy of step {step} of {run} is not there: remove the folder, or run the command again")
+        replace_text(stored, json.dumps(compare(run, current_record(out / "work" / "demo", "materialize"))))
+    return dict(json.loads(stored.read_text(encoding="utf-8")))
 
 
 def compare(run: Path, shards: Record) -> dict[str, float]:
@@ -195,50 +168,14 @@ def rates(run: Path, recipe: Recipe, shards: Record, sites: Sequence[Site], samp
     return np.array([row["pass_rate"] for row in found], dtype=float)
 
 
-def summary(metrics: Sequence[dict[str, float]], tokens: float) -> dict[str, Any]:
-    """Return what a run came to with so many sampled tokens."""
-    steps = [row for row in metrics if "tokens/sampled" in row]
-    spent = np.cumsum([row["tokens/sampled"] for row in steps])
-    within = [row for row, sum_ in zip(steps, spent.tolist(), strict=True) if sum_ <= tokens * 1.001]
-    groups = sum(row["groups/sampled"] for row in within)
-    of_step = dict(zip([row["step"] for row in steps], spent.tolist(), strict=True))
-    accuracy = [
-        (of_step.get(row["step"], 0.0), row["eval/hard/reasoning"]) for row in metrics if "eval/hard/reasoning" in row
-    ]
-    return {
-        "steps": len(within),
-        "tokens": float(sum(row["tokens/sampled"] for row in within)),
-        "groups_sampled": groups,
-        "groups_trained": sum(row["groups/trained"] for row in within),
-        "live_share": sum((1 - row["groups/zero_variance"]) * row["groups/sampled"] for row in within) / groups,
-        "live_share_by_step": [round(1 - row["groups/zero_variance"], 3) for row in within],
-        "expected_by_step": [round(row["foretold/expected"], 3) for row in within if "foretold/expected" in row],
-        "hard_accuracy_by_tokens": accuracy,
-    }
-
-
 def share_of_gap(found: dict[str, float]) -> float:
     """Return the share of the gap between uniform drawing and the oracle that forecasts close."""
     return (found["foretold"] - found["uniform"]) / (found["oracle"] - found["uniform"])
 
 
-def tokens_to(own: dict[str, Any], uniform: dict[str, Any]) -> float | None:
-    """Return after what share of its tokens a run had the last accuracy of the uniform one; None if never."""
-    goal = uniform["hard_accuracy_by_tokens"][-1][1]
-    reached = (tokens / uniform["tokens"] for tokens, accuracy in own["hard_accuracy_by_tokens"] if accuracy >= goal)
-    return next(reached, None)
-
-
-def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
-    """Return the values of the seeds, their mean, and its 95 % interval (t, from two seeds on); None if one is."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return {"by_seed": list(values), "mean": None}
-    found = {"by_seed": [round(value, 3) for value in known], "mean": round(float(np.mean(known)), 3)}
-    if len(known) > 1:
-        half = float(stdtrit(len(known) - 1, 0.975)) * float(np.std(known, ddof=1)) / len(known) ** 0.5
-        found |= {"low": round(found["mean"] - half, 3), "high": round(found["mean"] + half, 3)}
-    return found
+def overrides(changes: Sequence[str]) -> list[str]:
+    """Return the options that change a recipe so."""
+    return [word for change in changes for word in ("--set", change)]
 
 
 def rpt(*arguments: str) -> None:

@@ -92,6 +92,7 @@ def certify(
         proxy_measures.add_calibrations([read_table(file) for file in measured.files("calibration")]),
         sites.counters,
         _agreement(sites, Path(judged.second)) if judged.second else None,
+        made_here=manifest.proxy.made_here is not None,
     )
     before = read_certificate(sites)
     found["accepted"] = accept or before == found | {"accepted": True}
@@ -116,5 +117,5 @@ def _refused(found: dict[str, Any], sites: Record) -> RefusedError:
     return RefusedError(
         f"the certificate refuses this selection: {says}",
         where=sites.directory,
-        hint="choose another proxy, or add --accept to use the sites as they are",
+        hint="choose another proxy (`--set proxy=auto` needs no model), or add --accept to use the sites as they are",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -42,11 +42,14 @@ def certificate(
     calibration: pa.Table,
     counters: Counters,
     agreement: Mapping[str, Any] | None = None,
+    *,
+    made_here: bool = False,
 ) -> dict[str, Any]:
     """Return the certificate as JSON values.
 
     `bits` is the result of `bits_per_byte`, `calibration` a table of `CALIBRATION`, `counters` are those of the select
-    record, and `agreement` is the result of `agreement`, if there is a second selection.
+    record, and `agreement` is the result of `agreement`, if there is a second selection. `made_here` says that the
+    proxy was made from the corpus, so it has read what the pairs of tokens are counted in.
 
     Returns:
         `bits_per_byte`, `calibration`, `kept` (by band and token class), `hard`, `names_and_digits`, `agreement`,
@@ -65,7 +68,7 @@ def certificate(
         "agreement": dict(agreement) if agreement else None,
         "bounds": config.identity(),
     }
-    findings = _findings(config, found)
+    findings = _findings(config, found, {"unigram", "bigram"} if made_here else {"unigram"})
     return found | {"findings": [asdict(finding) for finding in findings], "verdict": _verdict(config, found, findings)}
 
 
@@ -133,12 +136,12 @@ def _share(part: int, whole: int) -> float | None:
 # ------------------------------------------------------------------------------------------------------ verdict
 
 
-def _findings(config: CertificateConfig, found: Mapping[str, Any]) -> list[Finding]:
-    """Return the rules that are broken, those that refuse first."""
+def _findings(config: CertificateConfig, found: Mapping[str, Any], needed: Set[str]) -> list[Finding]:
+    """Return the rules that are broken, those that refuse first: a proxy must be better than what is `needed`."""
     bits, calibration = found["bits_per_byte"], found["calibration"]
     against = {"unigram": "token frequencies alone", "bigram": "pairs of tokens alone", "zlib": "zlib"}
     findings = [
-        Finding(name, "refuse" if name == "unigram" else "warn",
+        Finding(name, "refuse" if name in needed else "warn",
                 f"the proxy needs {bits['proxy']:.3f} bits/byte, {than} {bits[name]:.3f}")
         for name, than in against.items()
         if _exceeds(bits["proxy"], bits[name], or_equals=True)

@@ -56,8 +56,9 @@ def bins(entropy: tuple[float, ...], surprise: tuple[float, ...], positions: int
 def judged(bits: dict[str, Any] | None = None, counters: dict[str, int] | None = None, **bounds: Any) -> list[str]:
     """The verdict and the broken rules; the bins are those of a calibrated proxy unless they are given."""
     sums = bounds.pop("bins", bins((0.1, 1.1, 2.1), (0.1, 1.2, 2.9)))
-    shared = bounds.pop("agreement", None)
-    found = certificate(CertificateConfig(**bounds), GOOD | (bits or {}), sums, COUNTERS | (counters or {}), shared)
+    shared, own = bounds.pop("agreement", None), bounds.pop("made_here", False)
+    measured = GOOD | (bits or {}), sums, COUNTERS | (counters or {}), shared
+    found = certificate(CertificateConfig(**bounds), *measured, made_here=own)
     return [found["verdict"], *(finding["rule"] for finding in found["findings"])]
 
 
@@ -65,6 +66,9 @@ def test_the_verdict_of_every_rule() -> None:
     assert judged() == ["pass"]
     assert judged({"proxy": 2.0}) == ["warn", "bigram"]  # as many bits as pairs of tokens: nothing gained
     assert judged({"proxy": 1.9, "zlib": 1.8}) == ["warn", "zlib"]
+    # A proxy that was made from the corpus has read the same documents as the pairs.
+    assert judged({"proxy": 2.0}, made_here=True) == ["refuse", "bigram"]
+    assert judged({"proxy": 1.9, "zlib": 1.8}, made_here=True) == ["warn", "zlib"]
     assert judged({"proxy": 3.0}) == ["refuse", "unigram", "bigram", "zlib"]
     assert judged(bins=bins((0.1, 1.1), (0.7, 1.7))) == ["warn", "excess_surprise"]  # 0.6 in both
     assert judged(bins=bins((0.1, 2.1), (0.1, 3.5))) == ["pass"]  # above 1.4 nats the sixteen tokens are not all

@@ -10,12 +10,16 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config.errors import IntegrityError, RefusedError, UserError
+from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import Record
 from pipeline.core.marks import CERTIFICATE, read_certificate
 from stages.certificate import certify
+from stages.score import score
 from stages.select import select
 from tests.selection.tables import documents_of, scores_of
 from tests.stages.published import InProcess, cut, publish_tables
+from tests.stages.test_score import ingested
+from tests.stages.test_score import manifest as score_manifest
 from tests.stages.test_select import manifest, sites_of
 from tests.toys import problems
 
@@ -100,3 +104,32 @@ def test_agreement_with_a_second_selection(tmp_path: Path) -> None:
         )
     with pytest.raises(UserError, match="of other documents"):
         certified(tmp_path / "two", 0.3, 60, certificate=second)
+
+
+BY_HEART = {"vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "context": 64, "batch_tokens": 128,
+            "epochs": 30}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["letters at random", "problems"])
+def test_a_proxy_that_learned_its_corpus_by_heart_is_refused(tmp_path: Path, kind: str) -> None:
+    """Sixteen documents, too few to hold some out: the fit does not end early, and letters at random are memorised."""
+    rng = random.Random(0)
+    drawn = ["".join(rng.choices("abcdefghijklmnop", k=100)) for _ in range(16)]
+    texts = drawn if kind != "problems" else [row["problem"] + row["solution"] for row in problems(16)]
+    select_config = SelectConfig.model_validate({"where": "entropy > 0", "certificate": {"least_tokens": 500}})
+    read = score_manifest({"train": BY_HEART}).model_copy(update={"select": select_config})
+    documents, executor = ingested(tmp_path, texts), InProcess()
+    scored = score(read, documents, work=tmp_path, executor=executor)
+    sites = select(read, documents, scored, work=tmp_path, executor=executor)
+    try:
+        certify(read, documents, scored, sites, work=tmp_path, executor=executor)
+        code = 0
+    except RefusedError as error:
+        code = error.exit_code
+    found = read_certificate(sites)
+    assert found
+    if kind == "problems":
+        assert found["bits_per_byte"]["proxy"] < found["bits_per_byte"]["unigram"]
+    else:
+        assert code == 4 and found["findings"][0]["rule"] == "unigram"
+        assert found["bits_per_byte"]["proxy"] > 1.2 * found["bits_per_byte"]["unigram"]
