@@ -25,7 +25,10 @@ from pipeline.core.files import replace_text
 def audit(manifest: Manifest, *, work: Path, out: Path | None = None) -> Path:
     """Write the report of the selection that `manifest` describes, and return the page's path.
 
-    `out` is by default `WORK/NAME/audit/SELECTION`.
+    Args:
+        manifest: with its overrides.
+        work: folder of all manifests' artifacts.
+        out: output folder; by default `WORK/NAME/audit/SELECTION`.
 
     Raises:
         UserError: the selection does not exist.
@@ -50,8 +53,13 @@ def compare(
 ) -> Path:
     """Compare another selection with the one that `manifest` describes, and return the page's path.
 
-    `other` is another manifest's path, a selection's fingerprint, or `key=value` overrides of the manifest, which was
-    read from `path` with `overrides`. `out` is by default `WORK/NAME/audit/SELECTION`.
+    Args:
+        manifest: with its overrides.
+        other: another manifest's path, a selection's fingerprint, or `key=value` overrides of this manifest.
+        path: file from which `manifest` was read.
+        overrides: overrides that `manifest` has.
+        work: folder of all manifests' artifacts.
+        out: output folder; by default `WORK/NAME/audit/SELECTION`.
 
     Raises:
         UserError: one of the selections does not exist.

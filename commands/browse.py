@@ -43,9 +43,14 @@ def open_library(
 ) -> AppState:
     """Bring the index up to date and return the state which the pages show.
 
-    The selection of the manifest is shown first, other selections of the same scores beside it. Without a recipe, the
-    default template makes the prompts. `runs` are by default `runs/<recipe>`, if it exists; rollouts at sites are those
-    of the first. `command` is `rpt select` with manifest and overrides, to which pages add a rule.
+    Args:
+        manifest: with its overrides; its selection is shown first, other selections of the same scores beside it.
+        work: the manifest's folder.
+        executor: builds the index.
+        recipe: its prompt template and policy make the prompts; without one, the default template is used.
+        runs: folders of the runs that are shown, that of the rollouts at sites first; by default `runs/<recipe>`, if
+            it exists.
+        command: `rpt select` with manifest and overrides, to which pages add a rule.
 
     Raises:
         UserError: the selection that the manifest describes does not exist, or a run that is given.

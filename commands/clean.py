@@ -39,7 +39,10 @@ class Waste:
 def waste(manifest: Manifest, *, work: Path, runs: Path) -> list[Waste]:
     """Return the removable files and folders, in the order of the stages' names.
 
-    The shards that the runs in `runs` were trained on stay, with the inputs of those shards.
+    Args:
+        manifest: names the folder.
+        work: folder of all manifests' artifacts.
+        runs: folder of all runs; the shards they were trained on stay, with the inputs of those shards.
     """
     found = outputs(work / manifest.name)
     theirs = superseded_by_others(work / manifest.name)

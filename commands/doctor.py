@@ -63,8 +63,10 @@ FEATURES = (
 def doctor(work: Path, policy: str | None = None) -> dict[str, Any]:
     """Return the report as JSON values.
 
-    Of a `policy`, a folder or Hub id, it has the tokens that end its responses, and how it thinks under `task.thinking:
-    auto`.
+    Args:
+        work: folder of artifacts.
+        policy: folder or Hub id of a policy; if given, the report has the tokens that end its responses, and how it
+            thinks under `task.thinking: auto`.
     """
     features = [_checked(feature) for feature in FEATURES]
     return {

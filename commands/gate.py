@@ -40,8 +40,11 @@ def run_folder(place: Path) -> Path:
 def gate(run: Path, *, policy: str | None, most: float, out: Path | None) -> dict[str, Any]:
     """Fit the gate of a run's policy and write it.
 
-    `policy` names it in the evaluation, by default the last one; `most` is the share of the evaluated sites that may
-    think. Without `out`, the gate is written into the folder of the run's trained policy.
+    Args:
+        run: the run's folder.
+        policy: name of the policy in the evaluation; None: the last one.
+        most: share of the evaluated sites that may think.
+        out: file to write the gate to; None: into the folder of the run's trained policy.
 
     Returns:
         JSON values: `policy`, `written`, `about` (the gate, its calibration) and `sets` (see `summarize_hybrid`).

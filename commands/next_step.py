@@ -31,7 +31,10 @@ def after_audit(manifest: Path, name: str, work: Path) -> None:
 def after_training(stage: str, command: str, policy: Path) -> None:
     """Say how to measure the policy, or, if the run was asked to stop, how to go on.
 
-    `stage` is the command that has trained, `command` is `rpt evaluate` with its options.
+    Args:
+        stage: the command that has trained.
+        command: `rpt evaluate` with its options.
+        policy: folder of the trained policy.
     """
     if policy.is_dir():
         say_next(command, "what the policy has learned, on held-out documents")

@@ -78,8 +78,14 @@ def plan(
 ) -> dict[str, Any]:
     """Return the costs of a manifest or a recipe as JSON values; the content of the file tells which of them it is.
 
-    `source` is read instead of the manifest's corpus. `workers` count for manifests only, `ranks` and `context_tokens`,
-    those of the longest prompt, and `run`, an earlier run (by default `runs/NAME`), for recipes only.
+    Args:
+        path: a manifest or a recipe.
+        overrides: as for `load`.
+        source: read this instead of the manifest's corpus.
+        workers: worker processes (manifests only).
+        ranks: processes that share the run (recipes only).
+        context_tokens: tokens of the longest prompt (recipes only).
+        run: an earlier run; by default `runs/NAME` (recipes only).
 
     Raises:
         UserError: the file is neither, or its corpus, proxy, tokenizer or policy cannot be read.

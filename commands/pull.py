@@ -42,7 +42,10 @@ from pipeline.export.remote import Fetched, download
 def pull(remote: str, *, work: Path, revision: str | None = None) -> Path:
     """Download and verify a data set, and return the path of its manifest.
 
-    `remote` is `hf://datasets/owner/name` or a folder, `revision` a commit on the Hub.
+    Args:
+        remote: `hf://datasets/owner/name` or a folder.
+        work: folder of all manifests' artifacts.
+        revision: commit of the data set on the Hub.
 
     Raises:
         UserError: the data set does not exist.

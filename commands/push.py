@@ -38,7 +38,10 @@ REPORTS = ("audit.json", "report.html")
 def push(manifest: Manifest, remote: str, *, work: Path) -> None:
     """Upload the shards of the selection that `manifest` describes to `remote`.
 
-    `remote` is `hf://datasets/owner/name` or a folder.
+    Args:
+        manifest: with its overrides.
+        remote: `hf://datasets/owner/name` or a folder.
+        work: folder of all manifests' artifacts.
 
     Raises:
         UserError: the shards do not exist, or the upload failed.

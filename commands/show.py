@@ -38,8 +38,11 @@ _MOST = 300
 def show(manifest: Manifest, place: str, *, work: Path, recipe: Recipe | None = None) -> dict[str, Any]:
     """Return everything that is known about a position, as JSON values.
 
-    `place` is a `site_id`, a `doc_id` (its first site), or file and row (from 0) of a shard, `train-….parquet:17`.
-    Without a recipe, the default template makes the prompt.
+    Args:
+        manifest: with its overrides.
+        place: a `site_id`, a `doc_id` (its first site), or file and row (from 0) of a shard, `train-….parquet:17`.
+        work: folder of all manifests' artifacts.
+        recipe: its prompt template and policy make the prompt; without one, the default template is used.
 
     Raises:
         UserError: the selection does not exist, or the corpus has no such position.

@@ -26,6 +26,10 @@ from pipeline.core.workspace import format_bytes
 def stats(manifest: Manifest, *, work: Path) -> dict[str, Any]:
     """Return the numbers of the selection that a manifest describes, as JSON values.
 
+    Args:
+        manifest: with its overrides.
+        work: folder of all manifests' artifacts.
+
     Raises:
         UserError: the selection does not exist.
         IntegrityError: a file that was read has been changed.

@@ -26,7 +26,11 @@ MAIN = ("ingest", "score", "select", "materialize")
 def status(manifest: Manifest, *, work: Path, runs: Path, versions: Mapping[str, int]) -> dict[str, Any]:
     """Return the state of a manifest's stages and of the runs on its shards, as JSON values.
 
-    `versions` are those of the stages' code.
+    Args:
+        manifest: with its overrides.
+        work: folder of all manifests' artifacts.
+        runs: folder of all runs.
+        versions: current version of each stage's code, by name.
     """
     folder = work / manifest.name
     found = outputs(folder)
@@ -76,7 +80,12 @@ def _run(run: Path) -> dict[str, Any]:
 
 
 def list_all(*, work: Path, runs: Path) -> dict[str, Any]:
-    """Return what is built of every manifest, and all runs, as JSON values."""
+    """Return what is built of every manifest, and all runs, as JSON values.
+
+    Args:
+        work: folder of all manifests' artifacts.
+        runs: folder of all runs.
+    """
     manifests = []
     for folder in sorted(path for path in work.glob("*/") if path.is_dir()):
         found = outputs(folder)

@@ -28,8 +28,11 @@ SHOWN = 4000
 def trace(manifest: Manifest, start: str, *, work: Path, source: str | None = None) -> dict[str, Any]:
     """Follow a training example, or any position, back to its source record, as JSON values.
 
-    `start` is a `site_id`, a `doc_id`, or file and row (from 0) of a shard, `train-….parquet:17`. `source` is read
-    instead of `corpus.source`.
+    Args:
+        manifest: with its overrides.
+        start: a `site_id`, a `doc_id`, or file and row (from 0) of a shard, `train-….parquet:17`.
+        work: folder of all manifests' artifacts.
+        source: read this instead of `corpus.source`.
 
     Raises:
         UserError: the row, position or source does not exist.

@@ -35,7 +35,10 @@ from pipeline.grpo.run.run_folder import (
 def verify(manifest: Manifest, *, work: Path, source: str | None = None) -> dict[str, Any]:
     """Check all outputs of a manifest, including those of other overrides and earlier versions.
 
-    `source` is compared with instead of `corpus.source`.
+    Args:
+        manifest: names the folder.
+        work: folder of all manifests' artifacts.
+        source: compare with this instead of `corpus.source`.
 
     Raises:
         UserError: nothing has been published.

@@ -71,8 +71,15 @@ def certify(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the certificate of a selection into its folder, and return it.
 
-    `accept` uses the selection although its certificate refuses it. That is recorded, and holds for this selection from
-    then on.
+    Args:
+        manifest: with its overrides.
+        documents: record of ingest.
+        scores: record of score.
+        sites: record of select.
+        work: the manifest's folder.
+        executor: runs the measurements.
+        accept: use the selection although its certificate refuses it. It is recorded, and holds for this selection from
+            then on.
 
     Raises:
         UserError: the second selection is none, or is one of other documents.

@@ -62,9 +62,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate every policy at the same held-out sites, write the report and print it.
 
-    The other policies are compared with the first. If `out` holds an evaluation of the same inputs, that one is printed
-    again. The prompt that `run` has stored is used again (see `prompts_of`), `metrics` of the training run are plotted,
-    and `published` rows of the paper are printed beside the measured ones. `full` prints the whole report.
+    Args:
+        policies: `transformers` folders by name; the others are compared with the first (`before`, `after`).
+        recipe: its `evaluate`, `task`, `seed`, `rollout.max_new_tokens` and `policy.dtype` are used.
+        manifest_bands: thresholds of the difficulty bands.
+        shards: record of `materialize`.
+        out: folder to write to. If it already holds an evaluation of the same inputs, that one is printed again.
+        run: the evaluated run, whose stored prompt is used again (see `prompts_of`).
+        metrics: JSON lines of the training run, for the plots.
+        published: rows of the paper to print beside the measured ones.
+        full: print the whole report.
 
     Returns:
         The report, as in `evaluation.json`.

@@ -157,7 +157,10 @@ def run(config: QuestionsStageConfig, shard: Shard, out: Path) -> Counters:
 def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
     """Answer the held-out questions greedily before and after training, write `finetune.json` and log the change.
 
-    The recipe's `policy` is the one before training, the run's `policy/` the one after it.
+    Args:
+        recipe: its `policy` is the policy before training.
+        asked: record of `questions`.
+        run: the run's folder; its `policy/` is the policy after training.
 
     Returns:
         The content of `finetune.json`.

@@ -103,8 +103,12 @@ def ingest(
 ) -> Record:
     """Bring documents and quarantine up to date.
 
-    `source` is read instead of `corpus.source`; `slice_bytes` is about the size of the part of a file that a worker
-    reads.
+    Args:
+        manifest: its `corpus` block is used.
+        source: read this instead of `corpus.source`.
+        work: the manifest's folder.
+        executor: runs the passes.
+        slice_bytes: approximate size of the part of a file that a worker reads.
 
     Raises:
         UserError: the source is missing, damaged, or differs from the sha256 in the manifest; the template names a

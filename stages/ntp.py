@@ -29,7 +29,14 @@ def ntp(
 ) -> Path | None:
     """Train the recipe's policy on the training documents, from the last checkpoint in `run` if there is one.
 
-    Every rank calls it; a single one needs no launcher. `documents` is the record of `ingest`.
+    Every rank calls it; a single one needs no launcher.
+
+    Args:
+        recipe: its `policy`, `optimizer`, `supervised`, `budget` and `seed` are used.
+        documents: record of `ingest`.
+        run: the run's folder.
+        budget: when to stop.
+        deepspeed_config: topology; by default ZeRO-3 for the devices there are.
 
     Returns:
         The folder of the trained policy; None if the run was asked to stop (SIGTERM) and saved a checkpoint instead.

@@ -120,8 +120,12 @@ def stage_config(manifest: Manifest, tokenizer: str, folder: Callable[[Config], 
     """Return the stage's configuration, with `proxy.dtype: auto` resolved.
 
     `auto` means the number format of scores that are published or begun: scores made on another machine are used as
-    they are, and a killed run goes on as it began. Otherwise see `proxy_dtype`. `tokenizer` is a folder or a file;
-    `folder` returns the output folder of a configuration.
+    they are, and a killed run goes on as it began. Otherwise see `proxy_dtype`.
+
+    Args:
+        manifest: the manifest.
+        tokenizer: folder or file of the tokenizer.
+        folder: the output folder of a configuration.
     """
     proxy = manifest.proxy
     configs = [ScoreStageConfig(score=manifest.score, dtype=d, tokenizer=tokenizer) for d in DTYPES]

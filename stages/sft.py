@@ -36,8 +36,17 @@ def sft(
 ) -> Path | None:
     """Train the recipe's policy to give correct responses, from the last checkpoint in `run` if there is one.
 
-    Every rank calls it; a single one needs no launcher. `rollouts` are tables; if there are none, the true tokens of
-    the shards are learned. `screening` is the record of `screen`, if the recipe chooses its sites by pass rate.
+    Every rank calls it; a single one needs no launcher.
+
+    Args:
+        recipe: its `policy`, `task`, `sites`, `optimizer`, `supervised`, `budget` and `seed` are used.
+        documents: record of `ingest`.
+        shards: record of `materialize`.
+        rollouts: tables of rollouts; if empty, the true tokens of the shards are learned.
+        run: the run's folder.
+        budget: when to stop.
+        screening: record of `screen`, if the recipe chooses its sites by pass rate.
+        deepspeed_config: topology; by default ZeRO-3 for the devices there are.
 
     Returns:
         The folder of the trained policy; None if the run was asked to stop (SIGTERM) and saved a checkpoint instead.

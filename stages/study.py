@@ -54,7 +54,11 @@ def read_study(path: Path, overrides: Sequence[str], *, quick: bool) -> StudyCon
 def study(config: StudyConfig, *, work: Path, out: Path, workers: int) -> dict[str, Any]:
     """Run the unfinished parts, write the report and return the content of `study.json`.
 
-    `workers` commands run at the same time.
+    Args:
+        config: the study.
+        work: folder of the data stages' artifacts.
+        out: the study's folder.
+        workers: number of commands to run at the same time.
 
     Raises:
         UserError: a part failed.

@@ -65,9 +65,16 @@ def train(
 ) -> Path | None:
     """Train the recipe's policy on the shards, from the last checkpoint in `run` if there is one.
 
-    Every rank calls it; a single one needs no launcher. `bands` are those of the evaluations during training; without
-    them, there is one band for all sites. `screening` is the record of `screen`, if the recipe chooses its sites by
-    pass rate. Without `vllm_server`, a URL, this process samples.
+    Every rank calls it; a single one needs no launcher.
+
+    Args:
+        recipe: the policy, task and training settings.
+        bands: difficulty bands of the evaluations during training; None: one band for all sites.
+        shards: record of `materialize`.
+        run: the run's folder.
+        screening: record of `screen`, if the recipe chooses its sites by pass rate.
+        deepspeed_config: topology; by default ZeRO-3 for the devices there are.
+        vllm_server: URL of a vLLM server that samples; None: sample in this process.
 
     Returns:
         The folder of the trained policy; None if the run was asked to stop (SIGTERM) and saved a checkpoint instead.

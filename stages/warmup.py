@@ -40,8 +40,16 @@ def warmup(
 ) -> Path | None:
     """Teach the recipe's policy the form of responses, from the last checkpoint in `run` if there is one.
 
-    Every rank calls it; a single one needs no launcher. The recipe is that of `warmup_recipe`, and `screening` that of
-    `screening_for`. The default budget ends after all examples.
+    Every rank calls it; a single one needs no launcher.
+
+    Args:
+        recipe: as `warmup_recipe` returns it.
+        documents: record of `ingest`.
+        shards: record of `materialize`.
+        run: the run's folder.
+        budget: when to stop; by default after all examples.
+        screening: record of `screen`, as `screening_for` returns it.
+        deepspeed_config: topology; by default ZeRO-3 for the devices there are.
 
     Returns:
         The folder of the trained policy; None if the run was asked to stop (SIGTERM) and saved a checkpoint instead.

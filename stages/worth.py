@@ -107,8 +107,12 @@ foretold=sites.by=foretold; names have a-z, 0-9 and _"""
 def plan_power(asked: Comparison, seeds: int | None, *, see: float, spread: float, work: Path) -> Power:
     """Return what the comparison will see, after a check of its selections.
 
-    Arguments are those of `power_of`: `see` and `spread` are shares, and without `seeds`, there are as many as it
-    takes.
+    Args:
+        asked: the comparison.
+        seeds: runs of each selection; None: as many as it takes.
+        see: difference to see, as a share.
+        spread: assumed standard deviation of accuracy between seeds, as a share.
+        work: folder of the data stages' artifacts.
 
     Raises:
         UserError: a selection has no shards, no site, or is one of other documents; or no held-out site is in the band.
@@ -141,7 +145,12 @@ def plan_power(asked: Comparison, seeds: int | None, *, see: float, spread: floa
 def worth(asked: Comparison, power: Power, *, work: Path, out: Path, workers: int) -> dict[str, Any]:
     """Run the unfinished parts, write the report and return the content of `worth.json`.
 
-    `workers` commands run at the same time.
+    Args:
+        asked: the comparison.
+        power: what `plan_power` has found.
+        work: folder of the data stages' artifacts.
+        out: folder of the comparison.
+        workers: number of commands to run at the same time.
 
     Raises:
         UserError: a part failed.

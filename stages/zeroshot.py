@@ -35,8 +35,15 @@ def zeroshot(
 ) -> dict[str, Any]:
     """Evaluate the policy on the questions, write and print the result, and return the content of the JSON file.
 
-    `benchmark` is a key of `BENCHMARKS`, `mode` is `direct` or `reasoning`. Without a `source`, a local copy, the
-    benchmark is downloaded from the Hub. So many `questions` are chosen by `seed`; None: all.
+    Args:
+        policy: folder or Hub id.
+        benchmark: a key of `BENCHMARKS`.
+        source: a local copy of the benchmark; None: download it from the Hub.
+        mode: `direct` or `reasoning`.
+        questions: number of questions; None: all.
+        max_new_tokens: maximum length of a response, in tokens.
+        seed: seed of the choice of questions.
+        out: folder to write to.
 
     Raises:
         UserError: lm-eval is not installed, or the policy or the questions cannot be read.

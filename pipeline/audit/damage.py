@@ -70,7 +70,13 @@ class Damage:
         self._found: dict[int, _Character] = defaultdict(_Character)
 
     def add(self, doc_id: str, text: bytes, positions: pl.DataFrame) -> None:
-        """Count a document. `positions` are all of it [T], with `position`, `byte_offset`, `selectable` and `kept`."""
+        """Count a document.
+
+        Args:
+            doc_id: Its id.
+            text: Its text.
+            positions: All its positions [T], with `position`, `byte_offset`, `selectable` and `kept`.
+        """
         hits: dict[int, list[int]] = defaultdict(list)
         for hit in _BYTES.finditer(text):
             hits[ord(hit[0].decode())].append(hit.start())
@@ -105,7 +111,8 @@ class Damage:
     def rows(self, where: str) -> list[dict[str, Any]]:
         """Return one row per character, those that are targets most often first.
 
-        `where` is the rule of training documents.
+        Args:
+            where: The rule of training documents, to which `where` adds a condition.
 
         Returns:
             `character` (`U+000C`), `text`, `name` and likely `cause`; `documents`, `selectable` positions with it, and

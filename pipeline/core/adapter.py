@@ -45,7 +45,11 @@ def base_model(adapter: Path) -> tuple[str, str | None]:
 def merge_adapter(adapter: Path, base: Path, base_digest: str, tokenizer_files: tuple[str, ...]) -> Path:
     """Return the folder of the merged model, which the first call creates.
 
-    `tokenizer_files` are patterns of files that are copied from the adapter if it has a tokenizer, else from the base.
+    Args:
+        adapter: folder of the adapter.
+        base: folder of the model it is for.
+        base_digest: digest of the base's contents.
+        tokenizer_files: patterns of files that are copied from the adapter if it has a tokenizer, else from the base.
 
     Raises:
         UserError: `peft` is missing, the weights are not in safetensors, they do not fit the base, or cannot be merged.

@@ -23,8 +23,12 @@ def list_repository(repo: str, kind: str, revision: str | None) -> tuple[str, li
     """Return the commit that a revision of a repository means, and the names of all its files.
 
     Without network, both come from the cache. A cache that other tools filled may not know the names of all files: then
-    the names are those of the files that it holds. `kind` is `dataset` or `model`; without a `revision` (branch, tag or
-    commit) it is the main branch.
+    the names are those of the files that it holds.
+
+    Args:
+        repo: `owner/name`.
+        kind: `dataset` or `model`.
+        revision: a branch, a tag or a commit; None is the main branch.
 
     Raises:
         UserError: the repository cannot be listed; the message has the Hub's reason.
@@ -43,7 +47,11 @@ def list_repository(repo: str, kind: str, revision: str | None) -> tuple[str, li
 def snapshot(repo: str, kind: str, revision: str | None, patterns: Sequence[str] | None = None) -> Path:
     """Return the cache's folder of a repository at a commit, whose name is the folder's, with the files asked for.
 
-    Arguments are those of `list_repository`, and `patterns` of the files to download; None is all.
+    Args:
+        repo: `owner/name`.
+        kind: `dataset` or `model`.
+        revision: a branch, a tag or a commit; None is the main branch.
+        patterns: which files to download; None is all.
 
     Raises:
         UserError: they cannot be downloaded and are not in the cache; the message has the Hub's reason.
@@ -77,7 +85,10 @@ def file_of(repo: str, kind: str, commit: str, name: str) -> Path:
 def hub_errors(where: str, kind: str, revision: str | None = None) -> Iterator[None]:
     """Convert what the client of the Hub raises into a `UserError`, and its lines about retries into a single one.
 
-    `where` is the repository, for messages.
+    Args:
+        where: the repository, for messages.
+        kind: `dataset` or `model`.
+        revision: the revision asked for.
     """
     from huggingface_hub.errors import HFValidationError, HTTPError  # HTTPError: the HTTP library's, not an OSError
 

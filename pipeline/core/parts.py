@@ -62,7 +62,9 @@ class Rows:
 class Parts:
     """The parts of one shard. `done` is the number of its first items that published parts hold.
 
-    `scratch` is the folder that the stage's function was given.
+    Args:
+        scratch: the scratch folder that the stage's function was given.
+        items: number of items of the shard.
     """
 
     def __init__(self, scratch: Path, items: int) -> None:
@@ -154,8 +156,10 @@ class Teller:
     """Tells how much of a shard is done where no parts are kept, for the line of progress.
 
     The file lies beside the scratch folder, with which it is removed: it says nothing of a worker that was killed.
-    `scratch` is the folder that the stage's function was given. Without `units`, the shard's units of work, only the
-    rate is told.
+
+    Args:
+        scratch: the scratch folder that the stage's function was given.
+        units: units of work of the shard; None if they are not known, so that only the rate is told.
     """
 
     def __init__(self, scratch: Path, units: int | None = None) -> None:

@@ -27,8 +27,11 @@ def fastest_dtype() -> tuple[Dtype, str]:
 def proxy_dtype(proxy: ProxyConfig, command: str) -> Dtype:
     """Return the number format of a proxy on this machine, and log the choice of `auto`.
 
-    A proxy that is made from the corpus is too narrow to gain from bfloat16, or has no matrices. `command` is what the
-    line of the log begins with.
+    A proxy that is made from the corpus is too narrow to gain from bfloat16, or has no matrices.
+
+    Args:
+        proxy: the manifest's proxy.
+        command: what the line of the log begins with.
     """
     if proxy.dtype != "auto":
         return proxy.dtype

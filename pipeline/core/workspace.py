@@ -91,8 +91,10 @@ def outputs(work: Path) -> list[Output]:
 def unneeded(found: Sequence[Output], trained_on: Iterable[str] = (), sources: Collection[Path] = ()) -> list[Output]:
     """Return the complete outputs that are not inputs of a latest output, an incomplete output or a run.
 
-    `trained_on` are the fingerprints that runs name. Outputs in `sources`, for other manifests of that name, are kept,
-    and so is what was made from them.
+    Args:
+        found: the outputs of one folder.
+        trained_on: fingerprints that runs name (`made_from`).
+        sources: outputs for other manifests of that name; they are kept, and so is what was made from them.
     """
     runs = set(trained_on)
     kept = [o for o in found if o.current or o.record is None or o.fingerprint in runs]
@@ -172,7 +174,12 @@ def states(manifest: Manifest, work: Path, versions: Mapping[str, int]) -> list[
     """Return the state of each stage of `rpt data`, and why.
 
     Configurations, code versions and input hashes are compared; the bytes of the source and of the models are not read,
-    which is left to `rpt data`. `versions` are the code versions of the stages.
+    which is left to `rpt data`.
+
+    Args:
+        manifest: the manifest, with its overrides applied.
+        work: the manifest's folder.
+        versions: code version of each stage, by name.
     """
     found, result, listed = outputs(work), list[State](), expected_records(manifest)
     inner = [output for output in found if output.stage not in {want.stage for want in listed}]
@@ -222,7 +229,12 @@ def own_record(work: Path, manifest: Manifest, stage: str) -> Record:
     """Return the output of a stage that was made from a manifest's own source.
 
     That is what the stage made last, whatever the overrides were. If the stage has run since for another manifest of
-    this name, it is the output that this manifest describes. Give it without the overrides of what it made.
+    this name, it is the output that this manifest describes.
+
+    Args:
+        work: the manifest's folder.
+        manifest: without the overrides that its outputs may have been made with.
+        stage: a stage of `rpt data`.
 
     Raises:
         UserError: the stage has not run, or what it made last is another manifest's and this one's is not up to date.
@@ -244,7 +256,9 @@ def own_record(work: Path, manifest: Manifest, stage: str) -> Record:
 def with_policy_tokenizer(manifest: Manifest, work: Path) -> Manifest:
     """Return the manifest with the folder of the proxy's tokenizer, if its policy tokenizer is `proxy`.
 
-    `work` is the manifest's folder, which has the proxy if that is fitted.
+    Args:
+        manifest: with its overrides.
+        work: the manifest's folder, which has the proxy if that is fitted.
 
     Raises:
         UserError: the proxy is not fitted yet.

@@ -48,7 +48,9 @@ BUILDERS = {extension: builder for builder, extensions in _EXTENSIONS.items() fo
 def dataset_files(about: DatasetConfig, held_out: str | None = None) -> list[SourceFile]:
     """Return the files of a data set, by configuration, split and name.
 
-    `held_out` is another split that is read as well, for validation.
+    Args:
+        about: what `datasets.load_dataset` would get.
+        held_out: another split that is read as well, for validation.
 
     Raises:
         UserError: the data set cannot be listed, has several configurations of which none is named, or no such split.
@@ -92,7 +94,10 @@ def dataset_files(about: DatasetConfig, held_out: str | None = None) -> list[Sou
 def _parts_of_splits(files: Sequence[SourceFile], of_split: Mapping[str, Sequence[int]], spec: str) -> list[SourceFile]:
     """Return files with the ranges of rows that a specification like `train[:10%]+test[5:]` takes of them.
 
-    `of_split` has the numbers of the files of each split, in the order of its rows.
+    Args:
+        files: all files, with those that are only held out.
+        of_split: numbers of the files of each split, in the order of its rows.
+        spec: what `datasets` takes as a split.
 
     Raises:
         UserError: it is not such a specification.

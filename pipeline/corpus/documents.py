@@ -85,7 +85,13 @@ def doc_id(text: str) -> str:
 
 
 def to_document(values: Mapping[str, Any], template: Template, config: CorpusConfig, corpus: str = "") -> Document:
-    """Return the document that a record makes. `corpus` is the name of the record's source, if there are several.
+    """Return the document that a record makes.
+
+    Args:
+        values: the record's columns.
+        template: the template of its source.
+        config: the configuration of its source.
+        corpus: the name of its source, if there are several.
 
     Raises:
         Unusable: with the reason for which the record goes to quarantine.

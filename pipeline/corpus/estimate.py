@@ -66,7 +66,13 @@ def estimate(
     """Read a corpus, or about `read_bytes` of each of its sources.
 
     Uncompressed JSON lines and text are read at places drawn at random, Parquet in row groups drawn at random; other
-    files can only be read from their start. Sources of up to `read_bytes` are read whole.
+    files can only be read from their start.
+
+    Args:
+        files: result of `corpus_files`.
+        config: configuration of the corpus.
+        seed: seed of the places.
+        read_bytes: sources up to this size are read whole.
 
     Raises:
         UserError: a file cannot be read, lacks a column of the template, or no record that was read can be used.

@@ -14,8 +14,11 @@ from pipeline.corpus.sources.opening import SourceFile
 def corpus_files(config: CorpusConfig, source: str | None = None) -> list[SourceFile]:
     """Return the files of a corpus, sorted by name, and log which configurations and splits are read and left out.
 
-    Several sources come one after the other, and the names of their files begin with the name of the source. `source`
-    is read instead of `corpus.source`.
+    Several sources come one after the other, and the names of their files begin with the name of the source.
+
+    Args:
+        config: the manifest's `corpus`.
+        source: source to read instead of `corpus.source`.
 
     Raises:
         UserError: as in `find_files`, `choose` and `dataset_files`, or `source` is given for several sources.

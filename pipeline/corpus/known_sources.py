@@ -42,7 +42,11 @@ class KnownSources:
     """The scans of a manifest's source files. Threads and processes may use it at the same time."""
 
     def __init__(self, path: Path) -> None:
-        """Read the scans in a file, if it exists; damaged lines, as a killed process leaves them, are ignored."""
+        """Read the scans in a file; damaged lines, as a killed process leaves them, are ignored.
+
+        Args:
+            path: `sources.jsonl`; it need not exist.
+        """
         self._path, self._lock = path, threading.Lock()
         self._known: dict[str, dict[str, Any]] = {}
         if path.is_file():
@@ -53,6 +57,11 @@ class KnownSources:
 
     def scan(self, file: SourceFile, config: CorpusConfig, slice_bytes: int) -> Scan:
         """Return the scan of a file: a remembered one, or a new one, which is then remembered.
+
+        Args:
+            file: the file.
+            config: the configuration of its source.
+            slice_bytes: as for `scan`.
 
         Raises:
             UserError: the file cannot be read.

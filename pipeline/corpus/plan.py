@@ -43,7 +43,11 @@ def read_shards(surveys: Sequence[Scan], slice_bytes: int) -> list[Shard]:
 def count_read_shards(files: Sequence[SourceFile], sizes: Sequence[int], config: CorpusConfig, slice_bytes: int) -> int:
     """Return about how many shards `read` has, which can be told before the files are scanned.
 
-    The files are those of one source, in order; `sizes` are their stored bytes.
+    Args:
+        files: files of one source, in order.
+        sizes: stored bytes of each.
+        config: how they are read.
+        slice_bytes: as for `read_shards`.
     """
     expected: list[int] = []
     for file, size in zip(files, sizes, strict=True):

@@ -37,8 +37,15 @@ def with_entropy_of(
     """Return the sites with the entropy of the model's next token, in nats.
 
     The entropy is over the `top_k` most likely tokens, renormalised. Contexts are tokenized by the model's own
-    tokenizer and truncated on the left to the model's maximum length. `top_k` is as for the scores that select. `batch`
-    changes memory use, not results; progress is told by `advance(sites, tokens)`.
+    tokenizer and truncated on the left to the model's maximum length.
+
+    Args:
+        proxy: The model.
+        tokenizer: Its tokenizer.
+        sites_N: Sites to score.
+        top_k: Number of tokens, as for the scores that select.
+        batch: Sites per forward pass; it changes memory use, not results.
+        advance: Progress callback `advance(sites, tokens)`.
     """
     front = [] if proxy.bos_id is None else [proxy.bos_id]
     room = None if proxy.limit is None else proxy.limit - len(front)

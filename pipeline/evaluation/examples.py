@@ -27,8 +27,12 @@ def examples(
 ) -> list[dict[str, Any]]:
     """Return sites drawn at random that the last policy newly gets right, lost, still gets wrong, or right as before.
 
-    `chosen` are the indices of the sites of the first set, `readings` have answers [N], and policies are in the order
-    of training.
+    Args:
+        sites_N: All sites.
+        chosen: Indices of those of the first set.
+        readings: Answers [N] by name of the reading.
+        policies: Names of the policies in the order of training.
+        seed: Seed of the draw.
 
     Returns:
         At most `EACH` sites of each kind, with `kind`, `site_id`, `entropy`, `field`, `context`, `truth`, and `answers`

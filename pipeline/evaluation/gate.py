@@ -134,7 +134,9 @@ def threshold_for(chance_N: NDArray[np.float64], most: float) -> float:
 def calibration(observed: Observed, chance_N: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Return, for bins of sites where the answers differ, the mean chance that thinking pays and how often it did.
 
-    `chance_N` is the result of `cross_fitted`.
+    Args:
+        observed: The observations.
+        chance_N: Chances from `cross_fitted`.
     """
     differs_N = observed.differs_N
     pays_N, own_N = observed.reasoning_N[differs_N], chance_N[differs_N]

@@ -14,7 +14,11 @@ READINGS = ("direct", "reasoning", "hybrid", "oracle")
 def draw_gate(by_band: Mapping[str, Any], calibration: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw the readings of a set of sites with their intervals, and how often thinking paid against what was expected.
 
-    `by_band` are figures of `summarize_hybrid`, `calibration` those of `gate.calibration`; `title` names the sites.
+    Args:
+        by_band: Figures of `summarize_hybrid`.
+        calibration: Bins of `gate.calibration`.
+        path: The SVG file.
+        title: What the sites are.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -16,6 +16,9 @@ def headline(report: Mapping[str, Any]) -> tuple[str, ...]:
 
     After a warm-up, what rose and fell in it is told apart from what RL added: else RL would be credited with the form.
 
+    Args:
+        report: The JSON report of an evaluation.
+
     Returns:
         What rose, what did not, what the warm-up alone did if there was one, and the comparison with direct prediction;
         of a single policy only the comparison; without sites one sentence that says so.

@@ -54,7 +54,12 @@ class Gated:
 
 
 def gated(observed: Observed, most: float = 1.0) -> Gated:
-    """Fit the gate of a policy. `most` is the share of the sites that may think."""
+    """Fit the gate of a policy.
+
+    Args:
+        observed: The policy's answers at held-out sites.
+        most: Share of the sites that may think.
+    """
     chance_N = cross_fitted(observed)
     gate = fit_gate(observed)._replace(threshold=threshold_for(chance_N, most))
     return Gated(gate, observed, chance_N)
@@ -70,7 +75,11 @@ def observe(direct: Predictions, reasoning: Predictions, sites_N: Sequence[Site]
 def summarize_hybrid(found: Gated, entropy_N: Sequence[float], bands: BandsConfig, chosen: Sequence[int]) -> Any:
     """Return the figures of the hybrid reading at some of the sites, by band, as JSON values; None without sites.
 
-    `entropy_N`, of all sites, decides their bands; `chosen` are the indices of some.
+    Args:
+        found: A policy's gate and answers.
+        entropy_N: The entropy of all sites, which decides their bands.
+        bands: Thresholds in nats.
+        chosen: Indices of the sites.
 
     Returns:
         By band: accuracy of `direct`, `reasoning`, `hybrid` and `oracle` (right if either answer is); `thinks`, the

@@ -84,7 +84,13 @@ def proportion(
 def difference(
     after_N: NDArray[np.bool_], before_N: NDArray[np.bool_], documents_N: Sequence[str] | NDArray[np.str_]
 ) -> Difference | None:
-    """Return the share of hits of `after` minus that of `before` on the same sites, paired; None without sites."""
+    """Return the share of hits of `after` minus that of `before` on the same sites, paired; None without sites.
+
+    Args:
+        after_N: Hits of one reading.
+        before_N: Hits of the other, in the same order.
+        documents_N: The sites' documents.
+    """
     after, before = proportion(after_N, documents_N), proportion(before_N, documents_N)
     if after is None or before is None:
         return None

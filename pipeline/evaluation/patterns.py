@@ -58,7 +58,10 @@ def compare_patterns(
 ) -> dict[str, dict[str, Any]]:
     """Compare the patterns in two policies' responses to the same sites and return JSON values.
 
-    Intervals are clustered by document.
+    Args:
+        after_R: Responses of one policy.
+        before_R: Responses of the other, in the same order.
+        documents_R: The sites' documents, by which intervals are clustered.
 
     Returns:
         By group: `after`, `before` (shares with intervals), `difference` (paired), `relative` (change of the share;

@@ -25,8 +25,11 @@ class Point:
 def read_progress(metrics: Path, bands: Sequence[str], kind: str = "reasoning") -> dict[str, list[Point]]:
     """Read the evaluations that a training run logged, by band and step.
 
-    Lines of JSON with `step` and `eval/<band>/<kind>`, `…_low`, `…_high` count. A step that a resumed run logged twice
-    counts once, as logged last; the unfinished last line of a killed run is left out.
+    Args:
+        metrics: JSON lines; lines with `step` and `eval/<band>/<kind>`, `…_low`, `…_high` count. A step that a resumed
+            run logged twice counts once, as logged last; the unfinished last line of a killed run is left out.
+        bands: Bands to read.
+        kind: Reading, `reasoning` or `direct`.
     """
     lines = metrics.read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines[:-1] if line.strip()]
@@ -48,7 +51,11 @@ def draw_progress(
 ) -> list[Path]:
     """Draw `accuracy.png` and `accuracy.svg` and return their paths; a panel a band, because bands may coincide.
 
-    `direct`, the accuracy of the untrained policy, is drawn as dashed lines.
+    Args:
+        series: Reasoning accuracy over steps, by band.
+        direct: Direct accuracy of the untrained policy, by band; drawn as dashed lines.
+        folder: Output folder.
+        title: Title of the plot.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

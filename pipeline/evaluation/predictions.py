@@ -96,7 +96,12 @@ def predict_direct(
 ) -> list[Prediction]:
     """Predict the most likely next token after each bare context, without prompt template or reasoning.
 
-    The tokenizer's BOS token, if it has one, precedes the context. `advance` is called after every `batch` sites.
+    Args:
+        policy: Sampler of the policy.
+        tokenizer: Tokenizer of the policy; its BOS token, if it has one, precedes the context.
+        sites_N: Sites to predict at.
+        batch: Sites between two calls of `advance`.
+        advance: Progress callback.
     """
     beginning = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
     answers: list[Prediction] = []

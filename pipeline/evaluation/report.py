@@ -172,7 +172,10 @@ def sample_table(summary: Mapping[str, Any]) -> Table:
 def label_table(summary: Mapping[str, Any], noun: str, by_label: Sequence[Mapping[str, Any]]) -> Table:
     """Return accuracy by label, one row per label and one column per reading.
 
-    `noun` says in the title what the labels are.
+    Args:
+        summary: Figures of a set of sites.
+        noun: What the labels are, for the title.
+        by_label: Each reading's accuracy by label.
     """
     rows = tuple(
         (f"{label}\n{counted(estimate['sites'], 'site')}", *(percent(own[label]) for own in by_label))
@@ -271,7 +274,12 @@ def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def markdown(report: Mapping[str, Any], pictures: tuple[str, ...] = ()) -> str:
-    """Return the whole report as a Markdown page. `pictures` are names of image files in the folder of the page."""
+    """Return the whole report as a Markdown page.
+
+    Args:
+        report: The JSON report.
+        pictures: Names of image files in the same folder as the page.
+    """
     parts = [f"# Evaluation of {report['recipe']}"]
     parts += [f"![held-out accuracy over training steps]({picture})" for picture in pictures]
     for block in blocks(report):

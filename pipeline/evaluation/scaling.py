@@ -85,7 +85,10 @@ class Law:
 def fit_law(compute_N: Sequence[float], accuracy_N: Sequence[float], *, seed: int = 0) -> Law:
     """Fit the law to the points with positive compute; the untrained policy has none and is left out.
 
-    `compute_N` is in FLOPs; accuracies are fractions. `seed` is that of the bootstrap.
+    Args:
+        compute_N: FLOPs spent on training.
+        accuracy_N: Accuracies as fractions.
+        seed: Seed of the bootstrap.
 
     Raises:
         UserError: There are fewer than four different computes, which three parameters always fit.
@@ -135,7 +138,9 @@ def objections(law: Law) -> list[str]:
 def scaling_of(metrics: Sequence[Path], bands: Sequence[str]) -> dict[str, Any]:
     """Return accuracy over compute during training and the fitted law, by band, as JSON values.
 
-    `metrics` are `metrics.jsonl` of runs that differ in their seeds; the law is fitted to means over them.
+    Args:
+        metrics: `metrics.jsonl` of runs that differ in their seeds; the law is fitted to means over them.
+        bands: Bands to fit.
     """
     rows = [[row for row in read_metrics(path) if "compute/flops" in row] for path in metrics]
     found: dict[str, Any] = {}

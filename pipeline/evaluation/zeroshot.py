@@ -64,7 +64,11 @@ def read_questions(
 ) -> tuple[list[Question], int]:
     """Return `count` questions (all, if None) chosen by a hash of (seed, row), in the order of the source.
 
-    `source` is a path, glob or URL of a copy; None is the benchmark's own on the Hub.
+    Args:
+        benchmark: Default source and column names.
+        source: Path, glob or URL of a copy; None for the default source on the Hub.
+        count: Number of questions.
+        seed: Seed of the choice.
 
     Returns:
         The questions, and the number of records skipped because they lack a question, options, or a valid answer.
@@ -112,7 +116,11 @@ def _question(benchmark: Benchmark, value: Mapping[str, Any] | Unusable) -> Ques
 def lm_eval_task(name: str, questions: Sequence[Question], mode: str, max_new_tokens: int) -> dict[str, Any]:
     """Return an lm-eval task configuration for the questions; no data set is downloaded.
 
-    `mode` is `direct` or `reasoning`.
+    Args:
+        name: Name of the task.
+        questions: Questions, in the order in which they are asked.
+        mode: `direct` or `reasoning`.
+        max_new_tokens: Maximum length of a response.
     """
 
     def dataset(**_: Any) -> dict[str, Any]:
@@ -157,7 +165,10 @@ def letter_of(response: str) -> str | None:
 def summarize_zeroshot(questions: Sequence[Question], hits: Sequence[bool], answered: Sequence[bool]) -> dict[str, Any]:
     """Return accuracy with intervals and chance level, overall and by category, as JSON values.
 
-    `hits` and `answered`, whether a response gave a letter at all, are in the order of the questions.
+    Args:
+        questions: The questions asked.
+        hits: True for each question answered right, in the same order.
+        answered: True for each response that gave a letter at all.
 
     Returns:
         `questions`, `accuracy`, `chance` (of picking an option at random), `above_chance` (the interval lies above it),

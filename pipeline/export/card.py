@@ -56,7 +56,11 @@ def licences(corpus: CorpusConfig) -> list[str]:
 def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]], remote: str) -> str:
     """Return the `README.md` of a data set: YAML front matter for the Hub, then Markdown.
 
-    `lineage` includes materialize; `examples` are a few rows of the training shards.
+    Args:
+        manifest: the manifest of the shards.
+        lineage: the records of the stages, including materialize.
+        examples: a few rows of the training shards.
+        remote: the address of the data set.
     """
     shards = lineage.materialize
     assert shards is not None

@@ -45,7 +45,12 @@ def croissant(
 ) -> dict[str, Any]:
     """Return the JSON-LD of a data set.
 
-    `files` are sha256 by path below the data set, for every file except this one.
+    Args:
+        manifest: the manifest of the shards.
+        lineage: the records of the stages.
+        files: sha256 by path below the data set, for every file except this one.
+        published: the day of publication.
+        url: the address of the data set.
     """
     present = [split for split in SPLITS if any(path.startswith(f"data/{split}-") for path in files)]
     named = licences(manifest.corpus)

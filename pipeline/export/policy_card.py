@@ -66,7 +66,11 @@ def complete(context):
 def describe_policy(folder: Path, run: Path, gate: Gate, sets: Mapping[str, Any]) -> None:
     """Write gate, code, generation settings and card into the folder of a run's policy.
 
-    `sets` has `where`, `bands` and `hybrid` for each set of sites.
+    Args:
+        folder: the policy's folder.
+        run: the run's folder, with its recipe and prompt.
+        gate: the policy's gate.
+        sets: for each set of sites, `where`, `bands` and `hybrid`.
 
     Raises:
         UserError: the run's recipe or the policy's tokenizer cannot be read.
@@ -94,8 +98,12 @@ def generation(recipe: Recipe) -> dict[str, Any]:
 def policy_card(recipe: Recipe, prompt: PromptText, bare: str, before: str, sets: Mapping[str, Any]) -> str:
     """Return the `README.md` of a policy.
 
-    `bare` is the text of the token that stands before a bare context, or empty; `before` is the prompt's text before
-    the context; `sets` is as for `describe_policy`.
+    Args:
+        recipe: the run's recipe.
+        prompt: the run's prompt.
+        bare: text of the token that stands before a bare context; empty if there is none.
+        before: the prompt's text before the context.
+        sets: as for `describe_policy`.
     """
     code = _CODE.format(bare=bare, before=before, after=prompt.after).strip()
     ends = {

@@ -39,7 +39,10 @@ def repository(remote: str) -> str | None:
 def upload(folder: Path, remote: str, message: str) -> None:
     """Upload `folder` to `remote`, as one commit on the Hub. Deletes only files that an earlier push listed.
 
-    `remote` is an address on the Hub, or a folder.
+    Args:
+        folder: the files of the data set.
+        remote: an address on the Hub, or a folder.
+        message: the commit's message on the Hub.
 
     Raises:
         UserError: the Hub is unreachable or refuses, or `remote` holds files that were not pushed.
@@ -70,7 +73,11 @@ def upload(folder: Path, remote: str, message: str) -> None:
 def superseded(present: Collection[str], listed: Collection[str], new: Collection[str], where: object) -> list[str]:
     """Return the files to delete: those that an earlier push listed and this one does not have.
 
-    Paths are those `present` at the destination, `listed` by the earlier push, and `new`, put there now.
+    Args:
+        present: paths that exist at the destination.
+        listed: paths that the earlier push listed.
+        new: of what is put there now.
+        where: for messages.
 
     Raises:
         UserError: something else is in the place of a new file, or would be read as one of the shards.
@@ -148,7 +155,11 @@ class Fetched:
 
 
 def download(remote: str, revision: str | None) -> Fetched:
-    """Download the data set at `remote`. Without `revision`, a branch, tag or commit on the Hub, it is the newest.
+    """Download the data set at `remote`.
+
+    Args:
+        remote: an address on the Hub, or a folder.
+        revision: a branch, tag or commit on the Hub; None: the newest.
 
     Raises:
         UserError: there is no data set, or the Hub is unreachable.

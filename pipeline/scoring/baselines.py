@@ -40,8 +40,13 @@ def bigram_nats(ids_T: NDArray[np.int64], document_T: NDArray[np.int64], vocabul
     """Return −ln p of every token given the one before it, by the pairs of the other documents, in nats.
 
     p(w | v) = (max(c(v, w) − D, 0) + D·N₁₊(v)·p(w)) / c(v), interpolated with the unigram p(w) (`unigram_nats`), which
-    also prices first tokens and those after a token that no other document has. Arguments are those of `unigram_nats`.
+    also prices first tokens and those after a token that no other document has.
     Source: Ney, Essen, Kneser, "On structuring probabilistic dependences in stochastic language modelling", 1994.
+
+    Args:
+        ids_T: token ids, each below `vocabulary`.
+        document_T: the index of each token's document, from 0 and rising.
+        vocabulary: V, the number of tokens that the unigram is spread over.
     """
     p_T = _unigram(ids_T, document_T, vocabulary)
     second_T = np.flatnonzero(document_T[1:] == document_T[:-1]) + 1

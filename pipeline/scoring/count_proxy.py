@@ -88,7 +88,11 @@ def score_counted(
 ) -> CountScores:
     """Return the scores of all documents' tokens [P], end to end, each document's first token included.
 
-    `counted` tells which documents are among those that were counted, and are to be subtracted.
+    Args:
+        tables: the counts.
+        documents: token ids of each document.
+        counted: whether each document is among those that were counted, and is to be subtracted.
+        top_k: number of most likely tokens that entropies are computed over.
     """
     text = Text.of(tables, documents)
     own = Own.of(tables, text, np.asarray(counted, bool))

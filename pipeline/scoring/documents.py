@@ -29,8 +29,13 @@ def score_documents(
     """Return the scores of every document's positions 1 … T−1 (position 0 has no context).
 
     Values do not depend on which windows share a batch, up to rounding; the same call gives the same bits. When memory
-    runs out, the proxy continues with half the tokens per batch and logs it. `documents` are token ids [T], nothing
-    added; `names` are for messages.
+    runs out, the proxy continues with half the tokens per batch and logs it.
+
+    Args:
+        proxy: the model.
+        documents: token ids [T] of each document, nothing added.
+        names: names of the documents, for error messages.
+        config: the windows, the batch size and `top_k`.
 
     Raises:
         UserError: NaN or infinite values in the model's output, or a window too large for the memory; the message

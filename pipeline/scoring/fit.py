@@ -219,7 +219,13 @@ def unigram_bits_per_byte(tokenizer: CorpusTokenizer, training: Sequence[str], t
 
 
 def fit_proxy(texts: Texts, config: TrainProxyConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Fit a tokenizer and a model, and save both to `folder` in `transformers` format. Progress lines go to `say`.
+    """Fit a tokenizer and a model, and save both to `folder` in `transformers` format.
+
+    Args:
+        texts: the texts to fit and to measure on.
+        config: sizes and training settings.
+        folder: a folder that does not exist yet.
+        say: called with each progress line.
 
     Returns:
         The content of `training.json` in the folder: steps, tokens, and bits per byte on held-out text beside two

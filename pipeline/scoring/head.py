@@ -22,7 +22,11 @@ def tiled_head(model: Any, hidden: Callable[[Tensor], Tensor], probe_BT: Tensor)
 
     The model runs once on a short input with a hook on its output matrix. The hook checks that the input of the matrix
     is `hidden`, and replaces its output with known numbers, which show how the model transforms them afterwards.
-    `hidden` returns the hidden states [B, T, H] of ids [B, T]; `probe_BT` is the short input.
+
+    Args:
+        model: a `transformers` causal LM.
+        hidden: the hidden states [B, T, H] of ids [B, T].
+        probe_BT: the short input.
     """
     output = model.get_output_embeddings()
     if type(output) is not torch.nn.Linear:

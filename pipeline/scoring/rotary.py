@@ -25,7 +25,9 @@ _BUFFER = "inv_freq"
 def fix_rotary(model: PreTrainedModel, longest: int | None) -> bool:
     """Fix a model's rotary frequencies to those of `longest` tokens, if they depend on the rows of a batch.
 
-    `longest` counts the tokens of a row, response included; None if unknown.
+    Args:
+        model: a `transformers` model with its weights.
+        longest: maximum tokens of a row, response included; None if unknown.
 
     Returns:
         Whether the frequencies depended on the rows. If so, every position must be below `longest`.

@@ -16,8 +16,12 @@ PLACE = ("doc_id", "byte_offset")
 def agreement(first: Record, second: Record, selectable: int) -> dict[str, Any]:
     """Return how far two selections agree on the training sites.
 
-    Memory grows with the sites of `second`. `selectable` is the number of training positions that `first` could have
-    kept.
+    Memory grows with the sites of `second`.
+
+    Args:
+        first: record of a selection.
+        second: record of another one, of the same documents.
+        selectable: number of training positions that `first` could have kept.
 
     Returns:
         `first`, `second` and `both`: numbers of training sites; `jaccard`: those of both over those of either; and

@@ -47,9 +47,13 @@ def certificate(
 ) -> dict[str, Any]:
     """Return the certificate as JSON values.
 
-    `bits` is the result of `bits_per_byte`, `calibration` a table of `CALIBRATION`, `counters` are those of the select
-    record, and `agreement` is the result of `agreement`, if there is a second selection. `made_here` says that the
-    proxy was made from the corpus, so it has read what the pairs of tokens are counted in.
+    Args:
+        config: the bounds.
+        bits: the result of `bits_per_byte`.
+        calibration: a table of `CALIBRATION`.
+        counters: those of the select record.
+        agreement: the result of `agreement`, if there is a second selection.
+        made_here: True if the proxy was made from the corpus, so that it has read what pairs of tokens are counted in.
 
     Returns:
         `bits_per_byte`, `calibration`, `kept` (by band and token class), `hard`, `names_and_digits`, `agreement`,

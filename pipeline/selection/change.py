@@ -42,8 +42,12 @@ def shortest_change(where: str, columns: Mapping[str, Column], row: pl.DataFrame
     """Return the fewest changes of a rule that make it true on a position; none if it is true.
 
     All parts between the outermost ANDs that fail must change; of an OR, the operand that needs fewest changes does. A
-    threshold moves just past the value, a list takes it up, and what has no such value is replaced by `true`. `columns`
-    are those that the rule may name; the one `row` of the frame has those that it names.
+    threshold moves just past the value, a list takes it up, and what has no such value is replaced by `true`.
+
+    Args:
+        where: the rule.
+        columns: the columns that it may name.
+        row: a frame of one row that has the columns that the rule names.
 
     Raises:
         UserError: it is not a valid rule, or cannot be computed on the row.

@@ -207,7 +207,9 @@ def mixture_counts(weights: Mapping[str, float], available: Mapping[str, int], m
 def duplicate_keys(scores: pa.Table, suffix_tokens: int) -> NDArray[np.uint64]:
     """Return a hash of every position's token and the `suffix_tokens` tokens before it (fewer at a document's start).
 
-    `scores` has the column `token_ids` [T of each document]; the result is [T of all documents together].
+    Args:
+        scores: column `token_ids` [T of each document].
+        suffix_tokens: number of tokens before the position that the hash covers.
 
     Returns:
         [T of all documents together]

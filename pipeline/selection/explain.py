@@ -43,7 +43,10 @@ class Explanation:
 def parts_of_rule(where: str, columns: Mapping[str, Column], key: str) -> list[Part]:
     """Return the parts of a rule, from left to right.
 
-    `columns` are those that the rule may name; `key` is its configuration key, for messages.
+    Args:
+        where: the rule.
+        columns: the columns that it may name.
+        key: the configuration key of the rule (`select.where`), for the message.
 
     Raises:
         UserError: as for `where.row_filter`.
@@ -87,7 +90,10 @@ def holds(part: Part, rows: pl.DataFrame) -> pl.Series:
 def explain(where: str, columns: Mapping[str, Column], row: pl.DataFrame) -> list[Explanation]:
     """Return every part of a rule with whether it holds on a position, and the values of its columns.
 
-    `columns` are those that the rule may name; the one `row` of the frame has those that it names.
+    Args:
+        where: the rule.
+        columns: the columns that it may name.
+        row: a frame of one row that has the columns that the rule names.
 
     Raises:
         UserError: it is not a valid rule, or cannot be computed on the row.

@@ -45,7 +45,9 @@ class LaterRule:
 def later_rules(config: Mapping[str, Any], counters: Mapping[str, int]) -> list[LaterRule]:
     """Return the rules after `where` that a selection has, in the order in which they apply.
 
-    `config` and `counters` are those of its record.
+    Args:
+        config: configuration of the selection.
+        counters: counters of its record.
 
     Example:
         >>> later_rules({"max_per_document": 6, "strategy": "rule"}, {"dropped.document_cap": 10})
@@ -65,8 +67,13 @@ def verdicts(rules: list[LaterRule], config: Mapping[str, Any], positions: pl.Da
     """Return for each rule one character per position: `HOLDS`, `FAILS`, or `UNKNOWN` where it was not reached.
 
     Which of several rules dropped a position is unknown too, unless it is the cap of its document or only one of them
-    dropped any. `positions` are those of whole documents: `doc_id`, `split`, `entropy`, `passes` (`where` lets it
-    through) and `kept`.
+    dropped any.
+
+    Args:
+        rules: the result of `later_rules`.
+        config: configuration of the selection.
+        positions: positions of whole documents: `doc_id`, `split`, `entropy`, `passes` (`where` lets it through) and
+            `kept`.
     """
     frame = positions.with_row_index("row")
     kept, passed = frame["kept"].to_list(), frame["passes"].to_list()

@@ -112,7 +112,10 @@ def _column(kind: str) -> Column:
 def metadata_frame(doc_ids: Iterable[str], meta: Iterable[str], columns: Mapping[str, str]) -> pl.DataFrame:
     """Return a frame with one row per document: its metadata as typed columns, null if absent.
 
-    `meta` are JSON objects, and `columns` has the kind of each column; ids are for messages.
+    Args:
+        doc_ids: ids of the documents, for error messages.
+        meta: the documents' metadata as JSON objects.
+        columns: the kind of each column, by name.
 
     Raises:
         UserError: a value is not of its kind.
@@ -140,7 +143,10 @@ def metadata_frame(doc_ids: Iterable[str], meta: Iterable[str], columns: Mapping
 def with_metadata(scores: pa.Table, documents: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     """Return the scores with columns of their documents' metadata.
 
-    `documents` has columns `doc_id` and `meta`; `columns` has the kind of each column of metadata.
+    Args:
+        scores: rows of the scores table.
+        documents: columns `doc_id` and `meta` of their documents.
+        columns: the kind of each column of metadata, by name.
     """
     if not columns:
         return scores
@@ -164,8 +170,10 @@ def referenced_metadata(expression: pl.Expr, metadata: Mapping[str, str]) -> dic
 def check_metadata(names: Iterable[str], tables: Iterable[pa.Table], key: str = "select.metadata") -> None:
     """Refuse metadata that no document has.
 
-    The tables have the documents' column `meta`, and are read until every name was found. `key` is the configuration
-    key that has the names, for the message.
+    Args:
+        names: names of metadata.
+        tables: column `meta` of the documents; read until every name was found.
+        key: the configuration key that has the names, for the message.
 
     Raises:
         UserError: no document has one of them; the message lists the metadata that documents have.

@@ -64,8 +64,10 @@ def add_calibrations(tables: Sequence[pa.Table]) -> pa.Table:
 def sample(documents: pa.Table, scores: pa.Table, share: float) -> pa.Table:
     """Return the documents of a shard that are in the sample (`SAMPLE`).
 
-    `documents` has columns `doc_id` and `text`, `scores` those of `SAMPLE_SCORES`; `share` is that of all documents to
-    draw.
+    Args:
+        documents: columns `doc_id` and `text` of the shard.
+        scores: `SAMPLE_SCORES` of the same shard.
+        share: the share of all documents to draw.
     """
     drawn = [random_key("certificate", doc_id) < share * 2**64 for doc_id in scores["doc_id"].to_pylist()]
     chosen = scores.filter(pa.array(drawn, pa.bool_()))

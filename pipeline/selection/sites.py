@@ -80,6 +80,10 @@ NEAR = 0.01
 def check_columns_exist(config: SelectConfig, documents: Sequence[InputFile]) -> None:
     """Refuse a selection that names metadata which no document has; it would put all sites into one stratum.
 
+    Args:
+        config: the selection.
+        documents: files of the documents table.
+
     Raises:
         UserError: no document has it; the message lists the metadata that documents have.
     """

@@ -62,7 +62,10 @@ def describe(columns: Mapping[str, Column]) -> str:
 def row_filter(where: str, columns: Mapping[str, Column], key: str) -> pl.Expr:
     """Parse `where` into a boolean polars expression of one row.
 
-    `columns` are those that it may name; `key` is its configuration key (`select.where`), for messages.
+    Args:
+        where: the expression.
+        columns: the columns that it may name.
+        key: the configuration key of the expression (`select.where`), for the message.
 
     Raises:
         UserError: it does not parse, names an unknown column or function, exceeds a limit (`sql.py`), is not boolean,
@@ -83,7 +86,10 @@ reference_nll, excess_loss, token_class, tokens, split)
 def parse_filter(where: str, columns: Mapping[str, Column], key: str) -> tuple[exp.Expr, pl.Expr]:
     """Parse `where` into a syntax tree (`pipeline.selection.sql`) and a boolean polars expression of one row.
 
-    Arguments are those of `row_filter`.
+    Args:
+        where: the expression.
+        columns: the columns that it may name.
+        key: the configuration key of the expression, for the message.
 
     Raises:
         UserError: as for `row_filter`.
@@ -138,7 +144,10 @@ def _check_comparisons(tree: exp.Expr, columns: Mapping[str, Column]) -> None:
 def filter_rows(frame: pl.DataFrame, expression: pl.Expr, name: str) -> pl.DataFrame:
     """Return the rows for which the expression is true (neither false nor null).
 
-    `name` is the configuration key of the expression, for the message.
+    Args:
+        frame: the rows.
+        expression: a boolean expression of one row.
+        name: the configuration key of the expression, for the message.
 
     Raises:
         UserError: it cannot be computed on a value, such as `CAST(field AS INT)` on a word.

@@ -132,7 +132,10 @@ def count_tokens(tokenizer: str, texts: Sequence[str]) -> list[int]:
 def try_select(config: SelectConfig, several: bool, scored: Trial) -> Trial:
     """Measure select on the scores of another trial, without the rules over the whole corpus.
 
-    `several` tells whether the documents are from several sources.
+    Args:
+        config: the rules.
+        several: whether the documents are from several sources.
+        scored: a trial of `try_scores`.
     """
     begin = time.monotonic()
     documents, schema = scored.tables["documents"], sites_schema(config.metadata, several)
@@ -245,8 +248,10 @@ class Estimate:
 def estimate_total(values_D: Sequence[int], population: float, error: float = 0.0) -> Estimate:
     """Estimate the sum over all documents from a random sample without replacement (normal approximation).
 
-    `values_D` are of the sample's documents, `population` counts all documents, and `error` is its relative standard
-    error, if that is itself an estimate.
+    Args:
+        values_D: one value per document of the sample.
+        population: total number of documents.
+        error: relative standard error of `population`, if that is itself an estimate.
 
     Example:
         >>> estimate_total([4, 6], 2), estimate_total([5, 5], 100)
@@ -262,7 +267,10 @@ def estimate_total(values_D: Sequence[int], population: float, error: float = 0.
 def kept_share(config: SelectConfig, selected: Sequence[Trial], share: float) -> float:
     """Estimate the share of selected sites that the rules over the whole corpus keep; ignores thinning and strata.
 
-    `selected` are trials of `try_select`; `share` is that of their documents: the corpus's number divided by theirs.
+    Args:
+        config: the rules.
+        selected: trials of `try_select`.
+        share: documents of the corpus divided by those of the trials.
 
     Raises:
         UserError: a source of the mixture has no site.

@@ -95,7 +95,11 @@ class Examples:
 def examples(config: MaterializeConfig, tokenizer: CorpusTokenizer, documents: pa.Table, sites: pa.Table) -> Examples:
     """Find the training example of each of a shard's sites.
 
-    `documents` has columns `doc_id` and `text`; the sites are in their order, then by position.
+    Args:
+        config: lengths, in policy tokens.
+        tokenizer: the policy's tokenizer.
+        documents: columns `doc_id` and `text` of the shard's documents.
+        sites: the shard's sites (`SITES`), in the order of `documents`, then by position.
 
     Raises:
         IntegrityError: the shard lacks the document of a site.

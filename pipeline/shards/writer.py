@@ -31,7 +31,11 @@ ZSTD_LEVEL = 5
 def write_shards(out: Path, examples: Examples, row_group: int, metadata: Mapping[str, str]) -> None:
     """Write `train.parquet` and `validation.parquet` to `out`, each only if it has rows.
 
-    A reader decodes a row group to read one row. `metadata` tells where the rows come from.
+    Args:
+        out: the stage's scratch folder.
+        examples: the examples to write.
+        row_group: rows per row group, which a reader decodes to read one row.
+        metadata: schema metadata, which tells where the rows come from.
     """
     for split in SPLITS:
         if not examples.counters[f"kept.{split}"]:

@@ -93,7 +93,12 @@ def score_answer(
 ) -> Outcome:
     """Reward 1 iff a response's prediction equals the answer by `same_answer`.
 
-    Responses are as for `score_response`. `boundaries` are ignored, and there for the signature of `Judge`.
+    Args:
+        response: bytes of the response's tokens, without the end-of-sequence token.
+        finished: whether the response ended by itself. A response cut at the length limit is `unfinished`.
+        answer: the true answer, UTF-8.
+        boundaries: ignored; the parameter is there for the signature of `Judge`.
+        thinking: how the policy thinks.
     """
     return _scored(same_answer, response, finished, answer, thinking)
 

@@ -30,6 +30,11 @@ def overlong_penalty(length: int, limit: int, margin: int) -> float:
 
     It is 0 up to `limit - margin` tokens, then falls linearly to −1 at `limit`.
 
+    Args:
+        length: tokens of the response.
+        limit: maximum tokens of a response.
+        margin: tokens before the limit over which the penalty grows.
+
     Example:
         >>> [overlong_penalty(length, limit=100, margin=20) for length in (80, 85, 100)]
         [0.0, -0.25, -1.0]

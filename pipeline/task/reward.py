@@ -61,7 +61,10 @@ def prefix_reward(prediction: bytes | None, continuation: bytes, boundaries: Seq
 def first_token_reward(prediction: bytes | None, first_token: bytes, target: bytes) -> Outcome:
     """Reward 1 iff the prediction's first token is the true next token (appendix A), ignoring what follows it.
 
-    `first_token` is that of the prediction by the policy's tokenizer, `target` the true one.
+    Args:
+        prediction: bytes in the box; None if there is none.
+        first_token: bytes of the prediction's first token by the policy's tokenizer.
+        target: bytes of the true next token.
 
     Example:
         >>> first_token_reward(b" 4 pears", b" 4", b" 4").reason, first_token_reward(b" 45", b" 45", b" 4").reason
@@ -76,7 +79,9 @@ def first_token_reward(prediction: bytes | None, first_token: bytes, target: byt
 def dense_reward(outcome: Outcome, probability: float) -> Outcome:
     """Return the dense reward of appendix A: 1 for the right first token, else the policy's probability of it.
 
-    `outcome` is that of `first_token_reward`, and `probability` the policy's of that token directly after the context.
+    Args:
+        outcome: the outcome of `first_token_reward`.
+        probability: the policy's probability of the predicted first token directly after the context.
 
     Example:
         >>> dense_reward(first_token_reward(b" 5", b" 5", b" 4"), 0.25).reward
@@ -90,7 +95,11 @@ def priced(outcome: Outcome, tokens: int, price: float) -> Outcome:
 
     That subtracts r · p·n / (1 + p·n), which is about p for each of the first tokens and always less than r. So of two
     right answers the shorter earns more, and any right answer earns more than a wrong one, which earns what it did.
-    `tokens` count the end-of-sequence token; `price` is `task.token_price`, from 0 to 1.
+
+    Args:
+        outcome: the outcome without a price.
+        tokens: tokens of the response, its end-of-sequence token included.
+        price: `task.token_price`, from 0 to 1.
 
     Example:
         >>> right = prefix_reward(b" 4", b" 4 apples", [2, 9])
@@ -119,8 +128,12 @@ def score_response(
 ) -> Outcome:
     """Extract a response's prediction and return its reward by prefix matching.
 
-    The response has no end-of-sequence token. If it was cut at the length limit, it has not `finished`, and its reason
-    is `unfinished`. `continuation` and `boundaries` are as for `prefix_reward`.
+    Args:
+        response: bytes of the response's tokens, without the end-of-sequence token.
+        finished: whether the response ended by itself. A response cut at the length limit is `unfinished`.
+        continuation: as in `prefix_reward`.
+        boundaries: as in `prefix_reward`.
+        thinking: how the policy thinks.
     """
     if not finished:
         return Outcome(0.0, "unfinished")

@@ -39,6 +39,9 @@ class Thinking(NamedTuple):
 
         Thinking ends at the first end mark; a later one is part of the answer.
 
+        Args:
+            response: the bytes that the policy sampled, without the given beginning.
+
         Example:
             >>> Thinking("tags").answer(b"A digit.</think>4"), Thinking("free").answer(b"A digit: 4")
             (b'4', b'A digit: 4')
@@ -56,6 +59,9 @@ class Thinking(NamedTuple):
 
         What the given beginning holds is no thought of the policy's.
 
+        Args:
+            response: the bytes that the policy sampled, without the given beginning.
+
         Example:
             >>> [Thinking("tags").at_once(response) for response in (b"\n</think>4", b"Hm.</think>4", b"</thi")]
             [True, False, False]
@@ -72,8 +78,11 @@ class Thinking(NamedTuple):
         r"""Return the end of a prompt, after which the policy's response goes on.
 
         `tags` opens a thought if the prompt has not done so; `none` gives an empty thought to a policy that would open
-        one; `free` changes nothing. The given beginning follows. `text` is the prompt after the context as the chat
-        template renders it; `knows_marks` tells whether the policy's tokenizer or chat template has the marks.
+        one; `free` changes nothing. The given beginning follows.
+
+        Args:
+            text: the prompt's text after the context, as the chat template renders it.
+            knows_marks: whether the policy's tokenizer or chat template has the marks.
 
         Example:
             >>> Thinking("tags").prompt_end("Answer: ", True), Thinking("tags").prompt_end("<think>", True)
@@ -100,7 +109,8 @@ class Thinking(NamedTuple):
     def to_box(self, thought: bytes) -> tuple[bytes, ...]:
         r"""Return the literals that follow a thought up to the inside of the answer's box.
 
-        `thought` is what was sampled or written after the given beginning.
+        Args:
+            thought: what has been sampled or written after the given beginning.
 
         Example:
             >>> Thinking("tags").to_box(b"A digit."), Thinking("none", prefill="\\boxed{").to_box(b"")
@@ -126,7 +136,11 @@ def written_response(thinking: Thinking, thought: str, target: bytes) -> bytes:
 
     It is what a policy would have to sample: neither what the prompt contains nor the end-of-sequence token. A thought
     is left out where none can stand (`Thinking.takes_thought`). White space around the thought is the caller's.
-    `thought` has no end mark and may be empty; `target` is any bytes without `\boxed{`.
+
+    Args:
+        thinking: the form.
+        thought: any text without the end mark; may be empty.
+        target: the prediction, any bytes without `\boxed{`.
 
     Example:
         >>> written_response(Thinking("tags"), "A digit.\n", b" 4")
@@ -140,8 +154,11 @@ def written_response(thinking: Thinking, thought: str, target: bytes) -> bytes:
 def choose_mode(start: str, end: str, *, are_tokens: bool, in_template: bool) -> tuple[Mode, str]:
     """Return the mode that `task.thinking: auto` means, and the reason.
 
-    `are_tokens` tells whether both marks are tokens of the policy's tokenizer, `in_template` whether both stand in its
-    chat template.
+    Args:
+        start: the mark that opens a thought.
+        end: the mark that ends a thought.
+        are_tokens: whether both are tokens of the policy's tokenizer.
+        in_template: whether both stand in its chat template.
     """
     if are_tokens:
         return "tags", f"{start} and {end} are tokens of the policy"

@@ -51,8 +51,11 @@ CUTS = pa.schema(
 def assign(doc_ids: Sequence[str], held_out: Sequence[bool], rule: ValidationConfig, seed: int) -> list[str | None]:
     """Return the split of every document in memory, None where an earlier one has the same text.
 
-    Documents are in source order. `held_out` tells which ones their column or file marks as held out; `seed` is that of
-    the hash that chooses by fraction or number.
+    Args:
+        doc_ids: [N] in source order.
+        held_out: [N] whether its column or its file marks it as held out.
+        rule: by column, by split, by fraction or by number of documents.
+        seed: seed of the hash that chooses by fraction or number.
 
     Example:
         >>> a, b = "0" * 32, "1" * 32
@@ -71,7 +74,11 @@ def mark_duplicates(
 ) -> None:
     """Give every document the code DUPLICATE whose key an earlier one has.
 
-    `key_N2` has the halves of each doc_id; `scratch` and `at_once` are as for `parts_by_key`.
+    Args:
+        code_N: the code of each document.
+        key_N2: the halves of each doc_id.
+        scratch: a folder for a file as `parts_by_key` needs it.
+        at_once: about how many documents are sorted at once.
     """
     for row_P in parts_by_key(key_N2[:, 0], scratch, at_once):
         key_P2 = key_N2[row_P]

@@ -100,7 +100,12 @@ class Candidates:
     """
 
     def __init__(self, tables: Sequence[InputFile], folder: Path) -> None:
-        """Read the tables `documents` of `read` one at a time, in order, into columns in an empty folder."""
+        """Read the tables of candidates, one at a time.
+
+        Args:
+            tables: tables `documents` of `read`, in order.
+            folder: an empty folder for the columns.
+        """
         self.first_T = np.cumsum([0, *map(count_rows, tables)])
         total = int(self.first_T[-1])
         self.key_N2 = mapped(folder / "key", np.uint64, (total, 2))
@@ -141,7 +146,11 @@ def read_bands(
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Return the band keys [B, N] of all candidates, and [N] whether a candidate has any, which needs words.
 
-    `count` is the number of band keys of a document.
+    Args:
+        tables: tables `bands` of `near`, in order.
+        candidates: the candidates.
+        count: band keys of a document.
+        folder: a folder for the columns.
     """
     key_BN: NDArray[np.uint64] = mapped(folder / "bands", np.uint64, (count, len(candidates)))
     has_words_N: NDArray[np.bool_] = mapped(folder / "has_words", np.bool_, len(candidates))

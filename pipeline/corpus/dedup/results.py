@@ -73,7 +73,10 @@ class Nears(NamedTuple):
 def mark_contaminated(code_N: Codes, overlaps: Sequence[InputFile], candidates: Candidates) -> pl.DataFrame:
     """Give the code of contamination to the training documents that overlap with an evaluation set.
 
-    `overlaps` are the `OVERLAPS` of every table of candidates; empty if none are looked for.
+    Args:
+        code_N: the code of each candidate.
+        overlaps: `OVERLAPS` of every table of candidates; empty if none are looked for.
+        candidates: the candidates.
 
     Returns:
         The first overlap of each: the columns of `OVERLAPS`, with `row` counted over all candidates.
@@ -98,8 +101,13 @@ def mark_near_duplicates(
 ) -> Nears:
     """Give their code to the training documents that nearly duplicate another one.
 
-    Candidates that have left are not compared. `documents` are the tables of candidates, for the texts of suspects;
-    `folder` is empty, and takes band keys and shingles.
+    Args:
+        code_N: the code of each candidate; those that have left are not compared.
+        candidates: the candidates.
+        bands: `BANDS` of every table of candidates.
+        documents: the tables of candidates, for the texts of suspects.
+        rule: threshold, n, and whether training documents are compared with one another.
+        folder: an empty folder for band keys and shingles.
     """
     key_BN, has_words_N = read_bands(bands, candidates, PERMUTATIONS // band_rows(rule.threshold), folder)
     row_S, group_S = _groups(key_BN, has_words_N, code_N, rule.within_training, folder)

@@ -41,8 +41,10 @@ class Element(NamedTuple):
 def elements_at(stream: BinaryIO, start: int, path: str) -> Iterator[Element]:
     """Return the elements of the list at a path.
 
-    `start` is the offset at which the stream is; `path` is as `corpus.records`, where `[]` is the list that is the
-    file.
+    Args:
+        stream: a JSON file.
+        start: the offset at which the stream is.
+        path: as `corpus.records`; `[]` is the list that is the file.
 
     Raises:
         OSError: its first list is not there, or the file is truncated.

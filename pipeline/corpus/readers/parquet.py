@@ -54,7 +54,11 @@ def open_parquet(file: SourceFile, max_unpacked_bytes: int) -> pq.ParquetFile:
 def row_group_rows(table: pq.ParquetFile, group: int, name: str, most: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of a row group, each as values by column name.
 
-    It may unpack to `most` bytes; larger ones are refused beyond 100 times their packed size.
+    Args:
+        table: the file.
+        group: number of the row group.
+        name: name of the file, for messages.
+        most: bytes that it may unpack to; larger ones are refused beyond 100 times their packed size.
 
     Raises:
         UserError: it holds more or fewer rows than its footer says, or unpacks to far more than its size.

@@ -87,8 +87,11 @@ def array_elements(
 ) -> Iterator[RawRecord]:
     """Yield the elements of the JSON array in `stream`, split by brackets and quotes only: a broken one is isolated.
 
-    `base` is the offset of the stream in the file, and `limit` the bytes that are kept of a record. If `alone`, nothing
-    may come after the array; else what comes is not read.
+    Args:
+        stream: where the array begins.
+        base: offset of that place in the file.
+        limit: bytes per record that are kept.
+        alone: whether nothing may come after the array. If something may, it is not read.
 
     Raises:
         OSError: the stream does not begin with `[`, or ends before its brackets close.

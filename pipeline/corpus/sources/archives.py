@@ -58,7 +58,10 @@ def archive_kind(name: str) -> tuple[str, str | None] | None:
 def members(open_raw: Callable[[], BinaryIO], name: str, key: str) -> list[Member]:
     """Return the regular files of an archive, in its order.
 
-    The end of `name` tells the format; `key` changes when the archive's content does.
+    Args:
+        open_raw: opens the archive's stored bytes.
+        name: its name, by whose end it is read.
+        key: changes when its content does.
 
     Raises:
         OSError: it is damaged.

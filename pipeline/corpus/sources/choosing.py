@@ -41,8 +41,12 @@ class Choice:
     ) -> None:
         """Begin a choice.
 
-        Without globs to `include`, all files are taken. `listed` tells whether a folder was listed, so that files may
-        be left out; `names` are all files of the source.
+        Args:
+            format: as `corpus.format`.
+            include: globs of files to take; none: all.
+            exclude: globs of files to leave out.
+            listed: whether a folder was listed, so that files may be left out.
+            names: all files of the source.
         """
         self.format, self.include, self.exclude, self.listed, self.names = format, include, exclude, listed, names
         self._left: dict[str, list[SourceFile]] = {}

@@ -61,6 +61,10 @@ class Listing(NamedTuple):
 def chosen_files(config: CorpusConfig, source: str) -> list[SourceFile]:
     """Return the files of one source that belong to the configuration and splits to read, and log which those are.
 
+    Args:
+        config: the configuration of this source.
+        source: where it is.
+
     Raises:
         UserError: as in `find_files` and `choose`.
     """
@@ -227,8 +231,10 @@ def _layout(names: Sequence[str], open_: Callable[[str], BinaryIO]) -> Layout:
 def _check_listable(folder: str, steps: Sequence[str], hidden: tuple[str, ...]) -> None:
     """Refuse folders without permission to list them, because fsspec skips them silently.
 
-    `steps` are patterns of the folders below it that are searched (`**` is all), `hidden` the prefixes of names that
-    are not searched.
+    Args:
+        folder: the folder to check.
+        steps: patterns of the folders below it that are searched; `**` is all.
+        hidden: prefixes of the names of folders that are not searched.
 
     Raises:
         UserError: one cannot be listed.

@@ -33,8 +33,11 @@ class _Readable(Protocol):
 def decompress(raw: BinaryIO, compression: str | None, name: str, most: int) -> BinaryIO:
     """Return a stream unpacked and buffered; one that is truncated or damaged raises OSError on reading.
 
-    `compression` is one of `COMPRESSIONS`' values, or None. Beyond `most` bytes, more than 100 times the packed size is
-    refused on reading. `raw` is closed with the result.
+    Args:
+        raw: the packed bytes. Closed with the result.
+        compression: one of `COMPRESSIONS`' values, or None.
+        name: name of the file, for messages.
+        most: bytes it may unpack to; more are refused beyond 100 times its packed size, on reading.
     """
     stream = raw if compression is None else _Unpacking(raw, compression, name, most)
     return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20))

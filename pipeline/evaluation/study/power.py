@@ -23,7 +23,9 @@ MOST_SEEDS = 100
 def detectable(error: float, freedom: float) -> float:
     """Return the smallest true difference that is seen with the probability `POWER`, by the noncentral t.
 
-    `error` is the standard error of the measured difference, with `freedom` degrees of freedom.
+    Args:
+        error: standard error of the measured difference, in its units.
+        freedom: degrees of freedom of that error.
 
     Example:
         >>> round(detectable(1.0, 1e6), 2), round(detectable(1.0, 2), 2)  # 1.96 + 0.84 if the error is known well
@@ -35,6 +37,8 @@ def detectable(error: float, freedom: float) -> float:
 def seeds_needed(error_of: Callable[[int], tuple[float, float]], aim: float = AIM) -> int | None:
     """Return the fewest seeds with which a true difference of `aim` is seen; None if `MOST_SEEDS` do not suffice.
 
-    `error_of` returns error and degrees of freedom with so many seeds, from two on.
+    Args:
+        error_of: returns error and degrees of freedom with so many seeds, from two on.
+        aim: the difference, as a share.
     """
     return next((n for n in range(2, MOST_SEEDS + 1) if detectable(*error_of(n)) <= aim), None)

@@ -61,7 +61,11 @@ class Sites:
 def summarize_study(config: StudyConfig, arms: Sequence[Arm], recipe: Recipe, bands: BandsConfig) -> dict[str, Any]:
     """Return every figure of the report, as JSON values.
 
-    The policy before training comes first among the arms; `recipe` is that of the evaluations.
+    Args:
+        config: The study.
+        arms: Its arms; the policy before training comes first.
+        recipe: The recipe that the evaluations used.
+        bands: Thresholds in nats.
 
     Returns:
         `sets` (accuracy, differences and chance level by set of sites and band), `compute`, `scaling`, `finetuned`,

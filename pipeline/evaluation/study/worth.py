@@ -70,8 +70,11 @@ class Power:
 def power_of(documents_N: NDArray[np.str_], seeds: int | None, *, see: float, spread: float) -> Power:
     """Return the power of a comparison of two selections before it is run.
 
-    `see` and `spread`, the standard deviation of accuracy between seeds, are shares. Without `seeds`, they are the
-    fewest that see `see`, or `MOST_SEEDS`.
+    Args:
+        documents_N: documents of the held-out sites.
+        seeds: runs of each selection; None: the fewest that see `see`, or `MOST_SEEDS`.
+        see: difference to see, as a share.
+        spread: standard deviation of accuracy between seeds, as a share.
     """
     sites_D = by_document(np.ones(len(documents_N)), documents_N)
     sites = int(sites_D.sum())
@@ -106,8 +109,13 @@ def summarize_worth(
 ) -> dict[str, Any]:
     """Return every figure of the report, as JSON values.
 
-    The policy before training comes first among the arms; the selections after the first are compared with the first.
-    Accuracy in `band` decides, `power` is as it was before the runs, and each run has sampled `tokens`.
+    Args:
+        arms: the policy before training, and then the selections; those after the first are compared with the first.
+        rules: of each selection, its expression or manifest.
+        bands: thresholds in nats.
+        power: as it was before the runs.
+        band: whose accuracy decides.
+        tokens: that each run has sampled.
     """
     responses = {arm.name: read_responses(arm.evaluation / "responses.parquet") for arm in arms}
     first, *others = rules

@@ -78,7 +78,9 @@ def importance(gap_RT: Tensor, cap: float) -> Tensor:
     that of the policy's own distribution, and the bound keeps its variance finite (Ionides 2008; for sampler and
     trainer, Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
 
-    `gap_RT` is the log-probability by the trainer minus that by the sampler.
+    Args:
+        gap_RT: log-probability by the trainer minus that by the sampler.
+        cap: upper bound of the weight.
 
     Example:
         >>> importance(torch.tensor([[0.0, 1.0, -1.0]]), 2.0)

@@ -90,8 +90,12 @@ def text_examples(
 ) -> list[Example]:
     """Return the documents of a split as examples, each token to be predicted from those before it in its document.
 
-    The tokenizer's beginning-of-sequence token, if any, precedes each document, and `end` follows it. Documents of more
-    than `window` tokens are divided.
+    Args:
+        files: files of the table `documents`.
+        split: `train` or `validation`.
+        tokens: the policy's tokenizer; its beginning-of-sequence token, if any, precedes each document.
+        end: the token that follows each document.
+        window: maximum tokens of an example; longer documents are divided.
     """
     before = [] if tokens.bos_id is None else [tokens.bos_id]
     examples: list[Example] = []
@@ -120,7 +124,10 @@ def pieces(ids: Ids, window: int) -> Iterator[Example]:
 def thought_examples(files: Sequence[Path], prompts: PromptBuilder, tokens: CorpusTokenizer) -> list[Example]:
     """Return contexts with the correct responses that a run sampled: thought, and continuation in its box.
 
-    `files` are tables of rollouts (`rollouts.ROLLOUTS`).
+    Args:
+        files: tables of rollouts (`rollouts.ROLLOUTS`).
+        prompts: builds the prompts of the contexts.
+        tokens: the policy's tokenizer.
 
     Raises:
         UserError: there is no correct response, or the rollouts were produced with a different tokenizer, or in another
@@ -156,7 +163,11 @@ def thought_examples(files: Sequence[Path], prompts: PromptBuilder, tokens: Corp
 def answer_examples(sites: ShardReader, prompts: PromptBuilder, tokens: CorpusTokenizer, end: int) -> list[Example]:
     """Return contexts with the true next token in a box, without a thought, in the form that the prompts ask for.
 
-    `end` is the token that ends a response.
+    Args:
+        sites: sites of the training split.
+        prompts: builds the prompts of the contexts.
+        tokens: the policy's tokenizer.
+        end: the token that ends a response.
     """
     writer = ResponseWriter(tokens, prompts.thinking, end)
     examples = []

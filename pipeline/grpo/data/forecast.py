@@ -78,8 +78,13 @@ def foretell(
     """Return the probability [M] that a group has a gradient, by a model that is fitted to the outcomes so far.
 
     Each outcome is an example with the rates that were known before its step, so that the model learns what such rates
-    are worth. Outcomes are of earlier steps, `enough` of them; `seen_N` are the features of their sites, `asked_M` of
-    those in question.
+    are worth.
+
+    Args:
+        outcomes: of earlier steps, `enough` of them.
+        seen_N: features of their sites.
+        asked_M: features of the sites that are asked about.
+        step: the step that is foretold.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

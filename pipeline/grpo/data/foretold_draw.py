@@ -35,9 +35,12 @@ def inclusion(probability_M: NDArray[np.float64], take: int, floor: float) -> ND
 def systematic(inclusion_M: NDArray[np.float64], start: float) -> NDArray[np.int64]:
     """Draw without replacement with these probabilities (to 1 / `UNIT` per candidate), which sum to the number drawn.
 
-    The candidates lie on a line, each as long as its probability; drawn are those under `start`, `start` + 1, …, where
-    `start` is uniform in [0, 1).
+    The candidates lie on a line, each as long as its probability; drawn are those under `start`, `start` + 1, …
     Source: Madow, "On the theory of systematic sampling, II", Annals of Mathematical Statistics 20, 1949.
+
+    Args:
+        inclusion_M: probabilities, at most 1 each.
+        start: uniform in [0, 1).
 
     Example:
         >>> systematic(np.array([0.5, 0.25, 0.25, 1.0]), start=0.6).tolist()

@@ -52,9 +52,16 @@ def pass_rates(
 ) -> Iterator[dict[str, object]]:
     """Yield rows of `PASS_RATES`, one per site, in the order of the sites.
 
-    Sites have `site_id`, `context`, `continuation` and `token_lengths`. A response that has not ended within
-    `max_new_tokens` is not correct. Responses are a function of seed, site and sample; `batch_rows`, decoded at once,
-    affects memory alone. At most `keep` correct responses are returned per site.
+    Args:
+        sampler: samples the policy's responses.
+        prompts: builds the prompt of a context.
+        sites: rows with `site_id`, `context`, `continuation` and `token_lengths`.
+        samples: responses per site.
+        temperature: sampling temperature.
+        max_new_tokens: maximum length of a response; one that has not ended by then is not correct.
+        seed: with the site and the sample's number, the seed of a response.
+        batch_rows: responses decoded at once; affects memory, not results.
+        keep: most correct responses to return per site.
     """
     from pipeline.grpo.types import SamplingRequest
 
@@ -94,7 +101,10 @@ def read_right_responses(screened: Record) -> dict[str, list[list[int]]]:
 def screening_of(recipe: Recipe, shards: Record, work: Path) -> Record | None:
     """Return the screening that the recipe's filters use; None if they name no column of it.
 
-    Of the recipe, `sites.where` and the curriculum are read.
+    Args:
+        recipe: the recipe, of which `sites.where` and the curriculum are read.
+        shards: record of `materialize`.
+        work: the manifest's folder.
 
     Raises:
         UserError: the sites were not screened, or the screening is of other sites.
@@ -105,7 +115,12 @@ def screening_of(recipe: Recipe, shards: Record, work: Path) -> Record | None:
 
 
 def last_screening(shards: Record, work: Path, why: str) -> Record:
-    """Return the last screening. `why` says in the error what needs it.
+    """Return the last screening.
+
+    Args:
+        shards: record of `materialize`.
+        work: the manifest's folder.
+        why: what needs it, for the error.
 
     Raises:
         UserError: the sites were not screened, or the screening is of other sites.

@@ -47,8 +47,11 @@ def read_questions(
 ) -> Iterator[Question]:
     """Yield the questions of the slices, in order; unusable records are counted by reason.
 
-    `counters` receives `records`, `quarantined.<reason>` and `dropped.no_answer`. `held_out` tells whether all of
-    these questions are.
+    Args:
+        config: columns, and the mark before a final answer.
+        parts: slices to read.
+        counters: receives `records`, `quarantined.<reason>` and `dropped.no_answer`.
+        held_out: True if all of these questions are held out.
     """
     corpus = to_corpus_config(config, config.source)
     question, answer, column = Template.parse(config.question), Template.parse(config.answer), config.held_out.column
@@ -86,8 +89,11 @@ def question_rows(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return rows of `SHARDS` by split; of equal questions only the first is kept.
 
-    Held-out questions come first, so that they are not in training as well. `counters` receives `dropped.duplicate`,
-    `dropped.too_long`, `train` and `validation`.
+    Args:
+        questions: the questions, held-out ones first, so that they are not in training as well.
+        config: the rule for held-out questions, and the maximum length.
+        tokens: the policy's tokenizer.
+        counters: receives `dropped.duplicate`, `dropped.too_long`, `train` and `validation`.
     """
     ids = [doc_id(question.text) for question in questions]
     rule = ValidationConfig(column="held_out") if config.held_out_source else config.held_out

@@ -63,8 +63,12 @@ def rule_thought(
 ) -> list[int]:
     """Return the token ids of a thought: wording, last tokens of the context, next token, wording.
 
-    `target_ids` is a single id where the policy has the next token's bytes as a token. The random bits of `key` choose
-    the wording and how much of the context is repeated.
+    Args:
+        tokens: the policy's tokenizer.
+        context_ids: ids of the context.
+        target_ids: ids of the true next token, one where the policy has its bytes as a token.
+        token_class: its class, one of `TOKEN_CLASSES`.
+        key: random bits, which choose the wording and how much of the context is repeated.
     """
     wording, kind = WORDINGS[key % len(WORDINGS)], KINDS[token_class]
     length = SHORTEST_TAIL + key // len(WORDINGS) % (LONGEST_TAIL - SHORTEST_TAIL + 1)

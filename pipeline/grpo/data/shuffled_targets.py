@@ -28,7 +28,10 @@ class ShuffledTargets:
     def __init__(self, files: Sequence[InputFile], recipe: Recipe, pass_rates: pl.DataFrame | None = None) -> None:
         """Prepare the control; sites are read when they are first needed.
 
-        The recipe's `sites.where` selects the sites, and its seed the targets.
+        Args:
+            files: the `train` shards.
+            recipe: the recipe, whose `sites.where` selects the sites and whose seed selects the targets.
+            pass_rates: as for `ShardReader`.
         """
         self._files, self._pass_rates = files, pass_rates
         self._where, self._seed = recipe.sites.where, recipe.seed
@@ -37,7 +40,9 @@ class ShuffledTargets:
     def __call__(self, site: Site, number: int) -> Site:
         """Return the site with the target, continuation and boundaries of another one.
 
-        `number` is that of the draw, counted over the whole run.
+        Args:
+            site: a training site.
+            number: number of the draw, counted over the whole run.
 
         Raises:
             UserError: its band has no other site.

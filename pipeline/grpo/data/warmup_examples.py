@@ -29,8 +29,13 @@ def warmup_examples(
 ) -> list[Example]:
     """Return the examples of a warm-up, from at most `warmup.examples` sites.
 
-    `responses` are those of `read_right_responses`; None: thoughts are written by rule. `end` is the token that ends a
-    response.
+    Args:
+        recipe: its `warmup` and `seed` are used.
+        sites: sites of the training split.
+        responses: right responses by site, as `read_right_responses` returns them; None: thoughts are written by rule.
+        prompts: builds the prompts of the contexts, and knows the form of responses.
+        tokens: the policy's tokenizer.
+        end: the token that ends a response.
 
     Raises:
         UserError: there is no response to any of the sites, or one is not right.
@@ -51,7 +56,11 @@ def warmup_examples(
 def chosen_sites(sites: ShardReader, most: int, seed: int, among: Container[str] | None = None) -> list[Site]:
     """Return at most `most` of the sites, chosen by seed, in their order.
 
-    `among` are ids of the sites to choose from. RL draws its sites in another order.
+    Args:
+        sites: sites of the training split.
+        most: number of sites.
+        seed: of the recipe; RL draws its sites in another order.
+        among: ids of the sites to choose from; by default all.
     """
     n = len(sites)
     taken = np.ones(n, bool) if among is None else np.fromiter((i in among for i in sites.site_ids()), bool, n)
@@ -74,8 +83,13 @@ def rule_examples(
 ) -> list[Example]:
     """Return the sites with a thought by rule and the true next token in a box; without a thought where none can stand.
 
-    `seed`, with a site's id, chooses the wording of its thought, and whether there is one: the share `at_once` is
-    answered without.
+    Args:
+        sites: sites of the training split.
+        prompts: builds the prompts of the contexts, and knows the form of responses.
+        tokens: the policy's tokenizer.
+        end: the token that ends a response.
+        seed: with a site's id, chooses the wording of its thought, and whether there is one.
+        at_once: share of the sites that are answered without a thought.
     """
     writer = ResponseWriter(tokens, prompts.thinking, end)
 
@@ -99,7 +113,11 @@ def right_examples(
 ) -> list[Example]:
     """Return the sites with the right responses that the policy itself has sampled (rejection sampling).
 
-    `responses` are those of `read_right_responses`; sites without one give no example.
+    Args:
+        sites: sites of the training split; those without a response give no example.
+        responses: token ids by site, as `read_right_responses` returns them.
+        prompts: builds the prompts of the contexts, and knows the form of responses.
+        tokens: the policy's tokenizer.
 
     Raises:
         UserError: a response is not right in this recipe's form.

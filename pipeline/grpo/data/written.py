@@ -17,7 +17,10 @@ class ResponseWriter:
     def __init__(self, tokens: CorpusTokenizer, thinking: Thinking, end: int) -> None:
         """Prepare the lookup of tokens by their bytes.
 
-        `end` is the id that ends a response (`ResponseEnds.of_response`).
+        Args:
+            tokens: the policy's tokenizer.
+            thinking: the form of responses.
+            end: the id that ends a response (`ResponseEnds.of_response`).
         """
         self._tokens, self._thinking, self._end = tokens, thinking, end
         self._token_of = {content: id for id, content in reversed(list(enumerate(tokens.token_bytes)))}

@@ -62,8 +62,10 @@ def _parts(group: Group, tokens: int) -> list[Group]:
 def consecutive_parts(numbered: Mapping[int, ItemT], count: int, parts: int) -> list[list[ItemT]]:
     """Divide numbered items into `parts` consecutive parts of almost equal size.
 
-    `numbered` are this rank's items by their number among the `count` items of all ranks. With fewer items than parts,
-    some parts are empty.
+    Args:
+        numbered: this rank's items by their number among the items of all ranks.
+        count: number of items on all ranks.
+        parts: number of parts; with fewer items than parts, some parts are empty.
 
     Example:
         >>> consecutive_parts({0: "a", 1: "b", 4: "e"}, 5, 2)
@@ -78,8 +80,9 @@ def consecutive_parts(numbered: Mapping[int, ItemT], count: int, parts: int) -> 
 def text_batches(texts: Sequence[Sequence[int]], tokens: int) -> list[Batch]:
     """Return micro-batches in which each token of a text is predicted from those before it, as in pre-training.
 
-    The first two tokens of a text are the prompt and are not predicted; texts without a third are skipped. `tokens` is
-    as for `micro_batches`.
+    Args:
+        texts: token ids. The first two tokens are the prompt and are not predicted; texts without a third are skipped.
+        tokens: maximum padded tokens per micro-batch, as for `micro_batches`.
     """
     return micro_batches([_as_group(text) for text in texts if len(text) > 2], tokens)
 

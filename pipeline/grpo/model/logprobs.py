@@ -56,8 +56,10 @@ class PolicyLogprobs(nn.Module):
     def forward(self, batch: Batch, temperature: float, entropy: bool = False) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities and entropies of `batch.targets_RT`, 0 outside the mask.
 
-        Logits are divided by `temperature`, as when the responses were sampled. Entropies are 0 unless they are asked
-        for.
+        Args:
+            batch: contexts and responses.
+            temperature: divisor of the logits, as when the responses were sampled.
+            entropy: True to compute entropies; they are 0 otherwise.
 
         Returns:
             Log-probabilities [R, T] of the targets, and entropies [R, T] of the distributions they were drawn from

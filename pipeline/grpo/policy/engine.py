@@ -89,7 +89,12 @@ def build(
 ) -> Engine:
     """Build the engine of a policy and its optimizer. Every rank must call it, after `start`.
 
-    `topology` is the result of `read_config`; `longest` is as for `fix_rotary`.
+    Args:
+        folder: a `transformers` folder.
+        policy: precision, checkpointing, adapters.
+        optimizer: AdamW's settings and the norm to clip at.
+        topology: DeepSpeed configuration (`deepspeed_config.read_config`).
+        longest: maximum tokens of a prompt and its response, as for `fix_rotary`.
     """
     config = _config(policy, topology) | {
         "managed_gradient_accumulation": False,  # the number of backwards per step varies with its micro-batches

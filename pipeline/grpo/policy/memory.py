@@ -53,7 +53,12 @@ def recipe_memory(
 ) -> dict[str, Any]:
     """Return the memory of one rank under each topology, as JSON values.
 
-    Of the policy in `folder`, only the configuration is read. `context_tokens` are those of the longest prompt.
+    Args:
+        recipe: the run's recipe.
+        folder: the policy's folder; only its configuration is read.
+        topologies: DeepSpeed configurations by name.
+        ranks: number of ranks of the run.
+        context_tokens: tokens of the longest prompt.
     """
     config = AutoConfig.from_pretrained(folder)
     sizes, work = parameter_sizes(config), working_parts(config, recipe, ranks, context_tokens)
@@ -103,7 +108,12 @@ def layout_parts(
 ) -> list[Part]:
     """Return the memory of weights, gradients and optimizer, as DeepSpeed lays them out.
 
-    `sizes` are the numbers of elements of the policy's parameters. If there are `adapters`, only they are trained.
+    Args:
+        sizes: number of elements of every parameter of the policy.
+        recipe: the run's recipe.
+        topology: DeepSpeed configuration.
+        ranks: number of ranks of the run.
+        adapters: number of elements of every adapter parameter; if there are any, only they are trained.
     """
     size, held, trained = getattr(torch, recipe.policy.dtype).itemsize, [*sizes, *adapters], adapters or sizes
     stage, zero = zero_stage(dict(topology)), topology.get("zero_optimization", {})

@@ -139,7 +139,10 @@ def _with_old_policy(engine: Engine, mini_batches: Sequence[MiniBatch], objectiv
 def _high_entropy_mask(batches: Sequence[Batch], entropies: Sequence[Tensor], share: float) -> list[Batch]:
     """Restrict the loss masks to the tokens of highest entropy among those of all ranks.
 
-    `entropies` may have further ones, of idle batches, which are ignored.
+    Args:
+        batches: this rank's micro-batches.
+        entropies: [R, T] of each micro-batch; further ones, of idle batches, are ignored.
+        share: share of the tokens to keep.
     """
     own = [entropy_RT[batch.loss_mask_RT] for entropy_RT, batch in zip(entropies, batches, strict=False)]
     gathered = distributed.all_gather([torch.cat(own).numpy() if own else np.zeros(0, dtype=np.float32)])

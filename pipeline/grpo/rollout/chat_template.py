@@ -61,7 +61,10 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, now: datetime | None = None) -> str:
         """Render a conversation as text.
 
-        `now` is the time that a template gets if it asks for the date, by default the current one.
+        Args:
+            messages: `role` and `content` of each message.
+            add_generation_prompt: True to open the policy's next turn.
+            now: the time that a template gets if it asks for the date; by default the current time.
 
         Raises:
             UserError: the template fails, or takes too much time, memory or text.

@@ -104,8 +104,11 @@ class FusedDecoder:
     ) -> Tensor:
         """Return the logits [R, V] after one more token per row.
 
-        `own` has the keys and values of the responses so far, to which those of the tokens are appended, by layer;
-        `contexts` those of the contexts that the rows share.
+        Args:
+            ids_R: the token of each row.
+            positions_R: its position.
+            own: keys and values of the responses so far, by layer; those of the token are appended.
+            contexts: keys and values of the contexts that the rows share.
         """
         hidden_RE = self._model.embed_tokens(ids_R)
         rope = rope_factors(*(x[0] for x in self._model.rotary_emb(hidden_RE, positions_R[None])))

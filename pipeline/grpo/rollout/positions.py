@@ -25,8 +25,10 @@ def positions_of(config: Any) -> int | None:
 def must_fit(config: Any, prompt: int, max_new_tokens: int) -> None:
     """Check that a prompt and its response fit into the policy's positions.
 
-    `prompt` and `max_new_tokens` are those of the longest ones. The last token of a response needs no position, because
-    nothing reads it.
+    Args:
+        config: the model's configuration, as `transformers` has it.
+        prompt: tokens of the longest prompt.
+        max_new_tokens: tokens of the longest response. Its last token needs no position, because nothing reads it.
 
     Raises:
         UserError: together they need more positions than the policy has.
@@ -47,8 +49,14 @@ def sites_must_fit(
 ) -> None:
     """Check that all sites' prompts and responses fit into the policy's positions.
 
-    Sites are encoded one by one only if `longest`, an upper bound of the tokens of a prompt and its response, does not
-    fit.
+    Sites are encoded one by one only if the upper bound `longest` does not fit.
+
+    Args:
+        config: as for `must_fit`.
+        prompts: builds the sites' prompts.
+        sites: sites of the shards.
+        longest: upper bound of the tokens of a prompt and its response.
+        max_new_tokens: tokens of the longest response.
 
     Raises:
         UserError: see `must_fit`.

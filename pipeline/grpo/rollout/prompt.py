@@ -67,7 +67,11 @@ def rendered(chat: ChatTemplate | None, tokens: CorpusTokenizer, task: TaskConfi
 def kept_prompt(run: Path, folder: Path, tokens: CorpusTokenizer, task: TaskConfig) -> PromptText:
     """Return the prompt stored in a run if it was rendered from the same task and chat template, else render it now.
 
-    The folder `run` need not exist.
+    Args:
+        run: the run's folder; it need not exist.
+        folder: the policy's folder.
+        tokens: the policy's tokenizer.
+        task: the recipe's task.
     """
     return _first_kept([run], folder, tokens, task)
 
@@ -77,7 +81,12 @@ def prompts_of(policies: Mapping[str, Path], task: TaskConfig, run: Path | None 
 
     It is the one that a run keeps, where it was rendered from the same task and chat template: the run that the policy
     lies in as `policy/`, else the run that is evaluated, else the run of another of the policies. A chat template that
-    holds the date then shows every policy the date that the trained one knows. The folder `run` need not exist.
+    holds the date then shows every policy the date that the trained one knows.
+
+    Args:
+        policies: folders by name.
+        task: the recipe's.
+        run: the folder of the run that is evaluated; need not exist.
     """
     runs = [*([run] if run else []), *(folder.parent for folder in policies.values())]
     return {

@@ -42,7 +42,11 @@ def response_ends(folder: Path, tokens: CorpusTokenizer) -> ResponseEnds:
     """Return the union of the end tokens that a policy's files name.
 
     The sources are the end of turn of the chat template, the tokenizer's `eos_token`, and `eos_token_id` of the
-    generation configuration and of the model's configuration. `folder` is the policy's, or that of its tokenizer alone.
+    generation configuration and of the model's configuration.
+
+    Args:
+        folder: the policy's folder, or that of its tokenizer alone.
+        tokens: the policy's tokenizer.
 
     Raises:
         UserError: no file names an end token, so no response could ever finish.

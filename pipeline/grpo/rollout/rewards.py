@@ -134,7 +134,12 @@ def compute_rewards(
 ) -> Outcomes:
     """Return the outcomes with the recipe's reward, including its price, bonus or penalty for a response's length.
 
-    `step` decides the token budget.
+    Args:
+        task: the recipe's task.
+        context: the policy and its tokenizer.
+        rollout_groups: the responses to P sites.
+        step: number of the step, which decides the token budget.
+        max_new_tokens: maximum length of a response.
     """
     outcomes = REWARDS[task.reward](context, rollout_groups)
     return [

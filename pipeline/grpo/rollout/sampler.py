@@ -94,7 +94,13 @@ class Sampler:
     ) -> Sampler:
         """Load a sampler from a `transformers` folder, whose files name the tokens that end a response.
 
-        `batch_rows` are decoded at once; `longest` is as for `fix_rotary`.
+        Args:
+            folder: the policy's folder.
+            tokenizer: the policy's tokenizer.
+            dtype: dtype of the weights.
+            device: device to sample on.
+            batch_rows: responses decoded at once.
+            longest: maximum tokens of a prompt and its response, as for `fix_rotary`.
 
         Raises:
             UserError: the policy's responses would depend on the other responses in the batch.
@@ -153,7 +159,8 @@ class Sampler:
     def next_tokens(self, contexts: Sequence[Sequence[int]]) -> list[NextToken]:
         """Return the distribution of the next token after each of P contexts, without sampling a response.
 
-        Contexts are not empty, and begin with the beginning-of-sequence token if the model expects one.
+        Args:
+            contexts: token ids, not empty, including the beginning-of-sequence token if the model expects one.
         """
         found: dict[int, NextToken] = {}
         for chosen, logits_PV in self._next(contexts):
@@ -163,7 +170,12 @@ class Sampler:
 
     @torch.inference_mode()
     def next_logprobs(self, contexts: Sequence[Sequence[int]], ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the log-probabilities (nats, temperature 1) of given next tokens after each of P contexts."""
+        """Return the log-probabilities (nats, temperature 1) of given next tokens after each of P contexts.
+
+        Args:
+            contexts: as for `next_tokens`.
+            ids: the next tokens to look up, for each context.
+        """
         found: list[list[float]] = [[]] * len(contexts)
         for chosen, logits_PV in self._next(contexts):
             for p, logprobs_V in zip(chosen, logits_PV.float().log_softmax(dim=-1), strict=True):

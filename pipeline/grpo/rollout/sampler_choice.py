@@ -33,8 +33,12 @@ def choose_sampler(
 ) -> tuple[Literal["built_in", "vllm"], str]:
     """Return the sampler that `rollout.sampler: auto` means, and the reason.
 
-    `server` is the address of a vLLM server, if one was given; `installed` tells whether vLLM is, and `gpu` whether
-    PyTorch can use one.
+    Args:
+        reward: `task.reward`.
+        server: address of a vLLM server, if one was given.
+        ranks: number of ranks of the run.
+        installed: True if vLLM is installed.
+        gpu: True if PyTorch can use a GPU.
     """
     if reward in READING_REWARDS:
         return "built_in", f"task.reward: {reward} reads probabilities, which vLLM does not give"

@@ -17,6 +17,12 @@ from pipeline.task.thinking import Mode, Thinking, choose_mode
 def with_thinking(recipe: Recipe, folder: Path, tokens: CorpusTokenizer, command: str) -> Recipe:
     """Return the recipe with mode and template of its task in place of `auto`, and log both in one line.
 
+    Args:
+        recipe: the recipe.
+        folder: the policy's folder.
+        tokens: the policy's tokenizer.
+        command: its name, for the log.
+
     Raises:
         UserError: the prompt template is refused (`template_of`).
     """
@@ -30,7 +36,13 @@ def with_thinking(recipe: Recipe, folder: Path, tokens: CorpusTokenizer, command
 
 
 def mode_of(task: TaskConfig, chat: ChatTemplate | None, tokens: CorpusTokenizer) -> tuple[Mode, str]:
-    """Return the mode of a task for a policy, and the reason."""
+    """Return the mode of a task for a policy, and the reason.
+
+    Args:
+        task: the recipe's task.
+        chat: the policy's chat template, if it has one.
+        tokens: the policy's tokenizer.
+    """
     if task.thinking != "auto":
         return task.thinking, f"as the recipe says (task.thinking: {task.thinking})"
     mode, reason = choose_mode(

@@ -56,7 +56,10 @@ def sample_token(logits_RV: Tensor, temperature: float, uniform_R: Tensor) -> tu
     Temperature 0 takes the most likely token (the first if several are equal), with its log-probability at temperature
     1.
 
-    Logits of any floating type are converted to fp32; `uniform_R` is uniform in [0, 1).
+    Args:
+        logits_RV: logits of any floating type; converted to fp32.
+        temperature: divisor of the logits.
+        uniform_R: uniform noise in [0, 1).
 
     Returns:
         ids [R] int64, and their log-probabilities [R] float32 at the temperature.

@@ -81,8 +81,14 @@ def start_vllm(
 ) -> VllmSampler:
     """Return a sampler that uses vLLM on `server`, or in this process if `server` is None.
 
-    `folder` is the policy that vLLM in this process starts from, with `rollout`'s rows and memory. `max_tokens` limits
-    a prompt and its response.
+    Args:
+        folder: the policy that vLLM in this process starts from.
+        tokenizer: the policy's tokenizer.
+        eos_ids: ids that end a response.
+        rollout: rows and memory of vLLM in this process.
+        dtype: dtype of its weights.
+        max_tokens: maximum tokens of a prompt and its response.
+        server: `http://host:port` of a `pipeline.grpo.rollout.vllm_server`.
 
     Raises:
         UserError: vLLM is not installed, or there are several ranks without a server.
@@ -109,7 +115,9 @@ def start_vllm(
 class RemoteEngine:
     """Client of a `pipeline.grpo.rollout.vllm_server`. Several ranks can share one; rank 0 sends the weights.
 
-    A request that takes longer than `seconds` is an error.
+    Args:
+        url: `http://host:port`.
+        seconds: timeout of each request, so that a server that hangs is an error.
     """
 
     def __init__(self, url: str, seconds: float = 600.0) -> None:

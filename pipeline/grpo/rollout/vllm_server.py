@@ -92,7 +92,10 @@ def _is_address(name: str) -> bool:
 def application(engine: VllmEngine, secret: str, names: Collection[str] = ("localhost",)) -> Starlette:
     """Return the server's application, which passes one request at a time to the engine.
 
-    Every request must carry `secret`; `names` are the host names that are accepted, besides addresses.
+    Args:
+        engine: the engine that samples.
+        secret: the secret that every request must carry.
+        names: host names that the server accepts, besides addresses.
     """
     busy = asyncio.Lock()
     waiting: dict[str, torch.Tensor] = {}

@@ -95,8 +95,12 @@ def calibration_of(drawn: Sequence[SampledSite], outcomes: Sequence[GroupOutcome
 def mini_batches(collected: Collected, texts: Mapping[int, Sequence[int]], recipe: Recipe) -> list[MiniBatch]:
     """Return the mini-batches of a step: what each update learns from on this rank.
 
-    Groups and texts are divided in the order of drawing, so that it does not depend on the number of ranks. `texts` are
-    those of the next-token loss, token ids by the numbers of `collected.sampled`.
+    Groups and texts are divided in the order of drawing, so that it does not depend on the number of ranks.
+
+    Args:
+        collected: the step's rollouts.
+        texts: token ids of the texts of the next-token loss, by the numbers of `collected.sampled`.
+        recipe: how many updates, and how much fits into a micro-batch.
     """
     updates, room = recipe.optimizer.updates_per_step, recipe.optimizer.micro_batch_tokens
     chosen = consecutive_parts(collected.chosen, collected.chosen_by_all, updates)

@@ -30,7 +30,11 @@ class EarlyStopping:
         return cls(**{**state, "sampled": SampleCounts(**state.get("sampled", {}))})
 
     def update(self, metrics: Mapping[str, float], recipe: Recipe) -> str | None:
-        """Take in a step's metrics, the same on every rank. The rules are those of `budget.stop`.
+        """Take in a step's metrics, the same on every rank.
+
+        Args:
+            metrics: of the step.
+            recipe: has the rules in `budget.stop`, and settings that the messages name.
 
         Returns:
             A warning for the user, at the first of several such steps in a row; otherwise None.

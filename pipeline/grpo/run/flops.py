@@ -89,8 +89,12 @@ def grpo_flops(
 ) -> int:
     """Return the FLOPs of a step.
 
-    `chosen` is what of the `sampled` responses was learned from; `texts` are token ids of the texts of the next-token
-    loss.
+    Args:
+        size: of the policy.
+        recipe: its objective, reward and updates per step say what is read besides.
+        sampled: what was sampled.
+        chosen: what of it was learned from.
+        texts: token ids of the texts of the next-token loss.
     """
     read_first = recipe.objective.top_entropy < 1 or recipe.optimizer.updates_per_step > 1
     passes = 1 + BACKWARD + (recipe.objective.kl > 0) + read_first
@@ -142,8 +146,9 @@ class ComputeBudget:
     def steps(self, spending: Iterable[tuple[int, int]], *, otherwise: int) -> int:
         """Return the first number of steps after which the budget is spent.
 
-        `spending` has FLOPs and tokens of one step after the other, without end; `otherwise` is the answer where there
-        is no budget.
+        Args:
+            spending: FLOPs and tokens of one step after the other, without end.
+            otherwise: the answer where there is no budget.
 
         Example:
             >>> steps = [(10, 1)] * 9

@@ -54,7 +54,12 @@ def _is_python(process: int) -> bool:
 
 
 def run_rank(kind: type[SpecT], stage: Callable[[SpecT], object]) -> NoReturn:
-    """Run a stage on the specification that this process's arguments name, to its exit code."""
+    """Run a stage on the specification that this process's arguments name, to its exit code.
+
+    Args:
+        kind: the stage's specification.
+        stage: is called with it.
+    """
 
     def main() -> None:
         end_with_launcher()

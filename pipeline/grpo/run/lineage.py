@@ -14,6 +14,9 @@ from typing import Any
 def origin_of(policy: Path) -> dict[str, Any] | None:
     """Return what is known of the run that trained a policy; None if none of ours did.
 
+    Args:
+        policy: the policy's folder, which in a run is called `policy`.
+
     Returns:
         `command`, `run` (its folder), `base` (as in its `run.json`) and what it took: `steps`, `examples` (if it was
         supervised), `tokens` learned from, `flops`, `seconds`.

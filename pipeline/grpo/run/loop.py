@@ -152,7 +152,10 @@ def save(opened: OpenRun, metrics: Metrics) -> None:
 def close_run(opened: OpenRun, metrics: Metrics | None, sampler: ResponseSampler | None = None) -> Path | None:
     """Export the policy of a run that took all its steps; release engine, sampler and logs. Every rank calls it.
 
-    `metrics` are what `run_steps` returned; the sampler is closed with the engine.
+    Args:
+        opened: the run.
+        metrics: what `run_steps` returned.
+        sampler: is closed with the engine.
 
     Returns:
         The folder of the trained policy; None if the run was asked to stop.

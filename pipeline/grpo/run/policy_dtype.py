@@ -17,7 +17,12 @@ def with_dtype(recipe: Recipe, command: str, run: Path | None = None) -> Recipe:
     """Return the recipe with `policy.dtype: auto` replaced, and log the choice on rank 0.
 
     A run keeps the number format that it began with, on whatever machine it is resumed or evaluated. Otherwise the
-    format is this machine's. `command` is what the line of the log begins with.
+    format is this machine's.
+
+    Args:
+        recipe: the recipe.
+        command: what the line of the log begins with.
+        run: folder of the run, if there is one.
     """
     if recipe.policy.dtype != "auto":
         return recipe

@@ -110,7 +110,13 @@ def load_sampler(
 ) -> tuple[Sampler, PromptBuilder]:
     """Load the policy in a folder only to sample, with the builder of its prompts.
 
-    `text` is its rendered prompt, and `batch_rows` are sampled at a time.
+    Args:
+        folder: the policy's folder.
+        text: its rendered prompt.
+        dtype: number format to compute in.
+        batch_rows: responses sampled at a time.
+        longest_context: tokens of the longest context.
+        max_new_tokens: maximum length of a response.
     """
     import torch
     from transformers import AutoTokenizer

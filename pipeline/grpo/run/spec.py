@@ -46,7 +46,9 @@ def write_spec(spec: RunSpec, file: Path) -> None:
 def read_spec(kind: type[SpecT], arguments: Sequence[str]) -> SpecT:
     """Return the specification that the arguments of a process name.
 
-    The arguments are one file, and perhaps the `--local_rank=N` that DeepSpeed's launcher adds.
+    Args:
+        kind: the stage's specification.
+        arguments: one file, and perhaps the `--local_rank=N` that DeepSpeed's launcher adds.
 
     Raises:
         UserError: there is not one file, it cannot be read, or it is not of this kind.

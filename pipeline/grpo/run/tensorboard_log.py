@@ -87,7 +87,8 @@ def tag(name: str) -> str:
 def layout(metrics: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     """Return the groups of charts of the tab "Custom scalars".
 
-    `metrics` are the names of the first ones written, among them the held-out accuracy of every band.
+    Args:
+        metrics: names of the first metrics written, among them the held-out accuracy of every band.
     """
     measured = [name for name in metrics if name.startswith("eval/") and not name.endswith(("_low", "_high"))]
     accuracy = {
