@@ -18,11 +18,11 @@ import pyarrow as pa
 from pipeline.config.base import Config
 from pipeline.config.errors import RefusedError
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import Counters, InputFile, Record, Shard, published_record
+from pipeline.core.artifact import Counters, Record, Shard, published_record
 from pipeline.core.executor import Executor
 from pipeline.core.marks import read_certificate, write_certificate
 from pipeline.core.parquet import parquet_writer, read_table
-from pipeline.core.stage import Stage, run_stage
+from pipeline.core.stage import Stage, run_stage, shards_of
 from pipeline.selection import proxy_measures
 from pipeline.selection.agreement import agreement
 from pipeline.selection.certificate import certificate
@@ -87,7 +87,7 @@ def certify(
     """
     config = MeasureConfig(sample_tokens=manifest.select.certificate.sample_tokens)
     details = {"tokens": sites.counters["tokens"]}
-    shards = [Shard(done.shard, _files(documents, scores, done.shard), details) for done in scores.completions]
+    shards = shards_of({"documents": documents, "scores": scores}, details)
     inputs = {"documents": documents.text_content, "scores": scores.content}
     measured = run_stage(SCORES, config, shards, inputs, work, executor)
     listed = {f"sample-{i}": file for i, file in enumerate(measured.files("sample"))}
@@ -107,11 +107,6 @@ def certify(
     if found["verdict"] == "refuse" and not found["accepted"]:
         raise _refused(found, sites)
     return found
-
-
-def _files(documents: Record, scores: Record, shard: int) -> dict[str, InputFile]:
-    tables = {"documents": documents.file("documents", shard), "scores": scores.file("scores", shard)}
-    return {name: file for name, file in tables.items() if file is not None}
 
 
 def _agreement(sites: Record, second: Path) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from pathlib import Path
 from pipeline.config.base import canonical_json
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest, MaterializeConfig
-from pipeline.core.artifact import Counters, InputFile, Record, Shard, fingerprint, write_pointer
+from pipeline.core.artifact import Counters, Record, Shard, fingerprint, write_pointer
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import read_table
 from pipeline.core.pointers import policy_pointer
-from pipeline.core.stage import Stage, run_stage
+from pipeline.core.stage import Stage, run_stage, shards_of
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.shards.examples import examples
 from pipeline.shards.writer import write_shards
@@ -64,9 +64,7 @@ def materialize(
         "rpt.scores": canonical_json({"fingerprint": scores.fingerprint, "inputs": dict(scores.inputs)}),
         "rpt.sites": canonical_json({"fingerprint": sites.fingerprint, "config": dict(sites.config)}),
     }
-    shards = [
-        Shard(done.shard, _files(documents, sites, done.shard), {"metadata": metadata}) for done in sites.completions
-    ]
+    shards = shards_of({"documents": documents, "sites": sites}, {"metadata": metadata})
     record = run_stage(MATERIALIZE, config, shards, inputs, work, executor)
     write_pointer(policy_pointer(work, manifest), record.directory)
     if not record.counters["kept.train"]:
@@ -79,11 +77,6 @@ def materialize(
             hint=f"of {record.counters['sites']:,} sites: {dropped}; check `materialize.policy_tokenizer`",
         )
     return record
-
-
-def _files(documents: Record, sites: Record, shard: int) -> dict[str, InputFile]:
-    tables = {"documents": documents.file("documents", shard), "sites": sites.file("sites", shard)}
-    return {name: file for name, file in tables.items() if file is not None}
 
 
 @lru_cache(maxsize=1)

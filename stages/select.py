@@ -26,7 +26,7 @@ from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import Counters, InputFile, Record, Shard, content_hash
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import count_rows, parquet_writer, read_table
-from pipeline.core.stage import Stage, run_stage
+from pipeline.core.stage import Stage, run_stage, shards_of
 from pipeline.corpus.dedup.assignment import CUTS, cuts, read_codes
 from pipeline.corpus.dedup.candidates import mapped
 from pipeline.selection.corpus_rules import CANDIDATES, count_left, decisions, needs_corpus_pass
@@ -102,8 +102,8 @@ def select(manifest: Manifest, documents: Record, scores: Record, *, work: Path,
     if config.exclude is not None:
         shared["flags"] = _flag_file(Path(config.exclude))
         inputs["flags"] = str(shared["flags"].sha256)
-    details = {"several": bool(manifest.corpus.sources)}
-    shards = [Shard(done.shard, _files(documents, scores, done.shard) | shared, details) for done in scores.completions]
+    tables, details = {"documents": documents, "scores": scores}, {"several": bool(manifest.corpus.sources)}
+    shards = shards_of(tables, details, shared)
     if needs_corpus_pass(config):
         candidates = run_stage(CANDIDATE, config, shards, inputs, work, executor)
         listed = {f"candidates-{i}": file for i, file in enumerate(candidates.files("candidates"))}
@@ -124,11 +124,6 @@ def _with_verdicts(shards: list[Shard], judged: Record) -> list[Shard]:
         Shard(shard.index, {**shard.files, "verdicts": verdicts}, {**shard.details, "candidates": list(row.values())})
         for shard, row in zip(shards, rows, strict=True)
     ]
-
-
-def _files(documents: Record, scores: Record, shard: int) -> dict[str, InputFile]:
-    tables = {"documents": documents.file("documents", shard), "scores": scores.file("scores", shard)}
-    return {name: file for name, file in tables.items() if file is not None}
 
 
 def _tables(config: SelectConfig, shard: Shard) -> tuple[pa.Table, pa.Table]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.config.base import Config
@@ -16,6 +17,7 @@ from pipeline.config.errors import UserError, disk_is_full
 from pipeline.core.artifact import (
     Completion,
     Counters,
+    InputFile,
     Record,
     Shard,
     fingerprint,
@@ -47,6 +49,21 @@ class Stage:
     """Whether it computes on an accelerator if there is one; each worker then gets one of its own."""
     flops: float | None = None
     """Floating-point operations per unit, for the MFU."""
+
+
+def shards_of(
+    tables: Mapping[str, Record], details: Mapping[str, Any], shared: Mapping[str, InputFile] = MappingProxyType({})
+) -> list[Shard]:
+    """Return the shards of outputs that have the same ones: each with its file of every table, and the shared files.
+
+    `tables` has the output of each table; where a shard has no file of a table, it is left out.
+    """
+    *_, last = tables.values()
+    shards = []
+    for done in last.completions:
+        files = {name: file for name, record in tables.items() if (file := record.file(name, done.shard))}
+        shards.append(Shard(done.shard, files | dict(shared), details))
+    return shards
 
 
 def run_stage(

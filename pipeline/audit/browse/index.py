@@ -30,7 +30,7 @@ from pipeline.config.base import Config
 from pipeline.core.artifact import Counters, Record, Shard
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import parquet_writer, read_table
-from pipeline.core.stage import Stage, run_stage
+from pipeline.core.stage import Stage, run_stage, shards_of
 from pipeline.selection.positions import SCORE_TABLE_COLUMNS, positions
 from pipeline.selection.text import TextBytes
 
@@ -91,10 +91,7 @@ CELLS = pa.schema(
 
 def index(documents: Record, scores: Record, *, work: Path, executor: Executor) -> Record:
     """Run the stage that writes the index; counters `tokens` = `not_scorable` + `inside_character` + `positions`."""
-    shards = []
-    for done in scores.completions:
-        tables = {"documents": documents.file("documents", done.shard), "scores": scores.file("scores", done.shard)}
-        shards.append(Shard(done.shard, {name: file for name, file in tables.items() if file}, {}))
+    shards = shards_of({"documents": documents, "scores": scores}, {})
     inputs = {"documents": documents.content, "scores": scores.content}
     return run_stage(Stage("browse", VERSION, run, unit="tokens"), Config(), shards, inputs, work, executor)
 

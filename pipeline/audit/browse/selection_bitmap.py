@@ -15,18 +15,14 @@ from pipeline.config.base import Config
 from pipeline.core.artifact import Counters, Record, Shard
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import read_table
-from pipeline.core.stage import Stage, run_stage
+from pipeline.core.stage import Stage, run_stage, shards_of
 
 VERSION = 1
 
 
 def kept(index: Record, sites: Record, *, work: Path, executor: Executor) -> Record:
     """Run the stage that writes the bitmap of one selection; counter `sites`."""
-    names = ("documents", "document", "position")
-    shards = []
-    for done in index.completions:
-        files = {name: index.file(name, done.shard) for name in names} | {"sites": sites.file("sites", done.shard)}
-        shards.append(Shard(done.shard, {name: file for name, file in files.items() if file}, {}))
+    shards = shards_of({"documents": index, "document": index, "position": index, "sites": sites}, {})
     inputs = {"index": index.content, "sites": sites.content}
     return run_stage(Stage("browse_kept", VERSION, run, unit="sites"), Config(), shards, inputs, work, executor)
 
