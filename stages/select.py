@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.audit.browse.flags import Flags
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, first_line
 from pipeline.config.manifest import Manifest
 from pipeline.config.selection import SelectConfig
 from pipeline.core.artifact import Counters, InputFile, Record, Shard, content_hash
@@ -137,9 +137,7 @@ def _flag_file(path: Path) -> InputFile:
     try:
         found = _read_flags(path)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(
-            "cannot be read as flags, Parquet or CSV", where=path, hint=str(error).splitlines()[0]
-        ) from error
+        raise UserError("cannot be read as flags, Parquet or CSV", where=path, hint=first_line(error)) from error
     if "site_id" not in found.columns:
         raise UserError("an exclusion list needs a column `site_id`", where=path, hint=f"it has {found.columns}")
     return InputFile(path, content_hash(path))

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.errors import IntegrityError
+from pipeline.config.errors import IntegrityError, first_line
 from pipeline.core.artifact import (
     CURRENT,
     Completion,
@@ -141,7 +141,7 @@ def _check_file(directory: Path, entry: Entry, damage: dict[str, str]) -> None:
     except IntegrityError as error:
         damage[error.where] = error.message
     except (OSError, pa.ArrowException) as error:
-        damage[str(directory / entry.path)] = f"cannot be read: {str(error).splitlines()[0]}"
+        damage[str(directory / entry.path)] = f"cannot be read: {first_line(error)}"
     else:
         if rows != entry.rows:
             damage[str(path)] = f"has {rows:,} rows, but {entry.rows:,} are recorded"

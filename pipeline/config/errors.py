@@ -35,6 +35,16 @@ class RefusedError(UserError):
     exit_code = 4
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message that has text, or its kind if none has.
+
+    Example:
+        >>> first_line(ValueError(" no such column\nat row 3")), first_line(EOFError())
+        ('no such column', 'EOFError')
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 _TORCH_WROTE_LESS = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing|iostream error")
 
 

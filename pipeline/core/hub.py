@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, first_line
 from pipeline.core.progress import console, log
 
 OFFLINE_MODELS = (
@@ -142,11 +142,11 @@ def explain(error: BaseException, where: str, kind: str, revision: str | None) -
         or not isinstance(error, OSError | ValueError)
         or _is_network(chain)
     ):
-        reason = _first_line(chain[-1])
+        reason = first_line(chain[-1])[:300]
         return "the Hub cannot be reached, or the connection broke", (
             f"{reason}; run the same command again when there is a network, a download resumes; {offline}"
         )
-    return "the Hub's files cannot be fetched", _first_line(error)
+    return "the Hub's files cannot be fetched", first_line(error)[:300]
 
 
 def _is_network(chain: Sequence[BaseException]) -> bool:
@@ -175,10 +175,6 @@ def _said(error: Any) -> str:
 def _wait(error: Any) -> str:
     seconds = error.response.headers.get("Retry-After")
     return f"wait {seconds} seconds" if seconds else "wait a few minutes"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 class _Retries(logging.Filter):

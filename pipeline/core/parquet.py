@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.errors import IntegrityError, UserError, refused
+from pipeline.config.errors import IntegrityError, UserError, first_line, refused
 from pipeline.core.artifact import InputFile
 
 ROW_GROUP = 2048
@@ -160,4 +160,4 @@ def reading(path: Path) -> Iterator[None]:
     except (OSError, KeyError, pa.ArrowException) as error:
         if (why := refused(error)) is not None:
             raise UserError("file cannot be read", where=path, hint=why) from error
-        raise IntegrityError("damaged Parquet file", where=path, hint=str(error).splitlines()[0]) from error
+        raise IntegrityError("damaged Parquet file", where=path, hint=first_line(error)) from error

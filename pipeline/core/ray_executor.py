@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pipeline.config.base import canonical_json
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, first_line
 from pipeline.core.artifact import content_hash
 from pipeline.core.executor import thread_settings
 from pipeline.core.hardware import cores, gpus
@@ -294,9 +294,7 @@ def _connect(address: str | None) -> Any:
         else:
             ray.init(address=address, **quiet)
     except Exception as error:
-        raise UserError(
-            "no Ray cluster answers", where=address or "this machine", hint=str(error).strip().splitlines()[0]
-        ) from error
+        raise UserError("no Ray cluster answers", where=address or "this machine", hint=first_line(error)) from error
     return ray
 
 

@@ -15,12 +15,12 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from pipeline.config.corpus import DatasetConfig
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, first_line
 from pipeline.core.progress import log
 from pipeline.corpus.readers.dataset import count_rows
 from pipeline.corpus.sources.choosing import is_bookkeeping
 from pipeline.corpus.sources.finding import Listing, list_source
-from pipeline.corpus.sources.opening import SourceFile, first_line
+from pipeline.corpus.sources.opening import SourceFile
 from pipeline.corpus.sources.splits import OF_DATASET, Choice, Layout, choose, is_of_split, patterns_by_split
 
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".lz4")

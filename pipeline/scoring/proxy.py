@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, first_line
 from pipeline.core.hardware import torch_device
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring import packed
@@ -69,7 +69,7 @@ def load_proxy(folder: Path, tokenizer: CorpusTokenizer, dtype: str) -> Proxy:
         )
     except Exception as error:  # a damaged folder raises whatever its reader (config, safetensors, torch) raises
         raise UserError(
-            "not a causal language model that `transformers` can load", where=folder, hint=_first_line(error)
+            "not a causal language model that `transformers` can load", where=folder, hint=first_line(error)
         ) from error
     model, loading = loaded
     if loading["missing_keys"] or loading["mismatched_keys"]:
@@ -198,7 +198,3 @@ def _check_vocabulary(folder: Path, rows: int, tokenizer: CorpusTokenizer) -> No
 
 
 _TRAINED_WITH = "use the tokenizer that this model was trained with (`proxy.tokenizer`)"
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, first_line
 from pipeline.selection.classes import TOKEN_CLASSES
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def parse_filter(where: str, columns: Mapping[str, Column], key: str) -> tuple[e
     try:
         result = probe.select(expression.alias("where"))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise _refusal(f"`{key}` cannot be computed", where, _first_line(error)) from error
+        raise _refusal(f"`{key}` cannot be computed", where, first_line(error)) from error
     if result.schema["where"] != pl.Boolean:
         raise _refusal(f"`{key}` is {result.schema['where']}, not true or false", where, "write a comparison")
     return tree, expression
@@ -155,7 +155,7 @@ def filter_rows(frame: pl.DataFrame, expression: pl.Expr, name: str) -> pl.DataF
     try:
         return frame.filter(expression)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise UserError(f"{name} cannot be computed on this corpus", hint=_first_line(error)) from error
+        raise UserError(f"{name} cannot be computed on this corpus", hint=first_line(error)) from error
 
 
 _EXAMPLES: Mapping[type[pl.DataType], list[Any]] = {
@@ -177,7 +177,3 @@ def _refusal(message: str, where: str, hint: str) -> UserError:
     printed = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(where.split()))
     shown = printed if len(printed) <= SHOWN else f"{printed[:SHOWN]}…"
     return UserError(message, where=shown or "(empty)", hint=hint)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

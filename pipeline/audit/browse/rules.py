@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.audit.browse.column_index import ColumnIndex, Slices, verified_once
 from pipeline.audit.browse.index import CELL, COLUMNS
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, first_line
 from pipeline.core.artifact import Record
 from pipeline.selection.metadata import kinds, rule_columns
 from pipeline.selection.where import SCORE_COLUMNS, parse_filter
@@ -151,7 +151,7 @@ class Where:
         try:
             return frame.with_columns(kept=self.rest.fill_null(False))["kept"].to_numpy()
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            raise UserError("`where` cannot be computed on this corpus", hint=str(error).splitlines()[0]) from error
+            raise UserError("`where` cannot be computed on this corpus", hint=first_line(error)) from error
 
 
 @dataclass(frozen=True)

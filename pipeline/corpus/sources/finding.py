@@ -15,7 +15,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config.corpus import CorpusConfig
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, first_line
 from pipeline.core.hub import file_of, list_repository
 from pipeline.core.progress import log
 from pipeline.corpus.sources.archives import archive_kind, is_web_dataset, members
@@ -24,7 +24,6 @@ from pipeline.corpus.sources.opening import (
     HUB,
     SourceFile,
     content_key,
-    first_line,
     kind_of,
     open_raw,
     printable,

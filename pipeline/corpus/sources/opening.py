@@ -16,7 +16,7 @@ import fsspec
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, first_line
 from pipeline.core.hub import file_of
 from pipeline.corpus.sources.archives import Member, open_member
 from pipeline.corpus.sources.checksums import Checksums, VerifyingReader
@@ -138,8 +138,3 @@ def source_errors(where: str) -> Iterator[None]:
 def printable(name: str) -> str:
     """Return a name that can be printed and stored: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind if it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

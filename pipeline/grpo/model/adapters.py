@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import UserError, first_line
 from pipeline.config.recipe import LoraConfig
 
 _NAME = "default"
@@ -47,7 +47,7 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
             try:
                 inject_adapter_in_model(_peft(config), model, low_cpu_mem_usage=False)
             except ValueError as error:
-                raise _target_error(f"adapters cannot be added to {config.targets}: {_first_line(error)}") from error
+                raise _target_error(f"adapters cannot be added to {config.targets}: {first_line(error)}") from error
     _check_targets(model, config)
     _check_mergeable(model)
     for name, parameter in model.named_parameters():
@@ -152,10 +152,6 @@ def _target_error(message: str) -> UserError:
     return UserError(
         message, where="policy.lora.targets", hint="name linear layers of the policy, or experts, or `all-linear`"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _peft(config: LoraConfig) -> Any:
