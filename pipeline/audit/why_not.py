@@ -32,7 +32,7 @@ def part_columns(where: str, columns: Mapping[str, Column], shown: pl.DataFrame)
     """
     shown = typed(shown, columns)
     made = []
-    for part in parts_of_rule(where, columns, "where"):
+    for part in parts_of_rule(where, columns):
         marks = "".join(HOLDS if held else FAILS for held in holds(part, shown))
         decided: dict[str, Any] = {"columns": list(part.columns)}
         if not set(part.columns) <= OF_HEAT_MAP:
@@ -64,7 +64,7 @@ class RuleCounts:
     def __init__(self, rule: SelectConfig) -> None:
         self._columns = rule_columns(rule.metadata)
         self._where = {"train": rule.where, "validation": rule.validation_where}
-        self._parts = {split: parts_of_rule(where, self._columns, "where") for split, where in self._where.items()}
+        self._parts = {split: parts_of_rule(where, self._columns) for split, where in self._where.items()}
         self._counts = {split: np.zeros((len(parts), 3), dtype=np.int64) for split, parts in self._parts.items()}
 
     def add(self, frame: pl.DataFrame) -> None:

@@ -16,36 +16,22 @@ from pipeline.core.artifact import InputFile
 ROW_GROUP = 2048
 
 
-def write_rows(
-    path: Path,
-    schema: pa.Schema,
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    metadata: Mapping[str, str] | None = None,
-    row_group: int = ROW_GROUP,
-    encodings: Mapping[str, str] | None = None,
-) -> int:
+def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> int:
     """Stream `rows` into a Parquet file, one row group at a time, and return their number.
 
-    Args:
-        path: file to create (in a stage's scratch folder; the runner publishes it).
-        schema: explicit; a row that lacks a column or has another one is an error, never a silent null.
-        rows: mappings with exactly the schema's columns.
-        metadata: schema metadata (tokenizer, proxy, versions, fingerprint).
-        row_group: rows per row group.
-        encodings: Parquet encoding by leaf column (`context`, `token_lengths.list.element`); others use dictionaries.
+    A row that lacks a column of the schema, or has another one, is an error, never a silent null.
     """
     count, buffer = 0, []
-    with parquet_writer(path, schema, metadata=metadata, encodings=encodings) as writer:
+    with parquet_writer(path, schema) as writer:
         for row in rows:
             if row.keys() != set(schema.names):
                 raise ValueError(f"row has columns {sorted(row)}, schema has {sorted(schema.names)}")
             buffer.append(row)
-            if len(buffer) == row_group:
-                writer.write_table(pa.Table.from_pylist(buffer, schema=schema), row_group_size=row_group)
+            if len(buffer) == ROW_GROUP:
+                writer.write_table(pa.Table.from_pylist(buffer, schema=schema), row_group_size=ROW_GROUP)
                 count, buffer = count + len(buffer), []
         if buffer:
-            writer.write_table(pa.Table.from_pylist(buffer, schema=schema), row_group_size=row_group)
+            writer.write_table(pa.Table.from_pylist(buffer, schema=schema), row_group_size=ROW_GROUP)
     return count + len(buffer)
 
 

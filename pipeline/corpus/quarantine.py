@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import pyarrow as pa
-
-from pipeline.core.parquet import write_rows
 
 QUARANTINE = pa.schema(
     [
@@ -47,8 +44,3 @@ class Unusable(Exception):
 def quarantine_table(rejected: Iterable[Rejected]) -> pa.Table:
     """Return rows of the quarantine table."""
     return pa.Table.from_pylist([asdict(row) for row in rejected], schema=QUARANTINE)
-
-
-def write_quarantine(path: Path, rejected: Iterable[Rejected]) -> int:
-    """Write the quarantine table and return the number of rows."""
-    return write_rows(path, QUARANTINE, map(asdict, rejected))

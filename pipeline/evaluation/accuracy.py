@@ -64,7 +64,7 @@ def accuracy_by_label(
     return {label: proportion(hits_N[own_N], documents_N[own_N]) for label, own_N in members.items()}
 
 
-def progress_metrics(by_band: Mapping[str, Estimate | None], kind: str = "reasoning") -> dict[str, float]:
+def progress_metrics(by_band: Mapping[str, Estimate | None]) -> dict[str, float]:
     """Return metrics of an evaluation during training, named as `plots.py` expects; bands without sites have none.
 
     Example:
@@ -72,7 +72,7 @@ def progress_metrics(by_band: Mapping[str, Estimate | None], kind: str = "reason
         {'eval/easy/reasoning': 0.5, 'eval/easy/reasoning_low': 0.25, 'eval/easy/reasoning_high': 0.75}
     """
     return {
-        f"eval/{band}/{kind}{suffix}": value
+        f"eval/{band}/reasoning{suffix}": value
         for band, estimate in by_band.items()
         if estimate is not None
         for suffix, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high))

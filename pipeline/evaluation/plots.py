@@ -22,20 +22,19 @@ class Point:
     high: float
 
 
-def read_progress(metrics: Path, bands: Sequence[str], kind: str = "reasoning") -> dict[str, list[Point]]:
+def read_progress(metrics: Path, bands: Sequence[str]) -> dict[str, list[Point]]:
     """Read the evaluations that a training run logged, by band and step.
 
     Args:
-        metrics: JSON lines; lines with `step` and `eval/<band>/<kind>`, `…_low`, `…_high` count. A step that a resumed
-            run logged twice counts once, as logged last; the unfinished last line of a killed run is left out.
+        metrics: JSON lines; lines with `step` and `eval/<band>/reasoning`, `…_low`, `…_high` count. A step that a
+            resumed run logged twice counts once, as logged last; the unfinished last line of a killed run is left out.
         bands: Bands to read.
-        kind: Reading, `reasoning` or `direct`.
     """
     lines = metrics.read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines[:-1] if line.strip()]
     series: dict[str, list[Point]] = {}
     for band in bands:
-        key = f"eval/{band}/{kind}"
+        key = f"eval/{band}/reasoning"
         by_step = {
             row["step"]: Point(row["step"], row[key], row[f"{key}_low"], row[f"{key}_high"])
             for row in rows

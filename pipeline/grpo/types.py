@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pipeline.task.reward import response_bytes
+
 
 @dataclass(frozen=True)
 class Response:
@@ -26,6 +28,14 @@ class Response:
     """True if it ended by itself; False if it was cut at the token limit."""
     logprobs: tuple[float, ...]
     """Log-probability [T] (nats) of each id under the distribution it was sampled from."""
+
+    @classmethod
+    def of(
+        cls, ids: Sequence[int], logprobs: Sequence[float], finished: bool, token_bytes: Sequence[bytes]
+    ) -> Response:
+        """Return the response of sampled ids, given the bytes of every token of the policy."""
+        text = response_bytes(ids[:-1] if finished else ids, token_bytes)
+        return cls(tuple(ids), text, finished, tuple(logprobs))
 
 
 @dataclass(frozen=True)

@@ -40,20 +40,19 @@ class Explanation:
     """Values of the columns that the part names; None for null."""
 
 
-def parts_of_rule(where: str, columns: Mapping[str, Column], key: str) -> list[Part]:
+def parts_of_rule(where: str, columns: Mapping[str, Column]) -> list[Part]:
     """Return the parts of a rule, from left to right.
 
     Args:
         where: the rule.
         columns: the columns that it may name.
-        key: the configuration key of the rule (`select.where`), for the message.
 
     Raises:
         UserError: as for `where.row_filter`.
 
     Example:
         >>> from pipeline.selection.where import SCORE_COLUMNS
-        >>> [part.text for part in parts_of_rule("entropy > 1 AND (rank = 0 OR nll < 2)", SCORE_COLUMNS, "where")]
+        >>> [part.text for part in parts_of_rule("entropy > 1 AND (rank = 0 OR nll < 2)", SCORE_COLUMNS)]
         ['entropy > 1', '(rank = 0 OR nll < 2)']
     """
     from sqlglot import exp
@@ -61,7 +60,7 @@ def parts_of_rule(where: str, columns: Mapping[str, Column], key: str) -> list[P
     from pipeline.selection.expressions import to_polars
     from pipeline.selection.sql import Where, operands, referenced_columns
 
-    tree, _ = parse_filter(where, columns, key)
+    tree, _ = parse_filter(where, columns, "where")
     return [
         Part(
             part.sql(dialect=Where, comments=False),
@@ -109,7 +108,7 @@ def explain(where: str, columns: Mapping[str, Column], row: pl.DataFrame) -> lis
     row = typed(row, columns)
     return [
         Explanation(part.text, holds(part, row).item(), {name: values(row[name])[0] for name in part.columns})
-        for part in parts_of_rule(where, columns, "where")
+        for part in parts_of_rule(where, columns)
     ]
 
 

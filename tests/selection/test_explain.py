@@ -122,10 +122,10 @@ def test_a_row_passes_the_rule_if_and_only_if_all_its_parts_hold(parts: list[str
     where = " AND ".join(f"({part})" for part in parts)
     where = f"({where}) AND true" if grouped else where
     rule = filter_rows(FRAME.with_row_index("row"), row_filter(where, COLUMNS, "where"), "where")["row"].to_list()
-    split = parts_of_rule(where, COLUMNS, "where")
+    split = parts_of_rule(where, COLUMNS)
     assert len(split) == len(parts) + grouped
     kept = [all(holds(part, FRAME)[n] for part in split) for n in range(FRAME.height)]
     assert [n for n, held in enumerate(kept) if held] == rule
     for part in split:  # its text is the same rule
-        (again,) = parts_of_rule(part.text, COLUMNS, "where")
+        (again,) = parts_of_rule(part.text, COLUMNS)
         assert holds(again, FRAME).to_list() == holds(part, FRAME).to_list()

@@ -16,8 +16,6 @@ import pyarrow as pa
 
 from pipeline.corpus.quarantine import Unusable
 
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-
 
 class Broken(NamedTuple):
     """A value that makes its row unusable, and why."""

@@ -40,7 +40,6 @@ from pipeline.grpo.rollout.response_ends import response_ends
 from pipeline.grpo.rollout.token_sampling import SamplingParams
 from pipeline.grpo.types import NextToken, Response, SamplingRequest
 from pipeline.scoring.rotary import fix_rotary
-from pipeline.task.reward import response_bytes
 
 Rows = Callable[[Layers, Tensor, int, int], Shared | Repeated]
 """Keys and values of contexts, their mask [P, W], G, max_new_tokens → the rows to decode after them."""
@@ -211,13 +210,9 @@ class Sampler:
         finished_R, length_R = np.any(end_RT, axis=1), np.argmax(end_RT, axis=1) + 1
         length_R[~finished_R] = params.max_new_tokens
         return [
-            self._response(ids_RT[r, :n].tolist(), logprobs_RT[r, :n].tolist(), finished)
+            Response.of(ids_RT[r, :n].tolist(), logprobs_RT[r, :n].tolist(), finished, self._tokenizer.token_bytes)
             for r, (n, finished) in enumerate(zip(length_R.tolist(), finished_R.tolist(), strict=True))
         ]
-
-    def _response(self, ids: list[int], logprobs: list[float], finished: bool) -> Response:
-        text = response_bytes(ids[:-1] if finished else ids, self._tokenizer.token_bytes)
-        return Response(tuple(ids), text, finished, tuple(logprobs))
 
 
 def _next_token(logits_V: Tensor) -> NextToken:

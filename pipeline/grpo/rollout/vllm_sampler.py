@@ -24,7 +24,6 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.grpo.policy import distributed
 from pipeline.grpo.rollout.sampler_secret import shared_secret
 from pipeline.grpo.types import Response, SamplingRequest
-from pipeline.task.reward import response_bytes
 
 Sampled = Sequence[Any]
 """Token ids [T], log-probabilities [T], finished: `vllm_engine.Sampled`, or the same parsed from JSON."""
@@ -58,15 +57,12 @@ class VllmSampler:
         """Sample the P·G responses, in the order of the request's seeds."""
         if not request.prompts:
             return []
-        return [self._response(*sampled) for sampled in self._engine.generate(request, sorted(self.eos_ids))]
+        sampled, token_bytes = self._engine.generate(request, sorted(self.eos_ids)), self._tokenizer.token_bytes
+        return [Response.of(ids, logprobs, finished, token_bytes) for ids, logprobs, finished in sampled]
 
     def close(self) -> None:
         """Release the engine. Call it before the process group is destroyed."""
         self._engine.close()
-
-    def _response(self, ids: Sequence[int], logprobs: Sequence[float], finished: bool) -> Response:
-        text = response_bytes(ids[:-1] if finished else ids, self._tokenizer.token_bytes)
-        return Response(tuple(ids), text, finished, tuple(logprobs))
 
 
 def start_vllm(

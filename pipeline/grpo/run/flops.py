@@ -70,9 +70,9 @@ class ModelSize:
         attended = tokens * before + tokens * (tokens + 1) // 2
         return 2 * self.weights * tokens + 4 * self.attention * attended
 
-    def learning(self, tokens: int, before: int = 0) -> int:
-        """Return the FLOPs of reading tokens and of the backward pass through them."""
-        return (1 + BACKWARD) * self.forward(tokens, before)
+    def learning(self, tokens: int) -> int:
+        """Return the FLOPs of reading a text of so many tokens and of the backward pass through them."""
+        return (1 + BACKWARD) * self.forward(tokens)
 
     def group(self, group: Group) -> int:
         """Return the FLOPs of reading a prompt once and its responses, which sampling them costs as well."""
