@@ -11,6 +11,7 @@ import typer
 from commands.groups.options import (
     POLICY,
     AsJson,
+    Jobs,
     ManifestOption,
     RecipeOverrides,
     RecipePath,
@@ -142,9 +143,7 @@ def gate(
 def study(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="A YAML file of arms, e.g. recipes/study-demo.yaml.")],
     quick: Annotated[bool, typer.Option("--quick", help="Run the study's short variant.")] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Commands to run at the same time.  [default: one per core, at most 4]")
-    ] = None,
+    workers: Jobs = None,
     overrides: Annotated[list[str] | None, set_option("`seeds=[0,1,2]`")] = None,
     work: Work = Path("work"),
     run: Run = None,
@@ -194,9 +193,7 @@ def worth(
     only_plan: Annotated[bool, typer.Option("--plan", help="Say what the comparison would see, and run nothing.")] = (
         False
     ),
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Commands to run at the same time.  [default: one per core, at most 4]")
-    ] = None,
+    workers: Jobs = None,
     manifest: ManifestOption = None,
     overrides: RecipeOverrides = None,
     work: Work = Path("work"),

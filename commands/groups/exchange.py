@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from commands.groups.options import EXCHANGE, ManifestPath, Overrides, Work
+from commands.groups.options import EXCHANGE, ManifestPath, Overrides, Remote, Work
 from commands.reading import read_manifest, read_recipe
 
 commands = typer.Typer()
@@ -65,7 +65,7 @@ def export(
 @commands.command(rich_help_panel=EXCHANGE)
 def push(
     manifest: ManifestPath,
-    remote: Annotated[str, typer.Argument(help="`hf://datasets/owner/name`, or a folder.", show_default=False)],
+    remote: Remote,
     overrides: Overrides = None,
     work: Work = Path("work"),
 ) -> None:
@@ -84,7 +84,7 @@ def push(
 
 @commands.command(rich_help_panel=EXCHANGE)
 def pull(
-    remote: Annotated[str, typer.Argument(help="`hf://datasets/owner/name`, or a folder.", show_default=False)],
+    remote: Remote,
     revision: Annotated[str | None, typer.Option(help="Commit of the data set on the Hub.")] = None,
     work: Work = Path("work"),
 ) -> None:

@@ -21,22 +21,31 @@ def set_option(example: str) -> Any:
     return typer.Option("--set", metavar="KEY=VALUE", help=f"Override a key, e.g. {example}. Repeatable.")
 
 
+def run_option(name: str) -> Any:
+    """Return the `--run` option of a command whose run has by default this name below `runs/`."""
+    return typer.Option("--run", help=f"Folder of the run.  [default: runs/{name}]")
+
+
 ManifestPath = Annotated[Path, typer.Argument(help="A YAML file, or the name of one that comes with rpt: `demo`.")]
+RecipePath = ManifestPath
 MaybeManifest = Annotated[
     Path | None, typer.Argument(help="A YAML file, or the name of one that comes with rpt.  [default: all in --work]")
 ]
-RecipePath = Annotated[Path, typer.Argument(help="A YAML file, or the name of one that comes with rpt: `demo`.")]
 ManifestOption = Annotated[
     Path | None, typer.Option("--manifest", help="Manifest whose shards to use.  [default: the recipe's `data`]")
 ]
 Overrides = Annotated[list[str] | None, set_option("`select.max_sites=1000`")]
 RecipeOverrides = Annotated[list[str] | None, set_option("`budget.steps=100`")]
 Work = Annotated[Path, typer.Option(help="Folder of the stages' artifacts.")]
-Run = Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME]")]
+Run = Annotated[Path | None, run_option("NAME")]
 Source = Annotated[str | None, typer.Option(help="Read the corpus from here instead of the manifest's source.")]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Worker processes.  [default: one per core, or per GPU in stages that use GPUs]"),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Commands to run at the same time.  [default: one per core, at most 4]"),
 ]
 ExecutorName = Annotated[
     Literal["local", "ray"], typer.Option("--executor", help="Run on this machine or on a Ray cluster.")
@@ -67,6 +76,7 @@ Accept = Annotated[
     bool,
     typer.Option("--accept", help="Use a selection that its certificate refuses. It is recorded."),
 ]
+Remote = Annotated[str, typer.Argument(help="`hf://datasets/owner/name`, or a folder.", show_default=False)]
 Place = Annotated[
     str,
     typer.Argument(

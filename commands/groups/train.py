@@ -25,6 +25,7 @@ from commands.groups.options import (
     Topology,
     Work,
     WriteSpec,
+    run_option,
 )
 from commands.launch import launch
 from commands.next_step import after_training, evaluation_of
@@ -116,7 +117,7 @@ def warmup(
     deepspeed: Topology = None,
     overrides: RecipeOverrides = None,
     work: Work = Path("work"),
-    run: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME-warmup]")] = None,
+    run: Annotated[Path | None, run_option("NAME-warmup")] = None,
     write_to: WriteSpec = None,
 ) -> None:
     """Teach a policy the form of responses before RL, on a few training sites; resumes automatically.
@@ -163,7 +164,7 @@ def ntp(
     deepspeed: Topology = None,
     overrides: RecipeOverrides = None,
     work: Work = Path("work"),
-    run: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME-ntp]")] = None,
+    run: Annotated[Path | None, run_option("NAME-ntp")] = None,
     write_to: WriteSpec = None,
 ) -> None:
     """Baseline: next-token training on the plain text of the corpus; same engine; resumes automatically.
@@ -210,7 +211,7 @@ def sft(
     deepspeed: Topology = None,
     overrides: RecipeOverrides = None,
     work: Work = Path("work"),
-    run: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/NAME-sft]")] = None,
+    run: Annotated[Path | None, run_option("NAME-sft")] = None,
     write_to: WriteSpec = None,
 ) -> None:
     """Baseline: supervised fine-tuning on (context, reasoning, continuation); same engine; resumes automatically.
