@@ -19,7 +19,7 @@ PATH = re.compile(
 IN_FILE = re.compile(r"((?:`[\w.]+`(?:, | and )?)+)\)? in `((?:pipeline|stages|commands)/[\w/]+\.py)`")
 WITH_FILE = re.compile(r"((?:`[\w.]+`(?:, | and )?)+) \(`((?:pipeline|stages|commands)/[\w/]+\.py)`\)")
 ROW = re.compile(r"^\|[^|]+\| ([^|]+) \| `([\w/]+\.py)` \|", re.MULTILINE)
-WORD = re.compile(r"`(\w+_\w+|[A-Z][a-z]+[A-Z]\w*)(?:\.\w+)*`")
+WORD = re.compile(r"`(\w*_\w+|[A-Z][a-z]+[A-Z]\w*)(?:\.\w+)*`")
 """An identifier: with an underscore, or in camel case."""
 MAPS = ("docs/architecture.md", "CONTRIBUTING.md")
 """Pages that lead a newcomer to functions by name."""
