@@ -12,8 +12,11 @@ def whole_pieces(tokens: Sequence[bytes], after: bytes = b"") -> list[str]:
     r"""Return the text of consecutive tokens: each has the characters that begin in it, whole.
 
     A token without a beginning of a character is "", so the texts joined are the text. Bytes that are no whole
-    character, as at the end of a text that was cut, appear as \xNN. Bytes `after` the tokens complete the last
-    character; three are enough.
+    character, as at the end of a text that was cut, appear as \xNN.
+
+    Args:
+        tokens: Bytes of the tokens [T].
+        after: Bytes that follow them; three complete any character.
 
     Example:
         >>> whole_pieces([b" \xe5\xa4", b"\xa9", b"\xe5", b"\xb9\xb2."])

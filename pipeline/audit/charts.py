@@ -17,7 +17,9 @@ _LEFT, _RIGHT, _ROW = 130, 14, 26
 def dots(rows: Mapping[str, Mapping[str, Any] | None], highest: float) -> Markup:
     """Return a dot with its interval for each reading, on one axis from 0 to `highest` (a share).
 
-    An estimate is None where there are no sites.
+    Args:
+        rows: Estimates by name of the reading; None where there are no sites.
+        highest: Right end of the axis.
     """
     height = _ROW * len(rows) + 26
     wide = WIDTH - _LEFT - _RIGHT
@@ -41,7 +43,10 @@ def dots(rows: Mapping[str, Mapping[str, Any] | None], highest: float) -> Markup
 def progress(points: Sequence[Point], direct: float | None, highest: float) -> Markup:
     """Return accuracy by reasoning over steps with its intervals, and direct accuracy before training as a dashed line.
 
-    `highest` is the upper end of the axis, a share.
+    Args:
+        points: At least one measurement.
+        direct: Accuracy of the untrained policy without reasoning.
+        highest: Upper end of the axis, a share.
     """
     height, left, bottom, last = 210, 46, 30, max(points[-1].step, 1)
 

@@ -28,7 +28,9 @@ STYLE = "evaluation.css"
 def evaluation_page(report: Mapping[str, Any], series: Mapping[str, Sequence[Point]]) -> str:
     """Return the report as one HTML file that loads nothing and may run no script but its own.
 
-    `series` is accuracy by reasoning during training, by band; empty if it was not measured.
+    Args:
+        report: The JSON report.
+        series: Accuracy by reasoning during training, by band; empty if it was not measured.
     """
     summaries, foretold = list(report["sets"].values()), report.get("foretold")
     before = summaries[0]["readings"][f"direct {report['policies'][0]}"]["accuracy"]

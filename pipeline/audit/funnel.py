@@ -52,7 +52,8 @@ class Step:
 def funnel(records: Mapping[str, Record]) -> list[Step]:
     """Return the steps from the records of the source as far as stages have run, at most to the rows of the shards.
 
-    `records` are those of `ingest`, `score`, `select` and `materialize`, or the first of them; others are ignored.
+    Args:
+        records: Records of `ingest`, `score`, `select` and `materialize`, or the first of them; others are ignored.
     """
     of = {stage: record.counters for stage, record in records.items()}
     steps = [
@@ -74,7 +75,9 @@ def funnel(records: Mapping[str, Record]) -> list[Step]:
 def funnel_table(title: str, steps: Sequence[Mapping[str, Any]]) -> Table:
     """Return the funnel as a table with shares of the records or of the tokens, without reasons that lost nothing.
 
-    The steps have the fields of `Step`.
+    Args:
+        title: What was made.
+        steps: Fields of `Step`, in order.
     """
     table = Table("", title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False)
     for name in ("count", "share"):

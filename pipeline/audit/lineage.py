@@ -55,7 +55,10 @@ class Lineage:
 def lineage_of(work: Path, manifest: Manifest) -> Lineage:
     """Return the lineage of the selection that `manifest` describes.
 
-    If several sources have the same configuration, the current one is used.
+    Args:
+        work: The manifest's folder.
+        manifest: The manifest with its overrides. If several sources have the same configuration, the current one is
+            used.
 
     Raises:
         UserError: The selection does not exist.

@@ -58,7 +58,11 @@ class Location:
 
 
 def locate(lineage: Lineage, site_id: str) -> Location:
-    """Locate a position, whether or not it is a site. `site_id` is `<doc_id>-<position>`.
+    """Locate a position, whether or not it is a site.
+
+    Args:
+        lineage: The selection.
+        site_id: `<doc_id>-<position>`.
 
     Raises:
         UserError: There is no such document, or it has no such position.

@@ -19,7 +19,9 @@ HARDEST = 20
 def minimap(positions: pl.DataFrame, kept_T: NDArray[np.bool_]) -> dict[str, list[Any]] | None:
     """Return the means of a document's positions in `BINS` equal parts; None for a short document.
 
-    `positions` are all those of the document [T], with `entropy`, `nll` and `rank`.
+    Args:
+        positions: All positions of the document [T], with `entropy`, `nll` and `rank`.
+        kept_T: Whether each is kept.
 
     Returns:
         `entropy` and `nll` in nats and `rank` (geometric means of 1 + rank, less 1), each null where nothing is scored;
@@ -43,7 +45,8 @@ def minimap(positions: pl.DataFrame, kept_T: NDArray[np.bool_]) -> dict[str, lis
 def hardest(positions: pl.DataFrame) -> list[int]:
     """Return the `HARDEST` positions of highest entropy that a rule can keep, in the order of the text.
 
-    `positions` have `position`, `entropy` and `inside_character`.
+    Args:
+        positions: Positions of a document, with `position`, `entropy` and `inside_character`.
     """
     selectable = positions.filter(SELECTABLE)
     most = selectable.sort("entropy", "position", descending=[True, False]).head(HARDEST)

@@ -52,7 +52,10 @@ def audit(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Count every position of a selection and draw heat maps of a sample of its documents.
 
-    `documents` is the number of heat maps; `proxy` decodes the proxy's most likely tokens, if they were stored.
+    Args:
+        lineage: The selection.
+        documents: Number of heat maps.
+        proxy: Tokenizer that decodes the proxy's most likely tokens, if the scores contain them.
 
     Returns:
         The content of `audit.json`, and the heat maps.
@@ -249,7 +252,10 @@ def _list_entry(example: Mapping[str, Any], heat_map: Mapping[str, Any]) -> dict
 def render(template: str, *, extra_styles: Sequence[str] = (), **values: Any) -> str:
     """Render a page of `templates/` with the shared styles and script and a policy that allows only them.
 
-    `extra_styles` are further style sheets of `assets/`.
+    Args:
+        template: Name of the template.
+        extra_styles: Further style sheets of `assets/`.
+        values: Variables of the template.
     """
     style, script = _concatenated([*_STYLES, *extra_styles]), _concatenated(_SCRIPTS)
     environment = Environment(

@@ -41,7 +41,13 @@ def site(
 ) -> dict[str, Any]:
     r"""Return everything known about a position, as JSON values.
 
-    `proxy` decodes the proxy's most likely tokens; None if they were not stored.
+    Args:
+        lineage: The selection.
+        where: The position.
+        config: Settings that turn sites into examples.
+        policy: Tokenizer of the policy.
+        prompts: Returns the trainer's `PromptBuilder`.
+        proxy: Tokenizer that decodes the proxy's most likely tokens; None if they were not stored.
 
     Returns:
         The origin; `before`, `characters`, `after` as text, where `characters` are the whole ones that hold the token;

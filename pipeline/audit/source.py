@@ -21,7 +21,10 @@ CHANGED = "the source file has changed since it was read"
 def source_damage(work: Path, config: CorpusConfig, source: str | None) -> list[dict[str, str]]:
     """Hash the files of the corpus again and compare them with the hashes that its last `read` recorded.
 
-    `source` is checked instead of `corpus.source`.
+    Args:
+        work: The manifest's folder.
+        config: The manifest's `corpus`.
+        source: Source to check instead of `corpus.source`.
 
     Returns:
         One row per missing or changed file: `where`, and `what` is wrong with it. Empty if this source was not read in

@@ -17,8 +17,12 @@ def histogram(
 ) -> Markup:
     """Return a histogram of selectable and kept positions, with square-root heights so that rare values stay visible.
 
-    `metric` is one of `NAMES`. `edges` are the left ends of the bars, of which the last is open. `rules` are thresholds
-    of the rule, drawn as lines; `bands` are those of the difficulty bands, drawn as thin labelled lines.
+    Args:
+        metric: One of `NAMES`.
+        edges: Left edges of the bars; the last bar is open.
+        counts: `selectable` and `kept`, one number per bar.
+        rules: Thresholds of the rule, drawn as lines.
+        bands: Thresholds of the difficulty bands, drawn as thin labelled lines.
     """
     highest = max([*counts["selectable"], 1])
     bar = (WIDTH - LEFT - 4) / len(edges)
@@ -63,7 +67,8 @@ def histogram(
 def calibration(bins: Sequence[Mapping[str, Any]]) -> Markup:
     """Return the mean surprise by bin of entropy as points, and a line where it would equal the mean entropy.
 
-    `bins` is `calibration.bins` of a certificate. A point is larger the more positions its bin has.
+    Args:
+        bins: `calibration.bins` of a certificate. A point is larger the more positions its bin has.
     """
     seen = [row for row in bins if row["positions"]]
     highest = max([2.8, *(max(row["surprise"], row["entropy"]) for row in seen)])

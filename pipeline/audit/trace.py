@@ -27,7 +27,10 @@ _DOC_ID = re.compile(r"[0-9a-f]{32}")
 def find_site(work: Path, manifest: Manifest, place: str) -> tuple[Lineage, str]:
     """Return the selection and the `site_id` that a user means.
 
-    `place` is a `site_id`, a `doc_id` (its first site), or file and row of a shard (`train-….parquet:17`, from 0).
+    Args:
+        work: The manifest's folder.
+        manifest: With its overrides.
+        place: A `site_id`, a `doc_id` (its first site), or file and row of a shard (`train-….parquet:17`, from 0).
 
     Raises:
         UserError: The selection, document or row does not exist.
@@ -40,7 +43,13 @@ def find_site(work: Path, manifest: Manifest, place: str) -> tuple[Lineage, str]
 
 
 def shard_row(work: Path, manifest: Manifest, file: Path, row: int) -> tuple[Lineage, str]:
-    """Return the selection that a shard was made from, and the `site_id` of one of its rows. Rows count from 0.
+    """Return the selection that a shard was made from, and the `site_id` of one of its rows.
+
+    Args:
+        work: The manifest's folder.
+        manifest: The manifest of the shard.
+        file: File of a `train` or `validation` shard.
+        row: Row in the file, from 0.
 
     Raises:
         UserError: The file is not one of the manifest's shards, or has no such row.
@@ -60,7 +69,12 @@ def shard_row(work: Path, manifest: Manifest, file: Path, row: int) -> tuple[Lin
 
 
 def trace(where: Location, config: CorpusConfig, source: str | None) -> dict[str, Any]:
-    """Trace a position back to its source. `source` is read instead of `corpus.source`.
+    """Trace a position back to its source.
+
+    Args:
+        where: The position.
+        config: The manifest's `corpus`.
+        source: Source to read instead of `corpus.source`.
 
     Returns:
         `rows`: file and row of each table from the shard on, with checked sha256; `document`: the bytes of the token in

@@ -71,6 +71,9 @@ class _Checked:
 def verify(work: Path) -> dict[str, Any]:
     """Check every published file in a manifest's folder.
 
+    Args:
+        work: The manifest's folder.
+
     Returns:
         `ok`; `stages`: one row per output with `complete`, `damage` and `made_from` (input → stage/fingerprint, or None
         if the input is not the output of a stage); `damage`: all damage, one row per file.

@@ -47,8 +47,10 @@ def part_columns(where: str, columns: Mapping[str, Column], shown: pl.DataFrame)
 def later_columns(select: Record, positions: pl.DataFrame, shown: slice) -> list[dict[str, Any]]:
     """Return the rules after `where` on some positions of a document, as `parts` of a heat map.
 
-    `positions` are all those of the document, with the columns of `later_rules.verdicts`; `shown` says of which the
-    rules are returned.
+    Args:
+        select: Record of the selection.
+        positions: All positions of the document, with the columns of `later_rules.verdicts`.
+        shown: Which of them are shown.
     """
     rules = later_rules(select.config, select.counters)
     marks = verdicts(rules, select.config, positions)

@@ -23,7 +23,10 @@ from pipeline.selection.sites import BANDS
 class RunPages:
     """Request handlers over some runs. They read files of these runs and write nothing.
 
-    `base` is the template around the page: the header and footer of `rpt browse`, or of `rpt board`.
+    Args:
+        runs: At least one.
+        templates: Of both kinds of pages (`rendering.environment`).
+        base: Template around the page: the header and footer of `rpt browse`, or of `rpt board`.
     """
 
     def __init__(self, runs: Sequence[Run], templates: Environment, base: str) -> None:
@@ -63,7 +66,9 @@ class RunPages:
 def run_view(runs: Sequence[Run], order: str) -> dict[str, Any]:
     """Return the values that the template of the Run tab needs of some runs, read up to their present end.
 
-    The newest rollouts are those of the first run, in one of the orders `rollout_search.ORDERS`.
+    Args:
+        runs: At least one; the newest rollouts are those of the first.
+        order: Of the newest rollouts (`rollout_search.ORDERS`).
     """
     shown = payload(runs)
     summaries = shown["runs"]

@@ -90,7 +90,10 @@ PANELS = (
 def drawn(panel: Panel, curves: Curves, direct: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return the curves of a chart as JSON values, with at most `POINTS` points each.
 
-    `direct` is the accuracy of the policy before training, by band.
+    Args:
+        panel: The chart.
+        curves: The metrics of a run.
+        direct: Direct accuracy of the policy before training, by band.
 
     Returns:
         By curve: `label`, `slot` (its place in the panel, which decides its colour), `x`, `y`, `low`, `high` (null

@@ -12,7 +12,9 @@ from pipeline.audit.board.run import Run
 def payload(runs: Sequence[Run], since: str = "") -> dict[str, Any]:
     """Return summaries and charts of runs.
 
-    If `since` is the `version` of the last answer and nothing changed, the charts are left out.
+    Args:
+        runs: Whose metrics are read up to their present end.
+        since: `version` of the last answer; if nothing changed, the charts are left out.
 
     Returns:
         `version`; `more`, true if the metrics were not read to their end; `runs`, a summary each; `charts` in the order

@@ -21,7 +21,12 @@ PAGE = 20
 
 
 class RolloutPages:
-    """Request handlers over the rollouts of some runs."""
+    """Request handlers over the rollouts of some runs.
+
+    Args:
+        runs: By name, at least one.
+        page: Renders a template for a request.
+    """
 
     def __init__(self, runs: Mapping[str, Run], page: Callable[..., Response]) -> None:
         self._runs, self._page = runs, page

@@ -92,9 +92,15 @@ class AppState:
     ) -> None:  # fmt: skip
         """Open the index and prepare access to the tables.
 
-        `policy` and `proxy` are folders or Hub ids: of the policy whose tokenizer and chat template make the prompt,
-        and of the tokenizer that decodes the top tokens of the scores. `command` is `rpt select` with the manifest, to
-        which pages add a rule. The rollouts at sites, and the prompt, are those of the first of the runs.
+        Args:
+            manifest: The manifest that is shown.
+            records: The published records.
+            flags: The file of flags.
+            task: The recipe's task, which decides the prompt.
+            policy: Folder or Hub id of the policy, whose tokenizer and chat template make the prompt.
+            proxy: Folder or Hub id of the tokenizer that decodes the top tokens of the scores.
+            command: `rpt select` with the manifest, to which pages add a rule.
+            runs: Training runs; the rollouts at sites, and the prompt, are those of the first.
         """
         self.manifest, self.records, self.flags, self.task = manifest, records, flags, task
         self.store = ColumnIndex(records.index)

@@ -33,7 +33,11 @@ class Damaged:
 def damaged(store: ColumnIndex, document: Callable[[int], Document], select: Record, where: str) -> Damaged:
     """Return the damage of a corpus, from the first `DOCUMENTS_READ` documents that have any.
 
-    `where` is the selection's rule of training documents.
+    Args:
+        store: The index.
+        document: Returns a document by its number in the index.
+        select: Record of the selection whose sites are counted.
+        where: Its rule of training documents.
     """
     damage, read, documents = Damage(), 0, 0
     for shard, file in enumerate(select.files("sites")):

@@ -108,7 +108,10 @@ class Document:
     def __init__(self, document: pa.Table, scores: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
         """Join a document with its scores and metadata.
 
-        `document` and `scores` are its rows of these tables, `metadata` is `select.metadata` of the manifest.
+        Args:
+            document: One row of `documents`.
+            scores: The row of `scores` of the same document.
+            metadata: `select.metadata` of the manifest.
 
         Raises:
             UserError: A metadata value does not have its declared type.
@@ -157,7 +160,10 @@ class Document:
     def heat_map(self, verdict: Verdict, first: int, top: CorpusTokenizer | None) -> dict[str, Any]:
         """Return the input of the heat-map component (pipeline/audit/assets/heatmap.js) for `TOKENS_SHOWN` tokens.
 
-        `verdict` is on the whole document; `top` decodes the proxy's most likely tokens, if they were stored.
+        Args:
+            verdict: Decisions on the whole document.
+            first: First position to show.
+            top: Tokenizer that decodes the proxy's most likely tokens, if they were stored.
         """
         shown = slice(first, min(first + TOKENS_SHOWN, len(self)))
         frame, tokens, doc_id = self.frame[shown], self.tokens[shown], self.meta["doc_id"]
@@ -233,7 +239,12 @@ def as_trained(
 ) -> dict[str, Any]:
     r"""Return a position as the trainer sees it, made by the same code as shards and prompts.
 
-    `prompts` returns the trainer's `PromptBuilder`; it is called only if there is an example.
+    Args:
+        document: The document.
+        position: Position in the document.
+        config: Settings that turn sites into examples.
+        tokenizer: Tokenizer of the policy.
+        prompts: Returns the trainer's `PromptBuilder`; it is called only if there is an example.
 
     Returns:
         `dropped`: the reason why the position makes no example, or None; then `prompt` (its parts `before`, `context`
@@ -264,8 +275,12 @@ def as_trained(
 def prompt_builder(policy: str, task: TaskConfig, run: Path | None) -> PromptBuilder:
     """Return the trainer's prompt builder for a policy.
 
-    The first call takes seconds because it imports `transformers`. The prompt of the training run `run` is used if it
-    keeps one of this task.
+    The first call takes seconds because it imports `transformers`.
+
+    Args:
+        policy: Folder or Hub id.
+        task: The recipe's task.
+        run: Folder of a training run, whose prompt is used if it keeps one of this task.
     """
     from transformers import AutoTokenizer
 

@@ -56,7 +56,10 @@ class Filter:
 class Finder:
     """Search of the documents of an index. Shape: D documents.
 
-    `kept_D` counts the sites of the selection, `metadata` has the types that the manifest declares.
+    Args:
+        store: The index.
+        kept_D: Number of sites of the selection in each document.
+        metadata: Types of the metadata that the manifest names.
     """
 
     def __init__(self, store: ColumnIndex, kept_D: NDArray[np.int64], metadata: Mapping[str, str]) -> None:

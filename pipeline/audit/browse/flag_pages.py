@@ -31,7 +31,10 @@ MOST = 100_000
 class FlagPages:
     """Request handlers of flags, the only ones that write.
 
-    `token` is the secret of the server's forms; `page(template, request, **values)` renders a template.
+    Args:
+        state: The data that the pages show.
+        token: Secret of the forms of this server.
+        page: Renders a template: `page(template, request, **values)`.
     """
 
     def __init__(self, state: AppState, token: str, page: Callable[..., Response]) -> None:

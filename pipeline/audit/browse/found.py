@@ -103,8 +103,12 @@ class Found:
 def find(store: ColumnIndex, rules: tuple[Rule, Rule], narrowed: Narrowed, bands: BandsConfig, most: int) -> Found:
     """Return the positions that `narrowed` describes.
 
-    The first rule keeps `lost` positions, the second `gained` and `kept` ones. Shards are read in random order, and no
-    further one after `most` positions.
+    Args:
+        store: The index.
+        rules: Two rules: the first keeps `lost` positions, the second `gained` and `kept` ones.
+        narrowed: Which positions are wanted.
+        bands: Thresholds of the bands.
+        most: Number of positions after which no further shard is read; shards are read in random order.
 
     Raises:
         UserError: A rule cannot be computed on this corpus.
@@ -158,7 +162,14 @@ def _read(
 ) -> pl.DataFrame:  # fmt: skip
     """Return the rows of `Found.frame` in runs of one shard and cell.
 
-    `states` are those of the rules on the runs, which are of one `cell`; `begins_N` is the result of `_begins`.
+    Args:
+        store: The index.
+        rules: The two rules.
+        states: Their states on the runs.
+        cell: The cell of the runs.
+        runs: Runs of one shard.
+        narrowed: Which positions are wanted.
+        begins_N: The result of `_begins`.
     """
 
     def kept(which: int) -> NDArray[np.bool_]:

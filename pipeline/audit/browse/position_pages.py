@@ -34,7 +34,12 @@ _SORTED: dict[str, dict[str, Any]] = {
 
 
 class PositionPages:
-    """Request handlers of the lists of positions. `page(template, request, **values)` renders a template."""
+    """Request handlers of the lists of positions.
+
+    Args:
+        state: The data that the pages show.
+        page: Renders a template: `page(template, request, **values)`.
+    """
 
     def __init__(self, state: AppState, page: Callable[..., Response]) -> None:
         self._state, self._page = state, page

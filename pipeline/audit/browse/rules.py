@@ -75,7 +75,9 @@ class Where:
     def parse(cls, where: str, metadata: Mapping[str, str] | None = None) -> Where:
         """Parse an SQL expression and split it into decidable and other conjuncts.
 
-        `metadata` is `select.metadata` of the manifest.
+        Args:
+            where: The expression.
+            metadata: `select.metadata` of the manifest.
 
         Raises:
             UserError: The expression is invalid.
@@ -199,7 +201,12 @@ def stretches(
 ) -> Iterator[tuple[int, int, tuple[int, int], Slices]]:  # fmt: skip
     """Yield (cell, segment, states of both rules, positions): what is not empty and at least one rule may keep.
 
-    `cut_B` and `entropy_G` are the cuts of `segments` and the values within them.
+    Args:
+        store: The index.
+        rules: The two rules.
+        cells: Rows of `store.cells`.
+        cut_B: The cuts of `segments`.
+        entropy_G: The values within its segments.
     """
     edge_RG = _edges(store, cut_B)
     states_CG = np.stack([rule.decide(cells, entropy_G) for rule in rules], axis=-1)

@@ -31,8 +31,10 @@ class Place(NamedTuple):
 def place_of(state: AppState, text: str) -> Place | None:
     """Return what a search names, or None if it is a text to search for.
 
-    It may name a site, a document, file and row of the source (`corpus.jsonl:17`, from 0; the end of a path is enough),
-    or file and row of a shard (`train-….parquet:17`).
+    Args:
+        state: The opened records.
+        text: A site id, a document id, file and row of the source (`corpus.jsonl:17`, from 0; the end of a path is
+            enough), or file and row of a shard (`train-….parquet:17`).
 
     Raises:
         UserError: The file is not one of the manifest's shards, or has no such row.

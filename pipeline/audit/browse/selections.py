@@ -91,8 +91,11 @@ class Selection:
 class Selections:
     """All selections of some scores in a manifest's folder.
 
-    `current` is the one that the manifest describes; `bitmap` makes the bitmap of one whose rules alone do not decide
-    its sites.
+    Args:
+        work: The manifest's folder.
+        scores: The scores.
+        current: The selection that the manifest describes.
+        bitmap: Makes the bitmap of a selection whose rules alone do not decide its sites.
     """
 
     def __init__(self, work: Path, scores: Record, current: Record, bitmap: Callable[[Record], Record]) -> None:
@@ -122,7 +125,10 @@ class Selections:
 def select_command(command: str, split: str, where: str) -> str:
     """Return the command that makes a selection by a rule, ready to paste into a shell.
 
-    `command` is `rpt select` with the manifest.
+    Args:
+        command: `rpt select` with the manifest.
+        split: The split of the rule.
+        where: The rule.
 
     Example:
         >>> print(select_command("rpt select demo", "train", "entropy > 1.5 AND field = 'solution'"))

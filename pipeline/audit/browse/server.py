@@ -31,7 +31,12 @@ from pipeline.config.errors import UserError
 
 
 def create_app(state: AppState, hosts: Collection[str] = LOOPBACK) -> RequestGuard:
-    """Return the web application. `hosts` are the host names that it accepts."""
+    """Return the web application.
+
+    Args:
+        state: The data that the pages show.
+        hosts: Host names that the server accepts.
+    """
     pages = Pages(state)
     routes = [
         Route("/", pages.home),

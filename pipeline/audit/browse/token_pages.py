@@ -18,7 +18,12 @@ ALL = "true"
 
 
 class TokenPages:
-    """Request handler of the page of tokens. `page(template, request, **values)` renders a template."""
+    """Request handler of the page of tokens.
+
+    Args:
+        state: The data that the page shows.
+        page: Renders a template: `page(template, request, **values)`.
+    """
 
     def __init__(self, state: AppState, page: Callable[..., Response]) -> None:
         self._state, self._page = state, page

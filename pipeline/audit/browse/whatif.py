@@ -94,7 +94,11 @@ class Chart:
 def chart(store: ColumnIndex, split: str, bands: BandsConfig, kept_B: NDArray[np.int64] | None) -> Chart:
     """Return the chart of all positions, and within each bar those that a rule keeps.
 
-    `kept_B` is `Comparison.kept_B`, or None if it is not known.
+    Args:
+        store: The index.
+        split: The split whose positions are shown.
+        bands: Thresholds of the bands.
+        kept_B: Number of positions kept in each bar (`Comparison.kept_B`); None if it is not known.
     """
     count_B = np.diff(store.up_to(split)[::STEP], append=store.positions(split))
     count_B[0] += store.up_to(split)[0]
