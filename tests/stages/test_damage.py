@@ -111,7 +111,9 @@ def damages(work: Path, run: Path, rng: random.Random) -> Iterator[tuple[str, st
     of_run = [run / "run.json", run / "recipe.yaml", run / "prompt.json", run / "checkpoints" / "latest"]
     of_run += (run / "checkpoints").glob("step-*/**/*")  # beside them lies a script that DeepSpeed offers to users
     for path in sorted(path for path in (*work.rglob("*"), *of_run) if path.is_file()):
-        if path.stat().st_size:
+        # What is remembered of sources is there only if they had settled before they were read, and damaged lines of it
+        # are as if they were not there (tests/corpus/test_known_sources.py).
+        if path.stat().st_size and path.name != "sources.jsonl":
             files.setdefault(kind_of(path), []).append(path)
     assert {"record.json", "completion", ".parquet", ".bin", "current", "pointer", "begun.json"} <= files.keys()
     assert {"checkpoint's file", "checkpoint's state.json", "checkpoint's latest", "run.json"} <= files.keys()
