@@ -200,7 +200,9 @@ def say_next(command: str, why: str) -> None:
 
 
 def wrapped(line: str, width: int) -> str:
-    """Return a line broken between words; a path or another long word stays whole. Later lines are indented.
+    """Return a line broken between words; a path or another long word stays whole, and a number with its percent sign.
+
+    Later lines are indented.
 
     Example:
         >>> print(wrapped("score        done in 2 s: 100 tokens", 30))
@@ -209,13 +211,20 @@ def wrapped(line: str, width: int) -> str:
         >>> print(wrapped("error: source file not found: corpus.jsonl", 30))
         error: source file not found:
           corpus.jsonl
+        >>> print(wrapped("Rose: hard 6.7 → 13.5 %, easy 10.0 → 17.3 %.", 43))
+        Rose: hard 6.7 → 13.5 %, easy 10.0 →
+          17.3 %.
     """
     named = line[INDENT - 1 : INDENT] == " " and line[INDENT : INDENT + 1].strip() != ""
     indent = " " * (INDENT if named else 2)
     parts = textwrap.wrap(
-        line, max(width, 2 * INDENT), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        line.replace(" %", "\u00a0%"),
+        max(width, 2 * INDENT),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
-    return "\n".join(parts)
+    return "\n".join(parts).replace("\u00a0%", " %")
 
 
 def quiet_libraries() -> None:
