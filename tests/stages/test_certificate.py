@@ -132,4 +132,4 @@ def test_a_proxy_that_learned_its_corpus_by_heart_is_refused(tmp_path: Path, kin
         assert found["bits_per_byte"]["proxy"] < found["bits_per_byte"]["unigram"]
     else:
         assert code == 4 and found["findings"][0]["rule"] == "unigram"
-        assert found["bits_per_byte"]["proxy"] > 1.2 * found["bits_per_byte"]["unigram"]
+        assert found["bits_per_byte"]["proxy"] > 1.05 * found["bits_per_byte"]["unigram"]
