@@ -84,16 +84,16 @@ def forecasts(bins: Sequence[Mapping[str, Any]]) -> Markup:
     Args:
         bins: those of `pipeline.evaluation.foretold.calibration`.
     """
-    height, left, bottom = 260, 46, 42
+    height, left, right, bottom = 260, 46, 26, 42
 
     def at(expected: float, share: float) -> tuple[float, float]:
-        return left + (WIDTH - left - _RIGHT) * expected, 8 + (height - bottom - 8) * (1 - share)
+        return left + (WIDTH - left - right) * expected, 8 + (height - bottom - 8) * (1 - share)
 
     told = "; ".join(f"{100 * row['expected']:.0f} % foretold: {_percent(row['observed'])}" for row in bins)
     parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{told}">']
     for tick in _ticks(1.0):
         (x, base), (_, y) = at(tick, 0), at(0, tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * tick:.0f} %</text>')
         parts.append(
             f'<text class="tick" x="{x:.1f}" y="{base + 16:.1f}" text-anchor="middle">{100 * tick:.0f} %</text>'
