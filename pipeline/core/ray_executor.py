@@ -52,8 +52,8 @@ class Size(NamedTuple):
 class RayExecutor:
     """Workers of the Ray cluster at `address`, else at `RAY_ADDRESS`, else of one that is started on this machine.
 
-    A worker computes with as many threads as it has cores, `cores of the cluster // workers`, exactly as
-    in `LocalExecutor`: where that number, the software and the kind of processor agree, the bytes agree.
+    A worker computes with as many threads as it has cores, `cores of the cluster // workers` as in `LocalExecutor`, but
+    at most those of the largest node. Where that number, the software and the kind of processor agree, the bytes agree.
     """
 
     def __init__(
@@ -125,7 +125,8 @@ class RayExecutor:
         total = sum(int(node.get("CPU", 0)) for node in nodes)
         slots = sum(int(node.get("GPU", 0) / share) for node in nodes) if share else total
         workers = min(self._workers or max(1, slots), planned)
-        size = Size(min(workers, items), max(1, total // workers), share)
+        largest = max((int(node.get("CPU", 0)) for node in nodes if node.get("GPU", 0) >= share), default=0)
+        size = Size(min(workers, items), max(1, min(total // workers, largest)), share)
         if not any(node.get("CPU", 0) >= size.cores and node.get("GPU", 0) >= share for node in nodes):
             offer = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
             raise UserError(

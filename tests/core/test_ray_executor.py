@@ -66,6 +66,16 @@ def _refuse_three(item: int) -> int:
     return item
 
 
+def test_a_single_shard_gets_the_cores_of_one_node(cluster: Any, tmp_path: Path) -> None:
+    """Half of the passes over a corpus are a single shard, and no worker can have the cores of two nodes."""
+    executor = RayExecutor(tmp_path / "work", address=cluster.address)
+    assert list(executor.map(_threads, [0])) == ["1"]
+
+
+def _threads(_: int) -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
 class Specifications(Sequence[bytes]):
     """So many, each of 64 KB and made when it is asked for."""
 
