@@ -15,7 +15,7 @@ from pipeline.grpo.run.run_state import RunState, outcomes_of
 def test_by_hand() -> None:
     """Twenty groups with the forecasts 0.01 to 0.20 in any order, of which those from 0.11 on have a gradient."""
     order = [7, 3, 19, 0, 12, 5, 16, 1, 9, 14, 2, 18, 6, 11, 4, 17, 8, 13, 10, 15]
-    known = [GroupOutcome(4 + i % 2, 0, i, i >= 10, 0.5, (i + 1) / 100) for i in order]
+    known = [GroupOutcome(4 + i % 2, 0, 19 - i, i >= 10, 0.5, (i + 1) / 100) for i in order]
     found = calibration([GroupOutcome(0, 0, 99, True, 0.5), *known])  # the first was drawn without a forecast
     assert found and (found["groups"], found["first"], found["last"]) == (20, 4, 5)
     assert (found["expected"], found["observed"]["value"]) == (pytest.approx(0.105), 0.5)
