@@ -204,6 +204,7 @@ def questions(run: Path, n: int) -> dict[str, tuple[str, dict[str, Any]]]:
     word = "".join(rng.choice(list("etaoinshrdlu"), 3))
     return {
         "run": ("/run", {"order": ["best", "worst", "longest", "shortest"][n % 4]}),
+        "run at a step": ("/run", {"step": int(rng.choice(steps)), "order": ["best", "worst"][n % 2]}),
         "data": ("/run/data", {}),
         "live": ("/run/data", {"since": "an earlier version"}),
         "rollouts": ("/run/rollouts", {"page": int(rng.integers(1, 1000))}),

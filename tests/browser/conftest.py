@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import threading
@@ -23,7 +24,7 @@ from tests.browser.corpus import Built, build
 from tests.stages.published import InProcess
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Locator, Page
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,44 @@ def browser(chromium: str) -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=chromium, args=arguments)
         yield started
         started.close()
+
+
+class Walk:
+    """A page, and the number of clicks in it. Typing and Enter are no clicks."""
+
+    def __init__(self, page: Page) -> None:
+        self.page, self.clicks = page, 0
+
+    def click(self, target: Locator) -> None:
+        target.click()
+        self.clicks += 1
+
+    def tab(self, name: str) -> None:
+        """Click a link of the navigation."""
+        self.click(self.page.get_by_role("navigation", name="Pages").get_by_role("link", name=re.compile(f"^{name}")))
+
+
+WIDE_AND_PHONE = pytest.mark.parametrize("walk", [1280, 390], ids=["wide", "phone"], indirect=True)
+"""Walk a test at 1280 px, and on a phone in the dark."""
+
+
+@pytest.fixture
+def walk(request: pytest.FixtureRequest, browser: Browser, live: Live) -> Iterator[Walk]:
+    """A walk that begins at the first page. No script of the corpus may run, nothing may be logged or overflow."""
+    width = getattr(request, "param", 1280)
+    context = browser.new_context(
+        base_url=live.url, viewport={"width": width, "height": 900}, color_scheme="dark" if width < 800 else "light"
+    )
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto("/")
+    yield Walk(page)
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert page.evaluate("window.pwned") is None
+    assert problems == []
+    context.close()
 
 
 @pytest.fixture(scope="session")

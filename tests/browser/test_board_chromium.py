@@ -133,10 +133,28 @@ def test_two_runs_are_drawn_over_each_other(page: Page) -> None:
     assert chart(page, "Reward") == "Reward, step 19: reward 0.5"
 
 
+def test_a_click_in_a_chart_shows_the_rollouts_of_its_step(page: Page) -> None:
+    page.goto(ONE)
+    drawn(page)
+    plot = page.get_by_role("img", name="Reward, step 30")
+    box = plot.bounding_box()
+    assert box
+    at = 46 + (12 - 1) / 29 * (400 - 46 - 8)  # step 12; the drawing is 400 wide, with margins of 46 and 8
+    page.mouse.click(box["x"] + at / 400 * box["width"], box["y"] + box["height"] / 2)
+    expect(page.locator("#rollouts-title")).to_have_text("1 rollout of step 10")
+    expect(page.locator("#rollouts .notice")).to_contain_text("No rollouts are stored at step 12")
+    expect(page.locator("#rollouts-title")).to_be_in_viewport()
+    plot.focus()
+    page.keyboard.press("End")
+    page.keyboard.press("Enter")
+    expect(page.locator("#rollouts-title")).to_have_text("10 rollouts of step 20")
+    assert "step=30" in page.url
+
+
 def test_the_worst_rollouts_of_a_step_are_two_clicks_away(page: Page) -> None:
     page.goto(ONE)
-    expect(page.locator("#newest .rollouts > li")).to_have_count(10)
-    expect(page.locator("#newest .rollouts > li").first).to_contain_text("✓ reward 1")
+    expect(page.locator("#rollouts .rollouts > li")).to_have_count(10)
+    expect(page.locator("#rollouts .rollouts > li").first).to_contain_text("✓ reward 1")
     page.get_by_role("link", name="Find others").click()
     page.get_by_role("textbox", name="Step").fill("10")
     page.get_by_label("Order").select_option(label="lowest reward first")
@@ -148,9 +166,9 @@ def test_the_worst_rollouts_of_a_step_are_two_clicks_away(page: Page) -> None:
     expect(page.locator(".found")).to_have_text("1 of 51 rollouts")
 
 
-def test_newest_rollouts_stand_beside_earlier_ones(page: Page) -> None:
+def test_rollouts_stand_beside_earlier_ones(page: Page) -> None:
     page.goto(f"{ONE}&order=shortest")
-    first = page.locator("#newest .rollouts > li").nth(1)
+    first = page.locator("#rollouts .rollouts > li").nth(1)
     expect(first.locator("pre")).to_have_count(2)
     expect(first.locator("pre").nth(1)).to_contain_text("<script>window.pwned=2</script>")
     first.get_by_role("link", name="first step beside last").click()

@@ -13,7 +13,7 @@ from pipeline.audit.board import rollout_index
 from pipeline.audit.board.rollout_index import RolloutIndex, texts
 from pipeline.audit.board.rollout_places import RolloutPlaces
 from pipeline.audit.board.rollout_search import Query, RolloutFinder
-from pipeline.audit.board.rollout_view import all_at, entries, newest, site_rollouts
+from pipeline.audit.board.rollout_view import all_at, entries, of_step, site_rollouts
 from pipeline.config.errors import UserError
 from pipeline.grpo.rollout.rollouts import ROLLOUTS
 from tests.browser.board_run import rollout_row, write_rollouts, write_run
@@ -154,15 +154,29 @@ def found_rows(index: RolloutIndex, text: str) -> int:
 def test_the_newest_rollouts_stand_beside_the_first_of_their_sites(run: Path) -> None:
     index = RolloutIndex(run)
     index.refresh(60)
-    shown = newest(index, RolloutFinder(index), "longest")
+    shown = of_step(index, RolloutFinder(index), "longest")
     assert shown and shown["step"] == 20
     pairs = [((a["site_id"], a["sample"]), b and (b["step"], b["site_id"], b["sample"])) for a, b in shown["rollouts"]]
     assert pairs == [(("a", 3), (0, "a", 3)), (("b", 3), (0, "b", 3))]
     write_rollouts(run, 30, [rollout_row(30, "new", 0)])
     index.refresh(60)
-    shown = newest(index, RolloutFinder(index), "best")
+    shown = of_step(index, RolloutFinder(index), "best")
     assert shown and [before for _, before in shown["rollouts"]] == [None]
-    assert newest(RolloutIndex(run / "nothing"), RolloutFinder(index), "best") is None
+    assert of_step(RolloutIndex(run / "nothing"), RolloutFinder(index), "best") is None
+
+
+def test_the_stored_step_nearest_to_the_one_asked_for(run: Path) -> None:
+    index = RolloutIndex(run)
+    index.refresh(60)
+    around = {}
+    for asked in (None, -5, 0, 4, 6, 10, 999):
+        shown = of_step(index, RolloutFinder(index), "worst", asked)
+        assert shown
+        around[asked] = (shown["previous"], shown["step"], shown["next"])
+        rewards = [one["reward"] for one, _ in shown["rollouts"]]
+        assert rewards == sorted(rewards) and rewards[0] == -0.25
+    first, second, last = (None, 0, 10), (0, 10, 20), (10, 20, None)
+    assert around == {None: last, -5: first, 0: first, 4: first, 6: second, 10: second, 999: last}
 
 
 def test_a_site_by_step(run: Path) -> None:

@@ -1,7 +1,8 @@
-"""Jobs that people come with, each counted in clicks, at 1280 px in a real browser."""
+"""Jobs that people come with, each counted in clicks in a real browser, at 1280 px and on a phone in the dark."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,14 +12,15 @@ from urllib.parse import quote_plus
 import polars as pl
 import pytest
 import yaml
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Page, expect
 
 import pipeline.audit.browse.document as document_module
 import pipeline.audit.browse.server as server_module
 from pipeline.core.artifact import Record
 from stages.materialize import materialize
 from stages.select import select
-from tests.browser.conftest import Live, serving
+from tests.browser.board_run import HOSTILE_RESPONSES, metrics_row, rollout_row, write_rollouts, write_run
+from tests.browser.conftest import WIDE_AND_PHONE, Live, Walk, serving
 from tests.browser.corpus import build
 from tests.browser.test_chromium import number, positions
 from tests.stages.published import InProcess
@@ -26,36 +28,7 @@ from tests.stages.published import InProcess
 RULE = "entropy > 0.5 AND field = 'solution'"
 
 
-class Walk:
-    """A page, and the number of clicks in it. Typing and Enter are no clicks."""
-
-    def __init__(self, page: Page) -> None:
-        self.page, self.clicks = page, 0
-
-    def click(self, target: Locator) -> None:
-        target.click()
-        self.clicks += 1
-
-    def tab(self, name: str) -> None:
-        """Click a link of the navigation."""
-        self.click(self.page.get_by_role("navigation", name="Pages").get_by_role("link", name=re.compile(f"^{name}")))
-
-
-@pytest.fixture
-def walk(browser: Browser, live: Live) -> Iterator[Walk]:
-    """A walk that begins at the first page. No script of the corpus may run, nothing may be logged."""
-    context = browser.new_context(base_url=live.url, viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto("/")
-    yield Walk(page)
-    assert page.evaluate("window.pwned") is None
-    assert problems == []
-    context.close()
-
-
+@WIDE_AND_PHONE
 def test_what_would_this_rule_change_and_which_tokens(walk: Walk, live: Live) -> None:
     walk.tab("What if")
     walk.page.locator("#where").fill(RULE)
@@ -137,11 +110,11 @@ def made(live: Live, where: str) -> Record:
     return select(manifest, live.built.documents, live.built.scores, work=live.built.work, executor=InProcess())
 
 
-def test_compare_with_the_selection_just_made(browser: Browser, tmp_path: Path) -> None:
+@WIDE_AND_PHONE
+def test_compare_with_the_selection_just_made(walk: Walk, tmp_path: Path) -> None:
+    page = walk.page
     with serving(build(tmp_path)) as live:
-        page = browser.new_page(base_url=live.url)
-        page.goto("/")
-        walk = Walk(page)
+        page.goto(live.url)
         first = made(live, "entropy > 0.8 AND field = 'solution'")
         walk.tab("Compare")
         assert number(page, "after") == first.counters["kept.train"]
@@ -160,7 +133,7 @@ def test_compare_with_the_selection_just_made(browser: Browser, tmp_path: Path) 
         menu.select_option(f"select:{first.fingerprint}")
         page.get_by_role("button", name="Compare").click()
         expect(page.locator("[data-count=after]")).to_have_text(str(first.counters["kept.train"]))
-        page.close()
+        page.goto("about:blank")  # it looks for new selections until it is left
 
 
 def test_the_command_of_a_missing_selection_makes_it(walk: Walk, live: Live) -> None:
@@ -222,6 +195,7 @@ def test_a_change_in_another_part_of_a_long_document_is_reached(
     expect(page.locator(".hm-title")).to_contain_text("Position 12")
 
 
+@WIDE_AND_PHONE
 def test_why_was_this_position_dropped(walk: Walk, live: Live) -> None:
     doc_id = live.built.site_with_rollouts.rpartition("-")[0]
     scores = pl.read_parquet([file.path for file in live.built.scores.files("scores")])
@@ -250,6 +224,7 @@ def test_why_was_this_position_dropped(walk: Walk, live: Live) -> None:
     assert walk.clicks == 3
 
 
+@WIDE_AND_PHONE
 def test_from_a_row_of_a_shard_to_its_source(walk: Walk, live: Live) -> None:
     built, page = live.built, walk.page
     shards = materialize(
@@ -269,6 +244,7 @@ def test_from_a_row_of_a_shard_to_its_source(walk: Walk, live: Live) -> None:
         assert walk.clicks == 1
 
 
+@WIDE_AND_PHONE
 def test_flag_all_sites_of_a_token_and_paste_the_line(walk: Walk, live: Live, tmp_path: Path) -> None:
     page, built = walk.page, live.built
     walk.tab("Tokens")
@@ -316,6 +292,48 @@ def test_flag_a_document_and_a_search(walk: Walk, live: Live) -> None:
     page.goto("/documents?source=part-1.jsonl&split=validation")
     page.get_by_role("button", name="Remove these flags").click()
     expect(page.locator(".empty")).to_be_visible()
+
+
+@pytest.fixture
+def trained(live: Live, tmp_path: Path) -> Iterator[Live]:
+    """The corpus with a run that stored rollouts at steps 20, 40 and 60; at step 40, rewards are 0 to 11 twelfths."""
+    run = write_run(tmp_path / "run", [metrics_row(step) for step in range(1, 61)], steps=60)
+    for step in (20, 40, 60):
+        texts = {0: HOSTILE_RESPONSES[0], 11: HOSTILE_RESPONSES[1]} if step == 40 else {}
+        rows = [
+            rollout_row(step, f"site-{n}", 0, reward=n / 12, response=texts.get(n, f"step {step}, rollout {n}"))
+            for n in range(12)
+        ]
+        write_rollouts(run, step, rows)
+    with serving(dataclasses.replace(live.built, run=run)) as served:
+        yield served
+
+
+def rewards(page: Page) -> list[float]:
+    """The rewards of the rollouts that the Run tab shows, in its order."""
+    shown = page.locator("#rollouts .rollouts > li > div:first-child > .facts:first-child b").all_inner_texts()
+    return [float(text.split("reward ")[1]) for text in shown]
+
+
+@WIDE_AND_PHONE
+def test_best_and_worst_rollouts_of_a_step(walk: Walk, trained: Live) -> None:
+    page = walk.page
+    page.goto(trained.url)
+    walk.tab("Run")
+    expect(page.locator("#rollouts-title")).to_have_text("10 rollouts of step 60")
+    page.get_by_role("textbox", name="Step").fill("40")
+    page.get_by_role("textbox", name="Step").press("Enter")
+    expect(page.locator("#rollouts-title")).to_have_text("10 rollouts of step 40")
+    assert rewards(page) == pytest.approx([n / 12 for n in range(11, 1, -1)], abs=1e-5)
+    expect(page.locator("#rollouts pre").first).to_contain_text("right to left: ")
+    walk.click(page.get_by_role("link", name="Lowest reward first"))
+    expect(page.locator("#rollouts pre").first).to_contain_text("<script>window.pwned=2</script>")
+    expect(page.locator("#rollouts-title")).to_have_text("10 rollouts of step 40")
+    assert rewards(page) == pytest.approx([n / 12 for n in range(10)], abs=1e-5)
+    assert walk.clicks == 2
+    page.get_by_role("link", name="Step 20").click()
+    expect(page.locator("#rollouts pre").first).to_have_text("step 20, rollout 0")
+    page.goto("about:blank")  # it asks for new steps until it is left
 
 
 def test_hardest_tokens_lead_to_their_positions(walk: Walk, live: Live) -> None:

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from pipeline.audit.board.handlers import run_view
 from pipeline.audit.board.rollout_search import ORDERS
-from pipeline.audit.board.rollout_view import newest
+from pipeline.audit.board.rollout_view import of_step
 from pipeline.audit.board.run import Run
 from pipeline.audit.browse.rendering import ASSETS, environment
 from pipeline.audit.report import content_policy, embedded
@@ -20,7 +20,8 @@ EXPORTED_ORDERS = ("best", "worst", "longest", "shortest")
 def offline_page(runs: Sequence[Run]) -> str:
     """Return the page of some runs as HTML that contains its styles, script and data, and loads nothing.
 
-    The newest rollouts are those of the first run, ten in each order: without a server they cannot be sorted.
+    The rollouts are those of the newest stored step of the first run, ten in each order, as without a server
+    they cannot be sorted.
     """
     for run in runs:
         while run.refresh():
@@ -41,7 +42,7 @@ def offline_page(runs: Sequence[Run]) -> str:
             script=script,
             policy=content_policy(style, script),
             payload=embedded({"charts": view["charts"]}),
-            lists=[(ORDERS[order], newest(first.rollouts, first.finder, order)) for order in EXPORTED_ORDERS],
+            lists=[(ORDERS[order], of_step(first.rollouts, first.finder, order)) for order in EXPORTED_ORDERS],
         )
     )
 

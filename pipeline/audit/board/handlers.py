@@ -13,9 +13,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from pipeline.audit.board.payload import payload
-from pipeline.audit.board.rollout_handlers import RolloutPages
+from pipeline.audit.board.rollout_handlers import RolloutPages, integer
 from pipeline.audit.board.rollout_search import ORDERS
-from pipeline.audit.board.rollout_view import newest
+from pipeline.audit.board.rollout_view import of_step
 from pipeline.audit.board.run import Run
 from pipeline.selection.sites import BANDS
 
@@ -42,8 +42,9 @@ class RunPages:
         """Show the charts of one or several runs."""
         runs = self._chosen(request)
         source = f"/run/data?{urlencode([('run', run.name) for run in runs])}"
-        order = request.query_params.get("order", "best")
-        return self._page("run.html", request, **run_view(runs, order), offered=list(self._runs), source=source)
+        order, step = request.query_params.get("order", "best"), integer(request.query_params, "step")
+        view = run_view(runs, order, step)
+        return self._page("run.html", request, **view, offered=list(self._runs), source=source)
 
     def data(self, request: Request) -> Response:
         """Return what the page draws as JSON, without the charts if they are those of version `since`."""
@@ -63,12 +64,13 @@ class RunPages:
         return HTMLResponse(html)
 
 
-def run_view(runs: Sequence[Run], order: str) -> dict[str, Any]:
+def run_view(runs: Sequence[Run], order: str, step: int | None = None) -> dict[str, Any]:
     """Return the values that the template of the Run tab needs of some runs, read up to their present end.
 
     Args:
-        runs: At least one; the newest rollouts are those of the first.
-        order: Of the newest rollouts (`rollout_search.ORDERS`).
+        runs: At least one; the rollouts are those of the first.
+        order: Of the rollouts (`rollout_search.ORDERS`).
+        step: Whose rollouts are shown; by default the newest that has some.
     """
     shown = payload(runs)
     summaries = shown["runs"]
@@ -80,5 +82,6 @@ def run_view(runs: Sequence[Run], order: str) -> dict[str, Any]:
         "direct": runs[0].direct,
         "order": order,
         "orders": {name: title for name, title in ORDERS.items() if name not in ("newest", "oldest")},
-        "newest": newest(runs[0].rollouts, runs[0].finder, order),
+        "asked_step": step,
+        "of_step": of_step(runs[0].rollouts, runs[0].finder, order, step),
     }

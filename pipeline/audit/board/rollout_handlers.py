@@ -42,7 +42,7 @@ class RolloutPages:
         query = query_of(parameters)
         found = run.finder.find(query)
         pages = max(1, -(-len(found.rows) // PAGE))
-        number = min(max(_integer(parameters, "page") or 1, 1), pages)
+        number = min(max(integer(parameters, "page") or 1, 1), pages)
         rows = found.rows[(number - 1) * PAGE : number * PAGE].tolist()
         return self._page(
             "rollouts.html", request, run=run.name, offered=list(self._runs), criteria=query, orders=ORDERS,
@@ -61,7 +61,7 @@ class RolloutPages:
         if not by_step:
             raise HTTPException(404, "No rollout of this site is stored.")
         steps = list(by_step)
-        first, last = (_integer(parameters, name) for name in ("first", "last"))
+        first, last = (integer(parameters, name) for name in ("first", "last"))
         shown = [first if first in by_step else steps[0], last if last in by_step else steps[-1]]
         sides = {
             step: entries(run.rollouts, run.rollouts.rollouts(), by_step[step][:SAMPLES_SHOWN].tolist())
@@ -84,7 +84,7 @@ def query_of(parameters: QueryParams) -> Query:
     """Return the query that the parameters of a request describe; what is no number counts as not given."""
     return Query(
         text=parameters.get("text", ""),
-        step=_integer(parameters, "step"),
+        step=integer(parameters, "step"),
         site=parameters.get("site", "").strip(),
         outcome=parameters.get("outcome", ""),
         band=parameters.get("band", ""),
@@ -94,7 +94,8 @@ def query_of(parameters: QueryParams) -> Query:
     )
 
 
-def _integer(parameters: QueryParams, name: str) -> int | None:
+def integer(parameters: QueryParams, name: str) -> int | None:
+    """Return a parameter as a whole number; None if it is none."""
     text = parameters.get(name, "").strip()
     return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 

@@ -1,4 +1,4 @@
-"""Rollouts as the pages show them: their texts, the newest of a run, and a site at two steps."""
+"""Rollouts as the pages show them: their texts, those of a step, and a site at two steps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pipeline.audit.board.rollout_index import BAND_NAMES, OUTCOMES, RolloutIndex, Rollouts, texts
 from pipeline.audit.board.rollout_search import Query, RolloutFinder
 
-NEWEST = 10
-"""Rollouts of the newest step that the Run tab shows."""
+SHOWN = 10
+"""Rollouts of a step that the Run tab shows."""
 RESPONSE_SHOWN, CONTEXT_SHOWN = 20_000, 2_000
 """Characters shown of a response, from its beginning, and of a context, up to its end."""
 SAMPLES_SHOWN = 32
@@ -46,28 +46,44 @@ def entries(index: RolloutIndex, rollouts: Rollouts, rows: Sequence[int]) -> lis
     ]
 
 
-def newest(index: RolloutIndex, finder: RolloutFinder, order: str) -> dict[str, Any] | None:
-    """Return `NEWEST` rollouts of the newest stored step, each with one of its site at the first step that has one.
+def of_step(index: RolloutIndex, finder: RolloutFinder, order: str, step: int | None = None) -> dict[str, Any] | None:
+    """Return `SHOWN` rollouts of a stored step, each with one of its site at the first step that has one.
 
     They are of different sites: each is the first of its site in the order.
 
+    Args:
+        index: The rollouts of a run.
+        finder: Of the same.
+        order: One of `rollout_search.ORDERS`.
+        step: The stored step that is nearest to this one is taken; by default the newest.
+
     Returns:
-        `step`; `rollouts`, pairs of a rollout and an earlier one or None. None if no rollout is stored.
+        `step`; `previous` and `next`, the stored steps around it or None; `rollouts`, pairs of a rollout and an earlier
+        one or None. None if no rollout is stored.
     """
     rollouts = index.rollouts()
     if not len(rollouts):
         return None
-    step = int(rollouts.step_R[-1])
-    found = finder.find(Query(step=step, order=order))
+    steps = _steps(rollouts)
+    at = len(steps) - 1 if step is None else min(range(len(steps)), key=lambda i: abs(steps[i] - step))
+    found = finder.find(Query(step=steps[at], order=order))
     first_S = np.unique(found.rollouts.site_R[found.rows], return_index=True)[1]
-    rows = found.rows[np.sort(first_S)[:NEWEST]].tolist()
+    rows = found.rows[np.sort(first_S)[:SHOWN]].tolist()
     before = [_first_before(found.rollouts, row) for row in rows]
     shown = entries(index, found.rollouts, [*rows, *(row for row in before if row is not None)])
     earlier = iter(shown[len(rows) :])
     return {
-        "step": step,
+        "step": steps[at],
+        "previous": steps[at - 1] if at else None,
+        "next": steps[at + 1] if at + 1 < len(steps) else None,
         "rollouts": [(shown[i], None if row is None else next(earlier)) for i, row in enumerate(before)],
     }
+
+
+def _steps(rollouts: Rollouts) -> list[int]:
+    """Return the steps that have rollouts, in ascending order."""
+    begins = np.flatnonzero(np.diff(rollouts.step_R, prepend=-1))
+    return np.unique(rollouts.step_R[begins]).tolist()
 
 
 def _first_before(rollouts: Rollouts, row: int) -> int | None:

@@ -65,12 +65,12 @@ def signed(number: int) -> str:
     return f"{number:+,}".replace("-", "−") if number else "0"
 
 
-def url(path: str, **parameters: Any) -> str:
-    """Return a URL with query parameters; empty ones are left out.
+def url(path: str, /, **parameters: Any) -> str:
+    """Return a URL with query parameters; empty ones are left out, and a list gives its name to each of its values.
 
     Example:
         >>> url("/documents", text="a & b", split="", page=2)
         '/documents?text=a+%26+b&page=2'
     """
-    given = {name: value for name, value in parameters.items() if value not in ("", None)}
-    return f"{path}?{urlencode(given)}" if given else path
+    given = {name: value for name, value in parameters.items() if value not in ("", None, [])}
+    return f"{path}?{urlencode(given, doseq=True)}" if given else path

@@ -152,7 +152,7 @@ const RptCharts = (() => {
   const interval = (one, i, unit) => (one.low?.[i] == null ? "" : ` [${formatted(one.low[i], unit)}, ${formatted(one.high[i], unit)}]`);
   const level = (one, unit) => (typeof one.level === "number" ? `, direct ${formatted(one.level, unit)}` : "");
 
-  /** Draw a chart into its figure, and let pointer and arrow keys read it. */
+  /** Draw a chart into its figure, and let pointer and arrow keys read it. A click, or Enter, is an `rpt:step` event. */
   function draw(figure, chart) {
     const svg = figure.querySelector("svg.plot"), output = figure.querySelector("output");
     const series = chart.stacked ? stacked(chart.series) : chart.series;
@@ -188,7 +188,12 @@ const RptCharts = (() => {
     };
     svg.onpointerleave = () => read(scale.last, false);
     svg.onblur = () => read(scale.last, false);
+    const choose = () => svg.dispatchEvent(new CustomEvent("rpt:step", { bubbles: true, detail: { step: longest.x[at] } }));
+    svg.onclick = (event) => {
+      if (event.pointerType !== "touch") choose(); // a finger reads the chart by touching it
+    };
     svg.onkeydown = (event) => {
+      if (event.key === "Enter") choose();
       const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: longest.x.length - 1 }[event.key];
       if (to === undefined) return;
       event.preventDefault();

@@ -35,7 +35,7 @@
   async function renew() {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    for (const id of ["summary", "newest"]) {
+    for (const id of ["summary", "rollouts"]) {
       const own = document.getElementById(id), next = page.getElementById(id);
       if (own && next && !own.contains(document.activeElement) && own.textContent !== next.textContent) own.replaceChildren(...next.childNodes);
     }
@@ -76,11 +76,21 @@
     setTimeout(follow, wait);
   }
 
+  /** Show the rollouts of a step that was clicked in a chart. */
+  async function showStep(step) {
+    const there = new URL(location.href);
+    there.searchParams.set("step", step);
+    history.replaceState(null, "", there);
+    await renew();
+    document.getElementById("rollouts").scrollIntoView();
+  }
+
   const exported = document.getElementById("payload");
   if (exported) {
     show(JSON.parse(exported.textContent).charts);
     place.removeAttribute("aria-busy");
   } else {
+    place.addEventListener("rpt:step", (event) => showStep(event.detail.step));
     follow();
   }
 })();
