@@ -308,6 +308,9 @@ def questions(doc_ids: list[str], connection: http.client.HTTPConnection) -> dic
         "documents": lambda: get("/documents", page=int(rng.integers(1, 200)), least=number(0, 20), order="uncertain"),
         "search": lambda: get("/documents", text=text()),
         "metadata": lambda: get("/documents", meta=f"domain=domain-{rng.integers(37)}", least=number(0, 20)),
+        "facet": lambda: get(
+            "/documents", **{"in.domain": f"domain-{rng.integers(37)}", "in.difficulty": f"{rng.integers(10)}"}
+        ),
         "document": lambda: get(f"/documents/{document()}"),
         "heat map": lambda: get(f"/documents/{document()}/heat-map"),
         "site": lambda: get(f"/documents/{document()}", position=int(rng.integers(500))),

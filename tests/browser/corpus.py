@@ -41,6 +41,15 @@ TIES = (1.0, 1 + 1 / 1024, float(np.nextafter(np.float32(1 + 1 / 1024), np.float
 """Entropies that rules are equal to: on a step of the index's grid and of the shards', between two of the former, just
 above. Every document has one, so that `>` and `>=` keep different positions."""
 
+HOSTILE_VALUE = '"><script>window.pwned=7</script> & <b onclick=pwned=8>\u202eb</b>'
+DOMAINS = (
+    ["Maths -> Algebra -> Equations", "Maths -> Algebra", "Physics"],
+    ["Maths -> Geometry"],
+    [f"Maths -> {HOSTILE_VALUE}", "Maths -> Algebra"],
+    [],
+)
+"""Paths in lists, as OmniMATH has them."""
+
 TOP = 4
 METADATA = {"difficulty": "number"}
 
@@ -103,7 +112,9 @@ def _documents(texts: list[str]) -> pa.Table:
             "fields": [],
             "source_file": HOSTILE_NAME if text in HOSTILE else f"part-{i % 2}.jsonl",
             "source_row": i,
-            "meta": json.dumps({"difficulty": i % 3, "note": "</script><script>window.pwned=5</script>"}),
+            "meta": json.dumps(
+                {"difficulty": i % 3, "note": "</script><script>window.pwned=5</script>", "domain": DOMAINS[i % 4]}
+            ),
         }
         for i, text in enumerate(texts)
     ]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.audit.browse.column_index import ColumnIndex
 from pipeline.audit.browse.compare import TIME_LIMIT
+from pipeline.audit.browse.facets import Facets, Level
 from pipeline.audit.browse.index import folded
 from pipeline.config.errors import UserError
 from pipeline.selection.metadata import document_columns, kinds
@@ -51,6 +52,8 @@ class Filter:
     most: float = 100.0
     """Maximum share of kept positions, in percent."""
     order: str = "corpus"
+    facets: tuple[tuple[str, str], ...] = ()
+    """(key, value) of metadata; a value also finds the documents that have one of its path below it."""
 
 
 class Finder:
@@ -68,6 +71,7 @@ class Finder:
         self.kept_D = kept_D
         positions_D = store.documents["positions"].to_numpy()
         self.share_D = 100 * kept_D / np.maximum(positions_D, 1)
+        self.facets = Facets(store.documents["meta"])
         self.sources: list[str] = sorted(store.documents["source_file"].unique())
         self.find = lru_cache(maxsize=64)(self._find)
 
@@ -81,10 +85,21 @@ class Finder:
             match_D &= (documents["source_file"] == criteria.source).to_numpy()
         if criteria.meta:
             match_D &= self._has_metadata(criteria.meta)
+        for key, value in criteria.facets:
+            has_D = np.zeros_like(match_D)
+            has_D[self.facets.documents(key, value)] = True
+            match_D &= has_D
         if criteria.text:
             match_D &= self._has_text(criteria.text)
         found = np.flatnonzero(match_D)
         return found[self._rank(criteria.order, found)] if criteria.order in ORDERS else found
+
+    def levels(self, criteria: Filter, found: NDArray[np.int64], seconds: float) -> list[Level] | None:
+        """Return what the facets offer among found documents; None if the metadata was not read within some seconds."""
+        if not self.facets.ready(seconds):
+            return None
+        positions_D = self._store.documents["positions"].to_numpy()
+        return self.facets.levels(dict(criteria.facets), found, self.kept_D, positions_D)
 
     def _has_metadata(self, condition: str) -> NDArray[np.bool_]:
         try:

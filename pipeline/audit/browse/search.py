@@ -17,6 +17,9 @@ from pipeline.audit.browse.query import number_of
 from pipeline.audit.trace import shard_row
 from pipeline.config.errors import UserError
 
+FACET = "in."
+"""Beginning of the query parameters that narrow a search by a facet: `in.<key>=<value>`."""
+
 _SITE = re.compile(r"(?P<doc_id>[0-9a-f]{32})(-(?P<position>[0-9]{1,9}))?")
 _ROW = re.compile(r"(?P<file>.+):(?P<row>[0-9]{1,15})")
 
@@ -87,6 +90,9 @@ def search(state: AppState, parameters: QueryParams) -> Search:
         least=number_of(parameters, "least", 100) or 0,
         most=100.0 if most is None else most,
         order=parameters.get("order", "corpus"),
+        facets=tuple(
+            (name.removeprefix(FACET), value) for name, value in parameters.items() if name.startswith(FACET) and value
+        ),
     )
     found = state.finder.find(criteria)
     if sampled_only := parameters.get("rollouts") == "stored":

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from pipeline.audit.board.handlers import RunPages
-from pipeline.audit.browse.app_state import AppState
+from pipeline.audit.browse.app_state import WAIT_SECONDS, AppState
 from pipeline.audit.browse.compare import Comparison
 from pipeline.audit.browse.document import TOKENS_SHOWN, changes
 from pipeline.audit.browse.documents import ORDERS, PAGE
@@ -23,11 +23,14 @@ from pipeline.audit.browse.found import GAINED, LOST, TEMPLATE
 from pipeline.audit.browse.position_pages import PositionPages
 from pipeline.audit.browse.query import SPLITS, is_position, number_of, page_number, split_of
 from pipeline.audit.browse.rendering import asset, environment, url
-from pipeline.audit.browse.search import place_of, search
+from pipeline.audit.browse.search import FACET, place_of, search
 from pipeline.audit.browse.security import LOOPBACK, RequestGuard
 from pipeline.audit.browse.token_pages import TokenPages
 from pipeline.audit.browse.whatif import chart, manifest_lines, threshold_of, with_threshold
 from pipeline.config.errors import UserError
+
+VALUES_SHOWN = 8
+"""Values of a facet that are seen at once; the others unfold."""
 
 
 def create_app(state: AppState, hosts: Collection[str] = LOOPBACK) -> RequestGuard:
@@ -106,6 +109,9 @@ class Pages:
             pages=pages,
             orders=ORDERS,
             sampled_only=sampled_only,
+            levels=state.finder.levels(criteria, found, WAIT_SECONDS),
+            FACET=FACET,
+            VALUES_SHOWN=VALUES_SHOWN,
         )
 
     def document(self, request: Request) -> Response:
