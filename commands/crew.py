@@ -61,6 +61,7 @@ class Crew:
             "count": count,
             "unit": unit,
             "seconds": passes * team.start + wall_seconds(busy, shards, workers),
+            "worker_seconds": busy,
             "hours": self.hours(busy, accelerated=accelerated),
             "of": "GPU" if accelerated and gpus() else "core",
             "bytes": round(sum(trial.bytes for trial in team.trials) * share),

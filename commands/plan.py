@@ -2,8 +2,8 @@
 
 Input:   a manifest, with a small sample of its corpus and its proxy; or a recipe, with its policy's configuration.
 Output:  a table, or JSON: for a manifest the tokens, time on this machine, GPU- or core-hours and bytes of each stage,
-         with intervals; for a recipe the memory per rank under each shipped topology, and with foretold sites how the
-         forecasts of an earlier run came true. Nothing is kept.
+         with intervals, and after `rpt data` how far they were off; for a recipe the memory per rank under each shipped
+         topology, and with foretold sites how the forecasts of an earlier run came true. Nothing is kept.
 Command: rpt plan data_manifests/<name>.yaml [--json]
          rpt plan recipes/<name>.yaml [--ranks N] [--context-tokens N] [--run FOLDER] [--json]
 
@@ -17,17 +17,16 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from rich.filesize import decimal
-from rich.table import Table
 
 from commands.crew import Crew, Team
+from commands.plan_check import made_by_run
 from pipeline.config import resources
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
@@ -38,7 +37,7 @@ from pipeline.core.files import size_of
 from pipeline.core.hardware import cores
 from pipeline.core.model_files import MODEL_FILES, TOKENIZER_FILES, resolve_model
 from pipeline.core.precision import proxy_dtype
-from pipeline.core.progress import duration, log
+from pipeline.core.progress import log
 from pipeline.corpus.estimate import Estimate, estimate, sample
 from pipeline.corpus.files import corpus_files
 from pipeline.grpo.policy.deepspeed_config import read_config
@@ -71,6 +70,7 @@ def plan(
     overrides: Sequence[str] = (),
     *,
     source: str | None = None,
+    work: Path = Path("work"),
     workers: int | None = None,
     ranks: int = 1,
     context_tokens: int = 4096,
@@ -82,6 +82,7 @@ def plan(
         path: a manifest or a recipe.
         overrides: as for `load`.
         source: read this instead of the manifest's corpus.
+        work: folder of all manifests' artifacts; what is up to date there is compared with the plan.
         workers: worker processes (manifests only).
         ranks: processes that share the run (recipes only).
         context_tokens: tokens of the longest prompt (recipes only).
@@ -93,7 +94,9 @@ def plan(
     named = path if path.is_file() else resources.find(path, "data_manifests") or resources.find(path, "recipes")
     if named and "policy" in (yaml.safe_load(named.read_text(encoding="utf-8")) or {}):
         return plan_recipe(load(Recipe, path, overrides), ranks, context_tokens, run)
-    return plan_manifest(load(Manifest, path, overrides), source=source, workers=workers)
+    manifest = load(Manifest, path, overrides)
+    found = plan_manifest(manifest, source=source, workers=workers)
+    return found | {"made": made_by_run(found["stages"], manifest, work / manifest.name)}
 
 
 def plan_recipe(recipe: Recipe, ranks: int, context_tokens: int, run: Path | None = None) -> dict[str, Any]:
@@ -280,6 +283,7 @@ def _ingest(manifest: Manifest, found: Estimate, ingested: Team, crew: Crew) -> 
     passes = 4 if config.near_duplicates or config.decontaminate else 3
     stage = crew.stage("ingest", "documents", documents, ingested.busy * share, shards, ingested, share, passes=passes)
     stage["seconds"] += wall_seconds(found.seconds, found.shards, crew.light)
+    stage["worker_seconds"] += found.seconds
     stage["hours"] += crew.hours(found.seconds)
     return stage
 
@@ -307,6 +311,7 @@ def _fit(config: TrainProxyConfig, found: Estimate, scratch: Path, crew: Crew) -
         "count": float(config.folds * steps * config.batch_tokens),
         "unit": "tokens",
         "seconds": start + wall_seconds(busy, config.folds, crew.light),
+        "worker_seconds": busy,
         "hours": crew.hours(busy),
         "of": "core",
         "bytes": config.folds * size_of(scratch / "0"),
@@ -340,64 +345,8 @@ def _count(config: CountProxyConfig, found: Estimate, scratch: Path, crew: Crew)
         "count": tokens * share,
         "unit": "tokens",
         "seconds": busy,
+        "worker_seconds": busy,
         "hours": crew.hours(busy),
         "of": "core",
         "bytes": round(size_of(scratch / "counts") * share),
     }
-
-
-def tables(found: Mapping[str, Any]) -> list[Table]:
-    """Render the estimate as tables."""
-    if "recipe" in found:
-        from pipeline.grpo.policy.memory import memory_table
-
-        return [memory_table(found), *([_forecasts(found["foretold"])] if "foretold" in found else [])]
-    tokens, sites, sample = found["tokens"], found["sites"], found["sample"]
-    table = Table("stage", "makes", "time here", "hours", "bytes", title=_title(found), title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for stage in found["stages"]:
-        at_most = "≤ " if found["sites_are_at_most"] and stage["unit"] in ("sites", "examples") else ""
-        table.add_row(
-            stage["stage"],
-            f"{at_most}{stage['count']:,.0f} {stage['unit']}",
-            duration(stage["seconds"]),
-            f"{'< 0.01' if stage['hours'] < 0.01 else format(stage['hours'], ',.2f')} {stage['of']}-hours",
-            at_most + decimal(stage["bytes"]),
-        )
-    table.add_section()
-    table.add_row("all", f"{found['shards']:,} shards", duration(found["seconds"]), "", decimal(found["bytes"]))
-    sure = Table("certainty", "", box=None, padding=(0, 2, 0, 0))
-    sure.add_row("tokens", _interval(tokens) if tokens else "unknown: no tokenizer")
-    at_most = "at most " if found["sites_are_at_most"] else ""
-    sure.add_row("sites", at_most + _interval(sites) if sites else "unknown: no weights of the proxy")
-    for missing in found["not_reached"]:
-        sure.add_row("not reached", missing)
-    whole = "all" if sample["complete"] else "some"
-    sure.add_row("read", f"{whole} {sample['records_read']:,} records of {decimal(sample['source_bytes'])}")
-    if sample["documents"]:
-        sure.add_row("scored", f"{sample['documents']:,} documents, {sample['tokens']:,} tokens, drawn at random")
-    return [table, sure]
-
-
-def _forecasts(found: Mapping[str, Any] | None) -> Table:
-    """Return what an earlier run says of the forecasts, in a line."""
-    from pipeline.evaluation.foretold import sentence
-
-    table = Table("forecasts", box=None, padding=(0, 2, 0, 0))
-    table.add_row(sentence(found) if found else "unknown: no earlier run (--run) has made any")
-    return table
-
-
-def _interval(of: Mapping[str, float]) -> str:
-    if of["low"] == of["high"]:
-        return f"{of['value']:,.0f}, all counted"
-    return f"{of['low']:,.0f} to {of['high']:,.0f} (95 %)"
-
-
-def _title(found: Mapping[str, Any]) -> str:
-    machine = found["machine"]
-    devices = ", ".join(sorted(set(machine["devices"])))
-    tokens = f", {found['tokens']['value']:,.0f} tokens" if found["tokens"] else ""
-    where = f", on {machine['scoring_workers']} workers ({devices})" if devices else ", ingest only"
-    return f"{found['manifest']}: {found['documents']:,.0f} documents{tokens}{where}"

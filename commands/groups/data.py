@@ -263,6 +263,7 @@ def plan(
         list[str] | None,
         set_option("`select.max_sites=1000` of a manifest, `rollout.max_new_tokens=256` of a recipe"),
     ] = None,
+    work: Work = Path("work"),
     workers: Workers = None,
     ranks: Ranks = 1,
     context_tokens: Annotated[int, typer.Option(help="Tokens of the longest prompt (recipes only).")] = 4096,
@@ -277,8 +278,9 @@ def plan(
     """Estimate what a manifest or a recipe will cost, before anything runs.
 
     For a manifest: tokens, time on this machine, GPU- or core-hours, and bytes; a small random sample of the corpus is
-    read and scored. For a recipe: memory per rank, part by part, under each shipped topology; with foretold sites, also
-    how the forecasts of an earlier run came true. Nothing is kept.
+    read and scored. What `rpt data` has already made stands beside it, with how far the plan is off.
+    For a recipe: memory per rank, part by part, under each shipped topology; with foretold sites, also how the
+    forecasts of an earlier run came true. Nothing is kept.
 
     Examples:
 
@@ -291,12 +293,13 @@ def plan(
         rpt plan recipes/demo.yaml --set sites.by=foretold --run runs/foretold
     """
     from commands.plan import plan as estimate
-    from commands.plan import tables
+    from commands.plan_tables import tables
 
     found = estimate(
         manifest,
         overrides or (),
         source=source,
+        work=work,
         workers=workers,
         ranks=ranks,
         context_tokens=context_tokens,

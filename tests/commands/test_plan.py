@@ -14,7 +14,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from commands.plan import plan, tables
+from commands.plan import plan
+from commands.plan_check import made_by_run
+from commands.plan_tables import tables
+from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
 from pipeline.config.selection import SelectConfig
 from pipeline.shards.cost import Trial, estimate_total, kept_share
@@ -100,6 +103,35 @@ def test_a_sample_of_everything_is_what_a_run_counts(tmp_path: Path, monkeypatch
     assert all(stage["seconds"] > 0 and stage["hours"] > 0 for stage in found["stages"])
     assert "tokens" in json.dumps(found)
     assert "150 documents" in str(tables(found)[0].title)
+
+
+def test_after_a_run_a_plan_says_how_far_it_was_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "proxy", qwen(300))
+    path, work = corpus(tmp_path, {"model": str(tmp_path / "proxy")}), tmp_path / "work/toy"
+    run = made(path, work)
+    found = plan(path, workers=1)
+    counts = {"ingest": 150, "score": run["tokens"], "select": run["sites"], "materialize": run["examples"]}
+    assert {row["stage"]: row["count"] for row in found["made"]} == counts
+    planned = {stage["stage"]: stage for stage in found["stages"]}
+    for row in found["made"]:
+        assert row["off"]["count"] == 0, "the whole corpus was the sample"
+        for name in ("worker_seconds", "bytes"):
+            assert row["off"][name] == pytest.approx(row[name] / planned[row["stage"]][name] - 1)
+    of_ingest = sum(file.stat().st_size for name in PASSES for file in (work / name).glob("*/**/*.*"))
+    assert found["made"][0]["bytes"] == of_ingest
+    with Console(file=(out := io.StringIO()), width=200) as console:
+        console.print(tables(found)[-1])
+    assert f"{run['tokens']:,} tokens (+0.0 %)" in out.getvalue()
+
+    half = [stage | {"count": stage["count"] / 2} for stage in found["stages"]]
+    assert [row["off"]["count"] for row in made_by_run(half, load(Manifest, path), work)] == [1.0] * 4
+    other = load(Manifest, path, ["select.where=entropy > 2"])
+    assert [row["stage"] for row in made_by_run(half, other, work)] == ["ingest", "score"], "the rest is stale"
+    assert made_by_run(half, other, tmp_path / "elsewhere") == []
+
+
+PASSES = ("read", "assign", "ingest")
 
 
 def test_the_tokens_of_a_corpus_that_was_read_whole_are_counted(
