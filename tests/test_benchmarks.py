@@ -21,12 +21,15 @@ MINIATURES = {
     "score": "--model demo/policy --tokens 200 --repeats 1 --parts rpt single",
     "selection": "--most 20 --naive-documents 5 --repeats 1",
     "sampler": "--sites 2 --group 2 --new 3 --contexts 8 --repeats 1",
+    "near": "--megabytes 0.3 --repeats 1",
+    "rerun": "--megabytes 2",
     "scale": "--documents 300 --candidates 3000 --rows 2000 --shards 3",
     "grpo_step": "--sites 2 --group 2 --new 4 --contexts 8 --steps 1 --threads 1",
 }
 
 
 VLLM = Path(os.environ.get("RPT_VLLM_PYTHON", ".venv-vllm/bin/python"))
+RENSA = Path(os.environ.get("RPT_RENSA_PYTHON", ".venv-rensa/bin/python"))
 
 
 @pytest.mark.parametrize("name", MINIATURES)
@@ -41,6 +44,12 @@ def test_the_last_line_is_json_with_a_verdict(name: str, repository: Path) -> No
 def test_the_sampler_is_compared_with_vllm(repository: Path) -> None:
     report = _run("sampler", *MINIATURES["sampler"].split(), "--vllm-python", str(VLLM.absolute()), cwd=repository)
     assert report["contexts"]["8"]["vllm_ratio"] > 0
+
+
+@pytest.mark.skipif(not RENSA.exists(), reason="no environment with rensa: set RPT_RENSA_PYTHON")
+def test_near_duplicates_are_compared_with_rensa(repository: Path) -> None:
+    report = _run("near", *MINIATURES["near"].split(), "--rensa-python", str(RENSA.absolute()), cwd=repository)
+    assert report["holds"]["recall_and_precision"] and report["rensa"]["recall"] > 0.9 and report["ratio"] > 0
 
 
 def _run(name: str, *arguments: str, cwd: Path) -> dict[str, Any]:
