@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasketch import MinHash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.dedup import near, results
-from pipeline.corpus.dedup.near import bands, linked
-from pipeline.corpus.dedup.words import shingles, words
+from pipeline.corpus.dedup.near import PERMUTATIONS, bands, linked, signature
+from pipeline.corpus.dedup.words import ngrams, shingles, words
 from stages.ingest import ASSIGN, INGEST
 from tests.corpus.corpora import jsonl, run
 from tests.stages.test_matches import corpus, matches
@@ -72,6 +73,18 @@ def test_band_keys_do_not_depend_on_how_many_shingles_are_permuted_at_once(
     expected = [bands(shingles(text, 5), 5) for text in texts]
     monkeypatch.setattr(near, "_BLOCK", block)
     assert [bands(shingles(text, 5), 5).tolist() for text in texts] == [keys.tolist() for keys in expected]
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=600))
+def test_signatures_are_those_of_datasketch(values: list[int]) -> None:
+    minhash = MinHash(PERMUTATIONS, seed=1, scheme="affine64", hashfunc=int)
+    minhash.update_batch(values)
+    assert signature(np.array(values, np.uint64)).tolist() == minhash.hashvalues.tolist()
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=40), st.integers(1, 4))
+def test_shingles_are_a_sorted_set(text: list[str], n: int) -> None:
+    assert shingles(text, n).tolist() == sorted(set(ngrams(text, min(n, max(1, len(text)))).tolist()))
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=20), st.booleans())

@@ -94,4 +94,7 @@ def ngrams(words: Sequence[str], n: int) -> NDArray[np.uint64]:
 
 def shingles(words: Sequence[str], n: int) -> NDArray[np.uint64]:
     """Return the sorted set of a text's n-grams; a text of fewer words has one n-gram, a text without words none."""
-    return np.unique(ngrams(words, min(n, max(len(words), 1))))
+    hashes_S = np.sort(ngrams(words, min(n, max(len(words), 1))))
+    new_S = np.ones(len(hashes_S), bool)
+    new_S[1:] = hashes_S[1:] != hashes_S[:-1]
+    return hashes_S[new_S]  # as `np.unique`, in half of its time
