@@ -98,18 +98,17 @@ def _record(taken: Path, listed: dict[str, str], fetched: Fetched) -> Record:
         IntegrityError: a check failed.
     """
     record = record_in(taken / "record.json", taken / "data")
-    entries = [entry for done in record.completions for entry in done.files.values()]
     own = fingerprint(record.stage, record.version, record.config, record.inputs)
     numbers = [done.shard for done in record.completions]
     wrong = {
         "is not of `materialize`": record.stage != "materialize",
         "does not have the fingerprint of its configuration and inputs": record.fingerprint != own,
         "does not count its shards from 0": numbers != list(range(len(numbers))),
-        "names other tables than the metadata list": {f"data/{e.path}": e.sha256 for e in entries}
+        "names other tables than the metadata list": {f"data/{e.path}": e.sha256 for e in record.entries}
         != {path: sha256 for path, sha256 in listed.items() if path.startswith("data/")},
         "counts other rows or bytes than its tables have": any(
             (_rows(taken / "data" / e.path), (taken / "data" / e.path).stat().st_size) != (e.rows, e.bytes)
-            for e in entries
+            for e in record.entries
             if (taken / "data" / e.path).exists()
         ),
     }

@@ -161,7 +161,7 @@ def run_data(
     Raises:
         RefusedError: the certificate refuses the selection, and `accept` is False. No shards are made.
     """
-    from pipeline.audit.funnel import funnel
+    from pipeline.audit.funnel import funnel, sizes_of
 
     folder = work / manifest.name
     _check_early(manifest, last, folder)
@@ -178,8 +178,8 @@ def run_data(
     if judged is not None:
         found["certificate"] = judged
     if "materialize" in records:
-        shards = [entry for done in records["materialize"].completions for entry in done.files.values()]
-        found["shards"] = {"sites": sum(e.rows for e in shards), "bytes": sum(e.bytes for e in shards)}
+        shards = sizes_of(records["materialize"])
+        found["shards"] = {"sites": shards["rows"], "bytes": shards["bytes"]}
     report(found, _tables, as_json)
     if judged is not None and last != "select" and not as_json:
         print(certificate_line(judged))

@@ -110,9 +110,10 @@ def kept(counters: Counters) -> int:
     return counters["kept.train"] + counters["kept.validation"]
 
 
-def shard_bytes(record: Record | None) -> int:
-    """Return the total size of the files of a record, in bytes."""
-    return sum(entry.bytes for done in record.completions for entry in done.files.values()) if record else 0
+def sizes_of(record: Record) -> dict[str, int]:
+    """Return the number of `shards`, `files` and their `rows`, and the `bytes` of a record."""
+    rows, size = (sum(getattr(entry, unit) for entry in record.entries) for unit in ("rows", "bytes"))
+    return {"shards": len(record.completions), "files": len(record.entries), "rows": rows, "bytes": size}
 
 
 def percent(part: float, whole: float) -> str:

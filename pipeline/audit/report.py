@@ -23,7 +23,7 @@ from pipeline.audit.decisions import SPLITS, damaged_texts, decisions, shards
 from pipeline.audit.distributions import NEAR, Distributions
 from pipeline.audit.dropped_records import duplicates, matches, quarantine
 from pipeline.audit.examples import Example, Sample, TopTokens, heat_maps
-from pipeline.audit.funnel import funnel, kept, percent, shard_bytes
+from pipeline.audit.funnel import funnel, kept, percent, sizes_of
 from pipeline.audit.lineage import Lineage
 from pipeline.audit.why_not import RuleCounts
 from pipeline.core.artifact import InputFile
@@ -86,7 +86,7 @@ def audit(
         "documents": {split: lineage.ingest.counters[split] for split in SPLITS},
         "sites": {split: lineage.select.counters[f"kept.{split}"] for split in SPLITS},
         "examples": kept(lineage.materialize.counters) if lineage.materialize else None,
-        "bytes": shard_bytes(lineage.materialize),
+        "bytes": sizes_of(lineage.materialize)["bytes"] if lineage.materialize else 0,
         "totals": counted.totals(),
         "histograms": counted.histograms(),
         "near": counted.near(),
@@ -130,8 +130,7 @@ def _records(lineage: Lineage) -> list[dict[str, Any]]:
     """Return the records from the source on, after hashing every file again."""
     rows = []
     for stage, record in lineage.records.items():
-        entries = [entry for done in record.completions for entry in done.files.values()]
-        for entry in entries:
+        for entry in record.entries:
             InputFile(record.directory / entry.path, entry.sha256).verified()
         rows.append(
             {
@@ -141,10 +140,7 @@ def _records(lineage: Lineage) -> list[dict[str, Any]]:
                 "content": record.content,
                 "inputs": dict(record.inputs),
                 "config": dict(record.config),
-                "shards": len(record.completions),
-                "files": len(entries),
-                "rows": sum(entry.rows for entry in entries),
-                "bytes": sum(entry.bytes for entry in entries),
+                **sizes_of(record),
                 "seconds": round(record.seconds, 3),
                 "counters": record.counters,
                 "verified": True,

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.audit.decisions import SPLITS
-from pipeline.audit.funnel import funnel, shard_bytes
+from pipeline.audit.funnel import funnel, sizes_of
 from pipeline.audit.lineage import Lineage
 from pipeline.core.marks import read_certificate
 from pipeline.corpus.documents import CORPUS
@@ -29,8 +29,8 @@ def stats(lineage: Lineage) -> dict[str, Any]:
     scored = pl.scan_parquet([file.verified() for file in lineage.score.files("scores")])
     scored = scored.select("split", pl.col("entropy")).explode("entropy").filter(pl.col("entropy").is_finite())
     entropy = {"scored": _quantiles(scored), "sites": _quantiles(sites)}
-    made = lineage.materialize
-    examples = sum(e.rows for done in made.completions for e in done.files.values()) if made else 0
+    sizes = {stage: sizes_of(record) for stage, record in lineage.records.items()}
+    shards = sizes.get("materialize", {"rows": 0, "bytes": 0})
     return {
         "manifest": lineage.name,
         "selection": lineage.select.fingerprint,
@@ -42,8 +42,8 @@ def stats(lineage: Lineage) -> dict[str, Any]:
         "token_classes": _counts(sites, "token_class"),
         "corpora": _counts(sites, CORPUS) if CORPUS in sites.collect_schema() else {},
         "entropy": {split: {of: entropy[of].get(split) for of in entropy} for split in SPLITS},
-        "sizes": _sizes(lineage),
-        "bytes_per_site": shard_bytes(made) / examples if examples else None,
+        "sizes": sizes,
+        "bytes_per_site": shards["bytes"] / shards["rows"] if shards["rows"] else None,
     }
 
 
@@ -63,16 +63,3 @@ def _counts(sites: pl.LazyFrame, column: str, order: tuple[str, ...] = ()) -> di
     total = {value: sum(by.get((value, split), 0) for split in SPLITS) for value in values}
     named = [v for v in order if v in values] if order else sorted(values, key=lambda v: (-total[v], v))
     return {value: {split: by.get((value, split), 0) for split in SPLITS} for value in named}
-
-
-def _sizes(lineage: Lineage) -> dict[str, dict[str, int]]:
-    sizes = {}
-    for stage, record in lineage.records.items():
-        entries = [entry for done in record.completions for entry in done.files.values()]
-        sizes[stage] = {
-            "shards": len(record.completions),
-            "files": len(entries),
-            "rows": sum(entry.rows for entry in entries),
-            "bytes": sum(entry.bytes for entry in entries),
-        }
-    return sizes

@@ -56,8 +56,7 @@ def shard_row(work: Path, manifest: Manifest, file: Path, row: int) -> tuple[Lin
         IntegrityError: The file differs from its recorded hash.
     """
     record = read_record(file.resolve().parent)
-    listed = [entry for done in record.completions for entry in done.files.values()] if record else []
-    entry = next((entry for entry in listed if entry.path == file.name), None)
+    entry = next((entry for entry in record.entries if entry.path == file.name), None) if record else None
     if record is None or entry is None or record.directory.parent != (work / "materialize").resolve():
         raise UserError("not one of the manifest's shards", where=file, hint=f"they are in {work / 'materialize'}")
     sites = read_table(InputFile(file, entry.sha256), ["site_id"])["site_id"]

@@ -34,6 +34,8 @@ from pipeline.config.errors import IntegrityError, UserError
 from pipeline.core.files import flush, move_if_absent, progress_file, replace_text, size_of
 from pipeline.core.sealed import read_sealed, write_sealed
 
+RUN_AGAIN = "delete its stage folder, run again"
+
 Counters = dict[str, int]
 """Counts of a shard, by name. `dropped.<reason>` and `quarantined.<reason>` count what the funnel loses."""
 
@@ -62,13 +64,9 @@ class InputFile:
             IntegrityError: the file is missing, or was changed since it was published.
         """
         if not self.path.exists():
-            raise IntegrityError(
-                "published file is missing", where=self.path, hint="delete its stage folder, run again"
-            )
+            raise IntegrityError("published file is missing", where=self.path, hint=RUN_AGAIN)
         if self.sha256 is not None and content_hash(self.path) != self.sha256:
-            raise IntegrityError(
-                "published file was changed after the fact", where=self.path, hint="delete its stage folder, run again"
-            )
+            raise IntegrityError("published file was changed after the fact", where=self.path, hint=RUN_AGAIN)
         return self.path
 
 
@@ -136,6 +134,11 @@ class Record:
         for done in self.completions:
             total.update(done.counters)
         return dict(total)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Return all published files and folders, in shard order."""
+        return [entry for done in self.completions for entry in done.files.values()]
 
     @property
     def seconds(self) -> float:
@@ -228,8 +231,7 @@ def read_completion(directory: Path, shard: int) -> Completion | None:
     tree = read_sealed(path)
     completion = _validated(_COMPLETION, tree, path)
     if (tree.get("of"), completion.shard) != (name_of(directory), shard):
-        hint = "delete its stage folder, run again"
-        raise IntegrityError("completion of another shard or output", where=path, hint=hint)
+        raise IntegrityError("completion of another shard or output", where=path, hint=RUN_AGAIN)
     return completion
 
 
@@ -297,7 +299,7 @@ def record_in(path: Path, directory: Path) -> Record:
     """
     tree = read_sealed(path)
     record = _validated(_RECORD, tree | {"directory": directory}, path)
-    names = [entry.path for done in record.completions for entry in done.files.values()]
+    names = [entry.path for entry in record.entries]
     if bad := [name for name in names if PurePath(name).name != name or name in ("", "..")]:
         raise IntegrityError(f"record names a file outside its folder: {bad[0]!r}", where=path, hint="do not trust it")
     if record.content != tree.get("content"):
@@ -306,15 +308,10 @@ def record_in(path: Path, directory: Path) -> Record:
 
 
 def _check_sizes(record: Record) -> None:
-    for done in record.completions:
-        for entry in done.files.values():
-            file = record.directory / entry.path
-            if not file.exists() or (file.is_file() and file.stat().st_size != entry.bytes):
-                raise IntegrityError(
-                    "published file is missing or has another size",
-                    where=file,
-                    hint="delete its stage folder, run again",
-                )
+    for entry in record.entries:
+        file = record.directory / entry.path
+        if not file.exists() or (file.is_file() and file.stat().st_size != entry.bytes):
+            raise IntegrityError("published file is missing or has another size", where=file, hint=RUN_AGAIN)
 
 
 _COMPLETION, _RECORD = TypeAdapter(Completion), TypeAdapter(Record)
@@ -325,11 +322,8 @@ def _validated(kind: TypeAdapter[Any], tree: Mapping[str, Any], path: Path) -> A
         return kind.validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        raise IntegrityError(
-            f"not what a stage writes: {'.'.join(map(str, first['loc']))}: {first['msg']}",
-            where=path,
-            hint="delete its stage folder, run again",
-        ) from error
+        what = f"not what a stage writes: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise IntegrityError(what, where=path, hint=RUN_AGAIN) from error
 
 
 # ------------------------------------------------------------------------------------------ latest output

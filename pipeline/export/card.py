@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from pipeline.audit.funnel import funnel, kept, shard_bytes
+from pipeline.audit.funnel import funnel, kept, sizes_of
 from pipeline.audit.lineage import Lineage
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.manifest import Manifest
@@ -64,6 +64,7 @@ def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]
     """
     shards = lineage.materialize
     assert shards is not None
+    size = sizes_of(shards)["bytes"]
     named = licences(manifest.corpus)
     front = {
         **({"license": named[0].lower() if len(named) == 1 else [name.lower() for name in named]} if named else {}),
@@ -87,7 +88,7 @@ def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]
         "prefix of `continuation` that ends where one of its tokens ends.",
         "## Size",
         _table(["split", "sites"], [[s, f"{shards.counters[f'kept.{s}']:,}"] for s in SPLITS]),
-        f"{shard_bytes(shards):,} bytes, {shard_bytes(shards) / max(kept(shards.counters), 1):.0f} per site: rows are "
+        f"{size:,} bytes, {size / max(kept(shards.counters), 1):.0f} per site: rows are "
         "sorted, and neighbours share their contexts. Shuffle indices, not rows.",
         "## How the sites were chosen",
         f"```yaml\n{yaml.safe_dump(rule, sort_keys=False, allow_unicode=True)}```",

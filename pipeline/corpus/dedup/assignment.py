@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.corpus import ValidationConfig
 from pipeline.config.errors import IntegrityError
-from pipeline.core.artifact import InputFile
+from pipeline.core.artifact import RUN_AGAIN, InputFile
 from pipeline.corpus.dedup.candidates import AT_ONCE, doc_ids_of, keys_of, parts_by_key, spans
 
 Codes = NDArray[np.uint8]
@@ -176,7 +176,7 @@ def read_codes(file: InputFile, start: int, stop: int, expected: str) -> Codes:
         raise IntegrityError(
             "published file is missing or was changed after the fact",
             where=file.path,
-            hint="delete its stage folder, run again",
+            hint=RUN_AGAIN,
         )
     return np.frombuffer(data, np.uint8)
 
