@@ -11,15 +11,13 @@ from __future__ import annotations
 import codecs
 import io
 from collections import deque
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.corpus.readers.record_splitter import RECORD_LIMIT, RawRecord
 from pipeline.corpus.sources.opening import SourceFile, open_file
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from pipeline.corpus.sources.raw_reader import OwningReader
 
 BLOCK = 1 << 16
 _KEPT = RECORD_LIMIT + (8 << 20)
@@ -77,7 +75,7 @@ class _Block(NamedTuple):
     data: bytes
 
 
-class _Decoding(io.RawIOBase):
+class _Decoding(OwningReader):
     """A stream of UTF-8 from one of another encoding."""
 
     def __init__(self, raw: BinaryIO, encoding: str, name: str, start: int) -> None:
@@ -91,10 +89,7 @@ class _Decoding(io.RawIOBase):
         self._rest = b""
         self._pending = b""  # bytes of the source that are not decoded yet
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def take(self, size: int) -> bytes:
         while not self._rest:
             packed = self.raw.read(BLOCK)
             self._pending += packed
@@ -105,10 +100,8 @@ class _Decoding(io.RawIOBase):
             self._add(text)
             if not packed:
                 break
-        view = memoryview(buffer).cast("B")
-        count = min(len(view), len(self._rest))
-        view[:count], self._rest = self._rest[:count], self._rest[count:]
-        return count
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
 
     def _add(self, text: str) -> None:
         back = text.encode(self.encoding, self.errors)
@@ -145,11 +138,6 @@ class _Decoding(io.RawIOBase):
         elif not self._blocks and offset == self._end[0]:
             self._told = self._end
         return self._told[1]
-
-    def close(self) -> None:
-        if not self.closed:
-            self.raw.close()
-        super().close()
 
 
 def _encoding_of(raw: io.BufferedReader, file: SourceFile, encoding: str) -> tuple[str, int]:

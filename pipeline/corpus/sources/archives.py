@@ -14,12 +14,10 @@ from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
+from pipeline.corpus.sources.raw_reader import OwningReader, RawReader
 from pipeline.corpus.sources.unpacking import check_unpacked, decompress
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 ARCHIVES = {
     ".zip": ("zip", None),
@@ -152,14 +150,11 @@ def _unpacked(of: _Opened, compression: str) -> BinaryIO:
     return cast(BinaryIO, whole)
 
 
-class _Copy(io.RawIOBase):
+class _Copy(RawReader):
     """A file read from a position of its own, so that several threads can share it."""
 
     def __init__(self, shared: BinaryIO) -> None:
         self.shared, self.position = shared, 0
-
-    def readable(self) -> bool:
-        return True
 
     def seekable(self) -> bool:
         return True
@@ -169,23 +164,18 @@ class _Copy(io.RawIOBase):
         self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: end}[whence]
         return self.position
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
-        data = os.pread(self.shared.fileno(), len(view), self.position)
-        view[: len(data)] = data
+    def take(self, size: int) -> bytes:
+        data = os.pread(self.shared.fileno(), size, self.position)
         self.position += len(data)
-        return len(data)
+        return data
 
 
-class _Window(io.RawIOBase):
+class _Window(OwningReader):
     """The bytes [start, start + size) of a file."""
 
     def __init__(self, raw: BinaryIO, start: int, size: int) -> None:
         self.raw, self.start, self.size = raw, start, size
         raw.seek(start)
-
-    def readable(self) -> bool:
-        return True
 
     def seekable(self) -> bool:
         return True
@@ -197,29 +187,19 @@ class _Window(io.RawIOBase):
     def tell(self) -> int:
         return self.raw.tell() - self.start
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
+    def take(self, size: int) -> bytes:
         left = self.size - self.tell()
-        data = self.raw.read(min(len(view), left)) if left > 0 else b""
-        if left > 0 and len(view) and not data:
+        data = self.raw.read(min(size, left)) if left > 0 else b""
+        if left > 0 and size and not data:
             raise OSError("truncated tar archive")
-        view[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self.raw.close()
-        super().close()
+        return data
 
 
-class _Unzipped(io.RawIOBase):
+class _Unzipped(RawReader):
     """A member of a zip archive, whose errors of reading are `OSError`s like those of all other streams."""
 
     def __init__(self, stream: zipfile.ZipExtFile) -> None:
         self.stream = stream
-
-    def readable(self) -> bool:
-        return True
 
     def seekable(self) -> bool:
         return self.stream.seekable()
@@ -228,12 +208,9 @@ class _Unzipped(io.RawIOBase):
         with _archive_errors():
             return self.stream.seek(offset, whence)
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
+    def take(self, size: int) -> bytes:
         with _archive_errors():
-            data = self.stream.read(len(view))
-        view[: len(data)] = data
-        return len(data)
+            return self.stream.read(size)
 
 
 @contextmanager

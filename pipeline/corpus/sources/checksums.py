@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from pipeline.config.errors import UserError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from pipeline.corpus.sources.raw_reader import OwningReader, RawReader
 
 BLOCK_BYTES = 1 << 20
 """Bytes per block."""
@@ -43,7 +41,7 @@ class Checksums:
         return replace(self, blocks=self.blocks[_DIGITS * first : _DIGITS * last], first=first)
 
 
-class HashingReader(io.RawIOBase):
+class HashingReader(RawReader):
     """A stream that is read once from start to end, and hashed meanwhile."""
 
     def __init__(self, raw: BinaryIO, block_bytes: int = BLOCK_BYTES) -> None:
@@ -52,23 +50,16 @@ class HashingReader(io.RawIOBase):
         self._block = _block_hash()
         self._blocks: list[str] = []
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Read at most to the end of the current block, hash it, and return the number of bytes."""
-        room = self.block_bytes - self.size % self.block_bytes
-        view = memoryview(buffer).cast("B")[:room]
-        count = len(data := self.raw.read(len(view)))
-        view[:count] = data
+    def take(self, size: int) -> bytes:
+        """Read at most to the end of the current block, and hash what is read."""
+        data = self.raw.read(min(size, self.block_bytes - self.size % self.block_bytes))
         self._sha256.update(data)
         self._block.update(data)
-        self.size += count
-        if count and self.size % self.block_bytes == 0:
+        self.size += len(data)
+        if data and self.size % self.block_bytes == 0:
             self._blocks.append(self._block.hexdigest())
             self._block = _block_hash()
-        return count
+        return data
 
     def checksums(self) -> Checksums:
         """Return the checksums of what was read."""
@@ -76,7 +67,7 @@ class HashingReader(io.RawIOBase):
         return Checksums(self._sha256.hexdigest(), self.size, self.block_bytes, "".join(self._blocks + last))
 
 
-class VerifyingReader(io.RawIOBase):
+class VerifyingReader(OwningReader):
     """A seekable stream over a file that was hashed before: each block is verified before any of it is returned.
 
     It ends at the recorded size of the file, or with the last block whose hash is known.
@@ -90,10 +81,6 @@ class VerifyingReader(io.RawIOBase):
         self._position = 0
         self._raw_position: int | None = 0  # None: unknown, so seek before reading
         self._number, self._block = -1, b""
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
 
     def seekable(self) -> bool:
         """Return True."""
@@ -109,18 +96,16 @@ class VerifyingReader(io.RawIOBase):
         self._position = max(0, start + offset)
         return self._position
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Read at most to the end of the current block, after verifying it, and return the number of bytes."""
+    def take(self, size: int) -> bytes | memoryview:
+        """Return bytes up to the end of the current block, after verifying it."""
         if self._position >= self.of.end:
-            return 0
+            return b""
         number, begin = divmod(self._position, self.of.block_bytes)
         if number != self._number:
             self._load(number)
-        view = memoryview(buffer).cast("B")
-        data = memoryview(self._block)[begin : begin + len(view)]
-        view[: len(data)] = data
+        data = memoryview(self._block)[begin : begin + size]
         self._position += len(data)
-        return len(data)
+        return data
 
     def _load(self, number: int) -> None:
         start = number * self.of.block_bytes
@@ -138,12 +123,6 @@ class VerifyingReader(io.RawIOBase):
                 hint="run again when nothing writes to it (`touch` it if that does not help), or read a copy: --source",
             )
         self._number, self._block = number, data
-
-    def close(self) -> None:
-        """Close this stream and the file."""
-        if not self.closed:
-            self.raw.close()
-        super().close()
 
 
 def _block_hash(data: bytes = b"") -> hashlib.blake2b:

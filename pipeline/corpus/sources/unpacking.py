@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import lzma
-from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
 import pyarrow as pa
 
 from pipeline.config.errors import UserError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from pipeline.corpus.sources.raw_reader import OwningReader
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Compression by the last extension of a file's name."""
@@ -43,7 +41,7 @@ def decompress(raw: BinaryIO, compression: str | None, name: str, most: int) -> 
     return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20))
 
 
-class _Unpacking(io.RawIOBase):
+class _Unpacking(OwningReader):
     """A decompressing stream that counts its bytes, because a small file may be crafted to unpack without end."""
 
     def __init__(self, raw: BinaryIO, compression: str, name: str, most: int) -> None:
@@ -54,22 +52,12 @@ class _Unpacking(io.RawIOBase):
         )
         self.size = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.stream.read(len(view))
-        view[: len(data)] = data
+    def take(self, size: int) -> bytes:
+        data = self.stream.read(size)
         self.size += len(data)
         if self.size > self.most:
             check_unpacked(self.size, self.raw.tell(), self.most, self.name)
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self.raw.close()
-        super().close()
+        return data
 
 
 class _Xz:
