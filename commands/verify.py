@@ -17,8 +17,9 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.audit.source import source_damage
+from pipeline.audit.verify import noting
 from pipeline.audit.verify import verify as check
-from pipeline.config.errors import IntegrityError, UserError
+from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
 from pipeline.core.files import size_of
 from pipeline.core.workspace import format_bytes
@@ -54,10 +55,8 @@ def verify_run(run: Path) -> dict[str, Any]:
     """Check the record of a run, all its complete checkpoints, and that `latest` names one of them."""
     damage, rows, whole = damage_of_record(run), [], whole_checkpoints(run)
     pointer = run / "checkpoints" / "latest"
-    try:
+    with noting(damage):
         latest_checkpoint(run)
-    except IntegrityError as error:
-        damage[error.where] = error.message
     if whole and not pointer.exists():
         damage[str(pointer)] = f"is missing: the run goes on from {whole[-1].name}"
     for folder in (run / "checkpoints").glob("step-*"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,15 @@ class _Checked:
         return {self.directory.name} | (self.record.names if self.record else set())
 
 
+@contextmanager
+def noting(damage: dict[str, str]) -> Iterator[None]:
+    """Note an `IntegrityError` of the block in `damage`, by path, instead of raising it."""
+    try:
+        yield
+    except IntegrityError as error:
+        damage[error.where] = error.message
+
+
 def verify(work: Path) -> dict[str, Any]:
     """Check every published file in a manifest's folder.
 
@@ -104,26 +114,20 @@ def _check(directory: Path) -> _Checked:
     """Hash the files that a record lists, or those that the shards' completions list if the record is damaged."""
     damage: dict[str, str] = {}
     record, pulled = None, False
-    try:
+    with noting(damage):
         record = read_record(directory)
-    except IntegrityError as error:
-        damage[error.where] = error.message
     found = _completions(directory, damage)
     if not (directory / "record.json").exists() and not (directory / BEGUN).exists():
         damage[str(directory / "record.json")] = f"is missing, and so is the `{BEGUN}` that marks an unfinished output"
     elif record is None:
-        try:
+        with noting(damage):
             begun_inputs(directory)
-        except IntegrityError as error:
-            damage[error.where] = error.message
     for entry in (entry for completion in found for entry in completion.files.values()):
         _check_file(directory, entry, damage)
     if record is not None:
-        try:
+        with noting(damage):
             pulled = is_pulled(record)
             read_certificate(record)
-        except IntegrityError as error:
-            damage[error.where] = error.message
         if fingerprint(record.stage, record.version, record.config, record.inputs) != directory.name:
             damage[str(directory / "record.json")] = "configuration or inputs do not match the fingerprint"
         found_by_shard = {done.shard: done for done in found}
@@ -138,25 +142,23 @@ def _check(directory: Path) -> _Checked:
 
 def _check_file(directory: Path, entry: Entry, damage: dict[str, str]) -> None:
     """Check the bytes of a file, and the number of rows of a table."""
+    path = directory / entry.path
     try:
-        path = InputFile(directory / entry.path, entry.sha256).verified()
-        rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else 0
-    except IntegrityError as error:
-        damage[error.where] = error.message
+        with noting(damage):
+            InputFile(path, entry.sha256).verified()
+            rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else 0
+            if rows != entry.rows:
+                damage[str(path)] = f"has {rows:,} rows, but {entry.rows:,} are recorded"
     except (OSError, pa.ArrowException) as error:
-        damage[str(directory / entry.path)] = f"cannot be read: {first_line(error)}"
-    else:
-        if rows != entry.rows:
-            damage[str(path)] = f"has {rows:,} rows, but {entry.rows:,} are recorded"
+        damage[str(path)] = f"cannot be read: {first_line(error)}"
 
 
 def _completions(directory: Path, damage: dict[str, str]) -> tuple[Completion, ...]:
     found = []
     for path in sorted((directory / "done").glob("[0-9]*.json")):
         try:
-            found.append(read_completion(directory, int(path.stem)))
-        except IntegrityError as error:
-            damage[error.where] = error.message
+            with noting(damage):
+                found.append(read_completion(directory, int(path.stem)))
         except ValueError:
             damage[str(path)] = "is not the completion of a shard"
     return tuple(filter(None, found))
@@ -192,8 +194,6 @@ def _pointers(work: Path) -> dict[str, str]:
         if any(not (folder / PULLED).exists() for folder in made) and not any(work.glob(pattern)):
             damage[str(work / pattern)] = "are missing: `rpt data` writes them"
     for path in sorted(path for pattern in (f"*/{CURRENT}", *PATTERNS) for path in work.glob(pattern)):
-        try:
+        with noting(damage):
             read_pointer(path)
-        except IntegrityError as error:
-            damage[error.where] = error.message
     return damage

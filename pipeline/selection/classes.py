@@ -112,11 +112,17 @@ def _ends_with_letter(
     data_B: NDArray[np.uint8], at_P: NDArray[np.int64], document_P: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Return whether the character before each offset is a letter or a combining mark."""
-    before_P = np.maximum(at_P - 1, document_P)
+    before_P = np.maximum(before(data_B, at_P, document_P), 0)
+    return (at_P > document_P) & (_kinds(characters(data_B, before_P)) == _CODE["word_start"])
+
+
+def before(data_B: NDArray[np.uint8], at_P: NDArray[np.int64], document_P: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the offset of the character before each offset, or one less than the document's begin."""
+    before_P = at_P - 1
     for _ in range(3):  # back to the byte that begins the character
-        before_P = np.where((data_B[before_P] & 0xC0 == 0x80) & (before_P > document_P), before_P - 1, before_P)
-    kind_P = _kinds(characters(data_B, before_P))
-    return (at_P > document_P) & (kind_P == _CODE["word_start"])
+        inside_P = (data_B[np.maximum(before_P, 0)] & 0xC0 == 0x80) & (before_P > document_P)
+        before_P = np.where(inside_P, before_P - 1, before_P)
+    return before_P
 
 
 def _kinds(character_P: NDArray[np.int32]) -> NDArray[np.uint8]:

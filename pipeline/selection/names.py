@@ -10,7 +10,7 @@ import unicodedata
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.selection.classes import characters
+from pipeline.selection.classes import before, characters
 from pipeline.selection.text import TextBytes
 
 _ENDS = frozenset(map(ord, ".!?:;…。！？：；\n\r|*#>\"'“”‘’«»„([{-–—•$\\"))
@@ -43,21 +43,12 @@ def inner_capitals(text: TextBytes, starts_P: NDArray[np.int64], document_P: NDA
     first_P = np.where(data_B[np.minimum(starts_P, last)] == ord(" "), starts_P + 1, starts_P)
     letter_P = characters(data_B, np.minimum(first_P, last))
     second_P = characters(data_B, np.minimum(first_P + _width(letter_P), last))
-    before_P = _before(data_B, first_P, document_P)
+    before_P = before(data_B, first_P, document_P)
     for _ in range(_BACK):
         blank_P = _in(_code(data_B, before_P), _BLANK) & (before_P >= document_P)
-        before_P = np.where(blank_P, _before(data_B, before_P, document_P), before_P)
+        before_P = np.where(blank_P, before(data_B, before_P, document_P), before_P)
     inside_P = (before_P >= document_P) & ~_in(_code(data_B, before_P), _ENDS) & (before_P < first_P - 1)
     return _category(letter_P, "Lu") & _category(second_P, "Ll") & inside_P
-
-
-def _before(data_B: NDArray[np.uint8], at_P: NDArray[np.int64], document_P: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the offset of the character before each offset, or one less than the document's begin."""
-    before_P = at_P - 1
-    for _ in range(3):  # back to the byte that begins the character
-        inside_P = (data_B[np.maximum(before_P, 0)] & 0xC0 == 0x80) & (before_P > document_P)
-        before_P = np.where(inside_P, before_P - 1, before_P)
-    return before_P
 
 
 def _code(data_B: NDArray[np.uint8], at_P: NDArray[np.int64]) -> NDArray[np.int32]:
