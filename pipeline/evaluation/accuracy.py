@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.selection import BandsConfig
-from pipeline.evaluation.intervals import Difference, Estimate, difference, proportion
+from pipeline.evaluation.intervals import Difference, Estimate, difference, proportion, to_json_value
 from pipeline.evaluation.policies import WARM_UP
 from pipeline.evaluation.samples import sampled_accuracy
 from pipeline.task.reward import REASONS
@@ -155,7 +155,7 @@ def summarize(
         },
         "readings": {
             name: {
-                "accuracy": {band: _plain(estimate) for band, estimate in by_band.items()},
+                "accuracy": {band: to_json_value(estimate) for band, estimate in by_band.items()},
                 "by_field": _by_label(hits[name], documents_N, [site.field for site in sites_N]),
                 "by_class": _by_label(hits[name], documents_N, classes_N),
                 "by_metadata": {
@@ -168,7 +168,7 @@ def summarize(
         "samples": {
             f"sampled {policy}": {
                 band: {
-                    name: _plain(estimate)
+                    name: to_json_value(estimate)
                     for name, estimate in sampled_accuracy(drawn.hits_NS[member_N], documents_N[member_N]).items()
                 }
                 for band, member_N in members.items()
@@ -204,22 +204,20 @@ def _responses(reading: Predictions, documents_N: NDArray[np.str_]) -> dict[str,
     lengths = np.array([len(answer.response_ids) for answer in reading.answers_N])
     return {
         "reasons": {reason: reason_N.count(reason) for reason in REASONS},
-        "format_failures": _plain(proportion(np.isin(reason_N, FORMAT_FAILURES), documents_N)),
-        "truncated": _plain(proportion(np.isin(reason_N, ["unfinished"]), documents_N)),
+        "format_failures": to_json_value(proportion(np.isin(reason_N, FORMAT_FAILURES), documents_N)),
+        "truncated": to_json_value(proportion(np.isin(reason_N, ["unfinished"]), documents_N)),
         "mean_length": float(lengths.mean()) if len(lengths) else None,
         "length_quantiles": np.quantile(lengths, LENGTH_QUANTILES).tolist() if len(lengths) else None,
     }
 
 
 def _by_label(hits_N: NDArray[np.bool_], documents_N: NDArray[np.str_], labels_N: Sequence[str]) -> dict[str, Any]:
-    return {label: _plain(estimate) for label, estimate in accuracy_by_label(hits_N, documents_N, labels_N).items()}
+    return {
+        label: to_json_value(estimate) for label, estimate in accuracy_by_label(hits_N, documents_N, labels_N).items()
+    }
 
 
 def _by_value(label: str) -> tuple[float, str]:
     """Return a key that sorts numbers by value before all other labels."""
     is_number = re.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?", label)
     return (float(label) if is_number else math.inf, label)
-
-
-def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
-    return None if estimate is None else asdict(estimate)

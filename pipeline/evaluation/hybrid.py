@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.config.selection import BandsConfig
 from pipeline.evaluation.accuracy import band_members
 from pipeline.evaluation.gate import FOLDS, Observed, calibration, cross_fitted, fit_gate, threshold_for
-from pipeline.evaluation.intervals import Difference, Estimate, difference, proportion
+from pipeline.evaluation.intervals import difference, proportion, to_json_value
 from pipeline.task.gate import Gate
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def _band(own: Observed, thinks_N: NDArray[np.bool_]) -> dict[str, Any] | None:
     hybrid_N = np.where(thinks_N, own.reasoning_N, own.direct_N)
     tokens_N = np.where(thinks_N, own.tokens_N, 1)
 
-    def share(hits_N: NDArray[np.bool_]) -> dict[str, Any]:
-        return _plain(proportion(hits_N, own.documents_N))
+    def share(hits_N: NDArray[np.bool_]) -> dict[str, Any] | None:
+        return to_json_value(proportion(hits_N, own.documents_N))
 
     return {
         "direct": share(own.direct_N),
@@ -108,14 +108,9 @@ def _band(own: Observed, thinks_N: NDArray[np.bool_]) -> dict[str, Any] | None:
         "thinks": share(thinks_N),
         "tokens": float(tokens_N.mean()),
         "tokens_reasoning": float(own.tokens_N.mean()),
-        "over_direct": _plain(difference(hybrid_N, own.direct_N, own.documents_N)),
-        "over_reasoning": _plain(difference(hybrid_N, own.reasoning_N, own.documents_N)),
+        "over_direct": to_json_value(difference(hybrid_N, own.direct_N, own.documents_N)),
+        "over_reasoning": to_json_value(difference(hybrid_N, own.reasoning_N, own.documents_N)),
     }
-
-
-def _plain(estimate: Estimate | Difference | None) -> dict[str, Any]:
-    assert estimate is not None, "a band with sites"
-    return asdict(estimate)
 
 
 def hybrids_of(

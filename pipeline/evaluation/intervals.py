@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,11 @@ class Difference:
     """Over seeds: the smallest true difference that is seen with the probability `power.POWER`; None if unknown."""
     seeds_needed: int | None = None
     """Over seeds: how many see the difference asked for (`power.AIM`) at as many documents; None if no number does."""
+
+
+def to_json_value(estimate: Estimate | Difference | None) -> dict[str, Any] | None:
+    """Return an estimate as a JSON object; None without one."""
+    return None if estimate is None else asdict(estimate)
 
 
 def proportion(

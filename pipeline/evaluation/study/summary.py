@@ -20,7 +20,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig
 from pipeline.config.study import StudyConfig
 from pipeline.evaluation.accuracy import band_members
-from pipeline.evaluation.intervals import Difference, Estimate
+from pipeline.evaluation.intervals import to_json_value
 from pipeline.evaluation.patterns import compare_patterns
 from pipeline.evaluation.samples import pass_at, powers_of_two
 from pipeline.evaluation.scaling import read_metrics, scaling_of
@@ -279,8 +279,3 @@ def traces_of(reference: pl.DataFrame, base: pl.DataFrame) -> list[dict[str, Any
 def _reasoning(responses: pl.DataFrame) -> pl.DataFrame:
     rows = responses.filter((pl.col("reading") == "reasoning") & (pl.col("sample") == 0))
     return rows.filter(pl.col("policy") == rows["policy"].min()).sort("site_id")
-
-
-def to_json_value(value: Estimate | Difference | None) -> dict[str, Any] | None:
-    """Return an estimate as a JSON object."""
-    return None if value is None else asdict(value)
