@@ -14,13 +14,19 @@ from pathlib import Path
 @contextmanager
 def atomic_replacement(path: Path) -> Iterator[Path]:
     """Yield a temporary path; the file written there atomically replaces `path`, unless an error is raised."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    try:
+    with _written_beside(path) as temporary:
         yield temporary
         flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)
+
+
+@contextmanager
+def _written_beside(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -29,6 +35,14 @@ def replace_text(path: Path, text: str) -> None:
     """Replace the content of a file with `text`, atomically."""
     with atomic_replacement(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Create a file with `text` atomically and durably; an existing one stays unchanged: the first writer wins."""
+    with _written_beside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        flush(temporary)
+        move_if_absent(temporary, path)
 
 
 def flush(path: Path) -> None:

@@ -11,14 +11,13 @@ import fcntl
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.base import canonical_json
 from pipeline.config.errors import IntegrityError
-from pipeline.core.files import replace_text
+from pipeline.core.files import replace_text, write_text
 from pipeline.core.progress import log
 
 SEAL = "sha256"
@@ -64,22 +63,6 @@ def _text(tree: Mapping[str, Any]) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Create `path` atomically with `value` as JSON; an existing file stays unchanged."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Create `path` atomically and durably; an existing file stays unchanged."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # `link` fails if the name exists, where `replace` would overwrite: the first writer wins.
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
