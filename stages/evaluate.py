@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.audit.evaluation_files import PAGE, print_report, write_page, write_report
+from pipeline.audit.evaluation.files import PAGE, print_report, write_page, write_report
 from pipeline.config.errors import IntegrityError
 from pipeline.config.recipe import Recipe
 from pipeline.config.selection import BandsConfig

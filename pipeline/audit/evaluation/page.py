@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.audit.charts import axis_end, dots, forecasts, progress
+from pipeline.audit.evaluation.charts import axis_end, dots, forecasts, progress
 from pipeline.audit.report import render
 from pipeline.evaluation.headline import headline
 from pipeline.evaluation.plots import Point

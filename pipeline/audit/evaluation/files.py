@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.audit.evaluation_page import evaluation_page
+from pipeline.audit.evaluation.page import evaluation_page
 from pipeline.core.files import replace_text
 from pipeline.core.progress import results, wrapped
 from pipeline.evaluation.plots import Point, draw_progress, draw_scaling, read_progress

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from pipeline.audit.evaluation_page import evaluation_page
+from pipeline.audit.evaluation.page import evaluation_page
 from pipeline.config.selection import BandsConfig
 from pipeline.evaluation.accuracy import summarize
 from pipeline.evaluation.examples import EACH, examples
