@@ -31,20 +31,22 @@ def headline(report: Mapping[str, Any]) -> tuple[str, ...]:
     if first == last:
         return (against,)
     if not report.get("warm_up") or WARM_UP not in report["policies"][1:-1]:
-        whom = "training" if (first, last) == ("before", "after") else f"`{first}` → `{last}`"
+        whom = "with training" if (first, last) == ("before", "after") else f"from `{first}` to `{last}`"
         return _rose(summary, first, last, whom), _did_not(summary, first, last), against
-    warmed = _rose(summary, first, WARM_UP, "the warm-up alone") + _fell(summary, first, WARM_UP)
-    rose = _rose(summary, WARM_UP, last, "RL, after the warm-up")
+    warmed = _rose(summary, first, WARM_UP, "with the warm-up alone") + _fell(summary, first, WARM_UP)
+    rose = _rose(summary, WARM_UP, last, "with RL, after the warm-up")
     return rose, _did_not(summary, WARM_UP, last), warmed, against
 
 
 def _rose(summary: Mapping[str, Any], first: str, last: str, whom: str) -> str:
-    return f"Rose with {whom}: {_listed(_by_way(summary, first, last, 0)) or 'nothing clearly'}."
+    told = _listed(_by_way(summary, first, last, 0))
+    return f"Accuracy rose {whom}: {told}." if told else f"No accuracy clearly rose {whom}."
 
 
 def _did_not(summary: Mapping[str, Any], first: str, last: str) -> str:
     same = _listed(_by_way(summary, first, last, 1))
-    return f"Did not clearly change: {same or 'nothing'}." + _fell(summary, first, last)
+    told = f"No clear change: {same}." if same else "Every accuracy clearly changed."
+    return told + _fell(summary, first, last)
 
 
 def _fell(summary: Mapping[str, Any], first: str, last: str) -> str:

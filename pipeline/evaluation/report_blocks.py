@@ -71,15 +71,29 @@ def markdown(found: Sequence[Block]) -> str:
 
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
-body { color: #1a1a1a; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 14px; display: block; overflow-x: auto }
+:root {
+  color-scheme: light dark;
+  --paper: light-dark(#fbfaf7, #15161a); --surface: light-dark(#f3f1ec, #24272d); --line: light-dark(#e6e2d9, #2d3037);
+  --ink: light-dark(#221f1a, #f1eee9); --ink-2: light-dark(#625d54, #aeb0b5);
+}
+body { font: 15px/1.55 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 2rem clamp(.9rem, 3vw, 2rem) }
+body { color: var(--ink); background: var(--paper); overflow-wrap: anywhere }
+h1, h2, h3 { line-height: 1.2; font-weight: 600 }
+h2 { margin: 3rem 0 .5rem }
+p { max-width: 44rem }
+.scroll { overflow-x: auto; margin: 1.2rem 0 }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; min-width: 60% }
 caption { text-align: left; font-weight: 600; padding: .3rem 0 }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
-th:first-child, td:first-child, table.words td, table.words th { text-align: left }
-pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; white-space: pre-wrap }
-figure { margin: 1rem 0 } svg { max-width: 100%; height: auto; background: #fff }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th { font-weight: 500; color: var(--ink-2); vertical-align: bottom }
+td { vertical-align: top }
+th:first-child, td:first-child { text-align: left; padding-left: 0 }
+.words td, .words th { text-align: left; white-space: normal; overflow-wrap: normal; min-width: 7rem }
+pre { background: var(--surface); padding: .7rem; border-radius: 6px; white-space: pre-wrap }
+figure { margin: 1rem 0 }
+svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
 """
+"""Colours and sizes of the other reports (`pipeline/audit/assets/base.css`); figures stay on white."""
 
 
 def as_html(found: Sequence[Block], out: Path) -> str:
@@ -119,4 +133,5 @@ def _table(table: Table) -> str:
     rows = "".join(f"<tr>{''.join(cell(text, 'td') for text in row)}</tr>\n" for row in table.rows)
     kind = ' class="words"' if table.is_text else ""
     title = html.escape(table.title)
-    return f"<table{kind}><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    body = f"<caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table{kind}>{body}</table></div>'

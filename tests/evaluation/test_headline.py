@@ -30,9 +30,11 @@ def test_what_rose_and_what_did_not() -> None:
         direct_after="0" * 29 + "1" * 11 + "1" * 40,  # one more, which may be chance
     )
     rose, stayed, against = headline(report)
-    assert rose == ("Rose with training: with thinking, hard 0.0 → 87.5 %, medium 0.0 → 87.5 %, easy 0.0 → 43.8 %.")
+    assert rose == (
+        "Accuracy rose with training: with thinking, hard 0.0 → 87.5 %, medium 0.0 → 87.5 %, easy 0.0 → 43.8 %."
+    )
     assert stayed == (
-        "Did not clearly change: without thinking, hard 25.0 → 27.5 %, medium 25.0 → 27.5 %, easy 62.5 → 63.7 %."
+        "No clear change: without thinking, hard 25.0 → 27.5 %, medium 25.0 → 27.5 %, easy 62.5 → 63.7 %."
     )
     assert against == (
         "Against the untrained policy without thinking, thinking is ahead by 62.5 points at hard, 62.5 points at "
@@ -47,7 +49,7 @@ def test_what_fell_is_said_and_nothing_that_rose_as_well() -> None:
             direct_before=all_right, reasoning_before=all_right, reasoning_after=all_wrong, direct_after=all_right
         )
     )
-    assert rose == "Rose with training: nothing clearly."
+    assert rose == "No accuracy clearly rose with training."
     assert "Fell: with thinking, hard 100.0 → 0.0 %" in stayed
     assert "behind by 100.0 points at hard" in against
 
@@ -57,7 +59,7 @@ def test_other_policies_are_named_and_one_alone_is_compared_with_itself() -> Non
     rose, *_ = headline(
         report_of(["base", "ntp"], direct_base=half, reasoning_base="0" * 80, reasoning_ntp=half, direct_ntp=half)
     )
-    assert rose.startswith("Rose with `base` → `ntp`: with thinking, hard 0.0 → 50.0 %")
+    assert rose.startswith("Accuracy rose from `base` to `ntp`: with thinking, hard 0.0 → 50.0 %")
     (against,) = headline(report_of(["base"], direct_base=half, reasoning_base=half))
     assert against == "Against `base` without thinking, thinking is not clearly different at hard, medium, easy."
 
@@ -72,13 +74,14 @@ def test_rl_is_not_credited_with_what_the_warm_up_did() -> None:
     )
     assert len(headline(report)) == 3  # policies that the user named so
     rose, stayed, warmed, against = headline(report | {"warm_up": {"examples": 320}})
-    assert rose == "Rose with RL, after the warm-up: nothing clearly."
+    assert rose == "No accuracy clearly rose with RL, after the warm-up."
     assert stayed == (
-        "Did not clearly change: with thinking, hard 50.0 → 50.0 %, medium 50.0 → 50.0 %, easy 50.0 → 50.0 %. "
+        "No clear change: with thinking, hard 50.0 → 50.0 %, medium 50.0 → 50.0 %, easy 50.0 → 50.0 %. "
         "Fell: without thinking, hard 50.0 → 0.0 %, medium 50.0 → 0.0 %, easy 50.0 → 0.0 %."
     )
     assert warmed == (
-        "Rose with the warm-up alone: with thinking, hard 0.0 → 50.0 %, medium 0.0 → 50.0 %, easy 0.0 → 50.0 %. "
+        "Accuracy rose with the warm-up alone: with thinking, hard 0.0 → 50.0 %, medium 0.0 → 50.0 %, "
+        "easy 0.0 → 50.0 %. "
         "Fell: without thinking, hard 75.0 → 50.0 %, medium 75.0 → 50.0 %, easy 75.0 → 50.0 %."
     )
     assert "behind by 25.0 points at hard" in against

@@ -189,7 +189,7 @@ const RptHeatmap = (() => {
     const top = el("ol", "hm-top");
     const parts = el("ul", "hm-parts");
     parts.setAttribute("aria-label", "Parts of the rule");
-    details.append(title, piece, facts, parts, top);
+    details.append(title, piece, parts, facts, top);
 
     /** The values that decide a part of the rule at token `i`, as text. */
     function valuesOf(values, i) {

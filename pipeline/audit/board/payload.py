@@ -54,6 +54,7 @@ def _overlaid(
             if own["slot"] == slot
         ]
         if series:
-            title = panel.title if len(panel.curves) == 1 else f"{panel.title}: {curve.label}"
+            is_all = len(panel.curves) == 1 or curve.label == panel.title.lower()
+            title = panel.title if is_all else f"{panel.title}: {curve.label}"
             chart = {"key": f"{panel.key}-{slot}", "title": title, "stacked": False, "series": series}
             yield _chart(panel) | chart

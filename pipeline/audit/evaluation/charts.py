@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.plots import Point
 
 WIDTH = 460
-_LEFT, _RIGHT, _ROW = 130, 14, 26
+_LEFT, _RIGHT, _ROW = 150, 14, 26
 
 
 def dots(rows: Mapping[str, Mapping[str, Any] | None], highest: float) -> Markup:
