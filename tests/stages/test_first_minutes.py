@@ -51,7 +51,7 @@ def test_both_fit_a_screen_and_no_line_is_wide(printed: list[list[str]]) -> None
 
 def test_accuracy_is_told_at_the_steps_that_measured_it(printed: list[list[str]]) -> None:
     train, _ = printed
-    measured = [line.split()[1] for line in train if "held-out accuracy" in line]
+    measured = [line.split()[1] for line in train if line.startswith("step") and "held-out accuracy" in line]
     assert measured == ["0/6", "2/6", "4/6", "6/6"]
     steps = [line for line in train if line.startswith("step") and "held-out" not in line]
     assert steps and all(" taught " in line and " grad " in line and " s/step " in line for line in steps)
@@ -63,6 +63,12 @@ def test_the_last_lines_say_what_was_learned_and_what_to_open(printed: list[list
     assert train[-1].startswith("next: rpt evaluate recipe.yaml")
     assert evaluate[-1].startswith("next: open runs/colours/evaluation/report.html")
     last = "\n".join(evaluate[-10:])
-    assert "Rose with training: " in last and "Did not clearly change: " in last and "without thinking" in last
+    assert "rose with training" in last and "No clear change: " in last and "without thinking" in last
+    measured = [line for line in train if re.match("step [06]/6 .*held-out", line)]
+    first, last = (re.findall(r"hard ([0-9.]+) %", line)[0] for line in measured)
+    ending = "\n".join(train[-10:])
+    assert re.search(r"^train        reward 0\.\d+ → [01]\.\d+ in 6 steps$", ending, re.MULTILINE)
+    assert re.search(rf"^train        held-out accuracy: .*hard {first} → {last} %$", ending, re.MULTILINE)
+    assert "curves and rollouts: rpt board runs/colours" in ending
     for lines in printed:
         assert sum(line.startswith("next:") for line in lines) == 1

@@ -149,9 +149,9 @@ class ProgressLine:
         )
         if told:
             self._said, self._said_step = now, step
-        bands = [name for name in metrics if name.startswith("eval/") and name.endswith("/reasoning")]
+        bands = {name: band for name in metrics if (band := _band(name))}
         if bands:
-            values = ", ".join(f"{name.split('/')[1]} {100 * metrics[name]:.1f} %" for name in bands)
+            values = ", ".join(f"{band} {100 * metrics[name]:.1f} %" for name, band in bands.items())
             told.append(f"{title}  held-out accuracy by reasoning: {values}")
         return told
 
@@ -183,6 +183,38 @@ class ProgressLine:
             left = (now - self._begin) / max(step - self._first, 1) * (self._steps - step)
             parts += [f"{metrics['seconds/step']:.1f} s/step", f"{_roughly(left)} left"]
         return "  ".join(parts)
+
+
+def ending_lines(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return what a run has changed, in words: the reward of its first and last step, held-out accuracy likewise.
+
+    Args:
+        rows: the lines of `metrics.jsonl`, in their order.
+
+    Example:
+        >>> ending_lines([{"step": 0, "eval/hard/reasoning": 0.02}, {"step": 9, "eval/hard/reasoning": 0.531}])
+        ['held-out accuracy: hard 2.0 → 53.1 %']
+    """
+    lines = []
+    rewards = [row["reward/mean"] for row in rows if "reward/mean" in row]
+    if rewards:
+        lines.append(f"reward {rewards[0]:.3f} → {rewards[-1]:.3f} in {rows[-1]['step']:.0f} steps")
+    measured = [row for row in rows if any(_band(name) for name in row)]
+    if measured:
+        first, last = measured[0], measured[-1]
+        changes = [
+            f"{band} {100 * first[name]:.1f} → {100 * last[name]:.1f} %"
+            for name in last
+            if (band := _band(name)) and name in first
+        ]
+        lines.append(f"held-out accuracy: {', '.join(changes)}")
+    return lines
+
+
+def _band(name: str) -> str:
+    """Return the band whose accuracy by reasoning a metric is; empty if it is another metric."""
+    parts = name.split("/")
+    return parts[1] if len(parts) == 3 and (parts[0], parts[2]) == ("eval", "reasoning") else ""
 
 
 def _roughly(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.grpo.run.metrics import ProgressLine
+from pipeline.grpo.run.metrics import ProgressLine, ending_lines
 
 STEP = {
     "reward/mean": 0.3125,
@@ -31,6 +31,21 @@ def test_accuracy_stands_only_at_the_step_that_measured_it() -> None:
     assert "held-out" not in line
     assert len(progress.lines(2, STEP | EVALUATED, now=progress._said + 1)) == 1, "measured, but no line is due"
     assert len(progress.lines(3, STEP | EVALUATED, now=progress._said + 100)) == 2
+
+
+def test_the_end_tells_the_first_and_the_last_value() -> None:
+    rows = [
+        {"step": 0, "eval/easy/reasoning": 0.177, "eval/hard/reasoning": 0.0, "eval/hard/reasoning_low": 0.0},
+        {"step": 1, "reward/mean": 0.018},
+        {"step": 20, "reward/mean": 0.4, "eval/easy/reasoning": 0.5, "eval/hard/reasoning": 0.6},
+        {"step": 40, "reward/mean": 0.5, "eval/easy/reasoning": 0.273, "eval/hard/reasoning": 0.53},
+        {"step": 41, "reward/mean": 0.562},
+    ]
+    assert ending_lines(rows) == [
+        "reward 0.018 → 0.562 in 41 steps",
+        "held-out accuracy: easy 17.7 → 27.3 %, hard 0.0 → 53.0 %",
+    ]
+    assert ending_lines([{"step": 1, "loss": 2.0}]) == ending_lines([]) == []
 
 
 def test_supervised_steps_tell_the_loss() -> None:
