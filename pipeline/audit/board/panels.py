@@ -55,7 +55,7 @@ PANELS = (
         "accuracy",
         "Held-out accuracy",
         "share",
-        "With reasoning, by difficulty band, with 95 % intervals. Level lines: the policy before training, directly.",
+        "With reasoning, by difficulty band, with 95 % intervals. Dotted lines: direct prediction before training.",
         [_accuracy(band) for band in ("all", *BANDS)],
     ),
     Panel("outcomes", "Outcomes", "share", "Responses by outcome.", OUTCOMES, stacked=True),
