@@ -71,12 +71,13 @@ def draw_progress(
         axes.plot(steps, [100 * p.value for p in points], color=colour, lw=2, marker="o", ms=4, label="reasoning")
         if band in direct:
             axes.axhline(100 * direct[band], color="#555555", lw=1.4, ls=(0, (5, 3)), label="direct before")
-        axes.set(xlabel="training step", ylim=(0, None))
+        axes.set_xlabel("training step")
         axes.set_title(band, loc="left", fontsize=11)
         axes.grid(axis="y", color="#dddddd", lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9, loc="best")
     panels[0].set_ylabel("held-out accuracy, % [95 % interval]")
+    panels[0].set_ylim(0, None)  # last: a limit that is set earlier would not grow with the other panels
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     paths = [folder / "accuracy.png", folder / "accuracy.svg"]
     with matplotlib.rc_context({"svg.hashsalt": "rpt"}):  # makes the ids in the SVG reproducible

@@ -52,5 +52,6 @@ def test_pictures_show_every_band_and_the_direct_baseline(tmp_path):
     for text in ("reasoning", "direct before", "training step"):
         assert drawing.count(f"<!-- {text} -->") == 2, "in a panel of every band, so that no curve lies under another"
     assert "medium" not in drawing
+    assert "<!-- 80 -->" in drawing, "the common axis reaches the highest end of any interval"
     first = [path.read_bytes() for path in (png, svg)]
     assert [path.read_bytes() for path in draw_progress(series, {"easy": 0.45, "hard": 0.3}, tmp_path, "toy")] == first
