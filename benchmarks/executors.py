@@ -129,7 +129,7 @@ def main() -> None:
     ratio, low, high = interval(ratios)
     found = {
         "tokens": record.counters["tokens"],
-        "shards": len(record.completions),
+        "shards": len(record.shards),
         "workers": cores(),
         "tokens_per_second": {name: round(statistics.median(values)) for name, values in speeds.items()},
         "seconds_before_first_shard": {name: round(statistics.median(values), 1) for name, values in starts.items()},

@@ -1,7 +1,8 @@
 """Measure how memory and processor time grow with a corpus, in the steps that see all of it at once.
 
     python -m benchmarks.scale [--documents 1000000 4000000] [--candidates 4000000 16000000]
-                               [--rows 100000000 1000000000] [--shards 500 5000]
+                               [--rows 100000000 1000000000] [--shards 500 5000] [--records 100000 1000000]
+                               [--steps assign near …]
 
 Inputs are faked: what each step reads is drawn, not computed from texts, so that ten million documents take minutes.
 
@@ -9,6 +10,8 @@ Inputs are faked: what each step reads is drawn, not computed from texts, so tha
     select   all rules over the corpus, on as many sites, of which 30 % are duplicates of fifty
     order    the rows that a step takes, from an order of so many rows
     reader   the index of so many shards with 4,096 sites each, filtered by one column
+    record   the record of so many shards of `select`, as `rpt status` reads it; `files`: with all names and hashes;
+             `sealed`: made from the completions
 
 Every measurement runs in a process of its own. Memory is what it adds to the process and the system cannot take back
 (anonymous pages; Linux only). The exponent of growth is that of processor time between the least and the greatest size:
@@ -18,6 +21,7 @@ Every measurement runs in a process of its own. Memory is what it adds to the pr
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import multiprocessing as mp
@@ -25,7 +29,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +41,10 @@ import pyarrow as pa
 
 from pipeline.config.corpus import CorpusConfig, ValidationConfig
 from pipeline.config.selection import SelectConfig
-from pipeline.core.artifact import InputFile, Shard
+from pipeline.core.artifact import InputFile, Record, Shard, read_record, seal_record
+from pipeline.core.completion import Completion, Entry
 from pipeline.core.parquet import parquet_writer
+from pipeline.core.shard_list import ShardList
 from pipeline.corpus.dedup.candidates import mapped
 from pipeline.corpus.dedup.near import PERMUTATIONS, band_rows
 from pipeline.corpus.dedup.results import BANDS, OVERLAPS
@@ -158,11 +164,55 @@ def reader(shards: int, folder: Path) -> Callable[[], object]:
     return lambda: ShardReader([InputFile(path) for path in paths], "entropy > 0.5")
 
 
+def completions(shards: int) -> Iterator[Completion]:
+    """What so many shards of `select` leave: a file and 27 counters."""
+    for shard in range(shards):
+        sha256 = hashlib.sha256(b"%d" % shard).hexdigest()
+        entry = Entry(f"sites-{shard:05d}.{sha256[:12]}.parquet", 1000 + shard % 97, 50_000 + shard % 9973, sha256)
+        counters = {f"dropped.reason_{number}": shard * number % 1009 for number in range(27)}
+        yield Completion(shard, {"sites": entry}, counters, shard % 4096 / 1000)
+
+
+def sealed(shards: int, folder: Path) -> Callable[[], object]:
+    """The making of a record, without the reading of completions from disk."""
+    directory = folder / "select" / "0123456789ab"
+
+    def make() -> None:
+        listed = ShardList.of(completions(shards), directory).save(directory)
+        config = SelectConfig().identity()
+        record = Record("select", 1, directory.name, config, {}, listed.summary(), listed, directory)
+        seal_record(record)
+
+    return make
+
+
+def record(shards: int, folder: Path) -> Callable[[], object]:
+    """A record, opened."""
+    sealed(shards, folder)()
+    print(json.dumps({path.name: path.stat().st_size for path in folder.rglob("*.*") if path.is_file()}))
+    return lambda: read_record(folder / "select" / "0123456789ab").counters  # type: ignore[union-attr]
+
+
+def files(shards: int, folder: Path) -> Callable[[], object]:
+    """A record, and its files, as a stage plans from it."""
+    sealed(shards, folder)()
+    return lambda: read_record(folder / "select" / "0123456789ab").files("sites")  # type: ignore[union-attr]
+
+
 def _blank(kind: pa.DataType) -> Any:
     return "a" if pa.types.is_string(kind) else False if pa.types.is_boolean(kind) else 0
 
 
-STEPS = {"assign": assign, "near": assign_near, "select": select, "order": order, "reader": reader}
+STEPS = {
+    "assign": assign,
+    "near": assign_near,
+    "select": select,
+    "order": order,
+    "reader": reader,
+    "record": record,
+    "files": files,
+    "sealed": sealed,
+}
 
 
 def anonymous() -> int:
@@ -211,6 +261,8 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, nargs="+", default=[4_000_000, 16_000_000])
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000_000, 1_000_000_000])
     parser.add_argument("--shards", type=int, nargs="+", default=[500, 5000])
+    parser.add_argument("--records", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS))
     options = parser.parse_args()
     sizes = {
         "assign": options.documents,
@@ -218,9 +270,12 @@ def main() -> None:
         "select": options.candidates,
         "order": options.rows,
         "reader": options.shards,
+        "record": options.records,
+        "files": options.records,
+        "sealed": options.records,
     }
     found: dict[str, list[dict[str, Any]]] = {}
-    for step in STEPS:
+    for step in options.steps:
         for size in sorted(sizes[step]):
             with mp.get_context("spawn").Pool(1) as pool:
                 row = pool.apply(measured, (step, size))

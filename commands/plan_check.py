@@ -58,6 +58,6 @@ def _made(stage: str, unit: str, output: Output, made: Sequence[Output]) -> dict
         "stage": stage,
         "count": count,
         "unit": unit,
-        "worker_seconds": sum(each.record.seconds for each in made if each.record),
+        "worker_seconds": sum(each.record.summary.seconds for each in made if each.record),
         "bytes": sum(each.bytes for each in made),
     }

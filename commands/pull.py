@@ -25,16 +25,16 @@ from pipeline.core.artifact import (
     Record,
     content_hash,
     fingerprint,
-    read_completion,
     read_record,
     record_in,
     seal_record,
     set_current,
-    write_completion,
 )
+from pipeline.core.completion import Completion, completion_path, read_completion, write_completion
 from pipeline.core.marks import PULLED, is_pulled, mark_pulled
 from pipeline.core.progress import log
 from pipeline.core.sealed import exclusive
+from pipeline.core.shard_list import ShardList, list_path
 from pipeline.export.croissant import METADATA, checksums
 from pipeline.export.remote import Fetched, download
 
@@ -97,18 +97,23 @@ def _record(taken: Path, listed: dict[str, str], fetched: Fetched) -> Record:
     Raises:
         IntegrityError: a check failed.
     """
-    record = record_in(taken / "record.json", taken / "data")
+    record = record_in(taken / "record.json", taken)
+    if record.shard_list.data is None and record.shard_list.path.relative_to(taken).as_posix() not in listed:
+        where = fetched.folder / METADATA
+        raise IntegrityError("the metadata do not list the record's list of shards", where=where, hint="push it again")
+    done = tuple(record.completions())
+    entries = [entry for completion in done for entry in completion.files.values()]
     own = fingerprint(record.stage, record.version, record.config, record.inputs)
-    numbers = [done.shard for done in record.completions]
     wrong = {
         "is not of `materialize`": record.stage != "materialize",
         "does not have the fingerprint of its configuration and inputs": record.fingerprint != own,
-        "does not count its shards from 0": numbers != list(range(len(numbers))),
-        "names other tables than the metadata list": {f"data/{e.path}": e.sha256 for e in record.entries}
+        "does not count its shards from 0": [completion.shard for completion in done] != list(record.shards),
+        "does not add up to its list of shards": record.shard_list.summary() != record.summary,
+        "names other tables than the metadata list": {f"data/{e.path}": e.sha256 for e in entries}
         != {path: sha256 for path, sha256 in listed.items() if path.startswith("data/")},
         "counts other rows or bytes than its tables have": any(
             (_rows(taken / "data" / e.path), (taken / "data" / e.path).stat().st_size) != (e.rows, e.bytes)
-            for e in record.entries
+            for e in entries
             if (taken / "data" / e.path).exists()
         ),
     }
@@ -130,26 +135,29 @@ def _install(tables: Path, record: Record, target: Path) -> None:
 
     Intact files stay; damaged ones are replaced.
     """
-    here = replace(record, directory=target)
+    listed = ShardList(list_path(target, record.shard_list.sha256), record.shard_list.sha256)
+    here, published = replace(record, directory=target, shard_list=listed), tuple(record.completions())
     with exclusive(target):
-        for done in record.completions:
+        for done in published:
             for entry in done.files.values():
                 there = target / entry.path
                 if there.is_symlink() or not there.is_file() or content_hash(there) != entry.sha256:
                     os.replace(tables / entry.path, there)
-        if not _is_whole(here):
-            for name in ("record.json", PULLED, *(f"done/{done.shard:05d}.json" for done in record.completions)):
-                (target / name).unlink(missing_ok=True)
+        if not _is_whole(here, published):
+            for path in (target / "record.json", target / PULLED, *(completion_path(target, i) for i in record.shards)):
+                path.unlink(missing_ok=True)
             mark_pulled(here)
-            for done in record.completions:
+            for done in published:
                 write_completion(target, done)
+            record.shard_list.save(target)
             seal_record(here)
 
 
-def _is_whole(record: Record) -> bool:
+def _is_whole(record: Record, published: tuple[Completion, ...]) -> bool:
     """Return whether the same pulled record is already complete there."""
     try:
-        done = tuple(read_completion(record.directory, done.shard) for done in record.completions)
-        return read_record(record.directory) == record and done == record.completions and is_pulled(record)
+        done = tuple(read_completion(record.directory, shard) for shard in record.shards)
+        same = read_record(record.directory) == record and tuple(record.completions()) == done == published
+        return same and is_pulled(record)
     except IntegrityError:
         return False

@@ -2,7 +2,7 @@
 
 Input:   the shards of materialize and the records behind them; the audit's files, if they exist.
 Output:  at the remote: `data/*.parquet` as published, `README.md` (the card), `croissant.json` (sha256 of every file,
-         provenance), `manifest.yaml`, `record.json`, `audit.json` and `report.html`.
+         provenance), `manifest.yaml`, `record.json` and its list of shards, `audit.json` and `report.html`.
 Command: rpt push data_manifests/<name>.yaml hf://datasets/owner/name|FOLDER
 """
 
@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ import yaml
 from pipeline.audit.lineage import Lineage, lineage_of
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import Record, content_hash
+from pipeline.core.artifact import Record, content_hash, seal_record
 from pipeline.core.progress import log
 from pipeline.export.card import card
 from pipeline.export.croissant import METADATA, croissant
@@ -65,12 +66,10 @@ def assemble(folder: Path, manifest: Manifest, lineage: Lineage, *, audit: Path,
     shards = lineage.materialize
     assert shards is not None
     (folder / "data").mkdir(parents=True)
-    for done in shards.completions:
-        for table in done.files:
-            file = shards.file(table, done.shard)
-            assert file is not None
+    for table in shards.summary.tables:
+        for file in shards.files(table):
             _link(file.verified(), folder / "data" / file.path.name)
-    _link(shards.directory / "record.json", folder / "record.json")
+    seal_record(replace(shards, directory=folder, shard_list=shards.shard_list.save(folder)))
     for report in REPORTS:
         if (audit / report).is_file():
             _link(audit / report, folder / report)

@@ -123,8 +123,8 @@ def tables() -> str:
     parts = [
         "# Tables",
         "All tables are Parquet with zstd and page checksums, in `work/<manifest>/<stage>/<fingerprint>/`. A stage's "
-        "`record.json` lists them with their sha256. Binary columns hold exact bytes, because tokens may split "
-        "characters.",
+        "list of shards (`done/shards.*.parquet`) has their sha256, and `record.json` that of the list. Binary columns "
+        "hold exact bytes, because tokens may split characters.",
     ]
     for name, stage, row, schema in listed:
         rows = [

@@ -29,12 +29,13 @@ import pyarrow.compute as pc
 
 from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import TEXT_DIGEST, Counters, Record, Shard, write_pointer
+from pipeline.core.artifact import Counters, Record, Shard, write_pointer
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
 from pipeline.core.parts import Teller
 from pipeline.core.pointers import source_pointer
 from pipeline.core.sealed import write_json
+from pipeline.core.shard_list import TEXT_DIGEST
 from pipeline.core.stage import Stage, run_stage
 from pipeline.corpus.checks import check_quarantine, check_source, check_split
 from pipeline.corpus.dedup.assignment import (

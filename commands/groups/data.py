@@ -161,7 +161,7 @@ def run_data(
     Raises:
         RefusedError: the certificate refuses the selection, and `accept` is False. No shards are made.
     """
-    from pipeline.audit.funnel import funnel, sizes_of
+    from pipeline.audit.funnel import funnel
 
     folder = work / manifest.name
     _check_early(manifest, last, folder)
@@ -178,8 +178,8 @@ def run_data(
     if judged is not None:
         found["certificate"] = judged
     if "materialize" in records:
-        shards = sizes_of(records["materialize"])
-        found["shards"] = {"sites": shards["rows"], "bytes": shards["bytes"]}
+        made = records["materialize"].summary
+        found["shards"] = {"sites": made.rows, "bytes": made.bytes}
     report(found, _tables, as_json)
     if judged is not None and last != "select" and not as_json:
         print(certificate_line(judged))

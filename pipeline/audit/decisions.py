@@ -33,14 +33,12 @@ class AuditedShard:
 
 def shards(lineage: Lineage, only: Collection[int] | None = None) -> Iterator[AuditedShard]:
     """Yield the shards of a selection, or some of them, one in memory at a time."""
-    for done in lineage.select.completions:
-        if only is not None and done.shard not in only:
-            continue
+    for shard in lineage.select.shards if only is None else sorted(only):
         yield AuditedShard(
-            done.shard,
-            read_table(_file(lineage.ingest, "documents", done.shard), ["doc_id", "text", *ORIGIN]),
-            read_table(_file(lineage.score, "scores", done.shard), [*SCORE_TABLE_COLUMNS, "token_ids"]),
-            pl.DataFrame(pl.from_arrow(read_table(_file(lineage.select, "sites", done.shard)))),
+            shard,
+            read_table(_file(lineage.ingest, "documents", shard), ["doc_id", "text", *ORIGIN]),
+            read_table(_file(lineage.score, "scores", shard), [*SCORE_TABLE_COLUMNS, "token_ids"]),
+            pl.DataFrame(pl.from_arrow(read_table(_file(lineage.select, "sites", shard)))),
         )
 
 

@@ -110,12 +110,6 @@ def kept(counters: Counters) -> int:
     return counters["kept.train"] + counters["kept.validation"]
 
 
-def sizes_of(record: Record) -> dict[str, int]:
-    """Return the number of `shards`, `files` and their `rows`, and the `bytes` of a record."""
-    rows, size = (sum(getattr(entry, unit) for entry in record.entries) for unit in ("rows", "bytes"))
-    return {"shards": len(record.completions), "files": len(record.entries), "rows": rows, "bytes": size}
-
-
 def percent(part: float, whole: float) -> str:
     """Format a share in percent.
 

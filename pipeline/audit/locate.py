@@ -106,12 +106,12 @@ def first_site(lineage: Lineage, doc_id: str) -> str:
 
 def _shard_of(documents: Record, doc_id: str) -> int:
     """Return the shard of a document; shards of all stages contain the same documents."""
-    for done in documents.completions:
-        file = documents.file("documents", done.shard)
+    for shard in documents.shards:
+        file = documents.file("documents", shard)
         if file is not None:
             ids = pl.scan_parquet(file.verified()).filter(pl.col("doc_id") == doc_id).select(pl.len())
             if ids.collect().item():
-                return done.shard
+                return shard
     raise UserError("no document has this id", where=doc_id, hint="check that it belongs to this manifest")
 
 

@@ -23,10 +23,9 @@ from pipeline.audit.decisions import SPLITS, damaged_texts, decisions, shards
 from pipeline.audit.distributions import NEAR, Distributions
 from pipeline.audit.dropped_records import duplicates, matches, quarantine
 from pipeline.audit.examples import Example, Sample, TopTokens, heat_maps
-from pipeline.audit.funnel import funnel, kept, percent, sizes_of
+from pipeline.audit.funnel import funnel, kept, percent
 from pipeline.audit.lineage import Lineage
 from pipeline.audit.why_not import RuleCounts
-from pipeline.core.artifact import InputFile
 from pipeline.core.invisible import escape_invisible
 from pipeline.core.marks import read_certificate
 from pipeline.core.parquet import read_table
@@ -86,7 +85,7 @@ def audit(
         "documents": {split: lineage.ingest.counters[split] for split in SPLITS},
         "sites": {split: lineage.select.counters[f"kept.{split}"] for split in SPLITS},
         "examples": kept(lineage.materialize.counters) if lineage.materialize else None,
-        "bytes": sizes_of(lineage.materialize)["bytes"] if lineage.materialize else 0,
+        "bytes": lineage.materialize.summary.bytes if lineage.materialize else 0,
         "totals": counted.totals(),
         "histograms": counted.histograms(),
         "near": counted.near(),
@@ -130,8 +129,9 @@ def _records(lineage: Lineage) -> list[dict[str, Any]]:
     """Return the records from the source on, after hashing every file again."""
     rows = []
     for stage, record in lineage.records.items():
-        for entry in record.entries:
-            InputFile(record.directory / entry.path, entry.sha256).verified()
+        for table in record.summary.tables:
+            for file in record.files(table):
+                file.verified()
         rows.append(
             {
                 "stage": stage,
@@ -140,8 +140,8 @@ def _records(lineage: Lineage) -> list[dict[str, Any]]:
                 "content": record.content,
                 "inputs": dict(record.inputs),
                 "config": dict(record.config),
-                **sizes_of(record),
-                "seconds": round(record.seconds, 3),
+                **record.summary.sizes,
+                "seconds": record.summary.seconds,
                 "counters": record.counters,
                 "verified": True,
             }

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.audit.decisions import SPLITS
-from pipeline.audit.funnel import funnel, sizes_of
+from pipeline.audit.funnel import funnel
 from pipeline.audit.lineage import Lineage
 from pipeline.core.marks import read_certificate
 from pipeline.corpus.documents import CORPUS
@@ -29,7 +29,7 @@ def stats(lineage: Lineage) -> dict[str, Any]:
     scored = pl.scan_parquet([file.verified() for file in lineage.score.files("scores")])
     scored = scored.select("split", pl.col("entropy")).explode("entropy").filter(pl.col("entropy").is_finite())
     entropy = {"scored": _quantiles(scored), "sites": _quantiles(sites)}
-    sizes = {stage: sizes_of(record) for stage, record in lineage.records.items()}
+    sizes = {stage: record.summary.sizes for stage, record in lineage.records.items()}
     shards = sizes.get("materialize", {"rows": 0, "bytes": 0})
     return {
         "manifest": lineage.name,

@@ -56,10 +56,11 @@ def shard_row(work: Path, manifest: Manifest, file: Path, row: int) -> tuple[Lin
         IntegrityError: The file differs from its recorded hash.
     """
     record = read_record(file.resolve().parent)
-    entry = next((entry for entry in record.entries if entry.path == file.name), None) if record else None
-    if record is None or entry is None or record.directory.parent != (work / "materialize").resolve():
+    published = [each for table in record.summary.tables for each in record.files(table)] if record else []
+    listed = next((each for each in published if each.path.name == file.name), None)
+    if record is None or listed is None or record.directory.parent != (work / "materialize").resolve():
         raise UserError("not one of the manifest's shards", where=file, hint=f"they are in {work / 'materialize'}")
-    sites = read_table(InputFile(file, entry.sha256), ["site_id"])["site_id"]
+    sites = read_table(InputFile(file, listed.sha256), ["site_id"])["site_id"]
     if row >= len(sites):
         raise UserError(
             "the shard has no such row", where=f"{file}:{row}", hint=f"it has {len(sites):,} rows, counted from 0"

@@ -12,18 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.errors import IntegrityError, first_line
-from pipeline.core.artifact import (
-    CURRENT,
-    Completion,
-    Entry,
-    InputFile,
-    Record,
-    completion_path,
-    fingerprint,
-    read_completion,
-    read_pointer,
-    read_record,
-)
+from pipeline.core.artifact import CURRENT, InputFile, Record, fingerprint, read_pointer, read_record
+from pipeline.core.completion import Completion, Entry, completion_path, read_completion
 from pipeline.core.marks import BEGUN, PULLED, begun_inputs, is_pulled, read_certificate
 from pipeline.core.pointers import PATTERNS
 
@@ -52,7 +42,9 @@ class _Checked:
     directory: Path
     record: Record | None
     """None if it cannot be read or has not been written yet."""
-    done: tuple[Completion, ...]
+    files: int
+    """Number of the files that it has published, likewise their `bytes`."""
+    bytes: int
     pulled: bool
     """True for pulled data, whose inputs are not on this machine."""
     damage: dict[str, str]
@@ -99,8 +91,8 @@ def verify(work: Path) -> dict[str, Any]:
                 "stage": each.directory.parent.name,
                 "fingerprint": each.directory.name,
                 "complete": each.record is not None,
-                "files": sum(len(done.files) for done in each.done),
-                "bytes": sum(entry.bytes for done in each.done for entry in done.files.values()),
+                "files": each.files,
+                "bytes": each.bytes,
                 "made_from": made_from,
                 "damage": [{"where": where, "what": what} for where, what in (each.damage | broken).items()],
             }
@@ -111,33 +103,79 @@ def verify(work: Path) -> dict[str, Any]:
 
 
 def _check(directory: Path) -> _Checked:
-    """Hash the files that a record lists, or those that the shards' completions list if the record is damaged."""
+    """Hash the files that a record lists, and those that the shards' completions list, one shard after the other."""
     damage: dict[str, str] = {}
     record, pulled = None, False
     with noting(damage):
         record = read_record(directory)
-    found = _completions(directory, damage)
     if not (directory / "record.json").exists() and not (directory / BEGUN).exists():
         damage[str(directory / "record.json")] = f"is missing, and so is the `{BEGUN}` that marks an unfinished output"
     elif record is None:
         with noting(damage):
             begun_inputs(directory)
-    for entry in (entry for completion in found for entry in completion.files.values()):
-        _check_file(directory, entry, damage)
     if record is not None:
         with noting(damage):
             pulled = is_pulled(record)
             read_certificate(record)
         if fingerprint(record.stage, record.version, record.config, record.inputs) != directory.name:
             damage[str(directory / "record.json")] = "configuration or inputs do not match the fingerprint"
-        found_by_shard = {done.shard: done for done in found}
-        for done in record.completions:
-            path = str(completion_path(directory, done.shard))
-            if found_by_shard.get(done.shard) != done and path not in damage:
-                damage[path] = "is missing or differs from the entry in the record"
-                for entry in done.files.values():
-                    _check_file(directory, entry, damage)
-    return _Checked(directory, record, record.completions if record else found, pulled, damage)
+    listed = _listed(record, damage) if record else None
+    files, size = _check_shards(directory, listed, damage)
+    if record is not None:
+        files, size = record.summary.files, record.summary.bytes
+    return _Checked(directory, record, files, size, pulled, damage)
+
+
+def _listed(record: Record, damage: dict[str, str]) -> Iterator[Completion] | None:
+    """Return what a record lists; None, with the damage, if its list of shards cannot be read."""
+    with noting(damage):
+        if record.shard_list.summary() != record.summary:
+            damage[str(record.directory / "record.json")] = "does not add up to its list of shards"
+        return record.completions()
+    return None
+
+
+def _check_shards(directory: Path, listed: Iterator[Completion] | None, damage: dict[str, str]) -> tuple[int, int]:
+    """Check the files of all shards, and their completions against what the record lists, if it is known.
+
+    Returns:
+        Number and bytes of the files of the shards that no record lists.
+    """
+    unlisted, files, size = _shards_done(directory, damage), 0, 0
+    for recorded in listed or ():
+        unlisted.discard(recorded.shard)
+        done = _completion(directory, recorded.shard, damage)
+        entries = [*recorded.files.values()]
+        if done != recorded:
+            path = str(completion_path(directory, recorded.shard))
+            damage.setdefault(path, "is missing or differs from the entry in the record")
+            entries += done.files.values() if done else ()
+        for entry in entries:
+            _check_file(directory, entry, damage)
+    for shard in sorted(unlisted):
+        done = _completion(directory, shard, damage)
+        for entry in done.files.values() if done else ():
+            _check_file(directory, entry, damage)
+            files, size = files + 1, size + entry.bytes
+    return files, size
+
+
+def _shards_done(directory: Path, damage: dict[str, str]) -> set[int]:
+    """Return the numbers of the shards that have a completion."""
+    numbers = set()
+    for path in (directory / "done").glob("[0-9]*.json"):
+        try:
+            numbers.add(int(path.stem))
+        except ValueError:
+            damage[str(path)] = "is not the completion of a shard"
+    return numbers
+
+
+def _completion(directory: Path, shard: int, damage: dict[str, str]) -> Completion | None:
+    """Return the completion of a shard; None, with the damage, if it cannot be read."""
+    with noting(damage):
+        return read_completion(directory, shard)
+    return None
 
 
 def _check_file(directory: Path, entry: Entry, damage: dict[str, str]) -> None:
@@ -151,17 +189,6 @@ def _check_file(directory: Path, entry: Entry, damage: dict[str, str]) -> None:
                 damage[str(path)] = f"has {rows:,} rows, but {entry.rows:,} are recorded"
     except (OSError, pa.ArrowException) as error:
         damage[str(path)] = f"cannot be read: {first_line(error)}"
-
-
-def _completions(directory: Path, damage: dict[str, str]) -> tuple[Completion, ...]:
-    found = []
-    for path in sorted((directory / "done").glob("[0-9]*.json")):
-        try:
-            with noting(damage):
-                found.append(read_completion(directory, int(path.stem)))
-        except ValueError:
-            damage[str(path)] = "is not the completion of a shard"
-    return tuple(filter(None, found))
 
 
 def _links(each: _Checked, made: Mapping[str, _Checked]) -> tuple[dict[str, str | None], dict[str, str]]:

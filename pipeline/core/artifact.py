@@ -4,10 +4,12 @@ Layout of a stage's directory `work/<manifest>/<stage>/<fingerprint>/`:
 
     documents-00003.1f0c9a2be4d7.parquet   data, named by shard and content
     done/00003.json                        a shard's completion: rows, bytes, sha256, counters
+    done/shards.8a3b5c7d9e0f.parquet       the completions of all shards as columns (`core/shard_list.py`)
     record.json                            written last; without it the stage is not complete
 
 The file `current` beside the fingerprints names the latest output. Completions and records are sealed
-(`core/sealed.py`), so that their counters and rows are as trustworthy as the tables.
+(`core/sealed.py`), so that their counters and rows are as trustworthy as the tables; a record has the hash of its list
+of shards.
 
 Every publish is an atomic create-if-absent: a data file appears under its content's name or not at all, and the
 first completion of a shard wins. Files that no completion names are left over from killed workers and harmless.
@@ -17,37 +19,35 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import shutil
+import stat
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePath
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from pipeline.config.base import canonical_json
 from pipeline.config.errors import IntegrityError, UserError
+from pipeline.core.completion import (
+    RUN_AGAIN,
+    Completion,
+    Counters,
+    Entry,
+    read_completion,
+    validated,
+    write_completion,
+)
 from pipeline.core.files import flush, move_if_absent, progress_file, replace_text, size_of
 from pipeline.core.sealed import read_sealed, write_sealed
-
-RUN_AGAIN = "delete its stage folder, run again"
-
-Counters = dict[str, int]
-"""Counts of a shard, by name. `dropped.<reason>` and `quarantined.<reason>` count what the funnel loses."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A published file or folder: `path` is relative to the stage's directory."""
-
-    path: str
-    rows: int
-    bytes: int
-    sha256: str
+from pipeline.core.shard_list import ShardList, Summary, list_path
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,6 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """The result of a finished shard: published files and counters."""
-
-    shard: int
-    files: Mapping[str, Entry]
-    counters: Counters
-    seconds: float
-
-
-TEXT_DIGEST = "text_digest"
-"""Name of the file in which `ingest` publishes, for each shard, the hash of what models read of its documents."""
-
-
-@dataclass(frozen=True)
 class Record:
     """The record of a complete stage. `directory` is where it was opened; it is not part of the record."""
 
@@ -104,7 +90,8 @@ class Record:
     fingerprint: str
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
-    completions: tuple[Completion, ...]
+    summary: Summary
+    shard_list: ShardList
     directory: Path
     execution: Mapping[str, Any] = field(default_factory=dict)
     """Settings of memory and speed under which its last shards were made: no part of `fingerprint` or `content`."""
@@ -112,15 +99,12 @@ class Record:
     @property
     def content(self) -> str:
         """Return the hash of everything published, which enters the fingerprints of downstream stages."""
-        return _content(self.completions)
+        return self.summary.content
 
     @property
     def text_content(self) -> str:
-        """Return the hash of what models read of documents, and `content` of an output that has no `TEXT_DIGEST`.
-
-        Stages that read nothing else take it as their input, so that a renamed source file does not repeat them.
-        """
-        return _content(self.completions, TEXT_DIGEST) if self.files(TEXT_DIGEST) else self.content
+        """Return the hash of what models read of documents: `Summary.text_content`."""
+        return self.summary.text_content
 
     @property
     def names(self) -> frozenset[str]:
@@ -130,29 +114,47 @@ class Record:
     @property
     def counters(self) -> Counters:
         """Return the counters, summed over shards."""
-        total: Counter[str] = Counter()
-        for done in self.completions:
-            total.update(done.counters)
-        return dict(total)
+        return dict(self.summary.counters)
 
     @property
-    def entries(self) -> list[Entry]:
-        """Return all published files and folders, in shard order."""
-        return [entry for done in self.completions for entry in done.files.values()]
+    def shards(self) -> range:
+        """Return the numbers of the shards."""
+        return range(self.summary.shards)
 
-    @property
-    def seconds(self) -> float:
-        """Return the sum of the shards' own seconds (not wall time)."""
-        return sum(done.seconds for done in self.completions)
+    def completions(self) -> Iterator[Completion]:
+        """Yield what each shard has published, in their order.
+
+        Raises:
+            IntegrityError: the list of shards is missing or was changed.
+        """
+        return self.shard_list.completions()
 
     def files(self, table: str) -> list[InputFile]:
-        """Return the published files of a table, in shard order; shards without one are left out."""
-        return [file for done in self.completions if (file := self.file(table, done.shard))]
+        """Return the published files of a table, in shard order; shards without one are left out.
+
+        Raises:
+            IntegrityError: the list of shards is missing or was changed.
+        """
+        return [file for file in self._of_shards(table) if file is not None]
 
     def file(self, table: str, shard: int) -> InputFile | None:
-        """Return the published file of a table in one shard, or None."""
-        entry = self.completions[shard].files.get(table)
-        return InputFile(self.directory / entry.path, entry.sha256) if entry else None
+        """Return the published file of a table in one shard, or None.
+
+        Raises:
+            IntegrityError: the list of shards is missing or was changed.
+        """
+        return self._of_shards(table)[shard]
+
+    @cached_property
+    def _read(self) -> dict[str, list[InputFile | None]]:
+        """Files by table and shard, as far as they were asked for."""
+        return {}
+
+    def _of_shards(self, table: str) -> list[InputFile | None]:
+        if table not in self._read:
+            listed = self.shard_list.files(table)
+            self._read[table] = [InputFile(self.directory / file[0], file[1]) if file else None for file in listed]
+        return self._read[table]
 
 
 def fingerprint(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -168,13 +170,6 @@ def content_hash(path: Path) -> str:
         return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _content(completions: Sequence[Completion], table: str | None = None) -> str:
-    """Return the hash of all published files, or of those of one table."""
-    files = [(name, done.shard, entry.sha256) for done in completions for name, entry in done.files.items()]
-    hashes = sorted([name, shard, sha256] for name, shard, sha256 in files if table in (None, name))
-    return hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------- publishing
@@ -214,37 +209,6 @@ def publish(directory: Path, shard: int, scratch: Path, counters: Counters, seco
     return read_completion(directory, shard) or completion
 
 
-def write_completion(directory: Path, completion: Completion) -> None:
-    """Write a shard's completion, unless there is one already."""
-    write_sealed(completion_path(directory, completion.shard), {"of": name_of(directory), **asdict(completion)})
-
-
-def read_completion(directory: Path, shard: int) -> Completion | None:
-    """Return the completion of a shard, or None if it is not done.
-
-    Raises:
-        IntegrityError: it was changed, or belongs to another shard or output.
-    """
-    path = completion_path(directory, shard)
-    if not path.exists():
-        return None
-    tree = read_sealed(path)
-    completion = _validated(_COMPLETION, tree, path)
-    if (tree.get("of"), completion.shard) != (name_of(directory), shard):
-        raise IntegrityError("completion of another shard or output", where=path, hint=RUN_AGAIN)
-    return completion
-
-
-def completion_path(directory: Path, shard: int) -> Path:
-    """Return the path of a shard's completion."""
-    return directory / "done" / f"{shard:05d}.json"
-
-
-def name_of(directory: Path) -> str:
-    """Return `<stage>/<fingerprint>`, the name of an output in any work folder."""
-    return f"{directory.parent.name}/{directory.name}"
-
-
 # -------------------------------------------------------------------------------------------------- records
 
 
@@ -258,28 +222,32 @@ def write_record(
     execution: Mapping[str, Any] | None = None,
 ) -> Record:
     """Seal a stage whose shards are all done, and point `current` at it."""
-    completions = tuple(done for shard in shards if (done := read_completion(directory, shard.index)))
-    if len(completions) != len(shards):
-        raise AssertionError(f"{len(shards) - len(completions)} shards of {directory} are not done")
-    record = Record(stage, version, directory.name, config, inputs, completions, directory, execution or {})
-    _check_sizes(record)
+    listed = ShardList.of((_done(directory, shard.index) for shard in shards), directory).save(directory)
+    summary = listed.summary()
+    record = Record(stage, version, directory.name, config, inputs, summary, listed, directory, execution or {})
+    check_sizes(record)
     seal_record(record)
     return record
 
 
+def _done(directory: Path, shard: int) -> Completion:
+    completion = read_completion(directory, shard)
+    if completion is None:
+        raise AssertionError(f"shard {shard} of {directory} is not done")
+    return completion
+
+
 def seal_record(record: Record) -> None:
-    """Write the record into its directory, which makes the stage complete."""
-    tree = {k: v for k, v in asdict(record).items() if k != "directory"} | {"content": record.content}
-    write_sealed(record.directory / "record.json", tree)
+    """Write the record into its directory, which makes the stage complete; its list of shards must lie there."""
+    tree = {name: value for name, value in asdict(record).items() if name != "directory"}
+    write_sealed(record.directory / "record.json", tree | {"shard_list": record.shard_list.sha256})
 
 
 def read_record(directory: Path) -> Record | None:
-    """Return the record of a complete stage, or None.
-
-    The sizes of the published files are checked here; their hashes are checked when they are read.
+    """Return the record of a complete stage, or None. Its list of shards and its published files are not read yet.
 
     Raises:
-        IntegrityError: the record was changed or belongs to another output, or a published file is missing.
+        IntegrityError: the record was changed or belongs to another output.
     """
     path = directory / "record.json"
     if not path.exists():
@@ -287,7 +255,6 @@ def read_record(directory: Path) -> Record | None:
     record = record_in(path, directory)
     if (record.stage, record.fingerprint) != (directory.parent.name, directory.name):
         raise IntegrityError("record of another output", where=path, hint="delete its folder and run again")
-    _check_sizes(record)
     return record
 
 
@@ -298,32 +265,45 @@ def record_in(path: Path, directory: Path) -> Record:
         IntegrityError: it was changed, or names a file outside its folder.
     """
     tree = read_sealed(path)
-    record = _validated(_RECORD, tree | {"directory": directory}, path)
-    names = [entry.path for entry in record.entries]
-    if bad := [name for name in names if PurePath(name).name != name or name in ("", "..")]:
-        raise IntegrityError(f"record names a file outside its folder: {bad[0]!r}", where=path, hint="do not trust it")
-    if record.content != tree.get("content"):
-        raise IntegrityError("record was changed after the fact", where=path, hint="delete its folder and run again")
+    if "completions" in tree:
+        tree |= _of_earlier_version(tree, path, directory)
+    else:
+        listed = validated(_SHA256, tree.get("shard_list"), path)
+        tree["shard_list"] = ShardList(list_path(directory, listed), listed)
+    record: Record = validated(_RECORD, tree | {"directory": directory}, path)
     return record
 
 
-def _check_sizes(record: Record) -> None:
-    for entry in record.entries:
-        file = record.directory / entry.path
-        if not file.exists() or (file.is_file() and file.stat().st_size != entry.bytes):
+def _of_earlier_version(tree: Mapping[str, Any], path: Path, directory: Path) -> dict[str, Any]:
+    """Return summary and list of shards of a record that holds the completions itself."""
+    try:
+        listed = ShardList.of(validated(_COMPLETIONS, tree["completions"], path), directory)
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise IntegrityError(f"not what a stage writes: {error}", where=path, hint="do not trust it") from error
+    summary = replace(listed, path=path).summary()  # a name outside the folder is an error of this file
+    if summary.content != tree.get("content"):
+        raise IntegrityError("record was changed after the fact", where=path, hint="delete its folder and run again")
+    return {"summary": summary, "shard_list": listed}
+
+
+def check_sizes(record: Record) -> None:
+    """Compare the size of every published file with the recorded one.
+
+    Raises:
+        IntegrityError: a file is missing or has another size, or the list of shards was changed.
+    """
+    for name, size in record.shard_list.sizes():
+        file = os.path.join(record.directory, name)  # a `Path` would double the time for a million files
+        try:
+            about = os.stat(file)
+        except FileNotFoundError:
+            about = None
+        if about is None or (stat.S_ISREG(about.st_mode) and about.st_size != size):
             raise IntegrityError("published file is missing or has another size", where=file, hint=RUN_AGAIN)
 
 
-_COMPLETION, _RECORD = TypeAdapter(Completion), TypeAdapter(Record)
-
-
-def _validated(kind: TypeAdapter[Any], tree: Mapping[str, Any], path: Path) -> Any:
-    try:
-        return kind.validate_python(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = f"not what a stage writes: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise IntegrityError(what, where=path, hint=RUN_AGAIN) from error
+_RECORD, _COMPLETIONS = TypeAdapter(Record), TypeAdapter(tuple[Completion, ...])
+_SHA256 = TypeAdapter(Annotated[str, Field(pattern="^[0-9a-f]{64}$")])
 
 
 # ------------------------------------------------------------------------------------------ latest output

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import IntegrityError
-from pipeline.core.artifact import Record, name_of
+from pipeline.core.artifact import Record
+from pipeline.core.completion import name_of
 from pipeline.core.sealed import read_sealed, replace_sealed, write_sealed
 
 BEGUN = "begun.json"

@@ -15,19 +15,19 @@ from typing import Any
 from pipeline.config.base import Config
 from pipeline.config.errors import UserError, disk_is_full
 from pipeline.core.artifact import (
-    Completion,
     Counters,
     InputFile,
     Record,
     Shard,
+    check_sizes,
     fingerprint,
     publish,
-    read_completion,
     read_record,
     scratch_folder,
     set_current,
     write_record,
 )
+from pipeline.core.completion import Completion, read_completion
 from pipeline.core.executor import Executor
 from pipeline.core.marks import BEGUN, mark_begun
 from pipeline.core.parts import FOLDER, remove_parts, share_done
@@ -60,9 +60,9 @@ def shards_of(
     """
     *_, last = tables.values()
     shards = []
-    for done in last.completions:
-        files = {name: file for name, record in tables.items() if (file := record.file(name, done.shard))}
-        shards.append(Shard(done.shard, files | dict(shared), details))
+    for shard in last.shards:
+        files = {name: file for name, record in tables.items() if (file := record.file(name, shard))}
+        shards.append(Shard(shard, files | dict(shared), details))
     return shards
 
 
@@ -89,6 +89,7 @@ def run_stage(
                 if alone:  # without a lock another process may be using it
                     shutil.rmtree(directory / "tmp", ignore_errors=True)
                 return _make(stage, config, shards, inputs, directory, executor)
+    check_sizes(record)
     log(f"{stage.name:<12} up to date  {directory}")
     set_current(directory)
     return record

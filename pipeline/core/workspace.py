@@ -13,14 +13,8 @@ from pipeline.config.base import differences
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import PROXYS_OWN, Manifest
-from pipeline.core.artifact import (
-    Completion,
-    Record,
-    current_record,
-    is_current,
-    read_completion,
-    read_record,
-)
+from pipeline.core.artifact import Record, current_record, is_current, read_record
+from pipeline.core.completion import Completion, read_completion
 from pipeline.core.files import size_of, status_of_all
 from pipeline.core.marks import BEGUN, CERTIFICATE, PULLED, begun_inputs, is_pulled
 from pipeline.core.parts import FOLDER as PARTS
@@ -41,7 +35,7 @@ class Output:
     record: Record | None
     """None if the stage is not complete."""
     done: tuple[Completion, ...]
-    """Completions of the published shards."""
+    """Completions of the published shards of an output that is not complete."""
     current: bool
     """Whether it is the latest output of its stage."""
     inputs: Mapping[str, str]
@@ -62,7 +56,8 @@ class Output:
 
         Parts of shards that are not done are no leftovers.
         """
-        named = {entry.path for done in self.done for entry in done.files.values()} | {
+        done = self.record.completions() if self.record else self.done
+        named = {entry.path for completion in done for entry in completion.files.values()} | {
             "record.json",
             "done",
             PULLED,
@@ -81,8 +76,8 @@ def outputs(work: Path) -> list[Output]:
     found = []
     for directory in sorted({path.parent for name in ("record.json", "done") for path in work.glob(f"*/[!.]*/{name}")}):
         record = read_record(directory)
-        numbers = sorted(int(path.stem) for path in (directory / "done").glob("*.json"))
-        done = record.completions if record else tuple(filter(None, (read_completion(directory, n) for n in numbers)))
+        numbers = sorted(int(path.stem) for path in (directory / "done").glob("*.json")) if record is None else ()
+        done = tuple(filter(None, (read_completion(directory, number) for number in numbers)))
         inputs = record.inputs if record else begun_inputs(directory)
         found.append(Output(directory.parent.name, directory, record, done, is_current(directory), inputs))
     return found

@@ -91,7 +91,7 @@ def check_split(assigned: Record) -> None:
 
 def _example(candidates: Record, reason: str) -> str:
     """Return the first record that was rejected for `reason`, as text."""
-    for done in candidates.completions:
+    for done in candidates.completions():
         if f"quarantined.{reason}" in done.counters:
             rows = read_table(published_file(candidates, "quarantine", done.shard))
             row = rows.filter(pc.equal(rows["reason"], reason)).slice(0, 1).to_pylist()[0]

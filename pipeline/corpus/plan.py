@@ -127,7 +127,7 @@ def near_shards(candidates: Record, evaluations: Sequence[Sequence[Scan]]) -> li
         [source_digest(surveys), [asdict(part) for about in surveys for part in about.slices]]
         for surveys in evaluations
     ]
-    tables = [published_file(candidates, "documents", done.shard) for done in candidates.completions]
+    tables = [published_file(candidates, "documents", shard) for shard in candidates.shards]
     return [Shard(index, {"documents": file}, {"evaluations": sets}) for index, file in enumerate(tables)]
 
 
@@ -140,8 +140,8 @@ def assign_shard(candidates: Record, near: Record | None) -> Shard:
     """Return the single shard that decides for all candidates, with the tables of `near` if there are some."""
     files: dict[str, InputFile] = {}
     for record, tables in ((candidates, ["documents"]), (near, ["bands", "overlaps"])):
-        for done in record.completions if record else ():
-            files |= {f"{name}-{done.shard:05d}": published_file(record, name, done.shard) for name in tables if record}
+        for shard in record.shards if record else ():
+            files |= {f"{name}-{shard:05d}": published_file(record, name, shard) for name in tables if record}
     return Shard(0, files, {})
 
 
@@ -155,9 +155,9 @@ def ingest_shards(candidates: Record, assigned: Record) -> list[Shard]:
     assignment = assigned.files("assignment")[0]
     cuts = read_table(assigned.files("cuts")[0])
     starts, stops = (cuts[name].to_numpy() for name in ("start", "stop"))
-    tables = [done.files["documents"] for done in candidates.completions]
-    ends = np.cumsum([table.rows for table in tables])
-    begins = ends - [table.rows for table in tables]
+    rows = np.array(candidates.shard_list.rows("documents"))
+    ends = np.cumsum(rows)
+    begins = ends - rows
     shards = []
     for shard, (start, stop, codes) in enumerate(zip(starts, stops, cuts["hash"].to_pylist(), strict=True)):
         documents = {

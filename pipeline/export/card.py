@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from pipeline.audit.funnel import funnel, kept, sizes_of
+from pipeline.audit.funnel import funnel, kept
 from pipeline.audit.lineage import Lineage
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.manifest import Manifest
@@ -64,7 +64,7 @@ def card(manifest: Manifest, lineage: Lineage, examples: Sequence[dict[str, Any]
     """
     shards = lineage.materialize
     assert shards is not None
-    size = sizes_of(shards)["bytes"]
+    size = shards.summary.bytes
     named = licences(manifest.corpus)
     front = {
         **({"license": named[0].lower() if len(named) == 1 else [name.lower() for name in named]} if named else {}),

@@ -104,7 +104,8 @@ def _into_folder(folder: Path, new: Collection[str], target: Path) -> None:
     present |= {path.relative_to(target).as_posix() for path in (target / "data").rglob("*") if not path.is_dir()}
     for path in superseded(present, listed, new, target):
         (target / path).unlink()
-    (target / "data").mkdir(parents=True, exist_ok=True)
+    for path in new:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
     scratch = target / f".{uuid.uuid4().hex[:12]}.pushed"
     try:
         for path in sorted(new, key=lambda path: path != METADATA):

@@ -14,6 +14,7 @@ import json
 import shutil
 import tempfile
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def chosen(proxy: ProxyConfig, made: Record) -> list[InputFile]:
     if proxy.auto is None:
         return made.files("model")
     folds = proxy.auto.train.folds
-    fitted, counted = made.completions[:folds], made.completions[folds]
+    *fitted, counted = islice(made.completions(), folds + 1)
     bits = counted.counters["microbits"] / 1e6
     if not all("microbits" in done.counters for done in fitted):
         log(f"proxy        counts: {bits:.3f} bits/byte on held-out documents; no model was fitted (proxy: auto)")

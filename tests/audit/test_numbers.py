@@ -158,7 +158,7 @@ def test_groups_of_metadata(audited: Audited, db: duckdb.DuckDBPyConnection) -> 
 def test_groups_of_token_classes(audited: Audited, db: duckdb.DuckDBPyConnection) -> None:
     """The classes themselves are selection's, and tested there."""
     lineage, frames = audited.lineage, []
-    for done in lineage.score.completions:
+    for done in lineage.score.completions():
         documents, scores = (
             r.file(t, done.shard) for r, t in ((lineage.ingest, "documents"), (lineage.score, "scores"))
         )

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from commands import doctor
-from pipeline.core.artifact import content_hash, read_completion
+from pipeline.core.artifact import content_hash
+from pipeline.core.completion import read_completion
 from pipeline.core.workspace import outputs
 from tests.toys import byte_level_tokenizer, problems, write_jsonl
 

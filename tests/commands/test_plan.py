@@ -75,7 +75,7 @@ def made(path: Path, work: Path) -> dict[str, Any]:
         "sites": sites.counters["kept.train"] + sites.counters["kept.validation"],
         "examples": shards.counters["kept.train"] + shards.counters["kept.validation"],
         "bytes": {
-            name: sum(entry.bytes for done in record.completions for entry in done.files.values())
+            name: sum(entry.bytes for done in record.completions() for entry in done.files.values())
             for name, record in records.items()
         },
     }

@@ -6,6 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,11 @@ from pipeline.audit.verify import verify
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import content_hash, current_record
+from pipeline.core.artifact import content_hash, current_record, record_in
+from pipeline.core.completion import Completion
 from pipeline.core.parquet import read_table
-from pipeline.core.sealed import write_sealed
+from pipeline.core.sealed import read_sealed, write_sealed
+from pipeline.core.shard_list import ShardList
 from pipeline.export.card import COLUMNS
 from pipeline.export.croissant import checksums
 from pipeline.export.outside import redact
@@ -131,7 +136,9 @@ def test_pulled_shards_are_those_that_were_pushed_and_train_finds_them(
         current_record(tmp_path / "work" / "toy", "materialize"),
         current_record(made[1] / "toy", "materialize"),
     )
-    assert there == type(here)(**{**vars(here), "directory": there.directory}) and manifest.name == "toy"
+    assert there == replace(here, directory=there.directory, shard_list=there.shard_list) and manifest.name == "toy"
+    assert there.shard_list.sha256 == here.shard_list.sha256
+    assert list(there.completions()) == list(here.completions())
     assert len(ShardReader(there.files("train"))) == len(rows(made, "train"))
     assert pull(str(pushed), work=tmp_path / "work") == tmp_path / "work" / "toy" / "manifest.yaml"
 
@@ -229,10 +236,39 @@ def forged(pushed: Path, remote: Path, tmp_path: Path, **changes: Any) -> Path:
     return remote
 
 
+def forged_shards(pushed: Path, remote: Path, tmp_path: Path, change: Callable[[Completion], Completion]) -> Path:
+    """A data set whose list of shards is forged, too, in its first shard."""
+    record = record_in(pushed / "record.json", pushed)
+    first, *others = record.completions()
+    forged(pushed, remote, tmp_path)
+    shutil.rmtree(remote / "done")
+    listed = ShardList.of([change(first), *others], remote).save(remote)
+    tree = read_sealed(remote / "record.json") | {"shard_list": listed.sha256}
+    with suppress(IntegrityError):  # of a path that is none
+        tree["summary"] = asdict(listed.summary())
+    (remote / "record.json").unlink()
+    write_sealed(remote / "record.json", tree)
+    relist(remote)
+    return remote
+
+
+def with_entry(**changes: Any) -> Callable[[Completion], Completion]:
+    """A shard of which the first file's entry is changed."""
+
+    def change(done: Completion) -> Completion:
+        name, entry = next(iter(done.files.items()))
+        return replace(done, files={**done.files, name: replace(entry, **changes)})
+
+    return change
+
+
 def relist(remote: Path) -> None:
     metadata = json.loads((remote / "croissant.json").read_text())
     for entry in metadata["distribution"]:
         if entry["@type"] == "cr:FileObject":
+            if entry["contentUrl"].startswith("done/"):
+                (own,) = (remote / "done").iterdir()
+                entry["contentUrl"] = f"done/{own.name}"
             entry["sha256"] = content_hash(remote / entry["contentUrl"])
     (remote / "croissant.json").unlink()
     (remote / "croissant.json").write_text(json.dumps(metadata))
@@ -252,6 +288,11 @@ def relist(remote: Path) -> None:
         {"inputs": {}},
         {"config": {}},
         {"completions": []},
+        {"shard_list": "../../../victim/precious"},
+        {"shard_list": None},
+        {"shard_list": "0" * 64},
+        {"summary": {}},
+        {"summary": {"shards": 1, "tables": {}, "counters": {}, "seconds": 0.0, "content": "", "text_content": ""}},
     ],
     ids=str,
 )
@@ -261,7 +302,7 @@ def test_a_record_that_is_not_one_of_materialize_is_refused(pushed: Path, tmp_pa
     (victim / "thesis.tex").write_text("mine")
     remote = forged(pushed, tmp_path / "remote", tmp_path, **changes)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(IntegrityError, match=r"record\.json"):
+    with pytest.raises(IntegrityError, match=r"record\.json|metadata do not list"):
         pull(str(remote), work=tmp_path / "work")
     assert (victim / "thesis.tex").read_text() == "mine"
     assert sorted(path for path in tmp_path.rglob("*") if path != tmp_path / "work") == before
@@ -269,18 +310,38 @@ def test_a_record_that_is_not_one_of_materialize_is_refused(pushed: Path, tmp_pa
 
 @pytest.mark.parametrize("path", ["../../victim.parquet", "/tmp/victim.parquet", "record.json", "..", ""])
 def test_tables_have_names_and_no_paths(pushed: Path, tmp_path: Path, path: str) -> None:
-    completions = json.loads((pushed / "record.json").read_text())["completions"]
-    next(iter(completions[0]["files"].values()))["path"] = path
-    with pytest.raises(IntegrityError, match=r"record\.json"):
-        pull(str(forged(pushed, tmp_path / "remote", tmp_path, completions=completions)), work=tmp_path / "work")
+    forge = with_entry(path=path)
+    hostile = forged_shards(pushed, tmp_path / "remote", tmp_path, forge)
+    with pytest.raises(IntegrityError, match=r"outside its folder|names other tables"):
+        pull(str(hostile), work=tmp_path / "work")
 
 
 @pytest.mark.parametrize("what", ["rows", "bytes"])
 def test_rows_and_bytes_are_those_of_the_tables(pushed: Path, tmp_path: Path, what: str) -> None:
-    completions = json.loads((pushed / "record.json").read_text())["completions"]
-    next(iter(completions[0]["files"].values()))[what] += 1
+    hostile = forged_shards(pushed, tmp_path / "remote", tmp_path, with_entry(**{what: 7}))
     with pytest.raises(IntegrityError, match="other rows or bytes"):
-        pull(str(forged(pushed, tmp_path / "remote", tmp_path, completions=completions)), work=tmp_path / "work")
+        pull(str(hostile), work=tmp_path / "work")
+
+
+def test_a_data_set_that_an_earlier_version_pushed_is_pulled(pushed: Path, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    record = record_in(pushed / "record.json", pushed)
+    shutil.copytree(pushed, remote)
+    shutil.rmtree(remote / "done")
+    (remote / "record.json").unlink()
+    tree = {name: value for name, value in asdict(record).items() if name not in ("summary", "shard_list", "directory")}
+    tree |= {"content": record.content, "completions": [asdict(done) for done in record.completions()]}
+    write_sealed(remote / "record.json", tree)
+    metadata = json.loads((remote / "croissant.json").read_text())
+    metadata["distribution"] = [e for e in metadata["distribution"] if not e["@id"].startswith("done/")]
+    (remote / "croissant.json").unlink()
+    (remote / "croissant.json").write_text(json.dumps(metadata))
+    relist(remote)
+    for _ in range(2):  # the second time it is there already
+        pull(str(remote), work=tmp_path / "work")
+    there = current_record(tmp_path / "work" / "toy", "materialize")
+    assert (there.content, list(there.completions())) == (record.content, list(record.completions()))
+    assert verify(tmp_path / "work" / "toy")["ok"]
 
 
 @pytest.mark.parametrize("name", ["../victim", "/tmp/victim", ".", "a/b", "a\n"])

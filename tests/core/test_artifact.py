@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,22 @@ import pyarrow as pa
 import pytest
 
 from pipeline.audit.verify import verify
-from pipeline.config.base import Config
+from pipeline.config.base import Config, canonical_json
 from pipeline.config.errors import IntegrityError, UserError
-from pipeline.core.artifact import Counters, Record, Shard, current_record, fingerprint, read_completion, read_record
+from pipeline.core.artifact import (
+    Counters,
+    Record,
+    Shard,
+    check_sizes,
+    current_record,
+    fingerprint,
+    read_record,
+    seal_record,
+)
+from pipeline.core.completion import Completion, completion_path, read_completion, write_completion
 from pipeline.core.parquet import write_rows
+from pipeline.core.sealed import read_sealed, write_sealed
+from pipeline.core.shard_list import ShardList
 from pipeline.core.stage import Stage, run_stage
 from tests.stages.published import InProcess
 
@@ -109,6 +123,68 @@ def test_every_value_of_a_record_and_of_a_completion_is_under_its_hash(tmp_path:
     assert verify(tmp_path)["ok"]
 
 
+def resealed(record: Record, shards: list[Completion]) -> Callable[[], Record | None]:
+    """Seal a record anew over other completions, and return what reads it."""
+    listed = ShardList.of(shards, record.directory).save(record.directory)
+    (record.directory / "record.json").unlink()
+    seal_record(replace(record, shard_list=listed))
+    return lambda: read_record(record.directory)
+
+
+def as_earlier_versions(record: Record, shards: list[Completion]) -> Callable[[], Record | None]:
+    """Seal a record as before there were lists of shards, and return what reads it."""
+
+    def read() -> Record | None:
+        path = record.directory / "record.json"
+        tree = read_sealed(path)
+        hashes = [[name, done.shard, entry.sha256] for done in shards for name, entry in done.files.items()]
+        tree["content"] = hashlib.sha256(canonical_json(sorted(hashes)).encode()).hexdigest()
+        tree["completions"] = [asdict(done) for done in shards]
+        path.unlink()
+        write_sealed(path, {name: value for name, value in tree.items() if name not in ("summary", "shard_list")})
+        return read_record(record.directory)
+
+    return read
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    record = made(tmp_path)
+    earlier = as_earlier_versions(record, list(record.completions()))()
+    assert earlier is not None and "completions" in (record.directory / "record.json").read_text()
+    assert (earlier.summary, earlier.files("numbers")) == (record.summary, record.files("numbers"))
+    assert list(earlier.completions()) == list(record.completions())
+    assert made(tmp_path).content == record.content and verify(tmp_path)["ok"]
+
+
+def test_every_byte_of_a_list_of_shards_counts(tmp_path: Path) -> None:
+    record = made(tmp_path)
+    path = record.shard_list.path
+    whole = path.read_bytes()
+    changed = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in range(len(whole))]
+    for data in [*changed, whole[:-1], whole + b"\n", b""]:
+        path.write_bytes(data)
+        opened = read_record(record.directory)
+        assert opened is not None
+        for read in (lambda r: r.files("numbers"), lambda r: list(r.completions()), check_sizes):
+            with pytest.raises(IntegrityError, match=path.name):
+                read(opened)
+    assert [item["where"] for item in verify(tmp_path)["damage"]] == [str(path)]
+    path.unlink()
+    assert [item["where"] for item in verify(tmp_path)["damage"]] == [str(path)]
+    (record.directory / "record.json").unlink()
+    made(tmp_path)  # as the error says
+    assert path.read_bytes() == whole and verify(tmp_path)["ok"]
+
+
+def test_a_summary_that_its_shards_do_not_add_up_to_is_noticed(tmp_path: Path) -> None:
+    record = made(tmp_path)
+    path = record.directory / "record.json"
+    path.unlink()
+    seal_record(replace(record, summary=replace(record.summary, counters={"documents": 7})))
+    (item,) = verify(tmp_path)["damage"]
+    assert item == {"where": str(path), "what": "does not add up to its list of shards"}
+
+
 def test_every_byte_of_a_record_counts(tmp_path: Path) -> None:
     path = made(tmp_path).directory / "record.json"
     whole = path.read_bytes()
@@ -154,16 +230,12 @@ def test_a_stage_is_not_sealed_over_a_file_that_is_gone(tmp_path: Path) -> None:
 def test_rows_are_checked_against_the_footer(tmp_path: Path) -> None:
     """A record that is whole in itself, of a table that has fewer rows."""
     record = made(tmp_path)
-    entry = record.completions[0].files["numbers"]
-    for path in (record.directory / "record.json", record.directory / "done" / "00000.json"):
-        tree = json.loads(path.read_text())
-        shard = tree["completions"][0] if "completions" in tree else tree
-        shard["files"]["numbers"]["rows"] = 4
-        del tree["sha256"]
-        path.unlink()
-        from pipeline.core.sealed import write_sealed
-
-        write_sealed(path, tree)
+    first, second = record.completions()
+    entry = replace(first.files["numbers"], rows=4)
+    completion_path(record.directory, 0).unlink()
+    write_completion(record.directory, wrong := replace(first, files={"numbers": entry}))
+    record = replace(record, summary=ShardList.of([wrong, second], record.directory).summary())
+    resealed(record, [wrong, second])
     (item,) = verify(tmp_path)["damage"]
     assert item == {"where": str(record.directory / entry.path), "what": "has 3 rows, but 4 are recorded"}
 
@@ -181,17 +253,14 @@ def test_a_damaged_current_is_noticed_by_the_next_reader_and_by_verify(tmp_path:
 
 
 def test_a_name_outside_the_folder_is_no_published_file(tmp_path: Path) -> None:
-    from pipeline.core.sealed import write_sealed
-
-    path = made(tmp_path).directory / "record.json"
-    for name in ("../../victim", "/etc/passwd", "..", "a/b"):
-        tree = json.loads(path.read_text())
-        del tree["sha256"]
-        tree["completions"][0]["files"]["numbers"]["path"] = name
-        path.unlink()
-        write_sealed(path, tree)
-        with pytest.raises(IntegrityError, match="outside its folder"):
-            read_record(path.parent)
+    record = made(tmp_path)
+    first, second = record.completions()
+    for name in ("../../victim", "/etc/passwd", "..", ".", "", "a/b", "a\0b"):
+        forged = replace(second, files={"numbers": replace(second.files["numbers"], path=name)})
+        for changed in (resealed(record, [first, forged]), as_earlier_versions(record, [first, forged])):
+            for read in (lambda r: r.files("numbers"), lambda r: list(r.completions()), check_sizes):
+                with pytest.raises(IntegrityError, match="outside its folder"):
+                    read(changed())
 
 
 # ----------------------------------------------------------------------------------------------- two at a time

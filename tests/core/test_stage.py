@@ -131,7 +131,7 @@ def test_a_failed_shard_loses_nothing_of_the_others(tmp_path: Path) -> None:
 
 def tree(record: artifact.Record) -> dict[str, str]:
     """Every published file and its hash, left-overs of killed workers not counted."""
-    return {entry.path: entry.sha256 for done in record.completions for entry in done.files.values()}
+    return {entry.path: entry.sha256 for done in record.completions() for entry in done.files.values()}
 
 
 def test_killed_at_any_moment_then_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_damage_is_noticed_and_named(tmp_path: Path, damage: str) -> None:
         victim.verified()
     if damage in ("truncate", "delete"):
         with pytest.raises(IntegrityError, match=victim.path.name):
-            read_record(record.directory)
+            bring_up(tmp_path)
 
 
 def test_page_checksums_catch_a_flipped_byte_without_the_hash(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_page_checksums_catch_a_flipped_byte_without_the_hash(tmp_path: Path) ->
 def test_an_edited_record_is_refused(tmp_path: Path) -> None:
     record = bring_up(tmp_path)
     path = record.directory / "record.json"
-    path.write_text(path.read_text().replace(next(iter(tree(record).values())), "0" * 64))
+    path.write_text(path.read_text().replace(record.content, "0" * 64))
     with pytest.raises(IntegrityError, match=r"record\.json"):
         read_record(record.directory)
 

@@ -125,7 +125,7 @@ def test_sites_of_a_shape_lead_to_the_bytes_of_the_source(tmp_path: Path, name: 
                 record = stream.read()[slice(*source["bytes"])].decode(manifest.corpus.encoding)
             assert text.splitlines()[0] in record
     published = [path for path in work.rglob("*") if path.is_file()]
-    assert len(published) < 40 + 20 * len(documents.completions), "however many files the corpus has"
+    assert len(published) < 40 + 20 * len(documents.shards), "however many files the corpus has"
 
 
 @pytest.mark.parametrize("way", ["dataset", "web_dataset"])
@@ -157,4 +157,4 @@ def test_small_files_share_shards_in_the_order_of_their_names(tmp_path: Path) ->
     assert result.texts == [f"one line, number {n}" for n in range(1200)]
     assert [row["source_file"] for row in result.documents] == [f"{n:04d}.txt" for n in range(1200)]
     assert len(list((tmp_path / "work" / "read").rglob("documents-*.parquet"))) == 2
-    assert len(result.record.completions) == 2
+    assert len(result.record.shards) == 2

@@ -100,13 +100,14 @@ class Recorded(Config):
 
 def multiplied(record: Record, shards: int, inputs: Mapping[str, str], work: Path) -> Record:
     """Publish the shards of a record again and again, each with ids of its own, up to so many."""
+    few = list(record.completions())
     sources = [
         {entry.path: pq.read_table(record.directory / entry.path) for entry in done.files.values() if entry.rows}
-        for done in record.completions
+        for done in few
     ]
 
     def run(config: Recorded, shard: Shard, out: Path) -> Counters:
-        done = record.completions[shard.index % len(sources)]
+        done = few[shard.index % len(few)]
         for name, entry in done.files.items():
             path = record.directory / entry.path
             table = sources[done.shard].get(entry.path)
@@ -142,7 +143,7 @@ def browse(manifest: Manifest, work: Path) -> int:
         pass
     assert state.positions(*rules, Narrowed("train", "lost")).frame.height > 0 < compared.documents_changed
     assert state.document(store.documents.height - 1).tokens
-    return len(COLUMNS) * len(state.records.index.completions)
+    return len(COLUMNS) * len(state.records.index.shards)
 
 
 def run(command: str, folder: Path) -> dict[str, Any]:

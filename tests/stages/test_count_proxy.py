@@ -12,6 +12,7 @@ import pytest
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record, current_record
+from pipeline.core.shard_list import ShardList
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import DOCUMENTS
 from pipeline.scoring.count_tables import is_counted
@@ -91,15 +92,15 @@ def test_auto_takes_what_needs_fewer_bits_per_byte_and_says_so(
 ) -> None:
     """A model of two steps has learned nothing yet; one that counts no context is worse than one that is trained."""
     scores, proxy = auto(tmp_path / "a", train=AUTO_TRAIN | {"max_steps": 2}, fit_from_bytes=0)
-    *fitted, counted = [done.counters["microbits"] for done in proxy.completions]
+    *fitted, counted = [done.counters["microbits"] for done in proxy.completions()]
     assert len(fitted) == 2 and counted < min(fitted)
     said = capsys.readouterr().err
     assert f"counts {counted / 1e6:.3f}, fitted {sum(fitted) / 2e6:.3f}: the counts" in said
     alone = scored(tmp_path / "b", TEXTS[:40], 20)
     assert scores_of(scores).equals(scores_of(alone))
-    made = proxy.completions[0].counters | {"microbits": 1}
-    cheap = [replace(done, counters=made) for done in proxy.completions[:2]]
-    better = replace(proxy, completions=(*cheap, proxy.completions[2]))
+    *fits, counts = proxy.completions()
+    cheap = [replace(done, counters=done.counters | {"microbits": 1}) for done in fits]
+    better = replace(proxy, shard_list=ShardList.of([*cheap, counts], proxy.directory))
     assert chosen(manifest({"auto": {"count": COUNT, "train": AUTO_TRAIN}}).proxy, better) == proxy.files("model")[:2]
     assert "the fitted model" in capsys.readouterr().err
 

@@ -97,7 +97,7 @@ def kind_of(path: Path) -> str:
     if path.name in ("run.json", "recipe.yaml", "prompt.json"):
         return path.name
     if path.parent.name == "done":
-        return "completion"
+        return "completion" if path.suffix == ".json" else "list of shards"
     if path.suffix in (".parquet", ".bin"):
         return path.suffix
     known = ("record.json", "current", "begun.json", "certificate.json")
@@ -116,6 +116,7 @@ def damages(work: Path, run: Path, rng: random.Random) -> Iterator[tuple[str, st
         if path.stat().st_size and path.name != "sources.jsonl":
             files.setdefault(kind_of(path), []).append(path)
     assert {"record.json", "completion", ".parquet", ".bin", "current", "pointer", "begun.json"} <= files.keys()
+    assert "list of shards" in files
     assert {"checkpoint's file", "checkpoint's state.json", "checkpoint's latest", "run.json"} <= files.keys()
     assert all(path.is_file() for path in of_run[:3])
     while True:
@@ -207,7 +208,7 @@ def test_the_live_page_notices_a_damaged_index_when_it_first_opens_it(work: Path
     shutil.copytree(work, tmp_path / "toy")
     record: Record = current_record(tmp_path / "toy", "browse")
     tried = []
-    for name in record.completions[0].files:
+    for name in next(record.completions()).files:
         file = record.file(name, 0)
         assert file is not None
         if file.path.suffix != ".bin":

@@ -182,7 +182,7 @@ def test_the_first_of_equal_texts_stays_wherever_it_comes_from(tmp_path: Path) -
         ("café", 2),
         ("b", 5),
     ]
-    assert [done.counters["dropped.duplicate"] for done in result.record.completions] == [2, 0]
+    assert [done.counters["dropped.duplicate"] for done in result.record.completions()] == [2, 0]
     assert result.record.counters == {
         "records": 5,
         "documents": 3,
@@ -259,7 +259,7 @@ def test_every_record_is_a_document_a_duplicate_or_in_quarantine(
         column = unicodedata.normalize("NFC", str(json.loads(lines[document["source_row"]])["text"]))
         (field,) = document["fields"]
         assert document["text"].encode()[field["start"] : field["end"]].decode() == column
-    sizes = [done.counters["documents"] for done in result.record.completions]
+    sizes = [done.counters["documents"] for done in result.record.completions()]
     assert sizes[:-1] == [shard_documents] * (len(sizes) - 1) and 0 < sizes[-1] <= shard_documents
 
 
@@ -276,7 +276,7 @@ def test_documents_do_not_depend_on_how_the_source_was_sliced(tmp_path: Path, sl
 
 
 def hashes(result: Ingested, table: str) -> list[str]:
-    return [done.files[table].sha256 for done in result.record.completions]
+    return [done.files[table].sha256 for done in result.record.completions()]
 
 
 # ------------------------------------------------------------------------------------------------ when it stops

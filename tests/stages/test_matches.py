@@ -264,7 +264,7 @@ def test_training_documents_that_share_an_ngram_with_an_evaluation_set_leave(tmp
         " ".join("他又买了五个苹果请问他现在"),
     )
     (near,) = (tmp_path / "work/near").glob("*/record.json")
-    counters = json.loads(near.read_text())["completions"][0]["counters"]
+    counters = json.loads(near.read_text())["summary"]["counters"]
     assert {name: n for name, n in counters.items() if "evaluation" in name} == {
         "evaluation.records": 4,
         "evaluation.too_short": 1,

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def hashes(record: Record) -> dict[str, str]:
-    return {name: entry.sha256 for done in record.completions for name, entry in done.files.items()}
+    return {name: entry.sha256 for done in record.completions() for name, entry in done.files.items()}
 
 
 def test_killed_at_random_moments_within_a_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +52,7 @@ def test_killed_at_random_moments_within_a_shard(tmp_path: Path, capsys: pytest.
     assert f"shard 0 goes on after {reached} of {DOCUMENTS} documents" in capsys.readouterr().err
     assert hashes(resumed) == hashes(undisturbed)
     assert resumed.counters == undisturbed.counters
-    names = {entry.path for entry in resumed.completions[0].files.values()}
+    names = {entry.path for entry in next(resumed.completions()).files.values()}
     assert {path.name for path in resumed.directory.iterdir()} == {"record.json", "done", *names}
 
 

@@ -258,8 +258,8 @@ class AppState:
     def document(self, number: int) -> Document:
         """Return a document by its number in the index."""
         row = self.store.documents.row(number, named=True)
-        shard = self.records.index.completions[row["shard"]].shard
-        in_shard = number - int(self.store.first_document_S[row["shard"]])
+        shard = row["shard"]
+        in_shard = number - int(self.store.first_document_S[shard])
         document, scores = self._documents.row(shard, row["document_row"]), self._scores.row(shard, in_shard)
         return Document(document, scores, self.metadata)
 
@@ -269,7 +269,8 @@ class AppState:
             return document.verdict(rule, None, "")
         selection = self._selection(rule)
         number = self.store.document_of[document.meta["doc_id"]]
-        file = selection.record.files("sites")[self.store.documents["shard"][number]]
+        file = selection.record.file("sites", self.store.documents["shard"][number])
+        assert file is not None
         sites = (
             pl.scan_parquet(verified_once(file)).filter(pl.col("doc_id") == document.meta["doc_id"]).select("position")
         )

@@ -89,8 +89,7 @@ class ColumnIndex:
         ).with_row_index("document")
         self.first_document_S = np.cumsum([0, *(frame.height for frame in frames)])
         self._files = {
-            name: [record.file(name, done.shard) for done in record.completions]
-            for name in [*COLUMNS, "text", "folded"]
+            name: [record.file(name, shard) for shard in record.shards] for name in [*COLUMNS, "text", "folded"]
         }
         self._metadata: dict[tuple[str, str], pl.Series] = {}
 
