@@ -65,9 +65,12 @@ def data(program: str, manifest: Path, work: Path, *how: str) -> str:
 
 
 def published(work: Path) -> dict[str, str]:
-    """Every file of all stages with the hash of its bytes; completions and records without the seconds they took."""
+    """Every file of all stages with the hash of its bytes; completions and records without the seconds they took.
+
+    Names that begin with a dot are not published: killed processes leave them, and `rpt clean` removes them.
+    """
     files = (path for path in sorted((work / "passes").glob("*/*/**/*")) if path.is_file())
-    return {str(path.relative_to(work)): _content(path) for path in files}
+    return {str(path.relative_to(work)): _content(path) for path in files if not path.name.startswith(".")}
 
 
 def _content(path: Path) -> str:
