@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import yaml
 
 from pipeline.core.artifact import content_hash
@@ -70,16 +72,24 @@ def published(work: Path) -> dict[str, str]:
     Names that begin with a dot are not published: killed processes leave them, and `rpt clean` removes them.
     """
     files = (path for path in sorted((work / "passes").glob("*/*/**/*")) if path.is_file())
-    return {str(path.relative_to(work)): _content(path) for path in files if not path.name.startswith(".")}
+    return {_name(work, path): _content(path) for path in files if not path.name.startswith(".")}
+
+
+def _name(work: Path, path: Path) -> str:
+    """The name of a file; a list of shards has its own hash in it, which covers the seconds."""
+    return re.sub(r"/done/shards\.[0-9a-f]+\.parquet$", "/done/shards.parquet", str(path.relative_to(work)))
 
 
 def _content(path: Path) -> str:
+    if path.parent.name == "done" and path.suffix == ".parquet":
+        listed = pl.read_parquet(path)
+        return str(listed.drop("seconds").rows())
     if path.name != "record.json" and path.parent.name != "done":
         return content_hash(path)
     tree = json.loads(path.read_text())
-    for made in (tree, *tree.get("completions", ())):
-        made.pop("sha256", None)  # the seal, which covers the seconds
-        made.pop("seconds", None)
+    for of_all in ("sha256", "shard_list", "seconds"):  # the seal, which covers the seconds, and what they go into
+        tree.pop(of_all, None)
+    tree.get("summary", {}).pop("seconds", None)
     return json.dumps(tree, sort_keys=True)
 
 

@@ -230,8 +230,8 @@ def first_at(spent_M: Sequence[float], accuracy_M: Sequence[float], goal: float)
     """Return after how many tokens a curve first has an accuracy, on straight lines between its points; None if never.
 
     Example:
-        >>> first_at([0, 100, 200], [0.1, 0.3, 0.7], 0.4), first_at([0, 100], [0.1, 0.3], 0.4)
-        (125.0, None)
+        >>> first_at([0, 100, 200], [0.0, 0.25, 0.75], 0.5), first_at([0, 100], [0.0, 0.25], 0.5)
+        (150.0, None)
     """
     for m, accuracy in enumerate(accuracy_M):
         if accuracy >= goal:
