@@ -30,13 +30,13 @@ from pipeline.config.loading import load
 from pipeline.config.recipe import Recipe
 from pipeline.core.artifact import Record, current_record
 from pipeline.core.files import replace_text
-from pipeline.evaluation.scaling import read_metrics
 from pipeline.evaluation.study.worth import over_seeds
 from pipeline.grpo.data.forecast import enough, foretell
 from pipeline.grpo.data.foretold_draw import inclusion
 from pipeline.grpo.data.pass_rates import pass_rates
 from pipeline.grpo.data.site_features import site_features
 from pipeline.grpo.rollout.prompt import prompts_of
+from pipeline.grpo.run.metrics import read_metrics
 from pipeline.grpo.run.policy_loading import load_sampler
 from pipeline.grpo.run.run_folder import latest_checkpoint, read_state
 from pipeline.grpo.run.run_state import RunState

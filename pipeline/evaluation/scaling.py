@@ -15,7 +15,6 @@ Shape names: N points, G values of α, B bootstrap draws, M values of compute.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.errors import UserError
 from pipeline.evaluation.intervals import CONFIDENCE, t_quantile
+from pipeline.grpo.run.metrics import read_metrics
 
 Floats = NDArray[np.float64]
 
@@ -165,12 +165,6 @@ def scaling_of(metrics: Sequence[Path], bands: Sequence[str]) -> dict[str, Any]:
             },
         }
     return found
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's `metrics.jsonl`, without an unfinished last line (of a killed run)."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line.strip()]
 
 
 def _predict(law_B3: Floats, relative_M: Floats) -> Floats:

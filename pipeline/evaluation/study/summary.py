@@ -23,9 +23,10 @@ from pipeline.evaluation.accuracy import band_members
 from pipeline.evaluation.intervals import to_json_value
 from pipeline.evaluation.patterns import compare_patterns
 from pipeline.evaluation.samples import pass_at, powers_of_two
-from pipeline.evaluation.scaling import read_metrics, scaling_of
+from pipeline.evaluation.scaling import scaling_of
 from pipeline.evaluation.study.claims import judge
 from pipeline.evaluation.study.multiseed import difference_over_seeds, share_over_seeds
+from pipeline.grpo.run.metrics import read_metrics
 
 Hits = NDArray[np.bool_]
 

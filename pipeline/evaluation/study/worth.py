@@ -26,10 +26,10 @@ from pipeline.config.selection import BandsConfig
 from pipeline.core.progress import counted
 from pipeline.evaluation.accuracy import band_members
 from pipeline.evaluation.intervals import Difference, by_document, t_quantile, to_json_value
-from pipeline.evaluation.scaling import read_metrics
 from pipeline.evaluation.study.multiseed import combine, difference_over_seeds, share_over_seeds
 from pipeline.evaluation.study.power import MOST_SEEDS, POWER, detectable, seeds_needed
 from pipeline.evaluation.study.summary import Arm, hits_of, read_responses, sites_of
+from pipeline.grpo.run.metrics import read_metrics
 
 DISAGREE = 0.25
 """Assumed before a run: share of the sites at which one of two policies is right and the other wrong."""

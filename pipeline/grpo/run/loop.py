@@ -14,7 +14,6 @@ A stage says what a step is and what is measured; the rest is the same for all o
 
 from __future__ import annotations
 
-import json
 import resource
 import shlex
 import sys
@@ -31,7 +30,7 @@ from pipeline.grpo.policy.deepspeed_config import zero_stage
 from pipeline.grpo.run import checkpoint
 from pipeline.grpo.run.launch import stop_signal
 from pipeline.grpo.run.lineage import described, origin_of
-from pipeline.grpo.run.metrics import Metrics, ProgressLine, ending_lines, held_out_accuracy
+from pipeline.grpo.run.metrics import Metrics, ProgressLine, ending_lines, held_out_accuracy, read_metrics
 from pipeline.grpo.run.run_folder import MetricsLog, TrainingRun, describe, latest_checkpoint, layout_of
 from pipeline.grpo.run.run_state import RunState
 from pipeline.grpo.run.trackers import Log, with_trackers
@@ -177,7 +176,6 @@ def close_run(opened: OpenRun, metrics: Metrics | None, sampler: ResponseSampler
 
 def _ending(run: TrainingRun) -> list[str]:
     """Return the lines that end a complete run: what it has changed, where the policy is, how to look at the run."""
-    with (run.folder / "metrics.jsonl").open(encoding="utf-8") as file:
-        changed = ending_lines([json.loads(line) for line in file])
+    changed = ending_lines(read_metrics(run.folder / "metrics.jsonl"))
     what = "curves and rollouts" if (run.folder / "rollouts").is_dir() else "curves"
     return [*changed, f"{what}: rpt board {shlex.quote(str(run.folder))}", f"done  {run.policy}"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.task.reward import REASONS
 from pipeline.task.thinking import BOX, Thinking
@@ -183,6 +185,12 @@ class ProgressLine:
             left = (now - self._begin) / max(step - self._first, 1) * (self._steps - step)
             parts += [f"{metrics['seconds/step']:.1f} s/step", f"{_roughly(left)} left"]
         return "  ".join(parts)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's `metrics.jsonl`, without an unfinished last line (of a killed run)."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line.strip()]
 
 
 def ending_lines(rows: Sequence[Mapping[str, float]]) -> list[str]:
