@@ -1,4 +1,4 @@
-"""Worth: train one policy on several selections of a corpus, at equal sampled tokens, and say which is worth more.
+"""Worth: train one policy on several selections of a corpus, at equal sampled tokens, and say which is better.
 
 A selection is an expression, a manifest, or an override of the recipe that changes how sites are drawn.
 

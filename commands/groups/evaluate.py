@@ -199,10 +199,12 @@ def worth(
     work: Work = Path("work"),
     run: Annotated[Path | None, typer.Option(help="Folder of the comparison.  [default: runs/NAME-worth]")] = None,
 ) -> None:
-    """Train on several selections at equal sampled tokens, over several seeds, and say which is worth more.
+    """Train on several selections at equal sampled tokens, over several seeds, and say which is better.
 
-    Says first which difference it will see, and does not start if that is more than --see: exit code 4. Differences
-    that it cannot see are not claimed. Finished parts are not run again.
+    Says first which difference it will see, and does not start if that is more than --see: exit code 4. Afterwards
+    says of each selection whether it is better or worse than the first, as good, or not told apart, in accuracy and
+    in the share of groups with a gradient. Differences that it cannot see are not claimed. Finished parts are not run
+    again.
 
     Examples:
 
@@ -230,6 +232,7 @@ def worth(
     found = bring_up_to_date(asked, power, work=work, out=out, workers=workers or default_workers())
     for comparison in found["comparisons"]:
         print(comparison["says"])
+        print(comparison["gradient"]["says"])
     say_next(f"open {shlex.quote(str(out / 'report.html'))}", "accuracy, differences and learning curves")
 
 

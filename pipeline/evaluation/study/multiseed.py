@@ -42,8 +42,8 @@ def share_over_seeds(
 
 
 def difference_over_seeds(
-    after_SN: NDArray[np.bool_],
-    before_SN: NDArray[np.bool_],
+    after_SN: NDArray[np.bool_] | NDArray[np.float64],
+    before_SN: NDArray[np.bool_] | NDArray[np.float64],
     documents_N: Sequence[str] | NDArray[np.str_],
     *,
     aim: float = AIM,

@@ -3,10 +3,12 @@
 Before it runs, a comparison says which difference it will see, by what is assumed of it. Afterwards every verdict goes
 by what was measured, and a difference smaller than the comparison can see is never claimed:
 
-- *more*, *less*: the 95 % interval leaves out 0, and the difference is at least the smallest that is seen with the
+- *better*, *worse*: the 95 % interval leaves out 0, and the difference is at least the smallest that is seen with the
   probability `POWER` (`Difference.detectable`);
-- *same*: the interval lies between −`see` and +`see`;
-- *not decided*: all else.
+- *as good*: the interval lies between −`see` and +`see`;
+- *not told apart*: all else.
+
+There are two verdicts: on held-out accuracy, and on the share of the sampled groups that have a gradient.
 
 Shape names: S seeds, N sites, D documents, M points of a curve.
 """
@@ -38,7 +40,7 @@ ALIKE = 0.1
 CURVE_POINTS = 21
 """Points of a learning curve, at equal numbers of sampled tokens."""
 
-Verdict = Literal["more", "less", "same", "not decided"]
+Verdict = Literal["better", "worse", "as good", "not told apart"]
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,12 @@ def verdict_of(change: Difference, see: float) -> Verdict:
     Example:
         >>> def measured(value, reach, sees): return Difference(value, value - reach, value + reach, 1, 9, 9, 1, sees)
         >>> [verdict_of(measured(*of), 0.05) for of in ((0.1, 0.05, 0.07), (0.06, 0.05, 0.07), (-0.01, 0.03, 0.04))]
-        ['more', 'not decided', 'same']
+        ['better', 'not told apart', 'as good']
     """
     seen = change.detectable is not None and abs(change.value) >= change.detectable
     if seen and not change.low <= 0 <= change.high:
-        return "more" if change.value > 0 else "less"
-    return "same" if -see < change.low and change.high < see else "not decided"
+        return "better" if change.value > 0 else "worse"
+    return "as good" if -see < change.low and change.high < see else "not told apart"
 
 
 def summarize_worth(
@@ -125,6 +127,7 @@ def summarize_worth(
     members = band_members(sites.frame["entropy"].to_list(), bands)
     hits = {name: hits_of(frame, "reasoning", sites) for name, frame in responses.items()}
     documents_N, mine_N = sites.documents_N, members[band]
+    live = {arm.name: np.array([live_share(run) for run in arm.runs]) for arm in arms if arm.runs}
     comparisons = []
     for other in others:
         by_band = {
@@ -134,7 +137,8 @@ def summarize_worth(
         change = by_band[band]
         assert change is not None  # the plan has refused a band without sites
         found = {"selection": other, "baseline": first, "verdict": verdict_of(change, power.see)}
-        told = {"says": sentence(other, first, change, power.see)}
+        told: dict[str, Any] = {"says": f"Accuracy: {sentence(other, first, change, power.see)}"}
+        told["gradient"] = gradient_verdict(other, first, live, power.see)
         comparisons.append(found | told | {"bands": {name: to_json_value(own) for name, own in by_band.items()}})
     of_seeds = [float(hits[name][:, mine_N].mean(axis=1).var(ddof=1)) for name in rules]
     return {
@@ -159,21 +163,32 @@ def summarize_worth(
     }
 
 
+def gradient_verdict(
+    selection: str, baseline: str, live: Mapping[str, NDArray[np.float64]], see: float
+) -> dict[str, Any]:
+    """Return the difference of two shares of groups with a gradient [S], its verdict, and both in words."""
+    after, before = (live[name][:, None] for name in (selection, baseline))
+    change = difference_over_seeds(after, before, ["all groups"], aim=see)  # only seeds vary
+    assert change is not None
+    says = f"Groups with a gradient: {sentence(selection, baseline, change, see)}"
+    figures = {name: getattr(change, name) for name in ("value", "low", "high", "p_value", "detectable", "seeds_needed")}
+    return {**figures, "verdict": verdict_of(change, see), "says": says}
+
+
 def sentence(selection: str, baseline: str, change: Difference, see: float) -> str:
-    """Return the verdict on a selection in words, with the figures behind it."""
+    """Return the verdict on a selection in words, with the interval and what the comparison sees."""
     points = f"{100 * change.value:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
-    match verdict_of(change, see):
-        case "more":
-            return f"`{selection}` is worth more than `{baseline}`: {points}."
-        case "less":
-            return f"`{selection}` is worth less than `{baseline}`: {points}."
-        case "same":
-            return f"`{selection}` is worth as much as `{baseline}`, to within {100 * see:g} points: {points}."
     sees = "unknown" if change.detectable is None else f"{100 * change.detectable:.1f} points"
+    power = f"The smallest difference that this comparison sees is {sees}"
+    match verdict_of(change, see):
+        case "better" | "worse" as verdict:
+            return f"`{selection}` is {verdict} than `{baseline}`: {points}. {power}."
+        case "as good":
+            return f"`{selection}` is as good as `{baseline}`, to within {100 * see:g} points: {points}. {power}."
     seeds = f"{change.seeds_needed} seeds" if change.seeds_needed else f"more sites, or more than {MOST_SEEDS} seeds"
     return (
-        f"Not decided between `{selection}` and `{baseline}`: {points}. The smallest difference that this comparison "
-        f"sees is {sees}; to see {100 * see:g} points takes {seeds}."
+        f"`{selection}` and `{baseline}` are not told apart: {points}. {power}; to see {100 * see:g} points takes "
+        f"{seeds}."
     )
 
 

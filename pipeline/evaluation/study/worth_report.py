@@ -24,7 +24,7 @@ def report(found: Mapping[str, Any]) -> Iterator[Block]:
     """Yield the blocks of the report from top to bottom."""
     yield Heading("What the selections are worth")
     for comparison in found["comparisons"]:
-        yield Paragraph(comparison["says"])
+        yield Paragraph(f"{comparison['says']} {comparison['gradient']['says']}")
     yield Paragraph(
         f"{counted(found['power']['seeds'], 'seed')} of each selection, {found['tokens']:,} sampled tokens a run. What "
         f"is compared is held-out accuracy by reasoning at {found['band']} sites, the same for all. Before the runs: "
@@ -36,6 +36,7 @@ def report(found: Mapping[str, Any]) -> Iterator[Block]:
     yield sampling_table(found)
     yield Paragraph(
         "Only a group whose responses differ in reward has a gradient; sampled tokens count whether it has one or not. "
+        "The difference is that to the first selection, in points; only seeds vary in it. "
         "The last column: when a run's curve first is where that of "
         f"`{next(iter(found['selections']))}` with the same seed ends; in that one's own row it is noise alone."
     )
@@ -77,15 +78,17 @@ def comparison_table(found: Mapping[str, Any]) -> Table:
 
 def sampling_table(found: Mapping[str, Any]) -> Table:
     """Return what the sampled tokens came to, one row per selection."""
+    against = {comparison["selection"]: comparison["gradient"] for comparison in found["comparisons"]}
     rows = []
     for name, own in found["sampling"].items():
+        change = against.get(name)
+        told = (f"{points(change)}, {p_value(change['p_value'])}", change["verdict"]) if change else (NOTHING, NOTHING)
         reached = own["to_baseline"]
         missed, runs = sum(share is None for share in reached["by_seed"]), len(reached["by_seed"])
-        rows.append(
-            (name, percent(own["gradient"]), f"never in {missed} of {runs} runs" if missed else percent(reached))
-        )
+        tokens = f"never in {missed} of {runs} runs" if missed else percent(reached)
+        rows.append((name, percent(own["gradient"]), *told, tokens))
     baseline = next(iter(found["selections"]))
-    header = ("", "groups with a gradient", f"tokens to the last accuracy of {baseline}")
+    header = ("", "groups with a gradient", "difference", "verdict", f"tokens to the last accuracy of {baseline}")
     return Table("Sampling, % [95 % interval]", header, tuple(rows))
 
 

@@ -17,7 +17,15 @@ from pipeline.evaluation.intervals import Difference
 from pipeline.evaluation.responses import RESPONSES
 from pipeline.evaluation.study.power import detectable
 from pipeline.evaluation.study.summary import Arm
-from pipeline.evaluation.study.worth import curve_of, power_of, sampling_of, sentence, summarize_worth, verdict_of
+from pipeline.evaluation.study.worth import (
+    curve_of,
+    gradient_verdict,
+    power_of,
+    sampling_of,
+    sentence,
+    summarize_worth,
+    verdict_of,
+)
 from pipeline.evaluation.study.worth_report import write_report
 
 
@@ -51,14 +59,14 @@ def test_sites_of_one_document_count_for_less() -> None:
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
-        (measured(0.10, 0.05, 0.07), "more"),
-        (measured(-0.10, 0.05, 0.07), "less"),
-        (measured(0.06, 0.05, 0.07), "not decided"),  # clear, and smaller than what can be seen
-        (measured(0.02, 0.05, 0.07), "not decided"),
-        (measured(0.01, 0.03, 0.045), "same"),
-        (measured(0.03, 0.02, 0.025), "more"),  # a small difference that is seen
-        (measured(0.0, 0.05, 0.07), "not decided"),  # the interval touches five points
-        (measured(0.5, 0.1, None), "not decided"),  # nobody knows what it sees
+        (measured(0.10, 0.05, 0.07), "better"),
+        (measured(-0.10, 0.05, 0.07), "worse"),
+        (measured(0.06, 0.05, 0.07), "not told apart"),  # clear, and smaller than what can be seen
+        (measured(0.02, 0.05, 0.07), "not told apart"),
+        (measured(0.01, 0.03, 0.045), "as good"),
+        (measured(0.03, 0.02, 0.025), "better"),  # a small difference that is seen
+        (measured(0.0, 0.05, 0.07), "not told apart"),  # the interval touches five points
+        (measured(0.5, 0.1, None), "not told apart"),  # nobody knows what it sees
     ],
 )
 def test_verdicts_by_hand(change: Difference, verdict: str) -> None:
@@ -68,10 +76,35 @@ def test_verdicts_by_hand(change: Difference, verdict: str) -> None:
 def test_an_open_verdict_says_what_it_takes() -> None:
     says = sentence("hard", "all", measured(0.03, 0.06, 0.08, 14), 0.05)
     assert says == (
-        "Not decided between `hard` and `all`: +3.0 points [-3.0, +9.0]. The smallest difference that this comparison "
+        "`hard` and `all` are not told apart: +3.0 points [-3.0, +9.0]. The smallest difference that this comparison "
         "sees is 8.0 points; to see 5 points takes 14 seeds."
     )
     assert "takes more sites" in sentence("hard", "all", measured(0.03, 0.06, 0.08, None), 0.05)
+
+
+def test_every_verdict_says_what_the_comparison_sees() -> None:
+    says = [sentence("hard", "all", measured(*of), 0.05) for of in ((-0.1, 0.05, 0.07), (0.01, 0.03, 0.045))]
+    power = "The smallest difference that this comparison sees is"
+    assert says == [
+        f"`hard` is worse than `all`: -10.0 points [-15.0, -5.0]. {power} 7.0 points.",
+        f"`hard` is as good as `all`, to within 5 points: +1.0 points [-2.0, +4.0]. {power} 4.5 points.",
+    ]
+
+
+def test_the_shares_of_groups_with_a_gradient_are_told_apart_by_their_seeds() -> None:
+    """0.40 ± 0.01 and 0.60 ± 0.01 over three seeds: the error is √(2 · 0.01² / 3), Student's t has 4 degrees."""
+    few, many, wide = np.array([0.39, 0.40, 0.41]), np.array([0.59, 0.60, 0.61]), np.array([0.30, 0.45, 0.90])
+    live = {"uniform": few, "foretold": many, "wild": wide, "none": np.zeros(3), "nothing": np.zeros(3)}
+    found = gradient_verdict("foretold", "uniform", live, 0.05)
+    error = math.sqrt(2 * 0.01**2 / 3)
+    assert found["verdict"] == "better" and found["value"] == pytest.approx(0.2)
+    assert found["high"] == pytest.approx(0.2 + t.ppf(0.975, 4) * error)
+    assert found["detectable"] == pytest.approx(detectable(error, 4))
+    assert found["says"].startswith("Groups with a gradient: `foretold` is better than `uniform`: +20.0 points [+17.7,")
+    assert gradient_verdict("uniform", "foretold", live, 0.05)["verdict"] == "worse"
+    wild = gradient_verdict("wild", "uniform", live, 0.05)
+    assert wild["verdict"] == "not told apart" and wild["value"] == pytest.approx(0.15)
+    assert gradient_verdict("none", "nothing", live, 0.05)["verdict"] == "not told apart", "nothing varied: unknown"
 
 
 def write_run(folder: Path, points: list[tuple[int, float]]) -> Path:
@@ -148,15 +181,15 @@ def test_a_report_has_the_verdicts_and_every_figure(tmp_path: Path) -> None:
     power = power_of(np.arange(200).astype(str), 3, see=0.2, spread=0.02)
     found = summarize_worth(arms, rules, BandsConfig(), power, "easy", 200)
     verdicts = [(c["selection"], c["baseline"], c["verdict"]) for c in found["comparisons"]]
-    assert verdicts == [("hard", "all", "more"), ("odd", "all", "same")]
+    assert verdicts == [("hard", "all", "better"), ("odd", "all", "as good")]
     assert found["accuracy"]["hard"]["easy"]["value"] == pytest.approx(0.6, abs=0.005)
     assert found["accuracy"]["base"]["easy"]["value"] == pytest.approx(0.1)
     assert found["band_sites"] == {"easy": 200, "medium": 100, "hard": 100}
     assert found["spread"] == pytest.approx(0.01, abs=0.003)
     page = write_report(json.loads(json.dumps(found)), tmp_path).read_text()
     for text in (
-        "`hard` is worth more than `all`",
-        "`odd` is worth as much as `all`, to within 20 points",
+        "Accuracy: `hard` is better than `all`",
+        "`odd` is as good as `all`, to within 20 points",
         "hard − all",
         "never in",
         "groups with a gradient",
