@@ -28,8 +28,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
+from pipeline.scoring.count_ngrams import count
 from pipeline.scoring.count_proxy import score_counted
-from pipeline.scoring.count_tables import count, open_tables
+from pipeline.scoring.count_tables import open_tables
 
 V, LENGTH, ORDER = 4096, 200, 5
 SCORED = 200_000

@@ -43,32 +43,54 @@ class Text:
             context = np.where(place == 0, -1, np.concatenate([[-1], entries[-1][:-1]])[: len(tokens)])
             if len(entries) == 1:
                 context[place == 0] = tables.vocab_size
-            keys = context * tables.width + tokens
-            at = np.minimum(np.searchsorted(order.keys, keys), max(0, len(order.keys) - 1))
-            there = (context >= 0) & (order.keys[at] == keys) if len(order.keys) else np.zeros(len(keys), bool)
-            entries.append(np.where(there, at, -1))
+            entries.append(_found(order.keys, np.where(context >= 0, context * tables.width + tokens, -1)))
             contexts.append(context)
         return Text(tokens, document, place, tuple(entries), tuple(contexts))
+
+
+def _found(table: Array, keys: Array) -> Array:
+    """Return where keys are in a rising table, −1 where they are not.
+
+    They are looked up in rising order: the table is then read from its beginning to its end.
+    """
+    if not len(table):
+        return np.full(len(keys), -1)
+    order = np.argsort(keys)
+    rising = keys[order]
+    at = np.minimum(np.searchsorted(table, rising), len(table) - 1)
+    found = np.empty(len(keys), np.int64)
+    found[order] = np.where(table[at] == rising, at, -1)
+    return found
+
+
+class Pairs:
+    """Pairs of a document and a number, without most of those that are not among them."""
+
+    MASK = (1 << 20) - 1
+
+    def __init__(self, document: Array, number: Array) -> None:
+        self._maybe = np.zeros(self.MASK + 1, bool)
+        self._maybe[self._hash(document, number)] = True
+
+    def may_have(self, document: Array, number: Array) -> Array:
+        """Return the places of pairs that may be among them; all others are not."""
+        return np.flatnonzero(self._maybe[self._hash(document, number)])
+
+    def _hash(self, document: Array, number: Array) -> Array:
+        return (number + document * 40503) & self.MASK
 
 
 class Sums:
     """Sparse numbers by (document, entry or context): all that is not there is zero."""
 
-    MASK = (1 << 20) - 1
-
     def __init__(self, size: int, keys: Array, values: Array) -> None:
         self._size, self._keys, self._values = size, keys, values
-        # Most pairs are not there: a table of bits by a hash of the pair says so at once.
-        self._maybe = np.zeros(self.MASK + 1, bool)
-        self._maybe[self._hash(*np.divmod(keys, size))] = True
-
-    def _hash(self, document: Array, number: Array) -> Array:
-        return (number + document * 40503) & self.MASK
+        self._pairs = Pairs(*np.divmod(keys, size))
 
     def at(self, document: Array, number: Array) -> Array:
         """Return the values of pairs."""
         found = np.zeros((len(number), *self._values.shape[1:]), self._values.dtype)
-        maybe = np.flatnonzero(self._maybe[self._hash(document, number)])
+        maybe = self._pairs.may_have(document, number)
         if len(maybe) and len(self._keys):
             keys = document[maybe] * self._size + number[maybe]
             at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
@@ -81,6 +103,8 @@ class Sums:
 class Own:
     """What documents have themselves added to the counts."""
 
+    tokens: Pairs
+    """The tokens of each document: those alone are the last ones of n-grams that it has added."""
     counts: tuple[Sums, ...]
     totals: tuple[Sums, ...]
     """By context: sum of counts, and change of the number of kinds of counts, [4]."""
@@ -126,7 +150,8 @@ class Own:
         least = np.array([1.0, 2.0, 3.0])
         slack = np.maximum(((least - ours_D) / (least - with_D)).max(-1), 1.0)
         flat = np.pad(ours_D, ((0, 0), (0, 0), (1, 0))).ravel()
-        return Own(tuple(counts[::-1]), tuple(totals[::-1]), ours_D, flat, slack, before, after)
+        own_tokens = Pairs(text.document[counted[text.document]], text.tokens[counted[text.document]])
+        return Own(own_tokens, tuple(counts[::-1]), tuple(totals[::-1]), ours_D, flat, slack, before, after)
 
     def discounted(self, document: Array, j: int, count: Array) -> Array:
         """Return counts of order j + 1 less the discounts without the document of each."""

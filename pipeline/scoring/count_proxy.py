@@ -6,17 +6,15 @@ smoothing (Chen and Goodman 1998, §3), where unigrams are interpolated with the
 
     p_k(w | c) = (n(c w) − D(n(c w))) / n(c ·) + γ(c) p_{k−1}(w | c without its first token)
 
-The most likely tokens are exact although most continuations are never read. Those of a context are stored in the order
-of their probability before the subtraction. The first few of each order are computed, and what the others can have at
-most follows from the last of them (`_bound`). Where that is not below what is needed, more are computed.
+The most likely tokens are exact although most continuations are never read (`count_candidates.py`).
 
-Shape names: P positions, F candidates of all positions end to end, K the most likely tokens.
+Shape names: P positions, R some of them, K the most likely tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,9 +22,10 @@ from numpy.typing import NDArray
 
 from pipeline.config.manifest import ScoreConfig
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.scoring.count_candidates import Candidates, needed
 from pipeline.scoring.count_leave_out import Own, Text
 from pipeline.scoring.count_positions import Positions
-from pipeline.scoring.count_tables import LISTED, CountTables, discounted, discounts
+from pipeline.scoring.count_tables import LISTED, CountTables
 from pipeline.scoring.sample import Texts
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ Array = NDArray[Any]
 
 CELLS = 1 << 18
 """Candidates that are computed at once: their arrays stay in a cache."""
-WIDTHS = (LISTED, 8 * LISTED, 64 * LISTED)
-"""Continuations of each order that are tried, one after the other; then all."""
 
 
 class CountScores(NamedTuple):
@@ -109,168 +106,46 @@ def score_counted(
 def _score(positions: Positions, K: int) -> CountScores:
     """Return the scores of positions: with few candidates first, and with more where those do not decide."""
     true = positions.of_true()
-    P = len(true)
-    top, ids, rank = np.empty((P, K)), np.empty((P, K), np.int64), np.empty(P, np.int64)
-    left, found = np.arange(P), positions
-    for width in WIDTHS:
-        if not len(left):
-            break
-        decided, *scores = _tried(found, true[left], K, width, width)
-        for into, values in zip((top, ids, rank), scores, strict=True):
-            into[left[decided]] = values[decided]
-        left = left[~decided]
-        found = found.take(np.flatnonzero(~decided))
-    for row in _in_cells(found):  # every continuation of every context, and every token if there are ties
-        part = found.take(row)
-        decided, *scores = _tried(part, true[left[row]], K, None, WIDTHS[-1])
-        if not decided.all():
-            _, *scores = _tried(part, true[left[row]], K, None, None)
-        for into, values in zip((top, ids, rank), scores, strict=True):
-            into[left[row]] = values
+    before = _unigrams_before(positions, true)
+    few = [np.minimum(context.fanout, LISTED) for context in positions.contexts]
+    few[0] = np.minimum(positions.contexts[0].fanout, max(LISTED, K))
+    found = Candidates.of(positions, true, few, K)
+    top, ids = found.top(K)
+    rank = before + found.raised.sum(1)
+    for_top = [needed(positions, k, size, top[:, -1]) for k, size in enumerate(few, 1)]
+    for_rank = [np.zeros_like(true, np.int64)]
+    for_rank += [needed(positions, k, size, true) for k, size in enumerate(few[1:], 2)]
+    more_top = np.any([a > b for a, b in zip(for_top, few, strict=True)], 0)
+    more_rank = np.any([a > b for a, b in zip(for_rank, few, strict=True)], 0) & ~more_top
+    both = [np.maximum(a, b) for a, b in zip(for_top, for_rank, strict=True)]
+    for row, found in _wider(positions, true, both, np.flatnonzero(more_top), K):
+        top[row], ids[row] = found.top(K)
+        rank[row] = before[row] + found.raised.sum(1)
+    for row, found in _wider(positions, true, for_rank, np.flatnonzero(more_rank), 0):
+        rank[row] = before[row] + found.raised.sum(1)
     return _joined_scores(top, ids, true, rank)
 
 
-def _in_cells(positions: Positions) -> list[Array]:
-    """Return rows in groups of about `CELLS` candidates, if all continuations are candidates."""
-    fanout = sum(positions.fanout[1:], np.zeros(len(positions.tokens), np.int64)) + WIDTHS[-1]
-    group = np.cumsum(fanout) // CELLS
-    return np.split(np.arange(len(group)), np.flatnonzero(np.diff(group)) + 1) if len(group) else []
+def _wider(
+    positions: Positions, true: Array, listed: Sequence[Array], rows: Array, least: int
+) -> Iterator[tuple[Array, Candidates]]:
+    """Yield rows with their candidates, about `CELLS` at once."""
+    size = np.sum(listed, 0)
+    rows = rows[np.argsort(size[rows], kind="stable")]
+    while len(rows):
+        some = rows[-max(1, CELLS // int(size[rows[-1]])) :]
+        rows = rows[: len(rows) - len(some)]
+        yield some, Candidates.of(positions.take(some), true[some], [of_order[some] for of_order in listed], least)
 
 
 def _joined_scores(top_PK: Array, ids_PK: Array, true: Array, rank: Array) -> CountScores:
     logprobs = np.log(top_PK)
     share = top_PK / top_PK.sum(1, keepdims=True)
-    entropy, partial = (-(p * np.log(p)).sum(1) for p in (share, top_PK))
-    return CountScores(entropy, partial, -np.log(true), rank, ids_PK, logprobs)
-
-
-def _tried(
-    positions: Positions, true: Array, K: int, width: int | None, unigrams: int | None
-) -> tuple[Array, Array, Array, Array]:
-    """Return which positions are decided by some candidates, their most likely tokens [P, K] with ids, and ranks.
-
-    Args:
-        positions: the positions.
-        true: [P] probability of the true tokens.
-        K: number of most likely tokens.
-        width: continuations of each context that are candidates; None for all.
-        unigrams: single tokens that are candidates; None for all.
-    """
-    row, token, p, alone, is_unigram = _candidates(positions, width, unigrams)
-    ranks = _unigrams_before(positions, true)
-    # A continuation before the true token, but not among those that the unigrams alone have there.
-    x, own = true[row], positions.tokens[row]
-    more = _before(p, token, x, own) & ~_before(alone, token, x, own) & ~is_unigram
-    ranks += np.bincount(row[more], minlength=len(true))
-    top, ids = _top(row, token, p, len(true), K)
-    others = np.zeros(len(true)) if width is None else _bound(positions, width)
-    decided = (true > others) & (top[:, -1] > others) if width is not None else np.ones(len(true), bool)
-    if unigrams is not None and unigrams < positions.tables.vocab_size:
-        decided &= top[:, -1] > _unigram_bound(positions, unigrams)
-    return decided, top, ids, ranks
-
-
-def _before(p: Array, token: Array, x: Array, than: Array) -> Array:
-    """Return whether tokens of probability p come before another one of probability x: equal ones by id."""
-    return (p > x) | ((p == x) & (token < than))
-
-
-def _candidates(
-    positions: Positions, width: int | None, unigrams: int | None
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Return candidates, each token once a position: row, token, probability, that by unigrams alone, is it no more."""
-    n = len(positions.contexts)
-    rows, tokens, chances, alone = list[Array](), list[Array](), list[Array](), list[Array]()
-    offsets, listed = list[Array](), list[Array]()
-    for k in range(1, n + 1):
-        order, most = positions.tables.orders[k - 1], width if k > 1 else unigrams
-        size = positions.fanout[k - 1] if most is None else np.minimum(positions.fanout[k - 1], most)
-        offset = np.cumsum(size) - size
-        row = np.repeat(np.arange(len(size)), size)
-        start = order.start[np.maximum(positions.contexts[k - 1], 0)]
-        at = np.arange(len(row)) + (start - offset)[row]
-        entry = at if most is None else order.best[at].astype(np.int64)
-        chain = positions.chain(k, entry)
-        p, by_unigrams = positions.probabilities(row, chain)
-        for j, lower in enumerate(chain[1:], 2):  # order k + 1 − j has these as well: the longest context counts
-            below = k - j
-            if most is None and width is None and below > 0:
-                place = lower - positions.tables.orders[below].start[np.maximum(positions.contexts[below], 0)][row]
-            elif below == 0 and unigrams is None:
-                place = lower
-            else:
-                place = positions.tables.orders[below].place[lower].astype(np.int64)
-            there = place < listed[below][row]
-            chances[below][(offsets[below][row] + place)[there]] = -1.0
-        rows.append(row)
-        tokens.append(chain[-1])
-        chances.append(p)
-        alone.append(by_unigrams)
-        offsets.append(offset)
-        listed.append(size)
-    row, token, p, by_unigrams = (np.concatenate(part) for part in (rows, tokens, chances, alone))
-    unigram = np.arange(len(row)) < len(rows[0])
-    keep = np.flatnonzero(p >= 0)
-    return row[keep], token[keep], p[keep], by_unigrams[keep], unigram[keep]
-
-
-def _top(row: Array, token: Array, p: Array, P: int, K: int) -> tuple[Array, Array]:
-    """Return the K greatest p [P, K] of each row in falling order, and their tokens; equal ones by id."""
-    order = np.argsort(row, kind="stable")
-    size = np.bincount(row, minlength=P)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(size) - size, size)
-    table = np.full((P, max(K, size.max(initial=0))), -1.0)
-    ids = np.full(table.shape, np.iinfo(np.int64).max)
-    table[row[order], place] = p[order]
-    ids[row[order], place] = token[order]
-    if table.shape[1] > K:
-        some = np.argpartition(-table, K - 1, axis=1)[:, :K]
-        least = np.take_along_axis(table, some, 1).min(1)
-        tied = np.flatnonzero((table >= least[:, None]).sum(1) > K)
-        some[tied] = np.lexsort((ids[tied], -table[tied]), axis=1)[:, :K]
-        table, ids = np.take_along_axis(table, some, 1), np.take_along_axis(ids, some, 1)
-    falling = np.lexsort((ids, -table), axis=1)
-    return np.take_along_axis(table, falling, 1), np.take_along_axis(ids, falling, 1)
-
-
-def _bound(positions: Positions, width: int) -> Array:
-    """Return what [P] a continuation of any context has at most that is not among the first `width`.
-
-    With the document, it has no more than the first continuation that is left out; without the document, no more than
-    the greatest factor by which any part of the sum can have grown times that.
-    """
-    found = np.zeros(len(positions.tokens))
-    all_discounts = discounts(positions.tables.count_of_counts)
-    for k in range(2, len(positions.contexts) + 1):
-        row = np.flatnonzero(positions.fanout[k - 1] > width)
-        if not len(row):
-            continue
-        order = positions.tables.orders[k - 1]
-        chain = positions.chain(k, order.best[order.start[positions.contexts[k - 1][row]] + width].astype(np.int64))
-        p = np.full(len(row), 1 / positions.tables.vocab_size)
-        for j, entry in enumerate(chain[::-1]):
-            below, context = positions.tables.orders[j], positions.contexts[j][row]
-            total = np.maximum(below.total[context], 1)
-            gamma = below.kinds[context] @ all_discounts[j] / total
-            p = discounted(below.counts[entry], all_discounts[j]) / total + gamma * p
-        left, greater = positions.bounds[k - 1]
-        found[row] = np.maximum(found[row], left[row] * greater[row] * p * (1 + 1e-9))
-    return found
-
-
-def _unigram_bound(positions: Positions, unigrams: int) -> Array:
-    """Return what [P] a token has at most by the unigrams alone that is not among the first `unigrams`."""
-    order = positions.tables.orders[0]
-    count = np.full(len(positions.tokens), order.counts[order.best[unigrams]], np.int64)
-    return _by_unigrams(positions, count)
+    entropy = -(share * np.log(share)).sum(1)
+    return CountScores(entropy, -(top_PK * logprobs).sum(1), -np.log(true), rank, ids_PK, logprobs)
 
 
 # ------------------------------------------------------------------------------------------- ranks by unigrams
-
-
-def _by_unigrams(positions: Positions, count: Array) -> Array:
-    """Return the probability [P] by unigrams alone of a token with this count [P], as `probabilities` computes it."""
-    return positions.uniform + positions.weight[0] * positions.own.discounted(positions.document, 0, count)
 
 
 def _unigrams_before(positions: Positions, true: Array) -> Array:
@@ -292,10 +167,11 @@ def _unigrams_before(positions: Positions, true: Array) -> Array:
 
 def _least_count(positions: Positions, most: int, holds: Any) -> Array:
     """Return the least count [P] whose probability by unigrams satisfies a rising condition; `most` + 1 if none."""
-    low, high = np.zeros(len(positions.tokens), np.int64), np.full(len(positions.tokens), most + 1)
+    row = np.arange(len(positions.tokens))
+    low, high = np.zeros(len(row), np.int64), np.full(len(row), most + 1)
     while (low < high).any():
         middle = (low + high) // 2
-        good = holds(_by_unigrams(positions, middle)) | (middle > most)
+        good = holds(positions.by_unigrams(row, middle)) | (middle > most)
         low, high = np.where(good, low, middle + 1), np.where(good, middle, high)
         low = np.minimum(low, high)
     return low

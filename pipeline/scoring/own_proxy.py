@@ -28,8 +28,9 @@ from pipeline.core.parquet import read_table
 from pipeline.core.progress import log
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
+from pipeline.scoring.count_ngrams import count
 from pipeline.scoring.count_proxy import counted_bits_per_byte
-from pipeline.scoring.count_tables import ABOUT, count, open_tables
+from pipeline.scoring.count_tables import ABOUT, open_tables
 from pipeline.scoring.sample import Sample, read_texts
 
 VERSION = 4

@@ -28,7 +28,8 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.dedup.near import band_rows, bands
 from pipeline.corpus.dedup.words import shingles, words
 from pipeline.corpus.documents import CORPUS, DOCUMENTS
-from pipeline.scoring.count_tables import count, is_counted, open_tables
+from pipeline.scoring.count_ngrams import count
+from pipeline.scoring.count_tables import is_counted, open_tables
 from pipeline.selection.corpus_rules import mixture_counts
 from pipeline.selection.sites import select_sites, sites_schema
 from pipeline.shards.examples import examples

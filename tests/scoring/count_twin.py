@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.scoring.count_tables import CountTables, count, discounts, open_tables
+from pipeline.scoring.count_ngrams import count
+from pipeline.scoring.count_tables import CountTables, discounts, open_tables
 
 START = "start"
 

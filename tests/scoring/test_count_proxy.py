@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.manifest import ScoreConfig
 from pipeline.core.artifact import content_hash
-from pipeline.scoring import count_proxy, count_tables
+from pipeline.scoring import count_candidates, count_columns, count_ngrams, count_proxy
 from pipeline.scoring.count_proxy import CountScores, score_by_counts, score_counted
 from pipeline.scoring.count_tables import CountTables, discounts
 from pipeline.scoring.own_tokenizer import write_tokenizer
@@ -93,11 +93,12 @@ def test_scores_are_those_of_a_model_counted_anew_without_the_document(
     documents, counted, vocab_size = corpus
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         if narrow:
-            patch.setattr(count_tables, "LISTED", 1)
-            patch.setattr(count_tables, "BUCKET", 3)
-            patch.setattr(count_tables, "CHUNK", 2)
-            patch.setattr(count_proxy, "WIDTHS", (1, 2, 4))
+            patch.setattr(count_ngrams, "LISTED", 1)
+            patch.setattr(count_ngrams, "BUCKET", 3)
+            patch.setattr(count_columns, "CHUNK", 2)
+            patch.setattr(count_proxy, "LISTED", 1)
             patch.setattr(count_proxy, "CELLS", 8)
+            patch.setattr(count_candidates, "MOST_PLACED", 3)
         trained = [ids for ids, yes in zip(documents, counted, strict=True) if yes]
         tables = tables_of(trained, vocab_size, orders, Path(folder))
         K = min(top_k, vocab_size)
@@ -110,8 +111,8 @@ def test_tables_do_not_depend_on_order_or_sizes(tmp_path: Path, monkeypatch: pyt
     rng = np.random.default_rng(0)
     documents = [(rng.pareto(0.8, 40).astype(int) % 90).tolist() for _ in range(60)]
     tables_of(documents, 90, 4, tmp_path / "a")
-    monkeypatch.setattr(count_tables, "BUCKET", 100)
-    monkeypatch.setattr(count_tables, "CHUNK", 77)
+    monkeypatch.setattr(count_ngrams, "BUCKET", 100)
+    monkeypatch.setattr(count_columns, "CHUNK", 77)
     tables_of(documents[::-1], 90, 4, tmp_path / "b")
     assert content_hash(tmp_path / "a" / "tables") == content_hash(tmp_path / "b" / "tables")
 

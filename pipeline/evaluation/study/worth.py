@@ -171,7 +171,9 @@ def gradient_verdict(
     change = difference_over_seeds(after, before, ["all groups"], aim=see)  # only seeds vary
     assert change is not None
     says = f"Groups with a gradient: {sentence(selection, baseline, change, see)}"
-    figures = {name: getattr(change, name) for name in ("value", "low", "high", "p_value", "detectable", "seeds_needed")}
+    figures = {
+        name: getattr(change, name) for name in ("value", "low", "high", "p_value", "detectable", "seeds_needed")
+    }
     return {**figures, "verdict": verdict_of(change, see), "says": says}
 
 
