@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class ShardList:
-    """A list, of which every method reads what it needs from its file."""
+    """A list. Its file is read and hashed once, and methods decode what they need of it."""
 
     path: Path
     sha256: str
@@ -115,7 +115,7 @@ class ShardList:
         """Write the list for a record in this folder that will name it, and return it as it lies there."""
         path = list_path(directory, self.sha256)
         with atomic_replacement(path) as temporary:  # over a damaged one: its name says what it has to hold
-            temporary.write_bytes(self._bytes())
+            temporary.write_bytes(self._bytes)
         return ShardList(path, self.sha256)
 
     def completions(self) -> Iterator[Completion]:
@@ -174,7 +174,9 @@ class ShardList:
         """
         return _summary(self._checked(self._open().read))
 
+    @cached_property
     def _bytes(self) -> bytes:
+        """The bytes of the file, whose hash was checked; some 50 a shard."""
         if self.data is not None:
             return self.data
         try:
@@ -189,7 +191,7 @@ class ShardList:
 
     def _open(self) -> pq.ParquetFile:
         try:
-            opened = pq.ParquetFile(pa.BufferReader(self._bytes()), page_checksum_verification=True)
+            opened = pq.ParquetFile(pa.BufferReader(self._bytes), page_checksum_verification=True)
         except pa.ArrowException as error:
             raise self._foreign(first_line(error)) from error
         names = opened.schema_arrow.names

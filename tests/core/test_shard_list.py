@@ -85,6 +85,18 @@ def test_a_shard_takes_a_hundred_bytes_on_disk_and_a_record_none(tmp_path: Path)
     assert peak < listed.path.stat().st_size + 3_000 * shard_list.ROWS  # those of a row group, and the file itself
 
 
+def test_the_file_is_read_once(tmp_path: Path) -> None:
+    """What was read and hashed is not read again: the list stays as it was, whatever becomes of its file."""
+    listed = ShardList.of(shards(3), tmp_path).save(tmp_path)
+    rows = listed.rows("sites")
+    listed.path.unlink()
+    assert rows == [done.files["sites"].rows for done in shards(3)] == listed.rows("sites")
+    assert list(listed.completions()) == list(shards(3))
+    assert len(listed.files("sites")) == len(list(listed.sizes())) == listed.summary().shards == 3
+    with pytest.raises(IntegrityError, match="the list of shards is missing"):
+        ShardList(listed.path, listed.sha256).rows("sites")
+
+
 @pytest.mark.parametrize("what", ["no table", "another column", "half a file", "another type"])
 def test_a_foreign_table_is_no_list(tmp_path: Path, what: str) -> None:
     listed = ShardList.of(shards(2), tmp_path)
