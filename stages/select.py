@@ -31,6 +31,7 @@ from pipeline.corpus.dedup.assignment import CUTS, cuts, read_codes
 from pipeline.corpus.dedup.candidates import mapped
 from pipeline.selection.corpus_rules import CANDIDATES, count_left, decisions, needs_corpus_pass
 from pipeline.selection.positions import DOCUMENT_COLUMNS, SCORE_TABLE_COLUMNS
+from pipeline.selection.proxy_measures import entropy_spread, quantile
 from pipeline.selection.sites import check_columns_exist, rule_expression, select_sites, sites_schema
 
 VERSION = 7
@@ -161,16 +162,20 @@ def _flagged(shard: Shard) -> frozenset[str]:
 
 def _nothing_selected(config: SelectConfig, scores: Record) -> UserError:
     """Return the error for an empty selection; its hint states the spread of entropy and the fields."""
-    tables = [read_table(file, ["split", "field", "entropy"]) for file in scores.files("scores")]
-    lists = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables))).filter(pl.col("split") == "train")
-    scored = lists.explode("field", "entropy").drop_nulls("entropy")
-    exceeded = [f"{name} {scored['entropy'].quantile(q) or 0:.2f}" for name, q in _QUANTILES.items()]
-    fields = ", ".join(repr(name) for name in sorted(scored["field"].unique()))
+    files = scores.files("scores")
+    looked = files[:: -(-len(files) // LOOKED_AT)] if files else []
+    count_H, fields = entropy_spread(looked)
+    exceeded = [f"{name} {quantile(count_H, share):.2f}" for name, share in _QUANTILES.items()]
+    among = f" in {len(looked)} of {len(files):,} shards" if len(looked) < len(files) else ""
     return UserError(
         "`select.where` selects no training position",
         where=config.where,
-        hint=f"of {scored.height:,} scored ones, entropy exceeds {', '.join(exceeded)}; fields: {fields}",
+        hint=f"of {count_H.sum():,} scored ones{among}, entropy exceeds {', '.join(exceeded)}; "
+        f"fields: {', '.join(map(repr, sorted(fields)))}",
     )
 
 
 _QUANTILES = {"in half": 0.5, "in 1 of 10": 0.9, "in 1 of 100": 0.99}
+
+LOOKED_AT = 64
+"""Most shards, spread over the corpus, whose scores are read to say what a rule could have selected."""

@@ -15,6 +15,8 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.core.artifact import InputFile
+from pipeline.core.parquet import read_table
 from pipeline.core.random_keys import random_key
 from pipeline.scoring.baselines import bigram_nats, unigram_nats, zlib_bits_per_byte
 
@@ -119,6 +121,36 @@ def bits_per_byte(sampled: pa.Table) -> dict[str, Any]:
     }
     bits = {name: round(value / math.log(2) / size, 4) for name, value in nats.items()}
     return found | bits | {"zlib": round(zlib_bits_per_byte(frame["text"].to_list()), 4)}
+
+
+def entropy_spread(files: Sequence[InputFile]) -> tuple[NDArray[np.int64], set[str]]:
+    """Return the scored training positions by hundredths of a nat of entropy [H], and the fields that they are in.
+
+    Memory holds one file at a time.
+
+    Args:
+        files: tables of scores.
+    """
+    count_H, fields = np.zeros(1, np.int64), set[str]()
+    for file in files:
+        lists = pl.DataFrame(pl.from_arrow(read_table(file, ["split", "field", "entropy"])))
+        scored = lists.filter(pl.col("split") == "train").explode("field", "entropy").drop_nulls("entropy")
+        entropy_P = scored["entropy"].to_numpy().astype(np.float64)
+        here_H = np.bincount(np.rint(100 * entropy_P[np.isfinite(entropy_P)]).astype(np.int64), minlength=len(count_H))
+        here_H[: len(count_H)] += count_H
+        count_H = here_H
+        fields.update(scored["field"].unique().to_list())
+    return count_H, fields
+
+
+def quantile(count_H: NDArray[np.int64], share: float) -> float:
+    """Return the entropy, to a hundredth of a nat, that `share` of the positions do not exceed; 0 if there are none.
+
+    Example:
+        >>> quantile(np.array([0, 5, 0, 4, 1]), 0.5), quantile(np.array([0, 5, 0, 4, 1]), 0.9)
+        (0.01, 0.03)
+    """
+    return float(np.searchsorted(np.cumsum(count_H), share * count_H.sum())) / 100
 
 
 def _flat(scores: pa.Table, column: str) -> NDArray[np.float64]:

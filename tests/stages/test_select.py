@@ -202,6 +202,16 @@ def test_selecting_nothing_says_what_there_is(tmp_path: Path) -> None:
         assert "fields: 'problem', 'solution'" in message
 
 
+def test_of_many_shards_some_tell_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory and time do not grow with the corpus: of 60 shards of a document each every ninth is read."""
+    monkeypatch.setattr("stages.select.LOOKED_AT", 7)
+    scores = tables()[1].to_pylist()[::9]
+    looked = [row for row in scores if row["split"] == "train"]
+    positions = sum(value is not None for row in looked for value in row["entropy"])
+    with pytest.raises(UserError, match=f"of {positions:,} scored ones in 7 of 60 shards, entropy exceeds in half 1"):
+        run(tmp_path, per_shard=1, where="entropy > 9")
+
+
 def test_scores_of_nothing_say_so(tmp_path: Path) -> None:
     documents = documents_of(["ab"])
     ingested = publish_tables(tmp_path, "ingest", [{"documents": documents}])
