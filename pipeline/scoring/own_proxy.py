@@ -1,6 +1,6 @@
 """Makes a proxy from the corpus itself: the output `proxy`, and what comes before it.
 
-    tokenizer   a sample of the documents   → `tokenizer`, a folder (counts only)
+    tokenizer   a sample of the documents   → `tokenizer`, a folder (counts only); of a large corpus, from some shards
     tokens      a shard of the documents    → `tokens`, the training split as token ids (counts only)
     proxy       all of it                   → `model`, a folder: one per fold, the count tables, or both
 
@@ -26,6 +26,7 @@ from pipeline.core.artifact import Counters, InputFile, Record, Shard
 from pipeline.core.executor import Executor
 from pipeline.core.parquet import read_table
 from pipeline.core.progress import log
+from pipeline.core.random_keys import random_key
 from pipeline.core.stage import Stage, run_stage
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.count_ngrams import count
@@ -39,14 +40,20 @@ VERSION = 4
 TEXTS = 1000
 """Documents that are tokenized at once."""
 
+READ_FOR_SAMPLE = 8
+"""Stored bytes of documents that are read for each byte of a sample: a larger corpus is not read as a whole."""
+
 
 def make_proxy(proxy: ProxyConfig, documents: Record, *, work: Path, executor: Executor) -> Record:
     """Return the output `proxy` of the documents, made if it is not there."""
     config, inputs = proxy.made_here, {"documents": documents.text_content}
     assert config is not None
-    files = {f"documents-{i}": file for i, file in enumerate(documents.files("documents"))}
     train = proxy.auto.train if proxy.auto else proxy.train
     counts = proxy.auto.count if proxy.auto else proxy.count
+    files: dict[str, InputFile] = {}
+    if train:
+        files, sampled = _sampled(documents, train.sample_bytes, train.seed)
+        inputs |= sampled
     shards = [Shard(fold, files, {"fold": fold}) for fold in range(train.folds if train else 0)]
     if counts:
         tokens, tokenizer = _tokens(counts, documents, work=work, executor=executor)
@@ -96,6 +103,21 @@ def chosen(proxy: ProxyConfig, made: Record) -> list[InputFile]:
     return made.files("model")[:-1] if theirs < bits else made.files("model")[-1:]
 
 
+def _sampled(documents: Record, sample_bytes: int, seed: int) -> tuple[dict[str, InputFile], dict[str, str]]:
+    """Return the files that a sample of the documents is drawn from, and what that adds to a fingerprint.
+
+    These are all of them, which adds nothing, or of a large corpus as many as have `READ_FOR_SAMPLE` times the bytes,
+    drawn by a hash of (seed, shard).
+    """
+    files = documents.files("documents")
+    stored = documents.summary.tables["documents"]
+    count = -(-READ_FOR_SAMPLE * sample_bytes * len(files) // max(stored.bytes, 1))
+    if count >= len(files):
+        return {f"documents-{i}": file for i, file in enumerate(files)}, {}
+    drawn = sorted(sorted(range(len(files)), key=partial(random_key, "sampled shards", seed))[:count])
+    return {f"documents-{i}": files[i] for i in drawn}, {"sampled_shards": f"{count} of {len(files)}"}
+
+
 def _documents(source: Shard) -> list[InputFile]:
     return [file for name, file in source.files.items() if name.startswith("documents-")]
 
@@ -131,14 +153,14 @@ class TokensConfig(Config):
 
 def _tokens(config: CountProxyConfig, documents: Record, *, work: Path, executor: Executor) -> tuple[Record, InputFile]:
     """Return the output `tokens` of the documents, and the tokenizer that was fitted for it."""
-    files = documents.files("documents")
     settings = TokensConfig(vocab_size=config.vocab_size, sample_bytes=config.sample_bytes, seed=config.seed)
     inputs = {"documents": documents.text_content}
-    whole = [Shard(0, {f"documents-{i}": file for i, file in enumerate(files)}, {})]
-    fitted = run_stage(TOKENIZER, settings, whole, inputs, work, executor)
+    some, sampled = _sampled(documents, config.sample_bytes, config.seed)
+    fitted = run_stage(TOKENIZER, settings, [Shard(0, some, {})], inputs | sampled, work, executor)
     (tokenizer,) = fitted.files("tokenizer")
     inputs |= {"tokenizer": fitted.content}
-    shards = [Shard(i, {"documents": file, "tokenizer": tokenizer}, {}) for i, file in enumerate(files)]
+    files = enumerate(documents.files("documents"))
+    shards = [Shard(i, {"documents": file, "tokenizer": tokenizer}, {}) for i, file in files]
     return run_stage(TOKENS, settings, shards, inputs, work, executor), tokenizer
 
 

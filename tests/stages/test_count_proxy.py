@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
-from pipeline.core.artifact import Record, current_record
+from pipeline.core.artifact import Record, Shard, current_record
 from pipeline.core.shard_list import ShardList
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.corpus.documents import DOCUMENTS
@@ -68,6 +70,23 @@ def test_a_finished_count_is_not_repeated(tmp_path: Path) -> None:
     assert {folder: folder.stat().st_mtime_ns for folder in made.values()} == before
 
 
+@pytest.mark.parametrize("stage", ["tokenizer", "proxy"])
+def test_of_a_large_corpus_the_sample_is_drawn_from_some_shards(stage: str, tmp_path: Path) -> None:
+    """Forty shards of some kB of documents: a sample of 1,000 bytes is drawn from few of them, always the same ones."""
+    documents = ingested(tmp_path, TEXTS[:40], 1)
+    least = COUNT | {"sample_bytes": 1000} if stage == "tokenizer" else TINY | {"sample_bytes": 1000, "folds": 1}
+    settings = manifest({"count" if stage == "tokenizer" else "train": least})
+    executor = Watched()
+    score(settings, documents, work=tmp_path, executor=executor)
+    (shard,) = executor.shards[stage]
+    assert 2 <= len(shard.files) < 20
+    record = current_record(tmp_path, stage)
+    assert record.inputs["sampled_shards"] == f"{len(shard.files)} of 40"
+    whole = score(manifest({"count": COUNT}), documents, work=tmp_path, executor=executor)
+    assert "sampled_shards" not in current_record(tmp_path, "tokenizer").inputs
+    assert len(executor.shards["tokenizer"][0].files) == 40 and whole.counters["documents"] == 40
+
+
 def test_nothing_to_count_is_an_error(tmp_path: Path) -> None:
     table = documents_of(TEXTS[:3], ["validation"] * 3)
     fields = pa.array([[]] * 3, DOCUMENTS.field("fields").type)
@@ -75,6 +94,21 @@ def test_nothing_to_count_is_an_error(tmp_path: Path) -> None:
     documents = publish_tables(tmp_path, "ingest", [{"documents": shard} for shard in cut(table, 3)])
     with pytest.raises(UserError, match="no training document can be counted"):
         score(manifest({"count": COUNT}), documents, work=tmp_path, executor=InProcess())
+
+
+TINY = {"vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "context": 32, "batch_tokens": 256,
+        "max_steps": 2}  # fmt: skip
+
+
+class Watched(InProcess):
+    """Keeps the shards that each stage was given."""
+
+    def __init__(self) -> None:
+        self.shards: dict[str, list[Shard]] = {}
+
+    def map(self, function: Any, items: Sequence[Any], **how: Any) -> Iterator[Any]:
+        self.shards[function.args[0].name] = list(items)
+        return super().map(function, items)
 
 
 AUTO_TRAIN = {"folds": 2, "vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "context": 32,
