@@ -54,77 +54,85 @@ class ScoredDocument:
 
 
 def scores_table(documents: Sequence[ScoredDocument], *, min_context_tokens: int, with_top: bool) -> pa.Table:
-    """Return rows of the scores table; positions with fewer than `min_context_tokens` tokens before them are null."""
-    sizes = [len(d.token_ids) for d in documents]
-    # Row t of a document's scores belongs to position t+1, because position 0 has no scores.
-    null = _concatenate([np.arange(n) < min_context_tokens for n in sizes], bool)
+    """Return rows of the scores table; positions with fewer than `min_context_tokens` tokens before them are null.
 
-    def positions(name: str) -> NDArray[Any]:
-        parts = [np.concatenate([np.zeros(min(1, n)), _array(d, name)]) for d, n in zip(documents, sizes, strict=True)]
-        return _concatenate(parts, np.float64)
+    Columns are made of all documents at once: a short document costs microseconds, not a numpy call per column.
+    """
+    size_D = np.array([len(document.token_ids) for document in documents], np.int64)
+    place_P = np.arange(size_D.sum()) - np.repeat(np.cumsum(size_D) - size_D, size_D)
+    null_P, scored_P = place_P < min_context_tokens, place_P > 0
 
-    columns: dict[str, pa.Array] = {
-        "token_ids": pa.array(_concatenate([d.token_ids for d in documents], np.int32)),
-        "token_ends": pa.array(_concatenate([d.token_ends for d in documents], np.int32)),
-        "field": pa.array([name for d in documents for name in token_fields(d.token_ends, d.fields)], pa.string()),
+    def column(name: str, of: Sequence[PositionScores], per_position: int = 1) -> pa.Array:
+        """Return a score of all positions; those at place 0 have none, which is null."""
+        kind = _kind(name)
+        values_PK = np.zeros((len(place_P), per_position), kind.to_pandas_dtype())
+        if of:
+            values_PK[scored_P] = np.concatenate([getattr(s, name).numpy().reshape(-1, per_position) for s in of])
+        return pa.array(values_PK.ravel(), kind, mask=np.repeat(null_P, per_position))
+
+    own = [document.scores for document in documents]
+    ends_D, fields_D = [document.token_ends for document in documents], [document.fields for document in documents]
+    columns = {
+        "token_ids": pa.array(_concatenate([document.token_ids for document in documents], np.int32)),
+        "token_ends": pa.array(_concatenate(ends_D, np.int32)),
+        "field": token_fields(ends_D, fields_D),
+        **{name: column(name, own) for name in ("entropy", "entropy_partial", "nll", "rank")},
+        "reference_nll": pa.nulls(len(place_P), pa.float32()),
     }
-    for name in ("entropy", "entropy_partial", "nll", "rank"):
-        kind = _POSITIONS[name]
-        columns[name] = pa.array(positions(name).astype(kind.to_pandas_dtype()), kind, mask=null)
-    columns["reference_nll"] = _reference_nll(documents, null)
-    lists = {name: _lists(values, sizes) for name, values in columns.items()}
-    schema = SCORES
+    reference = [document.reference for document in documents if document.reference is not None]
+    if len(reference) == len(documents):
+        columns["reference_nll"] = column("nll", reference)
+    lists = {name: _lists(values, size_D) for name, values in columns.items()}
     if with_top:
-        schema = SCORES_WITH_TOP
-        K = next((d.scores.top_ids.shape[1] for d in documents), 0)
-        for name in ("top_ids", "top_logprobs"):
-            kind = schema.field(name).type.value_type
-            values = _concatenate(
-                [_with_first(d, name, n, K) for d, n in zip(documents, sizes, strict=True)], np.float64
-            )
-            flat = pa.array(values.astype(kind.to_pandas_dtype()), kind, mask=np.repeat(null, K))
-            lists[name] = _lists(flat, [n * K for n in sizes])
+        K = next((scores.top_ids.shape[1] for scores in own), 0)
+        lists |= {name: _lists(column(name, own, K), size_D * K) for name in ("top_ids", "top_logprobs")}
     ids = [pa.array([d.doc_id for d in documents]), pa.array([d.split for d in documents])]
-    return pa.Table.from_arrays([*ids, *lists.values()], schema=schema)
+    return pa.Table.from_arrays([*ids, *lists.values()], schema=SCORES_WITH_TOP if with_top else SCORES)
 
 
-def _reference_nll(documents: Sequence[ScoredDocument], null: NDArray[np.bool_]) -> pa.Array:
-    """Return the reference model's nll of every position; all null without a reference model."""
-    if any(d.reference is None for d in documents):
-        return pa.nulls(len(null), pa.float32())
-    parts = [
-        np.concatenate([np.zeros(min(1, len(d.token_ids))), d.reference.nll.numpy()]) for d in documents if d.reference
-    ]
-    return pa.array(_concatenate(parts, np.float32), mask=null)
+def token_fields(ends_D: Sequence[NDArray[np.integer]], fields_D: Sequence[Sequence[Mapping[str, Any]]]) -> pa.Array:
+    """Return for every token of all documents the column that its first byte lies in; "" for the template's own text.
 
-
-def token_fields(ends_T: NDArray[np.int64], fields: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return for every token the column that its first byte lies in; "" for the template's own text.
+    Args:
+        ends_D: each document's token ends, in bytes.
+        fields_D: the documents table's `fields` of each.
 
     Example:
-        >>> token_fields(np.array([3, 5, 9]), [{"name": "problem", "start": 3, "end": 5}])
+        >>> token_fields([np.array([3, 5, 9])], [[{"name": "problem", "start": 3, "end": 5}]]).to_pylist()
         ['', 'problem', '']
     """
-    spans = sorted((f["start"], f["end"], f["name"]) for f in fields if f["start"] < f["end"])
-    starts_T = np.concatenate([[0], ends_T])[:-1]
-    names = np.array(["", *(name for _, _, name in spans)], dtype=object)
-    span_T = np.searchsorted([start for start, _, _ in spans], starts_T, side="right")
-    span_ends = np.array([0, *(end for _, end, _ in spans)])
-    return list(names[np.where(starts_T < span_ends[span_T], span_T, 0)])
+    size_D = np.array([len(ends) for ends in ends_D], np.int64)
+    first_D = np.cumsum(size_D) - size_D
+    end_P = _concatenate(ends_D, np.int64)
+    start_P = np.concatenate([[0], end_P])[:-1]
+    start_P[first_D[size_D > 0]] = 0
+    # The documents' bytes lie end to end, each at its `base`, so that one search finds the spans of all tokens.
+    last_D = np.where(size_D > 0, np.append(end_P, 0)[first_D + size_D - 1], 0)
+    base_D = np.cumsum(last_D) - last_D
+    spans = sorted(
+        (base + field["start"], base + field["end"], field["name"], base + last)
+        for base, last, fields in zip(base_D.tolist(), last_D.tolist(), fields_D, strict=True)
+        for field in fields
+        if field["start"] < min(field["end"], last)
+    )
+    names = ["", *dict.fromkeys(name for _, _, name, _ in spans)]
+    number = {name: n for n, name in enumerate(names)}
+    span_start_S = np.array([start for start, _, _, _ in spans], np.int64)
+    span_end_S = np.array([0, *(min(end, last) for _, end, _, last in spans)], np.int64)
+    name_S = np.array([0, *(number[name] for _, _, name, _ in spans)], np.int64)
+    start_P = start_P + np.repeat(base_D, size_D)
+    span_P = np.searchsorted(span_start_S, start_P, side="right")
+    return pa.array(names, pa.string()).take(pa.array(np.where(start_P < span_end_S[span_P], name_S[span_P], 0)))
 
 
-def _array(document: ScoredDocument, name: str) -> NDArray[Any]:
-    return getattr(document.scores, name).numpy()
-
-
-def _with_first(document: ScoredDocument, name: str, tokens: int, K: int) -> NDArray[Any]:
-    """Return the top-k values [T·K] of positions 0 … T−1; those of position 0 are zeros."""
-    return np.concatenate([np.zeros(min(1, tokens) * K), _array(document, name).reshape(-1)])
+def _kind(name: str) -> pa.DataType:
+    kind: pa.DataType = SCORES_WITH_TOP.field(name).type.value_type
+    return kind
 
 
 def _concatenate(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
 
 
-def _lists(values: pa.Array, sizes: Sequence[int]) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32()), values)
+def _lists(values: pa.Array, size_D: NDArray[np.int64]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(size_D)]), pa.int32()), values)

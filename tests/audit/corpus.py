@@ -172,7 +172,7 @@ def _scored(row: dict[str, Any], tokenizer: CorpusTokenizer) -> dict[str, Any]:
         "split": row["split"],
         "token_ids": ids,
         "token_ends": ends,
-        "field": token_fields(ends, row["fields"]),
+        "field": token_fields([ends], [row["fields"]]).to_pylist(),
         "entropy": entropy,
         "entropy_partial": [None if e is None else 0.9 * e for e in entropy],
         "nll": [None if e is None else e * rng.random() * 2 for e in entropy],
