@@ -91,7 +91,7 @@ def main() -> None:
 
 def build(work: Path, positions: int) -> dict[str, Any]:
     """Documents, scores, selection and index under `work`; how long each took, and how much disk."""
-    from commands.browse import open_library
+    from commands.inspect.browse import open_library
     from stages.score import ScoreStageConfig
     from stages.select import select
 
@@ -215,8 +215,8 @@ def make_scores(config: Config, shard: Shard, out: Path) -> Counters:
 
 def serve(work: Path) -> None:
     """The server's process: on any free port, which it prints."""
-    from commands.browse import open_library
-    from commands.browse import serve as serve_library
+    from commands.inspect.browse import open_library
+    from commands.inspect.browse import serve as serve_library
 
     serve_library(open_library(MANIFEST, work=work, executor=LocalExecutor()), 0)
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from commands.doctor import SHOWN, version
+from commands.maintenance.doctor import SHOWN, version
 from pipeline.core.hardware import GPU_UNUSED, gpus, torch_device
 
 ROOT = Path(__file__).parent.parent

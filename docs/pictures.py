@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
-from commands.board import opened  # noqa: E402
-from commands.browse import open_library  # noqa: E402
+from commands.inspect.board import opened  # noqa: E402
+from commands.inspect.browse import open_library  # noqa: E402
 from pipeline.audit.board.app import create_board  # noqa: E402
 from pipeline.audit.browse.app_state import AppState  # noqa: E402
 from pipeline.audit.browse.listening import listening, server  # noqa: E402

@@ -292,8 +292,8 @@ def plan(
 
         rpt plan recipes/demo.yaml --set sites.by=foretold --run runs/foretold
     """
-    from commands.plan import plan as estimate
-    from commands.plan_tables import tables
+    from commands.plan.estimate import plan as estimate
+    from commands.plan.tables import tables
 
     found = estimate(
         manifest,

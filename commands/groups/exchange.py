@@ -46,7 +46,7 @@ def export(
 
         rpt export trl data_manifests/demo.yaml --out exports/demo-gated --recipe recipes/demo.yaml --gate runs/demo
     """
-    from commands.export import export as write
+    from commands.exchange.export import export as write
     from pipeline.config.task import TaskConfig
     from pipeline.core.workspace import own_record, with_policy_tokenizer
     from pipeline.export.gate_files import read_gate
@@ -77,7 +77,7 @@ def push(
 
         rpt push data_manifests/demo.yaml /mnt/shared/demo-sites
     """
-    from commands.push import push as put
+    from commands.exchange.push import push as put
 
     put(read_manifest(manifest, overrides), remote, work=work)
 
@@ -94,6 +94,6 @@ def pull(
 
         rpt pull hf://datasets/owner/demo-sites
     """
-    from commands.pull import pull as fetch
+    from commands.exchange.pull import pull as fetch
 
     print(fetch(remote, work=work, revision=revision))

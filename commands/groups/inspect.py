@@ -54,8 +54,8 @@ def audit(
 
         rpt audit data_manifests/demo.yaml --compare data_manifests/other.yaml
     """
-    from commands.audit import audit as write_report
-    from commands.audit import compare as write_comparison
+    from commands.inspect.audit import audit as write_report
+    from commands.inspect.audit import compare as write_comparison
 
     read = read_manifest(manifest, overrides)
     print(write_report(read, work=work, out=out), flush=True)
@@ -91,7 +91,7 @@ def browse(
 
         rpt browse data_manifests/omnimath.yaml --port 0
     """
-    from commands.browse import open_library, serve
+    from commands.inspect.browse import open_library, serve
     from pipeline.core.executor import LocalExecutor
 
     read, with_prompts = read_manifest(manifest, overrides), read_recipe(recipe) if recipe else None
@@ -123,7 +123,7 @@ def board(
 
         rpt board runs/demo --html demo.html
     """
-    from commands.board import export, opened, serve
+    from commands.inspect.board import export, opened, serve
 
     if html:
         export(opened(runs), html)
@@ -148,8 +148,8 @@ def show(
 
         rpt show demo 00d65ad28a2b24fcd7a6e12b7ab5a2c4 --recipe recipes/demo.yaml
     """
-    from commands.show import show as look
-    from commands.show import tables
+    from commands.inspect.show import show as look
+    from commands.inspect.show import tables
 
     with_prompt = read_recipe(recipe) if recipe else None
     read = read_manifest(manifest, overrides)
@@ -168,8 +168,8 @@ def stats(
 
         rpt stats data_manifests/demo.yaml --set select.where="entropy > 1.5" --json
     """
-    from commands.stats import stats as count
-    from commands.stats import tables
+    from commands.inspect.stats import stats as count
+    from commands.inspect.stats import tables
 
     report(count(read_manifest(manifest, overrides), work=work), tables, as_json)
 
@@ -191,8 +191,8 @@ def trace(
 
         rpt trace demo work/demo/materialize/a5d7186ded6a/train-00000.0b3a7f6c2d1e.parquet:17
     """
-    from commands.trace import tables
-    from commands.trace import trace as follow
+    from commands.inspect.trace import tables
+    from commands.inspect.trace import trace as follow
 
     found = follow(read_manifest(manifest, overrides), place, work=work, source=source)
     report(found, tables, as_json)

@@ -47,8 +47,8 @@ def status(
 
         rpt status data_manifests/demo.yaml --set select.where="entropy > 1.5" --json
     """
-    from commands.status import list_all, tables, tables_of_all
-    from commands.status import status as look
+    from commands.maintenance.status import list_all, tables, tables_of_all
+    from commands.maintenance.status import status as look
     from pipeline.scoring import own_proxy
     from stages import ingest, materialize, score, select
 
@@ -84,7 +84,7 @@ def clean(
 
         rpt clean data_manifests/demo.yaml --yes
     """
-    from commands.clean import remove, tables, waste
+    from commands.maintenance.clean import remove, tables, waste
 
     wasted = waste(read_manifest(manifest), work=work, runs=runs)
     found = [{"path": str(item.path), "bytes": item.bytes, "why": item.why} for item in wasted]
@@ -113,8 +113,8 @@ def doctor(
 
         rpt doctor --policy demo/policy
     """
-    from commands.doctor import doctor as examine
-    from commands.doctor import tables
+    from commands.maintenance.doctor import doctor as examine
+    from commands.maintenance.doctor import tables
 
     found = examine(work, policy)
     report(found, tables, as_json)
@@ -137,8 +137,8 @@ def verify(
 
         rpt verify runs/demo
     """
-    from commands.verify import tables, tables_of_run, verify_run
-    from commands.verify import verify as check
+    from commands.maintenance.verify import tables, tables_of_run, verify_run
+    from commands.maintenance.verify import verify as check
 
     if (manifest / "run.json").is_file() or (manifest / "checkpoints").is_dir():
         found = verify_run(manifest)

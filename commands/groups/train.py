@@ -79,7 +79,7 @@ def train(
 
         rpt train recipes/demo.yaml --write-spec runs/demo.json && deepspeed --module stages.train runs/demo.json
     """
-    from commands.board import beside_training
+    from commands.inspect.board import beside_training
     from pipeline.core.workspace import own_record
     from stages.train import TrainSpec
 

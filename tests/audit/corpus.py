@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from commands.audit import audit, compare
+from commands.inspect.audit import audit, compare
 from pipeline.audit.lineage import Lineage, lineage_of
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Counters, Record, Shard, write_pointer

@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from commands.audit import audit, compare
+from commands.inspect.audit import audit, compare
 from pipeline.audit.compare import EXAMPLES, OUTCOMES
 from pipeline.audit.compare import compare as compare_lineages
 from pipeline.audit.decisions import SPLITS

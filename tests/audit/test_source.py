@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.verify import verify
+from commands.maintenance.verify import verify
 from pipeline.audit.source import CHANGED, GONE, source_damage
 from tests.corpus.corpora import jsonl, manifest, run
 

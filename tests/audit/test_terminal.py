@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from commands import show as show_page
-from commands import stats as stats_page
-from commands import trace as trace_page
-from commands import verify as verify_page
 from commands.cli import app
+from commands.inspect import show as show_page
+from commands.inspect import stats as stats_page
+from commands.inspect import trace as trace_page
+from commands.maintenance import verify as verify_page
 from pipeline.audit.decisions import decisions, shards
 from pipeline.audit.lineage import check_columns
 from pipeline.audit.stats import QUANTILES

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from commands.browse import open_library, serve
+from commands.inspect.browse import open_library, serve
 from pipeline.config.manifest import Manifest
 from tests.stages.published import InProcess
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from commands.browse import open_library
+from commands.inspect.browse import open_library
 from pipeline.audit.browse.app_state import AppState
 from pipeline.audit.browse.listening import server
 from pipeline.audit.browse.server import create_app

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from commands.board import export
+from commands.inspect.board import export
 from pipeline.audit.board.run import open_runs
 from tests.browser.board_run import (
     HOSTILE_NAME,

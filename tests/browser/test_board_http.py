@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from commands.board import beside_training, opened
+from commands.inspect.board import beside_training, opened
 from pipeline.audit.board.app import create_board
 from pipeline.audit.board.run import Run
 from pipeline.audit.browse.listening import listening, server

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import pipeline.audit.browse.compare as compare_module
 import pipeline.audit.browse.documents as documents_module
-from commands.browse import open_library
+from commands.inspect.browse import open_library
 from pipeline.audit.browse.column_index import ColumnIndex, Slices
 from pipeline.audit.browse.compare import MIN_SHARDS, Count, _margin, compare
 from pipeline.audit.browse.documents import Filter

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commands import doctor
+from commands.maintenance import doctor
 from pipeline.core.artifact import content_hash
 from pipeline.core.completion import read_completion
 from pipeline.core.workspace import outputs

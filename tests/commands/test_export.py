@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from commands.export import export
+from commands.exchange.export import export
 from pipeline.config.errors import IntegrityError, UserError
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest

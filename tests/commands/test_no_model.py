@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from commands.groups.data import run_data
-from commands.plan import plan
-from commands.show import show
-from commands.trace import trace
+from commands.inspect.show import show
+from commands.inspect.trace import trace
+from commands.plan.estimate import plan
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest
 from pipeline.core.parquet import read_table
@@ -31,7 +31,7 @@ def test_the_policys_tokenizer_may_be_that_of_the_proxy_made_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: dict[str, Any]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("commands.plan.TRY_SECONDS", 600.0)
+    monkeypatch.setattr("commands.plan.estimate.TRY_SECONDS", 600.0)
     path = corpus(tmp_path, proxy)
     tree = yaml.safe_load(path.read_text())
     tree["materialize"] = {"policy_tokenizer": "proxy"}

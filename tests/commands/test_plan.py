@@ -14,9 +14,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from commands.plan import plan
-from commands.plan_check import made_by_run
-from commands.plan_tables import tables
+from commands.plan.check import made_by_run
+from commands.plan.estimate import plan
+from commands.plan.tables import tables
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
 from pipeline.config.selection import SelectConfig
@@ -35,7 +35,7 @@ TRAIN = {"folds": 2, "vocab_size": 300, "hidden_size": 32, "layers": 1, "heads":
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers score all of their sample, however busy the machine is."""
-    monkeypatch.setattr("commands.plan.TRY_SECONDS", math.inf)
+    monkeypatch.setattr("commands.plan.estimate.TRY_SECONDS", math.inf)
 
 
 def corpus(folder: Path, proxy: dict[str, Any]) -> Path:
@@ -137,7 +137,7 @@ PASSES = ("read", "assign", "ingest")
 def test_the_tokens_of_a_corpus_that_was_read_whole_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.plan.SAMPLE", 20)
+    monkeypatch.setattr("commands.plan.estimate.SAMPLE", 20)
     save(tmp_path / "proxy", qwen(300))
     path = corpus(tmp_path, {"model": str(tmp_path / "proxy")})
     found = plan(path, workers=1)

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from commands.pull import pull
-from commands.push import assemble, push
+from commands.exchange.pull import pull
+from commands.exchange.push import assemble, push
 from pipeline.audit.lineage import lineage_of
 from pipeline.audit.verify import verify
 from pipeline.config.errors import IntegrityError, UserError

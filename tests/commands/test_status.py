@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from commands.clean import remove, waste
-from commands.status import list_all, status, tables_of_all
+from commands.maintenance.clean import remove, waste
+from commands.maintenance.status import list_all, status, tables_of_all
 from pipeline.config.base import Config
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Counters, Record, Shard, seal_record, write_pointer

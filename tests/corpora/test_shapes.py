@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands.trace import trace
+from commands.inspect.trace import trace
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Record

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from commands.browse import open_library
+from commands.inspect.browse import open_library
 from pipeline.audit.browse.found import Narrowed
 from pipeline.audit.browse.index import COLUMNS
 from pipeline.config.base import Config

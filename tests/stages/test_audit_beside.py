@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from commands.audit import audit
-from commands.verify import verify
+from commands.inspect.audit import audit
+from commands.maintenance.verify import verify
 from pipeline.core.workspace import states
 from tests.stages.test_shared_name import VERSIONS, Two, built, documents, two
 

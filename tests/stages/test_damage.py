@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from commands.groups.data import run_data
-from commands.verify import verify_run
+from commands.maintenance.verify import verify_run
 from pipeline.audit.browse.column_index import ColumnIndex
 from pipeline.audit.browse.index import index
 from pipeline.audit.verify import verify

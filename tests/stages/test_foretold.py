@@ -10,8 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from commands.plan import plan
-from commands.plan_tables import tables
+from commands.plan.estimate import plan
+from commands.plan.tables import tables
 from pipeline.evaluation.foretold import forecasts_of, sentence
 from pipeline.grpo.run.run_folder import latest_checkpoint, read_state
 from tests.grpo.colours import metrics_of

@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 import yaml
 
-from commands.audit import audit
-from commands.export import export
+from commands.exchange.export import export
+from commands.exchange.pull import pull
+from commands.exchange.push import push
 from commands.groups.data import run_data
-from commands.pull import pull
-from commands.push import push
-from commands.stats import stats, tables
+from commands.inspect.audit import audit
+from commands.inspect.stats import stats, tables
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest, ProxyConfig

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from commands.audit import audit
-from commands.clean import remove, waste
 from commands.cli import app
 from commands.groups.data import run_data
-from commands.stats import stats
-from commands.verify import verify
+from commands.inspect.audit import audit
+from commands.inspect.stats import stats
+from commands.maintenance.clean import remove, waste
+from commands.maintenance.verify import verify
 from pipeline.audit.lineage import lineage_of
 from pipeline.config.errors import UserError
 from pipeline.config.manifest import Manifest

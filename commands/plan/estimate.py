@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from commands.crew import Crew, Team
-from commands.plan_check import made_by_run
+from commands.plan.check import made_by_run
+from commands.plan.crew import Crew, Team
 from pipeline.config import resources
 from pipeline.config.errors import UserError
 from pipeline.config.loading import load

@@ -1,0 +1,1 @@
+"""The commands that report on artifacts and on the machine, check, and clean up."""

@@ -1,0 +1,1 @@
+"""`rpt plan`: what a manifest or a recipe will cost."""
