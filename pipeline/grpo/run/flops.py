@@ -15,7 +15,6 @@ memory, evaluations, the probe before the first step.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.errors import UserError
 from pipeline.config.recipe import Recipe
 from pipeline.config.task import READING_REWARDS
+from pipeline.grpo.run.metrics import read_metrics
 
 if TYPE_CHECKING:
     from pipeline.grpo.rollout.rollouts import Rollout
@@ -172,8 +172,7 @@ def flops_of(run: Path) -> float:
         UserError: there is no run, or one whose compute was not counted.
     """
     path = run / "metrics.jsonl"
-    rows = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    last = json.loads(rows[-1]) if rows else {}
-    if "compute/flops" not in last:
+    rows = read_metrics(path) if path.is_file() else []
+    if not rows or "compute/flops" not in rows[-1]:
         raise UserError("no run whose compute was counted", where=path, hint="give the folder of a run of `rpt`")
-    return float(last["compute/flops"])
+    return float(rows[-1]["compute/flops"])

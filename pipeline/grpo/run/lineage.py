@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.grpo.run.metrics import read_metrics
+
 
 def origin_of(policy: Path) -> dict[str, Any] | None:
     """Return what is known of the run that trained a policy; None if none of ours did.
@@ -24,7 +26,7 @@ def origin_of(policy: Path) -> dict[str, Any] | None:
     run = policy.parent
     try:
         about = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = read_metrics(run / "metrics.jsonl")
         examples = sum(row.get("examples", 0) for row in rows)
         return {
             "command": about["command"],

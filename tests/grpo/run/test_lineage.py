@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.errors import UserError
+from pipeline.grpo.run.flops import flops_of
 from pipeline.grpo.run.lineage import described, origin_of
+from pipeline.grpo.run.metrics import read_metrics
 
 BASE = {"model": "some/base", "revision": None, "digest": "d", "read_from": "/base"}
 
@@ -38,6 +41,19 @@ def test_a_policy_of_a_run_is_known_with_its_cost(tmp_path: Path) -> None:
         "seconds": 3.5,
     }
     assert described(found) == f"rpt warmup: 12 examples, 90 tokens learned, 2.00e+09 FLOPs  {tmp_path / 'w'}"
+
+
+def test_a_line_that_a_killed_run_did_not_finish_counts_for_nothing(tmp_path: Path) -> None:
+    policy = write_run(tmp_path / "w")
+    whole, path = origin_of(policy), tmp_path / "w" / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 3, "examples": 5, "compute/fl')
+    assert origin_of(policy) == whole is not None
+    assert flops_of(tmp_path / "w") == 2e9
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2]
+    path.write_text('{"step": 0')
+    with pytest.raises(UserError, match="no run whose compute was counted"):
+        flops_of(tmp_path / "w")
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"command": "warmup"}', '{"base": {}}', "null"])
