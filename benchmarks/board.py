@@ -38,6 +38,7 @@ import yaml
 from benchmarks.browse import memory, request, spread
 from pipeline.core.parquet import parquet_writer
 from pipeline.grpo.rollout.rollouts import ROLLOUTS
+from pipeline.grpo.run.metrics import read_metrics
 from pipeline.task.reward import REASONS
 
 EVERY = 10
@@ -237,7 +238,7 @@ def median_step(run: Path, watched: bool) -> float:
         if watched and (found := re.search(r"http://127\.0\.0\.1:(\d+)", line)):
             threading.Thread(target=look, args=(int(found[1]), process.poll), daemon=True).start()
     assert process.wait() == 0
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(run / "metrics.jsonl")
     return float(np.median([row["seconds/step"] for row in rows if row["step"] > 5]))
 
 

@@ -41,6 +41,7 @@ from typing import Any
 
 from benchmarks.grpo_sides import ours, trl
 from benchmarks.score import SHAPES, save_model
+from pipeline.grpo.run.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 BARS: dict[str, dict[int, dict[str, float]]] = {
@@ -152,7 +153,7 @@ def random_policy(folder: Path, arguments: argparse.Namespace) -> Path:
 
 def informative_share(run: Path) -> float:
     """Return the share of a run's groups that had a gradient."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_metrics(run / "metrics.jsonl")
     sampled, trained = (sum(row.get(f"groups/{name}", 0) for row in rows) for name in ("sampled", "trained"))
     return round(trained / sampled, 4)
 

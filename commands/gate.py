@@ -98,7 +98,7 @@ def tables(found: Mapping[str, Any]) -> list[rich.table.Table]:
     weights = sorted(
         zip(about["gate"]["features"], about["gate"]["coefficients"], strict=True), key=lambda w: -abs(w[1])
     )
-    shown = tuple((name, f"{weight:+.2f}") for name, weight in weights)
+    shown = tuple((name, f"{weight:+.2f}".replace("-", "−")) for name, weight in weights)
     parts = [
         *(hybrid_table(summary) for summary in found["sets"].values()),
         Table(title, ("expected", "observed", "sites"), rows),
@@ -111,5 +111,5 @@ def _in_words(found: Gated, evaluation: Evaluation) -> str:
     about = found.about()
     return (
         f"{evaluation.policy}: thinking pays at {about['pays']:,} and costs at {about['costs']:,} of "
-        f"{about['sites']:,} sites; thinks at {found.thinks_N.mean():.0%}"
+        f"{about['sites']:,} sites; thinks at {100 * found.thinks_N.mean():.0f} %"
     )

@@ -42,6 +42,7 @@ from pipeline.corpus.template import Template
 from pipeline.evaluation.held_out import choose_held_out
 from pipeline.evaluation.intervals import difference, proportion
 from pipeline.evaluation.predictions import Prediction, log_first, predict_with_reasoning
+from pipeline.evaluation.report import points
 from pipeline.evaluation.responses import ANSWER, answer_row
 from pipeline.grpo.data.questions import question_rows, read_questions, to_corpus_config
 from pipeline.grpo.rollout.prompt import PromptText, prompts_of
@@ -205,8 +206,7 @@ def report(recipe: Recipe, asked: Record, *, run: Path) -> dict[str, Any]:
     for name, share in found["accuracy"].items():
         value, low, high = (f"{100 * share[part]:.1f}" for part in ("value", "low", "high"))
         log(f"{name:<12} {value} % [{low}, {high}] of {len(sites):,} questions")
-    value, low, high = (f"{100 * part:+.1f}" for part in (change.value, change.low, change.high))
-    log(f"difference   {value} points [{low}, {high}]")
+    log(f"difference   {points(vars(change))} points")
     return found
 
 

@@ -69,7 +69,7 @@ def _made(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _share(off: Mapping[str, float], name: str) -> str:
-    return f" ({100 * off[name]:+.1f} %)" if name in off else ""
+    return f" ({100 * off[name]:+.1f} %)".replace("-", "−") if name in off else ""
 
 
 def _interval(of: Mapping[str, float]) -> str:

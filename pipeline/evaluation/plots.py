@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pipeline.grpo.run.metrics import read_metrics
 
 COLOURS = ("#0072b2", "#e69f00", "#d55e00", "#009e73")
 """Okabe and Ito's palette, which stays distinguishable for colour-blind readers and in grey."""
@@ -30,8 +31,7 @@ def read_progress(metrics: Path, bands: Sequence[str]) -> dict[str, list[Point]]
             resumed run logged twice counts once, as logged last; the unfinished last line of a killed run is left out.
         bands: Bands to read.
     """
-    lines = metrics.read_text(encoding="utf-8").split("\n")
-    rows = [json.loads(line) for line in lines[:-1] if line.strip()]
+    rows = read_metrics(metrics)
     series: dict[str, list[Point]] = {}
     for band in bands:
         key = f"eval/{band}/reasoning"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.core.invisible import escape_invisible
 from pipeline.evaluation.report import Table
 
 
@@ -64,7 +65,8 @@ def markdown(found: Sequence[Block]) -> str:
             case Figure(file, alt):
                 parts.append(f"![{alt}]({file})")
             case Trace(title, text):
-                parts.append(f"**{title}**\n\n```\n{text.replace('```', '` ` `')}\n```")
+                literal = escape_invisible(text).replace("```", "` ` `")
+                parts.append(f"**{title}**\n\n```\n{literal}\n```")
             case Table():
                 parts.append(block.markdown())
     return "\n\n".join(parts) + "\n"
@@ -92,8 +94,10 @@ th:first-child, td:first-child { text-align: left; padding-left: 0 }
 pre { background: var(--surface); padding: .7rem; border-radius: 6px; white-space: pre-wrap }
 figure { margin: 1rem 0 }
 svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+@media (prefers-color-scheme: dark) { svg { filter: invert(.91) hue-rotate(180deg) } }
 """
-"""Colours and sizes of the other reports (`pipeline/audit/assets/base.css`); figures stay on white."""
+"""Colours and sizes of the other reports (`pipeline/audit/assets/base.css`). The dark scheme inverts figures, which are
+drawn on white, and keeps their hues."""
 
 
 def as_html(found: Sequence[Block], out: Path) -> str:
@@ -102,16 +106,16 @@ def as_html(found: Sequence[Block], out: Path) -> str:
     for block in found:
         match block:
             case Heading(text):
-                parts.append(f"<h{level}>{html.escape(text)}</h{level}>")
+                parts.append(f"<h{level}>{_text(text)}</h{level}>")
                 level = 2
             case Paragraph(text):
-                parts.append(f"<p>{html.escape(text)}</p>")
+                parts.append(f"<p>{_text(text)}</p>")
             case Figure(file, alt):
                 drawing = (out / file).read_text(encoding="utf-8")
-                drawing = drawing[drawing.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{alt}"', 1)
-                parts.append(f"<figure>{drawing}</figure>")
+                labelled = f'<svg role="img" aria-label="{_text(alt)}"'
+                parts.append(f"<figure>{drawing[drawing.index('<svg') :].replace('<svg', labelled, 1)}</figure>")
             case Trace(title, text):
-                parts.append(f"<h3>{html.escape(title)}</h3><pre>{html.escape(text)}</pre>")
+                parts.append(f'<h3>{_text(title)}</h3><pre tabindex="0"><bdi>{_text(text)}</bdi></pre>')
             case Table():
                 parts.append(_table(block))
     body = "\n".join(parts)
@@ -120,18 +124,23 @@ def as_html(found: Sequence[Block], out: Path) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title>'
         f"<style>{_STYLE}</style></head><body><main>\n{body}\n</main></body></html>\n"
     )
 
 
+def _text(text: str) -> str:
+    """Return text as HTML shows it, with marks for invisible characters and those that would turn the line around."""
+    return html.escape(escape_invisible(text))
+
+
 def _table(table: Table) -> str:
     def cell(text: str, tag: str) -> str:
-        return f"<{tag}>{html.escape(text).replace(chr(10), '<br>')}</{tag}>"
+        return f"<{tag}>{_text(text).replace(chr(10), '<br>')}</{tag}>"
 
     head = "".join(cell(name, "th") for name in table.header)
     rows = "".join(f"<tr>{''.join(cell(text, 'td') for text in row)}</tr>\n" for row in table.rows)
     kind = ' class="words"' if table.is_text else ""
-    title = html.escape(table.title)
+    title = _text(table.title)
     body = f"<caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table{kind}>{body}</table></div>'

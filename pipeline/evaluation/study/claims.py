@@ -211,4 +211,4 @@ def _at_guess(study: Mapping[str, Any]) -> Claim:
 
 
 def _points(band: Mapping[str, Any]) -> str:
-    return f"{100 * band['value']:+.1f} [{100 * band['low']:+.1f}, {100 * band['high']:+.1f}]"
+    return f"{100 * band['value']:+.1f} [{100 * band['low']:.1f}, {100 * band['high']:.1f}]".replace("-", "−")

@@ -134,12 +134,12 @@ def power_of(differences: Sequence[Mapping[str, Any]]) -> str:
         seeds = [own["seeds_needed"] for own in known]
         enough = f"{max(seeds)} seeds" if all(seeds) else f"more sites, or more than {MOST_SEEDS} seeds"
         found.append(
-            f"{band} from {100 * seen[0]:.1f} to {100 * seen[-1]:.1f} points, and to see {100 * AIM:g} points in every "
-            f"comparison takes {enough}"
+            f"{band}, {100 * seen[0]:.1f} to {100 * seen[-1]:.1f} points or more, and {100 * AIM:g} points in every "
+            f"comparison with {enough}"
         )
     if not found:
         return "What these comparisons can see is not known: nothing varies."
-    return f"What these comparisons see with a probability of {POWER:.0%}, a true difference of: {'; '.join(found)}."
+    return f"True differences that these comparisons see with a probability of {100 * POWER:.0f} %: {'; '.join(found)}."
 
 
 def compute_table(study: Mapping[str, Any]) -> Table:
@@ -179,7 +179,7 @@ def pattern_table(study: Mapping[str, Any]) -> Table:
             percent(own["before"]),
             percent(own["after"]),
             points(own["difference"]),
-            NOTHING if own["relative"] is None else f"{100 * own['relative']:+.0f} %",
+            NOTHING if own["relative"] is None else f"{100 * own['relative']:+.0f} %".replace("-", "−"),
         )
         for group, own in study["patterns"].items()
     )

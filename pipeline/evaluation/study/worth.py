@@ -64,8 +64,8 @@ class Power:
         return (
             f"{counted(self.seeds, 'seed')} and {counted(self.sites, 'site')} of "
             f"{counted(self.documents, 'document')} see a true difference of {100 * self.detectable:.1f} points with a "
-            f"probability of {POWER:.0%} (assumed: seeds differ by {100 * self.spread:g} points, two policies at "
-            f"{DISAGREE:.0%} of the sites)"
+            f"probability of {100 * POWER:.0f} % (assumed: seeds differ by {100 * self.spread:g} points, two policies "
+            f"at {100 * DISAGREE:.0f} % of the sites)"
         )
 
 
@@ -179,7 +179,7 @@ def gradient_verdict(
 
 def sentence(selection: str, baseline: str, change: Difference, see: float) -> str:
     """Return the verdict on a selection in words, with the interval and what the comparison sees."""
-    points = f"{100 * change.value:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+    points = f"{100 * change.value:+.1f} points [{100 * change.low:.1f}, {100 * change.high:.1f}]".replace("-", "−")
     sees = "unknown" if change.detectable is None else f"{100 * change.detectable:.1f} points"
     power = f"The smallest difference that this comparison sees is {sees}"
     match verdict_of(change, see):

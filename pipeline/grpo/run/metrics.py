@@ -174,7 +174,7 @@ class ProgressLine:
             ]
             if "foretold/expected" in metrics:
                 observed, expected = metrics["foretold/observed"], metrics["foretold/expected"]
-                parts.append(f"with a gradient {observed:.0%} (foretold {expected:.0%})")
+                parts.append(f"with a gradient {100 * observed:.0f} % (foretold {100 * expected:.0f} %)")
         elif "loss" in metrics:
             parts.append(f"loss {metrics['loss']:.3f}")
         if "grad_norm" in metrics:

@@ -76,7 +76,7 @@ def test_verdicts_by_hand(change: Difference, verdict: str) -> None:
 def test_an_open_verdict_says_what_it_takes() -> None:
     says = sentence("hard", "all", measured(0.03, 0.06, 0.08, 14), 0.05)
     assert says == (
-        "`hard` and `all` are not told apart: +3.0 points [-3.0, +9.0]. The smallest difference that this comparison "
+        "`hard` and `all` are not told apart: +3.0 points [−3.0, 9.0]. The smallest difference that this comparison "
         "sees is 8.0 points; to see 5 points takes 14 seeds."
     )
     assert "takes more sites" in sentence("hard", "all", measured(0.03, 0.06, 0.08, None), 0.05)
@@ -86,8 +86,8 @@ def test_every_verdict_says_what_the_comparison_sees() -> None:
     says = [sentence("hard", "all", measured(*of), 0.05) for of in ((-0.1, 0.05, 0.07), (0.01, 0.03, 0.045))]
     power = "The smallest difference that this comparison sees is"
     assert says == [
-        f"`hard` is worse than `all`: -10.0 points [-15.0, -5.0]. {power} 7.0 points.",
-        f"`hard` is as good as `all`, to within 5 points: +1.0 points [-2.0, +4.0]. {power} 4.5 points.",
+        f"`hard` is worse than `all`: −10.0 points [−15.0, −5.0]. {power} 7.0 points.",
+        f"`hard` is as good as `all`, to within 5 points: +1.0 points [−2.0, 4.0]. {power} 4.5 points.",
     ]
 
 
@@ -100,7 +100,7 @@ def test_the_shares_of_groups_with_a_gradient_are_told_apart_by_their_seeds() ->
     assert found["verdict"] == "better" and found["value"] == pytest.approx(0.2)
     assert found["high"] == pytest.approx(0.2 + t.ppf(0.975, 4) * error)
     assert found["detectable"] == pytest.approx(detectable(error, 4))
-    assert found["says"].startswith("Groups with a gradient: `foretold` is better than `uniform`: +20.0 points [+17.7,")
+    assert found["says"].startswith("Groups with a gradient: `foretold` is better than `uniform`: +20.0 points [17.7,")
     assert gradient_verdict("uniform", "foretold", live, 0.05)["verdict"] == "worse"
     wild = gradient_verdict("wild", "uniform", live, 0.05)
     assert wild["verdict"] == "not told apart" and wild["value"] == pytest.approx(0.15)
