@@ -29,6 +29,7 @@ from pipeline.audit.why_not import RuleCounts
 from pipeline.core.invisible import escape_invisible
 from pipeline.core.marks import read_certificate
 from pipeline.core.parquet import read_table
+from pipeline.core.progress import counted
 from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.selection.sites import BANDS
 
@@ -275,6 +276,7 @@ def render(template: str, *, extra_styles: Sequence[str] = (), **values: Any) ->
         "share": svg.share,
         "calibration": svg.calibration,
         "splits": SPLITS,
+        "counted": counted,
     }
     policy = content_policy(style, script)
     return environment.get_template(template).render(style=style, script=script, policy=policy, **values)

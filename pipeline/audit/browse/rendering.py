@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.core.invisible import escape_invisible
+from pipeline.core.progress import counted
 
 ASSETS = {
     "base.css": "assets",
@@ -42,7 +43,7 @@ def environment(**values: Any) -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"visible": escape_invisible, "commas": "{:,}".format, "signed": signed}
-    made.globals |= {"url": url, **values}
+    made.globals |= {"url": url, "counted": counted, **values}
     return made
 
 

@@ -43,12 +43,12 @@ class RequestGuard:
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
-        self._app, self._hosts = app, frozenset(hosts)
+        self.app, self._hosts = app, frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
 
         async def guarded(message: Message) -> None:
@@ -58,7 +58,7 @@ class RequestGuard:
 
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        answer: ASGIApp = self._app
+        answer: ASGIApp = self.app
         if _host_name(host) not in self._hosts:
             answer = PlainTextResponse(f"This server does not accept requests for the host {host[:100]!r}.\n", 421)
         elif headers.get("sec-fetch-site", "none") not in ACCEPTED_FETCH_SITES:
