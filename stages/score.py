@@ -271,7 +271,7 @@ def _tokenized(
 ) -> tuple[list[Tokenized], list[dict[str, Any]]]:
     """Return the rows with their token ids, and the rows whose tokens do not reproduce their bytes."""
     ids = tokenizer.encode_batch([row["text"] for row in group])
-    lossless = [tokenizer.is_lossless(row["text"], i) for row, i in zip(group, ids, strict=True)]
+    lossless = tokenizer.are_lossless([row["text"] for row in group], ids)
     kept = [(row, i) for row, i, good in zip(group, ids, lossless, strict=True) if good]
     return kept, [row for row, good in zip(group, lossless, strict=True) if not good]
 
@@ -290,8 +290,8 @@ def _scored(
     else:
         scores = _scored_by_folds(rows, ids, folders, config)
     return [
-        ScoredDocument(row["doc_id"], row["split"], i, tokenizer.ends(i), row["fields"], s)
-        for row, i, s in zip(rows, ids, scores, strict=True)
+        ScoredDocument(row["doc_id"], row["split"], i, ends, row["fields"], s)
+        for row, i, ends, s in zip(rows, ids, tokenizer.ends_of_each(ids), scores, strict=True)
     ]
 
 

@@ -136,13 +136,21 @@ class CorpusTokenizer:
             >>> tokenizer.ends(tokenizer.encode("aba")).tolist()
             [2, 3]
         """
-        ids = np.asarray(ids, dtype=np.int64)
-        return np.cumsum(self._lengths[ids] - self._dummy_spaces(ids))
+        return self.ends_of_each([np.asarray(ids)])[0]
+
+    def ends_of_each(self, ids: Sequence[NDArray[np.integer]]) -> list[NDArray[np.int64]]:
+        """Return `ends` of every text's ids; many short texts take a fraction of the time of one after the other."""
+        size_D = np.array([len(each) for each in ids], dtype=np.int64)
+        stop_D = np.cumsum(size_D)
+        ids_T = np.concatenate([_NO_IDS, *ids]).astype(np.int64)
+        end_T = np.cumsum(self._lengths[ids_T] - self._dummy_spaces(ids_T, (stop_D - size_D)[size_D > 0]))
+        end_T -= np.repeat(np.append(0, end_T)[stop_D - size_D], size_D)
+        return [end_T[stop - size : stop] for stop, size in zip(stop_D.tolist(), size_D.tolist(), strict=True)]
 
     def decode_bytes(self, ids: NDArray[np.integer] | Sequence[int], *, continues: bool = False) -> bytes:
         """Return the bytes of ids; with `continues` they follow other tokens and keep a space at their start."""
         ids = np.asarray(ids, dtype=np.int64)
-        dummies = self._dummy_spaces(ids)
+        dummies = self._dummy_spaces(ids, slice(0, 1))
         if continues:
             dummies[:1] = 0
         return b"".join([self.token_bytes[i][dummy:] for i, dummy in zip(ids.tolist(), dummies.tolist(), strict=True)])
@@ -151,6 +159,16 @@ class CorpusTokenizer:
         """Return whether the token bytes concatenate to the text's UTF-8 bytes."""
         return self.decode_bytes(ids) == text.encode()
 
+    def are_lossless(self, texts: Sequence[str], ids: Sequence[NDArray[np.integer]]) -> list[bool]:
+        """Return `is_lossless` of every text; where all are, which is usual, they are compared at once."""
+        encoded = [text.encode() for text in texts]
+        size_D = [int(ends[-1]) if len(ends) else 0 for ends in self.ends_of_each(ids)]
+        if not self.prepends_space and size_D == [len(data) for data in encoded]:
+            flat = np.concatenate([_NO_IDS, *ids]).tolist()
+            if b"".join([self.token_bytes[i] for i in flat]) == b"".join(encoded):
+                return [True] * len(encoded)
+        return [self.decode_bytes(each) == data for each, data in zip(ids, encoded, strict=True)]
+
     def id_of(self, content: str) -> int | None:
         """Return the id of a token by its literal content (`</think>`), added tokens first; None if there is none."""
         return self._ids.get(content)
@@ -158,13 +176,16 @@ class CorpusTokenizer:
     def _joined(self, ids: NDArray[np.integer]) -> bytes:
         return b"".join([self.token_bytes[i] for i in ids.tolist()])
 
-    def _dummy_spaces(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return [T], 1 where a token of a whole text begins with a space that is not a byte of the text, else 0."""
+    def _dummy_spaces(self, ids: NDArray[np.integer], first: NDArray[np.integer] | slice) -> NDArray[np.int64]:
+        """Return [T], 1 where a token of a whole text begins with a space that is not a byte of the text, else 0.
+
+        Texts lie end to end; `first` are the places of their first tokens.
+        """
         dummies = np.zeros(len(ids), dtype=np.int64)
         if self.prepends_space:
-            dummies[:1] = 1
             if self._prepends_after_parsed:
                 dummies[1:] = self._is_parsed[ids[:-1]]
+            dummies[first] = 1
             dummies *= self._starts_with_space[ids] & ~self._is_parsed[ids]
         return dummies
 
@@ -184,6 +205,9 @@ class CorpusTokenizer:
                     f"without its added tokens this tokenizer reads {probe!r:.60} as {ids} instead of {expected}",
                     hint="choose another tokenizer; added tokens other than white space are not parsed in text",
                 )
+
+
+_NO_IDS = np.empty(0, dtype=np.int32)
 
 
 @lru_cache(maxsize=2)

@@ -64,9 +64,12 @@ def score_by_counts(
     top_ids, top_logprobs = scores.top_ids[:, :stored], scores.top_logprobs[:, :stored]
     columns = [c.astype(np.float32) for c in (scores.entropy, scores.entropy_partial, scores.nll)]
     columns += [scores.rank.astype(np.int32), top_ids.astype(np.int32), top_logprobs.astype(np.float32)]
-    ends = np.cumsum([len(ids) for ids in documents])
-    spans = [slice(min(end - len(ids) + 1, end), end) for ids, end in zip(documents, ends, strict=True)]
-    return [PositionScores(*(torch.from_numpy(column[span]) for column in columns)) for span in spans]
+    size_D = np.array([len(ids) for ids in documents], np.int64)
+    scored_P = np.ones(size_D.sum(), bool)
+    scored_P[(np.cumsum(size_D) - size_D)[size_D > 0]] = False  # each document's first token
+    sizes = np.maximum(size_D - 1, 0).tolist()
+    of_each = [torch.from_numpy(column[scored_P]).split(sizes) for column in columns]
+    return [PositionScores(*scores) for scores in zip(*of_each, strict=True)]
 
 
 def counted_bits_per_byte(tables: CountTables, tokenizer: CorpusTokenizer, texts: Texts) -> float:

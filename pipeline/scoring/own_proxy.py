@@ -183,14 +183,15 @@ def run_tokens(config: TokensConfig, source: Shard, out: Path) -> Counters:
     tokenizer = CorpusTokenizer.load(source.files["tokenizer"].path)
     rows = read_table(source.files["documents"], ["split", "text"]).to_pylist()
     texts = [row["text"] for row in rows if row["split"] == "train"]
-    parts, documents = [np.empty(0, np.int32)], 0
+    parts, documents, begins = [np.empty(0, np.int32)], 0, np.array([tokenizer.vocab_size], np.int32)
     for begin in range(0, len(texts), TEXTS):
         some = texts[begin : begin + TEXTS]
-        for text, ids in zip(some, tokenizer.encode_batch(some), strict=True):
-            if tokenizer.is_lossless(text, ids):  # others are quarantined when documents are scored
-                parts += [np.array([tokenizer.vocab_size], np.int32), ids.astype(np.int32)]
+        ids = tokenizer.encode_batch(some)
+        for document, lossless in zip(ids, tokenizer.are_lossless(some, ids), strict=True):
+            if lossless:  # others are quarantined when documents are scored
+                parts += [begins, document]
                 documents += 1
-    stream = np.concatenate(parts)
+    stream = np.concatenate(parts).astype(np.int32)
     np.save(out / "tokens.npy", stream)
     return {"documents": documents, "tokens": len(stream) - documents}
 

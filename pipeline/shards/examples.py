@@ -139,14 +139,18 @@ def examples(config: MaterializeConfig, tokenizer: CorpusTokenizer, documents: p
 def policy_tokens(tokenizer: CorpusTokenizer, texts: list[str], text: TextBytes) -> PolicyTokens:
     """Tokenize every document once. `text` holds the bytes of `texts`."""
     ids = tokenizer.encode_batch(texts)
-    lossless_D = np.array([tokenizer.is_lossless(t, i) for t, i in zip(texts, ids, strict=True)], dtype=bool)
-    ends = [tokenizer.ends(i) if lossless else _NO_TOKENS for i, lossless in zip(ids, lossless_D, strict=True)]
-    past_D = np.cumsum([len(e) for e in ends], dtype=np.int64)
-    starts = [np.concatenate([[0], e[:-1]])[: len(e)] + at for e, at in zip(ends, text.starts_D, strict=True)]
+    lossless_D = np.array(tokenizer.are_lossless(texts, ids), dtype=bool)
+    used = [each if lossless else _NO_IDS for each, lossless in zip(ids, lossless_D, strict=True)]
+    size_D = np.array([len(each) for each in used], dtype=np.int64)
+    past_D = np.cumsum(size_D)
+    ends_T = np.concatenate([_NO_TOKENS, *tokenizer.ends_of_each(used)])
+    starts_T = np.concatenate([[0], ends_T])[:-1]
+    starts_T[(past_D - size_D)[size_D > 0]] = 0
+    at_T = np.repeat(text.starts_D, size_D)
     return PolicyTokens(
-        starts_T=np.concatenate([_NO_TOKENS, *starts]),
-        ends_T=np.concatenate([_NO_TOKENS, *(e + at for e, at in zip(ends, text.starts_D, strict=True))]),
-        first_D=np.concatenate([[0], past_D[:-1]])[: len(past_D)].astype(np.int64),
+        starts_T=starts_T + at_T,
+        ends_T=ends_T + at_T,
+        first_D=past_D - size_D,
         past_D=past_D,
         lossless_D=lossless_D,
         holds_added_D=np.array([tokenizer.holds_added_token(text) for text in texts], dtype=bool),
@@ -154,6 +158,7 @@ def policy_tokens(tokenizer: CorpusTokenizer, texts: list[str], text: TextBytes)
 
 
 _NO_TOKENS = np.zeros(0, dtype=np.int64)
+_NO_IDS = np.zeros(0, dtype=np.int32)
 
 
 def _begins_at(tokens: PolicyTokens, token_S: Int64, site_S: Int64, document_S: Int64) -> Bool:

@@ -262,6 +262,22 @@ def test_without_a_dummy_space_nothing_is_taken_off() -> None:
     assert tokenizer.ends(tokenizer.encode(" cat")).tolist() == [4]
 
 
+DUMMY_SPACES = CorpusTokenizer(sentencepiece("BPE", "always"))
+
+
+@given(st.lists(st.text(alphabet="caté \n▁中A", max_size=6), max_size=6))
+def test_all_texts_at_once_are_as_one_by_one(texts: list[str]) -> None:
+    """For one with white space among its added tokens, and one with dummy spaces, which has not all texts."""
+    for tokenizer in (NEOX_TOKENIZER, DUMMY_SPACES):
+        ids = tokenizer.encode_batch(texts)
+        assert tokenizer.are_lossless(texts, ids) == [
+            tokenizer.is_lossless(t, i) for t, i in zip(texts, ids, strict=True)
+        ]
+        for each, ends in zip(ids, tokenizer.ends_of_each(ids), strict=True):
+            pieces = [tokenizer.decode_bytes(each[: n + 1]) for n in range(len(each))]
+            assert ends.tolist() == [len(piece) for piece in pieces]
+
+
 def test_lossy_tokenization_is_noticed() -> None:
     tokenizer = CorpusTokenizer(sentencepiece("BPE", "normalizer"))
     assert not tokenizer.is_lossless("▁", tokenizer.encode("▁"))  # ▁ stands for a space, so it cannot stand for itself
