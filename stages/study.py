@@ -12,7 +12,6 @@ Every figure of the report is computed from the responses that evaluations saved
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.study import StudyConfig
 from pipeline.core.progress import PART, log
 from pipeline.core.sealed import write_json
-from pipeline.evaluation.study.jobs import run_jobs
+from pipeline.evaluation.study.jobs import Commands, run_jobs
 from pipeline.evaluation.study.plan import BASE, arms_of, plan
 from pipeline.evaluation.study.report import write_report
 from pipeline.evaluation.study.summary import summarize_study
@@ -95,5 +94,7 @@ def prepare_data(config: StudyConfig, work: Path, out: Path) -> dict[str, Path]:
 
 def _call(*words: str) -> None:
     """Run a Python command; its output goes to the terminal."""
-    if subprocess.run([sys.executable, *words], env=os.environ | {PART: "1"}).returncode:
+    with Commands() as commands:
+        code = commands.run([sys.executable, *words], None, os.environ | {PART: "1"})
+    if code:
         raise UserError("a command of the study failed", where=" ".join(words), hint="see the output above")

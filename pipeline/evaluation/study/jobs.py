@@ -7,13 +7,16 @@ fingerprint of everything that decides the output, so changed settings give new 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.config.errors import UserError
 from pipeline.core.artifact import fingerprint
@@ -21,6 +24,8 @@ from pipeline.core.progress import log
 from pipeline.core.sealed import write_json
 
 VERSION = 1
+RPT = (sys.executable, "-m", "commands.cli")
+"""How a job's command is started."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +72,28 @@ def default_workers() -> int:
 def run_jobs(jobs: Sequence[Job], out: Path, *, workers: int) -> None:
     """Run the unfinished jobs, `workers` at a time, each with its share of the cores.
 
-    A job that fails does not stop the jobs that do not need it; the error is raised at the end.
+    A job that fails does not stop the jobs that do not need it; the error is raised at the end. SIGTERM stops all
+    commands; those that save what they have go on from there the next time.
 
     Raises:
         UserError: A job failed; the message names its log.
+        SystemExit: SIGTERM came.
     """
     waiting = [job for job in jobs if not job.is_done(out)]
     total, failed = len(waiting), []
     log(f"study        {total} of {len(jobs)} jobs to run  {out}")
     running: dict[Future[int], Job] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        while waiting or running:
-            ready = [job for job in waiting if all(need.is_done(out) for need in job.needs)]
+    with Commands() as commands, ThreadPoolExecutor(workers) as pool:
+        while running or (waiting and not commands.stopped):
+            ready = [job for job in waiting if not commands.stopped and all(need.is_done(out) for need in job.needs)]
             for job in ready[: workers - len(running)]:
                 waiting.remove(job)
-                running[pool.submit(_run, job, out, workers)] = job
+                running[pool.submit(_run, commands, job, out, workers)] = job
             if not running:
                 break  # every remaining job needs one that failed
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
-                if code := future.result():
+                if (code := future.result()) and not commands.stopped:
                     failed.append(job)
                     log(f"study        {job.name} failed with exit code {code}: {job.folder(out) / 'log.txt'}")
                 else:
@@ -101,15 +108,54 @@ def run_jobs(jobs: Sequence[Job], out: Path, *, workers: int) -> None:
         )
 
 
-def _run(job: Job, out: Path, workers: int) -> int:
+class Commands:
+    """The commands that run now.
+
+    SIGTERM is sent on to all of them: otherwise they would go on alone, and hold their folders. Once they have ended,
+    the context is left with SystemExit.
+    """
+
+    def __init__(self) -> None:
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def __enter__(self) -> Commands:
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:  # other threads cannot set handlers
+            self.before = signal.signal(signal.SIGTERM, self.stop)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.main:
+            signal.signal(signal.SIGTERM, self.before)
+        if self.stopped:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def stop(self, *_: object) -> None:
+        """End the commands. A training saves a checkpoint first."""
+        self.stopped = True
+        for process in list(self.running):
+            process.terminate()
+
+    def run(self, command: list[str], log_file: BinaryIO | None, environment: dict[str, str]) -> int:
+        """Run a command, and return its exit code. Its output goes to the file; None: where ours goes."""
+        process = subprocess.Popen(command, stdout=log_file, stderr=subprocess.STDOUT, env=environment)
+        self.running.add(process)
+        if self.stopped:  # between the start and its being known
+            process.terminate()
+        code = process.wait()
+        self.running.discard(process)
+        return code
+
+
+def _run(commands: Commands, job: Job, out: Path, workers: int) -> int:
     """Run one command, append its output to `log.txt`, and write `part.json` if it succeeds; return the exit code."""
     folder, words, begin = job.folder(out), job.words(out), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
     with (folder / "log.txt").open("ab") as log_file:
-        command = [sys.executable, "-m", "commands.cli", *words]
-        code = subprocess.run(command, stdout=log_file, stderr=subprocess.STDOUT, env=environment).returncode
-    if code == 0:
+        code = commands.run([*RPT, *words], log_file, environment)
+    if code == 0 and not commands.stopped:  # a training that was stopped has saved, and ends with 0
         write_json(folder / "part.json", {"command": words, "seconds": round(time.monotonic() - begin, 1)})
     return code

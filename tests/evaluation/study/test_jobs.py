@@ -1,10 +1,12 @@
 """Jobs of a study: order, finished jobs are kept, failed jobs are named."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -25,11 +27,7 @@ with (out.parent / "order").open("a") as order: order.write(out.name.split(".")[
 @pytest.fixture(autouse=True)
 def commands(monkeypatch):
     """Parts are commands of `rpt`; these are a small script instead."""
-
-    def run(words, **settings):
-        return subprocess.run([sys.executable, "-c", SCRIPT, *words[3:]], **settings)
-
-    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+    monkeypatch.setattr(module, "RPT", (sys.executable, "-c", SCRIPT))
 
 
 def diamond(setting="1"):
@@ -73,3 +71,32 @@ def test_a_failure_is_named_and_mended(tmp_path):
     (tmp_path / "broken").unlink()
     run_jobs(diamond(), tmp_path, workers=2)
     assert sorted(order(tmp_path)) == list("abcd")
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+from pipeline.evaluation.study import jobs
+jobs.RPT = (sys.executable, "-c", sys.argv[2])
+jobs.run_jobs([jobs.Job(name, ("{out}",)) for name in "abc"], Path(sys.argv[1]), workers=2)
+"""
+SAVES = """
+import os, pathlib, signal, sys, time
+out = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: ((out / "saved").touch(), sys.exit(0)))
+(out / "pid").write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+def test_sigterm_ends_all_commands_and_none_counts_as_done(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", STOPPED, str(tmp_path), SAVES])
+    while len(pids := [file for file in tmp_path.glob("*/pid") if file.read_text()]) < 2:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    assert len(list(tmp_path.glob("*/saved"))) == 2 and not list(tmp_path.glob("c.*")), "no further job starts"
+    assert not list(tmp_path.glob("*/part.json")), "a training that was stopped ends with 0, and is not done"
+    for file in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
