@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import math
 import os
 import re
 import shutil
@@ -26,17 +27,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import yaml
 
 from benchmarks.browse import memory, request, spread
 from pipeline.core.parquet import parquet_writer
+from pipeline.evaluation.intervals import t_quantile
 from pipeline.grpo.rollout.rollouts import ROLLOUTS
 from pipeline.grpo.run.metrics import read_metrics
 from pipeline.task.reward import REASONS
@@ -63,7 +65,7 @@ def main() -> None:
     try:
         if given.training:
             figures, bars = paired_trainings(folder, given.turns), TRAINING_BARS
-            measured = {"slowdown_percent": figures["slowdown_percent"]}
+            measured = {name: figures[name] for name in bars}
         else:
             write_run(folder / "run", given.steps, given.rollouts)
             figures, bars = ask_everything(folder / "run", given.requests), BARS
@@ -221,31 +223,53 @@ def questions(run: Path, n: int) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def paired_trainings(folder: Path, turns: int) -> dict[str, Any]:
-    """Seconds per step of the demo's training without and with its page open, by turns, and their ratio."""
-    pairs = [
-        [median_step(folder / f"{turn}-{watched:d}", watched) for watched in (False, True)] for turn in range(turns)
-    ]
-    ratios = [watched / alone for alone, watched in pairs]
-    return {"pairs_s": pairs, "slowdown_percent": round(100 * (float(np.median(ratios)) - 1), 2), "turns": turns}
+    """Seconds per step of the demo's training without and with its page open, in pairs, and their ratio.
+
+    Which of a pair comes first alternates. `page_percent`: processor time that serving took, of one core.
+    """
+    pairs, pages = [], []
+    for turn in range(turns):
+        order = (False, True) if turn % 2 == 0 else (True, False)
+        found = {watched: train(folder / f"{turn}-{watched:d}", watched) for watched in order}
+        pairs.append([found[False][0], found[True][0]])
+        pages.append(found[True][1])
+    logs = np.log([watched / alone for alone, watched in pairs])
+    half = t_quantile(turns - 1) * float(np.std(logs, ddof=1)) / math.sqrt(turns) if turns > 1 else math.inf
+    percent = [round(100 * math.expm1(value), 2) for value in (logs.mean(), logs.mean() - half, logs.mean() + half)]
+    return {
+        "pairs_s": pairs,
+        "slowdown_percent": percent[0],
+        "slowdown_interval": percent[1:],
+        "page_percent": round(float(np.median(pages)), 2),
+        "turns": turns,
+    }
 
 
-def median_step(run: Path, watched: bool) -> float:
-    """Train the demo for 40 steps, with an open page if `watched`, and return the median seconds of a step."""
+def train(run: Path, watched: bool) -> tuple[float, float]:
+    """Train the demo for 40 steps, with an open page if `watched`.
+
+    Returns the median seconds of a step, and the processor time of the process that serves the page, in percent of the
+    time that it was open: the ranks are processes of their own, and it has nothing else to do.
+    """
     command = [sys.executable, "-m", "commands.cli", "train", "demo", "--run", str(run), "--set", "budget.steps=40"]
     process = subprocess.Popen([*command, *(["--browse"] if watched else [])], stderr=subprocess.PIPE, text=True)
     assert process.stderr
+    shares = [0.0]
     for line in process.stderr:
         if watched and (found := re.search(r"http://127\.0\.0\.1:(\d+)", line)):
-            threading.Thread(target=look, args=(int(found[1]), process.poll), daemon=True).start()
+            threading.Thread(target=look, args=(int(found[1]), process, shares), daemon=True).start()
     assert process.wait() == 0
     rows = read_metrics(run / "metrics.jsonl")
-    return float(np.median([row["seconds/step"] for row in rows if row["step"] > 5]))
+    return float(np.median([row["seconds/step"] for row in rows if row["step"] > 5])), shares[-1]
 
 
-def look(port: int, ended: Callable[[], int | None]) -> None:
-    """Ask for what an open page asks for, every two seconds, until the training has ended."""
-    version = ""
-    while ended() is None:
+def look(port: int, process: subprocess.Popen[str], shares: list[float]) -> None:
+    """Ask for what an open page asks for, every two seconds, until the training has ended.
+
+    Appends to `shares` how much processor time the process has taken since, in percent of the time.
+    """
+    version, since, before = "", time.monotonic(), processor_time(process.pid)
+    while process.poll() is None:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
             data = json.loads(request(connection, "GET", f"/run/data?{urlencode({'since': version})}")[1])
@@ -253,9 +277,16 @@ def look(port: int, ended: Callable[[], int | None]) -> None:
                 version = data["version"]
                 request(connection, "GET", "/run")
             connection.close()
-        except OSError:
+            shares.append(100 * (processor_time(process.pid) - before) / (time.monotonic() - since))
+        except (OSError, psutil.Error):
             pass
         time.sleep(2)
+
+
+def processor_time(pid: int) -> float:
+    """Return the processor seconds that a process has taken, without its children."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 if __name__ == "__main__":
