@@ -58,7 +58,7 @@ VERSION = 6
 
 GROUP_CHARACTERS = {"cpu": 8_000, "cuda": 2_000_000}
 """Characters of text scored at once, by device: a few seconds' work. GPUs need many windows of similar length."""
-GROUP_CHARACTERS_COUNTED = 60_000
+GROUP_CHARACTERS_COUNTED = 200_000
 """The same for counts: about a second's work."""
 
 

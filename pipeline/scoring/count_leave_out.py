@@ -43,12 +43,12 @@ class Text:
             context = np.where(place == 0, -1, np.concatenate([[-1], entries[-1][:-1]])[: len(tokens)])
             if len(entries) == 1:
                 context[place == 0] = tables.vocab_size
-            entries.append(_found(order.keys, np.where(context >= 0, context * tables.width + tokens, -1)))
+            entries.append(find(order.keys, np.where(context >= 0, context * tables.width + tokens, -1)))
             contexts.append(context)
         return Text(tokens, document, place, tuple(entries), tuple(contexts))
 
 
-def _found(table: Array, keys: Array) -> Array:
+def find(table: Array, keys: Array) -> Array:
     """Return where keys are in a rising table, −1 where they are not.
 
     They are looked up in rising order: the table is then read from its beginning to its end.
@@ -61,6 +61,17 @@ def _found(table: Array, keys: Array) -> Array:
     found = np.empty(len(keys), np.int64)
     found[order] = np.where(table[at] == rising, at, -1)
     return found
+
+
+def ragged(begin: Array, size: Array) -> tuple[Array, Array]:
+    """Return the numbers of ranges end to end, as (number of the range, number), given where each begins and its size.
+
+    Example:
+        >>> [numbers.tolist() for numbers in ragged(np.array([7, 0, 3]), np.array([2, 0, 1]))]
+        [[0, 0, 2], [7, 8, 3]]
+    """
+    row = np.repeat(np.arange(len(size)), size)
+    return row, np.arange(len(row)) + np.repeat(begin - np.cumsum(size) + size, size)
 
 
 class Pairs:
@@ -98,6 +109,13 @@ class Sums:
             found[maybe[there]] = self._values[at[there]]
         return found
 
+    def between(self, document: Array, number: Array, size: Array) -> tuple[Array, Array, Array]:
+        """Return the pairs of documents with numbers of ranges, as (number of the range, number, value)."""
+        first = document * self._size + number
+        begin, end = np.searchsorted(self._keys, first), np.searchsorted(self._keys, first + size)
+        row, at = ragged(begin, end - begin)
+        return row, self._keys[at] % self._size, self._values[at]
+
 
 @dataclass(frozen=True)
 class Own:
@@ -116,8 +134,10 @@ class Own:
     """[D, orders] by what factor a discounted count can be greater than with the document."""
     before: Array
     """Unigrams whose count falls: (document, rank key) with the old count, rising; see `rank_keys`."""
+    becomes: Array
+    """The same unigrams with the new count, in the same order."""
     after: Array
-    """The same with the new count."""
+    """The same, rising."""
 
     @staticmethod
     def of(tables: CountTables, text: Text, counted: Array) -> Own:
@@ -126,7 +146,7 @@ class Own:
         changes = np.repeat(tables.count_of_counts[None], len(counted), 0)
         counts, totals = list[Sums](), list[Sums]()
         gone = np.empty((2, 0), np.int64)  # (document, entry of this order) once per n-gram that disappeared above
-        before = after = np.empty(0, np.int64)
+        before = becomes = np.empty(0, np.int64)
         for k in range(n, 0, -1):
             order, entries = tables.orders[k - 1], text.entries[k - 1]
             # Occurrences count for the longest n-grams and at the start of a document.
@@ -145,13 +165,26 @@ class Own:
             lost = new == 0
             gone = np.stack([document[lost], order.suffix[entry[lost]].astype(np.int64)])
             if k == 1:
-                before, after = (np.sort(document * tables.rank_size + tables.rank_keys(c, entry)) for c in (old, new))
+                before, becomes = (document * tables.rank_size + tables.rank_keys(c, entry) for c in (old, new))
+                order_of_before = np.argsort(before)
+                before, becomes = before[order_of_before], becomes[order_of_before]
         with_D, ours_D = discounts(tables.count_of_counts), discounts(changes)
         least = np.array([1.0, 2.0, 3.0])
         slack = np.maximum(((least - ours_D) / (least - with_D)).max(-1), 1.0)
         flat = np.pad(ours_D, ((0, 0), (0, 0), (1, 0))).ravel()
         own_tokens = Pairs(text.document[counted[text.document]], text.tokens[counted[text.document]])
-        return Own(own_tokens, tuple(counts[::-1]), tuple(totals[::-1]), ours_D, flat, slack, before, after)
+        return Own(
+            own_tokens, tuple(counts[::-1]), tuple(totals[::-1]), ours_D, flat, slack, before, becomes, np.sort(becomes)
+        )
+
+    def fallen(self, document: Array, keys: Array, rank_size: int, width: int) -> tuple[Array, Array]:
+        """Return (number of the rank key, token) where a unigram's key is less with the document, and not without."""
+        first = document * rank_size
+        least = np.maximum(keys - int((self.becomes - self.before).max(initial=0)), 0)
+        begin, end = np.searchsorted(self.before, first + least), np.searchsorted(self.before, first + keys)
+        row, at = ragged(begin, end - begin)
+        fallen = self.becomes[at] >= (first + keys)[row]
+        return row[fallen], self.before[at[fallen]] % width
 
     def discounted(self, document: Array, j: int, count: Array) -> Array:
         """Return counts of order j + 1 less the discounts without the document of each."""

@@ -60,6 +60,7 @@ def count(streams: Sequence[Path], vocab_size: int, orders: int, folder: Path, s
             of_counts[k - 1] += np.bincount(np.minimum(part, 5), minlength=6)[1:5]
         _context_tables(k, {1: 1, 2: width}.get(k) or max(1, sizes[k - 2]), width, folder)
     _sort_by_probability(width, sizes, discounts(of_counts), folder)
+    _sort_by_unigrams(width, folder)
     documents = sum(int((part == vocab_size).sum()) for part in chunks(stream))
     about: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -251,6 +252,18 @@ def _sort_by_probability(width: int, sizes: Sequence[int], discount: Array, fold
             falling = long[np.lexsort((-_chances(lower, begin + long, width, discount), context[long]))]
             best[begin + long] = begin + falling
             place[begin + falling] = np.minimum(long - begins[long], 0xFFFF)
+
+
+def _sort_by_unigrams(width: int, folder: Path) -> None:
+    """Write, for every bigram, its context with the rank of its last token by unigrams, those of a context rising."""
+    counts, keys = _table(folder, "counts", 1), _table(folder, "keys", 2)
+    rank = np.empty(width - 1, np.int64)
+    rank[np.argsort(-counts.astype(np.int64), kind="stable")] = np.arange(width - 1)
+    made = Growing(folder / "bigram-ranks.npy", np.int64)
+    for first, last, _ in _by_contexts(start := _table(folder, "start", 2)):
+        context, token = np.divmod(keys[start[first] : start[last]], width)
+        made.append(np.sort(context * width + rank[token]))
+    made.close()
 
 
 def _chances(tables: Sequence[dict[str, Array]], entry: Array, width: int, discount: Array) -> Array:

@@ -109,9 +109,10 @@ class Positions:
         p = alone = self.uniform[row]
         document = self.document[row]
         mine = self.own.tokens.may_have(document, chain[-1])
+        its_document = document[mine]
         for j, entry in enumerate(chain[::-1]):
             count = self.tables.orders[j].counts[entry].astype(np.int64)
-            count[mine] -= self.own.counts[j].at(document[mine], entry[mine])
+            count[mine] -= self.own.counts[j].at(its_document, entry[mine])
             p = p + self.contexts[j].weight[row] * self.own.discounted(document, j, count)
             alone = p if j == 0 else alone
         return p, alone

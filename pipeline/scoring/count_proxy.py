@@ -25,6 +25,7 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.scoring.count_candidates import Candidates, needed
 from pipeline.scoring.count_leave_out import Own, Text
 from pipeline.scoring.count_positions import Positions
+from pipeline.scoring.count_ranks import before_by_unigrams, is_rare, raised_above_rare, unigram_keys
 from pipeline.scoring.count_tables import LISTED, CountTables
 from pipeline.scoring.sample import Texts
 
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-CELLS = 1 << 18
-"""Candidates that are computed at once: their arrays stay in a cache."""
+CELLS = 1 << 19
+"""Candidates that are computed at once, at most: some 70 MB."""
 
 
 class CountScores(NamedTuple):
@@ -109,28 +110,32 @@ def score_counted(
 def _score(positions: Positions, K: int) -> CountScores:
     """Return the scores of positions: with few candidates first, and with more where those do not decide."""
     true = positions.of_true()
-    before = _unigrams_before(positions, true)
+    keys = unigram_keys(positions, true)
+    before = before_by_unigrams(positions, keys)
     few = [np.minimum(context.fanout, LISTED) for context in positions.contexts]
     few[0] = np.minimum(positions.contexts[0].fanout, max(LISTED, K))
-    found = Candidates.of(positions, true, few, K)
+    found = Candidates.of(positions, true, few)
     top, ids = found.top(K)
-    rank = before + found.raised.sum(1)
+    rank = before + found.raised
+    rare = is_rare(positions, true) & (few[1] < positions.contexts[1].fanout)
     for_top = [needed(positions, k, size, top[:, -1]) for k, size in enumerate(few, 1)]
-    for_rank = [np.zeros_like(true, np.int64)]
-    for_rank += [needed(positions, k, size, true) for k, size in enumerate(few[1:], 2)]
+    for_rank = [np.zeros(len(true), np.int64)]
+    for_rank += [needed(positions, k, size, np.where(rare, 1.0, true)) for k, size in enumerate(few[1:], 2)]
     more_top = np.any([a > b for a, b in zip(for_top, few, strict=True)], 0)
     more_rank = np.any([a > b for a, b in zip(for_rank, few, strict=True)], 0) & ~more_top
     both = [np.maximum(a, b) for a, b in zip(for_top, for_rank, strict=True)]
-    for row, found in _wider(positions, true, both, np.flatnonzero(more_top), K):
+    for row, found in _wider(positions, true, both, np.flatnonzero(more_top)):
         top[row], ids[row] = found.top(K)
-        rank[row] = before[row] + found.raised.sum(1)
-    for row, found in _wider(positions, true, for_rank, np.flatnonzero(more_rank), 0):
-        rank[row] = before[row] + found.raised.sum(1)
+        rank[row] = before[row] + found.raised
+    for row, found in _wider(positions, true, for_rank, np.flatnonzero(more_rank)):
+        rank[row] = before[row] + found.raised
+    row = np.flatnonzero(rare)
+    rank[row] = before[row] + raised_above_rare(positions.take(row), keys[row])
     return _joined_scores(top, ids, true, rank)
 
 
 def _wider(
-    positions: Positions, true: Array, listed: Sequence[Array], rows: Array, least: int
+    positions: Positions, true: Array, listed: Sequence[Array], rows: Array
 ) -> Iterator[tuple[Array, Candidates]]:
     """Yield rows with their candidates, about `CELLS` at once."""
     size = np.sum(listed, 0)
@@ -138,7 +143,7 @@ def _wider(
     while len(rows):
         some = rows[-max(1, CELLS // int(size[rows[-1]])) :]
         rows = rows[: len(rows) - len(some)]
-        yield some, Candidates.of(positions.take(some), true[some], [of_order[some] for of_order in listed], least)
+        yield some, Candidates.of(positions.take(some), true[some], [of_order[some] for of_order in listed])
 
 
 def _joined_scores(top_PK: Array, ids_PK: Array, true: Array, rank: Array) -> CountScores:
@@ -146,35 +151,3 @@ def _joined_scores(top_PK: Array, ids_PK: Array, true: Array, rank: Array) -> Co
     share = top_PK / top_PK.sum(1, keepdims=True)
     entropy = -(share * np.log(share)).sum(1)
     return CountScores(entropy, -(top_PK * logprobs).sum(1), -np.log(true), rank, ids_PK, logprobs)
-
-
-# ------------------------------------------------------------------------------------------- ranks by unigrams
-
-
-def _unigrams_before(positions: Positions, true: Array) -> Array:
-    """Return how many tokens [P] of the vocabulary come before the true one, if all had only their unigrams."""
-    tables, own, P = positions.tables, positions.own, len(true)
-    most = int(tables.orders[0].counts.max(initial=0))
-    above = _least_count(positions, most, lambda p: p > true)
-    equal = _least_count(positions, most, lambda p: p >= true)
-    where = np.where(equal < above, positions.tokens, 0)
-    keys = tables.rank_keys(np.where(equal < above, equal, above - 1), where)
-    first = positions.document * tables.rank_size
-    # All tokens, less those of the document as they were counted, plus those as they are without it.
-    before = np.searchsorted(tables.unigram_ranks, keys)
-    for sign, of_documents in ((-1, own.before), (1, own.after)):
-        at, begin = np.searchsorted(of_documents, first + keys), np.searchsorted(of_documents, first)
-        before += sign * (at - begin)
-    return before.reshape(P)
-
-
-def _least_count(positions: Positions, most: int, holds: Any) -> Array:
-    """Return the least count [P] whose probability by unigrams satisfies a rising condition; `most` + 1 if none."""
-    row = np.arange(len(positions.tokens))
-    low, high = np.zeros(len(row), np.int64), np.full(len(row), most + 1)
-    while (low < high).any():
-        middle = (low + high) // 2
-        good = holds(positions.by_unigrams(row, middle)) | (middle > most)
-        low, high = np.where(good, low, middle + 1), np.where(good, middle, high)
-        low = np.minimum(low, high)
-    return low

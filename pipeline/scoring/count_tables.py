@@ -58,6 +58,8 @@ class CountTables:
     orders: tuple[Order, ...]
     count_of_counts: NDArray[np.int64]
     """[orders, 4] number of entries with counts 1 to 4."""
+    bigram_ranks: NDArray[np.int64]
+    """[E] of order 2: context · (V + 1) + number of tokens that come before the last one by unigrams, rising."""
 
     @property
     def width(self) -> int:
@@ -110,7 +112,8 @@ def open_tables(folder: Path) -> CountTables:
         Order(*(np.asarray(np.load(folder / f"{name}-{k}.npy", mmap_mode="r")) for name in names))
         for k in range(1, about["orders"] + 1)
     ]
-    return CountTables(about["vocab_size"], tuple(orders), np.array(about["count_of_counts"]))
+    ranks = np.asarray(np.load(folder / "bigram-ranks.npy", mmap_mode="r"))
+    return CountTables(about["vocab_size"], tuple(orders), np.array(about["count_of_counts"]), ranks)
 
 
 def is_counted(folder: Path | str) -> bool:

@@ -34,7 +34,7 @@ from pipeline.scoring.count_proxy import counted_bits_per_byte
 from pipeline.scoring.count_tables import ABOUT, open_tables
 from pipeline.scoring.sample import Sample, read_texts
 
-VERSION = 4
+VERSION = 5
 """Version of `proxy`, `tokenizer` and `tokens`, raised whenever the output changes."""
 
 TEXTS = 1000
