@@ -20,6 +20,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,7 +32,7 @@ from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Counters, Record, Shard, write_pointer
 from pipeline.core.executor import Executor
-from pipeline.core.parquet import ROW_GROUP, parquet_writer, read_rows, read_table
+from pipeline.core.parquet import ROW_GROUP, count_rows, parquet_writer, read_batches, read_rows, read_table
 from pipeline.core.parts import Teller
 from pipeline.core.pointers import source_pointer
 from pipeline.core.sealed import write_json
@@ -51,7 +52,7 @@ from pipeline.corpus.dedup.assignment import (
 )
 from pipeline.corpus.dedup.candidates import Candidates, mapped
 from pipeline.corpus.dedup.contamination import EvaluationIndex, evaluation_index, to_corpus_config
-from pipeline.corpus.dedup.near import band_rows, bands
+from pipeline.corpus.dedup.near import band_rows, bands, batches
 from pipeline.corpus.dedup.results import (
     BANDS,
     MATCHES,
@@ -61,7 +62,7 @@ from pipeline.corpus.dedup.results import (
     match_tables,
     reasons,
 )
-from pipeline.corpus.dedup.words import shingles, words
+from pipeline.corpus.dedup.words import words
 from pipeline.corpus.documents import (
     CANDIDATES,
     DOCUMENTS,
@@ -205,20 +206,22 @@ def run_near(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     sets = _evaluation_indexes(config.decontaminate, shard_evaluations(shard))
     rule = config.near_duplicates
     rows = band_rows(rule.threshold) if rule else 0
-    table = read_table(shard.files["documents"], ["text"])
-    told = Teller(out, table.num_rows)
+    tables = read_batches(shard.files["documents"], ["text"])
+    count, first = count_rows(shard.files["documents"]), 0
+    told = Teller(out, count)
     with RowWriter(out / "bands.parquet", BANDS) as near, RowWriter(out / "overlaps.parquet", OVERLAPS) as overlaps:
-        for row, text in enumerate(table["text"]):
-            document = words(text.as_py())
-            told.add()
-            if rule:
-                keys = bands(shingles(document, rule.words), rows)
+        for texts in batches(chain.from_iterable(table["text"].to_pylist() for table in tables)):
+            documents = [words(text) for text in texts]
+            for keys in bands(documents, rule.words, rows) if rule else ():
                 near.add({"bands": keys}, keys.nbytes)
-            if overlap := next(filter(None, (index.find(document) for index in sets)), None):
-                file, file_row, ngram = overlap
-                overlaps.add({"row": row, "file": file, "file_row": file_row, "ngram": ngram}, len(ngram))
+            for row, document in enumerate(documents, first):
+                if overlap := next(filter(None, (index.find(document) for index in sets)), None):
+                    file, file_row, ngram = overlap
+                    overlaps.add({"row": row, "file": file, "file_row": file_row, "ngram": ngram}, len(ngram))
+            first += len(texts)
+            told.add(len(texts))
     total: Counter[str] = sum((index.counters for index in sets), Counter())
-    return {"documents": table.num_rows} | (dict(total) if shard.index == 0 else {})
+    return {"documents": count} | (dict(total) if shard.index == 0 else {})
 
 
 @lru_cache(1)
@@ -275,13 +278,12 @@ def run_ingest(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
             writer.write_table(table.cast(schema).combine_chunks(), row_group_size=ROW_GROUP)
     write_json(out / f"{TEXT_DIGEST}.json", {"sha256": text_digest(documents)})
     quarantined = Counter(rejected["reason"].to_pylist())
-    splits = Counter(documents["split"].to_pylist())
     counts = count_codes(code_R)
     return {
         "records": len(code_R) + rejected.num_rows,
         "documents": documents.num_rows,
-        "train": splits["train"],
-        "validation": splits["validation"],
+        "train": counts["train"],
+        "validation": counts["validation"],
         **{f"dropped.{reason}": counts[reason] for reason in reasons(config)},
         "control_characters": count_control_characters(documents["text"]),
         **{f"quarantined.{reason}": count for reason, count in quarantined.items()},

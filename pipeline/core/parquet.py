@@ -15,6 +15,9 @@ from pipeline.core.artifact import InputFile
 
 ROW_GROUP = 2048
 
+_BATCH = 256
+"""Rows of a batch; it changes no result."""
+
 
 def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> int:
     """Stream `rows` into a Parquet file, one row group at a time, and return their number.
@@ -94,6 +97,21 @@ def read_table(file: InputFile, columns: list[str] | None = None) -> pa.Table:
     with reading(path), open_parquet(path) as opened:
         table = opened.read(columns)
         return table if columns is None else table.select(columns)
+
+
+def read_batches(file: InputFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Verify a published file as `read_table` does, and return its rows in batches, so that memory holds few of them.
+
+    Raises:
+        IntegrityError: the file is missing, changed or damaged; the message names it.
+        UserError: the system does not let it be read.
+    """
+    return _batches(file.verified(), columns)
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    with reading(path), open_parquet(path) as opened:
+        yield from opened.iter_batches(_BATCH, columns=columns)
 
 
 def read_rows(file: InputFile, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:

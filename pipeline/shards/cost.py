@@ -25,8 +25,8 @@ from pipeline.config.selection import SelectConfig
 from pipeline.core.files import size_of
 from pipeline.core.parquet import ROW_GROUP, parquet_writer
 from pipeline.core.tokenizer import CorpusTokenizer
-from pipeline.corpus.dedup.near import band_rows, bands
-from pipeline.corpus.dedup.words import shingles, words
+from pipeline.corpus.dedup.near import band_rows, bands, batches
+from pipeline.corpus.dedup.words import words
 from pipeline.corpus.documents import CORPUS, DOCUMENTS
 from pipeline.scoring.count_ngrams import count
 from pipeline.scoring.count_tables import is_counted, open_tables
@@ -64,7 +64,8 @@ def try_documents(config: CorpusConfig, rows: Sequence[dict[str, Any]]) -> Trial
     keys, rule = 0, config.near_duplicates
     if rule is not None:
         width = band_rows(rule.threshold)
-        keys = sum(bands(shingles(words(row["text"]), rule.words), width).nbytes for row in rows)
+        for texts in batches(row["text"] for row in rows):
+            keys += sum(found.nbytes for found in bands([words(text) for text in texts], rule.words, width))
     size = _file_size("documents", pa.Table.from_pylist(rows, schema=DOCUMENTS), ROW_GROUP)
     return Trial(time.monotonic() - begin, 2 * size + keys, {"documents": [1] * len(rows)})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.dedup import near, results
-from pipeline.corpus.dedup.near import PERMUTATIONS, bands, linked, signature
-from pipeline.corpus.dedup.words import ngrams, shingles, words
+from pipeline.corpus.dedup.near import PERMUTATIONS, bands, batches, linked, signatures
+from pipeline.corpus.dedup.words import ngrams, ngrams_of_all, shingles
 from stages.ingest import ASSIGN, INGEST
 from tests.corpus.corpora import jsonl, run
 from tests.stages.test_matches import corpus, matches
@@ -65,21 +66,76 @@ def test_golden(tmp_path: Path, name: str, at_once: int, group: int, monkeypatch
     assert (result.record.content[:16], found[:16]) == GOLDEN[name]
 
 
-@pytest.mark.parametrize("block", [1, 7, 1 << 13])
-def test_band_keys_do_not_depend_on_how_many_shingles_are_permuted_at_once(
-    block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = [words(row["text"]) for row in corpus(0)[:20]] + [[str(n) for n in range(3000)]]
-    expected = [bands(shingles(text, 5), 5) for text in texts]
-    monkeypatch.setattr(near, "_BLOCK", block)
-    assert [bands(shingles(text, 5), 5).tolist() for text in texts] == [keys.tolist() for keys in expected]
+WORDS = st.lists(st.sampled_from(["a", "b", "ç"]), max_size=30)
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=600))
-def test_signatures_are_those_of_datasketch(values: list[int]) -> None:
-    minhash = MinHash(PERMUTATIONS, seed=1, scheme="affine64", hashfunc=int)
-    minhash.update_batch(values)
-    assert signature(np.array(values, np.uint64)).tolist() == minhash.hashvalues.tolist()
+@given(st.lists(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=40), max_size=5), st.sampled_from([1, 7, 999]))
+def test_signatures_are_those_of_datasketch(texts: list[list[int]], block: int) -> None:
+    expected = list[list[int]]()
+    for values in texts:
+        minhash = MinHash(PERMUTATIONS, seed=1, scheme="affine64", hashfunc=int)
+        minhash.update_batch(values)
+        expected.append(minhash.hashvalues.tolist())
+    hashes, counts = np.array(list(chain(*texts)), np.uint64), np.array([len(values) for values in texts], np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "_BLOCK", block)
+        assert signatures(hashes, counts).T.tolist() == expected
+
+
+@given(st.lists(WORDS, max_size=6), st.integers(1, 4), st.integers(1, 6))
+def test_band_keys_are_polynomials_of_the_signature(texts: list[list[str]], n: int, rows: int) -> None:
+    """The plain way, text by text and in integers without end."""
+
+    def plain(text: list[str]) -> list[int]:
+        if not text:
+            return []
+        minhash = MinHash(PERMUTATIONS, seed=1, scheme="affine64", hashfunc=int)
+        minhash.update_batch(shingles(text, n).tolist())
+        values = [int(value) for value in minhash.hashvalues]
+        keys = []
+        for band in range(PERMUTATIONS // rows):
+            key = band
+            for value in values[band * rows : (band + 1) * rows]:
+                key = key * 0xD6E8FEB86659FD93 + value
+            keys.append(key % 2**64)
+        return keys
+
+    assert [keys.tolist() for keys in bands(texts, n, rows)] == [plain(text) for text in texts]
+
+
+@given(st.lists(st.text("ab c", max_size=9), max_size=12), st.integers(1, 8))
+def test_batches_are_all_texts_in_order(texts: list[str], at_once: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "AT_ONCE", at_once)
+        found = list(batches(texts))
+    assert list(chain(*found)) == texts
+    assert all(batch and sum(map(len, batch[:-1])) < at_once for batch in found)
+
+
+@given(st.lists(WORDS, max_size=6), st.integers(1, 4))
+def test_ngrams_of_several_texts_are_those_of_each(texts: list[list[str]], n: int) -> None:
+    hashes, counts = ngrams_of_all(texts, n)
+    each = [ngrams(text, min(n, len(text))).tolist() if text else [] for text in texts]
+    assert hashes.tolist() == list(chain(*each)) and counts.tolist() == [len(found) for found in each]
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=9), st.integers(1, 4))
+def test_an_ngram_is_a_polynomial_of_the_hashes_of_its_words(text: list[str], n: int) -> None:
+    hashes = [int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") for word in text]
+    expected = list[int]()
+    for begin in range(len(text) - n + 1):
+        total = 0
+        for value in hashes[begin : begin + n]:
+            total = (total * 0x9E3779B97F4A7C15 + value) % 2**64
+        expected.append(total)
+    assert ngrams(text, n).tolist() == expected
+
+
+def test_more_words_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = ngrams([str(n) for n in range(50)], 2).tolist()
+    monkeypatch.setattr("pipeline.corpus.dedup.words._KNOWN_WORDS", 3)
+    assert ngrams([str(n) for n in range(50)], 2).tolist() == expected
+    assert ngrams([f"{n}th" for n in range(50)], 2).tolist() == ngrams([f"{n}th" for n in range(50)], 2).tolist()
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=40), st.integers(1, 4))

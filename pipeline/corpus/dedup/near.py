@@ -8,7 +8,7 @@ positive. Which documents stay depends only on their texts, not on their order.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.corpus import NearDuplicatesConfig
+from pipeline.corpus.dedup.words import ngrams_of_all
 
 UInt64 = NDArray[np.uint64]
 
@@ -24,7 +25,10 @@ PERMUTATIONS = 128
 _RECALL = 0.999
 """Least probability with which a pair exactly at the threshold is proposed; more similar pairs have a higher one."""
 
-_BLOCK = 1 << 8
+AT_ONCE = 1 << 17
+"""Characters of the texts whose band keys are computed together, about; it changes no result."""
+
+_BLOCK = 1 << 15
 """Shingles that are permuted at a time: 256 kB of values, which stay in a core's cache. It changes no result."""
 
 _MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
@@ -40,19 +44,29 @@ def _permutations() -> tuple[UInt64, UInt64]:
     return factor_P[:, None], summand_P[:, None]
 
 
-def signature(hashes_S: UInt64) -> UInt64:
-    """Return the MinHash signature [PERMUTATIONS] of a set of 64-bit hashes.
+def signatures(hashes_S: UInt64, count_D: NDArray[np.int64]) -> UInt64:
+    """Return the MinHash signatures [PERMUTATIONS, D] of texts, of which each has at least one hash.
 
-    It is what datasketch computes, which loops over integers of Python and takes more than twice the time.
+    They are what datasketch computes, which loops over integers of Python and takes more than twice the time.
+
+    Args:
+        hashes_S: 64-bit hashes of all texts, one text after the other; a repeated one changes nothing.
+        count_D: how many hashes each text has.
     """
-    factor_P1, summand_P1 = _permutations()
-    mixed_S = _mixed(hashes_S)
-    least_P = np.full(PERMUTATIONS, _MOST)
-    for begin in range(0, len(mixed_S), _BLOCK):
-        permuted_PS = factor_P1 * mixed_S[begin : begin + _BLOCK]
-        permuted_PS += summand_P1
-        np.minimum(least_P, permuted_PS.min(axis=1), out=least_P)
-    return least_P
+    least_PD = np.full((PERMUTATIONS, len(count_D)), _MOST)
+    end_D = np.cumsum(count_D)
+    for begin in range(0, len(hashes_S), _BLOCK):
+        mixed_B = _mixed(hashes_S[begin : begin + _BLOCK])
+        # Texts that have hashes in this block, of which the first one and the last one may have others elsewhere.
+        first, last = np.searchsorted(end_D, [begin, begin + len(mixed_B) - 1], "right").tolist()
+        of = slice(first, last + 1)
+        first_T = np.maximum(end_D[of] - count_D[of] - begin, 0)
+        value_B = np.empty_like(mixed_B)
+        for factor_1, summand_1, least_D in zip(*_permutations(), least_PD, strict=True):
+            np.multiply(mixed_B, factor_1, out=value_B)
+            np.add(value_B, summand_1, out=value_B)
+            np.minimum(least_D[of], np.minimum.reduceat(value_B, first_T), out=least_D[of])
+    return least_PD
 
 
 def _mixed(hashes_S: UInt64) -> UInt64:
@@ -83,23 +97,38 @@ def band_rows(threshold: float) -> int:
     return max(rows, default=1)
 
 
-def bands(shingles_S: UInt64, rows: int) -> UInt64:
-    """Return a document's band keys [PERMUTATIONS // rows]; documents that share one are candidates."""
-    if not len(shingles_S):
-        return shingles_S  # no words, no keys
+def bands(documents: Sequence[Sequence[str]], n: int, rows: int) -> list[UInt64]:
+    """Return the band keys of each text [PERMUTATIONS // rows], none for one without words; sharing one, two compare.
+
+    Args:
+        documents: the words of each text.
+        n: words of a shingle.
+        rows: signature values of a band.
+    """
+    hashes_S, count_D = ngrams_of_all(documents, n)
+    value_PK = signatures(hashes_S, count_D[count_D > 0])
     # A band's key is a hash of its `rows` values: two documents share it (collisions aside) if all of them agree. It is
     # a polynomial of the band's number and these values, modulo 2^64.
-    count = PERMUTATIONS // rows
-    values_BR = signature(shingles_S)[: count * rows].reshape(count, rows)
-    first_B, power_R = _polynomial(count, rows)
-    return first_B + (values_BR * power_R).sum(axis=1)
+    count, texts = PERMUTATIONS // rows, value_PK.shape[1]
+    key_BK = np.repeat(np.arange(count, dtype=np.uint64)[:, None], texts, axis=1)
+    for value_BK in value_PK[: count * rows].reshape(count, rows, texts).swapaxes(0, 1):
+        key_BK *= _MULTIPLIER
+        key_BK += value_BK
+    found = iter(np.ascontiguousarray(key_BK.T))
+    return [next(found) if has_words else np.zeros(0, np.uint64) for has_words in (count_D > 0).tolist()]
 
 
-@lru_cache(1)
-def _polynomial(count: int, rows: int) -> tuple[UInt64, UInt64]:
-    """Return the part of each band's number in its key [count], and the powers that multiply its values [rows]."""
-    power = np.cumprod(np.full(rows, _MULTIPLIER))
-    return np.arange(count, dtype=np.uint64) * power[-1], np.append(power[-2::-1], np.uint64(1))
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield texts in batches of about `AT_ONCE` characters."""
+    batch, size = list[str](), 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def similarity(a: UInt64, b: UInt64) -> float:

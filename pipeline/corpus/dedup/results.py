@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.corpus import CorpusConfig, NearDuplicatesConfig
 from pipeline.core.artifact import InputFile
-from pipeline.core.parquet import read_table
+from pipeline.core.parquet import read_batches, read_table
 from pipeline.corpus.dedup.assignment import CODES, DUPLICATE, TRAIN, VALIDATION, Codes
 from pipeline.corpus.dedup.candidates import AT_ONCE, Candidates, parts_by_key, read_bands, spans
 from pipeline.corpus.dedup.near import PERMUTATIONS, band_rows, linked, near_duplicates
@@ -196,11 +196,9 @@ class _Shingles:
         begins = [0]
         with path.open("wb") as file:
             for table, here in zip(documents, candidates.spans(), strict=True):
-                own = row_S[np.searchsorted(row_S, here.start) : np.searchsorted(row_S, here.stop)]
-                if not len(own):
-                    continue
-                for text in read_table(table, ["text"]).take(pa.array(own - here.start))["text"]:
-                    found = shingles(words(text.as_py()), n)
+                own = row_S[np.searchsorted(row_S, here.start) : np.searchsorted(row_S, here.stop)] - here.start
+                for text in _texts(table, own):
+                    found = shingles(words(text), n)
                     file.write(found.tobytes())
                     begins.append(begins[-1] + len(found))
         self._begins = np.array(begins)
@@ -208,6 +206,15 @@ class _Shingles:
 
     def __getitem__(self, number: int) -> NDArray[np.uint64]:
         return self._all[self._begins[number] : self._begins[number + 1]]
+
+
+def _texts(table: InputFile, row_S: Int64) -> Iterator[str]:
+    """Yield the texts of some rows, in order; of a table without any nothing is read."""
+    begin = 0
+    for batch in read_batches(table, ["text"]) if len(row_S) else ():
+        first, last = np.searchsorted(row_S, [begin, begin + len(batch)])
+        yield from batch["text"].take(pa.array(row_S[first:last] - begin)).to_pylist()
+        begin += len(batch)
 
 
 def match_tables(

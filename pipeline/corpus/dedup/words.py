@@ -10,8 +10,10 @@ Spaces, punctuation and markup do not count.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from unicodedata import category, normalize
 
 import numpy as np
@@ -73,9 +75,23 @@ def _is_separator(character: str) -> bool:
     return bool(folded) and all(category(part)[0] in "PSZ" for part in folded) and not _RUN.search(folded)
 
 
-@lru_cache(1 << 18)
-def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+class _WordHashes(dict[str, bytes]):
+    """The 64-bit hash of every word that was asked for, as bytes of this machine's order: joined, they are an array."""
+
+    def __missing__(self, word: str) -> bytes:
+        if len(self) >= _KNOWN_WORDS:
+            self.clear()
+        value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+        self[word] = value.to_bytes(8, sys.byteorder)
+        return self[word]
+
+
+_KNOWN_WORDS = 1 << 18
+_hash_of = _WordHashes()
+
+
+def _hashes(words: Iterable[str]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(map(_hash_of.__getitem__, words)), np.uint64)
 
 
 def ngrams(words: Sequence[str], n: int) -> NDArray[np.uint64]:
@@ -83,13 +99,38 @@ def ngrams(words: Sequence[str], n: int) -> NDArray[np.uint64]:
 
     It is a polynomial of the words' own hashes, so two different n-grams collide with a probability of about 2^-60.
     """
-    hashes_W = np.fromiter(map(_word_hash, words), np.uint64, len(words))
-    size = max(0, len(words) - n + 1)
+    return _rolled(_hashes(words), n)
+
+
+def _rolled(hashes_W: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    size = max(0, len(hashes_W) - n + 1)
     total = np.zeros(size, np.uint64)
     # Horner's rule for all n-grams at once, modulo 2^64: n passes over the array instead of one per n-gram.
     for i in range(n if size else 0):
-        total = total * _MULTIPLIER + hashes_W[i : i + size]
+        total *= _MULTIPLIER
+        total += hashes_W[i : i + size]
     return total
+
+
+def ngrams_of_all(documents: Sequence[Sequence[str]], n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Return the n-grams of several texts one after the other [S], and how many each has [D].
+
+    As in `shingles`, a text of fewer words has one n-gram and a text without words none, but n-grams may repeat.
+
+    Example:
+        >>> ngrams_of_all([["a", "b", "a", "b"], [], ["a"]], 2)[1].tolist()
+        [3, 0, 1]
+    """
+    size_D = np.fromiter(map(len, documents), np.int64, len(documents))
+    rolled_R = _rolled(_hashes(chain.from_iterable(documents)), n)  # some of them across two texts
+    count_D = np.where(size_D < n, np.minimum(size_D, 1), size_D - n + 1)
+    first_D, place_D = (np.cumsum(sizes) - sizes for sizes in (size_D, count_D))
+    at_S = np.repeat(first_D - place_D, count_D) + np.arange(int(count_D.sum()))
+    short_D = np.flatnonzero((size_D < n) & (size_D > 0))
+    ngrams_S = rolled_R[np.minimum(at_S, len(rolled_R) - 1)] if len(rolled_R) else np.zeros(len(at_S), np.uint64)
+    for d in short_D.tolist():
+        ngrams_S[place_D[d]] = ngrams(documents[d], len(documents[d]))[0]
+    return ngrams_S, count_D
 
 
 def shingles(words: Sequence[str], n: int) -> NDArray[np.uint64]:
