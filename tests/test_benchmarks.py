@@ -23,6 +23,7 @@ MINIATURES = {
     "score": "--model demo/policy --tokens 200 --repeats 1 --parts rpt single",
     "selection": "--most 20 --naive-documents 5 --repeats 1",
     "sampler": "--sites 2 --group 2 --new 3 --contexts 8 --repeats 1",
+    "ingest": "--megabytes 0.4 --repeats 1",
     "near": "--megabytes 0.3 --repeats 1",
     "rerun": "--megabytes 2",
     "scale": "--documents 300 --candidates 3000 --rows 2000 --shards 3",

@@ -22,6 +22,9 @@ class Rule(NamedTuple):
     joiner: str = "\n"
 
 
+_LINES = Rule("join")
+"""The rule where the template names none."""
+
 _JOIN = re.compile(r"""join(\(\s*(?P<quote>["'])(?P<joiner>.*)(?P=quote)\s*\))?""", re.DOTALL)
 
 
@@ -119,7 +122,7 @@ def as_text(column: str, values: Mapping[str, Any], rule: Rule | None = None) ->
     value = value_of(column, values)
     if value is None:
         raise Unusable("null_column", f"`{column}` is null")
-    text = chat_text(value) if rule and rule.name == "chat" else _plain(column, value, rule or Rule("join"))
+    text = chat_text(value) if rule and rule.name == "chat" else _plain(column, value, rule or _LINES)
     if text is None:
         kind = "chat" if rule and rule.name == "chat" else "text"
         raise Unusable("wrong_type", f"`{column}` is a {type(value).__name__}, not {kind}: {reprlib.repr(value)}")

@@ -61,6 +61,10 @@ class Template:
         """Return the columns in the order of their first appearance."""
         return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))
 
+    @cached_property
+    def _ruled(self) -> tuple[tuple[tuple[str, str | None], Rule | None], ...]:
+        return tuple(zip(self.parts, self.rules or (None,) * len(self.parts), strict=True))
+
     def check(self, known: Sequence[str], file: str, key: str = "corpus.text") -> None:
         """Refuse this template, given as `key` of a manifest or recipe, if it names a column that `file` lacks."""
         column = self.missing(known)
@@ -84,12 +88,17 @@ class Template:
         """
         pieces: list[str] = []
         names: list[str | None] = []
-        for (literal, column), rule in zip(self.parts, self.rules or (None,) * len(self.parts), strict=True):
-            pieces += [literal] if column is None else [literal, as_text(column, values, rule)]
-            names += [None] if column is None else [None, column]
+        for (literal, column), rule in self._ruled:
+            if literal:
+                pieces.append(literal)
+                names.append(None)
+            if column is not None:
+                pieces.append(as_text(column, values, rule))
+                names.append(column)
         normal = [unicodedata.normalize("NFC", piece) for piece in pieces]
         text = "".join(normal)
-        if unicodedata.is_normalized("NFC", text):
+        # Nothing composes with an ASCII character that comes after it.
+        if all(piece[:1].isascii() for piece in normal[1:]) or unicodedata.is_normalized("NFC", text):
             ends = _running(_size(piece) for piece in normal)
         else:  # a piece begins with a mark that composes with the end of the piece before it
             text, ends = unicodedata.normalize("NFC", text), _composed_ends(pieces)
@@ -121,7 +130,7 @@ def _no_column(column: str, known: Sequence[str], file: str, key: str, more: str
 
 
 def _size(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _running(sizes: Iterable[int]) -> list[int]:

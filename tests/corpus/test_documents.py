@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -8,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.documents import NESTING, count_control_characters, doc_id, to_document, to_json
+from pipeline.corpus.documents import (
+    DOCUMENTS,
+    MODEL_INPUT,
+    NESTING,
+    count_control_characters,
+    doc_id,
+    text_digest,
+    to_document,
+    to_json,
+)
 from pipeline.corpus.quarantine import Unusable
 from pipeline.corpus.template import Template
 from tests.corpus.corpora import manifest
@@ -55,6 +65,20 @@ def test_control_characters_stay_and_are_counted() -> None:
     texts = ["\tplain\r\n", "\x01", "a\x0cb", "\x7f", "\u0085", "é\u00a0\u2028"]
     assert count_control_characters(pa.chunked_array([texts[:3], texts[3:]])) == 4
     assert count_control_characters(pa.chunked_array([], pa.large_string())) == 0
+
+
+FIELDS = st.lists(
+    st.fixed_dictionaries({"name": st.text('né"', max_size=3), "start": st.integers(0, 9), "end": st.integers(0, 9)})
+)
+
+
+@given(st.lists(st.fixed_dictionaries({"text": st.text(st.characters(exclude_categories=["Cs"])), "fields": FIELDS})))
+def test_the_digest_is_that_of_lines_of_json(rows: list[dict[str, Any]]) -> None:
+    rows = [row | {"doc_id": doc_id(row["text"]), "split": "train"} for row in rows]
+    lines = [json.dumps(row, sort_keys=True) + "\n" for row in rows]
+    table = pa.Table.from_pylist(rows, schema=pa.schema([DOCUMENTS.field(name) for name in MODEL_INPUT]))
+    cut = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    assert text_digest(table) == text_digest(cut) == hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def test_meta_holds_the_columns_that_the_template_does_not_use() -> None:

@@ -131,7 +131,7 @@ def hold_out(
 def _draws(purpose: str, key_N2: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     """Return [N] numbers below 2^64, each from its doc_id and the seed alone, so that adding documents moves none."""
     draws = (hashlib.sha256(f"{purpose} {seed} {doc}".encode()).digest()[:8] for doc in doc_ids_of(key_N2))
-    return np.array([int.from_bytes(draw, "big") for draw in draws], np.uint64)
+    return np.frombuffer(b"".join(draws), ">u8").astype(np.uint64)
 
 
 # ------------------------------------------------------------------------------------------------------- shards

@@ -84,7 +84,8 @@ def keys_of(doc_ids: Sequence[str]) -> NDArray[np.uint64]:
 
 def doc_ids_of(key_N2: NDArray[np.uint64]) -> list[str]:
     """Return the doc_ids that have these halves."""
-    return [f"{high:016x}{low:016x}" for high, low in key_N2.tolist()]
+    digits = key_N2.astype(">u8").tobytes().hex()
+    return [digits[begin : begin + 32] for begin in range(0, len(digits), 32)]
 
 
 class Candidates:

@@ -48,7 +48,8 @@ def make_record(
         whole = Unusable("too_long", f"{piece.size} bytes, of which the first {len(piece.data)} are kept here")
         return Record(row, where, origin.data, whole)
     try:
-        return Record(row, where, origin.data, parse(piece._replace(offset=origin.offset)))
+        at_origin = piece if origin is piece else piece._replace(offset=origin.offset)
+        return Record(row, where, origin.data, parse(at_origin))
     except Unusable as why:
         return Record(row, where, origin.data, why)
 

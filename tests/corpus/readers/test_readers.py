@@ -73,6 +73,17 @@ def test_json_that_is_one() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "raw", [b"{oops}", b'{"a": 1', b'{"a": 1} 2', b'\xef\xbb\xbf{"a": 1}', b'{"a": "\\u12"}', b"-", b""]
+)
+def test_what_is_wrong_with_json_is_said_as_json_says_it(raw: bytes) -> None:
+    with pytest.raises(json.JSONDecodeError) as expected:
+        json.loads(raw.decode(), strict=False)
+    with pytest.raises(Unusable) as why:
+        parse_json_object(raw)
+    assert why.value.detail == str(expected.value)
+
+
 def test_the_duplicate_keys_are_named() -> None:
     with pytest.raises(Unusable) as why:
         parse_json_object(b'{"b": 1, "a": 1, "b": 2, "c": {"d": 1, "d": 2, "e": 1}, "a": 3}')
