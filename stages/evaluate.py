@@ -10,7 +10,8 @@ Every policy predicts in two ways at the same sites: *direct* takes the most lik
 *reasoning* samples a response to the prompt; with `evaluate.samples`, several responses as well. *hybrid* thinks only
 where a gate says so, which was fitted on other documents (`pipeline/evaluation/gate.py`). Accuracy is reported
 for the sites that match `evaluate.where` and for all validation sites, by nested difficulty band, field, token class
-and declared metadata, with intervals clustered by document.
+and declared metadata, with intervals clustered by document. Keywords in the thoughts of the first and the last policy
+are compared as well (Figure 6 of the paper).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pipeline.evaluation.examples import examples
 from pipeline.evaluation.foretold import forecasts_of
 from pipeline.evaluation.held_out import HeldOut, held_out
 from pipeline.evaluation.hybrid import Gated, hybrids_of, summarize_hybrid
+from pipeline.evaluation.patterns import compare_patterns
 from pipeline.evaluation.policies import WARM_UP, before_and_after, named_policies, read_policies, warm_up_of
 from pipeline.evaluation.predictions import Prediction, Predictions, Samples
 from pipeline.evaluation.responses import write_responses
@@ -45,7 +47,7 @@ from pipeline.grpo.run.policy_dtype import with_dtype
 from pipeline.grpo.run.spec import RunSpec
 from pipeline.task.templates import template_of
 
-VERSION = 9
+VERSION = 10
 
 
 def evaluate(
@@ -108,6 +110,7 @@ def evaluate(
         "published": published,
         "foretold": _forecasts(run) if run else None,
         "scaling": scaling_of([metrics], list(manifest_bands.model_dump())) if metrics and metrics.exists() else {},
+        "patterns": _patterns(held, readings, list(policies)),
         "gates": {name: found.about() for name, found in gates.items()},
         "sets": {
             name: _summary(name, held, list(policies), readings, samples, gates, manifest_bands, recipe)
@@ -156,6 +159,20 @@ def _summary(
         bands,
         recipe.evaluate.where if name == "headline" else "true",
     ) | {"hybrid": {policy: summarize_hybrid(gate, entropies, bands, chosen) for policy, gate in gates.items()}}
+
+
+def _patterns(held: HeldOut, readings: Mapping[str, Predictions], policies: list[str]) -> dict[str, Any] | None:
+    """Return the patterns in the thoughts of the first and the last policy at the first set of sites (Figure 6)."""
+    first, last = policies[0], policies[-1]
+    if first == last:
+        return None
+    chosen = next(iter(held.sets.values()))
+    after, before = (
+        [answer.response.decode(errors="replace") for answer in readings[f"reasoning {name}"].at(chosen).answers_N]
+        for name in (last, first)
+    )
+    groups = compare_patterns(after, before, [held.sites_N[i].doc_id for i in chosen])
+    return {"before": first, "after": last, "groups": groups}
 
 
 def _identity(

@@ -85,7 +85,7 @@ def blocks(report: Mapping[str, Any]) -> Iterator[Table | tuple[str, ...]]:
 
 
 def other_tables(report: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the tables beside accuracy by band: of the last set by label, the outcomes, the law, the paper's rows."""
+    """Yield the tables beside accuracy by band: by label, outcomes, patterns, the law, the paper's rows."""
     summary = list(report["sets"].values())[-1]
     readings = list(summary["readings"].values())
     yield label_table(summary, "field", [spelled(reading["by_field"]) for reading in readings])
@@ -93,6 +93,8 @@ def other_tables(report: Mapping[str, Any]) -> Iterator[Table]:
     for column in readings[0]["by_metadata"]:
         yield label_table(summary, f"`{column}`", [reading["by_metadata"][column] for reading in readings])
     yield reason_table(summary)
+    if (patterns := report.get("patterns")) and in_words(patterns["groups"]):
+        yield pattern_table(**patterns)
     if any(found["law"] for found in report["scaling"].values()):
         yield scaling_table(report["scaling"])
     if report["published"]:
@@ -233,6 +235,27 @@ def objections_of(scaling: Mapping[str, Any]) -> tuple[str, ...]:
         if found["objections"]:
             bands.setdefault("; ".join(found["objections"]), []).append(band)
     return tuple(f"{', '.join(names)}: no law is claimed: {reasons}." for reasons, names in bands.items())
+
+
+def in_words(groups: Mapping[str, Any]) -> bool:
+    """Return whether a response has a keyword: a toy policy thinks in no words."""
+    return any(own[when]["value"] > 0 for own in groups.values() for when in ("before", "after"))
+
+
+def pattern_table(before: str, after: str, groups: Mapping[str, Any]) -> Table:
+    """Return shares of two policies' responses that contain a keyword, one row per group (`patterns.py`)."""
+    rows = tuple(
+        (
+            group,
+            percent(own["before"]),
+            percent(own["after"]),
+            points(own["difference"]),
+            NOTHING if own["relative"] is None else f"{100 * own['relative']:+.0f} %",
+        )
+        for group, own in groups.items()
+    )
+    header = ("", before, after, "difference, points", "relative")
+    return Table("Responses with a keyword of the group, % [95 % interval]", header, rows)
 
 
 def published_table(published: Mapping[str, Any]) -> Table:

@@ -11,14 +11,17 @@ from pipeline.evaluation.accuracy import summarize, table_order
 from pipeline.evaluation.gate import Observed
 from pipeline.evaluation.hybrid import gated, summarize_hybrid
 from pipeline.evaluation.paper_results import published_rows
+from pipeline.evaluation.patterns import compare_patterns
 from pipeline.evaluation.report import (
     Table,
     accuracy_table,
     blocks,
     difference_table,
     hybrid_table,
+    in_words,
     label_table,
     markdown,
+    pattern_table,
     reason_table,
     sentences,
     spelled,
@@ -165,3 +168,13 @@ def test_a_where_with_a_bar_does_not_break_the_markdown_table(report):
     table = accuracy_table(summary)
     lines = table.markdown().splitlines()[2:]
     assert {line.replace("\\|", "").count("|") for line in lines} == {5}
+
+
+def test_patterns_are_a_table_where_a_response_has_words():
+    """Of two responses after training both wait, and one says "either"; before it one of them says "probably"."""
+    groups = compare_patterns(["Wait, either", "wait"], ["Probably", "7"], ["a", "b"])
+    rows = {group: cells for group, *cells in pattern_table("base", "rpt", groups).rows}
+    assert [rows["reflection"][i].split(" ")[0] for i in range(3)] == ["0.0", "100.0", "+100.0"]
+    assert [rows["hypothesis"][i].split(" ")[0] for i in range(4)] == ["50.0", "0.0", "−50.0", "-100"]
+    assert rows["divergent"][3] == "–", "there was none before"
+    assert in_words(groups) and not in_words(compare_patterns(["7"], ["8"], ["a"]))

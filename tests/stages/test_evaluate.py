@@ -22,6 +22,7 @@ from pipeline.core.tokenizer import CorpusTokenizer
 from pipeline.evaluation.gate import fold_of
 from pipeline.evaluation.held_out import site_labels
 from pipeline.evaluation.policies import named_policies
+from pipeline.evaluation.report import in_words
 from pipeline.evaluation.responses import RESPONSES
 from pipeline.grpo.run.spec import write_spec
 from pipeline.selection.metadata import metadata_fields
@@ -157,6 +158,8 @@ def test_responses_tell_every_answer(policies, shards, tmp_path):
 def test_the_hybrid_reading_of_few_sites_is_the_better_reading_of_the_others(policies, shards, tmp_path):
     """Of too few sites gates are constants: each fold's takes the reading that was better at the other folds' sites."""
     report = evaluate(policies, recipe_with(where="true"), BandsConfig(), shards, out=tmp_path)
+    patterns = report["patterns"]
+    assert (patterns["before"], patterns["after"]) == ("before", "after") and not in_words(patterns["groups"])
     rows = pl.read_parquet(tmp_path / "responses.parquet")
     direct = rows.filter(policy="before", reading="direct")
     assert direct["own_margin"].is_between(0.5, 30.0).all() and (direct["own_logprob"] < 0).all()

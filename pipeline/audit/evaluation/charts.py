@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
@@ -14,11 +14,12 @@ WIDTH = 460
 _LEFT, _RIGHT, _ROW = 150, 14, 26
 
 
-def dots(rows: Mapping[str, Mapping[str, Any] | None], highest: float) -> Markup:
-    """Return a dot with its interval for each reading, on one axis from 0 to `highest` (a share).
+def dots(rows: Mapping[str, Mapping[str, Any] | None], blue: Collection[str], highest: float) -> Markup:
+    """Return a dot with its interval for each row, on one axis from 0 to `highest` (a share).
 
     Args:
-        rows: Estimates by name of the reading; None where there are no sites.
+        rows: Estimates by name; None where there are no sites.
+        blue: Names of those that are blue; the others are grey.
         highest: Right end of the axis.
     """
     height = _ROW * len(rows) + 26
@@ -29,7 +30,7 @@ def dots(rows: Mapping[str, Mapping[str, Any] | None], highest: float) -> Markup
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - 20}"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 5}" text-anchor="middle">{100 * tick:.0f} %</text>')
     for i, (name, found) in enumerate(rows.items()):
-        y, kind = _ROW * i + _ROW / 2 + 4, "reasoning" if name.startswith("reasoning") else "direct"
+        y, kind = _ROW * i + _ROW / 2 + 4, "reasoning" if name in blue else "direct"
         parts.append(f'<text class="label" x="{_LEFT - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
         if found is None:
             continue

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from pipeline.audit.evaluation.charts import axis_end, dots, forecasts, progress
 from pipeline.audit.report import render
 from pipeline.evaluation.headline import headline
@@ -15,6 +17,7 @@ from pipeline.evaluation.report import (
     difference_table,
     forecast_table,
     hybrid_table,
+    in_words,
     objections_of,
     other_tables,
     sample_table,
@@ -47,6 +50,7 @@ def evaluation_page(report: Mapping[str, Any], series: Mapping[str, Sequence[Poi
             for band, points in series.items()
         },
         foretold={"chart": forecasts(foretold["bins"]), "table": forecast_table(foretold)} if foretold else None,
+        patterns=_patterns(report.get("patterns")),
         others=list(other_tables(report)),
         objections=objections_of(report["scaling"]),
         examples=report.get("examples", []),
@@ -58,7 +62,7 @@ def _set(summary: Mapping[str, Any]) -> dict[str, Any]:
     found = [
         estimate for reading in summary["readings"].values() for estimate in reading["accuracy"].values() if estimate
     ]
-    highest = axis_end([estimate["high"] for estimate in found])
+    highest, blue = axis_end([estimate["high"] for estimate in found]), _thoughtful(summary["readings"])
     return {
         "title": title_of(summary),
         "sites": summary["sites"],
@@ -66,7 +70,7 @@ def _set(summary: Mapping[str, Any]) -> dict[str, Any]:
             name: {
                 "above": band["above"],
                 "sites": band["sites"],
-                "chart": dots({n: r["accuracy"][name] for n, r in summary["readings"].items()}, highest),
+                "chart": dots({n: r["accuracy"][name] for n, r in summary["readings"].items()}, blue, highest),
             }
             for name, band in summary["bands"].items()
         },
@@ -78,6 +82,21 @@ def _set(summary: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "sentences": list(sentences(summary)),
     }
+
+
+def _thoughtful(readings: Mapping[str, Any]) -> list[str]:
+    return [name for name in readings if name.startswith("reasoning")]
+
+
+def _patterns(found: Mapping[str, Any] | None) -> Markup | None:
+    """Return the chart of the keywords in two policies' responses; None if there are none."""
+    if not found or not in_words(found["groups"]):
+        return None
+    rows = {
+        f"{group} {found[when]}": own[when] for group, own in found["groups"].items() for when in ("before", "after")
+    }
+    blue = [f"{group} {found['after']}" for group in found["groups"]]
+    return dots(rows, blue, axis_end([estimate["high"] for estimate in rows.values()]))
 
 
 def _direct(accuracy: Mapping[str, Any]) -> float:

@@ -17,6 +17,7 @@ from pipeline.evaluation.report import (
     number,
     objections_of,
     p_value,
+    pattern_table,
     percent,
     points,
     scaling_table,
@@ -75,7 +76,7 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
     else:
         yield Paragraph("No arm went on to questions.")
     yield Heading("Reasoning patterns (Figure 6, Tables 4 and 9)")
-    yield pattern_table(study)
+    yield pattern_table(study["base"], study["reference"], study["patterns"])
     for trace in study["traces"]:
         title = f"{trace['site_id']}, {trace['entropy']:.2f} nats"
         yield Trace(f"{title}: {study['reference']}", trace["after"])
@@ -169,19 +170,3 @@ def finetuned_differences(study: Mapping[str, Any]) -> Table:
         for arm, own in study["finetuned"]["differences"].items()
     )
     return Table("Differences, points [95 % interval]", ("", "before", "after"), rows)
-
-
-def pattern_table(study: Mapping[str, Any]) -> Table:
-    """Return shares of responses that contain a keyword, one row per group of keywords."""
-    rows = tuple(
-        (
-            group,
-            percent(own["before"]),
-            percent(own["after"]),
-            points(own["difference"]),
-            NOTHING if own["relative"] is None else f"{100 * own['relative']:+.0f} %".replace("-", "−"),
-        )
-        for group, own in study["patterns"].items()
-    )
-    header = ("", study["base"], study["reference"], "difference, points", "relative")
-    return Table("Responses with a keyword of the group, % [95 % interval]", header, rows)

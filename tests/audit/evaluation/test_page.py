@@ -12,6 +12,7 @@ from pipeline.config.selection import BandsConfig
 from pipeline.evaluation.accuracy import summarize
 from pipeline.evaluation.examples import EACH, examples
 from pipeline.evaluation.foretold import calibration
+from pipeline.evaluation.patterns import compare_patterns
 from pipeline.evaluation.plots import Point
 from pipeline.grpo.data.outcomes import GroupOutcome
 from tests.audit.corpus import HOSTILE
@@ -20,6 +21,7 @@ from tests.evaluation.scripted import site
 from tests.evaluation.test_accuracy import CLASSES, METADATA, READINGS, SAMPLES, SITES
 
 POLICIES = ["before", "after"]
+PATTERNS = compare_patterns(["Wait, either", "wait"], ["Probably", ""], ["a", "b"])
 SERIES = {"hard": [Point(0, 0.1, 0.0, 0.2), Point(20, 0.5, 0.4, 0.6)], "easy": [Point(0, 0.2, 0.1, 0.3)]}
 
 
@@ -52,6 +54,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sample_temperature": 0.8,
         "bands_by": HOSTILE[0],
         "foretold": calibration([GroupOutcome(i % 9, 0, i, i % 3 > 0, 0.5, i / 60) for i in range(60)]),
+        "patterns": {"before": "before", "after": HOSTILE[0], "groups": PATTERNS},
         "scaling": {"hard": {"points": [], "law": None, "objections": [HOSTILE[0]]}},
         "published": None,
         "sets": {"headline": summary, "all": summary},
@@ -79,6 +82,7 @@ def test_it_fits_and_is_harmless(browser: Browser, report: Path, axe: str, width
     assert page.locator("main script, main img, [style]").count() == 0, "nothing that the policy would have to allow"
     assert page.locator("#training svg").count() == 2 and page.locator("#accuracy svg").count() == 6
     assert page.locator("#foretold circle").count() == 10 and "60 groups, steps 0 to 8" in text
+    assert page.locator("#patterns circle").count() == 12 and page.locator("#patterns g.reasoning circle").count() == 6
     assert violations(page, axe) == []
     page.locator("[data-theme-toggle]").click()
     assert page.evaluate("document.documentElement.dataset.theme") == ("light" if scheme == "dark" else "dark")
