@@ -143,7 +143,7 @@ def parts(source: Path, work: Path) -> dict[str, float]:
     import pyarrow as pa
 
     from pipeline.core.artifact import InputFile
-    from pipeline.core.parquet import ROW_GROUP, count_rows, parquet_writer, read_rows, read_table
+    from pipeline.core.parquet import ROW_GROUP, count_rows, parquet_writer, read_rows_in_turn, read_table
     from pipeline.corpus.documents import count_control_characters, doc_id, text_digest, to_json
     from pipeline.corpus.files import corpus_files
     from pipeline.corpus.readers.encodings import DecodedFile
@@ -170,7 +170,7 @@ def parts(source: Path, work: Path) -> dict[str, float]:
 
     def shards(of: InputFile) -> Iterator[pa.Table]:
         for begin in range(0, count_rows(of), corpus.shard_documents):
-            yield read_rows(of, begin, begin + corpus.shard_documents)
+            yield read_rows_in_turn(of, begin, begin + corpus.shard_documents)
 
     def write(name: str, table: pa.Table) -> None:
         with parquet_writer(work / f"{name}.parquet", table.schema) as writer:

@@ -32,7 +32,7 @@ from pipeline.config.corpus import CorpusConfig, EvaluationSetConfig
 from pipeline.config.manifest import Manifest
 from pipeline.core.artifact import Counters, Record, Shard, write_pointer
 from pipeline.core.executor import Executor
-from pipeline.core.parquet import ROW_GROUP, count_rows, parquet_writer, read_batches, read_rows, read_table
+from pipeline.core.parquet import ROW_GROUP, count_rows, parquet_writer, read_batches, read_rows_in_turn, read_table
 from pipeline.core.parts import Teller
 from pipeline.core.pointers import source_pointer
 from pipeline.core.sealed import write_json
@@ -268,7 +268,7 @@ def _assign(config: CorpusConfig, shard: Shard, out: Path, scratch: Path) -> Cou
 def run_ingest(config: CorpusConfig, shard: Shard, out: Path) -> Counters:
     """Write a shard's documents, and the rejected records of the slices that begin in it."""
     code_R = read_codes(shard.files["assignment"], *shard.details["candidates"])
-    parts = [read_rows(shard.files[name], start, stop) for name, start, stop in shard.details["documents"]]
+    parts = [read_rows_in_turn(shard.files[name], start, stop) for name, start, stop in shard.details["documents"]]
     documents = pa.concat_tables(parts).append_column("split", SPLIT.take(pa.array(code_R)))
     documents = documents.filter(pc.is_valid(documents["split"])).select(DOCUMENTS.names)
     quarantine = [read_table(shard.files[name]) for name in shard.details["quarantine"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +125,46 @@ def read_rows(file: InputFile, start: int, stop: int, columns: list[str] | None 
         UserError: the system does not let it be read.
     """
     with reading(file.path), open_parquet(file.path) as table:
-        groups: list[int] = []
-        begin = skipped = 0
-        for group in range(table.num_row_groups):
-            end = begin + table.metadata.row_group(group).num_rows
-            if begin < stop and end > start:
-                skipped = skipped if groups else start - begin
-                groups.append(group)
-            begin = end
+        groups, skipped = _groups_of(table.metadata, start, stop)
         return table.read_row_groups(groups, columns=columns).slice(skipped, stop - start)
+
+
+def read_rows_in_turn(file: InputFile, start: int, stop: int) -> pa.Table:
+    """Read rows [start, stop) as `read_rows` does, for callers that read one span after the other.
+
+    The last row group stays in memory for the next call, unless the file is changed meanwhile: where spans are shorter
+    than row groups, each would be unpacked several times.
+
+    Raises:
+        IntegrityError: the file is missing or damaged; the message names it.
+        UserError: the system does not let it be read.
+    """
+    path = file.path
+    with reading(path), open_parquet(path) as table:
+        groups, skipped = _groups_of(table.metadata, start, stop)
+        status = path.stat()
+        state = (status.st_size, status.st_mtime_ns, status.st_ino)
+        parts = [_row_group(path, state, group) for group in groups]
+        return pa.concat_tables([table.schema_arrow.empty_table(), *parts]).slice(skipped, stop - start)
+
+
+@lru_cache(1)
+def _row_group(path: Path, state: tuple[int, ...], group: int) -> pa.Table:
+    with open_parquet(path) as table:
+        return table.read_row_group(group)
+
+
+def _groups_of(metadata: pq.FileMetaData, start: int, stop: int) -> tuple[list[int], int]:
+    """Return the row groups that hold rows [start, stop), and how many rows of the first one come before."""
+    groups: list[int] = []
+    begin = skipped = 0
+    for group in range(metadata.num_row_groups):
+        end = begin + metadata.row_group(group).num_rows
+        if begin < stop and end > start:
+            skipped = skipped if groups else start - begin
+            groups.append(group)
+        begin = end
+    return groups, skipped
 
 
 def count_rows(file: InputFile) -> int:
