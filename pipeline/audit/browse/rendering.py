@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlencode
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,7 +44,7 @@ def environment(**values: Any) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"visible": escape_invisible, "commas": "{:,}".format, "signed": signed}
+    made.filters |= {"visible": escape_invisible, "commas": "{:,}".format, "signed": signed, "message": message}
     made.globals |= {"url": url, "counted": counted, **values}
     return made
 
@@ -54,6 +56,16 @@ def asset(request: Request) -> Response:
         raise HTTPException(404)
     content = files("pipeline.audit").joinpath(ASSETS[name], name).read_bytes()
     return Response(content, media_type=MEDIA[name.rpartition(".")[2]])
+
+
+def message(text: str) -> Markup:
+    """Return a message as HTML: what stands between backticks is code.
+
+    Example:
+        >>> message("`a < b` is missing")
+        Markup('<code>a &lt; b</code> is missing')
+    """
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(escape_invisible(text)))))
 
 
 def signed(number: int) -> str:
