@@ -51,6 +51,7 @@ def pages_of(live: Live) -> list[str]:
         f"/documents/{other}?position=9",
         f"/documents/{doc}?rule={long}",
         "/what-if?where=entropy+%3E+99",
+        "/what-if?split=validation",
         f"/what-if?where={odd}",
         f"/what-if?where={long}",
         "/compare",

@@ -46,6 +46,7 @@ const RptHeatmap = (() => {
   };
   const SHOWN = { text: 80, details: 600, likely: 24, part: 300 }; // characters of a token
   // Every character of Unicode's categories Other and Separator, and letters that render as nothing.
+  const SHORT = 320; // pixels of a text beside which the panel need not stick to the screen of a phone
   const INVISIBLE = /[\p{C}\p{Z}\u034f\u115f\u1160\u2800\u3164\uffa0]/gu;
   const NAMED = { "\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽" };
   const MARKS = { 1: ["hm-holds", "✓", "holds"], 0: ["hm-fails", "✗", "does not hold"], "-": ["", "–", "not reached, or not known"] };
@@ -383,6 +384,7 @@ const RptHeatmap = (() => {
       look();
     }
     show(options.metric ?? "entropy");
+    element.classList.toggle("hm-short", text.scrollHeight < SHORT);
     if (spans.length) select(current, false);
     return { show, select: (position) => select(position - first), element };
   }

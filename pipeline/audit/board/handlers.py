@@ -83,5 +83,6 @@ def run_view(runs: Sequence[Run], order: str, step: int | None = None) -> dict[s
         "order": order,
         "orders": {name: title for name, title in ORDERS.items() if name not in ("newest", "oldest")},
         "asked_step": step,
+        "indexed": runs[0].rollouts.progress,
         "of_step": of_step(runs[0].rollouts, runs[0].finder, order, step),
     }

@@ -55,10 +55,12 @@ class RolloutPages:
     def site(self, request: Request) -> Response:
         """Show the rollouts at one site at two steps, by default at the first and the last one that has some."""
         run, parameters = self._run(request), request.query_params
-        run.rollouts.refresh(READ_SECONDS)
+        complete = run.rollouts.refresh(READ_SECONDS)
         site_id = parameters.get("site", "")
         by_step = site_rollouts(run.rollouts, site_id)
         if not by_step:
+            if not complete:
+                raise HTTPException(404, "No rollout of this site is read yet. Reload the page in a moment.")
             raise HTTPException(404, "No rollout of this site is stored.")
         steps = list(by_step)
         first, last = (integer(parameters, name) for name in ("first", "last"))

@@ -4,6 +4,7 @@
 
 const RptCharts = (() => {
   const WIDTH = 400, HEIGHT = 190, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 22;
+  const BAR = 40; // width of the bar of a single step
   const MARKED = 40; // curves of at most so many points have a mark on each
 
   function element(tag, attributes = {}, text = null) {
@@ -76,10 +77,10 @@ const RptCharts = (() => {
     if (low === high) high = low + (chart.unit === "share" ? 0.1 : 1);
     const size = tickSize(low, high, 4); // the axis ends at round numbers, so no curve runs along its edge
     [low, high] = [Math.floor(low / size + 1e-9) * size, Math.ceil(high / size - 1e-9) * size];
-    const wide = last - first || 1;
+    const across = (value) => (first === last ? 0.5 : (value - first) / (last - first)); // a single step is in the middle
     return {
       first, last, low, high,
-      x: (value) => LEFT + ((value - first) / wide) * (WIDTH - LEFT - RIGHT),
+      x: (value) => LEFT + across(value) * (WIDTH - LEFT - RIGHT),
       y: (value) => HEIGHT - BOTTOM - ((value - low) / (high - low)) * (HEIGHT - TOP - BOTTOM),
     };
   }
@@ -89,6 +90,9 @@ const RptCharts = (() => {
 
   function area(scale, xs, lows, highs) {
     const known = xs.map((_, i) => i).filter((i) => lows[i] !== null && highs[i] !== null);
+    if (scale.first === scale.last) { // a bar, because the area of a single step has no width
+      return known.map((i) => `M${scale.x(xs[i]) - BAR / 2},${scale.y(highs[i])}h${BAR}V${scale.y(lows[i])}h${-BAR}Z`).join("");
+    }
     const over = known.map((i) => point(scale, xs[i], highs[i]));
     const under = known.map((i) => point(scale, xs[i], lows[i])).reverse();
     return `M${[...over, ...under].join("L")}Z`;
@@ -120,7 +124,7 @@ const RptCharts = (() => {
     }
     svg.append(element("path", { class: `curve ${slot}`, d: `M${line(scale, one.x, one.y)}` }));
     if (one.x.length > MARKED) return;
-    one.x.forEach((x, i) => svg.append(element("circle", { class: `mark ${slot}`, cx: scale.x(x), cy: scale.y(one.y[i]), r: 2.2 })));
+    one.x.forEach((x, i) => svg.append(element("circle", { class: `mark ${slot}`, cx: scale.x(x), cy: scale.y(one.y[i]), r: scale.first === scale.last ? 4 : 2.2 })));
   }
 
   /** The index of the point nearest to a step; `x` ascends. */
@@ -142,6 +146,7 @@ const RptCharts = (() => {
       swatch.append(element("path", shape));
       const label = document.createElement("span");
       label.textContent = one.label;
+      label.title = one.label; // long names are cut
       entry.append(swatch, label, document.createElement("b"));
       return entry;
     });
