@@ -345,6 +345,8 @@ def _token(text: str) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value is None or isinstance(value, float):
+        return _number(value)
     text = value if isinstance(value, str) else as_json(value) if isinstance(value, bytes) else str(value)
     return escape_invisible(text[:CELL_SHOWN] + "…" * (len(text) > CELL_SHOWN))
 

@@ -205,7 +205,7 @@ def scaling_table(scaling: Mapping[str, Any]) -> Table:
             rows.append((band, str(len(found["points"])), *[NOTHING] * 5, "no"))
             continue
         own = (
-            f"{law[n]['value']:.3f} [{law[n]['low']:.3f}, {law[n]['high']:.3f}]"
+            f"{law[n]['value']:.3f} [{law[n]['low']:.3f}, {law[n]['high']:.3f}]".replace("-", "−")
             for n in ("amplitude", "alpha", "plateau")
         )
         ahead = law["ahead"]["4"]

@@ -77,13 +77,20 @@ _STYLE = """
   color-scheme: light dark;
   --paper: light-dark(#fbfaf7, #15161a); --surface: light-dark(#f3f1ec, #24272d); --line: light-dark(#e6e2d9, #2d3037);
   --ink: light-dark(#221f1a, #f1eee9); --ink-2: light-dark(#625d54, #aeb0b5);
+  --shadow: light-dark(#00000040, #000000b0);
 }
 body { font: 15px/1.55 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 2rem clamp(.9rem, 3vw, 2rem) }
 body { color: var(--ink); background: var(--paper); overflow-wrap: anywhere }
 h1, h2, h3 { line-height: 1.2; font-weight: 600 }
 h2 { margin: 3rem 0 .5rem }
 p { max-width: 44rem }
-.scroll { overflow-x: auto; margin: 1.2rem 0 }
+.scroll {
+  overflow-x: auto; margin: 1.2rem 0;
+  background: linear-gradient(to right, var(--paper) 40%, transparent) 0 0 / 2.5rem 100% no-repeat local,
+    linear-gradient(to left, var(--paper) 40%, transparent) 100% 0 / 2.5rem 100% no-repeat local,
+    linear-gradient(to right, var(--shadow), transparent) 0 0 / .6rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--shadow), transparent) 100% 0 / .6rem 100% no-repeat scroll;
+}
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; min-width: 60% }
 caption { text-align: left; font-weight: 600; padding: .3rem 0 }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
@@ -94,6 +101,12 @@ th:first-child, td:first-child { text-align: left; padding-left: 0 }
 pre { background: var(--surface); padding: .7rem; border-radius: 6px; white-space: pre-wrap }
 figure { margin: 1rem 0 }
 svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+@media (max-width: 700px) {
+  .words thead { display: none }
+  .words tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line) }
+  .words td { display: block; min-width: 0; padding: .1rem 0; border: 0 }
+  .words td:first-child { font-weight: 600 }
+}
 @media (prefers-color-scheme: dark) { svg { filter: invert(.91) hue-rotate(180deg) } }
 """
 """Colours and sizes of the other reports (`pipeline/audit/assets/base.css`). The dark scheme inverts figures, which are

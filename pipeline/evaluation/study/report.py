@@ -38,7 +38,8 @@ def blocks(study: Mapping[str, Any]) -> Iterator[Block]:
     """Yield the blocks of the report from top to bottom."""
     head = study["sets"][study["headline"]]
     yield Heading(f"Study {study['study']}")
-    yield Paragraph(study["description"])
+    if study["description"]:
+        yield Paragraph(study["description"])
     yield Paragraph(
         f"{counted(study['seeds'], 'seed')}; {counted(head['sites'], 'held-out site')} of "
         f"{counted(head['documents'], 'document')} where {study['where']}. Bands are nested. Intervals are 95 %: "
