@@ -325,12 +325,12 @@ def _number(value: float | None, digits: int = 2) -> str:
     """Format a number with thousands separators.
 
     Example:
-        >>> _number(1234567), _number(0.456), _number(None)
-        ('1,234,567', '0.46', '–')
+        >>> _number(1234567), _number(0.456), _number(-0.456), _number(-0.001), _number(None)
+        ('1,234,567', '0.46', '−0.46', '0.00', '–')
     """
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    return (f"{value:,}" if isinstance(value, int) else f"{value:z,.{digits}f}").replace("-", "−")
 
 
 def _token(text: str) -> str:
