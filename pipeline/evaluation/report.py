@@ -250,7 +250,7 @@ def pattern_table(before: str, after: str, groups: Mapping[str, Any]) -> Table:
             percent(own["before"]),
             percent(own["after"]),
             points(own["difference"]),
-            NOTHING if own["relative"] is None else f"{100 * own['relative']:+.0f} %",
+            NOTHING if own["relative"] is None else f"{100 * own['relative']:+.0f} %".replace("-", "−"),
         )
         for group, own in groups.items()
     )
