@@ -86,6 +86,8 @@ def evaluate(
         rpt evaluate recipes/demo.yaml --set evaluate.samples=8 --set evaluate.bands_by=some/larger-model
 
         rpt evaluate recipes/demo.yaml --run runs/three --policy base=demo/policy --policy ntp=runs/ntp/policy
+
+        rpt evaluate recipes/omnimath-14b.yaml --policy larger=Qwen/Qwen2.5-32B --policy after=runs/omnimath-14b/policy
     """
     from pipeline.core.workspace import own_record
     from pipeline.evaluation.paper_results import published_rows
