@@ -234,6 +234,13 @@ def show(size: dict[str, Any]) -> None:
         print(f"{name:<20}{cost['shards']:>8,}", *columns, sep="", flush=True)
 
 
+def show_growth(found: dict[str, Any]) -> None:
+    """Print the growth of every stage."""
+    print(f"\n{'stage':<20}growth per decade, from size to size (bar {BARS['growth']}); of a further document")
+    for name, ratios in found["growth"].items():
+        print(f"{name:<20}{', '.join(map(str, ratios))}; {found['marginal_growth'][name]}")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -248,7 +255,9 @@ def main() -> None:
         name = f"{documents}{'-near' if options.near_duplicates else ''}"
         sizes.append(measured(options.folder.absolute() / name, documents, options))
         show(sizes[-1])
-    print(json.dumps(judged(sizes)))
+    found = judged(sizes)
+    show_growth(found)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
