@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.dedup import near, results
+from pipeline.corpus.dedup import words as dedup_words
 from pipeline.corpus.dedup.near import PERMUTATIONS, bands, batches, linked, signatures
 from pipeline.corpus.dedup.words import ngrams, ngrams_of_all, shingles
 from stages.ingest import ASSIGN, INGEST
@@ -131,11 +132,14 @@ def test_an_ngram_is_a_polynomial_of_the_hashes_of_its_words(text: list[str], n:
     assert ngrams(text, n).tolist() == expected
 
 
-def test_more_words_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = ngrams([str(n) for n in range(50)], 2).tolist()
-    monkeypatch.setattr("pipeline.corpus.dedup.words._KNOWN_WORDS", 3)
-    assert ngrams([str(n) for n in range(50)], 2).tolist() == expected
-    assert ngrams([f"{n}th" for n in range(50)], 2).tolist() == ngrams([f"{n}th" for n in range(50)], 2).tolist()
+def test_few_and_short_words_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = [str(n) * (n % 30 + 1) for n in range(50)]
+    expected = ngrams(text, 2).tolist()
+    monkeypatch.setattr(dedup_words, "_KNOWN_WORDS", 3)
+    monkeypatch.setattr(dedup_words, "_LONGEST", 5)
+    dedup_words._hash_of.clear()
+    assert ngrams(text, 2).tolist() == ngrams(text, 2).tolist() == expected
+    assert 0 < len(dedup_words._hash_of) <= 3 and max(map(len, dedup_words._hash_of)) <= 5
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=40), st.integers(1, 4))

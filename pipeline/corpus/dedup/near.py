@@ -98,7 +98,9 @@ def band_rows(threshold: float) -> int:
 
 
 def bands(documents: Sequence[Sequence[str]], n: int, rows: int) -> list[UInt64]:
-    """Return the band keys of each text [PERMUTATIONS // rows], none for one without words; sharing one, two compare.
+    """Return the band keys of each text [PERMUTATIONS // rows]; texts that share one are candidates.
+
+    A text without words has no keys.
 
     Args:
         documents: the words of each text.

@@ -79,14 +79,17 @@ class _WordHashes(dict[str, bytes]):
     """The 64-bit hash of every word that was asked for, as bytes of this machine's order: joined, they are an array."""
 
     def __missing__(self, word: str) -> bytes:
+        value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+        found = value.to_bytes(8, sys.byteorder)
         if len(self) >= _KNOWN_WORDS:
             self.clear()
-        value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
-        self[word] = value.to_bytes(8, sys.byteorder)
-        return self[word]
+        if len(word) <= _LONGEST:
+            self[word] = found
+        return found
 
 
-_KNOWN_WORDS = 1 << 18
+_KNOWN_WORDS, _LONGEST = 1 << 18, 64
+"""Words that are remembered, and characters of the longest of them, which bound memory."""
 _hash_of = _WordHashes()
 
 
