@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config
 
+LARGER = "larger"
+"""Name of the larger model in the report."""
+
 
 class ArmConfig(Config):
     """One way of training the policy of a study: one run per seed."""
@@ -49,6 +52,8 @@ class StudyConfig(Config):
     """`key=value` overrides of the recipe for RL on questions."""
     reference: str = "rpt"
     """Name of the arm with which the others are compared."""
+    larger: str | None = None
+    """A larger model, whose direct prediction is compared with the reasoning of `reference` (the paper's Figure 4)."""
     arms: dict[str, ArmConfig]
     """Arms by name, in the order of the report."""
     quick: tuple[str, ...] = ()
@@ -62,6 +67,8 @@ class StudyConfig(Config):
                     raise ValueError(f"arms.{name} refers to {other!r}; arms: {', '.join(self.arms)}")
             if arm.finetune and self.finetune is None:
                 raise ValueError(f"arms.{name}.finetune needs `finetune`, the recipe for RL on questions")
+        if self.larger and LARGER in self.arms:
+            raise ValueError(f"arms.{LARGER} has the name of the model of `larger`: name the arm otherwise")
         if self.reference not in self.arms:
             raise ValueError(f"reference {self.reference!r} is no arm; arms: {', '.join(self.arms)}")
         return self

@@ -53,6 +53,19 @@ def test_every_arm_has_its_runs_evaluation_and_questions(planned):
     assert len({part.fingerprint for part in parts.values()}) == len(parts)
 
 
+def test_a_larger_model_is_evaluated_once_and_changes_no_other_part(planned, tmp_path):
+    config, parts, manifests = planned
+    larger = config.model_copy(update={"larger": "demo/proxy"})
+    more = plan(larger, manifests, tmp_path)
+    added = more.pop("larger-evaluation")
+    assert {name: part.fingerprint for name, part in more.items()} == {n: p.fingerprint for n, p in parts.items()}
+    words = added.words(Path("out"))
+    assert words[0] == "evaluate" and words[words.index("--policy") + 1].startswith("larger=") and not added.needs
+    assert words[words.index("--policy") + 1].endswith("demo/proxy")
+    last = arms_of(larger, more | {added.name: added}, Path("out"))[-1]
+    assert last.name == "larger" and last.evaluation == added.folder(Path("out")) / "evaluation" and not last.runs
+
+
 def test_baselines_get_the_compute_of_the_run_with_their_seed(planned):
     _, parts, _ = planned
     for seed in range(3):

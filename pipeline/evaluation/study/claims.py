@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config.study import LARGER
 from pipeline.evaluation.patterns import PAPER_CHANGE
 
 REPRODUCED, IN_PART, NOT, UNTESTED = (
@@ -20,6 +21,8 @@ REPRODUCED, IN_PART, NOT, UNTESTED = (
     "not testable",
 )
 MIN_SEEDS = 3
+BEHIND = 0.05
+"""Share of the sites by which a policy may be behind another one and still predict as well."""
 MIN_USE = 0.01
 """Share of responses with a keyword below which a group is too rare to compare."""
 
@@ -57,10 +60,7 @@ def _claims(study: Mapping[str, Any]) -> Iterator[Claim]:
         study, after, direct, 1, "After RPT, reasoning is above the direct prediction of the policy it started from.",
         "Table 1",
     )  # fmt: skip
-    yield Claim(
-        "RPT-14B predicts as well as a model of 32B.", "Figure 4", UNTESTED,
-        "the study has policies of one size only",
-    )  # fmt: skip
+    yield _as_well(study, after)
     yield _scaling(study)
     yield from _finetuned(study)
     yield Claim(
@@ -128,6 +128,19 @@ def _difference(study: Mapping[str, Any], reading: str, baseline: str, sign: int
     """Return a claim about the difference of two readings at the headline sites."""
     bands = _change(study, reading, baseline)
     return Claim(claim, source, verdict_of(bands, sign), _describe(reading, baseline, bands))
+
+
+def _as_well(study: Mapping[str, Any], after: str) -> Claim:
+    """Return the claim that reasoning predicts as well as a larger model does directly.
+
+    It holds in a band if the interval of the difference lies above −`BEHIND`: one that reaches further cannot tell.
+    """
+    claim, source = "RPT's reasoning predicts as well as a larger model does directly.", "Figure 4"
+    bands = _change(study, after, f"direct {LARGER}")
+    if not bands:
+        return Claim(claim, source, UNTESTED, "the study names no model of another size (`larger`)")
+    verdict = _verdict([band["low"] > -BEHIND for band in bands.values()])
+    return Claim(claim, source, verdict, _describe(after, f"direct {LARGER}", bands))
 
 
 def _scaling(study: Mapping[str, Any]) -> Claim:

@@ -9,7 +9,7 @@ from pipeline.config.base import canonical_json
 from pipeline.config.loading import load
 from pipeline.config.manifest import Manifest
 from pipeline.config.recipe import Recipe
-from pipeline.config.study import ArmConfig, StudyConfig
+from pipeline.config.study import LARGER, ArmConfig, StudyConfig
 from pipeline.core.artifact import content_hash
 from pipeline.core.model_files import model_digest, resolve_model
 from pipeline.core.workspace import own_record
@@ -55,12 +55,14 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
             made_from = {"shards": shards[name].content}
             add(f"{name}-{seed}", words, places, needs, load(Recipe, recipe, own), made_from)
 
-    for name, arm in {BASE: ArmConfig(finetune=bool(config.finetune)), **config.arms}.items():
+    untrained = {BASE: str(base)} | ({LARGER: str(resolve_model(config.larger, None))} if config.larger else {})
+    for name, arm in {BASE: ArmConfig(finetune=bool(config.finetune)), **config.arms, **_larger(config)}.items():
         runs = [f"{name}-{seed}" for seed in config.seeds if name in config.arms]
         words = ["evaluate", *(word for run in runs for word in ("--policy", f"{run}={{{run}}}/policy"))]
         places = [str(recipe), "--manifest", config.manifest, *_set(config.set)]
-        places += [] if runs else ["--policy", f"{BASE}={base}"]
+        places += [] if runs else ["--policy", f"{name}={untrained[name]}"]
         made_from = {"shards": shards[BASE].content}
+        made_from |= {LARGER: model_digest(Path(untrained[name]))} if name == LARGER else {}
         add(f"{name}-evaluation", words, places, runs, load(Recipe, recipe, config.set), made_from)
         if not arm.finetune or config.finetune is None:
             continue
@@ -73,6 +75,10 @@ def plan(config: StudyConfig, manifests: dict[str, Path], work: Path) -> dict[st
             tuned = load(Recipe, Path(config.finetune), own)
             add(f"{name}-{seed}-rlvr", words, places, start, tuned, {"questions": asked})
     return parts
+
+
+def _larger(config: StudyConfig) -> dict[str, ArmConfig]:
+    return {LARGER: ArmConfig()} if config.larger else {}
 
 
 def _questions(config: StudyConfig) -> str:
@@ -104,5 +110,5 @@ def arms_of(config: StudyConfig, parts: dict[str, Job], out: Path) -> list[Arm]:
                 parts[f"{name}-{seed}-rlvr"].folder(out) for seed in config.seeds if f"{name}-{seed}-rlvr" in parts
             ],
         )
-        for name in (BASE, *config.arms)
+        for name in (BASE, *config.arms, *_larger(config))
     ]

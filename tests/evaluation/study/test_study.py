@@ -99,7 +99,7 @@ def folder(tmp_path_factory) -> Path:
     return out
 
 
-def summarized(folder: Path, seeds=SEEDS) -> dict:
+def summarized(folder: Path, seeds=SEEDS, others=()) -> dict:
     config = StudyConfig.model_validate(
         {
             "name": "toy", "manifest": "m", "recipe": "r", "finetune": "f", "seeds": seeds,
@@ -118,7 +118,7 @@ def summarized(folder: Path, seeds=SEEDS) -> dict:
     recipe = Recipe.model_validate(
         {"name": "toy", "policy": {"model": "m"}, "evaluate": {"where": "field = 'solution'"}}
     )
-    return summarize_study(config, arms, recipe, BandsConfig())
+    return summarize_study(config, [*arms, *others], recipe, BandsConfig())
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_verdicts_follow_the_intervals(study):
     assert verdict("RPT's gain is more than learning the form") == REPRODUCED
     assert verdict("With shuffled targets, reasoning does not rise above chance") == REPRODUCED
     assert verdict("With shuffled targets, reasoning does not rise above a guess") == REPRODUCED
-    assert verdict("RPT-14B predicts as well") == verdict("RPT improves zero-shot") == UNTESTED
+    assert verdict("RPT's reasoning predicts as well") == verdict("RPT improves zero-shot") == UNTESTED
     assert IN_PART not in verdicts.values()
 
 
@@ -253,6 +253,29 @@ def test_a_control_above_chance_is_seen(study, folder, tmp_path):
             change["bands"]["easy"]["low"] = 0.1
     of_chance, of_a_guess = (c for c in judge(broken) if c.claim.startswith("With shuffled"))
     assert (of_chance.verdict, of_a_guess.verdict) == (NOT, IN_PART)
+
+
+@pytest.mark.parametrize(
+    ("lows", "verdict"),
+    [((-0.0499, 0.2, 0.1), REPRODUCED), ((-0.05, 0.2, 0.1), IN_PART), ((-0.05, -0.2, -0.051), NOT)],
+)
+def test_as_well_as_a_larger_model_is_at_most_five_points_behind(study, lows, verdict):
+    from pipeline.evaluation.study.claims import judge
+
+    bands = {name: {"value": low + 0.03, "low": low, "high": low + 0.06} for name, low in zip(BANDS, lows, strict=True)}
+    against = {"reading": "reasoning rpt", "baseline": "direct larger", "bands": bands}
+    headline = study["sets"]["headline"]
+    headline = headline | {"differences": [*headline["differences"], against]}
+    (claim,) = [c for c in judge(study | {"sets": study["sets"] | {"headline": headline}}) if c.source == "Figure 4"]
+    assert claim.verdict == verdict and "reasoning rpt − direct larger" in claim.why
+
+
+def test_a_larger_model_is_one_policy_beside_arms_of_several_seeds(folder, tmp_path):
+    write_responses(tmp_path / "evaluation", "base", ["larger"], random.Random(1))
+    found = summarized(folder, others=[Arm("larger", tmp_path / "evaluation")])
+    (claim,) = [claim for claim in found["claims"] if claim["source"] == "Figure 4"]
+    assert claim["verdict"] == REPRODUCED, "0.8 by reasoning against 0.4"
+    assert "direct larger" in found["sets"]["headline"]["accuracy"] and "larger" not in found["compute"]
 
 
 def test_two_seeds_test_nothing(folder):
