@@ -32,6 +32,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.loading import load
 from pipeline.config.manifest import PROXYS_OWN, CountProxyConfig, Manifest, ProxyConfig, TrainProxyConfig
 from pipeline.config.recipe import Recipe
+from pipeline.config.resources import ROOT
 from pipeline.config.selection import SelectConfig
 from pipeline.core.files import size_of
 from pipeline.core.hardware import cores
@@ -58,7 +59,7 @@ from pipeline.shards.cost import (
 )
 from pipeline.shards.cost import Estimate as Total
 
-CONFIGS = Path(__file__).parent.parent / "deepspeed_configs"
+CONFIGS = ROOT / "deepspeed_configs"
 SAMPLE = 512
 """Documents per scoring worker; a slow proxy scores as many of them as it can in `TRY_SECONDS`."""
 TRY_SECONDS = 20.0

@@ -175,6 +175,6 @@ def test_patterns_are_a_table_where_a_response_has_words():
     groups = compare_patterns(["Wait, either", "wait"], ["Probably", "7"], ["a", "b"])
     rows = {group: cells for group, *cells in pattern_table("base", "rpt", groups).rows}
     assert [rows["reflection"][i].split(" ")[0] for i in range(3)] == ["0.0", "100.0", "+100.0"]
-    assert [rows["hypothesis"][i].split(" ")[0] for i in range(4)] == ["50.0", "0.0", "−50.0", "-100"]
+    assert [rows["hypothesis"][i].split(" ")[0] for i in range(4)] == ["50.0", "0.0", "−50.0", "−100"]
     assert rows["divergent"][3] == "–", "there was none before"
     assert in_words(groups) and not in_words(compare_patterns(["7"], ["8"], ["a"]))

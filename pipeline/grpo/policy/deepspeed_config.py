@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import UserError
+from pipeline.config.resources import ROOT
 
 RECIPE_KEYS = (
     "train_batch_size",
@@ -22,7 +23,7 @@ RECIPE_KEYS = (
 )
 """Keys that a DeepSpeed configuration must not set, because the recipe alone decides results."""
 
-CONFIGS = Path(__file__).parent.parent.parent.parent / "deepspeed_configs"
+CONFIGS = ROOT / "deepspeed_configs"
 
 
 def choose_config(path: Path | None, *, on_gpu: bool) -> dict[str, Any]:
