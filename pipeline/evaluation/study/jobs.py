@@ -84,16 +84,20 @@ def run_jobs(jobs: Sequence[Job], out: Path, *, workers: int) -> None:
     log(f"study        {total} of {len(jobs)} jobs to run  {out}")
     running: dict[Future[int], Job] = {}
     with Commands() as commands, ThreadPoolExecutor(workers) as pool:
-        while running or (waiting and not commands.stopped):
-            ready = [job for job in waiting if not commands.stopped and all(need.is_done(out) for need in job.needs)]
+        while waiting or running:
+            startable = [] if commands.stopped else waiting
+            ready = [job for job in startable if all(need.is_done(out) for need in job.needs)]
             for job in ready[: workers - len(running)]:
                 waiting.remove(job)
                 running[pool.submit(_run, commands, job, out, workers)] = job
             if not running:
-                break  # every remaining job needs one that failed
+                break  # every remaining job needs one that failed, or SIGTERM came
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
-                if (code := future.result()) and not commands.stopped:
+                code = future.result()
+                if commands.stopped:
+                    log(f"study        {job.name} stopped")
+                elif code:
                     failed.append(job)
                     log(f"study        {job.name} failed with exit code {code}: {job.folder(out) / 'log.txt'}")
                 else:
@@ -139,7 +143,8 @@ class Commands:
 
     def run(self, command: list[str], log_file: BinaryIO | None, environment: dict[str, str]) -> int:
         """Run a command, and return its exit code. Its output goes to the file; None: where ours goes."""
-        process = subprocess.Popen(command, stdout=log_file, stderr=subprocess.STDOUT, env=environment)
+        errors = None if log_file is None else subprocess.STDOUT
+        process = subprocess.Popen(command, stdout=log_file, stderr=errors, env=environment)
         self.running.add(process)
         if self.stopped:  # between the start and its being known
             process.terminate()

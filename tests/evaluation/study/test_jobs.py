@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config.errors import UserError
 from pipeline.evaluation.study import jobs as module
-from pipeline.evaluation.study.jobs import Job, run_jobs
+from pipeline.evaluation.study.jobs import Commands, Job, run_jobs
 
 SCRIPT = """
 import pathlib, sys
@@ -100,3 +100,10 @@ def test_sigterm_ends_all_commands_and_none_counts_as_done(tmp_path):
     for file in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(int(file.read_text()), 0)
+
+
+def test_without_a_file_output_and_errors_go_where_ours_go(capfd):
+    with Commands() as running:
+        words = [sys.executable, "-c", "import sys; print('out'); print('errors', file=sys.stderr)"]
+        assert running.run(words, None, dict(os.environ)) == 0
+    assert tuple(capfd.readouterr()) == ("out\n", "errors\n")
