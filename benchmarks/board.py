@@ -32,11 +32,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import yaml
 
 from benchmarks.browse import memory, request, spread
+from benchmarks.stage_costs import times
 from pipeline.core.parquet import parquet_writer
 from pipeline.evaluation.intervals import t_quantile
 from pipeline.grpo.rollout.rollouts import ROLLOUTS
@@ -268,7 +268,7 @@ def look(port: int, process: subprocess.Popen[str], shares: list[float]) -> None
 
     Appends to `shares` how much processor time the process has taken since, in percent of the time.
     """
-    version, since, before = "", time.monotonic(), processor_time(process.pid)
+    version, since, before = "", time.monotonic(), times(process.pid)[0]
     while process.poll() is None:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -277,16 +277,10 @@ def look(port: int, process: subprocess.Popen[str], shares: list[float]) -> None
                 version = data["version"]
                 request(connection, "GET", "/run")
             connection.close()
-            shares.append(100 * (processor_time(process.pid) - before) / (time.monotonic() - since))
-        except (OSError, psutil.Error):
+            shares.append(100 * (times(process.pid)[0] - before) / (time.monotonic() - since))
+        except OSError:
             pass
         time.sleep(2)
-
-
-def processor_time(pid: int) -> float:
-    """Return the processor seconds that a process has taken, without its children."""
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
 
 
 if __name__ == "__main__":

@@ -42,14 +42,15 @@ class Cost:
         self.driver_bytes = max(self.driver_bytes, other.driver_bytes)
 
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+TICKS = os.sysconf("SC_CLK_TCK")
+"""Units of processor time in a second."""
 
 
 def times(process: int) -> tuple[float, float]:
     """Return processor seconds of a process, and of its children that have ended."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     own, system, children, of_children = map(int, fields[11:15])
-    return (own + system) / _TICKS, (children + of_children) / _TICKS
+    return (own + system) / TICKS, (children + of_children) / TICKS
 
 
 def anonymous(process: int) -> int:
