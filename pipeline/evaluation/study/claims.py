@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config.study import LARGER
 from pipeline.evaluation.patterns import PAPER_CHANGE
+from pipeline.evaluation.report import points
 
 REPRODUCED, IN_PART, NOT, UNTESTED = (
     "reproduced here at toy scale",
@@ -120,7 +121,7 @@ def _change(study: Mapping[str, Any], reading: str, baseline: str) -> dict[str, 
 
 
 def _describe(reading: str, baseline: str, bands: Mapping[str, Any]) -> str:
-    numbers = ", ".join(f"{name} {_points(band)}" for name, band in bands.items())
+    numbers = ", ".join(f"{name} {points(band)}" for name, band in bands.items())
     return f"{reading} − {baseline}, points: {numbers or 'no sites'}"
 
 
@@ -172,9 +173,7 @@ def _finetuned(study: Mapping[str, Any]) -> Iterator[Claim]:
         if other in study["arms"]:
             change = differences.get(other, {}).get(when)
             why = (
-                f"{study['reference']} − {other}, points: {_points(change)}"
-                if change
-                else "no arm went on to questions"
+                f"{study['reference']} − {other}, points: {points(change)}" if change else "no arm went on to questions"
             )
             source = "asked by its critics" if other == "sft" else "Table 2"
             yield Claim(claim, source, verdict_of({"all": change}, 1), why)
@@ -221,7 +220,3 @@ def _at_guess(study: Mapping[str, Any]) -> Claim:
         "With shuffled targets, reasoning does not rise above a guess without a thought (direct prediction).",
         "control", _verdict([band["low"] <= 0 for band in bands.values()]), _describe(*pair, bands),
     )  # fmt: skip
-
-
-def _points(band: Mapping[str, Any]) -> str:
-    return f"{100 * band['value']:+.1f} [{100 * band['low']:.1f}, {100 * band['high']:.1f}]".replace("-", "−")
